@@ -1,0 +1,40 @@
+# The three things a developer does, each of which first sets up what is missing.
+PYTHON ?= python3.11
+PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.complete
+
+.PHONY: help setup demo check test fmt lock
+
+help: ## Say what there is
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+
+setup: $(STAMP) ## Make .venv with everything in it, at the locked versions
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Midstream needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (set PYTHON=...)")'
+	@echo "Setting up .venv (once, about a minute)..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+demo: setup ## One answer, cut twice in mid-sentence, resumed at the exact token
+	@$(BIN)/midstream demo
+
+check: setup ## Formatting, lint, types, boundaries between the packages
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/midstream settings --markdown | diff docs/reference/settings.md - || (echo "docs/reference/settings.md is out of date: midstream settings --markdown > docs/reference/settings.md"; exit 1)
+
+test: setup ## All tests; what this machine lacks is skipped with its reason
+	@$(BIN)/python -m pytest
+
+fmt: setup ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock: ## Renew requirements.lock from pyproject.toml (needs uv)
+	@uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --quiet --no-annotate --no-header -o requirements.lock

@@ -1,0 +1,124 @@
+"""`python -m producer`: one worker process. SIGTERM drains it: it finishes its answers, or hands them back."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+import uvloop
+
+from producer.openai_provider import OpenAIProvider
+from producer.provider import Provider
+from producer.simulated_provider import SimulatedProvider
+from producer.worker import Worker
+from shared.errors import Unusable
+from shared.log import EventLog
+from shared.queue import RequestQueue
+from shared.redis import (
+    OrdinaryCommands,
+    RedisAddress,
+    check,
+    complaint_about,
+    eviction_policy,
+    ordinary_client,
+)
+from shared.resp import RespConnection
+from shared.settings import Settings
+from shared.telemetry import set_up_logging
+from shared.version import VERSION
+
+logger = logging.getLogger("producer")
+
+
+def make_provider(settings: Settings) -> Provider:
+    """The provider that the settings name. Raises Unusable."""
+    name = settings.provider or ("openai" if settings.openai_api_key or settings.openai_base_url else "simulated")
+    if name == "simulated":
+        logger.warning("answers are SIMULATED: neither OPENAI_API_KEY nor OPENAI_BASE_URL is set")
+        return SimulatedProvider()
+    if name == "openai":
+        if not settings.openai_api_key and not settings.openai_base_url:
+            raise Unusable(
+                "the openai provider needs OPENAI_API_KEY, or OPENAI_BASE_URL for a server that wants no key"
+            )
+        return OpenAIProvider(
+            api_key=settings.openai_api_key,
+            base_url=settings.openai_base_url,
+            default_model=settings.default_model,
+            connections_max=settings.worker_concurrency,
+        )
+    raise Unusable(f"MIDSTREAM_PROVIDER={name!r}: openai or simulated is wanted")
+
+
+async def work(settings: Settings) -> None:
+    """Run one worker until it is asked to stop. Raises Unusable."""
+    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    provider = make_provider(settings)
+    server = await check(settings.redis_url, within_seconds=settings.redis_start_seconds)
+    connection = RespConnection(
+        RedisAddress.parse(settings.redis_url),
+        name="worker",
+        reply_seconds=settings.redis_reply_seconds,
+        reconnect_seconds_max=settings.reconnect_seconds_max,
+        scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS),
+    )
+    connection.start()
+    await connection.wait_until_up()
+    complaint = complaint_about(await eviction_policy(connection))
+    if complaint:
+        logger.error(complaint)
+    log = EventLog(
+        connection,
+        log_ttl_seconds=settings.log_ttl_seconds,
+        ended_ttl_seconds=settings.ended_ttl_seconds,
+        tombstone_ttl_seconds=settings.tombstone_ttl_seconds,
+    )
+    queue = RequestQueue(
+        connection,
+        ttl_seconds=settings.log_ttl_seconds,
+        requests_max=settings.queue_requests_max,
+        consumer=name,
+    )
+    claims = ordinary_client(settings.redis_url, reply_seconds=None)  # XREADGROUP BLOCK, with a connection of its own
+    worker = Worker(
+        name=name, log=log, queue=queue, blocking=OrdinaryCommands(claims), provider=provider, settings=settings
+    )
+    loop = asyncio.get_running_loop()
+    for wish in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(wish, worker.drain)
+    logger.info("worker %s is up: %s, %s, %d at once", name, server, provider.name, settings.worker_concurrency)
+    try:
+        await worker.run()
+    finally:
+        await provider.close()
+        await claims.aclose()
+        await connection.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m producer",
+        description="One Midstream worker: takes requests from the queue and generates their answers. "
+        "Its settings are environment variables: `midstream settings` lists them.",
+    )
+    parser.add_argument("--version", action="version", version=f"midstream {VERSION}")
+    parser.parse_args(arguments)
+    try:
+        settings = Settings.from_environment(os.environ)
+        set_up_logging(settings.log_level)
+        uvloop.run(work(settings))
+    except Unusable as error:
+        print(f"producer: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

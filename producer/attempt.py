@@ -1,0 +1,316 @@
+"""One claimed request, from its lease to its terminal event: the attempts that this worker makes at it.
+
+read the log ──ended──► acknowledge
+     │
+take over: fence off whoever was here (<attempt>-0), or end the stream where its policy or a bound says so
+     │
+generate ──► append ──► done
+     │
+     ├─ fenced: someone cancelled it or took it over. Close the provider's connection, write nothing
+     ├─ the last reader has been gone for too long: cancelled, by disconnect
+     ├─ the provider failed before the first token: ask it again; readers see nothing of it
+     └─ it failed in mid-answer: by policy a new attempt (restart, continue), or failed with the partial text kept
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+
+from producer.provider import Finish, Provider, ProviderError, Refused, Unavailable
+from producer.writer import Writer
+from shared import events
+from shared.errors import Fenced, LogFull, MidstreamError
+from shared.ids import created_at
+from shared.lifecycle import History, fold
+from shared.log import EventLog
+from shared.patience import patiently
+from shared.queue import Claim
+from shared.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_BACKOFF_SECONDS_MAX = 30.0
+_RETRY_AFTER_SECONDS_MAX = 120.0
+"""A provider that asks for more patience than this is as good as gone: the reader is told."""
+_PROBE_SECONDS = 0.4
+"""A writer that is silent for so long compares its log: a cancel is to reach the provider within a second."""
+
+
+class LastReaderGone(MidstreamError):
+    """Nobody has followed the stream for as long as its policy allows."""
+
+
+class HandedBack(MidstreamError):
+    """The worker is stopping: another one goes on."""
+
+
+class Run:
+    """The work on one claim. `acknowledge` says at its end whether the request is done with, for every worker."""
+
+    def __init__(self, claim: Claim, *, log: EventLog, provider: Provider, settings: Settings, worker: str) -> None:
+        self.claim = claim
+        self.stream_id = claim.stream_id
+        self._log = log
+        self._provider = provider
+        self._settings = settings
+        self._worker = worker
+        self._writer: Writer | None = None
+        self._pump: asyncio.Task[Finish] | None = None
+        self._stopped: MidstreamError | None = None
+        self._cancel_after_seconds: float | None = None
+        self._began_at = self._heard_at = time.monotonic()
+        self._first_token_came = False
+        self._probing: asyncio.Task[None] | None = None
+
+    async def run(self) -> bool:
+        """Bring the request to its end. True when it is done with; False when another worker has it, or is to have it."""
+        try:
+            writer_and_history = await self._take_over()
+            if writer_and_history is None:
+                return True
+            await self._answer(*writer_and_history)
+            return True
+        except HandedBack:
+            return False
+        except Fenced:
+            newest = await patiently(lambda: self._log.newest(self.stream_id))
+            ended = not newest or newest[-1].field in events.TERMINAL
+            logger.info("stream %s: %s", self.stream_id, "ended by another" if ended else "taken over by another")
+            return ended
+        except LogFull as error:
+            logger.error("stream %s: %s; its end could not be stored either", self.stream_id, error)
+            return True
+
+    def stop(self, why: MidstreamError) -> None:
+        """Stop generating, for the first reason that comes."""
+        if self._stopped is None:
+            self._stopped = why
+            if self._pump is not None:
+                self._pump.cancel()
+
+    def watch(self, now: float) -> None:
+        """Look, a few times a second, at what no token would tell: time limits, the last reader, the log's own end."""
+        writer = self._writer
+        if writer is None or self._stopped is not None:
+            return
+        settings = self._settings
+        silent_seconds = now - self._heard_at
+        if self._pump is not None and not writer.crowded:
+            if now - self._began_at > settings.attempt_seconds:
+                message = f"the answer was not complete within {settings.attempt_seconds:g} s"
+                self.stop(Unavailable(message, code="provider_timeout"))
+            elif not self._first_token_came and silent_seconds > settings.first_token_seconds:
+                message = f"no token came within {settings.first_token_seconds:g} s"
+                self.stop(Unavailable(message, code="provider_timeout"))
+            elif self._first_token_came and silent_seconds > settings.between_tokens_seconds:
+                message = f"the provider fell silent for {settings.between_tokens_seconds:g} s in mid-answer"
+                self.stop(Unavailable(message, code="provider_stalled"))
+        patience, unheard_since = self._cancel_after_seconds, writer.unheard_since
+        if patience is not None and unheard_since is not None and now - unheard_since >= patience:
+            self.stop(LastReaderGone())
+        if now - writer.sent_at > _PROBE_SECONDS and (self._probing is None or self._probing.done()):
+            self._probing = asyncio.get_running_loop().create_task(writer.probe())
+
+    def slept_through_its_lease(self) -> None:
+        """The process was stopped for longer than its lease: others may have ended, even deleted, the stream."""
+        if self._writer is not None:
+            self._writer.may_recreate = False
+
+    # --- taking over
+
+    async def _take_over(self) -> tuple[Writer, History] | None:
+        """The writer of a new attempt and what stands before it; None when there is nothing (more) to do."""
+        while True:
+            entries = await patiently(lambda: self._log.read_all(self.stream_id))
+            history = fold(entries)
+            if history.ended or history.accepted is None:
+                return None
+            refusal = self._refusal(history)
+            if refusal is not None:
+                code, message = refusal
+                ended = await patiently(
+                    lambda code=code, message=message, last=history.last: self._log.end(  # type: ignore[misc]
+                        self.stream_id, events.FAILED, self._failed(code, message, retryable=True), only_after=last
+                    )
+                )
+                if ended:
+                    logger.warning("stream %s: failed: %s: %s", self.stream_id, code, message)
+                continue  # read once more: ended now, or still alive
+            self._cancel_after_seconds = history.accepted.policies.cancel_after_seconds
+            writer = Writer(self._log, self.stream_id, entries, self._settings, self.stop)
+            if await self._begin(writer, history, history.attempt + 1, "worker_lost"):
+                self._writer = writer
+                return writer, history
+
+    def _refusal(self, history: History) -> tuple[str, str] | None:
+        """The code and message with which a stream ends instead of being taken over, if so."""
+        assert history.accepted is not None
+        settings = self._settings
+        if history.attempt == 0 and time.time() - created_at(self.stream_id) > settings.queue_seconds:
+            return "queue_timeout", f"no worker was free within {settings.queue_seconds:g} s"
+        if history.attempt >= settings.attempts_max:
+            return (
+                "attempts_exhausted",
+                f"{history.attempt} attempts were broken off, the last by the death of its worker",
+            )
+        if history.attempt and history.items and history.accepted.policies.on_interrupt == "fail":
+            return "worker_lost", "the worker died in mid-answer; what arrived is kept"
+        return None
+
+    async def _begin(self, writer: Writer, history: History, attempt: int, reason: str) -> bool:
+        """Open an attempt in the log. False when the log has moved on."""
+        assert history.accepted is not None
+        base = self._base(history) if attempt > 1 else 0
+        about: dict[str, Any] = {
+            "attempt": attempt,
+            "model": self._provider.model_of(history.accepted.request),
+            "worker": self._worker,
+            "time": time.time(),
+        }
+        if attempt > 1:
+            about |= {"base": base, "reason": reason}
+        field = events.STARTED if attempt == 1 else events.RESTARTED
+        if not await writer.begin(attempt, field, orjson.dumps(about), base):
+            return False
+        del history.items[base:]
+        history.attempt = attempt
+        return True
+
+    @staticmethod
+    def _base(history: History) -> int:
+        """How many deltas a new attempt keeps: all where it is to continue plain text, else none."""
+        assert history.accepted is not None
+        plain = all(field == events.TOKEN for field, _ in history.items)
+        return len(history.items) if history.accepted.policies.on_interrupt == "continue" and plain else 0
+
+    # --- answering
+
+    async def _answer(self, writer: Writer, history: History) -> None:
+        try:
+            finish = await self._generate_with_tries(writer, history)
+            await writer.finish(
+                events.DONE,
+                orjson.dumps({"finish_reason": finish.reason, "usage": finish.usage, "time": time.time()}),
+            )
+            logger.info("stream %s: done: %s, %d tokens", self.stream_id, finish.reason, writer.offset)
+        except LastReaderGone:
+            await writer.finish(events.CANCELLED, orjson.dumps({"by": "disconnect", "time": time.time()}))
+            logger.info("stream %s: cancelled: the last reader has gone, %d tokens", self.stream_id, writer.offset)
+        except LogFull as error:
+            await self._fail(writer, "log_full", str(error), retryable=False)
+        except ProviderError as error:
+            await self._fail(writer, error.code, str(error), retryable=error.retryable)
+
+    async def _generate_with_tries(self, writer: Writer, history: History) -> Finish:
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return await self._generate(writer, history)
+            except ProviderError as error:
+                self._stopped = None
+                in_mid_answer = self._first_token_came
+                if not await self._try_again(writer, history, error, tries):
+                    raise
+                if in_mid_answer:
+                    tries = 0
+
+    async def _generate(self, writer: Writer, history: History) -> Finish:
+        """One call of the provider, with everything that it says appended. Raises what stopped it."""
+        assert history.accepted is not None
+        self._began_at = self._heard_at = time.monotonic()
+        self._first_token_came = False
+        if self._stopped is not None:
+            raise self._stopped
+        self._pump = asyncio.get_running_loop().create_task(
+            self._read_provider(writer, history.accepted.request, history.text)
+        )
+        try:
+            finish = await self._pump
+            await writer.drained()
+            return finish
+        except asyncio.CancelledError:
+            if self._stopped is None:
+                self._pump.cancel()
+                raise
+            if isinstance(self._stopped, ProviderError | LastReaderGone | HandedBack):
+                await writer.drained()
+            raise self._stopped from None
+        except MidstreamError:
+            raise
+        except Exception as error:
+            logger.exception("stream %s: the provider's answer could not be read", self.stream_id)
+            raise Refused(f"the provider's answer could not be read: {error!r}", code="provider_unreadable") from None
+        finally:
+            self._pump = None
+
+    async def _read_provider(self, writer: Writer, request: dict[str, Any], partial: str) -> Finish:
+        async with aclosing(self._provider.generate(request, partial)) as answer:
+            async for said in answer:
+                if isinstance(said, Finish):
+                    return said
+                self._heard_at = time.monotonic()
+                self._first_token_came = True
+                writer.push(said)
+                if writer.crowded:
+                    await writer.room()
+                    self._heard_at = time.monotonic()
+        raise Unavailable("the provider ended its answer without saying so")
+
+    async def _try_again(self, writer: Writer, history: History, error: ProviderError, tries: int) -> bool:
+        """Make ready for another try, after a pause: the same attempt where no token came, else a new one by policy."""
+        assert history.accepted is not None
+        settings, policy = self._settings, history.accepted.policies.on_interrupt
+        if not error.retryable:
+            return False
+        in_mid_answer = self._first_token_came
+        if in_mid_answer and (policy == "fail" or writer.attempt >= settings.attempts_max):
+            return False
+        if not in_mid_answer and tries >= settings.provider_tries_max:
+            return False
+        pause_seconds = error.retry_after_seconds
+        if pause_seconds is None:
+            pause_seconds = min(_BACKOFF_SECONDS_MAX, settings.provider_backoff_seconds * 2 ** (tries - 1))
+            pause_seconds *= random.uniform(0.5, 1.0)
+        elif pause_seconds > _RETRY_AFTER_SECONDS_MAX:
+            return False
+        logger.info("stream %s: %s; trying again in %.1f s", self.stream_id, error, pause_seconds)
+        await self._pause(pause_seconds)
+        if not in_mid_answer:
+            return True
+        history_now = fold(await patiently(lambda: self._log.read_all(self.stream_id)))
+        if history_now.ended or history_now.attempt != history.attempt:
+            raise Fenced
+        history.items = history_now.items
+        if not await self._begin(writer, history, writer.attempt + 1, error.code):
+            raise Fenced
+        return True
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, unless something stops the run meanwhile. Raises what stopped it."""
+        self._pump = asyncio.get_running_loop().create_task(asyncio.sleep(seconds, Finish("", None)))
+        try:
+            await self._pump
+        except asyncio.CancelledError:
+            if self._stopped is None:
+                raise
+            raise self._stopped from None
+        finally:
+            self._pump = None
+
+    # --- ends
+
+    @staticmethod
+    def _failed(code: str, message: str, *, retryable: bool) -> bytes:
+        return orjson.dumps({"code": code, "message": message, "retryable": retryable, "time": time.time()})
+
+    async def _fail(self, writer: Writer, code: str, message: str, *, retryable: bool) -> None:
+        await writer.finish(events.FAILED, self._failed(code, message, retryable=retryable))
+        logger.warning("stream %s: failed: %s: %s", self.stream_id, code, message)

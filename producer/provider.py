@@ -1,0 +1,60 @@
+"""The seam to whoever generates the answers, and what can go wrong there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from shared.errors import MidstreamError
+from shared.events import Item
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How the provider ended its answer: the reason and the usage as it said them, null where it said none."""
+
+    reason: str
+    usage: dict[str, Any] | None
+
+
+class ProviderError(MidstreamError):
+    """The provider did not answer to the end."""
+
+    code = "provider_unavailable"
+    retryable = True
+
+    def __init__(self, message: str, *, code: str | None = None, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code or self.code
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Unavailable(ProviderError):
+    """It may be tried again: overload, a lost connection, silence, a stream that broke off."""
+
+
+class Refused(ProviderError):
+    """It may not: the provider says that the request itself is at fault."""
+
+    code = "provider_refused"
+    retryable = False
+
+
+class Provider(Protocol):
+    """Who generates. One per worker process, used by all its attempts at once."""
+
+    name: str
+
+    def model_of(self, request: dict[str, Any]) -> str:
+        """The model that will answer, as readers are told."""
+
+    def generate(self, request: dict[str, Any], partial: str) -> AsyncGenerator[list[Item] | Finish]:
+        """The answer: lists of what came together, at last one Finish.
+
+        With `partial` the answer goes on from that text, which is not repeated. Closing the generator closes the
+        connection, so that the provider stops. Raises Unavailable or Refused.
+        """
+
+    async def close(self) -> None:
+        """Give back what is held open."""

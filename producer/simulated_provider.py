@@ -1,0 +1,88 @@
+"""A provider without a provider: the same answer for the same prompt and seed, at a given pace, with faults to order.
+
+The request's `simulate` object (api: `shared.requests`) says how many tokens, how fast, how it ends, and after how many
+tokens the provider breaks off or falls silent. It counts a token as one word of made-up text, and says what it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+import orjson
+
+from producer.provider import Finish, Unavailable
+from shared.events import Item
+
+DEFAULT_TOKENS = 80
+DEFAULT_TOKENS_PER_SECOND = 40.0
+_FLAT_OUT_BATCH = 64
+_OPENING = ("This", " is", " a", " simulated", " answer", ":")
+_WORDS = (
+    "a the of and to in that it is was as with for on by river stone light morning letter garden window paper harbour "
+    "signal bridge winter orchard copper lantern meadow thread compass echo marble cedar tide canvas engine quiet "
+    "bright slowly almost between toward beneath carries opens gathers returns follows remembers turns waits keeps"
+).split()
+
+
+class SimulatedProvider:
+    name = "simulated"
+
+    def model_of(self, request: dict[str, Any]) -> str:
+        return "simulated"
+
+    async def generate(self, request: dict[str, Any], partial: str) -> AsyncGenerator[list[Item] | Finish]:
+        asked = request.get("simulate") or {}
+        total = int(asked.get("tokens", DEFAULT_TOKENS))
+        limit = request.get("max_completion_tokens") or request.get("max_tokens") or total
+        count = min(total, limit)
+        pace = float(asked.get("tokens_per_second", DEFAULT_TOKENS_PER_SECOND))
+        fail_after, stall_after = asked.get("fail_after"), asked.get("stall_after")
+
+        words = _words(request)
+        done = 0
+        while partial and done < count:  # an answer that goes on: pass over the words that stand already
+            partial = partial.removeprefix(next(words))
+            done += 1
+
+        loop = asyncio.get_running_loop()
+        began, produced = loop.time(), 0
+        while True:
+            if fail_after is not None and produced >= fail_after:
+                raise Unavailable(f"the simulated provider broke off after {fail_after} tokens, as it was asked to")
+            if stall_after is not None and produced >= stall_after:
+                await asyncio.Event().wait()
+            if done >= count:
+                break
+            due = count - done
+            if pace:
+                due = min(due, max(1, int((loop.time() - began) * pace) - produced))
+            else:
+                due = min(due, _FLAT_OUT_BATCH)
+            for bound in (fail_after, stall_after):
+                if bound is not None:
+                    due = min(due, bound - produced)
+            await asyncio.sleep(max(0.0, began + (produced + 1) / pace - loop.time()) if pace else 0)
+            yield [next(words) for _ in range(due)]
+            done += due
+            produced += due
+
+        reason = asked.get("finish_reason") or ("length" if limit < total else "stop")
+        prompt_tokens = sum(len(str(message.get("content", "")).split()) for message in request["messages"])
+        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": count, "total_tokens": prompt_tokens + count}
+        yield Finish(reason, usage)
+
+    async def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _words(request: dict[str, Any]) -> Iterator[str]:
+    """The endless answer to a request: decided by its messages and its seed alone."""
+    seed = hashlib.sha256(orjson.dumps([request["messages"], request.get("seed", 0)])).digest()
+    dice = random.Random(seed)
+    yield from _OPENING
+    while True:
+        yield " " + dice.choice(_WORDS)

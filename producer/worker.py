@@ -1,0 +1,187 @@
+"""A worker process: claims requests, runs many at once, keeps its leases, takes over from the dead, leaves in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+from producer.attempt import HandedBack, Run
+from producer.provider import Provider
+from shared.errors import Disconnected, RedisRefused
+from shared.log import Commands, EventLog
+from shared.patience import patiently
+from shared.queue import Claim, RequestQueue
+from shared.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_BLOCK_MILLISECONDS = 1000
+"""How long a claim waits for work: so late, at most, does an idle worker notice that it is to stop."""
+_CLAIM_AT_ONCE_MAX = 64
+_WATCH_SECONDS = 0.2
+_CONSUMER_IDLE_MILLISECONDS = 3_600_000
+_HAND_BACK_SECONDS = 3.0
+
+
+class Worker:
+    def __init__(
+        self,
+        *,
+        name: str,
+        log: EventLog,
+        queue: RequestQueue,
+        blocking: Commands,
+        provider: Provider,
+        settings: Settings,
+    ) -> None:
+        self._name = name
+        self._log = log
+        self._queue = queue
+        self._blocking = blocking
+        self._provider = provider
+        self._settings = settings
+        self._runs: dict[bytes, Run] = {}
+        self._tasks: dict[bytes, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+        self._draining = asyncio.Event()
+
+    def drain(self) -> None:
+        """Claim nothing more; asked twice, hand back at once what is unfinished."""
+        if self._draining.is_set():
+            self._stop_runs()
+        self._draining.set()
+
+    async def run(self) -> None:
+        """Work until drained: then every claim is finished or handed back."""
+        loops = [
+            asyncio.create_task(self._repeat(loop, pause_seconds))
+            for loop, pause_seconds in (
+                (self._renew, self._settings.lease_seconds / 3),
+                (self._take_over, self._settings.lease_seconds / 10),
+                (self._forget, 600.0),
+            )
+        ]
+        loops.append(asyncio.create_task(self._watch()))
+        try:
+            await patiently(self._queue.open)
+            await self._claim_until_drained()
+            await self._finish_runs()
+        finally:
+            for task in loops:
+                task.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+
+    # --- claiming
+
+    async def _claim_until_drained(self) -> None:
+        while not self._draining.is_set():
+            free = self._settings.worker_concurrency - len(self._runs)
+            if free <= 0:
+                self._changed.clear()
+                await self._first_of(self._changed, self._draining)
+                continue
+            count = min(free, _CLAIM_AT_ONCE_MAX)
+            for claim in await patiently(lambda: self._queue.claim(self._blocking, count, _BLOCK_MILLISECONDS)):  # noqa: B023
+                self._start(claim)
+
+    async def _take_over(self) -> None:
+        free = self._settings.worker_concurrency - len(self._runs)
+        if free > 0 and not self._draining.is_set():
+            lease_milliseconds = int(self._settings.lease_seconds * 1000)
+            for claim in await self._queue.claim_expired(min(free, _CLAIM_AT_ONCE_MAX), lease_milliseconds):
+                if claim.entry_id not in self._runs:  # else it is our own, renewed a little late
+                    logger.info("stream %s: its worker's lease has expired; taking it over", claim.stream_id)
+                    self._start(claim)
+
+    def _start(self, claim: Claim) -> None:
+        run = Run(claim, log=self._log, provider=self._provider, settings=self._settings, worker=self._name)
+        self._runs[claim.entry_id] = run
+        self._tasks[claim.entry_id] = asyncio.create_task(self._run(run))
+
+    async def _run(self, run: Run) -> None:
+        claim = run.claim
+        try:
+            if await run.run():
+                await patiently(lambda: self._queue.acknowledge(claim))
+        except asyncio.CancelledError:
+            raise
+        except Exception:  # a bug must not end the worker; the lease runs out, and attempts_max bounds the rest
+            logger.exception("stream %s: the attempt broke", claim.stream_id)
+        finally:
+            self._runs.pop(claim.entry_id, None)
+            self._tasks.pop(claim.entry_id, None)
+            self._changed.set()
+
+    # --- leases and limits
+
+    async def _renew(self) -> None:
+        claims = [run.claim for run in self._runs.values()]
+        if claims:
+            lost = await self._queue.renew(claims)
+            if lost:  # the log's fence decides who goes on, within the next append or probe
+                logger.warning("%d leases were lost, to other workers or to a Redis that forgot", len(lost))
+
+    async def _watch(self) -> None:
+        looked_at = time.monotonic()
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            now = time.monotonic()
+            if now - looked_at > self._settings.lease_seconds:
+                logger.warning("this process was stopped for %.1f s, longer than its leases", now - looked_at)
+                for run in self._runs.values():
+                    run.slept_through_its_lease()
+            looked_at = now
+            for run in list(self._runs.values()):
+                run.watch(now)
+
+    async def _forget(self) -> None:
+        await self._queue.forget_idle_consumers(_CONSUMER_IDLE_MILLISECONDS)
+
+    # --- leaving
+
+    async def _finish_runs(self) -> None:
+        logger.info("stopping: %d answers to finish within %g s", len(self._runs), self._settings.worker_drain_seconds)
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=self._settings.worker_drain_seconds)
+        claims = [run.claim for run in self._runs.values()]
+        tasks = list(self._tasks.values())
+        self._stop_runs()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_HAND_BACK_SECONDS)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            async with asyncio.timeout(_HAND_BACK_SECONDS):
+                for claim in claims:
+                    await self._queue.hand_back(claim, int(self._settings.lease_seconds * 1000))
+        except (Disconnected, RedisRefused, TimeoutError) as error:
+            logger.warning("could not hand back %d answers, their leases will run out: %s", len(claims), error)
+        else:
+            logger.info("stopped: %d answers handed back", len(claims))
+
+    def _stop_runs(self) -> None:
+        for run in list(self._runs.values()):
+            run.stop(HandedBack())
+
+    # --- helpers
+
+    async def _repeat(self, once: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
+        while True:
+            await asyncio.sleep(pause_seconds * random.uniform(0.8, 1.0))
+            try:
+                await once()
+            except Disconnected as error:
+                logger.debug("%s", error)
+            except RedisRefused as error:
+                logger.warning("%s", error)
+
+    @staticmethod
+    async def _first_of(*happenings: asyncio.Event) -> None:
+        waits = [asyncio.create_task(one.wait()) for one in happenings]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()

@@ -1,0 +1,267 @@
+"""One attempt's appends: at most one under way; what comes meanwhile gathers into the next entry.
+
+So latency is one round trip when idle, and throughput a pipeline's when busy. The writer keeps a copy of the whole log
+as it must be. A lost reply, a Redis that restarted, a replica that lagged when it was promoted: in every case the log's
+last id says what is missing, and that is appended again, under the same ids and with the same bytes. Refused for ever
+is only what a later attempt has fenced off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from shared.errors import Disconnected, Fenced, LogFull, MidstreamError, RedisRefused
+from shared.events import ACCEPTED, Entry, Item, encode_items
+from shared.ids import EventId
+from shared.keys import live_channel, log_key
+from shared.log import Appended, EventLog
+from shared.patience import patiently
+from shared.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Writer:
+    """Writes one stream's log for one worker. `on_trouble` is told, once, what ends the attempt: Fenced or LogFull."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        stream_id: str,
+        entries: list[Entry],
+        settings: Settings,
+        on_trouble: Callable[[MidstreamError], None],
+    ) -> None:
+        self.stream_id = stream_id
+        self._log = log
+        self._entries = entries
+        self._uncounted = 0
+        """How many entries more (or fewer, trimmed by hand) Redis counts than this copy."""
+        self._bytes = sum(len(entry.value) for entry in entries)
+        self._settings = settings
+        self._on_trouble = on_trouble
+        self._trouble: MidstreamError | None = None
+        self._keys = (log_key(stream_id), live_channel(stream_id))
+        self._id = entries[-1].id
+        """The id of the last entry given out, sent or not."""
+        self._base = 0
+        self._waiting: list[Item] = []
+        self._waiting_bytes = 0
+        self._under_way: Entry | None = None
+        self._repair: asyncio.Task[None] | None = None
+        self._progress = asyncio.Event()
+        self.may_recreate = True
+        """Whether a log that is gone altogether may be written anew: not by a worker that slept through its lease."""
+        self.sent_at = 0.0
+        self.unheard_since: float | None = None
+        """Since when no gateway listens (monotonic seconds); None while one does, or before it was asked."""
+
+    # --- the hot path
+
+    def push(self, items: list[Item]) -> None:
+        """Take deltas to append, in order. They leave at once, or with the next entry when an append is under way."""
+        self._waiting += items
+        self._waiting_bytes += sum(map(len, items))
+        if self._under_way is None:
+            self._send_next()
+
+    def _send_next(self) -> None:
+        most = self._settings.entry_tokens_max
+        if len(self._waiting) <= most:
+            items, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        else:
+            items, self._waiting = self._waiting[:most], self._waiting[most:]
+            self._waiting_bytes -= sum(map(len, items))
+        field, value = encode_items(items)
+        self._id = EventId(self._id.attempt, self._id.offset + len(items))
+        self._send(Entry(self._id, field, value))
+
+    def _send(self, entry: Entry) -> None:
+        self._bytes += len(entry.value)
+        if len(self._entries) >= self._settings.stream_entries_max - 1 or self._bytes > self._settings.stream_bytes_max:
+            self._fail(
+                LogFull(
+                    f"the answer reached the bound of one stream: {self._settings.stream_entries_max} entries "
+                    f"or {self._settings.stream_bytes_max} bytes"
+                )
+            )
+            return
+        self._under_way = entry
+        self.sent_at = time.monotonic()
+        self._log.send_append(self._keys, len(self._entries) + self._uncounted, entry, self._on_reply)
+
+    def _on_reply(self, reply: Any) -> None:
+        if type(reply) is not int:
+            self._repair = asyncio.get_running_loop().create_task(self._settle(reply))
+            return
+        assert self._under_way is not None
+        self._applied(self._under_way, reply)
+
+    def _applied(self, entry: Entry, listeners: int) -> None:
+        self._entries.append(entry)
+        self._under_way = None
+        self._heard_by(listeners)
+        if self._waiting and self._trouble is None:
+            self._send_next()
+        self._progress.set()
+
+    def _heard_by(self, listeners: int) -> None:
+        if listeners:
+            self.unheard_since = None
+        elif self.unheard_since is None:
+            self.unheard_since = time.monotonic()
+
+    def _fail(self, trouble: MidstreamError) -> None:
+        if self._trouble is None:
+            self._trouble = trouble
+            self._on_trouble(trouble)
+        self._progress.set()
+
+    # --- waiting
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so much waits (Redis is away, or slow) that no more should be read from the provider."""
+        return self._waiting_bytes > self._settings.worker_unsent_bytes_max
+
+    async def room(self) -> None:
+        """Wait while crowded. Raises the trouble that ends the attempt."""
+        while self.crowded and self._trouble is None:
+            self._progress.clear()
+            await self._progress.wait()
+        self._raise_trouble()
+
+    async def drained(self) -> None:
+        """Wait until all that was pushed is in the log. Raises the trouble that ends the attempt."""
+        while (self._under_way is not None or self._waiting) and self._trouble is None:
+            self._progress.clear()
+            await self._progress.wait()
+        self._raise_trouble()
+
+    def _raise_trouble(self) -> None:
+        if self._trouble is not None:
+            raise self._trouble
+
+    # --- the rare entries
+
+    @property
+    def attempt(self) -> int:
+        return self._id.attempt
+
+    @property
+    def offset(self) -> int:
+        """How many deltas stand, up to what was sent or is under way."""
+        return self._id.offset
+
+    async def begin(self, attempt: int, field: bytes, value: bytes, base: int) -> bool:
+        """Fence off every earlier attempt with `<attempt>-0`, and go on from `base` deltas.
+
+        False when the log has moved on meanwhile: someone else wrote, and it must be read again.
+        """
+        await self.drained()
+        entry = Entry(EventId(attempt, 0), field, value)
+        outcome = await self._append_once_settled(entry)
+        if outcome.status == "duplicate":  # ours, after a lost reply? Someone else's has another worker or time in it
+            stored = await patiently(lambda: self._log.read_between(self.stream_id, entry.id, entry.id))
+            if stored != [entry]:
+                return False
+        elif outcome.status != "applied":
+            return False
+        self._entries.append(entry)
+        self._heard_by(outcome.listeners)
+        self._id = EventId(attempt, base)
+        self._base = base
+        return True
+
+    async def finish(self, field: bytes, value: bytes) -> None:
+        """Append the terminal event and let the log expire. Raises Fenced when someone else ended it."""
+        if self._trouble is None or isinstance(self._trouble, Fenced):
+            await self.drained()
+        else:  # the log is full: what did not fit is not in it
+            self._waiting.clear()
+            self._id = EventId(self._id.attempt, max(self._base, self._entries[-1].id.offset))
+        entry = Entry(EventId(self._id.attempt, self._id.offset + 1), field, value)
+        outcome = await self._append_once_settled(entry, self._log.ended_ttl_seconds)
+        if outcome.status == "fenced":
+            raise Fenced
+
+    async def probe(self) -> None:
+        """Compare the log with this copy while no token flows: a cancel, a takeover, a Redis that forgot, the listeners."""
+        if self._under_way is not None or self._trouble is not None:
+            return
+        self.sent_at = time.monotonic()
+        try:
+            outcome = await self._log.probe(self.stream_id, len(self._entries) + self._uncounted, self._entries[-1].id)
+        except (Disconnected, RedisRefused):
+            return
+        if self._under_way is not None:
+            return  # an append left meanwhile; its own reply will tell
+        if outcome.status == "applied":
+            self._heard_by(outcome.listeners)
+        elif outcome.status == "fenced":
+            self._fail(Fenced())
+        elif outcome.status == "gap":
+            self._repair = asyncio.get_running_loop().create_task(self._settle(None))
+
+    # --- when the log is not what it should be
+
+    async def _settle(self, reply: Any) -> None:
+        """Bring the append under way, if there is one, to an end after whatever reply was not a plain yes."""
+        entry = self._under_way
+        try:
+            if entry is None:
+                await self._make_whole()
+                return
+            outcome = await self._append_once_settled(entry)
+            if outcome.status == "fenced":
+                raise Fenced
+            self._applied(entry, outcome.listeners)
+        except MidstreamError as trouble:
+            self._under_way = None
+            self._fail(trouble)
+
+    async def _append_once_settled(self, entry: Entry, ttl_seconds: int | None = None) -> Appended:
+        """Append until it is known what became of it: applied, duplicate or fenced."""
+        while True:
+            held = len(self._entries) + self._uncounted
+            outcome = await patiently(lambda: self._log.append(self.stream_id, held, entry, ttl_seconds))  # noqa: B023
+            if outcome.status != "gap":
+                return outcome
+            if self._entries[-1].id.attempt < entry.id.attempt and outcome.last > self._entries[-1].id:
+                return outcome  # a fence that comes too late: others wrote what this copy does not have
+            await self._make_whole()
+
+    async def _make_whole(self) -> None:
+        """Append again what Redis forgot. Raises Fenced, LogFull."""
+        outcome = await patiently(lambda: self._log.probe(self.stream_id, -1, self._entries[-1].id))
+        last, entries = outcome.last, outcome.entries  # no log holds -1 entries: it always tells
+        missing = [index for index, entry in enumerate(self._entries) if entry.id > last]
+        if entries == 0 and not self.may_recreate:
+            raise Fenced("the log is gone, and this worker slept through its lease: it may not write it anew")
+        if last > self._entries[-1].id:
+            raise Fenced
+        if missing:
+            logger.warning(
+                "stream %s: Redis forgot %d of %d entries; appending them again",
+                self.stream_id,
+                len(missing),
+                len(self._entries),
+            )
+        self._uncounted = entries - (len(self._entries) - len(missing))
+        for index in missing:
+            entry = self._entries[index]
+            ttl_seconds = self._log.log_ttl_seconds if entry.field == ACCEPTED else None
+            held = index + self._uncounted
+            outcome = await patiently(
+                lambda held=held, entry=entry, ttl_seconds=ttl_seconds: self._log.append(  # type: ignore[misc]
+                    self.stream_id, held, entry, ttl_seconds
+                )
+            )
+            if outcome.status == "fenced":
+                raise Fenced
+            if outcome.status == "gap":
+                return  # it forgot again: the caller looks once more

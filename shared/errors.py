@@ -1,0 +1,56 @@
+"""Every error that Midstream raises on purpose, in one tree.
+
+The docstring is the default message. An error says who is at fault: ``Rejected`` is the caller's,
+``Unusable`` the owner's, the rest is the world's, and may be tried again where it says so.
+"""
+
+from __future__ import annotations
+
+
+class MidstreamError(Exception):
+    """Something went wrong in Midstream."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
+
+
+class Rejected(MidstreamError):
+    """The request is not valid. (The caller's fault: the same request will fail again.)"""
+
+
+class MalformedId(Rejected):
+    """An event id is `<attempt>-<offset>`, two whole numbers, as in 1-57."""
+
+
+class Unusable(MidstreamError):
+    """The configuration cannot work. (The owner's fault: printed at the start, without a trace.)"""
+
+
+class Disconnected(MidstreamError):
+    """The connection to Redis was lost before the reply came: the command may or may not have been carried out."""
+
+
+class RedisRefused(MidstreamError):
+    """Redis answered with an error."""
+
+    @property
+    def code(self) -> str:
+        """The first word of the reply, by Redis's convention the kind of error: ERR, OOM, NOSCRIPT, LOADING, ..."""
+        return str(self).split(" ", 1)[0]
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same command may succeed a moment later (start-up, failover, a script that runs long)."""
+        return self.code in {"LOADING", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS"}
+
+
+class LogFull(MidstreamError):
+    """There is no room for the answer: it reached its own bound, or Redis reached its maxmemory."""
+
+
+class QueueFull(MidstreamError):
+    """Too many requests are waiting for a worker."""
+
+
+class Fenced(MidstreamError):
+    """A later attempt, a cancel or a delete stands in the log: this attempt may write nothing more."""

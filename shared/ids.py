@@ -1,0 +1,69 @@
+"""Event ids: `<attempt>-<offset>`, the ids of the Redis Stream that is the log.
+
+They are tuples, so that Python compares them as Redis does: first the attempt, then the offset.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from typing import NamedTuple
+
+from shared.errors import MalformedId
+
+_EVENT_ID = re.compile(r"(0|[1-9][0-9]{0,15})-(0|[1-9][0-9]{0,15})", re.ASCII)
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
+_STREAM_ID = re.compile(rf"[{_ALPHABET}]{{36}}", re.ASCII)
+_TIME_DIGITS = 10
+_SECRET_DIGITS = 26  # 130 bits: design.md asks for 128 or more
+
+
+class EventId(NamedTuple):
+    """The place of one event in a log. At most 16 digits each, well inside a double (Lua) and Redis's 64 bits."""
+
+    attempt: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.attempt}-{self.offset}"
+
+    def __bytes__(self) -> bytes:
+        return b"%d-%d" % self
+
+    @classmethod
+    def parse(cls, text: str) -> EventId:
+        """The id that a client sent. Raises MalformedId."""
+        match = _EVENT_ID.fullmatch(text)
+        if match is None:
+            raise MalformedId(f"{text[:64]!r} is not an event id: `<attempt>-<offset>`, two whole numbers, as in 1-57")
+        return cls(int(match[1]), int(match[2]))
+
+    @classmethod
+    def of(cls, raw: bytes) -> EventId:
+        """The id that Redis sent: trusted to be well formed."""
+        attempt, _, offset = raw.partition(b"-")
+        return cls(int(attempt), int(offset))
+
+
+BEGINNING = EventId(0, 0)
+ACCEPTED = EventId(0, 1)
+
+
+def new_stream_id(now: float | None = None) -> str:
+    """An unguessable name for a stream that also says when it was made (milliseconds), so that an expired one is known."""
+    number = int((time.time() if now is None else now) * 1000)
+    digits = [_ALPHABET[number >> 5 * place & 31] for place in reversed(range(_TIME_DIGITS))]
+    return "".join(digits) + "".join(secrets.choice(_ALPHABET) for _ in range(_SECRET_DIGITS))
+
+
+def is_stream_id(text: str) -> bool:
+    return _STREAM_ID.fullmatch(text) is not None
+
+
+def created_at(stream_id: str) -> float:
+    """When a stream was made, in Unix seconds, as its name says. The name must be a stream id."""
+    number = 0
+    for digit in stream_id[:_TIME_DIGITS]:
+        number = number << 5 | _ALPHABET.index(digit)
+    return number / 1000

@@ -1,0 +1,154 @@
+"""The log: one Redis Stream per request, and the only truth about it.
+
+Redis only accepts ids that grow. With ids `<attempt>-<offset>` that one rule gives exact resume (the id is the token
+offset), appends that can be repeated (what is already there is refused), a fence (after 2-0, no 1-n is accepted) and
+gap detection (offsets have no holes). The scripts beside this file do each step atomically; their heads have the rules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from importlib import resources
+from typing import Any, NamedTuple, Protocol
+
+from shared.errors import LogFull, RedisRefused
+from shared.events import Entry
+from shared.ids import BEGINNING, EventId
+from shared.keys import live_channel, log_key
+
+READ_ENTRIES_MAX = 1000
+"""Entries per read: about 100 KB and 1 ms of Redis, so that no long history holds up the other streams."""
+
+
+class Commands(Protocol):
+    """What the log and the queue need of a connection to Redis. Replies are as Redis sent them (RESP2)."""
+
+    async def execute(self, *arguments: bytes | str | int | float) -> Any:
+        """Raises Disconnected, RedisRefused."""
+
+    def send(self, arguments: tuple[bytes | str | int | float, ...], on_reply: Callable[[Any], None]) -> None:
+        """The same without a task: `on_reply` gets the reply or the error, later."""
+
+
+class Script:
+    """A Lua script of ours, by its digest; sent whole only when Redis does not know it (after SCRIPT FLUSH)."""
+
+    def __init__(self, name: str) -> None:
+        self.source = resources.files("shared").joinpath("scripts", f"{name}.lua").read_text()
+        self.digest = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+    async def run(self, commands: Commands, keys: list[bytes], *arguments: bytes | str | int) -> Any:
+        """Raises Disconnected, RedisRefused, and LogFull when Redis has reached its maxmemory."""
+        try:
+            try:
+                return await commands.execute("EVALSHA", self.digest, len(keys), *keys, *arguments)
+            except RedisRefused as error:
+                if error.code != "NOSCRIPT":
+                    raise
+                return await commands.execute("EVAL", self.source, len(keys), *keys, *arguments)
+        except RedisRefused as error:
+            if error.code == "OOM":
+                raise LogFull("Redis has reached its maxmemory: nothing more can be stored") from None
+            raise
+
+
+class Appended(NamedTuple):
+    """What became of an append or a probe.
+
+    `applied`: it is in the log and was published to that many `listeners` (gateways that follow).
+    `duplicate`: it, or something later of the same attempt, is already there. `fenced`: a later attempt wrote.
+    `gap`: the log does not hold what comes before it. The last three tell the log's `last` id and its `entries`.
+    """
+
+    status: str
+    listeners: int = 0
+    last: EventId = BEGINNING
+    entries: int = 0
+
+    @classmethod
+    def of(cls, reply: Any) -> Appended:
+        if isinstance(reply, int):
+            return cls("applied", reply)
+        return cls(reply[0].decode(), 0, EventId.of(reply[1]), reply[2])
+
+
+class EventLog:
+    """All logs, over one connection."""
+
+    APPEND, END, DELETE = Script("append"), Script("end"), Script("delete")
+    SCRIPTS = (APPEND.source, END.source, DELETE.source)
+
+    def __init__(
+        self, commands: Commands, *, log_ttl_seconds: int, ended_ttl_seconds: int, tombstone_ttl_seconds: int
+    ) -> None:
+        self._commands = commands
+        self.log_ttl_seconds = log_ttl_seconds
+        self.ended_ttl_seconds = ended_ttl_seconds
+        self._tombstone_ttl_seconds = tombstone_ttl_seconds
+
+    async def append(self, stream_id: str, held: int, entry: Entry, ttl_seconds: int | None = None) -> Appended:
+        """Append and publish `entry` to a log that holds `held` entries. Atomic; may be repeated after a lost reply.
+
+        With `ttl_seconds` the log expires so long from now: told for its first entry and for its last.
+        """
+        expiry = () if ttl_seconds is None else (ttl_seconds,)
+        keys = [log_key(stream_id), live_channel(stream_id)]
+        return Appended.of(await self.APPEND.run(self._commands, keys, held, *_arguments(entry), *expiry))
+
+    async def probe(self, stream_id: str, held: int, last: EventId) -> Appended:
+        """Whether the log still holds `held` entries up to `last`, and how many listeners it has. Writes nothing."""
+        keys = [log_key(stream_id), live_channel(stream_id)]
+        return Appended.of(await self.APPEND.run(self._commands, keys, held, bytes(last)))
+
+    def send_append(self, keys: tuple[bytes, bytes], held: int, entry: Entry, on_reply: Callable[[Any], None]) -> None:
+        """`append` for the hot path: no task and no future. `on_reply` gets the bare reply (`Appended.of`) or an error."""
+        self._commands.send(("EVALSHA", self.APPEND.digest, 2, *keys, held, *_arguments(entry)), on_reply)
+
+    async def read(self, stream_id: str, after: EventId = BEGINNING, count: int = READ_ENTRIES_MAX) -> list[Entry]:
+        """The next at most `count` entries after an id. An entry of several tokens is given whole."""
+        start = b"(%b" % bytes(after) if after > BEGINNING else b"-"
+        return _entries(await self._commands.execute("XRANGE", log_key(stream_id), start, "+", "COUNT", count))
+
+    async def read_between(self, stream_id: str, first: EventId, last: EventId) -> list[Entry]:
+        """The entries with ids from `first` to `last`, both included."""
+        return _entries(await self._commands.execute("XRANGE", log_key(stream_id), bytes(first), bytes(last)))
+
+    async def read_all(self, stream_id: str) -> list[Entry]:
+        """The whole log, in reads of bounded size."""
+        entries: list[Entry] = []
+        while True:
+            more = await self.read(stream_id, entries[-1].id if entries else BEGINNING)
+            entries += more
+            if len(more) < READ_ENTRIES_MAX:
+                return entries
+
+    async def newest(self, stream_id: str, count: int = 1) -> list[Entry]:
+        """The newest at most `count` entries, oldest first."""
+        reply = await self._commands.execute("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", count)
+        return _entries(reply[::-1])
+
+    async def end(
+        self, stream_id: str, field: bytes, value: bytes, *, only_after: EventId | None = None
+    ) -> bool | None:
+        """End a stream that has not ended: true if this did it, false if there was no need, None if there is no log.
+
+        With `only_after`, only if that is still the last id: whoever wrote meanwhile is alive.
+        """
+        condition = () if only_after is None else (bytes(only_after),)
+        keys = [log_key(stream_id), live_channel(stream_id)]
+        reply = await self.END.run(self._commands, keys, field, value, self.ended_ttl_seconds, *condition)
+        return None if reply is None else bool(reply[0])
+
+    async def delete(self, stream_id: str) -> bool:
+        """Forget a stream; a tombstone bars its name. False if there was none."""
+        reply = await self.DELETE.run(self._commands, [log_key(stream_id)], self._tombstone_ttl_seconds)
+        return bool(reply)
+
+
+def _arguments(entry: Entry) -> tuple[bytes, bytes, bytes]:
+    return b"%d-%d" % entry.id, entry.field, entry.value
+
+
+def _entries(reply: Any) -> list[Entry]:
+    return [Entry(EventId.of(entry_id), fields[0], fields[1]) for entry_id, fields in reply]

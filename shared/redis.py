@@ -1,0 +1,186 @@
+"""Where Redis is and what it must be told: addresses, the ordinary client, the check at the start."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import redis.asyncio
+import redis.exceptions
+
+from shared.errors import Disconnected, RedisRefused, Unusable
+
+OLDEST_VERSION = (7, 0)
+"""Sharded pub/sub (SPUBLISH) came with Redis 7.0."""
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAddress:
+    """A parsed Redis URL: redis://[user:password@]host[:port][/db], rediss:// for TLS, unix://[user:password@]/path[?db=n]."""
+
+    host: str = ""
+    port: int = 6379
+    path: str = ""
+    database: int = 0
+    username: str = ""
+    password: str = ""
+    tls: bool = False
+
+    def __str__(self) -> str:
+        return f"unix://{self.path}" if self.path else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, url: str) -> RedisAddress:
+        """Raises Unusable that says what a right one looks like; never shows a password."""
+        wanted = "redis://host:6379/0, rediss://user:password@host:6379/0 or unix:///path/to/redis.sock is wanted"
+        try:
+            parts = urlsplit(url)
+            port = parts.port or 6379
+        except ValueError:
+            raise Unusable(f"the Redis URL cannot be read: {wanted}") from None
+        username, password = unquote(parts.username or ""), unquote(parts.password or "")
+        database = parts.path.strip("/") if parts.scheme != "unix" else parse_qs(parts.query).get("db", ["0"])[0]
+        if database and not database.isdecimal():
+            raise Unusable(f"the Redis URL's database must be a number, not {database[:32]!r}: {wanted}")
+        if parts.scheme == "unix" and parts.path:
+            return cls(path=parts.path, database=int(database or 0), username=username, password=password)
+        if parts.scheme in ("redis", "rediss") and parts.hostname:
+            tls = parts.scheme == "rediss"
+            return cls(parts.hostname, port, "", int(database or 0), username, password, tls)
+        raise Unusable(f"the Redis URL cannot be used: {wanted}")
+
+    async def connect(self, loop: asyncio.AbstractEventLoop, protocol: Callable[[], asyncio.Protocol]) -> None:
+        """Open one connection for a protocol. Raises OSError."""
+        if self.path:
+            await loop.create_unix_connection(protocol, self.path)
+        else:
+            await loop.create_connection(
+                protocol, self.host, self.port, ssl=ssl.create_default_context() if self.tls else None
+            )
+
+    def login_commands(self) -> list[tuple[str | int, ...]]:
+        commands: list[tuple[str | int, ...]] = []
+        if self.password:
+            commands.append(("AUTH", self.username, self.password) if self.username else ("AUTH", self.password))
+        if self.database:
+            commands.append(("SELECT", self.database))
+        return commands
+
+
+def ordinary_client(url: str, *, reply_seconds: float | None) -> redis.asyncio.Redis:
+    """redis-py, for what is not hot. `reply_seconds` None for a connection that blocks: redis-py 8 would end it after 5 s."""
+    return redis.asyncio.Redis.from_url(
+        url, socket_timeout=reply_seconds, socket_connect_timeout=reply_seconds or 5.0, max_connections=16, protocol=2
+    )
+
+
+class OrdinaryCommands:
+    """redis-py behind the same two verbs as `RespConnection`, with replies as Redis sent them."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def execute(self, *arguments: bytes | str | int | float) -> Any:
+        """Raises Disconnected, RedisRefused."""
+        try:
+            connection = await self._client.connection_pool.get_connection()
+            try:
+                await connection.send_command(*arguments)
+                return await connection.read_response()
+            except BaseException as error:
+                if not isinstance(error, redis.exceptions.ResponseError):
+                    await connection.disconnect()  # a reply may still be under way: the next command would get it
+                raise
+            finally:
+                await self._client.connection_pool.release(connection)
+        except redis.exceptions.ResponseError as error:
+            raise RedisRefused(_code_of(error) + str(error)) from None
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
+            raise Disconnected(f"Redis is away: {error}") from None
+
+    def send(self, arguments: tuple[bytes | str | int | float, ...], on_reply: Callable[[Any], None]) -> None:
+        async def run() -> None:
+            try:
+                reply = await self.execute(*arguments)
+            except (Disconnected, RedisRefused) as error:
+                reply = error
+            on_reply(reply)
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+_CODES: dict[type[Exception], str] = {
+    redis.exceptions.NoScriptError: "NOSCRIPT ",
+    redis.exceptions.OutOfMemoryError: "OOM ",
+    redis.exceptions.BusyLoadingError: "LOADING ",
+    redis.exceptions.ReadOnlyError: "READONLY ",
+}
+
+
+def _code_of(error: Exception) -> str:
+    """redis-py takes the error code off the message of the errors that it has a class for."""
+    code = _CODES.get(type(error), "")
+    return "" if str(error).startswith(code) else code
+
+
+async def check(url: str, *, within_seconds: float) -> str:
+    """The server's name and version, once it answers. Raises Unusable when it cannot be reached, or cannot serve."""
+    address = RedisAddress.parse(url)
+    deadline = time.monotonic() + within_seconds
+    client = ordinary_client(url, reply_seconds=within_seconds)
+    try:
+        while True:
+            try:
+                async with asyncio.timeout(max(0.1, deadline - time.monotonic())):
+                    about = await client.info("server")
+                break
+            except redis.exceptions.AuthenticationError as error:
+                raise Unusable(f"Redis at {address} refuses the login: {error}") from None
+            except redis.exceptions.ResponseError as error:
+                if not RedisRefused(_code_of(error) + str(error)).passing or time.monotonic() > deadline:
+                    raise Unusable(f"Redis at {address} answers: {error}") from None
+            except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
+                if time.monotonic() > deadline:
+                    reason = str(error) or "no answer"
+                    raise Unusable(
+                        f"Redis at {address} cannot be reached within {within_seconds:g} s: {reason}. "
+                        "Is it running, and is MIDSTREAM_REDIS_URL right?"
+                    ) from None
+            await asyncio.sleep(0.1)
+    finally:
+        await client.aclose()
+    name = str(about.get("server_name", "redis"))
+    version = str(about.get("valkey_version") or about["redis_version"])
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
+        raise Unusable(
+            f"{name} {version} at {address} is too old: Redis 7.0, or Valkey, is the oldest that has SPUBLISH"
+        )
+    return f"{name} {version} at {address}"
+
+
+async def eviction_policy(commands: Any) -> str | None:
+    """Redis's maxmemory-policy, or None where it does not tell (managed services bar INFO's section or CONFIG)."""
+    try:
+        reply = await commands.execute("INFO", "memory")
+    except RedisRefused:
+        return None
+    for line in bytes(reply).decode().splitlines():
+        name, _, value = line.partition(":")
+        if name == "maxmemory_policy":
+            return value
+    return None
+
+
+def complaint_about(policy: str | None) -> str | None:
+    """Why a Redis with this policy must not keep logs, or None."""
+    if policy in (None, "noeviction"):
+        return None
+    return f"Redis's maxmemory-policy is {policy}: it may evict the log of a running answer; noeviction is wanted"

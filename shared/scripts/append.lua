@@ -1,0 +1,27 @@
+-- Append one entry under its explicit id and publish it, or do neither.
+-- KEYS: log, channel. ARGV: how many entries the log must hold, id, field, value [, seconds to expiry].
+-- Without field and value it appends nothing and only tells whether the log still holds what the writer believes.
+-- Applied: the number of listeners. Otherwise {duplicate | gap | fenced, last id, entries}: the log, not the writer, knows.
+-- In the common case XLEN alone shows that nobody else wrote and nothing was lost; XADD refuses what is not newer.
+local held = redis.call('XLEN', KEYS[1])
+if held == tonumber(ARGV[1]) then
+  if not ARGV[3] then return redis.call('PUBSUB', 'SHARDNUMSUB', KEYS[2])[2] end
+  local added = redis.pcall('XADD', KEYS[1], ARGV[2], ARGV[3], ARGV[4])
+  if type(added) == 'string' then
+    if ARGV[5] then redis.call('EXPIRE', KEYS[1], ARGV[5]) end
+    return redis.call('SPUBLISH', KEYS[2], ARGV[2] .. ' ' .. ARGV[3] .. ' ' .. ARGV[4])
+  end
+  if not string.find(tostring(added.err), 'equal or smaller', 1, true) then return added end
+end
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+last = last and last[1] or '0-0'
+local last_attempt, last_offset = string.match(last, '^(%d+)-(%d+)$')
+local attempt, offset = string.match(ARGV[2], '^(%d+)-(%d+)$')
+last_attempt, last_offset, attempt, offset = tonumber(last_attempt), tonumber(last_offset), tonumber(attempt), tonumber(offset)
+local status = 'gap'
+if last_attempt > attempt then
+  status = 'fenced'
+elseif last_attempt == attempt and last_offset >= offset then
+  status = 'duplicate'
+end
+return {status, last, held}

@@ -1,0 +1,13 @@
+-- End a stream from outside its attempt: append a terminal event that fences whoever writes, unless it has ended.
+-- KEYS: log, channel. ARGV: field, value, seconds to expiry [, the last id that the log must have].
+-- {1, id} appended; {0, last id} it had ended, or the log has moved on from that last id; nil: there is no log.
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+if not last then return nil end
+local field = last[2][1]
+if field == 'done' or field == 'failed' or field == 'cancelled' or field == 'deleted' then return {0, last[1]} end
+if ARGV[4] and ARGV[4] ~= last[1] then return {0, last[1]} end
+local id = string.format('%d-0', tonumber(string.match(last[1], '^(%d+)-')) + 1)
+redis.call('XADD', KEYS[1], id, ARGV[1], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+redis.call('SPUBLISH', KEYS[2], id .. ' ' .. ARGV[1] .. ' ' .. ARGV[2])
+return {1, id}
