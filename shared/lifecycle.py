@@ -18,7 +18,7 @@ import orjson
 
 from shared import events
 from shared.events import Accepted, Entry, events_of, text_of
-from shared.ids import BEGINNING, EventId
+from shared.ids import BEGINNING
 
 _NEXT = {
     events.ACCEPTED: "queued",
@@ -112,9 +112,6 @@ def fold(entries: Iterable[Entry]) -> History:
     return history
 
 
-def follows(last: EventId, entry: Entry, count: int) -> bool:
-    """Whether an entry of `count` events is the very next after `last`, so that nothing can stand between them."""
-    attempt, offset = entry.id
-    if attempt == last.attempt:
-        return offset - count == last.offset
-    return entry.id == (1, 0) and last == (0, 1)
+def base_of(restarted: bytes) -> int:
+    """How many deltas stand when an attempt begins, as the value of its `restarted` (or `started`) says."""
+    return int(orjson.loads(restarted).get("base", 0))

@@ -15,7 +15,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 
@@ -57,7 +57,7 @@ class RespConnection(asyncio.Protocol):
         self._scripts = list(scripts)
         self._on_push = on_push
         self._on_up = on_up
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.WriteTransport | None = None
         self._reader = hiredis.Reader()
         self._unanswered: deque[OnReply] = deque()
         self._unsent: list[bytes] = []
@@ -138,8 +138,7 @@ class RespConnection(asyncio.Protocol):
     # --- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not its instances
         self._reader = hiredis.Reader()
         self._lost.clear()
         self._heard_at = self._loop.time()

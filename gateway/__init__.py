@@ -1,0 +1,1 @@
+"""The gateway: from a log to a socket. Never imports the producer."""

@@ -1,0 +1,157 @@
+"""Routes, and nothing else. What streams is dispatched before FastAPI, whose wrappers cost 3–7 µs per event."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from gateway.problems import Problem
+from gateway.readers import Delivery
+from gateway.requests import (
+    IDEMPOTENCY_KEY_CHARACTERS_MAX,
+    check_generation,
+    parse_body,
+    seconds,
+)
+from gateway.streams import Streams
+from gateway.subscribe import Subscribe
+from shared.errors import Disconnected
+from shared.log import Commands
+from shared.redis import complaint_about, eviction_policy
+from shared.settings import Settings
+from shared.version import VERSION
+
+logger = logging.getLogger(__name__)
+
+_WAIT_SECONDS_MAX = 600
+_DISCARDED_BYTES_MAX = 64 << 20
+"""Of a body that is too large, so much is read and dropped, so that its client hears why and not a reset."""
+
+ASGI = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
+
+
+def make_app(
+    streams: Streams, subscribe: Subscribe, delivery: Delivery, commands: Commands, settings: Settings
+) -> ASGI:
+    """The gateway's ASGI application."""
+    api = _routes(streams, delivery, commands, settings)
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        handler = subscribe.route(scope)
+        if handler is None:
+            await api(scope, receive, send)
+            return
+        try:
+            await handler(scope, receive, send)
+        except Problem as problem:
+            await problem.response()(scope, receive, send)
+
+    return app
+
+
+def _routes(streams: Streams, delivery: Delivery, commands: Commands, settings: Settings) -> FastAPI:
+    api = FastAPI(title="Midstream", version=VERSION, redoc_url=None)
+
+    @api.exception_handler(Problem)
+    async def _(request: Request, problem: Problem) -> Response:
+        return problem.response()
+
+    @api.exception_handler(HTTPException)
+    async def _(request: Request, error: HTTPException) -> Response:
+        detail = str(error.detail)
+        if error.status_code == 404:
+            detail = f"there is no {request.method} {request.url.path[:200]}"
+        elif error.status_code == 405:
+            detail = f"{request.method} is not possible here"
+        response = Problem(error.status_code, detail).response()
+        response.headers.update(error.headers or {})
+        return response
+
+    @api.exception_handler(Exception)
+    async def _(request: Request, error: Exception) -> Response:
+        return Problem(500, "something went wrong in the gateway; its log says what").response()
+
+    @api.post("/v1/streams", status_code=201, tags=["streams"])
+    async def create(request: Request) -> Response:
+        """Ask for a generation: an OpenAI Chat Completions request with an optional `midstream` object."""
+        if delivery.draining:
+            raise Problem(503, "this gateway is about to stop; try again", retry_after_seconds=1)
+        body = parse_body(await _body(request, settings.body_bytes_max))
+        generation, policies, metadata = check_generation(body, settings.default_model)
+        key = request.headers.get("idempotency-key")
+        if key is not None and not 1 <= len(key) <= IDEMPOTENCY_KEY_CHARACTERS_MAX:
+            raise Problem(400, f"Idempotency-Key must have 1 to {IDEMPOTENCY_KEY_CHARACTERS_MAX} characters")
+        created = await streams.create(generation, policies, metadata, idempotency=key)
+        return _json(created, 201, {"location": created["events_url"]})
+
+    @api.get("/v1/streams/{stream_id}", tags=["streams"])
+    async def state(stream_id: str, request: Request) -> Response:
+        """A stream's state; with `?wait=SECONDS`, when it has ended or the time is up."""
+        wait = request.query_params.get("wait")
+        return _json(await streams.state(stream_id, seconds("wait", wait, _WAIT_SECONDS_MAX) if wait else 0.0))
+
+    @api.post("/v1/streams/{stream_id}/cancel", tags=["streams"])
+    async def cancel(stream_id: str) -> Response:
+        """Stop a stream. Idempotent; an ended stream stays as it is."""
+        return _json(await streams.cancel(stream_id))
+
+    @api.delete("/v1/streams/{stream_id}", status_code=204, tags=["streams"])
+    async def delete(stream_id: str) -> Response:
+        """Cancel a stream if it runs, and forget it."""
+        await streams.delete(stream_id)
+        return Response(status_code=204)
+
+    @api.get("/healthz", tags=["operations"])
+    async def healthz() -> Response:
+        """The process lives."""
+        return _json({"status": "ok", "version": VERSION})
+
+    @api.get("/readyz", tags=["operations"])
+    async def readyz() -> Response:
+        """Redis answers, it may not evict, and this process is not about to stop."""
+        if delivery.draining:
+            raise Problem(503, "this gateway is about to stop")
+        try:
+            complaint = complaint_about(await eviction_policy(commands))
+        except Disconnected:
+            raise Problem(503, "Redis is away") from None
+        if complaint:
+            raise Problem(503, complaint)
+        return _json({"status": "ready", "readers": delivery.readers})
+
+    @api.get("/metrics", tags=["operations"])
+    async def metrics() -> Response:
+        """Prometheus."""
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return api
+
+
+async def _body(request: Request, bytes_max: int) -> bytes:
+    parts, size = [], 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size <= bytes_max:
+                parts.append(part)
+            elif size > _DISCARDED_BYTES_MAX:
+                break
+    except ClientDisconnect:
+        raise Problem(400, "the connection ended before the body did") from None
+    if size > bytes_max:
+        raise Problem(413, f"the body has more than {bytes_max} bytes, which is the most that is taken")
+    return b"".join(parts)
+
+
+def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(
+        orjson.dumps(body), status, {"cache-control": "no-store", **(headers or {})}, media_type="application/json"
+    )

@@ -1,0 +1,1 @@
+"""The shapes in which a log is shown."""

@@ -1,0 +1,47 @@
+"""Errors as clients see them: RFC 9457 `application/problem+json`. What was wrong, and what would be right."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+import orjson
+from starlette.responses import Response
+
+
+class Problem(Exception):
+    """An answer that is an error. Raised anywhere in a request, shown once, by the app."""
+
+    def __init__(self, status: int, detail: str, *, retry_after_seconds: int | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.retry_after_seconds = retry_after_seconds
+
+    def body(self) -> bytes:
+        title = HTTPStatus(self.status).phrase
+        return orjson.dumps({"type": "about:blank", "title": title, "status": self.status, "detail": self.detail})
+
+    def headers(self) -> dict[str, str]:
+        headers = {"content-type": "application/problem+json", "cache-control": "no-store"}
+        if self.retry_after_seconds is not None:
+            headers["retry-after"] = str(self.retry_after_seconds)
+        return headers
+
+    def response(self) -> Response:
+        return Response(self.body(), self.status, self.headers())
+
+
+def not_found() -> Problem:
+    return Problem(404, "there is no such stream, or it is not yours")
+
+
+def expired() -> Problem:
+    return Problem(410, "the stream's log has expired; streams can be read again for a limited time after their end")
+
+
+def away() -> Problem:
+    return Problem(503, "the log (Redis) is away at the moment; try again", retry_after_seconds=1)
+
+
+def full() -> Problem:
+    return Problem(503, "Redis has reached its maxmemory: no new stream can be stored now", retry_after_seconds=10)

@@ -1,0 +1,141 @@
+"""The process: its socket, its parts, and its way to leave.
+
+uvicorn waits for open responses before it tells the application that it is to stop, and a stream's response stays open
+for as long as its answer takes. So the server's own `handle_exit` tells the readers: each gets what is ready and a
+jittered `retry:`, and resumes on another gateway at its token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from gateway.app import make_app
+from gateway.pages import Pages
+from gateway.readers import Delivery
+from gateway.streams import Streams
+from gateway.subscribe import Subscribe
+from gateway.tail import Tails
+from shared.errors import Unusable
+from shared.log import EventLog
+from shared.queue import RequestQueue
+from shared.redis import RedisAddress, check, complaint_about, eviction_policy
+from shared.resp import RespConnection
+from shared.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG = 8192
+"""Connections that wait to be accepted: all readers of a gateway that died come at once."""
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A listening socket for one gateway process. Raises Unusable."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit these two.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.send_buffer_bytes)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            timeout_milliseconds = int(settings.dead_peer_seconds * 1000)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_milliseconds)
+        listening.bind(address)
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        raise Unusable(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from None
+    listening.setblocking(False)
+    return listening
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but for the moment at which it is asked to stop."""
+
+    def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_exit = on_exit
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        logger.info("stopping: sending the readers away")
+        self._on_exit()
+        super().handle_exit(sig, frame)
+
+
+async def serve(settings: Settings, listening: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT. Raises Unusable."""
+    server_name = await check(settings.redis_url, within_seconds=settings.redis_start_seconds)
+    address = RedisAddress.parse(settings.redis_url)
+
+    def connection(name: str, **more: Any) -> RespConnection:
+        return RespConnection(
+            address,
+            name=name,
+            reply_seconds=settings.redis_reply_seconds,
+            reconnect_seconds_max=settings.reconnect_seconds_max,
+            **more,
+        )
+
+    commands = connection("gateway", scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS))
+    log = EventLog(
+        commands,
+        log_ttl_seconds=settings.log_ttl_seconds,
+        ended_ttl_seconds=settings.ended_ttl_seconds,
+        tombstone_ttl_seconds=settings.tombstone_ttl_seconds,
+    )
+    queue = RequestQueue(commands, ttl_seconds=settings.log_ttl_seconds, requests_max=settings.queue_requests_max)
+    pages = Pages(log, page_events=settings.page_events, cache_bytes_max=settings.page_cache_bytes_max)
+    delivery = Delivery(pages, settings)
+    tails = Tails(
+        log,
+        lambda on_push, on_up: connection("subscriber", on_push=on_push, on_up=on_up),
+        settings,
+        on_new=delivery.on_new,
+        on_lost=delivery.lose,
+    )
+    streams = Streams(commands, log, queue, tails, settings)
+    subscribe = Subscribe(streams, tails, delivery, settings)
+    app = make_app(streams, subscribe, delivery, commands, settings)
+
+    commands.start()
+    await commands.wait_until_up()
+    complaint = complaint_about(await eviction_policy(commands))
+    if complaint:
+        logger.error(complaint)
+    tails.start()
+    delivery.start()
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_graceful_shutdown=settings.drain_seconds,  # type: ignore[arg-type]  # a part of a second is as good
+    )
+    server = Server(config, delivery.drain)
+    async with _closing(delivery, tails, commands):
+        gc.collect()
+        gc.freeze()  # what is there now stays for good: the collector need not look at it again
+        host, port = listening.getsockname()[:2]
+        logger.info("gateway is up: http://%s:%d, %s", f"[{host}]" if ":" in host else host, port, server_name)
+        await server.serve([listening])
+
+
+@contextlib.asynccontextmanager
+async def _closing(*parts: Any) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        for part in parts:
+            await part.close()

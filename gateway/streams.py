@@ -1,0 +1,168 @@
+"""A stream's life as clients steer it: create, state, cancel, delete."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+import orjson
+
+from gateway import metrics
+from gateway.problems import Problem, away, expired, full, not_found
+from gateway.tail import Tails
+from shared import events
+from shared.errors import Disconnected, LogFull, QueueFull, RedisRefused
+from shared.events import Accepted, Entry, Policies
+from shared.ids import ACCEPTED, created_at, is_stream_id, new_stream_id
+from shared.keys import idempotency_key
+from shared.lifecycle import History, fold
+from shared.log import Commands, EventLog
+from shared.queue import RequestQueue
+from shared.settings import Settings
+
+T = TypeVar("T")
+
+ANONYMOUS = "anonymous"
+"""The principal of everybody, while there is no access control."""
+
+
+class Streams:
+    """Every answer is a body or a raised Problem."""
+
+    def __init__(
+        self, commands: Commands, log: EventLog, queue: RequestQueue, tails: Tails, settings: Settings
+    ) -> None:
+        self._commands = commands
+        self._log = log
+        self._queue = queue
+        self._tails = tails
+        self._settings = settings
+
+    async def create(
+        self,
+        request: dict[str, Any],
+        policies: Policies,
+        metadata: dict[str, str],
+        *,
+        principal: str = ANONYMOUS,
+        idempotency: str | None = None,
+    ) -> dict[str, Any]:
+        """Accept a request: its log begins, a worker will take it. The body of the 201."""
+        stream_id = new_stream_id()
+        if idempotency is not None:
+            stream_id, known = await self._bounded(
+                self._remember(
+                    stream_id, f"{principal}\0{idempotency}", orjson.dumps([request, policies.stored(), metadata])
+                )
+            )
+            if known:
+                return self._created(stream_id)
+        accepted = Accepted(request, policies, created_at(stream_id), principal, metadata)
+        entry = Entry(ACCEPTED, events.ACCEPTED, accepted.stored())
+        try:
+            # One round trip for both: they leave on one connection, in this order.
+            outcome, queued = await asyncio.gather(
+                self._log.append(stream_id, 0, entry, self._settings.log_ttl_seconds),
+                self._queue.enqueue(stream_id),
+                return_exceptions=True,
+            )
+            for result in (outcome, queued):
+                if isinstance(result, BaseException):
+                    raise result
+        except QueueFull as error:
+            await self._log.delete(stream_id)
+            raise Problem(503, f"{error}; try again later", retry_after_seconds=5) from None
+        except LogFull:
+            raise full() from None
+        except (Disconnected, RedisRefused):
+            raise away() from None
+        metrics.CREATED.inc()
+        return self._created(stream_id)
+
+    async def state(self, stream_id: str, wait_seconds: float = 0.0) -> dict[str, Any]:
+        """The state now, or when the stream has ended or the time is up. Who waits counts as a reader."""
+        history = await self._history(stream_id)
+        if wait_seconds and not history.ended:
+            with self._tails.hold(stream_id) as tail:
+                ended = asyncio.Event()
+                tail.on_end.append(ended.set)
+                try:
+                    async with asyncio.timeout(wait_seconds):
+                        await asyncio.shield(tail.ready)
+                        if tail.ended is None:
+                            await ended.wait()
+                except TimeoutError:
+                    pass
+                finally:
+                    if ended.set in tail.on_end:
+                        tail.on_end.remove(ended.set)
+            history = await self._history(stream_id)
+        return history.state(stream_id)
+
+    async def cancel(self, stream_id: str, by: str = "client") -> dict[str, Any]:
+        """End a stream that has not ended, and its state. The worker is fenced, and closes the provider's connection."""
+        told = orjson.dumps({"by": by, "time": time.time()})
+        self._known(stream_id)
+        try:
+            await self._bounded(self._log.end(stream_id, events.CANCELLED, told))
+        except LogFull:
+            raise full() from None
+        return (await self._history(stream_id)).state(stream_id)
+
+    async def delete(self, stream_id: str) -> None:
+        """Cancel a stream if it runs, and forget it."""
+        await self.cancel(stream_id)
+        await self._bounded(self._log.delete(stream_id))
+
+    # --- helpers
+
+    async def _remember(self, stream_id: str, key: str, request: bytes) -> tuple[str, bool]:
+        """The stream that this idempotency key stands for, and whether it did already. Raises Problem 422."""
+        name = idempotency_key(hashlib.sha256(key.encode()).hexdigest())
+        value = f"{stream_id} {hashlib.sha256(request).hexdigest()}".encode()
+        ttl_seconds = self._settings.log_ttl_seconds
+        previous = await self._commands.execute("SET", name, value, "NX", "GET", "EX", ttl_seconds)
+        if previous is None:
+            return stream_id, False
+        first_id, _, first_request = bytes(previous).decode().partition(" ")
+        if first_request != value.decode().partition(" ")[2]:
+            raise Problem(422, "this Idempotency-Key was used for another request; use a new key for a new request")
+        newest = await self._log.newest(first_id)
+        return first_id, bool(newest)  # without a log its first create did not come through: made now, under its id
+
+    async def _history(self, stream_id: str) -> History:
+        self._known(stream_id)
+        history = fold(await self._bounded(self._log.read_all(stream_id)))
+        if history.accepted is None:
+            raise self.missing(stream_id)
+        return history
+
+    def missing(self, stream_id: str) -> Problem:
+        """Why a stream with a well-formed id has no log: its name says when it was made."""
+        lived_seconds = time.time() - created_at(stream_id)
+        shortest_seconds = min(self._settings.ended_ttl_seconds, self._settings.log_ttl_seconds)
+        return expired() if lived_seconds >= shortest_seconds else not_found()
+
+    @staticmethod
+    def _known(stream_id: str) -> None:
+        if not is_stream_id(stream_id):
+            raise not_found()
+
+    @staticmethod
+    def _created(stream_id: str) -> dict[str, Any]:
+        return {
+            "id": stream_id,
+            "status": "queued",
+            "created_at": created_at(stream_id),
+            "events_url": f"/v1/streams/{stream_id}/events",
+        }
+
+    async def _bounded(self, call: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._settings.redis_wait_seconds):
+                return await call
+        except (TimeoutError, Disconnected, RedisRefused):
+            raise away() from None
