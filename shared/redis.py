@@ -46,7 +46,7 @@ class RedisAddress:
         username, password = unquote(parts.username or ""), unquote(parts.password or "")
         database = parts.path.strip("/") if parts.scheme != "unix" else parse_qs(parts.query).get("db", ["0"])[0]
         if database and not database.isdecimal():
-            raise Unusable(f"the Redis URL's database must be a number, not {database[:32]!r}: {wanted}")
+            raise Unusable(f"the Redis URL's database must be a number: {wanted}")
         if parts.scheme == "unix" and parts.path:
             return cls(path=parts.path, database=int(database or 0), username=username, password=password)
         if parts.scheme in ("redis", "rediss") and parts.hostname:

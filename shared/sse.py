@@ -66,6 +66,6 @@ class Decoder:
             self._event = value
         elif name == "id" and "\0" not in value:
             self.last_id = value
-        elif name == "retry" and value.isascii() and value.isdigit():
+        elif name == "retry" and value.isascii() and value.isdigit() and len(value) < 16:
             self.retry_milliseconds = int(value)
         return None

