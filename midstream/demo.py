@@ -14,6 +14,7 @@ import orjson
 
 from midstream.client import ENDS, StreamError, connect, explain
 from midstream.processes import LocalMidstream, settings_for
+from shared.errors import Unusable
 
 _CUT_AFTER_TOKENS = (20, 45)
 _AWAY_SECONDS = 0.6
@@ -63,8 +64,8 @@ def demo(*, prompt: str | None, provider: str | None, base_url: str | None, mode
                     f"A gateway, a worker and {where} are up after {time.monotonic() - began:.1f} s: {midstream.url}\n"
                 )
                 return _tell(midstream.url, prompt or _PROMPT, model)
-        except (StreamError, httpx2.HTTPError) as error:
-            print(f"\n\nmidstream demo: {error}", file=sys.stderr)
+        except (StreamError, Unusable, httpx2.HTTPError) as error:
+            print(f"midstream demo: {error}", file=sys.stderr)
         output.seek(0)
         sys.stderr.write(output.read()[-4000:].decode(errors="replace"))
     return 1

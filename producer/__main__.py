@@ -57,8 +57,8 @@ def make_provider(settings: Settings) -> Provider:
     raise Unusable(f"MIDSTREAM_PROVIDER={name!r}: openai or simulated is wanted")
 
 
-async def work(settings: Settings) -> None:
-    """Run one worker until it is asked to stop. Raises Unusable."""
+async def work(settings: Settings, ready_fd: int | None) -> None:
+    """Run one worker until it is asked to stop; a byte goes to `ready_fd` once it is up. Raises Unusable."""
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     provider = make_provider(settings)
     server = await check(settings.redis_url, within_seconds=settings.redis_start_seconds)
@@ -94,6 +94,9 @@ async def work(settings: Settings) -> None:
     for wish in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(wish, worker.drain)
     logger.info("worker %s is up: %s, %s, %d at once", name, server, provider.name, settings.worker_concurrency)
+    if ready_fd is not None:
+        os.write(ready_fd, b"1")
+        os.close(ready_fd)
     try:
         await worker.run()
     finally:
@@ -109,11 +112,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Its settings are environment variables: `midstream settings` lists them.",
     )
     parser.add_argument("--version", action="version", version=f"midstream {VERSION}")
-    parser.parse_args(arguments)
+    parser.add_argument("--ready-fd", type=int, metavar="N", help="write a byte to this descriptor when it is up")
+    told = parser.parse_args(arguments)
     try:
         settings = Settings.from_environment(os.environ)
         set_up_logging(settings.log_level)
-        uvloop.run(work(settings))
+        uvloop.run(work(settings, told.ready_fd))
     except Unusable as error:
         print(f"producer: {error}", file=sys.stderr)  # noqa: T201
         return 1

@@ -120,7 +120,7 @@ class _ChunkReader:
             delta = choice.get("delta") or {}
             index = choice.get("index") or 0
             content = delta.get("content")
-            if len(delta) == 1 and content and not index and not choice.get("logprobs"):
+            if len(delta) == 1 and content and type(content) is str and not index and not choice.get("logprobs"):
                 items.append(_clean(content))
             else:
                 self._unusual(choice, delta, index, items)
@@ -149,7 +149,9 @@ def _json(payload: bytes) -> Any:
         return orjson.loads(payload)
     except orjson.JSONDecodeError:
         try:
-            return json.loads(payload)  # half of a surrogate pair, NaN: wrong, and sent all the same
+            return json.loads(
+                payload, parse_constant=lambda _: None
+            )  # half of a surrogate pair, NaN: wrong, and sent all the same
         except ValueError:
             raise Unavailable(f"the provider sent what is not JSON: {payload[:80]!r}") from None
 
@@ -163,7 +165,7 @@ def _dump(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
     except (orjson.JSONEncodeError, TypeError):
-        return json.dumps(value, ensure_ascii=True, allow_nan=True).encode()
+        return _clean(json.dumps(value, ensure_ascii=False)).encode()  # what readers can parse, however they do it
 
 
 def _raise_for_status(error: openai.APIStatusError) -> NoReturn:

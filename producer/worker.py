@@ -66,8 +66,7 @@ class Worker:
         ]
         loops.append(asyncio.create_task(self._watch()))
         try:
-            await patiently(self._queue.open)
-            await self._claim_until_drained()
+            await self._claim_until_drained()  # which makes the queue where it is missing
             await self._finish_runs()
         finally:
             for task in loops:
@@ -84,7 +83,13 @@ class Worker:
                 await self._first_of(self._changed, self._draining)
                 continue
             count = min(free, _CLAIM_AT_ONCE_MAX)
-            for claim in await patiently(lambda: self._queue.claim(self._blocking, count, _BLOCK_MILLISECONDS)):  # noqa: B023
+            try:
+                claims = await self._queue.claim(self._blocking, count, _BLOCK_MILLISECONDS)
+            except (Disconnected, RedisRefused) as error:
+                logger.debug("no claim: %s", error)
+                await asyncio.sleep(random.uniform(0.1, 0.5))
+                continue
+            for claim in claims:
                 self._start(claim)
 
     async def _take_over(self) -> None:

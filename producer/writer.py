@@ -53,6 +53,8 @@ class Writer:
         self._waiting_bytes = 0
         self._under_way: Entry | None = None
         self._repair: asyncio.Task[None] | None = None
+        self._busy = False
+        """A repair, a beginning or an end is under way: no token may be sent, and a probe would misread the log."""
         self._progress = asyncio.Event()
         self.may_recreate = True
         """Whether a log that is gone altogether may be written anew: not by a worker that slept through its lease."""
@@ -70,6 +72,8 @@ class Writer:
             self._send_next()
 
     def _send_next(self) -> None:
+        if self._busy or self._trouble is not None:
+            return
         most = self._settings.entry_tokens_max
         if len(self._waiting) <= most:
             items, self._waiting, self._waiting_bytes = self._waiting, [], 0
@@ -96,7 +100,7 @@ class Writer:
 
     def _on_reply(self, reply: Any) -> None:
         if type(reply) is not int:
-            self._repair = asyncio.get_running_loop().create_task(self._settle(reply))
+            self._repair = asyncio.get_running_loop().create_task(self._settle(self._under_way))
             return
         assert self._under_way is not None
         self._applied(self._under_way, reply)
@@ -105,7 +109,7 @@ class Writer:
         self._entries.append(entry)
         self._under_way = None
         self._heard_by(listeners)
-        if self._waiting and self._trouble is None:
+        if self._waiting:
             self._send_next()
         self._progress.set()
 
@@ -137,7 +141,7 @@ class Writer:
 
     async def drained(self) -> None:
         """Wait until all that was pushed is in the log. Raises the trouble that ends the attempt."""
-        while (self._under_way is not None or self._waiting) and self._trouble is None:
+        while (self._under_way is not None or self._waiting or self._busy) and self._trouble is None:
             self._progress.clear()
             await self._progress.wait()
         self._raise_trouble()
@@ -164,14 +168,19 @@ class Writer:
         """
         await self.drained()
         entry = Entry(EventId(attempt, 0), field, value)
-        outcome = await self._append_once_settled(entry)
-        if outcome.status == "duplicate":  # ours, after a lost reply? Someone else's has another worker or time in it
-            stored = await patiently(lambda: self._log.read_between(self.stream_id, entry.id, entry.id))
-            if stored != [entry]:
+        self._busy = True
+        try:
+            outcome = await self._append_once_settled(entry)
+            if outcome.status == "duplicate":
+                # Ours, after a lost reply? Someone else's has another worker or time in it.
+                stored = await patiently(lambda: self._log.read_between(self.stream_id, entry.id, entry.id))
+                if stored != [entry]:
+                    return False
+            elif outcome.status != "applied":
                 return False
-        elif outcome.status != "applied":
-            return False
-        self._entries.append(entry)
+            self._entries.append(entry)
+        finally:
+            self._busy = False
         self._heard_by(outcome.listeners)
         self._id = EventId(attempt, base)
         self._base = base
@@ -185,43 +194,52 @@ class Writer:
             self._waiting.clear()
             self._id = EventId(self._id.attempt, max(self._base, self._entries[-1].id.offset))
         entry = Entry(EventId(self._id.attempt, self._id.offset + 1), field, value)
-        outcome = await self._append_once_settled(entry, self._log.ended_ttl_seconds)
+        self._busy = True
+        try:
+            outcome = await self._append_once_settled(entry, self._log.ended_ttl_seconds)
+        finally:
+            self._busy = False
         if outcome.status == "fenced":
             raise Fenced
 
     async def probe(self) -> None:
         """Compare the log with this copy while no token flows: a cancel, a takeover, a Redis that forgot, the listeners."""
-        if self._under_way is not None or self._trouble is not None:
+        if self._under_way is not None or self._busy or self._trouble is not None:
             return
         self.sent_at = time.monotonic()
+        last = self._entries[-1].id
         try:
-            outcome = await self._log.probe(self.stream_id, len(self._entries) + self._uncounted, self._entries[-1].id)
+            outcome = await self._log.probe(self.stream_id, len(self._entries) + self._uncounted, last)
         except (Disconnected, RedisRefused):
             return
-        if self._under_way is not None:
+        if self._under_way is not None or self._busy or self._entries[-1].id != last:
             return  # an append left meanwhile; its own reply will tell
         if outcome.status == "applied":
             self._heard_by(outcome.listeners)
         elif outcome.status == "fenced":
             self._fail(Fenced())
         elif outcome.status == "gap":
+            self._busy = True
             self._repair = asyncio.get_running_loop().create_task(self._settle(None))
 
     # --- when the log is not what it should be
 
-    async def _settle(self, reply: Any) -> None:
-        """Bring the append under way, if there is one, to an end after whatever reply was not a plain yes."""
-        entry = self._under_way
+    async def _settle(self, entry: Entry | None) -> None:
+        """Bring the append under way to an end after whatever reply was not a plain yes; without one, repair the log."""
         try:
             if entry is None:
                 await self._make_whole()
+                self._busy = False
+                if self._waiting:
+                    self._send_next()
+                self._progress.set()
                 return
             outcome = await self._append_once_settled(entry)
             if outcome.status == "fenced":
                 raise Fenced
             self._applied(entry, outcome.listeners)
         except MidstreamError as trouble:
-            self._under_way = None
+            self._under_way, self._busy = None, False
             self._fail(trouble)
 
     async def _append_once_settled(self, entry: Entry, ttl_seconds: int | None = None) -> Appended:
@@ -229,6 +247,8 @@ class Writer:
         while True:
             held = len(self._entries) + self._uncounted
             outcome = await patiently(lambda: self._log.append(self.stream_id, held, entry, ttl_seconds))  # noqa: B023
+            if outcome.status == "duplicate" and entry.id.attempt == self._entries[-1].id.attempt:
+                await self._raise_unless_ours(entry.id.attempt)
             if outcome.status != "gap":
                 return outcome
             if self._entries[-1].id.attempt < entry.id.attempt and outcome.last > self._entries[-1].id:
@@ -244,6 +264,7 @@ class Writer:
             raise Fenced("the log is gone, and this worker slept through its lease: it may not write it anew")
         if last > self._entries[-1].id:
             raise Fenced
+        await self._raise_unless_ours(last.attempt)
         if missing:
             logger.warning(
                 "stream %s: Redis forgot %d of %d entries; appending them again",
@@ -263,5 +284,14 @@ class Writer:
             )
             if outcome.status == "fenced":
                 raise Fenced
+            if outcome.status == "duplicate":
+                await self._raise_unless_ours(entry.id.attempt)
             if outcome.status == "gap":
                 return  # it forgot again: the caller looks once more
+
+    async def _raise_unless_ours(self, attempt: int) -> None:
+        """Raise Fenced if another worker has begun the same attempt, in a log that Redis had partly forgotten."""
+        beginning = EventId(attempt, 0)
+        stored = await patiently(lambda: self._log.read_between(self.stream_id, beginning, beginning))
+        if stored and stored[0] not in self._entries:
+            raise Fenced("another worker has begun the same attempt")

@@ -12,6 +12,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis.asyncio
 import redis.exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from shared.errors import Disconnected, RedisRefused, Unusable
 
@@ -75,7 +77,12 @@ class RedisAddress:
 def ordinary_client(url: str, *, reply_seconds: float | None) -> redis.asyncio.Redis:
     """redis-py, for what is not hot. `reply_seconds` None for a connection that blocks: redis-py 8 would end it after 5 s."""
     return redis.asyncio.Redis.from_url(
-        url, socket_timeout=reply_seconds, socket_connect_timeout=reply_seconds or 5.0, max_connections=16, protocol=2
+        url,
+        socket_timeout=reply_seconds,
+        socket_connect_timeout=reply_seconds or 5.0,
+        max_connections=16,
+        protocol=2,
+        retry=Retry(NoBackoff(), 0),  # by default it tries ten times more, and hides from its caller for how long
     )
 
 

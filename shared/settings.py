@@ -51,7 +51,7 @@ class Settings:
     )
 
     redis_start_seconds: float = _setting(
-        3.0, "seconds", "How long a starting process tries to reach Redis before it says that it cannot.", least=0.1
+        2.5, "seconds", "How long a starting process tries to reach Redis before it says that it cannot.", least=0.1
     )
     redis_reply_seconds: float = _setting(
         5.0,
