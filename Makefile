@@ -4,7 +4,7 @@ PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: help setup demo check test fmt lock
+.PHONY: help setup demo check test stress fmt lock
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -31,6 +31,9 @@ check: setup ## Formatting, lint, types, boundaries between the packages
 
 test: setup ## All tests; what this machine lacks is skipped with its reason
 	@$(BIN)/python -m pytest
+
+stress: setup ## Faults of every kind, at random but seeded, with exact invariants: make stress SEED=7 MINUTES=10
+	@$(BIN)/python -m tests.stress --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)
 
 fmt: setup ## Format the code
 	@$(BIN)/ruff format .

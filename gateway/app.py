@@ -103,6 +103,11 @@ def _routes(streams: Streams, delivery: Delivery, commands: Commands, settings: 
         """Stop a stream. Idempotent; an ended stream stays as it is."""
         return _json(await streams.cancel(stream_id))
 
+    @api.get("/v1/streams/{stream_id}/receipt", tags=["streams"])
+    async def receipt(stream_id: str) -> Response:
+        """What was generated, what was delivered, and over which connections."""
+        return _json(await streams.receipt(stream_id))
+
     @api.delete("/v1/streams/{stream_id}", status_code=204, tags=["streams"])
     async def delete(stream_id: str) -> Response:
         """Cancel a stream if it runs, and forget it."""

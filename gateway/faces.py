@@ -50,14 +50,14 @@ class NativeFace:
         return b'event: live\ndata: {"offset":%d}\n\n' % offset
 
     def _encode(self, event: Event) -> bytes:
-        (attempt, offset), field, value = event
+        (attempt, offset), field, value = _without_tombstone(event)
         if field == events.TOKEN:
             return b'id: %d-%d\ndata: {"token":%b}\n\n' % (attempt, offset, orjson.dumps(value.decode()))
         if field == events.DELTA:
             return b"id: %d-%d\ndata: %b\n\n" % (attempt, offset, value)
         if field == GAP:
             return b"event: gap\ndata: %b\n\n" % value
-        if field in (events.ACCEPTED, events.DELETED):
+        if field == events.ACCEPTED:
             return b""
         return b"id: %d-%d\nevent: %b\ndata: %b\n\n" % (attempt, offset, field, self._shown(field, value))
 
@@ -79,7 +79,7 @@ class PromptFace:
         name = stream_id.encode()
 
         def encode(event: Event) -> bytes:
-            (attempt, offset), field, value = event
+            (attempt, offset), field, value = _without_tombstone(event)
             event_id = b"id: %b/%d-%d\n" % (name, attempt, offset)
             if field == events.TOKEN:
                 return b'%bdata: {"token":%b}\n\n' % (event_id, orjson.dumps(value.decode()))
@@ -89,7 +89,7 @@ class PromptFace:
                 return b"event: gap\ndata: %b\n\n" % value
             if field == events.RESTARTED:
                 return b"%bevent: restarted\ndata: %b\n\n" % (event_id, NATIVE._shown(field, value))
-            if field in events.TERMINAL and field != events.DELETED:
+            if field in events.TERMINAL:
                 told = b""
                 if field != events.DONE or orjson.loads(value)["finish_reason"] == "length":
                     told = b"event: %b\ndata: %b\n\n" % (field, NATIVE._shown(field, value))
@@ -100,6 +100,11 @@ class PromptFace:
 
     def live(self, offset: int) -> bytes:
         return b""
+
+
+def _without_tombstone(event: Event) -> Event:
+    """Who follows a stream while it is deleted is told that it was cancelled, also if the tombstone came first."""
+    return Event(event.id, events.CANCELLED, b'{"by":"client"}') if event.field == events.DELETED else event
 
 
 def done_data(stored: dict[str, object]) -> bytes:

@@ -21,6 +21,7 @@ from typing import Any
 
 from gateway import metrics
 from gateway.faces import Face
+from gateway.ledger import Ledger
 from gateway.pages import Pages
 from gateway.tail import Tail
 from shared import sse
@@ -39,6 +40,8 @@ _BUSY, _CALM = 0.85, 0.60
 """The shares of a core above which it flushes less often, and below which more often."""
 _GOVERN_SECONDS = 0.1
 _AGE_SLOTS_PER_SECOND = 4
+_SLOW_SECONDS = 5.0
+"""A connection that ends after its socket was full for so long was too slow, whoever ended it."""
 _BUSY_GRACE_SECONDS = 5
 
 
@@ -48,6 +51,7 @@ class Reader:
     __slots__ = (
         "age_slot",
         "beat_slot",
+        "blocked_at",
         "busy",
         "closed",
         "cursor",
@@ -68,6 +72,8 @@ class Reader:
         self.position = _OUT_OF_RING
         self.busy = False
         """Its socket is full, or a page is being read for it: somebody else looks after it."""
+        self.blocked_at = 0.0
+        """Since when its socket has been full (loop seconds); 0 while it takes what comes."""
         self.replaying = True
         self.closed = False
         self.outcome = "disconnected"
@@ -81,8 +87,9 @@ class Reader:
 class Delivery:
     """Brings every tail's news to its readers, keeps silent connections alive, sends old ones away."""
 
-    def __init__(self, pages: Pages, settings: Settings) -> None:
+    def __init__(self, pages: Pages, ledger: Ledger, settings: Settings) -> None:
         self._pages = pages
+        self._ledger = ledger
         self._settings = settings
         self._news: list[Tail] = []
         self._scheduled = False
@@ -111,6 +118,7 @@ class Delivery:
         """Begin to deliver to a reader whose tail is ready. Its response has begun."""
         self.readers += 1
         metrics.READERS.inc()
+        self._ledger.opened(reader)
         reader.tail.ring.show_to(reader.face)
         reader.tail.readers.add(reader)
         reader.beat_slot = self.readers % len(self._beats)
@@ -125,6 +133,9 @@ class Delivery:
         reader.closed = True
         reader.cursor = reader.reached()
         reader.position = _OUT_OF_RING
+        if reader.blocked_at and self._loop.time() - reader.blocked_at > _SLOW_SECONDS:
+            reader.outcome = "slow"
+        self._ledger.closed(reader)
         self.readers -= 1
         metrics.READERS.dec()
         metrics.CLOSED.labels(reader.outcome).inc()
@@ -218,6 +229,7 @@ class Delivery:
             logger.debug("a reader has gone: %s", error)
             return
         reader.busy = True
+        reader.blocked_at = self._loop.time()
         self._spawn(self._send_on(reader, _the_rest_of(sending, waits_for)))  # type: ignore[arg-type]
 
     async def _send_on(self, reader: Reader, sending: Awaitable[None]) -> None:
@@ -227,6 +239,7 @@ class Delivery:
             logger.debug("a reader has gone: %s", error)
             return
         reader.busy = False
+        reader.blocked_at = 0.0
         if not reader.closed:
             self._go_on(reader)
 

@@ -48,6 +48,8 @@ def check_generation(body: dict[str, Any], default_model: str) -> tuple[dict[str
     for name in ("max_tokens", "max_completion_tokens", "n"):
         if request.get(name) is not None:
             _whole(name, request[name], least=1)
+    if not isinstance(request.get("stream_options"), dict | None):
+        _wrong("stream_options", "an object", request["stream_options"])
     if request.get("simulate") is not None:
         _check_simulate(request["simulate"])
     return request, policies, metadata

@@ -18,6 +18,7 @@ from typing import Any
 import uvicorn
 
 from gateway.app import make_app
+from gateway.ledger import Ledger
 from gateway.pages import Pages
 from gateway.readers import Delivery
 from gateway.streams import Streams
@@ -26,6 +27,7 @@ from gateway.tail import Tails
 from shared.errors import Unusable
 from shared.log import EventLog
 from shared.queue import RequestQueue
+from shared.receipt import Deliveries
 from shared.redis import RedisAddress, check, complaint_about, eviction_policy
 from shared.resp import RespConnection
 from shared.settings import Settings
@@ -84,7 +86,7 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
             **more,
         )
 
-    commands = connection("gateway", scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS))
+    commands = connection("gateway", scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *Deliveries.SCRIPTS))
     log = EventLog(
         commands,
         log_ttl_seconds=settings.log_ttl_seconds,
@@ -93,7 +95,9 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
     )
     queue = RequestQueue(commands, ttl_seconds=settings.log_ttl_seconds, requests_max=settings.queue_requests_max)
     pages = Pages(log, page_events=settings.page_events, cache_bytes_max=settings.page_cache_bytes_max)
-    delivery = Delivery(pages, settings)
+    deliveries = Deliveries(commands)
+    ledger = Ledger(deliveries, settings)
+    delivery = Delivery(pages, ledger, settings)
     tails = Tails(
         log,
         lambda on_push, on_up: connection("subscriber", on_push=on_push, on_up=on_up),
@@ -101,7 +105,7 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
         on_new=delivery.on_new,
         on_lost=delivery.lose,
     )
-    streams = Streams(commands, log, queue, tails, settings)
+    streams = Streams(commands, log, queue, tails, deliveries, settings)
     subscribe = Subscribe(streams, tails, delivery, settings)
     app = make_app(streams, subscribe, delivery, commands, settings)
 
@@ -111,6 +115,7 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
     if complaint:
         logger.error(complaint)
     tails.start()
+    ledger.start()
     delivery.start()
     config = uvicorn.Config(
         app,
@@ -124,7 +129,7 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
         timeout_graceful_shutdown=settings.drain_seconds,  # type: ignore[arg-type]  # a part of a second is as good
     )
     server = Server(config, delivery.drain)
-    async with _closing(delivery, tails, commands):
+    async with _closing(delivery, ledger, streams, tails, commands):
         gc.collect()
         gc.freeze()  # what is there now stays for good: the collector need not look at it again
         host, port = listening.getsockname()[:2]

@@ -21,6 +21,7 @@ from shared.keys import idempotency_key
 from shared.lifecycle import History, fold
 from shared.log import Commands, EventLog
 from shared.queue import RequestQueue
+from shared.receipt import RECEIPT_LINE_SECONDS, Deliveries, receipt, write_line
 from shared.settings import Settings
 
 T = TypeVar("T")
@@ -33,12 +34,20 @@ class Streams:
     """Every answer is a body or a raised Problem."""
 
     def __init__(
-        self, commands: Commands, log: EventLog, queue: RequestQueue, tails: Tails, settings: Settings
+        self,
+        commands: Commands,
+        log: EventLog,
+        queue: RequestQueue,
+        tails: Tails,
+        deliveries: Deliveries,
+        settings: Settings,
     ) -> None:
         self._commands = commands
         self._log = log
         self._queue = queue
         self._tails = tails
+        self._deliveries = deliveries
+        self._receipts: set[asyncio.Task[None]] = set()
         self._settings = settings
 
     async def create(
@@ -107,15 +116,34 @@ class Streams:
         told = orjson.dumps({"by": by, "time": time.time()})
         self._known(stream_id)
         try:
-            await self._bounded(self._log.end(stream_id, events.CANCELLED, told))
+            ended_here = await self._bounded(self._log.end(stream_id, events.CANCELLED, told))
         except LogFull:
             raise full() from None
+        if ended_here:
+            line = write_line(self._log, self._deliveries, stream_id, after_seconds=RECEIPT_LINE_SECONDS)
+            task = asyncio.get_running_loop().create_task(line)
+            self._receipts.add(task)
+            task.add_done_callback(self._receipts.discard)
         return (await self._history(stream_id)).state(stream_id)
+
+    async def receipt(self, stream_id: str) -> dict[str, Any]:
+        """What was generated, what was delivered."""
+        self._known(stream_id)
+        entries = await self._bounded(self._log.read_all(stream_id))
+        if fold(entries).accepted is None:
+            raise self.missing(stream_id)
+        return receipt(stream_id, entries, await self._bounded(self._deliveries.read(stream_id)))
 
     async def delete(self, stream_id: str) -> None:
         """Cancel a stream if it runs, and forget it."""
         await self.cancel(stream_id)
         await self._bounded(self._log.delete(stream_id))
+
+    async def close(self) -> None:
+        """Give up what is still to be written."""
+        for task in self._receipts:
+            task.cancel()
+        await asyncio.gather(*self._receipts, return_exceptions=True)
 
     # --- helpers
 

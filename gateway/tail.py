@@ -49,6 +49,7 @@ class Tail:
         "ahead",
         "channel",
         "checked_at",
+        "deleted",
         "dirty",
         "ended",
         "exists",
@@ -83,7 +84,7 @@ class Tail:
         """Readers that have more than this tail: their cursor is beyond `last`."""
         self.holders = 0
         self.on_end: list[Callable[[], None]] = []
-        self.reading = self.again = self.dirty = False
+        self.reading = self.again = self.dirty = self.deleted = False
         self.silent_since = self.checked_at = now
         self.missing = 0
 
@@ -159,7 +160,8 @@ class Tails:
         by_channel = self._by_channel
         for message in pushed:
             if type(message) is not list:
-                logger.warning("the subscription was refused: %s", message)
+                if message != b"PONG":  # a list, too, except while nothing is subscribed to
+                    logger.warning("the subscription was refused: %s", message)
                 continue
             kind = message[0]
             if kind == b"smessage":
@@ -210,6 +212,7 @@ class Tails:
         tail.last = tail.next_after = entry.id
         if entry.field in events.TERMINAL:
             tail.ended = entry.id
+            tail.deleted = entry.field == events.DELETED
         elif entry.field == events.RESTARTED:
             tail.next_after = EventId(entry.id.attempt, base_of(entry.value))
 
@@ -238,8 +241,7 @@ class Tails:
                     more = await self._read_newest(tail)
                 else:
                     more = await self._read_on(tail)
-                if tail.last > BEGINNING:
-                    tail.exists = True
+                tail.exists = tail.last > BEGINNING and not tail.deleted
                 if not tail.ready.done():
                     tail.ready.set_result(None)
                 if not more and not tail.again:

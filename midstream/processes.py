@@ -127,12 +127,15 @@ class LocalMidstream:
         self._tell_guard(self._private_dir)
         path = Path(self._private_dir) / "valkey.sock"
         command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"]
-        command += ["--maxmemory-policy", "noeviction", "--save", "", "--loglevel", "warning", "--daemonize", "no"]
+        command += ["--maxmemory-policy", "noeviction", "--save", "", "--daemonize", "no"]
+        home = Path(self._private_dir)
         if self._data_dir is None:
-            command += ["--dir", self._private_dir, "--appendonly", "no"]
+            command += ["--appendonly", "no"]
         else:
-            self._data_dir.mkdir(parents=True, exist_ok=True)
-            command += ["--dir", str(self._data_dir.resolve()), "--appendonly", "yes", "--appendfsync", "everysec"]
+            home = self._data_dir.resolve()
+            home.mkdir(parents=True, exist_ok=True)
+            command += ["--appendonly", "yes", "--appendfsync", "everysec"]
+        command += ["--dir", str(home), "--logfile", str(home / "valkey.log")]
         self._spawn("the embedded Valkey", command, self._environment)
         return f"unix://{path}"
 

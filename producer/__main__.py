@@ -21,6 +21,7 @@ from producer.worker import Worker
 from shared.errors import Unusable
 from shared.log import EventLog
 from shared.queue import RequestQueue
+from shared.receipt import Deliveries
 from shared.redis import (
     OrdinaryCommands,
     RedisAddress,
@@ -88,7 +89,13 @@ async def work(settings: Settings, ready_fd: int | None) -> None:
     )
     claims = ordinary_client(settings.redis_url, reply_seconds=None)  # XREADGROUP BLOCK, with a connection of its own
     worker = Worker(
-        name=name, log=log, queue=queue, blocking=OrdinaryCommands(claims), provider=provider, settings=settings
+        name=name,
+        log=log,
+        queue=queue,
+        deliveries=Deliveries(connection),
+        blocking=OrdinaryCommands(claims),
+        provider=provider,
+        settings=settings,
     )
     loop = asyncio.get_running_loop()
     for wish in (signal.SIGTERM, signal.SIGINT):

@@ -61,6 +61,8 @@ class Run:
         self._provider = provider
         self._settings = settings
         self._worker = worker
+        self.ended_here = False
+        """Whether it was this run that appended the terminal event: then its process writes the receipt's line."""
         self._writer: Writer | None = None
         self._pump: asyncio.Task[Finish] | None = None
         self._stopped: MidstreamError | None = None
@@ -76,6 +78,7 @@ class Run:
             if writer_and_history is None:
                 return True
             await self._answer(*writer_and_history)
+            self.ended_here = True
             return True
         except HandedBack:
             return False
@@ -84,8 +87,11 @@ class Run:
             ended = not newest or newest[-1].field in events.TERMINAL
             logger.info("stream %s: %s", self.stream_id, "ended by another" if ended else "taken over by another")
             return ended
-        except LogFull as error:
-            logger.error("stream %s: %s; its end could not be stored either", self.stream_id, error)
+        except LogFull as error:  # before the attempt could begin
+            told = self._failed("log_full", str(error), retryable=False)
+            await patiently(lambda: self._log.end(self.stream_id, events.FAILED, told))
+            logger.warning("stream %s: failed: log_full: %s", self.stream_id, error)
+            self.ended_here = True
             return True
 
     def stop(self, why: MidstreamError) -> None:
@@ -141,6 +147,7 @@ class Run:
                     )
                 )
                 if ended:
+                    self.ended_here = True
                     logger.warning("stream %s: failed: %s: %s", self.stream_id, code, message)
                 continue  # read once more: ended now, or still alive
             self._cancel_after_seconds = history.accepted.policies.cancel_after_seconds

@@ -14,6 +14,7 @@ from shared.errors import Disconnected, RedisRefused
 from shared.log import Commands, EventLog
 from shared.patience import patiently
 from shared.queue import Claim, RequestQueue
+from shared.receipt import RECEIPT_LINE_SECONDS, Deliveries, write_line
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Worker:
         name: str,
         log: EventLog,
         queue: RequestQueue,
+        deliveries: Deliveries,
         blocking: Commands,
         provider: Provider,
         settings: Settings,
@@ -40,6 +42,8 @@ class Worker:
         self._name = name
         self._log = log
         self._queue = queue
+        self._deliveries = deliveries
+        self._receipts: set[asyncio.Task[None]] = set()
         self._blocking = blocking
         self._provider = provider
         self._settings = settings
@@ -66,8 +70,14 @@ class Worker:
         ]
         loops.append(asyncio.create_task(self._watch()))
         try:
-            await self._claim_until_drained()  # which makes the queue where it is missing
+            try:
+                await self._queue.open()
+            except (Disconnected, RedisRefused) as error:
+                logger.debug("the queue is not open yet: %s", error)  # a claim that misses it makes it
+            await self._claim_until_drained()
             await self._finish_runs()
+            if self._receipts:
+                await asyncio.wait(self._receipts, timeout=2 * RECEIPT_LINE_SECONDS)
         finally:
             for task in loops:
                 task.cancel()
@@ -111,6 +121,11 @@ class Worker:
         try:
             if await run.run():
                 await patiently(lambda: self._queue.acknowledge(claim))
+            if run.ended_here:
+                line = write_line(self._log, self._deliveries, run.stream_id, after_seconds=RECEIPT_LINE_SECONDS)
+                task = asyncio.create_task(line)
+                self._receipts.add(task)
+                task.add_done_callback(self._receipts.discard)
         except asyncio.CancelledError:
             raise
         except Exception:  # a bug must not end the worker; the lease runs out, and attempts_max bounds the rest

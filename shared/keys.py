@@ -3,6 +3,7 @@
 | name | type | written by | expires |
 |---|---|---|---|
 | `midstream:{<id>}:log` | stream | create: gateway; the attempts: workers; cancel: gateway | `log_ttl_seconds` from the start, `ended_ttl_seconds` from the terminal event |
+| `midstream:{<id>}:deliveries` | hash: connection to JSON | gateway | with its log |
 | `midstream:{<id>}:live` | shard channel | `append.lua`, `end.lua` | – |
 | `midstream:requests` | stream, group `workers` | enqueue: gateway; claims: workers | `log_ttl_seconds` after the last enqueue or renewal |
 | `midstream:idempotency:<digest>` | string | gateway | `log_ttl_seconds` |
@@ -19,6 +20,10 @@ GROUP = b"workers"
 
 def log_key(stream_id: str) -> bytes:
     return b"midstream:{%b}:log" % stream_id.encode()
+
+
+def deliveries_key(stream_id: str) -> bytes:
+    return b"midstream:{%b}:deliveries" % stream_id.encode()
 
 
 def live_channel(stream_id: str) -> bytes:

@@ -57,7 +57,6 @@ class History:
             self.items.extend((event.field, event.value) for event in events_of(entry))
             return
         self.status = _NEXT[entry.field]
-        self.attempt = max(self.attempt, entry.id.attempt)
         if entry.field == events.ACCEPTED:
             self.accepted = Accepted.load(entry.value)
             return
@@ -66,6 +65,7 @@ class History:
             self.terminal = value
             self.ended_at = value.get("time")
             return
+        self.attempt = entry.id.attempt
         del self.items[value.get("base", 0) :]
         self.model = value["model"]
         if self.started_at is None:

@@ -13,9 +13,9 @@ from importlib import resources
 from typing import Any, NamedTuple, Protocol
 
 from shared.errors import LogFull, RedisRefused
-from shared.events import Entry
+from shared.events import TERMINAL, Entry
 from shared.ids import BEGINNING, EventId
-from shared.keys import live_channel, log_key
+from shared.keys import deliveries_key, live_channel, log_key
 
 READ_ENTRIES_MAX = 1000
 """Entries per read: about 100 KB and 1 ms of Redis, so that no long history holds up the other streams."""
@@ -32,10 +32,14 @@ class Commands(Protocol):
 
 
 class Script:
-    """A Lua script of ours, by its digest; sent whole only when Redis does not know it (after SCRIPT FLUSH)."""
+    """A Lua script of ours, by its digest; sent whole only when Redis does not know it (after SCRIPT FLUSH).
 
-    def __init__(self, name: str) -> None:
-        self.source = resources.files("shared").joinpath("scripts", f"{name}.lua").read_text()
+    With `when_full` it may write although Redis has reached its maxmemory: for the few bytes that end a stream.
+    """
+
+    def __init__(self, name: str, *, when_full: bool = False) -> None:
+        source = resources.files("shared").joinpath("scripts", f"{name}.lua").read_text()
+        self.source = "#!lua flags=allow-oom\n" + source if when_full else source
         self.digest = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     async def run(self, commands: Commands, keys: list[bytes], *arguments: bytes | str | int) -> Any:
@@ -76,8 +80,9 @@ class Appended(NamedTuple):
 class EventLog:
     """All logs, over one connection."""
 
-    APPEND, END, DELETE = Script("append"), Script("end"), Script("delete")
-    SCRIPTS = (APPEND.source, END.source, DELETE.source)
+    APPEND, APPEND_LAST = Script("append"), Script("append", when_full=True)
+    END, DELETE = Script("end", when_full=True), Script("delete", when_full=True)
+    SCRIPTS = (APPEND.source, APPEND_LAST.source, END.source, DELETE.source)
 
     def __init__(
         self, commands: Commands, *, log_ttl_seconds: int, ended_ttl_seconds: int, tombstone_ttl_seconds: int
@@ -94,7 +99,8 @@ class EventLog:
         """
         expiry = () if ttl_seconds is None else (ttl_seconds,)
         keys = [log_key(stream_id), live_channel(stream_id)]
-        return Appended.of(await self.APPEND.run(self._commands, keys, held, *_arguments(entry), *expiry))
+        script = self.APPEND_LAST if entry.field in TERMINAL else self.APPEND
+        return Appended.of(await script.run(self._commands, keys, held, *_arguments(entry), *expiry))
 
     async def probe(self, stream_id: str, held: int, last: EventId) -> Appended:
         """Whether the log still holds `held` entries up to `last`, and how many listeners it has. Writes nothing."""
@@ -142,7 +148,9 @@ class EventLog:
 
     async def delete(self, stream_id: str) -> bool:
         """Forget a stream; a tombstone bars its name. False if there was none."""
-        reply = await self.DELETE.run(self._commands, [log_key(stream_id)], self._tombstone_ttl_seconds)
+        reply = await self.DELETE.run(
+            self._commands, [log_key(stream_id), deliveries_key(stream_id)], self._tombstone_ttl_seconds
+        )
         return bool(reply)
 
 

@@ -207,6 +207,12 @@ class Settings:
         "A followed stream that is silent for so long is compared with its log: a lost last push has no successor.",
         least=0.1,
     )
+    delivery_report_seconds: float = _setting(
+        5.0,
+        "seconds",
+        "How often a gateway notes how far its open connections have come: what a receipt can lack when it is killed.",
+        least=0.1,
+    )
     orphan_seconds: float = _setting(
         300.0,
         "seconds",

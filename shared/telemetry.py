@@ -16,5 +16,10 @@ def set_up_logging(level: str) -> None:
     logging.basicConfig(
         level=_LEVELS[level.lower()], format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
     )
-    for noisy in ("httpx", "httpcore", "openai", "asyncio"):
+    for noisy in ("httpx2", "httpcore2", "openai", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    receipts = logging.getLogger("midstream.receipt")  # lines for machines: JSON and nothing else
+    bare = logging.StreamHandler()
+    bare.setFormatter(logging.Formatter("%(message)s"))
+    receipts.handlers, receipts.propagate = [bare], False
+    receipts.setLevel(logging.INFO)

@@ -1,0 +1,177 @@
+"""Receipts: what was generated against what was delivered.
+
+Generated is what the log holds. Delivered is what gateways note of their connections: from which id to which each was
+sent. How many tokens that was is worked out when a receipt is read, so that nothing is counted on the hot path. "Sent"
+means handed to the connection; what a client really had is the id with which it comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from shared import events
+from shared.errors import MidstreamError
+from shared.events import Entry
+from shared.ids import EventId
+from shared.keys import deliveries_key, log_key
+from shared.lifecycle import base_of, fold
+from shared.log import Commands, EventLog, Script
+
+logger = logging.getLogger(__name__)
+line_logger = logging.getLogger("midstream.receipt")
+"""One bare JSON line per ended stream."""
+
+CONNECTIONS_MAX = 1000
+"""Connections listed per stream: a client that flaps for an hour at one a second stays within; each costs 200 bytes."""
+RECEIPT_LINE_SECONDS = 1.0
+"""How long after a stream's end its line is written."""
+_ABANDONED_SECONDS = 60.0
+"""A connection that is not closed so long after its stream's end belonged to a gateway that was killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What a gateway notes of one connection. Times are Unix seconds; open while `outcome` is None."""
+
+    connection: str
+    gateway: str
+    start: EventId
+    reached: EventId
+    opened_at: float
+    closed_at: float | None = None
+    outcome: str | None = None
+
+    def stored(self) -> bytes:
+        return orjson.dumps(
+            {
+                "id": self.connection,
+                "gateway": self.gateway,
+                "from": str(self.start),
+                "to": str(self.reached),
+                "opened_at": self.opened_at,
+                "closed_at": self.closed_at,
+                "outcome": self.outcome,
+            }
+        )
+
+
+class Deliveries:
+    """The notes, over one connection to Redis."""
+
+    DELIVER = Script("deliver")
+    SCRIPTS = (DELIVER.source,)
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+
+    async def note(self, stream_id: str, delivered: Delivered) -> None:
+        """Store how far a connection has come. Raises Disconnected, RedisRefused, LogFull."""
+        keys = [log_key(stream_id), deliveries_key(stream_id)]
+        await self.DELIVER.run(self._commands, keys, delivered.connection, delivered.stored(), CONNECTIONS_MAX)
+
+    async def read(self, stream_id: str) -> list[dict[str, Any]]:
+        """All notes of a stream, the oldest connection first."""
+        reply = await self._commands.execute("HGETALL", deliveries_key(stream_id))
+        return sorted((orjson.loads(note) for note in reply[1::2]), key=lambda note: float(note["opened_at"]))
+
+
+@dataclass(slots=True)
+class _Attempt:
+    base: int
+    reached: int
+    """The offset of its last delta; `base` while it has none."""
+    outcome: str | None = None
+
+
+def _attempts(entries: list[Entry]) -> dict[int, _Attempt]:
+    attempts: dict[int, _Attempt] = {}
+    for entry in entries:
+        attempt, offset = entry.id
+        if entry.field in (events.STARTED, events.RESTARTED):
+            base = base_of(entry.value)
+            if attempt - 1 in attempts:
+                attempts[attempt - 1].outcome = orjson.loads(entry.value).get("reason")
+            attempts[attempt] = _Attempt(base, base)
+        elif entry.field in events.COUNTED:
+            attempts[attempt].reached = offset
+        elif entry.field in events.TERMINAL:
+            last = attempts.get(max(attempts, default=0))
+            if last is not None:
+                last.outcome = {events.DONE: "completed", events.FAILED: "failed"}.get(entry.field, "cancelled")
+            break
+    return attempts
+
+
+def receipt(stream_id: str, entries: list[Entry], notes: list[dict[str, Any]]) -> dict[str, Any]:
+    """The body of `GET /v1/streams/{id}/receipt` (api.md section 1), from a log and the notes on its connections."""
+    history = fold(entries)
+    attempts = _attempts(entries)
+    state = history.state(stream_id)
+    standing = len(history.items)
+    highest = max((EventId.parse(note["to"]) for note in notes), default=EventId(0, 0))
+    delivered = _standing_of(highest, attempts, standing)
+    abandoned = history.ended_at is not None and time.time() - history.ended_at > _ABANDONED_SECONDS
+    connections = []
+    for note in notes:
+        if note["outcome"] is None and abandoned:
+            note = {**note, "outcome": "error"}
+        start, reached = EventId.parse(note["from"]), EventId.parse(note["to"])
+        connections.append({**note, "tokens": _tokens_between(start, reached, attempts)})
+    return {
+        "id": stream_id,
+        "status": state["status"],
+        "finish_reason": state["finish_reason"],
+        "metadata": state["metadata"],
+        "generated": {
+            "tokens": standing,
+            "usage": state["usage"],
+            "attempts": [
+                {"attempt": number, "tokens": one.reached - one.base, "outcome": one.outcome}
+                for number, one in sorted(attempts.items())
+            ],
+        },
+        "delivered": {"tokens": delivered, "connections": connections},
+        "undelivered_tokens": standing - delivered,
+    }
+
+
+def _standing_of(reached: EventId, attempts: dict[int, _Attempt], standing: int) -> int:
+    """How many of the tokens that stand in the end a connection had that was sent everything up to an id."""
+    offset = reached.offset if reached.attempt in attempts else (standing if attempts and reached.attempt else 0)
+    later = [one.base for number, one in attempts.items() if number > reached.attempt]
+    if reached.attempt in attempts and offset == 0:
+        offset = attempts[reached.attempt].base  # at k-0: it keeps what it had
+    return min([max(0, offset), standing, *later])
+
+
+def _tokens_between(start: EventId, reached: EventId, attempts: dict[int, _Attempt]) -> int:
+    """How many tokens were sent to a connection that went from one id to another, across attempts."""
+    tokens = 0
+    for number, one in attempts.items():
+        if start.attempt <= number <= reached.attempt:
+            first = max(one.base, start.offset) if number == start.attempt else one.base
+            last = min(one.reached, reached.offset) if number == reached.attempt else one.reached
+            tokens += max(0, last - first)
+    return tokens
+
+
+def content_free(whole: dict[str, Any]) -> bytes:
+    """A receipt as a log line: what happened, never what was said. (Metadata is the client's own, and may say.)"""
+    return orjson.dumps({"event": "receipt", **{key: value for key, value in whole.items() if key != "metadata"}})
+
+
+async def write_line(log: EventLog, deliveries: Deliveries, stream_id: str, *, after_seconds: float) -> None:
+    """Put a stream's receipt on this process's log, a moment after its end: gateways still note their last readers."""
+    await asyncio.sleep(after_seconds)
+    try:
+        whole = receipt(stream_id, await log.read_all(stream_id), await deliveries.read(stream_id))
+    except MidstreamError as error:
+        logger.warning("stream %s: no receipt: %s", stream_id, error)
+        return
+    line_logger.info(content_free(whole).decode())

@@ -1,0 +1,12 @@
+-- Note how far one connection has come. The note lives as long as its log, and is not taken for a log that is gone.
+-- KEYS: log, deliveries. ARGV: connection, note, most connections.
+-- 1: noted; 0: there is no such log (any more).
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+if not last or last[2][1] == 'deleted' then return 0 end
+local connection = ARGV[1]
+if redis.call('HEXISTS', KEYS[2], connection) == 0 and redis.call('HLEN', KEYS[2]) >= tonumber(ARGV[3]) then
+  connection = 'latest' -- of those that are too many to be listed
+end
+redis.call('HSET', KEYS[2], connection, ARGV[2])
+redis.call('PEXPIRE', KEYS[2], redis.call('PTTL', KEYS[1]))
+return 1
