@@ -35,7 +35,7 @@ class SimulatedProvider:
         return "simulated"
 
     async def generate(self, request: dict[str, Any], partial: str) -> AsyncGenerator[list[Item] | Finish]:
-        asked = request.get("simulate") or {}
+        asked = {name: value for name, value in (request.get("simulate") or {}).items() if value is not None}
         total = int(asked.get("tokens", DEFAULT_TOKENS))
         limit = request.get("max_completion_tokens") or request.get("max_tokens") or total
         count = min(total, limit)

@@ -176,8 +176,8 @@ class Worker:
             await asyncio.gather(*tasks, return_exceptions=True)
         try:
             async with asyncio.timeout(_HAND_BACK_SECONDS):
-                for claim in claims:
-                    await self._queue.hand_back(claim, int(self._settings.lease_seconds * 1000))
+                if claims:
+                    await self._queue.hand_back(claims, int(self._settings.lease_seconds * 1000))
         except (Disconnected, RedisRefused, TimeoutError) as error:
             logger.warning("could not hand back %d answers, their leases will run out: %s", len(claims), error)
         else:

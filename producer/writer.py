@@ -24,6 +24,9 @@ from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_LOOK_AGAIN_SECONDS = 0.01
+"""Between a repair and the next try of the append that found the gap: a log that somebody edits must not spin us."""
+
 
 class Writer:
     """Writes one stream's log for one worker. `on_trouble` is told, once, what ends the attempt: Fenced or LogFull."""
@@ -210,7 +213,7 @@ class Writer:
         last = self._entries[-1].id
         try:
             outcome = await self._log.probe(self.stream_id, len(self._entries) + self._uncounted, last)
-        except (Disconnected, RedisRefused):
+        except (Disconnected, RedisRefused, LogFull):
             return
         if self._under_way is not None or self._busy or self._entries[-1].id != last:
             return  # an append left meanwhile; its own reply will tell
@@ -254,6 +257,7 @@ class Writer:
             if self._entries[-1].id.attempt < entry.id.attempt and outcome.last > self._entries[-1].id:
                 return outcome  # a fence that comes too late: others wrote what this copy does not have
             await self._make_whole()
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
     async def _make_whole(self) -> None:
         """Append again what Redis forgot. Raises Fenced, LogFull."""

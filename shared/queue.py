@@ -78,26 +78,16 @@ class RequestQueue:
 
     async def renew(self, claims: list[Claim]) -> list[bytes]:
         """Renew these leases; the entry ids that this worker has lost to another, or to a Redis that forgot."""
-        try:
-            reply = await self.RENEW.run(
-                self._commands, [REQUESTS], GROUP, self._consumer, self._ttl_seconds, *(one.entry_id for one in claims)
-            )
-        except RedisRefused as error:
-            if not await self._opened_anew(error):
-                raise
-            return [one.entry_id for one in claims]
-        return list(reply)
+        return await self._renewed(claims, 0)
 
     async def acknowledge(self, claim: Claim) -> None:
         """The request is done with, for every worker: its stream has ended."""
         await self._commands.execute("XACK", REQUESTS, GROUP, claim.entry_id)
         await self._commands.execute("XDEL", REQUESTS, claim.entry_id)
 
-    async def hand_back(self, claim: Claim, lease_milliseconds: int) -> None:
-        """Let the lease count as expired, so that another worker takes the request over at once."""
-        await self._commands.execute(
-            "XCLAIM", REQUESTS, GROUP, self._consumer, 0, claim.entry_id, "IDLE", lease_milliseconds, "JUSTID"
-        )
+    async def hand_back(self, claims: list[Claim], lease_milliseconds: int) -> None:
+        """Let these leases count as expired, where they are still ours: another worker takes the requests over at once."""
+        await self._renewed(claims, lease_milliseconds)
 
     async def waiting(self) -> int:
         """How many requests wait or run."""
@@ -109,6 +99,18 @@ class RequestQueue:
             about = dict(zip(row[::2], row[1::2], strict=True))
             if about[b"pending"] == 0 and about[b"idle"] > idle_milliseconds:
                 await self._commands.execute("XGROUP", "DELCONSUMER", REQUESTS, GROUP, about[b"name"])
+
+    async def _renewed(self, claims: list[Claim], idle_milliseconds: int) -> list[bytes]:
+        entry_ids = [one.entry_id for one in claims]
+        try:
+            reply = await self.RENEW.run(
+                self._commands, [REQUESTS], GROUP, self._consumer, self._ttl_seconds, idle_milliseconds, *entry_ids
+            )
+        except RedisRefused as error:
+            if not await self._opened_anew(error):
+                raise
+            return entry_ids
+        return list(reply)
 
     async def _opened_anew(self, error: RedisRefused) -> bool:
         """Whether the error was a missing queue or group (expired while idle, or forgotten), which is now there again."""

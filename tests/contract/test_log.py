@@ -1,0 +1,392 @@
+"""The log's contract: what is appended, what is refused and why, what listeners hear of it, and when it expires."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from shared import events
+from shared.errors import LogFull, RedisRefused
+from shared.events import Entry
+from shared.ids import EventId
+from shared.keys import live_channel, log_key
+from shared.log import READ_ENTRIES_MAX, Appended, EventLog
+from tests.contract.conftest import (
+    ENDED_TTL_SECONDS,
+    LOG_TTL_SECONDS,
+    REAL_BACKENDS,
+    TOMBSTONE_TTL_SECONDS,
+    Backend,
+    keys_that_never_expire,
+)
+from tests.support.waiting import wait_until
+
+STREAM = "s" * 36
+ACCEPTED = Entry(EventId(0, 1), events.ACCEPTED, b"{}")
+STARTED = Entry(EventId(1, 0), events.STARTED, b"{}")
+
+
+def token(attempt: int, offset: int, text: str = "word") -> Entry:
+    return Entry(EventId(attempt, offset), events.TOKEN, text.encode())
+
+
+async def written(log: EventLog, *entries: Entry) -> list[Entry]:
+    """A log with these entries behind its first two."""
+    everything = [ACCEPTED, STARTED, *entries]
+    for held, entry in enumerate(everything):
+        outcome = await log.append(STREAM, held, entry, LOG_TTL_SECONDS if entry is ACCEPTED else None)
+        assert outcome.status == "applied"
+    return everything
+
+
+# --- append
+
+
+async def test_what_is_appended_is_read_back(backend: Backend) -> None:
+    log = backend.log()
+    everything = await written(log, token(1, 1), token(1, 2, "zwei"), Entry(EventId(1, 5), events.BATCH, b'["a","b"]'))
+    assert await log.read_all(STREAM) == everything
+    assert await log.read(STREAM, EventId(1, 0), count=2) == everything[2:4]
+    assert await log.read(STREAM, EventId(1, 3)) == everything[4:], "an entry is given whole"
+    assert await log.read_between(STREAM, EventId(1, 0), EventId(1, 1)) == everything[1:3]
+    assert await log.newest(STREAM) == everything[-1:]
+    assert await log.newest(STREAM, 2) == everything[-2:]
+
+
+async def test_a_log_that_is_not_there_is_empty(backend: Backend) -> None:
+    log = backend.log()
+    assert await log.read_all(STREAM) == await log.newest(STREAM) == []
+
+
+@pytest.mark.parametrize("value", [b"", b"\x00", b"a\r\nb\n\n", bytes(range(256)), "ÿ€😀".encode(), b" " * 100_000])
+async def test_any_bytes_are_kept_and_published(backend: Backend, value: bytes) -> None:
+    log = backend.log()
+    async with backend.listening(STREAM) as listener:
+        everything = await written(log, Entry(EventId(1, 1), events.TOKEN, value))
+        assert await log.read_all(STREAM) == everything
+        assert (await listener.heard())[-1] == b"1-1 t " + value
+
+
+async def test_an_append_that_is_repeated_is_a_duplicate(backend: Backend) -> None:
+    log = backend.log()
+    everything = await written(log, token(1, 1), token(1, 2))
+    again = await log.append(STREAM, 3, token(1, 2))
+    assert again == Appended("duplicate", 0, EventId(1, 2), 4)
+    earlier = await log.append(STREAM, 2, token(1, 1))
+    assert earlier == Appended("duplicate", 0, EventId(1, 2), 4)
+    assert await log.read_all(STREAM) == everything
+
+
+async def test_an_append_that_is_repeated_after_a_count_that_fits_is_a_duplicate(backend: Backend) -> None:
+    log = backend.log()
+    everything = await written(log, token(1, 1))
+    assert (await log.append(STREAM, 3, token(1, 1, "other"))).status == "duplicate"
+    assert await log.read_all(STREAM) == everything
+
+
+async def test_an_append_after_what_is_not_there_is_a_gap(backend: Backend) -> None:
+    log = backend.log()
+    everything = await written(log, token(1, 1))
+    assert await log.append(STREAM, 4, token(1, 3)) == Appended("gap", 0, EventId(1, 1), 3)
+    assert await log.read_all(STREAM) == everything
+
+
+async def test_an_append_to_a_log_that_is_gone_is_a_gap(backend: Backend) -> None:
+    assert await backend.log().append(STREAM, 4, token(1, 3)) == Appended("gap", 0, EventId(0, 0), 0)
+    assert await backend.client.dbsize() == 0
+
+
+async def test_an_append_that_does_not_know_of_a_later_entry_is_refused(backend: Backend) -> None:
+    log = backend.log()
+    everything = await written(log, token(1, 1))
+    assert (await log.append(STREAM, 2, token(1, 2))).status == "gap", "the writer has not seen 1-1"
+    assert await log.read_all(STREAM) == everything
+
+
+async def test_after_a_later_attempt_every_append_is_fenced(backend: Backend) -> None:
+    log = backend.log()
+    everything = await written(log, token(1, 1), Entry(EventId(2, 0), events.RESTARTED, b"{}"))
+    for held in (2, 3, 4, 5):
+        assert await log.append(STREAM, held, token(1, 2)) == Appended("fenced", 0, EventId(2, 0), 4)
+    assert await log.read_all(STREAM) == everything
+
+
+async def test_ids_of_many_digits_are_compared_as_numbers(backend: Backend) -> None:
+    log = backend.log()
+    await written(log, token(1, 9))
+    assert (await log.append(STREAM, 99, token(1, 10))).status == "gap"
+    assert (await log.append(STREAM, 3, token(1, 10))).status == "applied"
+    far = 10**15
+    assert (await log.append(STREAM, 4, token(1, far))).status == "applied"
+    assert (await log.append(STREAM, 0, token(1, far + 1))).status == "gap"
+    assert (await log.append(STREAM, 0, token(1, far))).status == "duplicate"
+
+
+async def test_of_two_that_take_over_one_succeeds(backend: Backend) -> None:
+    log = backend.log()
+    await written(log, token(1, 1))
+    takeovers = [Entry(EventId(2, 0), events.RESTARTED, b'{"worker":"%d"}' % number) for number in range(8)]
+    outcomes = await asyncio.gather(*(log.append(STREAM, 3, one) for one in takeovers))
+    assert sorted(one.status for one in outcomes) == ["applied"] + ["duplicate"] * 7
+    winner = takeovers[[one.status for one in outcomes].index("applied")]
+    assert await log.newest(STREAM) == [winner]
+
+
+# --- listeners
+
+
+async def test_an_append_tells_how_many_listen(backend: Backend) -> None:
+    log = backend.log()
+    await written(log)
+    assert (await log.append(STREAM, 2, token(1, 1))).listeners == 0
+    async with backend.listening(STREAM), backend.listening("other"):
+        assert (await log.append(STREAM, 3, token(1, 2))).listeners == 1
+        async with backend.listening(STREAM):
+            assert (await log.append(STREAM, 4, token(1, 3))).listeners == 2
+            assert (await log.probe(STREAM, 5, EventId(1, 3))).listeners == 2
+
+    async def nobody() -> bool:
+        return (await log.probe(STREAM, 5, EventId(1, 3))).listeners == 0
+
+    await wait_until(nobody)
+
+
+async def test_listeners_hear_exactly_what_was_appended(backend: Backend) -> None:
+    log = backend.log()
+    async with backend.listening(STREAM) as listener:
+        await written(log, token(1, 1, "Hel"), token(1, 2, " lo"))
+        assert await listener.heard() == [b"0-1 accepted {}", b"1-0 started {}", b"1-1 t Hel", b"1-2 t  lo"]
+
+
+async def test_listeners_hear_nothing_of_what_was_refused(backend: Backend) -> None:
+    log = backend.log()
+    await written(log, token(1, 1), Entry(EventId(2, 0), events.RESTARTED, b"{}"))
+    async with backend.listening(STREAM) as listener:
+        assert (await log.append(STREAM, 4, token(1, 2))).status == "fenced"
+        assert (await log.append(STREAM, 4, Entry(EventId(2, 0), events.RESTARTED, b"x"))).status == "duplicate"
+        assert (await log.append(STREAM, 9, token(2, 2))).status == "gap"
+        assert (await log.probe(STREAM, 4, EventId(2, 0))).status == "applied"
+        assert await log.end(STREAM, events.FAILED, b"{}", only_after=EventId(1, 1)) is False
+        assert await listener.heard() == []
+
+
+# --- probe
+
+
+async def test_a_probe_tells_what_an_append_would_and_writes_nothing(backend: Backend) -> None:
+    log = backend.log()
+    everything = await written(log, token(1, 1), token(1, 2))
+    assert (await log.probe(STREAM, 4, EventId(1, 2))).status == "applied"
+    assert await log.probe(STREAM, 5, EventId(1, 3)) == Appended("gap", 0, EventId(1, 2), 4)
+    assert await log.probe(STREAM, -1, EventId(1, 2)) == Appended("duplicate", 0, EventId(1, 2), 4)
+    await log.end(STREAM, events.CANCELLED, b"{}")
+    assert await log.probe(STREAM, 4, EventId(1, 2)) == Appended("fenced", 0, EventId(2, 0), 5)
+    assert (await log.read_all(STREAM))[:-1] == everything
+
+
+# --- the end
+
+
+async def test_end_appends_one_terminal_event_that_fences_and_is_published(backend: Backend) -> None:
+    log = backend.log()
+    everything = await written(log, token(1, 1))
+    async with backend.listening(STREAM) as listener:
+        assert await log.end(STREAM, events.CANCELLED, b'{"by":"client"}') is True
+        assert await log.end(STREAM, events.FAILED, b"{}") is False
+        assert (await log.append(STREAM, 3, token(1, 2))).status == "fenced"
+        assert await listener.heard() == [b'2-0 cancelled {"by":"client"}']
+    cancelled = Entry(EventId(2, 0), events.CANCELLED, b'{"by":"client"}')
+    assert await log.read_all(STREAM) == [*everything, cancelled]
+
+
+@pytest.mark.parametrize("field", sorted(events.TERMINAL - {events.DELETED}))
+async def test_a_stream_that_has_ended_is_not_ended_again(backend: Backend, field: bytes) -> None:
+    log = backend.log()
+    await written(log, Entry(EventId(1, 1), field, b"{}"))
+    assert await log.end(STREAM, events.CANCELLED, b"{}") is False
+
+
+async def test_there_is_nothing_to_end_where_there_is_no_log(backend: Backend) -> None:
+    assert await backend.log().end(STREAM, events.CANCELLED, b"{}") is None
+    assert await backend.client.dbsize() == 0
+
+
+async def test_of_many_that_end_a_stream_one_does(backend: Backend) -> None:
+    log = backend.log()
+    everything = await written(log)
+    did = await asyncio.gather(*(log.end(STREAM, events.CANCELLED, b"%d" % number) for number in range(10)))
+    assert sorted(map(bool, did)) == [False] * 9 + [True]
+    assert await log.read_all(STREAM) == [
+        *everything,
+        Entry(EventId(2, 0), events.CANCELLED, b"%d" % did.index(True)),
+    ]
+
+
+async def test_a_stream_that_moved_on_is_not_ended(backend: Backend) -> None:
+    log = backend.log()
+    everything = await written(log, token(1, 1))
+    assert await log.end(STREAM, events.FAILED, b"{}", only_after=EventId(1, 0)) is False
+    assert await log.read_all(STREAM) == everything
+    assert await log.end(STREAM, events.FAILED, b"{}", only_after=EventId(1, 1)) is True
+
+
+# --- delete
+
+
+async def test_a_deleted_stream_leaves_a_tombstone_that_bars_every_write(backend: Backend) -> None:
+    log = backend.log()
+    everything = await written(log, token(1, 1))
+    assert await log.delete(STREAM) is True
+    tombstone = Entry(EventId(2, 0), events.DELETED, b"")
+    assert await log.read_all(STREAM) == [tombstone]
+    for held in range(len(everything) + 1):
+        assert (await log.append(STREAM, held, token(1, 2))).status == "fenced"
+    assert await log.delete(STREAM) is False
+    assert await log.end(STREAM, events.CANCELLED, b"{}") is False
+    assert await log.read_all(STREAM) == [tombstone]
+
+
+async def test_a_stream_that_was_deleted_before_it_began_cannot_begin(backend: Backend) -> None:
+    log = backend.log()
+    await log.append(STREAM, 0, ACCEPTED, LOG_TTL_SECONDS)
+    await log.delete(STREAM)
+    assert (await log.append(STREAM, 1, STARTED)).status != "applied"
+    assert await log.read_all(STREAM) == [Entry(EventId(1, 0), events.DELETED, b"")]
+
+
+async def test_there_is_nothing_to_delete_where_there_is_no_log(backend: Backend) -> None:
+    assert await backend.log().delete(STREAM) is False
+    assert await backend.client.dbsize() == 0
+
+
+# --- expiry
+
+
+async def ttl(backend: Backend) -> int:
+    return int(await backend.client.ttl(log_key(STREAM)))
+
+
+async def test_a_log_expires_from_its_start_and_sooner_from_its_end(backend: Backend) -> None:
+    log = backend.log()
+    await written(log, token(1, 1))
+    assert LOG_TTL_SECONDS - 5 < await ttl(backend) <= LOG_TTL_SECONDS
+    done = Entry(EventId(1, 2), events.DONE, b"{}")
+    assert (await log.append(STREAM, 3, done, ENDED_TTL_SECONDS)).status == "applied"
+    assert ENDED_TTL_SECONDS - 5 < await ttl(backend) <= ENDED_TTL_SECONDS
+    await log.delete(STREAM)
+    assert TOMBSTONE_TTL_SECONDS - 5 < await ttl(backend) <= TOMBSTONE_TTL_SECONDS
+
+
+async def test_a_cancelled_log_expires_soon(backend: Backend) -> None:
+    log = backend.log()
+    await written(log, token(1, 1))
+    await log.end(STREAM, events.CANCELLED, b"{}")
+    assert ENDED_TTL_SECONDS - 5 < await ttl(backend) <= ENDED_TTL_SECONDS
+
+
+async def test_a_refused_append_does_not_prolong_a_log(backend: Backend) -> None:
+    log = backend.log()
+    await written(log, token(1, 1))
+    await log.end(STREAM, events.CANCELLED, b"{}")
+    await log.append(STREAM, 3, token(1, 2), 10 * LOG_TTL_SECONDS)
+    assert await ttl(backend) <= ENDED_TTL_SECONDS
+
+
+async def test_a_key_that_never_expires_is_found(backend: Backend) -> None:
+    """The check at the end of every test here can fail."""
+    await backend.log().append(STREAM, 0, ACCEPTED)
+    assert await keys_that_never_expire(backend.client) == [log_key(STREAM)]
+    await backend.client.delete(log_key(STREAM))
+
+
+# --- what Redis may answer
+
+
+async def test_scripts_that_redis_forgot_are_sent_whole(backend: Backend) -> None:
+    log = backend.log()
+    await backend.client.script_flush()
+    everything = await written(log)
+    await backend.client.script_flush()
+    assert await log.end(STREAM, events.CANCELLED, b"{}") is True
+    await backend.client.script_flush()
+    assert len(await log.read_all(STREAM)) == len(everything) + 1
+    assert await log.delete(STREAM) is True
+
+
+async def test_the_hot_append_tells_the_bare_reply_and_a_forgotten_script(backend: Backend) -> None:
+    log = backend.log()
+    await written(log)
+    keys = (log_key(STREAM), live_channel(STREAM))
+    replies: list[Any] = []
+
+    async def append(held: int, entry: Entry) -> Any:
+        replies.clear()
+        log.send_append(keys, held, entry, replies.append)
+        assert replies == [], "never before it returns"
+        await wait_until(lambda: replies)
+        return replies[0]
+
+    await log.append(STREAM, 2, token(1, 1))
+    assert await append(3, token(1, 2)) == 0
+    async with backend.listening(STREAM):
+        assert await append(4, token(1, 3)) == 1
+    assert Appended.of(await append(4, token(1, 3))) == Appended("duplicate", 0, EventId(1, 3), 5)
+    await backend.client.script_flush()
+    refused = await append(5, token(1, 4))
+    assert isinstance(refused, RedisRefused)
+    assert refused.code == "NOSCRIPT"
+    assert not refused.passing
+
+
+async def test_a_key_of_another_type_is_an_error_and_not_a_status(backend: Backend) -> None:
+    await backend.client.set(log_key(STREAM), "not a stream", ex=60)
+    with pytest.raises(RedisRefused) as refused:
+        await backend.log().append(STREAM, 0, ACCEPTED, LOG_TTL_SECONDS)
+    assert not refused.value.passing
+
+
+@pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)
+async def test_a_redis_that_is_full_takes_no_token_but_an_end(backend: Backend) -> None:
+    log = backend.log()
+    everything = await written(log, token(1, 1))
+    async with backend.listening(STREAM) as listener:
+        await backend.client.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(LogFull):
+                await log.append(STREAM, 3, token(1, 2))
+            assert await log.read_all(STREAM) == everything, "what is there can still be read"
+            failed = Entry(EventId(1, 2), events.FAILED, b"{}")
+            assert (await log.append(STREAM, 3, failed, ENDED_TTL_SECONDS)).status == "applied"
+            assert await log.end(STREAM, events.CANCELLED, b"{}") is False
+        finally:
+            await backend.client.config_set("maxmemory", 0)
+        assert await listener.heard() == [b"1-2 failed {}"]
+    assert await log.read_all(STREAM) == [*everything, failed]
+
+
+@pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)
+async def test_a_redis_that_is_full_still_cancels_and_deletes(backend: Backend) -> None:
+    log = backend.log()
+    everything = await written(log, token(1, 1))
+    await backend.client.config_set("maxmemory", 1)
+    try:
+        assert await log.end(STREAM, events.CANCELLED, b"{}") is True
+        assert len(await log.read_all(STREAM)) == len(everything) + 1
+        assert await log.delete(STREAM) is True
+    finally:
+        await backend.client.config_set("maxmemory", 0)
+    assert [entry.field for entry in await log.read_all(STREAM)] == [events.DELETED]
+
+
+async def test_a_long_log_is_read_in_bounded_reads_without_loss(backend: Backend) -> None:
+    log = backend.log()
+    await written(log)
+    count = 2 * READ_ENTRIES_MAX + 3
+    async with backend.client.pipeline(transaction=False) as pipeline:
+        for offset in range(1, count + 1):
+            pipeline.xadd(log_key(STREAM), {"t": b"x"}, id=f"1-{offset}")
+        await pipeline.execute()
+    entries = await log.read_all(STREAM)
+    assert [entry.id for entry in entries[2:]] == [EventId(1, offset) for offset in range(1, count + 1)]

@@ -1,0 +1,119 @@
+"""Receipts: generated against delivered, over connections that are cut, gateways that are killed, attempts that fail."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from tests.support.system import System
+from tests.support.waiting import wait_until
+
+
+async def receipt(system: System, stream_id: str, *, gateway: int = 0) -> dict[str, Any]:
+    response = await system.http.get(f"{system.gateway_url(gateway)}/v1/streams/{stream_id}/receipt")
+    assert response.status_code == 200, response.text
+    told: dict[str, Any] = response.json()
+    return told
+
+
+async def until_all_closed(system: System, stream_id: str, connections: int, *, gateway: int = 0) -> dict[str, Any]:
+    async def closed() -> bool:
+        told = await receipt(system, stream_id, gateway=gateway)
+        listed = told["delivered"]["connections"]
+        return len(listed) == connections and all(one["outcome"] for one in listed)
+
+    await wait_until(closed, what=f"{connections} connections are noted as closed")
+    return await receipt(system, stream_id, gateway=gateway)
+
+
+async def test_cut_and_resumed_on_another_gateway() -> None:
+    async with System(gateways=2) as system:
+        stream_id = await system.create(simulate={"tokens": 60, "tokens_per_second": 60})
+        first = system.follow(stream_id)
+        await first.until_tokens(20)
+        await first.leave()
+        second = await system.follow(stream_id, gateway=1, after=first.last_id).until_end()
+        told = await until_all_closed(system, stream_id, 2)
+        assert told["generated"]["tokens"] == 60
+        assert told["generated"]["usage"]["completion_tokens"] == 60
+        assert told["generated"]["attempts"] == [{"attempt": 1, "tokens": 60, "outcome": "completed"}]
+        assert (told["delivered"]["tokens"], told["undelivered_tokens"]) == (60, 0)
+        one, two = told["delivered"]["connections"]
+        assert (one["outcome"], two["outcome"]) == ("disconnected", "completed")
+        assert (one["from"], two["from"], two["to"]) == ("0-0", first.last_id, "1-61")
+        assert one["tokens"] >= len(first.tokens)
+        assert two["tokens"] == len(second.tokens)
+        assert one["gateway"] != two["gateway"]
+        assert one["opened_at"] <= one["closed_at"] <= two["closed_at"]
+
+
+async def test_what_nobody_read_is_undelivered_and_usage_is_never_made_up() -> None:
+    async with System() as system:
+        stream_id = await system.create(
+            simulate={"tokens": 1000, "tokens_per_second": 50}, midstream={"on_disconnect": {"cancel_after": 0.5}}
+        )
+        reader = system.follow(stream_id)
+        await reader.until_tokens(10)
+        await reader.leave()
+        await system.until_status(stream_id, "cancelled")
+        told = await until_all_closed(system, stream_id, 1)
+        assert told["generated"]["usage"] is None
+        assert told["generated"]["attempts"][0]["outcome"] == "cancelled"
+        assert told["generated"]["tokens"] > told["delivered"]["tokens"] >= 10
+        assert told["undelivered_tokens"] == told["generated"]["tokens"] - told["delivered"]["tokens"]
+
+
+async def test_each_attempt_is_counted() -> None:
+    async with System() as system:
+        for policy, standing, tokens in (("restart", 10, 30), ("continue", 30, 30)):
+            stream_id = await system.create(
+                simulate={"tokens": 100, "fail_after": 10, "tokens_per_second": 200},
+                midstream={"on_interrupt": policy},
+            )
+            reader = await system.follow(stream_id).until_end()
+            told = await until_all_closed(system, stream_id, 1)
+            assert [one["tokens"] for one in told["generated"]["attempts"]] == [10, 10, 10]
+            assert [one["outcome"] for one in told["generated"]["attempts"]] == [
+                "provider_unavailable",
+                "provider_unavailable",
+                "failed",
+            ]
+            assert told["generated"]["tokens"] == told["delivered"]["tokens"] == standing
+            assert told["delivered"]["connections"][0]["tokens"] == tokens == len(reader.tokens)
+
+
+async def test_a_gateway_that_is_killed_loses_little() -> None:
+    async with System(gateways=2, gateway_settings={"delivery_report_seconds": 0.3}) as system:
+        stream_id = await system.create(simulate={"tokens": 300, "tokens_per_second": 60})
+        reader = system.follow(stream_id)
+        await reader.until_tokens(60)
+        system.gateways[0].kill()
+        had = len(reader.tokens)
+        told = await receipt(system, stream_id, gateway=1)
+        (one,) = told["delivered"]["connections"]
+        assert (one["outcome"], one["closed_at"]) == (None, None)
+        assert one["tokens"] >= had - 45  # what 60 tokens/s are in the bound, and as much again for a busy machine
+
+
+async def test_the_process_that_ends_a_stream_logs_its_receipt() -> None:
+    async with System() as system:
+        done = await system.create("a secret question", simulate={"tokens": 20})
+        text = (await system.follow(done).until_end()).tokens
+        cancelled = await system.create(simulate={"tokens": 1000})
+        reader = system.follow(cancelled)
+        await reader.until_tokens(5)
+        await system.http.post(f"{system.gateway_url()}/v1/streams/{cancelled}/cancel")
+
+        def lines(process: int) -> dict[str, Any]:
+            logged = (system.workers[0] if process else system.gateways[0]).logged()
+            found = [json.loads(line) for line in re.findall(r'^\{"event":"receipt".*$', logged, re.MULTILINE)]
+            return {one["id"]: one for one in found}
+
+        await wait_until(lambda: done in lines(1) and cancelled in lines(0), what="both receipts are logged")
+        assert lines(1)[done]["generated"]["tokens"] == lines(1)[done]["delivered"]["tokens"] == len(text)
+        assert lines(0)[cancelled]["status"] == "cancelled"
+        assert cancelled not in lines(1)
+        everything = system.tails()
+        assert "a secret question" not in everything
+        assert "simulated answer" not in everything

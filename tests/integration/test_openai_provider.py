@@ -1,0 +1,256 @@
+"""The provider against a server that speaks OpenAI's protocol, and breaks it when it is asked to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+import pytest
+
+from producer.openai_provider import OpenAIProvider
+from producer.provider import Finish, Refused, Unavailable
+from shared.events import Item
+from tests.support.openai_server import OpenAIServer
+from tests.support.redis_server import free_port
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[OpenAIServer]:
+    async with OpenAIServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def provider(server: OpenAIServer) -> AsyncIterator[OpenAIProvider]:
+    provider = OpenAIProvider(api_key="", base_url=server.url, default_model="default", connections_max=10)
+    yield provider
+    await provider.close()
+
+
+def asking(script: dict[str, Any] | None = None, **parameters: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "say something"}], "script": script or {}, **parameters}
+
+
+async def answer(provider: OpenAIProvider, request: dict[str, Any], partial: str = "") -> tuple[list[Item], Finish]:
+    items: list[Item] = []
+    async with aclosing(provider.generate(request, partial)) as said:
+        async for part in said:
+            if isinstance(part, Finish):
+                return items, part
+            items += part
+    raise AssertionError("it ended without a Finish")
+
+
+async def partly(provider: OpenAIProvider, request: dict[str, Any], error: type[Exception]) -> tuple[list[Item], Any]:
+    """What came before the error, and the error."""
+    items: list[Item] = []
+
+    async def read() -> None:
+        async for part in provider.generate(request, ""):
+            assert not isinstance(part, Finish)
+            items.extend(part)
+
+    with pytest.raises(error) as raised:
+        await read()
+    return items, raised.value
+
+
+async def test_tokens_usage_and_reason_are_the_providers(provider: OpenAIProvider, server: OpenAIServer) -> None:
+    text = ["Hel", "lo", " wörld", " 😀", "\n\n", "\x00", '"}']
+    items, finish = await answer(provider, asking({"text": text}))
+    assert items == text
+    assert finish == Finish("stop", {"prompt_tokens": 2, "completion_tokens": 7, "total_tokens": 9})
+    assert server.tokens == 7
+
+
+async def test_parameters_pass_through_untouched(provider: OpenAIProvider, server: OpenAIServer) -> None:
+    unknown = {"nested": [1, None, {"a": "b"}]}
+    request = asking(
+        {"tokens": 1},
+        temperature=0.3,
+        unknown=unknown,
+        stream=False,
+        stream_options={"include_obfuscation": False},
+        simulate={"tokens": 5},
+    )
+    await answer(provider, request)
+    [body] = server.bodies
+    assert body.pop("stream_options") == {"include_usage": True, "include_obfuscation": False}
+    assert body == {
+        "model": "default",
+        "messages": request["messages"],
+        "stream": True,
+        "temperature": 0.3,
+        "unknown": unknown,
+        "script": {"tokens": 1},
+    }
+
+
+async def test_the_requests_own_model_is_asked(provider: OpenAIProvider, server: OpenAIServer) -> None:
+    request = asking({"tokens": 1}, model="a-model")
+    assert provider.model_of(request) == "a-model"
+    await answer(provider, request)
+    assert server.bodies[0]["model"] == "a-model"
+
+
+async def test_an_answer_that_was_cut_off_says_so(provider: OpenAIProvider) -> None:
+    items, finish = await answer(provider, asking({"tokens": 10}, max_tokens=3))
+    assert len(items) == 3
+    assert finish.reason == "length"
+
+
+async def test_an_answer_goes_on_from_a_partial_text(provider: OpenAIProvider, server: OpenAIServer) -> None:
+    whole, _ = await answer(provider, asking({"tokens": 10}))
+    begun = [item for item in whole[:4] if isinstance(item, str)]
+    request = asking({"tokens": 10})
+    rest, _ = await answer(provider, request, "".join(begun))
+    assert begun + rest == whole
+    assert len(request["messages"]) == 1, "the request itself stays as it was"
+
+
+async def test_tool_calls_reasoning_and_logprobs_are_kept(provider: OpenAIProvider) -> None:
+    call: dict[str, Any] = {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "weather", "arguments": '{"city":"Zürich 😀"}'},
+    }
+    items, finish = await answer(provider, asking({"text": ["a"], "reasoning": ["hm", " so"], "tool_calls": [call]}))
+    assert finish.reason == "tool_calls"
+    deltas: list[Any] = [orjson.loads(item)["delta"] if isinstance(item, bytes) else item for item in items]
+    assert deltas[:3] == [{"reasoning_content": "hm"}, {"reasoning_content": " so"}, "a"]
+    pieces = [delta["tool_calls"][0] for delta in deltas[3:]]
+    assert pieces[0]["id"] == "call_1"
+    assert pieces[0]["function"]["name"] == "weather"
+    assert "".join(piece["function"]["arguments"] for piece in pieces) == call["function"]["arguments"]
+
+    items, _ = await answer(provider, asking({"text": ["a"], "logprobs": True}))
+    [only] = items
+    assert orjson.loads(only) == {
+        "delta": {"content": "a"},
+        "logprobs": {"content": [{"token": "a", "logprob": -0.5}]},
+    }
+
+
+async def test_of_several_choices_the_first_is_text_and_the_others_are_kept(provider: OpenAIProvider) -> None:
+    items, finish = await answer(provider, asking({"text": ["a", "b"]}, n=3))
+    assert [item for item in items if isinstance(item, str)] == ["a", "b"]
+    others = [orjson.loads(item) for item in items if isinstance(item, bytes)]
+    for index in (1, 2):
+        mine = [other for other in others if other["index"] == index]
+        assert [one["delta"].get("content", "") for one in mine] == ["a", "b", ""]
+        assert mine[-1]["finish_reason"] == "stop"
+    assert finish.reason == "stop"
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504])
+async def test_what_may_pass_may_be_tried_again(provider: OpenAIProvider, server: OpenAIServer, status: int) -> None:
+    script = {"fail_status": status, "retry_after": 2.5, "times": 1, "key": "k", "tokens": 1}
+    items, error = await partly(provider, asking(script), Unavailable)
+    assert (items, error.retryable, error.retry_after_seconds) == ([], True, 2.5)
+    assert str(status) in str(error)
+    assert server.requests == 1, "the SDK itself tries nothing again"
+    items, _ = await answer(provider, asking(script))
+    assert len(items) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+async def test_what_the_provider_refuses_may_not(provider: OpenAIProvider, status: int) -> None:
+    error = {"message": "the reason why", "type": "invalid_request_error"}
+    items, refused = await partly(provider, asking({"fail_status": status, "error": error}), Refused)
+    assert (items, refused.retryable, refused.code) == ([], False, "provider_refused")
+    assert "the reason why" in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "kind", "code"),
+    [
+        (400, {"message": "no", "code": "content_filter"}, Refused, "content_filtered"),
+        (429, {"message": "no", "type": "insufficient_quota"}, Refused, "provider_refused"),
+        (429, {"message": "no", "type": "rate_limit"}, Unavailable, "provider_unavailable"),
+    ],
+)
+async def test_the_kind_of_an_error_counts(
+    provider: OpenAIProvider, status: int, error: dict[str, Any], kind: type[Exception], code: str
+) -> None:
+    _, raised = await partly(provider, asking({"fail_status": status, "error": error}), kind)
+    assert raised.code == code
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ({"message": "overloaded", "type": "server_error"}, Unavailable),
+        ({"message": "too long", "type": "invalid_request_error"}, Refused),
+        ({"message": "no", "code": "content_filter"}, Refused),
+    ],
+)
+async def test_an_error_inside_the_answer_ends_it(
+    provider: OpenAIProvider, error: dict[str, Any], kind: type[Exception]
+) -> None:
+    items, raised = await partly(provider, asking({"error_chunk_after": 3, "error": error}), kind)
+    assert len(items) == 3
+    assert error["message"] in str(raised)
+
+
+async def test_an_answer_that_breaks_off_may_be_tried_again(provider: OpenAIProvider) -> None:
+    script = {"break_after": 3, "times": 1, "tokens": 6, "tokens_per_second": 200}
+    items, error = await partly(provider, asking(script), Unavailable)
+    assert len(items) == 3
+    assert error.code == "provider_unavailable"
+    items, _ = await answer(provider, asking(script))
+    assert len(items) == 6
+
+
+async def test_an_answer_without_a_finish_reason_is_not_whole(provider: OpenAIProvider) -> None:
+    items, error = await partly(provider, asking({"tokens": 5, "no_finish": True}), Unavailable)
+    assert len(items) == 5
+    assert "finish_reason" in str(error)
+
+
+async def test_a_provider_that_is_not_there_is_unavailable() -> None:
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    provider = OpenAIProvider(api_key="", base_url=url, default_model="m", connections_max=1)
+    try:
+        await partly(provider, asking(), Unavailable)
+    finally:
+        await provider.close()
+
+
+@pytest.mark.parametrize("pace", [50, 0])
+async def test_closing_the_generator_stops_the_provider(
+    provider: OpenAIProvider, server: OpenAIServer, pace: float
+) -> None:
+    generating = provider.generate(asking({"tokens": 1_000_000, "tokens_per_second": pace}), "")
+    await anext(generating)
+    assert server.running == 1
+    await generating.aclose()
+    await wait_until(lambda: server.running == 0, within_seconds=2.0, what="the connection was closed")
+    assert server.aborted == 1
+    assert server.tokens < 1_000_000
+
+
+async def test_cancelling_the_reader_of_a_stalled_answer_stops_the_provider(
+    provider: OpenAIProvider, server: OpenAIServer
+) -> None:
+    reading = asyncio.create_task(answer(provider, asking({"stall_after": 2})))
+    await wait_until(lambda: server.tokens == 2)
+    assert not reading.done()
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    await wait_until(lambda: server.running == 0, within_seconds=2.0)
+    assert server.aborted == 1
+
+
+async def test_more_answers_than_connections_wait_for_their_turn(server: OpenAIServer) -> None:
+    provider = OpenAIProvider(api_key="", base_url=server.url, default_model="m", connections_max=4)
+    try:
+        answers = await asyncio.gather(*(answer(provider, asking({"tokens": 5})) for _ in range(20)))
+        assert [len(items) for items, _ in answers] == [5] * 20
+        assert server.running == 0
+        assert server.aborted == 0
+    finally:
+        await provider.close()

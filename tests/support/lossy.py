@@ -1,0 +1,44 @@
+"""A connection that loses things: what no real server does on demand."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from shared.errors import Disconnected
+from shared.log import Commands
+
+Argument = bytes | str | int | float
+
+
+class LossyCommands:
+    """Passes commands on, and loses some, drawn from the seed: half of those before, half after they were carried out."""
+
+    def __init__(self, commands: Commands, *, seed: int, share: float) -> None:
+        self._commands = commands
+        self._dice = random.Random(seed)
+        self.share = share
+        self.lost = 0
+
+    async def execute(self, *arguments: Argument) -> Any:
+        before, after = self._draw()
+        if before:
+            raise Disconnected
+        reply = await self._commands.execute(*arguments)
+        if after:
+            raise Disconnected
+        return reply
+
+    def send(self, arguments: tuple[Argument, ...], on_reply: Callable[[Any], None]) -> None:
+        before, after = self._draw()
+        if before:  # a command that Redis never sees, answered late, as a lost connection does
+            self._commands.send(("PING",), lambda _: on_reply(Disconnected()))
+        else:
+            self._commands.send(arguments, lambda reply: on_reply(Disconnected() if after else reply))
+
+    def _draw(self) -> tuple[bool, bool]:
+        lost = self._dice.random() < self.share
+        before = lost and self._dice.random() < 0.5
+        self.lost += lost
+        return before, lost and not before

@@ -1,0 +1,434 @@
+"""All of Midstream as real processes: Redis, gateways and workers, to be read, killed, frozen and started again.
+
+    async with System(gateways=2, workers=2, settings={"lease_seconds": 1}) as system:
+        stream_id = await system.create("a question", simulate={"tokens": 20})
+        reader = system.follow(stream_id, gateway=1)
+        await reader.until_end()
+
+When it is left, nothing runs any more, and no process may have logged a trace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+import redis.asyncio
+
+from shared.keys import log_key
+from shared.settings import described
+from shared.sse import Decoder, Message
+from tests.support.redis_server import RedisServer, binary_of
+from tests.support.waiting import wait_until
+
+_ROOT = Path(__file__).resolve().parents[2]
+_START_SECONDS_MAX = 30.0
+_END_SECONDS_MAX = 10.0
+_SHOWN_CHARACTERS = 3000
+_COMPLAINT = re.compile(r"Traceback \(most|was never (awaited|retrieved)|was destroyed|Exception in ASGI")
+"""What stands in a log only when something was not thought of."""
+
+
+def environment_of(settings: Mapping[str, object]) -> dict[str, str]:
+    """This process's environment with these settings, and no others of ours."""
+    variables = {one.name: one.env for one in described()}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MIDSTREAM_", "OPENAI_"))}
+    return {**inherited, **{variables[name]: str(value) for name, value in settings.items()}}
+
+
+class Process:
+    """One `python -m gateway` or `python -m producer`, which can be started again. Ends only what it started."""
+
+    def __init__(self, module: str, settings: Mapping[str, object], log: Path, arguments: Sequence[str] = ()) -> None:
+        self.module = module
+        self.settings = dict(settings)
+        self._log = log
+        self._command = [sys.executable, "-m", module, *arguments]
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._started_at = self._checked_to = 0
+
+    @property
+    def pid(self) -> int:
+        assert self._popen is not None
+        return self._popen.pid
+
+    @property
+    def runs(self) -> bool:
+        return self._popen is not None and self._popen.poll() is None
+
+    def start(self) -> None:
+        assert not self.runs, "it runs already"
+        self._started_at = self._log.stat().st_size if self._log.exists() else 0
+        with self._log.open("ab") as output:
+            self._popen = subprocess.Popen(
+                self._command, cwd=_ROOT, env=environment_of(self.settings), stdout=output, stderr=output
+            )
+
+    def send(self, what: signal.Signals) -> None:
+        assert self._popen is not None
+        self._popen.send_signal(what)
+
+    def kill(self) -> None:
+        """SIGKILL, also to one that is frozen."""
+        assert self._popen is not None
+        self._popen.kill()
+        self._popen.wait(_END_SECONDS_MAX)
+
+    async def exit_code(self, *, within_seconds: float = _END_SECONDS_MAX) -> int:
+        """The code with which it ends. AssertionError if it does not in time."""
+        assert self._popen is not None
+        try:
+            return await asyncio.to_thread(self._popen.wait, within_seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.module} still runs {within_seconds:g} s later\n{self.tail()}") from None
+
+    def logged(self) -> str:
+        """What it said since it was last started."""
+        return self._log.read_bytes()[self._started_at :].decode()
+
+    def tail(self) -> str:
+        """The end of what it said, for whoever looks for the reason of a failure."""
+        said = self._log.read_text() if self._log.exists() else ""
+        return f"--- {self._log.stem}\n{said[-_SHOWN_CHARACTERS:]}"
+
+    def assert_no_complaints(self) -> None:
+        """It has logged no trace since this was last asked."""
+        said = self._log.read_bytes()[self._checked_to :] if self._log.exists() else b""
+        self._checked_to += len(said)
+        found = _COMPLAINT.search(said.decode())
+        if found is not None:
+            raise AssertionError(
+                f"{self._log.stem} logged a complaint:\n{said.decode()[max(0, found.start() - 500) :]}"
+            )
+
+
+class Reader:
+    """One connection that follows a stream, with httpx2, until it ends or is left. It never reconnects by itself."""
+
+    def __init__(self, http: httpx2.AsyncClient, url: str, *, after: str = "") -> None:
+        self._http = http
+        self._url = url
+        self._after = after
+        self._decoder = Decoder()
+        self.status = 0
+        self.headers: Mapping[str, str] = {}
+        self.body = bytearray()
+        self.messages: list[Message] = []
+        self.error: Exception | None = None
+        """Why the body was not whole; None while it comes, and when it ended as HTTP wants it."""
+        self._task = asyncio.create_task(self._read())
+
+    @property
+    def ended(self) -> bool:
+        return self._task.done()
+
+    @property
+    def last_id(self) -> str:
+        """What an EventSource would send as Last-Event-ID."""
+        return self._decoder.last_id or self._after
+
+    @property
+    def retry_milliseconds(self) -> int | None:
+        return self._decoder.retry_milliseconds
+
+    @property
+    def tokens(self) -> list[str]:
+        """The text of every token event that came, in the order in which they came."""
+        return [
+            json.loads(one.data)["token"] for one in self.messages if one.event == "message" and '"token"' in one.data
+        ]
+
+    def named(self, event: str) -> list[Any]:
+        """The data of the events of this name."""
+        return [json.loads(one.data) for one in self.messages if one.event == event]
+
+    async def until_tokens(self, count: int, *, within_seconds: float = 15.0) -> None:
+        def enough() -> bool:
+            assert not self.ended or len(self.tokens) >= count, f"ended after {len(self.tokens)} tokens: {self!r}"
+            return len(self.tokens) >= count
+
+        await wait_until(enough, within_seconds=within_seconds, what=f"{count} tokens")
+
+    async def until_event(self, event: str, *, within_seconds: float = 15.0) -> Any:
+        """The data of the first event of this name."""
+        await wait_until(
+            lambda: self.named(event), within_seconds=within_seconds, what=f"the event {event!r}: {self!r}"
+        )
+        return self.named(event)[0]
+
+    async def until_end(self, *, within_seconds: float = 30.0) -> Self:
+        """Wait until the response has ended, as HTTP wants it."""
+        await wait_until(lambda: self.ended, within_seconds=within_seconds, what=f"the end of the response: {self!r}")
+        if self.error is not None:
+            raise AssertionError(f"the response broke off: {self!r}") from self.error
+        return self
+
+    async def leave(self) -> None:
+        """Close the connection, as a reader does that goes away."""
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _read(self) -> None:
+        headers = {"last-event-id": self._after} if self._after else {}
+        try:
+            async with self._http.stream("GET", self._url, headers=headers) as response:
+                self.status, self.headers = response.status_code, response.headers
+                async for part in response.aiter_bytes():
+                    self.body += part
+                    self.messages.extend(self._decoder.feed(part))
+        except httpx2.HTTPError as error:
+            self.error = error
+
+    def __repr__(self) -> str:
+        return f"Reader({self._url} after {self._after!r}: {self.status}, {len(self.body)} bytes, {self.messages[-3:]}, {self.error!r})"
+
+
+@dataclass
+class Answer:
+    """What a client that does as api.md says has in the end."""
+
+    tokens: list[str] = field(default_factory=list)
+    deltas: list[Any] = field(default_factory=list)
+    started: dict[str, Any] | None = None
+    restarted: list[dict[str, Any]] = field(default_factory=list)
+    end: str = ""
+    """The name of the terminal event."""
+    end_data: Any = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.tokens)
+
+
+def answer_of(*connections: Iterable[Message]) -> Answer:
+    """Put together what one reader got over one connection or several. AssertionError for a hole, a repetition, a disorder."""
+    answer, attempt, offset = Answer(), 0, 0
+    for message in (message for connection in connections for message in connection):
+        assert not answer.end, f"{message} came after {answer.end}"
+        assert message.event != "gap", f"events are missing: {message}"
+        if message.event == "live":
+            continue
+        data, at = json.loads(message.data), f"{message}, after {attempt}-{offset}"
+        if message.event in ("started", "restarted"):
+            assert message.id == f"{attempt + 1}-0" or message.event == "restarted", at
+            attempt, offset = data["attempt"], data.get("base", 0)
+            assert message.id == f"{attempt}-0", at
+            if message.event == "started":
+                answer.started = data
+            else:
+                answer.restarted.append(data)
+                assert offset <= len(answer.tokens), at
+                del answer.tokens[offset:], answer.deltas[:]
+        elif message.event == "message":
+            offset += 1
+            assert message.id == f"{attempt}-{offset}", at
+            if "token" in data:
+                answer.tokens.append(data["token"])
+            else:
+                answer.deltas.append(data["delta"])
+        else:
+            assert message.event in ("done", "failed", "cancelled"), at
+            assert message.id in (f"{attempt}-{offset + 1}", f"{attempt + 1}-0"), at
+            answer.end, answer.end_data = message.event, data
+    return answer
+
+
+class System:
+    """Redis, gateways and workers of its own.
+
+    `tcp` and `durable` are as in RedisServer. `redis` is one that the caller runs. `settings` are named as in shared.settings, and go
+    to all processes, `gateway_settings` and `worker_settings` to these.
+    """
+
+    def __init__(
+        self,
+        *,
+        gateways: int = 1,
+        workers: int = 1,
+        settings: Mapping[str, object] | None = None,
+        gateway_settings: Mapping[str, object] | None = None,
+        worker_settings: Mapping[str, object] | None = None,
+        tcp: bool = False,
+        durable: bool = False,
+    ) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="midstream-system-"))
+        self.redis = RedisServer("redis" if binary_of("redis") else "valkey", tcp=tcp, durable=durable)
+        common = {"redis_url": self.redis.url, **(settings or {})}
+        self.gateways = [
+            self._process("gateway", index, {**common, "port": 0, **(gateway_settings or {})})
+            for index in range(gateways)
+        ]
+        self.workers = [
+            self._process("producer", index, {**common, **(worker_settings or {})}) for index in range(workers)
+        ]
+        self._readers: list[Reader] = []
+
+    async def __aenter__(self) -> Self:
+        self.http = httpx2.AsyncClient(
+            timeout=30.0, limits=httpx2.Limits(max_connections=None), verify=False, trust_env=False
+        )
+        self.commands: Any = redis.asyncio.Redis.from_url(self.redis.url, protocol=2)
+        try:
+            await asyncio.to_thread(self.redis.start)
+            for process in (*self.gateways, *self.workers):
+                process.start()
+            for index in range(len(self.gateways)):
+                await self._until_gateway_is_up(index)
+            for index in range(len(self.workers)):
+                await self._until_worker_is_up(index)
+        except BaseException as error:
+            error.add_note(self.tails())
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            error.add_note(self.tails())
+        try:
+            if error is None:
+                self.assert_no_complaints()
+        finally:
+            await self._close()
+
+    # --- processes
+
+    def gateway_url(self, index: int = 0) -> str:
+        return f"http://127.0.0.1:{self.gateways[index].settings['port']}"
+
+    async def start_gateway(self, index: int) -> None:
+        """Start a gateway that has ended, on the port that it had."""
+        self.gateways[index].start()
+        await self._until_gateway_is_up(index)
+
+    async def start_worker(self, index: int) -> None:
+        self.workers[index].start()
+        await self._until_worker_is_up(index)
+
+    async def worker_of(self, stream_id: str) -> Process:
+        """The worker process whose attempt is the newest of this stream."""
+        entries = await self.commands.xrange(log_key(stream_id))
+        told = [fields.get(b"started") or fields.get(b"restarted") for _, fields in entries]
+        name = json.loads([one for one in told if one][-1])["worker"]
+        (worker,) = [one for one in self.workers if one.runs and one.pid == int(name.split("-")[-2])]
+        return worker
+
+    def assert_no_complaints(self) -> None:
+        """No process has logged a trace since this was last asked."""
+        for process in (*self.gateways, *self.workers):
+            process.assert_no_complaints()
+
+    def tails(self) -> str:
+        return "\n".join(process.tail() for process in (*self.gateways, *self.workers))
+
+    # --- requests
+
+    async def create(
+        self,
+        prompt: str = "Tell me a story.",
+        *,
+        gateway: int = 0,
+        headers: Mapping[str, str] | None = None,
+        **body: Any,
+    ) -> str:
+        """Ask for a generation; the stream's id."""
+        response = await self.http.post(
+            f"{self.gateway_url(gateway)}/v1/streams",
+            json={"messages": [{"role": "user", "content": prompt}], **body},
+            headers=headers,
+        )
+        assert response.status_code == 201, response.text
+        return str(response.json()["id"])
+
+    def events_url(self, stream_id: str, *, gateway: int = 0) -> str:
+        return f"{self.gateway_url(gateway)}/v1/streams/{stream_id}/events"
+
+    def follow(self, stream_id: str, *, gateway: int = 0, after: str = "", query: str = "") -> Reader:
+        """A reader of the stream; it is left behind, at the latest, when the system ends."""
+        reader = Reader(self.http, self.events_url(stream_id, gateway=gateway) + query, after=after)
+        self._readers.append(reader)
+        return reader
+
+    async def state(self, stream_id: str, *, gateway: int = 0, wait_seconds: float | None = None) -> dict[str, Any]:
+        query = "" if wait_seconds is None else f"?wait={wait_seconds:g}"
+        response = await self.http.get(f"{self.gateway_url(gateway)}/v1/streams/{stream_id}{query}")
+        assert response.status_code == 200, response.text
+        state: dict[str, Any] = response.json()
+        return state
+
+    async def until_status(self, stream_id: str, *statuses: str, within_seconds: float = 15.0) -> dict[str, Any]:
+        """The state, once it has one of these."""
+
+        async def has_it() -> bool:
+            return (await self.state(stream_id))["status"] in statuses
+
+        await wait_until(has_it, within_seconds=within_seconds, what=f"{stream_id} is {statuses}")
+        return await self.state(stream_id)
+
+    async def metric(self, name: str, *, gateway: int = 0) -> float:
+        """A gateway's counter or gauge, all labels together."""
+        text = (await self.http.get(f"{self.gateway_url(gateway)}/metrics")).text
+        values = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
+        assert values, f"there is no metric {name}"
+        return sum(map(float, values))
+
+    async def logs(self) -> list[bytes]:
+        """The keys of all streams' logs."""
+        return [key async for key in self.commands.scan_iter(match="midstream:{*}:log")]
+
+    # --- helpers
+
+    def _process(self, module: str, index: int, settings: Mapping[str, object]) -> Process:
+        return Process(module, settings, self._directory / f"{module}-{index}.log")
+
+    async def _until_gateway_is_up(self, index: int) -> None:
+        gateway = self.gateways[index]
+
+        async def ready() -> bool:
+            assert gateway.runs, f"the gateway ended:\n{gateway.tail()}"
+            told = re.search(r"gateway is up: http://127\.0\.0\.1:(\d+)", gateway.logged())
+            if told is None:
+                return False
+            gateway.settings["port"] = int(told[1])  # and this one again, when it is started again
+            with suppress(httpx2.TransportError):
+                return (await self.http.get(f"{self.gateway_url(index)}/readyz")).status_code == 200
+            return False
+
+        await wait_until(ready, within_seconds=_START_SECONDS_MAX, what=f"gateway {index} is ready")
+
+    async def _until_worker_is_up(self, index: int) -> None:
+        worker = self.workers[index]
+
+        def up() -> bool:
+            assert worker.runs, f"the worker ended:\n{worker.tail()}"
+            return " is up: " in worker.logged()
+
+        await wait_until(up, within_seconds=_START_SECONDS_MAX, what=f"worker {index} is up")
+
+    async def _close(self) -> None:
+        for reader in self._readers:
+            await reader.leave()
+        await self.http.aclose()
+        await self.commands.aclose()
+        for process in (*self.gateways, *self.workers):
+            if process.runs:
+                process.kill()
+        self.redis.close()
+        shutil.rmtree(self._directory, ignore_errors=True)

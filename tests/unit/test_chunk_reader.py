@@ -1,0 +1,171 @@
+"""What an OpenAI-compatible provider's bytes become."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from producer import openai_provider
+from producer.openai_provider import _ChunkReader
+from producer.provider import ProviderError, Refused, Unavailable
+from shared.events import Entry, Item, encode_items, events_of
+from shared.ids import EventId
+
+
+def chunk(delta: Any, **choice: Any) -> bytes:
+    """A chunk as Python's json writes it: half of a surrogate pair is escaped, as JavaScript does it."""
+    return b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta, **choice}]}).encode() + b"\n\n"
+
+
+def read(*parts: bytes) -> list[Item]:
+    reader = _ChunkReader()
+    return [item for part in parts for item in reader.feed(part)]
+
+
+def test_plain_text_is_tokens() -> None:
+    assert read(chunk({"content": "a"}), chunk({"content": "b", "role": "assistant"}), chunk({"content": "ü"})) == [
+        "a",
+        "b",
+        "ü",
+    ]
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {},
+        None,
+        {"role": "assistant"},
+        {"role": "assistant", "content": ""},
+        {"content": ""},
+        {"content": None},
+        {"role": "assistant", "content": "", "refusal": None, "tool_calls": []},
+    ],
+)
+def test_what_says_nothing_is_no_token(delta: Any) -> None:
+    assert read(chunk(delta), chunk(delta, finish_reason=None)) == []
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{"}}]},
+        {"reasoning_content": "hm"},
+        {"refusal": "no"},
+        {"content": "a", "reasoning_content": "hm"},
+        {"content": [{"type": "text", "text": "a"}]},
+        {"audio": {"data": "AA=="}},
+    ],
+)
+def test_what_is_not_plain_text_is_kept_as_it_was_said(delta: dict[str, Any]) -> None:
+    [item] = read(chunk(delta))
+    assert isinstance(item, bytes)
+    assert orjson.loads(item) == {"delta": delta}
+
+
+def test_further_choices_are_kept_with_their_end() -> None:
+    reader = _ChunkReader()
+    items = reader.feed(chunk({"content": "b"}, index=1) + chunk({}, index=1, finish_reason="length"))
+    assert [orjson.loads(item) for item in items] == [
+        {"delta": {"content": "b"}, "index": 1},
+        {"delta": {}, "index": 1, "finish_reason": "length"},
+    ]
+    assert reader.finish_reason is None, "the first choice goes on"
+    reader.feed(chunk({}, finish_reason="stop"))
+    assert reader.finish_reason == "stop"
+
+
+def test_the_end_and_the_usage_are_read() -> None:
+    reader = _ChunkReader()
+    usage = {"total_tokens": 3}
+    assert reader.feed(chunk({"content": "a"}, finish_reason="stop")) == ["a"]
+    assert reader.feed(b"data: " + orjson.dumps({"choices": [], "usage": usage}) + b"\n\n") == []
+    assert not reader.complete
+    assert reader.feed(b"data: [DONE]\n\n" + chunk({"content": "after"})) == []
+    assert (reader.finish_reason, reader.usage, reader.complete) == ("stop", usage, True)
+
+
+STREAM = b"".join(
+    [
+        b": comment\n\nevent: x\nid: 1\n",
+        chunk({"role": "assistant"}),
+        chunk({"content": "a\n\n"}),
+        chunk({"content": "ü😀"}).replace(b"\n", b"\r\n"),
+        b'data:{"choices":[{"delta":{"content":"' + "ö".encode() + b'"}}]}\n\n',
+        chunk({"tool_calls": [{"index": 0}]}),
+        chunk({"content": "b"}, index=1),
+        chunk({}, finish_reason="stop"),
+        b"data: [DONE]\n\n",
+    ]
+)
+
+
+@given(st.lists(st.integers(0, len(STREAM))))
+def test_however_it_is_cut_it_says_the_same(cuts: list[int]) -> None:
+    edges = [0, *sorted(cuts), len(STREAM)]
+    parts = [STREAM[a:b] for a, b in pairwise(edges)]
+    whole = read(STREAM)
+    assert len(whole) == 5
+    assert read(*parts) == whole
+
+
+@pytest.mark.parametrize("code", [0xD83D, 0xDE00])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda half: {"content": half},
+        lambda half: {"content": half, "reasoning_content": half},
+        lambda half: {"tool_calls": [{"index": 0, "function": {"arguments": half}}]},
+        lambda half: {"tool_calls": [{"function": {"arguments": half, "large": 2**70, "nan": float("nan")}}]},
+    ],
+)
+def test_half_of_a_surrogate_pair_can_be_stored_and_read_back(code: int, make: Any) -> None:
+    half = f"a{chr(code)}b"
+    items = read(chunk(make(half)), chunk({"content": "after"}))
+    for stored in ([items[0]], items):
+        entry = Entry(EventId(1, len(stored)), *encode_items(stored))
+        for event in events_of(entry):
+            event.value.decode()
+            assert event.field == b"t" or isinstance(orjson.loads(event.value), dict)
+
+
+def test_a_whole_surrogate_pair_is_one_character() -> None:
+    assert read(b'data: {"choices":[{"delta":{"content":"\\ud83d\\ude00"}}]}\n') == ["😀"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code"),
+    [
+        ({"message": "overloaded"}, Unavailable, "provider_unavailable"),
+        ({"message": "m", "code": 503}, Unavailable, "provider_unavailable"),
+        ({"message": "m", "code": 400}, Refused, "provider_refused"),
+        ({"message": "m", "type": "invalid_request_error"}, Refused, "provider_refused"),
+        ({"message": "m", "code": "content_filter"}, Refused, "content_filtered"),
+        ("just text", Unavailable, "provider_unavailable"),
+        (["odd"], Unavailable, "provider_unavailable"),
+        ({"message": "m" * 100_000}, Unavailable, "provider_unavailable"),
+    ],
+)
+def test_an_error_chunk_is_an_error(error: Any, kind: type[ProviderError], code: str) -> None:
+    with pytest.raises(kind) as raised:
+        read(b"data: " + orjson.dumps({"error": error}) + b"\n\n")
+    assert raised.value.code == code
+    assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize("payload", [b"not json", b"[1]", b'"text"', b"1", b"{", b"\xff"])
+def test_what_is_not_a_chunk_is_an_error(payload: bytes) -> None:
+    with pytest.raises(Unavailable):
+        read(b"data: " + payload + b"\n\n")
+
+
+def test_an_endless_line_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_provider, "_LINE_BYTES_MAX", 1000)
+    with pytest.raises(Unavailable, match="1000 bytes"):
+        read(b"data: " + b"x" * 1000)

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import events
+from shared.events import Accepted, Entry, Item, Policies, encode_items, events_of, text_of
+from shared.ids import EventId
+
+encodable = st.text(st.characters(exclude_categories=["Cs"]))
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | encodable,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(encodable, inner, max_size=3),
+    max_leaves=8,
+)
+deltas = st.dictionaries(encodable, json_values).map(orjson.dumps)
+
+
+@given(st.lists(encodable | deltas, min_size=1, max_size=20), st.integers(1, 9), st.integers(0, 10**9))
+def test_what_is_encoded_comes_back_item_by_item(items: list[Item], attempt: int, base: int) -> None:
+    entry = Entry(EventId(attempt, base + len(items)), *encode_items(items))
+    told = events_of(entry)
+    assert [event.id for event in told] == [EventId(attempt, base + 1 + index) for index in range(len(items))]
+    for event, item in zip(told, items, strict=True):
+        if isinstance(item, str):
+            assert (event.field, event.value) == (events.TOKEN, item.encode())
+        else:
+            assert (event.field, orjson.loads(event.value)) == (events.DELTA, orjson.loads(item))
+
+
+def test_one_item_is_stored_bare() -> None:
+    assert encode_items(["a"]) == (b"t", b"a")
+    assert encode_items([b'{"delta":{}}']) == (b"d", b'{"delta":{}}')
+    assert encode_items(["a", b'{"delta":{}}', ""]) == (b"b", b'["a",{"delta":{}},""]')
+
+
+@pytest.mark.parametrize("field", [events.ACCEPTED, events.STARTED, events.DONE, events.DELETED])
+def test_an_entry_that_is_not_a_batch_is_one_event(field: bytes) -> None:
+    assert events_of(Entry(EventId(1, 2), field, b"{}")) == [(EventId(1, 2), field, b"{}")]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        (events.TOKEN, "wörd".encode(), "wörd"),
+        (events.DELTA, b'{"delta":{"content":"a"},"logprobs":{}}', "a"),
+        (events.DELTA, b'{"delta":{"content":"a"},"index":1}', ""),
+        (events.DELTA, b'{"delta":{"content":null,"tool_calls":[]}}', ""),
+        (events.DELTA, b'{"delta":{"content":[{"type":"text"}]}}', ""),
+        (events.DELTA, b'{"delta":null}', ""),
+        (events.DONE, b"{}", ""),
+    ],
+)
+def test_the_text_of_an_event_is_that_of_the_first_choice(field: bytes, value: bytes, text: str) -> None:
+    assert text_of(field, value) == text
+
+
+@pytest.mark.parametrize("seconds", [None, 0.0, 12.5])
+def test_a_request_is_loaded_as_it_was_stored(seconds: float | None) -> None:
+    request: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "ü"}], "unknown": None}
+    accepted = Accepted(request, Policies(seconds, "fail"), 12.5, "someone", {"a": "b"})
+    assert Accepted.load(accepted.stored()) == accepted

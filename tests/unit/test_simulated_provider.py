@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from producer.provider import Finish, Unavailable
+from producer.simulated_provider import DEFAULT_TOKENS, SimulatedProvider
+
+
+def asking(prompt: str = "hello", /, **parameters: Any) -> dict[str, Any]:
+    simulate = {"tokens_per_second": 0, **parameters.pop("simulate", {})}
+    return {"messages": [{"role": "user", "content": prompt}], "simulate": simulate, **parameters}
+
+
+async def said_by(request: dict[str, Any], partial: str = "") -> tuple[list[str], Finish]:
+    words: list[str] = []
+    async for said in SimulatedProvider().generate(request, partial):
+        if isinstance(said, Finish):
+            return words, said
+        words += [word for word in said if isinstance(word, str)]
+    raise AssertionError("it ended without a Finish")
+
+
+async def test_the_same_prompt_gives_the_same_answer() -> None:
+    words, finish = await said_by(asking())
+    assert (words, finish) == await said_by(asking())
+    assert len(words) == DEFAULT_TOKENS
+    assert finish == Finish("stop", {"prompt_tokens": 1, "completion_tokens": 80, "total_tokens": 81})
+
+
+async def test_another_prompt_or_seed_gives_another() -> None:
+    answers = [(await said_by(one))[0] for one in (asking(), asking("bye"), asking(seed=1), asking(seed=2))]
+    assert len({"".join(words) for words in answers}) == 4
+
+
+async def test_the_pace_does_not_change_the_answer() -> None:
+    slow, _ = await said_by(asking(simulate={"tokens": 30, "tokens_per_second": 1000}))
+    assert slow == (await said_by(asking(simulate={"tokens": 30})))[0]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_an_answer_goes_on_from_any_place(tokens: int, kept: int) -> None:
+    async def run() -> None:
+        whole, _ = await said_by(asking(simulate={"tokens": tokens}))
+        rest, _ = await said_by(asking(simulate={"tokens": tokens}), "".join(whole[:kept]))
+        assert whole[:kept] + rest == whole
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(run())
+    loop.close()
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize(("limit", "count", "reason"), [(3, 3, "length"), (10, 10, "stop"), (99, 10, "stop")])
+async def test_a_limit_cuts_the_answer_off(name: str, limit: int, count: int, reason: str) -> None:
+    parameters: dict[str, Any] = {name: limit}
+    words, finish = await said_by(asking(simulate={"tokens": 10}, **parameters))
+    assert (len(words), finish.reason) == (count, reason)
+
+
+async def test_it_ends_as_it_was_asked_to() -> None:
+    _, finish = await said_by(asking(simulate={"tokens": 2, "finish_reason": "content_filter"}))
+    assert finish.reason == "content_filter"
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 70])
+@pytest.mark.parametrize("pace", [0, 5000])
+async def test_it_breaks_off_after_so_many_tokens(count: int, pace: int) -> None:
+    words: list[Any] = []
+
+    async def read() -> None:
+        simulate = {"tokens": 100, "fail_after": count, "tokens_per_second": pace}
+        async for said in SimulatedProvider().generate(asking(simulate=simulate), ""):
+            assert not isinstance(said, Finish)
+            words.extend(said)
+
+    with pytest.raises(Unavailable):
+        await read()
+    assert len(words) == count
+
+
+async def test_it_falls_silent_after_so_many_tokens() -> None:
+    answer = SimulatedProvider().generate(asking(simulate={"tokens": 100, "stall_after": 3}), "")
+    assert len(await anext(answer)) == 3  # type: ignore[arg-type]
+    waiting = asyncio.ensure_future(anext(answer))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await answer.aclose()
