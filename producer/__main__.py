@@ -62,6 +62,8 @@ async def work(settings: Settings, ready_fd: int | None) -> None:
     """Run one worker until it is asked to stop; a byte goes to `ready_fd` once it is up. Raises Unusable."""
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     provider = make_provider(settings)
+    if settings.provider_on_cancel not in ("close", "drain"):
+        raise Unusable(f"MIDSTREAM_PROVIDER_ON_CANCEL={settings.provider_on_cancel!r}: close or drain is wanted")
     server = await check(settings.redis_url, within_seconds=settings.redis_start_seconds)
     connection = RespConnection(
         RedisAddress.parse(settings.redis_url),

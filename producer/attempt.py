@@ -32,6 +32,7 @@ from shared.lifecycle import History, fold
 from shared.log import EventLog
 from shared.patience import patiently
 from shared.queue import Claim
+from shared.receipt import Deliveries
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -54,10 +55,20 @@ class HandedBack(MidstreamError):
 class Run:
     """The work on one claim. `acknowledge` says at its end whether the request is done with, for every worker."""
 
-    def __init__(self, claim: Claim, *, log: EventLog, provider: Provider, settings: Settings, worker: str) -> None:
+    def __init__(
+        self,
+        claim: Claim,
+        *,
+        log: EventLog,
+        deliveries: Deliveries,
+        provider: Provider,
+        settings: Settings,
+        worker: str,
+    ) -> None:
         self.claim = claim
         self.stream_id = claim.stream_id
         self._log = log
+        self._deliveries = deliveries
         self._provider = provider
         self._settings = settings
         self._worker = worker
@@ -66,6 +77,9 @@ class Run:
         self._writer: Writer | None = None
         self._pump: asyncio.Task[Finish] | None = None
         self._stopped: MidstreamError | None = None
+        self._halted = asyncio.Event()
+        self._unread: asyncio.Task[Finish] | None = None
+        """What is left of a cancelled answer, where it is read to its end for the usage."""
         self._cancel_after_seconds: float | None = None
         self._began_at = self._heard_at = time.monotonic()
         self._first_token_came = False
@@ -79,6 +93,7 @@ class Run:
                 return True
             await self._answer(*writer_and_history)
             self.ended_here = True
+            await self._drain_for_usage()
             return True
         except HandedBack:
             return False
@@ -86,6 +101,8 @@ class Run:
             newest = await patiently(lambda: self._log.newest(self.stream_id))
             ended = not newest or newest[-1].field in events.TERMINAL
             logger.info("stream %s: %s", self.stream_id, "ended by another" if ended else "taken over by another")
+            if ended:
+                await self._drain_for_usage()
             return ended
         except LogFull as error:  # before the attempt could begin
             told = self._failed("log_full", str(error), retryable=False)
@@ -93,13 +110,15 @@ class Run:
             logger.warning("stream %s: failed: log_full: %s", self.stream_id, error)
             self.ended_here = True
             return True
+        finally:
+            if self._unread is not None:
+                self._unread.cancel()
 
     def stop(self, why: MidstreamError) -> None:
         """Stop generating, for the first reason that comes."""
         if self._stopped is None:
             self._stopped = why
-            if self._pump is not None:
-                self._pump.cancel()
+            self._halted.set()
 
     def watch(self, now: float) -> None:
         """Look, a few times a second, at what no token would tell: time limits, the last reader, the log's own end."""
@@ -222,7 +241,10 @@ class Run:
             try:
                 return await self._generate(writer, history)
             except ProviderError as error:
+                if self._stopped is not None and self._stopped is not error:
+                    raise self._stopped from None
                 self._stopped = None
+                self._halted.clear()
                 in_mid_answer = self._first_token_came
                 if not await self._try_again(writer, history, error, tries):
                     raise
@@ -236,20 +258,21 @@ class Run:
         self._first_token_came = False
         if self._stopped is not None:
             raise self._stopped
-        self._pump = asyncio.get_running_loop().create_task(
+        self._pump = pump = asyncio.get_running_loop().create_task(
             self._read_provider(writer, history.accepted.request, history.text)
         )
         try:
-            finish = await self._pump
-            await writer.drained()
-            return finish
-        except asyncio.CancelledError:
-            if self._stopped is None:
-                self._pump.cancel()
-                raise
+            await self._until_done_or_halted(pump)
+            if pump.done():
+                finish = pump.result()
+                await writer.drained()
+                return finish
+            assert self._stopped is not None
+            if self._settings.provider_on_cancel == "drain" and isinstance(self._stopped, Fenced | LastReaderGone):
+                self._unread = pump
             if isinstance(self._stopped, ProviderError | LastReaderGone | HandedBack):
                 await writer.drained()
-            raise self._stopped from None
+            raise self._stopped
         except MidstreamError:
             raise
         except Exception as error:
@@ -257,6 +280,35 @@ class Run:
             raise Refused(f"the provider's answer could not be read: {error!r}", code="provider_unreadable") from None
         finally:
             self._pump = None
+            if self._unread is not pump:
+                await self._closed(pump)
+
+    async def _until_done_or_halted(self, task: asyncio.Task[Any]) -> None:
+        halted = asyncio.get_running_loop().create_task(self._halted.wait())
+        try:
+            await asyncio.wait({task, halted}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            halted.cancel()
+
+    @staticmethod
+    async def _closed(task: asyncio.Task[Any]) -> None:
+        """Cancel a task and see it end: with the provider's answer, its connection is closed."""
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # known already, or of no interest any more
+
+    async def _drain_for_usage(self) -> None:
+        """Read a cancelled answer to its end, writing none of it: some bill it whole, and only the end tells how much."""
+        if self._unread is None:
+            return
+        try:
+            async with asyncio.timeout(self._settings.attempt_seconds):
+                finish = await self._unread
+            if finish.usage is not None:
+                await self._deliveries.note_usage(self.stream_id, finish.usage)
+        except (MidstreamError, TimeoutError) as error:
+            logger.info("stream %s: the usage of what was cancelled is not known: %s", self.stream_id, error)
 
     async def _read_provider(self, writer: Writer, request: dict[str, Any], partial: str) -> Finish:
         async with aclosing(self._provider.generate(request, partial)) as answer:
@@ -265,6 +317,8 @@ class Run:
                     return said
                 self._heard_at = time.monotonic()
                 self._first_token_came = True
+                if self._stopped is not None:
+                    continue
                 writer.push(said)
                 if writer.crowded:
                     await writer.room()
@@ -292,6 +346,7 @@ class Run:
         await self._pause(pause_seconds)
         if not in_mid_answer:
             return True
+        await writer.drained()
         history_now = fold(await patiently(lambda: self._log.read_all(self.stream_id)))
         if history_now.ended or history_now.attempt != history.attempt:
             raise Fenced
@@ -302,15 +357,13 @@ class Run:
 
     async def _pause(self, seconds: float) -> None:
         """Wait, unless something stops the run meanwhile. Raises what stopped it."""
-        self._pump = asyncio.get_running_loop().create_task(asyncio.sleep(seconds, Finish("", None)))
+        pause = asyncio.get_running_loop().create_task(asyncio.sleep(seconds))
         try:
-            await self._pump
-        except asyncio.CancelledError:
-            if self._stopped is None:
-                raise
-            raise self._stopped from None
+            await self._until_done_or_halted(pause)
         finally:
-            self._pump = None
+            await self._closed(pause)
+        if self._stopped is not None:
+            raise self._stopped
 
     # --- ends
 

@@ -112,7 +112,14 @@ class Worker:
                     self._start(claim)
 
     def _start(self, claim: Claim) -> None:
-        run = Run(claim, log=self._log, provider=self._provider, settings=self._settings, worker=self._name)
+        run = Run(
+            claim,
+            log=self._log,
+            deliveries=self._deliveries,
+            provider=self._provider,
+            settings=self._settings,
+            worker=self._name,
+        )
         self._runs[claim.entry_id] = run
         self._tasks[claim.entry_id] = asyncio.create_task(self._run(run))
 

@@ -31,6 +31,7 @@ CONNECTIONS_MAX = 1000
 """Connections listed per stream: a client that flaps for an hour at one a second stays within; each costs 200 bytes."""
 RECEIPT_LINE_SECONDS = 1.0
 """How long after a stream's end its line is written."""
+_USAGE = b"usage"
 _ABANDONED_SECONDS = 60.0
 """A connection that is not closed so long after its stream's end belonged to a gateway that was killed."""
 
@@ -61,6 +62,14 @@ class Delivered:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What is noted beside a log: its connections, the oldest first, and a usage that came after the stream's end."""
+
+    connections: list[dict[str, Any]]
+    late_usage: dict[str, Any] | None = None
+
+
 class Deliveries:
     """The notes, over one connection to Redis."""
 
@@ -75,10 +84,17 @@ class Deliveries:
         keys = [log_key(stream_id), deliveries_key(stream_id)]
         await self.DELIVER.run(self._commands, keys, delivered.connection, delivered.stored(), CONNECTIONS_MAX)
 
-    async def read(self, stream_id: str) -> list[dict[str, Any]]:
-        """All notes of a stream, the oldest connection first."""
+    async def note_usage(self, stream_id: str, usage: dict[str, Any]) -> None:
+        """Store what the provider said of an answer after its stream had ended. Raises like `note`."""
+        keys = [log_key(stream_id), deliveries_key(stream_id)]
+        await self.DELIVER.run(self._commands, keys, _USAGE, orjson.dumps(usage), CONNECTIONS_MAX + 1)
+
+    async def read(self, stream_id: str) -> Notes:
+        """All notes of a stream."""
         reply = await self._commands.execute("HGETALL", deliveries_key(stream_id))
-        return sorted((orjson.loads(note) for note in reply[1::2]), key=lambda note: float(note["opened_at"]))
+        noted = {name: orjson.loads(note) for name, note in zip(reply[::2], reply[1::2], strict=True)}
+        late_usage = noted.pop(_USAGE, None)
+        return Notes(sorted(noted.values(), key=lambda note: float(note["opened_at"])), late_usage)
 
 
 @dataclass(slots=True)
@@ -108,17 +124,17 @@ def _attempts(entries: list[Entry]) -> dict[int, _Attempt]:
     return attempts
 
 
-def receipt(stream_id: str, entries: list[Entry], notes: list[dict[str, Any]]) -> dict[str, Any]:
+def receipt(stream_id: str, entries: list[Entry], notes: Notes) -> dict[str, Any]:
     """The body of `GET /v1/streams/{id}/receipt` (api.md section 1), from a log and the notes on its connections."""
     history = fold(entries)
     attempts = _attempts(entries)
     state = history.state(stream_id)
     standing = len(history.items)
-    highest = max((EventId.parse(note["to"]) for note in notes), default=EventId(0, 0))
+    highest = max((EventId.parse(note["to"]) for note in notes.connections), default=EventId(0, 0))
     delivered = _standing_of(highest, attempts, standing)
     abandoned = history.ended_at is not None and time.time() - history.ended_at > _ABANDONED_SECONDS
     connections = []
-    for note in notes:
+    for note in notes.connections:
         if note["outcome"] is None and abandoned:
             note = {**note, "outcome": "error"}
         start, reached = EventId.parse(note["from"]), EventId.parse(note["to"])
@@ -130,7 +146,7 @@ def receipt(stream_id: str, entries: list[Entry], notes: list[dict[str, Any]]) -
         "metadata": state["metadata"],
         "generated": {
             "tokens": standing,
-            "usage": state["usage"],
+            "usage": state["usage"] or notes.late_usage,
             "attempts": [
                 {"attempt": number, "tokens": one.reached - one.base, "outcome": one.outcome}
                 for number, one in sorted(attempts.items())

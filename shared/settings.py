@@ -50,6 +50,12 @@ class Settings:
         "", "URL", "The provider's address, with its /v1; not told: OpenAI's own.", env="OPENAI_BASE_URL"
     )
 
+    provider_on_cancel: str = _setting(
+        "close",
+        "close, drain",
+        "What becomes of a cancelled answer: its connection is closed, or, for a provider that bills it whole all the same, it is read to its end for the usage.",
+    )
+
     redis_start_seconds: float = _setting(
         2.5, "seconds", "How long a starting process tries to reach Redis before it says that it cannot.", least=0.1
     )

@@ -117,3 +117,24 @@ async def test_the_process_that_ends_a_stream_logs_its_receipt() -> None:
         everything = system.tails()
         assert "a secret question" not in everything
         assert "simulated answer" not in everything
+
+
+async def test_a_provider_that_bills_what_is_cancelled_is_read_to_its_end() -> None:
+    settings = {"provider_on_cancel": "drain"}
+    async with System(worker_settings=settings) as system:
+        stream_id = await system.create(simulate={"tokens": 120, "tokens_per_second": 60})
+        reader = system.follow(stream_id)
+        await reader.until_tokens(10)
+        await system.http.post(f"{system.gateway_url()}/v1/streams/{stream_id}/cancel")
+        await reader.until_end()
+        kept = (await system.state(stream_id))["tokens"]
+        assert kept < 120
+        assert (await receipt(system, stream_id))["generated"]["usage"] is None
+
+        async def told() -> bool:
+            return (await receipt(system, stream_id))["generated"]["usage"] is not None
+
+        await wait_until(told, what="the usage of what was cancelled")
+        whole = await receipt(system, stream_id)
+        assert whole["generated"]["usage"]["completion_tokens"] == 120
+        assert whole["generated"]["tokens"] == (await system.state(stream_id))["tokens"] == kept

@@ -1,0 +1,246 @@
+"""A worker that asks a real OpenAI-compatible server over HTTP, whose own counters say what was generated."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from shared.keys import log_key
+from tests.support.openai_server import OpenAIServer
+from tests.support.system import System, answer_of
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+TICKING = {"tokens": 2000, "tokens_per_second": 50}
+GRACE_SECONDS = 0.5
+
+
+@dataclass
+class Model:
+    server: OpenAIServer
+    system: System
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server() -> AsyncIterator[OpenAIServer]:
+    async with OpenAIServer() as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(server: OpenAIServer) -> AsyncIterator[System]:
+    async with System(gateways=2, settings={"provider": "openai", "openai_base_url": server.url}) as system:
+        yield system
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def model(server: OpenAIServer, system: System) -> AsyncIterator[Model]:
+    """The server and the system, at rest before and after."""
+    assert server.running == 0
+    yield Model(server, system)
+    await wait_until(lambda: server.running == 0, what="the provider is at rest")
+
+
+async def cancel(system: System, stream_id: str) -> dict[str, Any]:
+    response = await system.http.post(f"{system.gateway_url(1)}/v1/streams/{stream_id}/cancel")
+    assert response.status_code == 200
+    state: dict[str, Any] = response.json()
+    return state
+
+
+async def test_answer_and_usage_are_the_provider_s(model: Model) -> None:
+    said = ["Grüße", " 👋🏽", ' "quoted"\n', " \u2028", " end"]
+    stream_id = await model.system.create("one two three", model="some-model", script={"text": said})
+    answer = answer_of((await model.system.follow(stream_id).until_end()).messages)
+    assert answer.started == {"attempt": 1, "model": "some-model"}
+    assert answer.tokens == said
+    assert answer.end_data == {
+        "finish_reason": "stop",
+        "truncated": False,
+        "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8},
+    }
+    state = await model.system.state(stream_id)
+    assert (state["status"], state["text"], state["tokens"]) == ("completed", "".join(said), 5)
+    assert state["usage"] == answer.end_data["usage"]
+
+
+async def test_parameters_reach_the_provider_untouched(model: Model) -> None:
+    more: dict[str, Any] = {
+        "temperature": 0.3,
+        "stop": ["\n\n"],
+        "logit_bias": {"50256": -100},
+        "user": "someone",
+        "unheard_of": [1],
+    }
+    stream_id = await model.system.create("hello", model="m", midstream={"metadata": {"a": "b"}}, **more)
+    await model.system.until_status(stream_id, "completed")
+    body = model.server.bodies[-1]
+    assert {name: body.get(name) for name in more} == more
+    assert body["messages"] == [{"role": "user", "content": "hello"}]
+    assert (body["model"], body["stream"]) == ("m", True)
+    assert "midstream" not in body
+
+
+async def test_cut_off_by_length(model: Model) -> None:
+    stream_id = await model.system.create("long", max_tokens=7, script={"tokens": 50})
+    answer = answer_of((await model.system.follow(stream_id).until_end()).messages)
+    assert len(answer.tokens) == 7
+    assert (answer.end_data["finish_reason"], answer.end_data["truncated"]) == ("length", True)
+    state = await model.system.state(stream_id)
+    assert (state["status"], state["truncated"]) == ("completed", True)
+
+
+async def test_tool_calls_are_deltas(model: Model) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Zürich"}'}}
+    stream_id = await model.system.create("weather?", script={"text": ["Let me", " see."], "tool_calls": [call]})
+    answer = answer_of((await model.system.follow(stream_id).until_end()).messages)
+    assert answer.tokens == ["Let me", " see."]
+    pieces = [piece for delta in answer.deltas for piece in delta["tool_calls"]]
+    assert pieces[0]["id"] == "call_1"
+    assert pieces[0]["function"]["name"] == "weather"
+    assert "".join(piece["function"]["arguments"] for piece in pieces) == call["function"]["arguments"]  # type: ignore[index]
+    assert answer.end_data["finish_reason"] == "tool_calls"
+    assert (await model.system.state(stream_id))["text"] == "Let me see."
+
+
+async def test_cancel_stops_the_provider_within_a_second(model: Model) -> None:
+    stream_id = await model.system.create("cancel", script=TICKING)
+    reader = model.system.follow(stream_id)
+    await reader.until_tokens(20)
+    state = await cancel(model.system, stream_id)
+    assert state["status"] == "cancelled"
+    await wait_until(lambda: model.server.running == 0, within_seconds=1.0, what="the provider's connection is closed")
+    produced = model.server.tokens
+    answer = answer_of((await reader.until_end()).messages)
+    assert (answer.end, answer.end_data) == ("cancelled", {"by": "client"})
+    assert answer.text == state["text"]
+    assert await cancel(model.system, stream_id) == state  # once more changes nothing
+    assert model.server.tokens == produced
+
+
+@pytest.mark.parametrize("stall_after", [0, 5])
+async def test_cancel_while_the_provider_is_silent(model: Model, stall_after: int) -> None:
+    stream_id = await model.system.create("silent", script={"tokens": 50, "stall_after": stall_after})
+    reader = model.system.follow(stream_id)
+    await reader.until_event("started")
+    await reader.until_tokens(stall_after)
+    await wait_until(lambda: model.server.running == 1, what="the provider was asked")
+    await cancel(model.system, stream_id)
+    await wait_until(lambda: model.server.running == 0, within_seconds=1.0, what="the provider's connection is closed")
+    assert answer_of((await reader.until_end()).messages).end == "cancelled"
+
+
+async def test_the_last_reader_leaves(model: Model) -> None:
+    midstream = {"on_disconnect": {"cancel_after": GRACE_SECONDS}}
+    stream_id = await model.system.create("leave", script=TICKING, midstream=midstream)
+    readers = [model.system.follow(stream_id, gateway=index) for index in (0, 1)]
+    for reader in readers:
+        await reader.until_tokens(10)
+    await readers[0].leave()
+    await readers[1].until_tokens(
+        len(readers[1].tokens) + int(50 * 3 * GRACE_SECONDS)
+    )  # one goes on, far past the grace
+    assert model.server.running == 1
+    await readers[1].leave()
+    await wait_until(lambda: model.server.running == 0, within_seconds=GRACE_SECONDS + 1.5, what="it has stopped")
+    answer = answer_of((await model.system.follow(stream_id).until_end()).messages)
+    assert (answer.end, answer.end_data) == ("cancelled", {"by": "disconnect"})
+    assert (await model.system.state(stream_id))["status"] == "cancelled"
+
+
+async def test_nobody_ever_came(model: Model) -> None:
+    midstream = {"on_disconnect": {"cancel_after": GRACE_SECONDS}}
+    stream_id = await model.system.create("nobody", script=TICKING, midstream=midstream)
+    await model.system.until_status(stream_id, "cancelled", within_seconds=GRACE_SECONDS + 3.0)
+
+
+async def test_a_reload_within_the_grace(model: Model) -> None:
+    midstream = {"on_disconnect": {"cancel_after": 2}}
+    stream_id = await model.system.create(
+        "reload", script={"tokens": 200, "tokens_per_second": 50}, midstream=midstream
+    )
+    parts = []
+    after = ""
+    for gateway in (0, 1, 0):
+        reader = model.system.follow(stream_id, gateway=gateway, after=after)
+        await reader.until_tokens(30)
+        await reader.leave()
+        parts.append(reader.messages)
+        after = reader.last_id
+    last = await model.system.follow(stream_id, gateway=1, after=after).until_end()
+    answer = answer_of(*parts, last.messages)
+    assert (answer.end, len(answer.tokens)) == ("done", 200)
+
+
+async def test_continue_needs_no_reader(model: Model) -> None:
+    midstream = {"on_disconnect": "continue"}
+    stream_id = await model.system.create("alone", script={"tokens": 60, "tokens_per_second": 60}, midstream=midstream)
+    assert (await model.system.state(stream_id, wait_seconds=20))["tokens"] == 60
+
+
+async def test_delete_stops_it_and_leaves_a_tombstone(model: Model) -> None:
+    stream_id = await model.system.create("delete", script=TICKING)
+    reader = model.system.follow(stream_id)
+    await reader.until_tokens(10)
+    url = f"{model.system.gateway_url(1)}/v1/streams/{stream_id}"
+    assert (await model.system.http.delete(url)).status_code == 204
+    await wait_until(lambda: model.server.running == 0, within_seconds=1.0, what="the provider's connection is closed")
+    assert answer_of((await reader.until_end()).messages).end == "cancelled"
+    for request in (model.system.http.get(url), model.system.http.get(url + "/events"), model.system.http.delete(url)):
+        assert (await request).status_code == 404
+    keys = [key async for key in model.system.commands.scan_iter(match=f"*{stream_id}*")]
+    assert keys == [log_key(stream_id)]
+    entries = await model.system.commands.xrange(keys[0])
+    assert [list(fields) for _, fields in entries] == [[b"deleted"]]
+    assert 0 < await model.system.commands.ttl(keys[0]) <= 300
+
+
+async def test_refused_by_the_provider(model: Model) -> None:
+    error = {"message": "no such model", "type": "invalid_request_error", "code": "model_not_found"}
+    stream_id = await model.system.create("refused", script={"fail_status": 404, "error": error})
+    answer = answer_of((await model.system.follow(stream_id).until_end()).messages)
+    assert answer.end == "failed"
+    assert answer.end_data["retryable"] is False
+    assert "no such model" in answer.end_data["message"]
+    assert (await model.system.state(stream_id))["error"] == answer.end_data
+
+
+async def test_tried_again_before_the_first_token_and_nobody_sees(model: Model) -> None:
+    script = {"tokens": 10, "key": "busy", "times": 2, "fail_status": 429, "retry_after": 0.05}
+    stream_id = await model.system.create("again", script=script)
+    answer = answer_of((await model.system.follow(stream_id).until_end()).messages)
+    assert (answer.end, len(answer.tokens), answer.restarted) == ("done", 10, [])
+
+
+@pytest.mark.parametrize("policy", ["restart", "continue", "fail"])
+async def test_the_provider_breaks_off_in_mid_answer(model: Model, policy: str) -> None:
+    script = {"tokens": 40, "tokens_per_second": 200, "key": policy, "times": 1, "break_after": 15}
+    whole = await model.system.create(f"break {policy}", script={"tokens": 40})
+    expected = (await model.system.until_status(whole, "completed"))["text"]
+    stream_id = await model.system.create(f"break {policy}", script=script, midstream={"on_interrupt": policy})
+    answer = answer_of((await model.system.follow(stream_id).until_end()).messages)
+    state = await model.system.state(stream_id)
+    assert answer.text == state["text"]
+    if policy == "fail":
+        assert (answer.end, len(answer.tokens)) == ("failed", 15)
+        assert answer.end_data["retryable"] is True
+        assert expected.startswith(answer.text)
+    else:
+        assert (answer.end, answer.text) == ("done", expected)
+        assert [one["base"] for one in answer.restarted] == [15 if policy == "continue" else 0]
+
+
+@pytest.mark.parametrize("wrong", [{"stream_options": 5}, {"stream_options": "all"}, {"extra": {"a": float(10**18)}}])
+async def test_odd_parameters_end_in_an_answer_or_a_clear_error(model: Model, wrong: dict[str, Any]) -> None:
+    response = await model.system.http.post(
+        f"{model.system.gateway_url()}/v1/streams",
+        json={"messages": [{"role": "user", "content": "odd"}], "script": {"tokens": 3}, **wrong},
+    )
+    if response.status_code != 400:
+        assert response.status_code == 201
+        await model.system.until_status(response.json()["id"], "completed", "failed")
