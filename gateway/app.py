@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -13,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from gateway.problems import Problem
+from gateway.problems import Problem, stopping
 from gateway.readers import Delivery
 from gateway.requests import (
     IDEMPOTENCY_KEY_CHARACTERS_MAX,
@@ -46,13 +48,16 @@ def make_app(
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         handler = subscribe.route(scope)
-        if handler is None:
-            await api(scope, receive, send)
-            return
         try:
-            await handler(scope, receive, send)
+            await (handler or api)(scope, receive, send)
         except Problem as problem:
             await problem.response()(scope, receive, send)
+        except asyncio.CancelledError:
+            if not delivery.draining:
+                raise
+            # The time to leave is up. Who waits for an answer is told so; a response that has begun is cut off.
+            with contextlib.suppress(RuntimeError):
+                await stopping().response()(scope, receive, send)
 
     return app
 
@@ -83,7 +88,7 @@ def _routes(streams: Streams, delivery: Delivery, commands: Commands, settings: 
     async def create(request: Request) -> Response:
         """Ask for a generation: an OpenAI Chat Completions request with an optional `midstream` object."""
         if delivery.draining:
-            raise Problem(503, "this gateway is about to stop; try again", retry_after_seconds=1)
+            raise stopping()
         body = parse_body(await _body(request, settings.body_bytes_max))
         generation, policies, metadata = check_generation(body, settings.default_model)
         key = request.headers.get("idempotency-key")

@@ -56,14 +56,14 @@ class Pages:
         self._under_way: dict[tuple[str, Face, int, int], asyncio.Task[Page]] = {}
         self.reads = 0
 
-    async def after(self, stream_id: str, face: Face, cursor: EventId, newest: EventId) -> tuple[bytes, EventId] | None:
+    async def after(self, stream_id: str, face: Face, cursor: EventId) -> tuple[bytes, EventId] | None:
         """The next piece of history after `cursor`, and the cursor behind it; None when the log has nothing there.
 
-        `newest` is the id up to which the caller knows the log to be written. Raises Disconnected.
+        Raises Disconnected.
         """
         if cursor == BEGINNING:
             cursor = EventId(1, -1)  # nothing that readers see stands before 1-0
-        found = (await self._page(stream_id, face, cursor.attempt, cursor.offset + 1, newest)).after(cursor)
+        found = (await self._page(stream_id, face, cursor.attempt, cursor.offset + 1)).after(cursor)
         if found is not None:
             return found
         following = await self._log.read(stream_id, cursor, 1)
@@ -73,9 +73,9 @@ class Pages:
         if attempt > cursor.attempt:
             cursor = EventId(attempt, -1)
             offset = 0
-        return (await self._page(stream_id, face, attempt, offset, newest)).after(cursor)
+        return (await self._page(stream_id, face, attempt, offset)).after(cursor)
 
-    async def _page(self, stream_id: str, face: Face, attempt: int, offset: int, newest: EventId) -> Page:
+    async def _page(self, stream_id: str, face: Face, attempt: int, offset: int) -> Page:
         first = offset - offset % self._page_events
         key = (stream_id, face, attempt, first)
         page = self._kept.get(key)
@@ -84,17 +84,20 @@ class Pages:
             return page
         task = self._under_way.get(key)
         if task is None:
-            task = self._under_way[key] = asyncio.create_task(self._read(key, newest))
+            task = self._under_way[key] = asyncio.create_task(self._read(key))
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
         return await asyncio.shield(task)
 
-    async def _read(self, key: tuple[str, Face, int, int], newest: EventId) -> Page:
+    async def _read(self, key: tuple[str, Face, int, int]) -> Page:
         stream_id, face, attempt, first = key
         last = EventId(attempt, first + self._page_events - 1)
-        entries = await self._log.read_between(stream_id, EventId(attempt, first), last)
+        # Complete is a page behind which the log goes on: asked at once, since Redis may have forgotten what a tail has seen.
+        newest, entries = await asyncio.gather(
+            self._log.newest(stream_id), self._log.read_between(stream_id, EventId(attempt, first), last)
+        )
         self.reads += 1
         page = Page(face, stream_id, _listed(entries))
-        if newest > last:
+        if newest and newest[0].id > last:
             self._keep(key, page)
         return page
 

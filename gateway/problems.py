@@ -45,3 +45,7 @@ def away() -> Problem:
 
 def full() -> Problem:
     return Problem(503, "Redis has reached its maxmemory: no new stream can be stored now", retry_after_seconds=10)
+
+
+def stopping() -> Problem:
+    return Problem(503, "this gateway is about to stop; try again", retry_after_seconds=1)

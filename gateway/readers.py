@@ -43,6 +43,8 @@ _AGE_SLOTS_PER_SECOND = 4
 _SLOW_SECONDS = 5.0
 """A connection that ends after its socket was full for so long was too slow, whoever ended it."""
 _BUSY_GRACE_SECONDS = 5
+_MISS_SECONDS, _MISSES_MAX = 0.1, 50
+"""A worker that lives writes again what Redis forgot within a second; after five its log will not come back."""
 
 
 class Reader:
@@ -215,7 +217,7 @@ class Delivery:
                 if not more:
                     reader.outcome, reader.closed = "completed", True
                 self._push(reader, message)
-            if len(ring) > 2 * ring_events:
+            if len(ring) > ring_events + ring_events // 4:  # not at every event: a trim moves the whole ring
                 self._trim(tail)
 
     def _push(self, reader: Reader, message: dict[str, Any]) -> None:
@@ -299,18 +301,25 @@ class Delivery:
     async def _catch_up(self, reader: Reader) -> None:
         """Through pages of the log until the ring has the rest."""
         tail = reader.tail
-        pause_seconds = 0.02
+        pause_seconds, misses = 0.02, 0
         try:
             while reader.cursor < tail.ring.base and not reader.closed:
                 try:
-                    found = await self._pages.after(tail.stream_id, reader.face, reader.cursor, tail.last)
+                    found = await self._pages.after(tail.stream_id, reader.face, reader.cursor)
                 except (Disconnected, RedisRefused):
                     await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))
                     pause_seconds = min(pause_seconds * 2, 0.5)
                     continue
-                if found is None:  # nothing stands between here and the ring
-                    reader.cursor = max(reader.cursor, tail.ring.base)
-                    break
+                if (
+                    found is None
+                ):  # the log lacks what was there: deleted, expired, or forgotten until its worker repairs it
+                    misses += 1
+                    if tail.ended is not None or misses > _MISSES_MAX:
+                        reader.busy = False
+                        self.close_reader(reader, "error")
+                        return
+                    await asyncio.sleep(_MISS_SECONDS)
+                    continue
                 body, reader.cursor = found
                 metrics.PAGES_SENT.inc()
                 await reader.send({"type": "http.response.body", "body": body, "more_body": True})

@@ -27,6 +27,12 @@ def parse_body(body: bytes) -> dict[str, Any]:
         raise Problem(400, f"the body is not JSON in UTF-8: {error}") from None
     if not isinstance(parsed, dict):
         _wrong("the body", "a JSON object", parsed)
+    try:
+        orjson.dumps(
+            [[parsed]]
+        )  # as deep as it is ever stored; what can be read can be deeper than what can be written
+    except TypeError:
+        raise Problem(400, "the body is nested too deeply: 250 levels are the most") from None
     return parsed
 
 

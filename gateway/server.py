@@ -70,6 +70,7 @@ class Server(uvicorn.Server):
         logger.info("stopping: sending the readers away")
         self._on_exit()
         super().handle_exit(sig, frame)
+        self._captured_signals.clear()  # else uvicorn raises it again in the end, and the process dies of it, not closed
 
 
 async def serve(settings: Settings, listening: socket.socket) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs
 import orjson
 
 from gateway.faces import NATIVE, PROMPT, Face
-from gateway.problems import Problem, away, not_found
+from gateway.problems import Problem, away, not_found, stopping
 from gateway.readers import Delivery, Reader, Send
 from gateway.requests import prompt_request
 from gateway.streams import Streams
@@ -133,7 +133,7 @@ class Subscribe:
 
     def _refuse_if_full(self) -> None:
         if self._delivery.draining:
-            raise Problem(503, "this gateway is about to stop; try again", retry_after_seconds=1)
+            raise stopping()
         if self._delivery.readers >= self._settings.connections_max:
             raise Problem(503, "this gateway has as many readers as it may have", retry_after_seconds=2)
 

@@ -91,7 +91,7 @@ def _tell(url: str, prompt: str, model: str | None) -> int:
         if story.end or cut_after is None:
             break
         last = story.ids[-1]
-        print(paint("31", f"  ✂ connection cut after token {len(story.tokens)}"), flush=True)
+        print(paint("31", f"\n  ✂ connection cut after token {len(story.tokens)}"), flush=True)
         time.sleep(_AWAY_SECONDS)
         print(paint("32", f"  ↻ back again, Last-Event-ID: {last}"), flush=True)
     print("\n")

@@ -20,6 +20,7 @@ from typing import IO
 
 from gateway.server import listen
 from midstream import guard
+from producer.provider import provider_name
 from shared.errors import Unusable
 from shared.redis import check
 from shared.settings import Settings
@@ -87,6 +88,7 @@ class LocalMidstream:
     # --- starting
 
     def _start(self) -> None:
+        provider_name(self._settings)  # what is wrong is said here, and not in the middle of what the children log
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", str(guard.__file__)], stdin=subprocess.PIPE, start_new_session=True
         )

@@ -6,13 +6,18 @@ import sys
 
 import orjson
 
-from midstream.client import follow
+from midstream.client import StreamError, follow
 from shared.ids import is_stream_id
 
 
 def tail(target: str, *, server: str, last_event_id: str, as_json: bool, give_up_seconds: float) -> int:
     """0: the answer is complete; 1: it failed; 3: it was cancelled. Raises StreamError."""
-    url = f"{server.rstrip('/')}/v1/streams/{target}/events" if is_stream_id(target) else target
+    if is_stream_id(target):
+        url = f"{server.rstrip('/')}/v1/streams/{target}/events"
+    elif target.startswith(("http://", "https://")):
+        url = target
+    else:
+        raise StreamError(f"{target!r} is neither a stream's id (36 characters) nor an http:// or https:// URL")
     tokens: list[str] = []
 
     def note(text: str) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import uvloop
 
 from producer.openai_provider import OpenAIProvider
-from producer.provider import Provider
+from producer.provider import Provider, provider_name
 from producer.simulated_provider import SimulatedProvider
 from producer.worker import Worker
 from shared.errors import Unusable
@@ -40,30 +40,23 @@ logger = logging.getLogger("producer")
 
 def make_provider(settings: Settings) -> Provider:
     """The provider that the settings name. Raises Unusable."""
-    name = settings.provider or ("openai" if settings.openai_api_key or settings.openai_base_url else "simulated")
+    name = provider_name(settings)
     if name == "simulated":
-        logger.warning("answers are SIMULATED: neither OPENAI_API_KEY nor OPENAI_BASE_URL is set")
+        why = "as asked for" if settings.provider else "neither OPENAI_API_KEY nor OPENAI_BASE_URL is set"
+        logger.warning("answers are SIMULATED: %s", why)
         return SimulatedProvider()
-    if name == "openai":
-        if not settings.openai_api_key and not settings.openai_base_url:
-            raise Unusable(
-                "the openai provider needs OPENAI_API_KEY, or OPENAI_BASE_URL for a server that wants no key"
-            )
-        return OpenAIProvider(
-            api_key=settings.openai_api_key,
-            base_url=settings.openai_base_url,
-            default_model=settings.default_model,
-            connections_max=settings.worker_concurrency,
-        )
-    raise Unusable(f"MIDSTREAM_PROVIDER={name!r}: openai or simulated is wanted")
+    return OpenAIProvider(
+        api_key=settings.openai_api_key,
+        base_url=settings.openai_base_url,
+        default_model=settings.default_model,
+        connections_max=settings.worker_concurrency,
+    )
 
 
 async def work(settings: Settings, ready_fd: int | None) -> None:
     """Run one worker until it is asked to stop; a byte goes to `ready_fd` once it is up. Raises Unusable."""
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     provider = make_provider(settings)
-    if settings.provider_on_cancel not in ("close", "drain"):
-        raise Unusable(f"MIDSTREAM_PROVIDER_ON_CANCEL={settings.provider_on_cancel!r}: close or drain is wanted")
     server = await check(settings.redis_url, within_seconds=settings.redis_start_seconds)
     connection = RespConnection(
         RedisAddress.parse(settings.redis_url),

@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from shared.errors import MidstreamError
+from shared.errors import MidstreamError, Unusable
 from shared.events import Item
+from shared.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +59,16 @@ class Provider(Protocol):
 
     async def close(self) -> None:
         """Give back what is held open."""
+
+
+def provider_name(settings: Settings) -> str:
+    """Which provider the settings name. Raises Unusable for one that there is not, or that lacks something."""
+    told = bool(settings.openai_api_key or settings.openai_base_url)
+    name = settings.provider or ("openai" if told else "simulated")
+    if name not in ("openai", "simulated"):
+        raise Unusable(f"MIDSTREAM_PROVIDER={name!r}: openai or simulated is wanted")
+    if name == "openai" and not told:
+        raise Unusable("the openai provider needs OPENAI_API_KEY, or OPENAI_BASE_URL for a server that wants no key")
+    if settings.provider_on_cancel not in ("close", "drain"):
+        raise Unusable(f"MIDSTREAM_PROVIDER_ON_CANCEL={settings.provider_on_cancel!r}: close or drain is wanted")
+    return name

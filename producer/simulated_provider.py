@@ -1,6 +1,6 @@
 """A provider without a provider: the same answer for the same prompt and seed, at a given pace, with faults to order.
 
-The request's `simulate` object (api: `shared.requests`) says how many tokens, how fast, how it ends, and after how many
+The request's `simulate` object (docs/how-to/connect-a-provider.md) says how many tokens, how fast, how it ends, and after how many
 tokens the provider breaks off or falls silent. It counts a token as one word of made-up text, and says what it is.
 """
 

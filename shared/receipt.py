@@ -53,8 +53,8 @@ class Delivered:
             {
                 "id": self.connection,
                 "gateway": self.gateway,
-                "from": str(self.start),
-                "to": str(self.reached),
+                "from": _told(self.start),
+                "to": _told(self.reached),
                 "opened_at": self.opened_at,
                 "closed_at": self.closed_at,
                 "outcome": self.outcome,
@@ -68,6 +68,11 @@ class Notes:
 
     connections: list[dict[str, Any]]
     late_usage: dict[str, Any] | None = None
+
+
+def _told(cursor: EventId) -> str:
+    """A place as an id; the one just before `k-0`, where a reader may begin, has none of its own."""
+    return str(EventId(cursor.attempt, max(0, cursor.offset)))
 
 
 class Deliveries:

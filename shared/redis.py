@@ -46,6 +46,8 @@ class RedisAddress:
         except ValueError:
             raise Unusable(f"the Redis URL cannot be read: {wanted}") from None
         username, password = unquote(parts.username or ""), unquote(parts.password or "")
+        if parts.scheme not in ("redis", "rediss", "unix"):
+            raise Unusable(f"the Redis URL cannot be used: {wanted}")
         database = parts.path.strip("/") if parts.scheme != "unix" else parse_qs(parts.query).get("db", ["0"])[0]
         if database and not database.isdecimal():
             raise Unusable(f"the Redis URL's database must be a number: {wanted}")
@@ -138,6 +140,13 @@ def _code_of(error: Exception) -> str:
     return "" if str(error).startswith(code) else code
 
 
+def _reason_of(error: BaseException) -> str:
+    """What the system said, without what redis-py says around it."""
+    cause = error.__cause__ or error
+    told = getattr(cause, "strerror", None) or str(cause)
+    return str(told).strip().rstrip(".").lower() or "no answer"
+
+
 async def check(url: str, *, within_seconds: float) -> str:
     """The server's name and version, once it answers. Raises Unusable when it cannot be reached, or cannot serve."""
     address = RedisAddress.parse(url)
@@ -156,7 +165,7 @@ async def check(url: str, *, within_seconds: float) -> str:
                     raise Unusable(f"Redis at {address} answers: {error}") from None
             except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
                 if time.monotonic() > deadline:
-                    reason = str(error) or "no answer"
+                    reason = _reason_of(error)
                     raise Unusable(
                         f"Redis at {address} cannot be reached within {within_seconds:g} s: {reason}. "
                         "Is it running, and is MIDSTREAM_REDIS_URL right?"

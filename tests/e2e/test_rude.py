@@ -274,7 +274,7 @@ async def test_deep_nesting(system: System, depth: int, name: str) -> None:
     nested: Any = "end"
     for _ in range(depth):
         nested = [nested] if name == "messages" else {"a": nested}
-    body: dict[str, Any] = {"messages": HELLO, name: nested}
+    body: dict[str, Any] = {"messages": HELLO, "simulate": {"tokens": 1}, name: nested}
     if name == "messages":
         body["messages"] = [{"role": "user", "content": nested}]
     answer = await system.http.post(f"{system.gateway_url()}/v1/streams", content=json.dumps(body))
@@ -349,7 +349,9 @@ async def test_wrong_values_are_named(system: System, name: str, values: list[An
     ],
 )
 async def test_odd_but_possible(system: System, body: dict[str, Any]) -> None:
-    answer = await system.http.post(f"{system.gateway_url()}/v1/streams", json={"messages": HELLO, **body})
+    answer = await system.http.post(
+        f"{system.gateway_url()}/v1/streams", json={"messages": HELLO, "simulate": {"tokens": 1}, **body}
+    )
     assert answer.status_code == 201, answer.text
     state = await system.state(answer.json()["id"], wait_seconds=10)
     assert state["status"] == ("failed" if (body.get("simulate") or {}).get("fail_after") == 0 else "completed"), state
@@ -420,12 +422,14 @@ async def test_redis_that_may_evict(system: System) -> None:
     assert (await system.http.get(f"{system.gateway_url()}/readyz")).status_code == 200
 
 
-async def fails_to_start(module: str, directory: Path, settings: dict[str, object]) -> str:
+async def fails_to_start(
+    module: str, directory: Path, settings: dict[str, object], *, within_seconds: float = 5.0
+) -> str:
     """The one line that it says before it ends with 1."""
     process = Process(module, {"port": 0, "redis_start_seconds": 0.5, **settings}, directory / f"{module}.log")
     process.start()
     try:
-        assert await process.exit_code(within_seconds=5.0) == 1
+        assert await process.exit_code(within_seconds=within_seconds) == 1
     finally:
         if process.runs:
             process.kill()
@@ -436,53 +440,53 @@ async def fails_to_start(module: str, directory: Path, settings: dict[str, objec
     return lines[0]
 
 
-BOTH = pytest.mark.parametrize("module", ["gateway", "producer"])
+async def both_fail_to_start(directory: Path, settings: dict[str, object]) -> list[str]:
+    """The same of a gateway and of a worker."""
+    return await asyncio.gather(*(fails_to_start(module, directory, settings) for module in ("gateway", "producer")))
 
 
-@BOTH
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"redis_url": "http://127.0.0.1:6379"}, "redis://host:6379/0"),
-        ({"redis_url": "redis://"}, "redis://host:6379/0"),
         ({"redis_url": "redis://127.0.0.1:port/0"}, "redis://host:6379/0"),
-        ({"redis_url": "redis://127.0.0.1/zero"}, "must be a number"),
         ({"redis_url": "unix:///nowhere/redis.sock"}, "cannot be reached"),
-        ({"redis_url": "redis://no-such-host.invalid:6379"}, "cannot be reached"),
-        ({"redis_url": "redis://:secret-word@127.0.0.1:1/0"}, "cannot be reached"),
+        ({"redis_url": "redis://:secret-word@no-such-host.invalid:6379"}, "cannot be reached"),
         ({"lease_seconds": "soon"}, "MIDSTREAM_LEASE_SECONDS"),
-        ({"lease_seconds": -1}, "MIDSTREAM_LEASE_SECONDS"),
         ({"log_level": "loud"}, "MIDSTREAM_LOG_LEVEL"),
     ],
 )
-async def test_wrong_settings(module: str, settings: dict[str, object], words: str, tmp_path: Path) -> None:
-    said = await fails_to_start(module, tmp_path, settings)
-    assert words in said
-    assert "secret-word" not in said
+async def test_wrong_settings(settings: dict[str, object], words: str, tmp_path: Path) -> None:
+    for said in await both_fail_to_start(tmp_path, settings):
+        assert words in said
+        assert "secret-word" not in said
+
+
+BOTH = pytest.mark.parametrize("module", ["gateway", "producer"])
 
 
 @BOTH
 async def test_redis_is_not_there(module: str, tmp_path: Path) -> None:
-    url = f"redis://127.0.0.1:{free_port()}/0"
-    settings: dict[str, object] = {"redis_url": url, "redis_start_seconds": ""}  # its default: 3 s
-    assert "MIDSTREAM_REDIS_URL" in await fails_to_start(module, tmp_path, settings)
+    """With the default patience, less than 3 s; the rest is the time in which a busy machine gets the process going."""
+    settings: dict[str, object] = {"redis_url": f"redis://127.0.0.1:{free_port()}/0", "redis_start_seconds": ""}
+    said = await fails_to_start(module, tmp_path, settings, within_seconds=8.0)
+    assert "cannot be reached within 2.5 s" in said
+    assert "MIDSTREAM_REDIS_URL" in said
 
 
-@BOTH
-async def test_redis_accepts_and_says_nothing(module: str, tmp_path: Path) -> None:
+async def test_redis_accepts_and_says_nothing(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
-        assert "cannot be reached" in await fails_to_start(module, tmp_path, {"redis_url": url})
+        assert all("cannot be reached" in said for said in await both_fail_to_start(tmp_path, {"redis_url": url}))
 
 
-@BOTH
 @pytest.mark.parametrize("login", ["", ":wrong-word@", "someone:wrong-word@"])
-async def test_redis_wants_another_password(module: str, login: str, tmp_path: Path) -> None:
+async def test_redis_wants_another_password(login: str, tmp_path: Path) -> None:
     with RedisServer("redis" if binary_of("redis") else "valkey", tcp=True, password="right") as server:
         url = f"redis://{login}127.0.0.1:{server.port}/0"
-        said = await fails_to_start(module, tmp_path, {"redis_url": url})
-    assert "refuses the login" in said
-    assert "wrong-word" not in said
+        for said in await both_fail_to_start(tmp_path, {"redis_url": url}):
+            assert "refuses the login" in said
+            assert "wrong-word" not in said
 
 
 async def test_port_is_taken(tmp_path: Path) -> None:

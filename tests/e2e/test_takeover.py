@@ -163,7 +163,7 @@ async def test_all_workers_die_in_mid_answer() -> None:
 async def test_gateway_asked_to_stop_sends_its_readers_on() -> None:
     streams, readers_each = 20, 10
     async with System(gateways=2) as system:
-        simulate = {"tokens": 100, "tokens_per_second": 20}
+        simulate = {"tokens": 80, "tokens_per_second": 20}
         ids = [await system.create(f"drain {number}", simulate=simulate) for number in range(streams)]
         readers = [(stream_id, system.follow(stream_id)) for stream_id in ids for _ in range(readers_each)]
         await wait_until(
@@ -190,7 +190,7 @@ async def test_gateway_asked_to_stop_sends_its_readers_on() -> None:
         }
         for (stream_id, before), (_, after) in zip(readers, resumed, strict=True):
             answer = answer_of(before.messages, (await after.until_end()).messages)
-            assert (answer.end, len(answer.tokens)) == ("done", 100)
+            assert (answer.end, len(answer.tokens)) == ("done", 80)
             assert answer.text == texts[stream_id]
 
 

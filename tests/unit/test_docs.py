@@ -1,0 +1,118 @@
+"""What the documentation says is compared with what it speaks of, wherever a program can do that."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from midstream import cli
+from producer.attempt import Run
+from producer.provider import ProviderError, Refused
+from shared.settings import described
+
+_ROOT = Path(__file__).resolve().parents[2]
+_PAGES = sorted([*_ROOT.glob("*.md"), *_ROOT.glob("docs/**/*.md")])
+_FENCED = re.compile(r"^(```+)[^\n]*\n.*?^\1\s*?$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_CODE = re.compile(r"[a-z]+(_[a-z]+)+")
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(_ROOT))
+
+
+def prose(page: Path) -> str:
+    return _FENCED.sub("", page.read_text())
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=named)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in _LINK.findall(prose(page)):
+        if target.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f"{named(page)} links to {target}"
+        assert not anchor or anchor in anchors(linked), f"{named(page)} links to {target}, and there is no such heading"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = _ROOT / "docs" / "README.md"
+    linked = {(index.parent / target).resolve() for target in _LINK.findall(prose(index))}
+    assert {page for page in _ROOT.glob("docs/**/*.md") if page != index} <= linked
+
+
+def test_the_settings_page_is_the_generated_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["settings", "--markdown"]) == 0
+    assert (_ROOT / "docs" / "reference" / "settings.md").read_text() == capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", [*_PAGES, _ROOT / "docker-compose.yml"], ids=named)
+def test_every_setting_that_is_spoken_of_exists(page: Path) -> None:
+    spoken_of = set(re.findall(r"\b(?:MIDSTREAM|OPENAI)_[A-Z_]*[A-Z]\b", page.read_text()))
+    assert spoken_of <= {one.env for one in described()} | {"MIDSTREAM_URL"}
+
+
+def texts(node: ast.expr) -> Iterator[str]:
+    """The texts that an expression is, where it says them itself."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+
+
+def failure_codes() -> set[str]:
+    """Every failure code in the code: given as `code`, to `_fail`, or as the first of a `code, message` pair."""
+    found = {ProviderError.code, Refused.code}
+    for source in [*_ROOT.glob("producer/*.py"), *_ROOT.glob("gateway/*.py")]:
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.Call):
+                found.update(text for one in node.keywords if one.arg == "code" for text in texts(one.value))
+                called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+                if called in (Run._fail.__name__, Run._failed.__name__):
+                    found.update(text for one in node.args[:2] for text in texts(one) if _CODE.fullmatch(text))
+            elif isinstance(node, ast.Return | ast.Assign) and isinstance(node.value, ast.Tuple):
+                if isinstance(node, ast.Assign) and not isinstance(node.targets[0], ast.Tuple):
+                    continue
+                found.update(text for text in texts(node.value.elts[0]) if _CODE.fullmatch(text))
+    return found
+
+
+def test_the_failure_codes_are_documented_and_no_others() -> None:
+    page = prose(_ROOT / "docs" / "reference" / "http.md")
+    section = page.partition("## Failure codes")[2].partition("\n## ")[0]
+    documented = set(re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE))
+    assert documented == failure_codes()
+
+
+def test_what_docker_compose_starts_exists() -> None:
+    compose = (_ROOT / "docker-compose.yml").read_text()
+    redis, gateway, worker = (shlex.split(one) for one in re.findall(r"^    command: (.+)$", compose, re.MULTILINE))
+    assert redis[0] == "redis-server"
+    assert "noeviction" in redis
+    for program, option, module in (gateway, worker):
+        assert (program, option) == ("python", "-m")
+        assert importlib.util.find_spec(f"{module}.__main__")
+    for dockerfile in re.findall(r"^ +dockerfile: (.+)$", compose, re.MULTILINE):
+        assert (_ROOT / dockerfile).exists()
+    checks = [json.loads(check) for check in re.findall(r"^ +test: (.+)$", compose, re.MULTILINE)]
+    assert [check[:2] for check in checks] == [["CMD", "redis-cli"], ["CMD", "python"]]
+    compile(checks[1][-1], "healthcheck", "exec")
+
+
+def test_what_the_image_copies_exists() -> None:
+    dockerfile = (_ROOT / "deploy" / "Dockerfile").read_text()
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE)
+    for name in " ".join(copied).split():
+        assert (_ROOT / name).exists(), name
