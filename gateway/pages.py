@@ -85,7 +85,7 @@ class Pages:
         task = self._under_way.get(key)
         if task is None:
             task = self._under_way[key] = asyncio.create_task(self._read(key))
-            task.add_done_callback(lambda _: self._under_way.pop(key, None))
+            task.add_done_callback(lambda task: self._read_has_ended(key, task))
         return await asyncio.shield(task)
 
     async def _read(self, key: tuple[str, Face, int, int]) -> Page:
@@ -100,6 +100,11 @@ class Pages:
         if newest and newest[0].id > last:
             self._keep(key, page)
         return page
+
+    def _read_has_ended(self, key: tuple[str, Face, int, int], task: asyncio.Task[Page]) -> None:
+        self._under_way.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # who waits for it hears of it; all of them may have left meanwhile
 
     def _keep(self, key: tuple[str, Face, int, int], page: Page) -> None:
         self._kept[key] = page

@@ -28,9 +28,7 @@ def parse_body(body: bytes) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         _wrong("the body", "a JSON object", parsed)
     try:
-        orjson.dumps(
-            [[parsed]]
-        )  # as deep as it is ever stored; what can be read can be deeper than what can be written
+        orjson.dumps([[parsed]])  # as deep as it is ever stored: more can be read than can be written
     except TypeError:
         raise Problem(400, "the body is nested too deeply: 250 levels are the most") from None
     return parsed

@@ -17,7 +17,7 @@ import uvloop
 from producer.openai_provider import OpenAIProvider
 from producer.provider import Provider, provider_name
 from producer.simulated_provider import SimulatedProvider
-from producer.worker import Worker
+from producer.worker import BLOCK_SECONDS, Worker
 from shared.errors import Unusable
 from shared.log import EventLog
 from shared.queue import RequestQueue
@@ -82,7 +82,8 @@ async def work(settings: Settings, ready_fd: int | None) -> None:
         requests_max=settings.queue_requests_max,
         consumer=name,
     )
-    claims = ordinary_client(settings.redis_url, reply_seconds=None)  # XREADGROUP BLOCK, with a connection of its own
+    # XREADGROUP BLOCK has a connection of its own. It, too, may be dead without a word: then nothing would be claimed any more.
+    claims = ordinary_client(settings.redis_url, reply_seconds=BLOCK_SECONDS + settings.redis_reply_seconds)
     worker = Worker(
         name=name,
         log=log,

@@ -263,11 +263,12 @@ class Run:
         )
         try:
             await self._until_done_or_halted(pump)
-            if pump.done():
+            if (
+                self._stopped is None
+            ):  # else it may have passed over what it read since, also when it has come to its end
                 finish = pump.result()
                 await writer.drained()
                 return finish
-            assert self._stopped is not None
             if self._settings.provider_on_cancel == "drain" and isinstance(self._stopped, Fenced | LastReaderGone):
                 self._unread = pump
             if isinstance(self._stopped, ProviderError | LastReaderGone | HandedBack):

@@ -19,7 +19,7 @@ from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_BLOCK_MILLISECONDS = 1000
+BLOCK_SECONDS = 1.0
 """How long a claim waits for work: so late, at most, does an idle worker notice that it is to stop."""
 _CLAIM_AT_ONCE_MAX = 64
 _WATCH_SECONDS = 0.2
@@ -94,7 +94,7 @@ class Worker:
                 continue
             count = min(free, _CLAIM_AT_ONCE_MAX)
             try:
-                claims = await self._queue.claim(self._blocking, count, _BLOCK_MILLISECONDS)
+                claims = await self._queue.claim(self._blocking, count, int(BLOCK_SECONDS * 1000))
             except (Disconnected, RedisRefused) as error:
                 logger.debug("no claim: %s", error)
                 await asyncio.sleep(random.uniform(0.1, 0.5))

@@ -128,6 +128,8 @@ class Reader:
         self.headers: Mapping[str, str] = {}
         self.body = bytearray()
         self.messages: list[Message] = []
+        self.tokens: list[str] = []
+        """The text of every token event, in the order in which they came."""
         self.error: Exception | None = None
         """Why the body was not whole; None while it comes, and when it ended as HTTP wants it."""
         self._task = asyncio.create_task(self._read())
@@ -144,13 +146,6 @@ class Reader:
     @property
     def retry_milliseconds(self) -> int | None:
         return self._decoder.retry_milliseconds
-
-    @property
-    def tokens(self) -> list[str]:
-        """The text of every token event that came, in the order in which they came."""
-        return [
-            json.loads(one.data)["token"] for one in self.messages if one.event == "message" and '"token"' in one.data
-        ]
 
     def named(self, event: str) -> list[Any]:
         """The data of the events of this name."""
@@ -190,7 +185,10 @@ class Reader:
                 self.status, self.headers = response.status_code, response.headers
                 async for part in response.aiter_bytes():
                     self.body += part
-                    self.messages.extend(self._decoder.feed(part))
+                    for message in self._decoder.feed(part):
+                        self.messages.append(message)
+                        if message.event == "message" and '"token"' in message.data:
+                            self.tokens.append(json.loads(message.data)["token"])
         except httpx2.HTTPError as error:
             self.error = error
 
@@ -243,7 +241,8 @@ def answer_of(*connections: Iterable[Message]) -> Answer:
                 answer.deltas.append(data["delta"])
         else:
             assert message.event in ("done", "failed", "cancelled"), at
-            assert message.id in (f"{attempt}-{offset + 1}", f"{attempt + 1}-0"), at
+            of, _, number = message.id.partition("-")  # from outside, a later attempt's 0 ends it
+            assert message.id == f"{attempt}-{offset + 1}" or (int(of) > attempt and number == "0"), at
             answer.end, answer.end_data = message.event, data
     return answer
 
