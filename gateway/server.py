@@ -26,6 +26,7 @@ from gateway.subscribe import Subscribe
 from gateway.tail import Tails
 from shared.errors import Unusable
 from shared.log import EventLog
+from shared.patience import patiently
 from shared.queue import RequestQueue
 from shared.receipt import Deliveries
 from shared.redis import RedisAddress, check, complaint_about, eviction_policy
@@ -112,7 +113,7 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
 
     commands.start()
     await commands.wait_until_up()
-    complaint = complaint_about(await eviction_policy(commands))
+    complaint = complaint_about(await patiently(lambda: eviction_policy(commands)))
     if complaint:
         logger.error(complaint)
     tails.start()

@@ -20,6 +20,7 @@ from producer.simulated_provider import SimulatedProvider
 from producer.worker import BLOCK_SECONDS, Worker
 from shared.errors import Unusable
 from shared.log import EventLog
+from shared.patience import patiently
 from shared.queue import RequestQueue
 from shared.receipt import Deliveries
 from shared.redis import (
@@ -67,7 +68,7 @@ async def work(settings: Settings, ready_fd: int | None) -> None:
     )
     connection.start()
     await connection.wait_until_up()
-    complaint = complaint_about(await eviction_policy(connection))
+    complaint = complaint_about(await patiently(lambda: eviction_policy(connection)))
     if complaint:
         logger.error(complaint)
     log = EventLog(

@@ -82,8 +82,10 @@ class RequestQueue:
 
     async def acknowledge(self, claim: Claim) -> None:
         """The request is done with, for every worker: its stream has ended."""
-        await self._commands.execute("XACK", REQUESTS, GROUP, claim.entry_id)
+        # In this order: of a worker that dies in between, XAUTOCLAIM clears away the rest. An entry acknowledged and not
+        # deleted would stay for ever, and count.
         await self._commands.execute("XDEL", REQUESTS, claim.entry_id)
+        await self._commands.execute("XACK", REQUESTS, GROUP, claim.entry_id)
 
     async def hand_back(self, claims: list[Claim], lease_milliseconds: int) -> None:
         """Let these leases count as expired, where they are still ours: another worker takes the requests over at once."""

@@ -29,6 +29,8 @@ OnReply = Callable[[Any], None]
 """Gets the reply, or a `Disconnected` or `RedisRefused` instance. It must not raise."""
 
 _FIRST_PAUSE_SECONDS = 0.02
+_CLOSE_SECONDS = 0.5
+"""How long what was written may take to leave when a connection is closed for good."""
 _pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
 
@@ -80,8 +82,13 @@ class RespConnection(asyncio.Protocol):
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         if self._transport is not None:
-            self._transport.close()
-            await self._lost.wait()
+            transport = self._transport
+            transport.close()
+            try:
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._lost.wait()
+            except TimeoutError:
+                transport.abort()  # a frozen Redis takes no byte; and a connect cancelled at its end may tell nothing
 
     @property
     def is_up(self) -> bool:

@@ -1,0 +1,26 @@
+"""`python -m tests.stress --seed N --minutes M`: exit code 0 when every invariant held, 1 when one did not."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import uvloop
+
+from tests.stress.run import Stress
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.stress", description="Everything at once, under seeded faults."
+    )
+    parser.add_argument("--seed", type=int, default=1, help="what is asked, read and broken, and when (default 1)")
+    parser.add_argument("--minutes", type=float, default=1.0, help="how long faults strike (default 1)")
+    parser.add_argument("--streams", type=int, default=24, metavar="N", help="how many run at once (default 24)")
+    told = parser.parse_args()
+    stress = Stress(told.seed, told.minutes * 60, at_once=told.streams, say=lambda line: print(line, flush=True))
+    return 0 if uvloop.run(stress.run()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

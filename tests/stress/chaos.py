@@ -1,0 +1,177 @@
+"""The faults: chosen and timed by the seed, several at once, each undone by itself after a while."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import redis.exceptions
+
+from tests.stress.fleet import LEASE_SECONDS, Fleet, Member
+from tests.stress.proxy import Hurt, Proxy
+
+_PAUSE_SECONDS = (0.05, 0.8)
+_AT_ONCE_MAX = 5
+
+
+class Chaos:
+    """Strikes until told to stop; then everything runs again and the weather is calm."""
+
+    def __init__(self, fleet: Fleet, seed: int) -> None:
+        self._fleet = fleet
+        self._dice = random.Random(f"{seed}/chaos")
+        self._strikes: set[asyncio.Task[None]] = set()
+        self._redis_busy = False
+        self._began_at = time.monotonic()
+        self.counts: Counter[str] = Counter()
+        self.journal: list[str] = []
+
+    async def run(self, until: float) -> None:
+        """Strike until that time (monotonic), then wait until all is undone."""
+        kinds: list[tuple[Callable[[], Awaitable[None]], int]] = [
+            (self._kill_member, 4),
+            (self._freeze_member, 4),
+            (self._terminate_member, 3),
+            (self._kill_redis, 1),
+            (self._freeze_redis, 1),
+            (self._kill_clients, 4),
+            (self._pause_clients, 3),
+            (self._bad_weather, 6),
+            (self._hurt_connections, 12),
+        ]
+        strikes, weights = zip(*kinds, strict=True)
+        try:
+            while time.monotonic() < until:
+                if len(self._strikes) < _AT_ONCE_MAX:
+                    self._strikes.add(asyncio.create_task(self._dice.choices(strikes, weights)[0]()))
+                await asyncio.sleep(self._dice.uniform(*_PAUSE_SECONDS))
+                for task in [one for one in self._strikes if one.done()]:
+                    self._strikes.remove(task)
+                    task.result()
+            await asyncio.gather(*self._strikes)
+        finally:
+            for task in self._strikes:
+                task.cancel()
+            await asyncio.gather(*self._strikes, return_exceptions=True)
+        for proxy in self._all_proxies():
+            proxy.calm()
+
+    def _note(self, kind: str, what: str = "") -> None:
+        self.counts[kind] += 1
+        self.journal.append(f"{time.monotonic() - self._began_at:8.2f} s {kind} {what}")
+
+    # --- processes
+
+    def _someone(self) -> Member | None:
+        """A member to which nothing is being done; one of each kind is always spared."""
+        kind = self._dice.choice((self._fleet.gateways, self._fleet.workers))
+        idle = [one for one in kind if not one.busy]
+        return self._dice.choice(idle) if len(idle) > 1 else None
+
+    async def _kill_member(self) -> None:
+        one = self._someone()
+        if one is not None:
+            one.busy = True
+            self._note(f"SIGKILL {one.process.module}", one.name)
+            one.process.kill()
+            await asyncio.sleep(self._dice.uniform(0.0, 1.0))
+            await one.start()
+            one.busy = False
+
+    async def _terminate_member(self) -> None:
+        one = self._someone()
+        if one is not None:
+            one.busy = True
+            self._note(f"SIGTERM {one.process.module}", one.name)
+            one.process.send(signal.SIGTERM)
+            code = await one.process.exit_code(within_seconds=30.0)
+            assert code == 0, f"{one.name} was asked to stop, and ended with {code}\n{one.process.tail()}"
+            await one.start()
+            one.busy = False
+
+    async def _freeze_member(self) -> None:
+        one = self._someone()
+        if one is not None:
+            one.busy = True
+            seconds = self._dice.choice((0.3, 1.0, LEASE_SECONDS * 1.3, LEASE_SECONDS * 2.5))
+            past = " past the lease" if one in self._fleet.workers and seconds > LEASE_SECONDS else ""
+            self._note(f"SIGSTOP {one.process.module}{past}", f"{one.name} {seconds:.1f} s")
+            one.process.send(signal.SIGSTOP)
+            await asyncio.sleep(seconds)
+            one.process.send(signal.SIGCONT)
+            one.busy = False
+
+    # --- Redis
+
+    async def _kill_redis(self) -> None:
+        if not self._redis_busy:
+            self._redis_busy = True
+            self._note("SIGKILL redis")
+            self._fleet.redis.kill()
+            await asyncio.sleep(self._dice.choice((0.0, 0.2, 1.5)))
+            await asyncio.to_thread(self._fleet.redis.start)
+            self._redis_busy = False
+
+    async def _freeze_redis(self) -> None:
+        if not self._redis_busy:
+            self._redis_busy = True
+            seconds = self._dice.choice((0.3, 1.0, 2.5))
+            self._note("SIGSTOP redis", f"{seconds:.1f} s")
+            self._fleet.redis.freeze()
+            await asyncio.sleep(seconds)
+            self._fleet.redis.thaw()
+            self._redis_busy = False
+
+    async def _kill_clients(self) -> None:
+        kind = self._dice.choice(("normal", "pubsub"))
+        self._note(f"CLIENT KILL {kind}")
+        await self._tell_redis("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+
+    async def _pause_clients(self) -> None:
+        kind = self._dice.choice(("ALL", "WRITE"))
+        milliseconds = self._dice.choice((100, 500, 1500))
+        self._note(f"CLIENT PAUSE {kind}", f"{milliseconds} ms")
+        await self._tell_redis("CLIENT", "PAUSE", milliseconds, kind)
+
+    async def _tell_redis(self, *command: str | int) -> None:
+        if not self._redis_busy:
+            with suppress(redis.exceptions.RedisError, OSError):  # it may be killed this very moment
+                await self._fleet.tell_redis(*command)
+
+    # --- the ways between them
+
+    def _all_proxies(self) -> list[Proxy]:
+        return [proxy for proxies in self._fleet.proxies.values() for proxy in proxies]
+
+    def _some_way(self) -> tuple[str, Proxy]:
+        name = self._dice.choice(list(self._fleet.proxies))
+        return name, self._dice.choice(self._fleet.proxies[name])
+
+    async def _bad_weather(self) -> None:
+        name, proxy = self._some_way()
+        kind = self._dice.choice(("delays", "trickles", "refuses"))
+        seconds = self._dice.uniform(0.3, 3.0)
+        self._note(f"{name} {kind}", f"{seconds:.1f} s")
+        if kind == "delays":
+            proxy.delay_seconds = self._dice.choice((0.005, 0.05, 0.4))
+        elif kind == "trickles":
+            proxy.trickles = True
+        else:
+            proxy.refuses = True
+            proxy.hurt("aborts", self._dice, self._dice.choice((0.0, 1.0)))
+        await asyncio.sleep(seconds)
+        proxy.calm()
+
+    async def _hurt_connections(self) -> None:
+        name, proxy = self._some_way()
+        kinds: tuple[Hurt, ...] = ("cuts", "cuts", "aborts", "half-closes", "silences")
+        kind = self._dice.choice(kinds)
+        hurt = proxy.hurt(kind, self._dice, self._dice.choice((0.3, 1.0)))
+        if hurt:
+            self._note(f"{name} {kind}", f"{hurt} connections")
+            self.counts["connections hurt"] += hurt

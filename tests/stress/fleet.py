@@ -1,0 +1,272 @@
+"""All processes and the proxies between them, and the look for what is left over of them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import signal
+import tempfile
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import httpx2
+import redis.asyncio
+import redis.exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
+
+from shared.keys import GROUP, REQUESTS, log_key
+from tests.stress.history import LogEntry
+from tests.stress.proxy import Proxy
+from tests.support.redis_server import RedisServer, binary_of, free_port
+from tests.support.system import Process
+from tests.support.waiting import wait_until
+
+LEASE_SECONDS = 1.5
+_GATEWAYS, _WORKERS = 2, 3
+_LEFT_OVER_SECONDS = 20.0
+_END_SECONDS = 12.0
+_SHOWN_LINES = 200
+_READER_BUFFER_BYTES = 8_192
+_SETTINGS: dict[str, object] = {
+    "lease_seconds": LEASE_SECONDS,
+    "redis_start_seconds": 30,
+    "redis_reply_seconds": 2,
+    "redis_wait_seconds": 8,
+    "reconnect_seconds_max": 0.3,
+    "attempts_max": 6,
+    "provider_backoff_seconds": 0.05,
+    "first_token_seconds": 4,
+    "between_tokens_seconds": 2,
+    "worker_drain_seconds": 1,
+    "ring_events": 32,
+    "page_events": 32,
+    "sweep_seconds": 1,
+    "keepalive_seconds": 1,
+    "connection_seconds": 15,
+    "send_buffer_bytes": 4096,
+    "dead_peer_seconds": 5,
+    "retry_milliseconds": 100,
+}
+"""Everything that takes long is made short, and every bound small, so that each is reached many times."""
+
+
+class Member:
+    """One gateway or worker with its proxies, and whether it is meant to run."""
+
+    def __init__(self, name: str, process: Process, to_redis: Proxy, other: Proxy) -> None:
+        self.name = name
+        self.process = process
+        self.to_redis = to_redis
+        self.other = other
+        """Reader–gateway, or worker–provider."""
+        self.busy = False
+        """Something is being done to it: nothing else is meanwhile."""
+
+    async def start(self) -> None:
+        self.process.start()
+        await wait_until(self._is_up, within_seconds=60, what=f"{self.name} is up")
+
+    async def _is_up(self) -> bool:
+        assert self.process.runs, f"{self.name} ended by itself\n{self.process.tail()}"
+        if " is up: " not in self.process.logged():
+            return False
+        if self.process.module == "gateway":  # it answers, so it also hears SIGTERM
+            with suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", int(str(self.process.settings["port"])))
+                writer.close()
+                return True
+            return False
+        return True
+
+
+class Fleet:
+    """Redis, a provider, gateways and workers, with a proxy on every way between them."""
+
+    def __init__(self) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="midstream-stress-"))
+        self._stack = AsyncExitStack()
+        self.redis = RedisServer("redis" if binary_of("redis") else "valkey", tcp=True, durable=True)
+        self._provider_port = free_port()
+        arguments = ["--port", str(self._provider_port)]
+        self.provider = Process("tests.support.openai_server", {}, self._directory / "provider.log", arguments)
+        self.gateways: list[Member] = []
+        self.workers: list[Member] = []
+
+    @property
+    def members(self) -> list[Member]:
+        return [*self.gateways, *self.workers]
+
+    @property
+    def proxies(self) -> dict[str, list[Proxy]]:
+        return {
+            "reader-gateway": [one.other for one in self.gateways],
+            "gateway-redis": [one.to_redis for one in self.gateways],
+            "worker-redis": [one.to_redis for one in self.workers],
+            "worker-provider": [one.other for one in self.workers],
+        }
+
+    async def __aenter__(self) -> Self:
+        self.http = httpx2.AsyncClient(timeout=12.0, limits=httpx2.Limits(max_connections=None), trust_env=False)
+        retry = Retry(ConstantBackoff(0.1), 100)  # Redis is killed under it, too
+        self.commands = redis.asyncio.Redis.from_url(self.redis.url, protocol=2, client_name="stress", retry=retry, socket_timeout=3)  # fmt: skip
+        try:
+            await asyncio.to_thread(self.redis.start)
+            self.provider.start()
+            for index in range(_GATEWAYS):
+                port = free_port()
+                self.gateways.append(
+                    await self._member("gateway", index, port, {"port": port}, buffer_bytes=_READER_BUFFER_BYTES)
+                )
+            for index in range(_WORKERS):
+                self.workers.append(await self._member("producer", index, self._provider_port, {"provider": "openai"}))
+            await asyncio.gather(*(one.start() for one in self.members))
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._close()
+
+    async def _member(
+        self, module: str, index: int, other_port: int, settings: dict[str, object], *, buffer_bytes: int = 0
+    ) -> Member:
+        to_redis = await self._stack.enter_async_context(Proxy(self.redis.port))
+        other = await self._stack.enter_async_context(Proxy(other_port, buffer_bytes=buffer_bytes))
+        settings = {**_SETTINGS, **settings, "redis_url": f"redis://127.0.0.1:{to_redis.port}/0"}
+        if module == "producer":
+            settings["openai_base_url"] = f"http://127.0.0.1:{other.port}/v1"
+        log = self._directory / f"{module}-{index}.log"
+        return Member(f"{module}-{index}", Process(module, settings, log), to_redis, other)
+
+    def reader_ports(self) -> list[int]:
+        """Where readers find the gateways."""
+        return [one.other.port for one in self.gateways]
+
+    def complaint(self) -> str | None:
+        """What a process logged that it should not have, since this was last asked."""
+        for process in (*(one.process for one in self.members), self.provider):
+            try:
+                process.assert_no_complaints()
+            except AssertionError as error:
+                return str(error)
+        return None
+
+    def said(self) -> str:
+        """The end of what each process logged, without the receipts."""
+        told = []
+        for log in sorted(self._directory.glob("*.log")):
+            lines = [line for line in log.read_text().splitlines() if not line.startswith("{")]
+            told += [f"--- {log.stem}", *lines[-_SHOWN_LINES:]]
+        return "\n".join(told)
+
+    async def log_of(self, stream_id: str) -> list[LogEntry]:
+        while True:
+            try:
+                return await read_log(self.commands, stream_id)
+            except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
+                await asyncio.sleep(0.1)  # it is killed, or frozen, just now; the run has the bound
+
+    async def tell_redis(self, *command: str | int) -> None:
+        await self.commands.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    async def metric(self, name: str) -> list[float]:
+        """A gauge or counter of each gateway, asked directly, not through its proxy."""
+        values = []
+        for one in self.gateways:
+            text = (await self.http.get(f"http://127.0.0.1:{one.process.settings['port']}/metrics")).text
+            values.append(sum(map(float, re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE))))
+        return values
+
+    # --- what is left over
+
+    async def left_over(self, known: set[str]) -> list[str]:
+        """What is still there some time after everything has ended, and should not be."""
+        looks = {
+            "readers of each gateway": (lambda: self.metric("midstream_readers"), [0.0] * _GATEWAYS),
+            "connections to Redis": (self._connections, self._expected_connections()),
+            "queue entries": (lambda: self.commands.xlen(REQUESTS), 0),
+            "pending queue entries": (self._pending, 0),
+            "streams that nobody was told of": (lambda: self._unknown(known), []),
+            "keys without an expiry": (self._immortal, []),
+        }
+        found = []
+        for what, (look, wanted) in looks.items():
+            got: Any = None
+
+            async def settled(look: Any = look, wanted: Any = wanted) -> bool:
+                nonlocal got
+                got = await look()
+                return bool(got == wanted)
+
+            try:
+                await wait_until(settled, within_seconds=_LEFT_OVER_SECONDS, what=what)
+            except AssertionError:
+                found.append(f"{what}: {got} and not {wanted}")
+        return found
+
+    @staticmethod
+    def _expected_connections() -> dict[str, int]:
+        return {
+            "midstream-gateway": _GATEWAYS,
+            "midstream-subscriber": _GATEWAYS,
+            "midstream-worker": _WORKERS,
+            "": _WORKERS,
+        }
+
+    async def _connections(self) -> dict[str, int]:
+        """How many connections Redis has of each name, without this process's own."""
+        counts: dict[str, int] = {}
+        for client in await self.commands.client_list():
+            if client["name"] != "stress":
+                counts[client["name"]] = counts.get(client["name"], 0) + 1
+        return counts
+
+    async def _pending(self) -> int:
+        return int((await self.commands.xpending(REQUESTS, GROUP))["pending"])
+
+    async def _unknown(self, known: set[str]) -> list[str]:
+        return [key async for key in self._keys("midstream:{*}:log") if key.split("{")[1].split("}")[0] not in known]
+
+    async def _immortal(self) -> list[str]:
+        return [key async for key in self._keys("*") if await self.commands.ttl(key) == -1]
+
+    async def _keys(self, pattern: str) -> Any:
+        async for key in self.commands.scan_iter(match=pattern, count=1000):
+            yield key.decode()
+
+    async def stop(self) -> list[str]:
+        """Ask every process to end; what does not end in order."""
+        found = []
+        for one in self.members:
+            one.process.send(signal.SIGTERM)
+        for one in self.members:
+            try:
+                code = await one.process.exit_code(within_seconds=_END_SECONDS)
+            except AssertionError as error:
+                found.append(str(error))
+            else:
+                if code:
+                    found.append(f"{one.name} ended with {code}\n{one.process.tail()}")
+        return found
+
+    async def _close(self) -> None:
+        await self.http.aclose()
+        await self.commands.aclose()
+        for process in (*(one.process for one in self.members), self.provider):
+            if process.runs:
+                process.kill()
+        self.redis.close()
+        await self._stack.aclose()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+async def read_log(commands: redis.asyncio.Redis, stream_id: str) -> list[LogEntry]:
+    """The whole log of a stream, as Redis has it."""
+    return cast(list[LogEntry], await commands.xrange(log_key(stream_id)))
