@@ -50,11 +50,12 @@ class NativeFace:
         return b'event: live\ndata: {"offset":%d}\n\n' % offset
 
     def _encode(self, event: Event) -> bytes:
-        (attempt, offset), field, value = _without_tombstone(event)
+        (attempt, offset), field, value = event
         if field == events.TOKEN:
             return b'id: %d-%d\ndata: {"token":%b}\n\n' % (attempt, offset, orjson.dumps(value.decode()))
         if field == events.DELTA:
             return b"id: %d-%d\ndata: %b\n\n" % (attempt, offset, value)
+        (attempt, offset), field, value = _without_tombstone(event)
         if field == GAP:
             return b"event: gap\ndata: %b\n\n" % value
         if field == events.ACCEPTED:

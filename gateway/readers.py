@@ -366,8 +366,9 @@ class Delivery:
             cpu, wall = cpu_now, wall_now
             if share > _BUSY:
                 self.tick_seconds = min(_TICK_SECONDS_MOST, max(_TICK_SECONDS_LEAST, self.tick_seconds * 1.5))
-            elif share < _CALM:
-                self.tick_seconds = self.tick_seconds * 0.75 if self.tick_seconds > _TICK_SECONDS_LEAST else 0.0
+            else:
+                shrink = 0.75 if share < _CALM else 0.97  # in between slowly: a burst's tick must not stay for good
+                self.tick_seconds = self.tick_seconds * shrink if self.tick_seconds > _TICK_SECONDS_LEAST else 0.0
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

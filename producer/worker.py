@@ -147,7 +147,7 @@ class Worker:
     async def _renew(self) -> None:
         claims = [run.claim for run in self._runs.values()]
         if claims:
-            lost = await self._queue.renew(claims)
+            lost = [one for one in await self._queue.renew(claims) if one in self._runs]  # else done with meanwhile
             if lost:  # the log's fence decides who goes on, within the next append or probe
                 logger.warning("%d leases were lost, to other workers or to a Redis that forgot", len(lost))
 

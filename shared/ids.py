@@ -43,7 +43,7 @@ class EventId(NamedTuple):
     def of(cls, raw: bytes) -> EventId:
         """The id that Redis sent: trusted to be well formed."""
         attempt, _, offset = raw.partition(b"-")
-        return cls(int(attempt), int(offset))
+        return tuple.__new__(cls, (int(attempt), int(offset)))  # half the time of cls(...): once per entry read
 
 
 BEGINNING = EventId(0, 0)
