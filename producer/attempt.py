@@ -263,9 +263,8 @@ class Run:
         )
         try:
             await self._until_done_or_halted(pump)
-            if (
-                self._stopped is None
-            ):  # else it may have passed over what it read since, also when it has come to its end
+            # Once it is stopped it passes over what it still reads: then its end is not the end of the answer.
+            if self._stopped is None:
                 finish = pump.result()
                 await writer.drained()
                 return finish

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from shared.errors import LogFull, QueueFull
+from shared.errors import Disconnected, LogFull, QueueFull
 from shared.keys import GROUP, REQUESTS
-from shared.queue import Claim
+from shared.queue import Claim, RequestQueue
 from tests.contract.conftest import QUEUE_TTL_SECONDS, REAL_BACKENDS, Backend
 from tests.support.waiting import wait_until
 
@@ -133,6 +134,30 @@ async def test_what_is_acknowledged_is_gone(backend: Backend) -> None:
     await ann.acknowledge(claim)
     assert await ann.waiting() == 0
     assert await backend.queue("bob").claim_expired(10, 0) == []
+    assert await owner_of(backend, claim) is None
+
+
+@pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)
+async def test_a_worker_that_dies_while_it_acknowledges_leaves_nothing(backend: Backend) -> None:
+    """Deleted and not yet acknowledged: the next look for expired leases clears away the rest."""
+    claim = await one_claimed(backend)
+    done: list[str] = []
+
+    class Dying:
+        async def execute(self, *arguments: bytes | str | int | float) -> Any:
+            if done:
+                raise Disconnected
+            done.append(str(arguments[0]))
+            return await backend.commands.execute(*arguments)
+
+        send = backend.commands.send
+
+    dying = RequestQueue(Dying(), ttl_seconds=QUEUE_TTL_SECONDS, requests_max=10, consumer="ann")
+    with pytest.raises(Disconnected):
+        await dying.acknowledge(claim)
+    bob = backend.queue("bob")
+    assert await bob.claim_expired(10, 0) == []
+    assert await bob.waiting() == 0
     assert await owner_of(backend, claim) is None
 
 
