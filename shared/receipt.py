@@ -22,6 +22,7 @@ from shared.ids import EventId
 from shared.keys import deliveries_key, log_key
 from shared.lifecycle import base_of, fold
 from shared.log import Commands, EventLog, Script
+from shared.patience import patiently
 
 logger = logging.getLogger(__name__)
 line_logger = logging.getLogger("midstream.receipt")
@@ -31,6 +32,8 @@ CONNECTIONS_MAX = 1000
 """Connections listed per stream: a client that flaps for an hour at one a second stays within; each costs 200 bytes."""
 RECEIPT_LINE_SECONDS = 1.0
 """How long after a stream's end its line is written."""
+_LINE_SECONDS_MAX = 60.0
+"""How long a Redis that is away may hold up a line."""
 _USAGE = b"usage"
 _ABANDONED_SECONDS = 60.0
 """A connection that is not closed so long after its stream's end belonged to a gateway that was killed."""
@@ -191,8 +194,10 @@ async def write_line(log: EventLog, deliveries: Deliveries, stream_id: str, *, a
     """Put a stream's receipt on this process's log, a moment after its end: gateways still note their last readers."""
     await asyncio.sleep(after_seconds)
     try:
-        whole = receipt(stream_id, await log.read_all(stream_id), await deliveries.read(stream_id))
-    except MidstreamError as error:
-        logger.warning("stream %s: no receipt: %s", stream_id, error)
+        async with asyncio.timeout(_LINE_SECONDS_MAX):
+            entries = await patiently(lambda: log.read_all(stream_id))
+            whole = receipt(stream_id, entries, await patiently(lambda: deliveries.read(stream_id)))
+    except (MidstreamError, TimeoutError) as error:
+        logger.warning("stream %s: no receipt: %s", stream_id, error or "Redis was away for too long")
         return
     line_logger.info(content_free(whole).decode())

@@ -74,8 +74,10 @@ class Reading:
                 note, pause_seconds = "left", self.plan.away_seconds
             except Refused as refused:
                 note = str(refused)
+                # The end was seen, and the response cut behind it: an EventSource asks once more, and is told to stop.
+                had_it_all = refused.status == 204 and bool(self.seen) and self.seen[-1].name in ENDS
                 if refused.status != 503:
-                    self.outcome = note
+                    self.outcome = "complete" if had_it_all else note
             except (OSError, TimeoutError, EOFError, ValueError) as error:
                 note = f"{type(error).__name__}: {error}"
             self.notes.append(f"port {port}: {len(self.seen) - began} events, {note}")
