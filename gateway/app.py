@@ -55,8 +55,8 @@ def make_app(
         except asyncio.CancelledError:
             if not delivery.draining:
                 raise
-            # The time to leave is up. Who waits for an answer is told so; a response that has begun is cut off.
-            with contextlib.suppress(RuntimeError):
+            # The time to leave is up: who still waits for an answer is told so, if there is a moment left.
+            with contextlib.suppress(RuntimeError, asyncio.CancelledError):
                 await stopping().response()(scope, receive, send)
 
     return app

@@ -128,6 +128,9 @@ class Subscribe:
             try:
                 while (await receive())["type"] != "http.disconnect":
                     pass
+            except asyncio.CancelledError:  # its socket is full, and the time to leave is up: it is cut off
+                if not self._delivery.draining:
+                    raise
             finally:
                 self._delivery.detach(reader)
 
