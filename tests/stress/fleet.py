@@ -33,6 +33,8 @@ _SHOWN_LINES = 200
 _READER_BUFFER_BYTES = 8_192
 _SETTINGS: dict[str, object] = {
     "lease_seconds": LEASE_SECONDS,
+    "tombstone_ttl_seconds": 7200,  # what is deleted is looked at once more when all is over, also after a long run
+    "ended_ttl_seconds": 7200,
     "redis_start_seconds": 30,
     "redis_reply_seconds": 2,
     "redis_wait_seconds": 8,

@@ -38,7 +38,7 @@ class StreamOrder:
 
     @property
     def policies(self) -> dict[str, Any]:
-        policies: dict[str, Any] = self.body["midstream"]
+        policies: dict[str, Any] = self.body.get("midstream", {})
         return policies
 
 
