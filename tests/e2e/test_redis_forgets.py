@@ -16,11 +16,11 @@ from tests.support.system import Reader, System, answer_of
 from tests.support.waiting import wait_until
 
 STREAMS = 20
-TOKENS = 240
+TOKENS = 400
 
 
 async def start_all(system: System) -> dict[str, Reader]:
-    simulate = {"tokens": TOKENS, "tokens_per_second": 60}
+    simulate = {"tokens": TOKENS, "tokens_per_second": 40}
     ids = await asyncio.gather(*(system.create(f"question {number}", simulate=simulate) for number in range(STREAMS)))
     return {stream_id: system.follow(stream_id) for stream_id in ids}
 
@@ -43,25 +43,27 @@ async def test_a_replica_is_promoted_while_it_lags() -> None:
     needs("redis-server", binary_of("redis"))
     async with System(tcp=True) as system:
         with RedisServer("redis", tcp=True) as replica:
-            commands = redis.asyncio.Redis.from_url(replica.url, protocol=2)
-            await system.commands.config_set("repl-diskless-sync-delay", 0)
-            await commands.replicaof("127.0.0.1", system.redis.port)
+            async with redis.asyncio.Redis.from_url(replica.url, protocol=2) as commands:
+                await system.commands.config_set("repl-diskless-sync-delay", 0)
+                await commands.replicaof("127.0.0.1", system.redis.port)
 
-            async def linked() -> bool:
-                return bool((await commands.info("replication"))["master_link_status"] == "up")
+                async def linked() -> bool:
+                    return bool((await commands.info("replication"))["master_link_status"] == "up")
 
-            await wait_until(linked, within_seconds=20.0, what="the replica follows")
-            readers = await start_all(system)
-            await until_all_have(readers, 30)
-            await commands.replicaof("NO", "ONE")  # from here on it lags
-            await until_all_have(readers, 60)
-            behind = {stream_id: await commands.xlen(log_key(stream_id)) for stream_id in readers}
-            ahead = {stream_id: await system.commands.xlen(log_key(stream_id)) for stream_id in readers}
-            assert all(0 < behind[one] < ahead[one] for one in readers)
-            await asyncio.to_thread(system.redis.kill)
-            await commands.config_set("port", system.redis.port)
-            await assert_all_whole(system, readers)
-            await commands.aclose()
+                await wait_until(linked, within_seconds=20.0, what="the replica follows")
+                readers = await start_all(system)
+                await until_all_have(readers, 20)
+                await commands.replicaof("NO", "ONE")  # from here on it lags
+                await until_all_have(readers, 60)
+                await asyncio.to_thread(system.redis.kill)
+                await commands.config_set("port", system.redis.port)
+                await assert_all_whole(system, readers)
+                assert_it_had_forgotten(system)
+
+
+def assert_it_had_forgotten(system: System) -> None:
+    """The worker has said so: else the test has shown nothing."""
+    assert system.workers[0].logged().count("appending them again") >= STREAMS // 2
 
 
 async def test_redis_starts_from_an_older_append_only_file() -> None:
@@ -77,9 +79,8 @@ async def test_redis_starts_from_an_older_append_only_file() -> None:
         shutil.rmtree(home)
         older.rename(home)
         await asyncio.to_thread(system.redis.start)
-        forgotten = min([await system.commands.xlen(log_key(stream_id)) for stream_id in readers])
-        assert forgotten < 72
         await assert_all_whole(system, readers)
+        assert_it_had_forgotten(system)
 
 
 async def test_redis_is_full_and_has_room_again() -> None:
