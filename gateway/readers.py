@@ -310,9 +310,8 @@ class Delivery:
                     await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))
                     pause_seconds = min(pause_seconds * 2, 0.5)
                     continue
-                if (
-                    found is None
-                ):  # the log lacks what was there: deleted, expired, or forgotten until its worker repairs it
+                if found is None:
+                    # The log lacks what was there: deleted, expired, or forgotten until its worker repairs it.
                     misses += 1
                     if tail.ended is not None or misses > _MISSES_MAX:
                         reader.busy = False
