@@ -2,29 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import orjson
 
-from shared import events
+from shared import events, sse
 from shared.events import Event
 from shared.ids import EventId
 
 GAP = b"gap"
 """A field that no log holds: the place where events are missing. Its id is the one before the first that is there."""
 
-Encoder = Callable[[Event], bytes]
+
+class Encoder(Protocol):
+    """From an event to its bytes; empty where this face does not show it."""
+
+    def token(self, event_id: bytes, value: bytes) -> bytes:
+        """A token, the event that comes by the thousand: its id as the log has it, and its text in UTF-8."""
+
+    def other(self, event: Event) -> bytes:
+        """Any other event."""
 
 
 class Face(Protocol):
-    """Faces are stateless and compared by identity: one object each, shared by all readers."""
+    """One object for all readers of a kind; compared with ==, kept in the tails of the streams that it shows."""
 
-    def encoder(self, stream_id: str) -> Encoder:
-        """A function from an event to its bytes; empty where this face does not show it."""
+    media_type: bytes
+    keep_alive: bytes
+    """What a silent reader is sent so that no proxy takes its connection for dead; may be empty."""
+    remembers: bool
+    """An event's bytes depend on those before it: each encoder must be given the whole log from its beginning."""
+    cut_unless_done: bool
+    """A body that does not end in `done` is cut off without its last chunk, so that an HTTP client sees it."""
+
+    def encoder(self, stream_id: str) -> Encoder: ...
 
     def live(self, offset: int) -> bytes:
         """What tells a reader that the replay is over; may be empty."""
+
+    def farewell(self, retry_milliseconds: int) -> bytes:
+        """What a reader is sent whose response ends before its stream: it is to come back; may be empty."""
+
+
+class SseFace:
+    """What every face over Server-Sent Events has in common."""
+
+    media_type = b"text/event-stream; charset=utf-8"
+    keep_alive = sse.KEEP_ALIVE
+    remembers = False
+    cut_unless_done = False
+
+    def live(self, offset: int) -> bytes:
+        return b""
+
+    def farewell(self, retry_milliseconds: int) -> bytes:
+        return sse.retry(retry_milliseconds)
+
+
+def encode(encoder: Encoder, event: Event) -> bytes:
+    """Any event."""
+    return encoder.token(b"%d-%d" % event.id, event.value) if event.field == events.TOKEN else encoder.other(event)
 
 
 def gap_event(requested: EventId, first: EventId) -> Event:
@@ -33,43 +70,30 @@ def gap_event(requested: EventId, first: EventId) -> Event:
     return Event(EventId(first.attempt, first.offset - 1), GAP, told)
 
 
-class NativeFace:
+class NativeFace(SseFace):
     """`GET /v1/streams/{id}/events` (api.md section 1): a token is an unnamed event, everything else is named."""
 
-    _SHOWN: ClassVar = {
-        events.STARTED: ("attempt", "model"),
-        events.RESTARTED: ("attempt", "base", "reason"),
-        events.FAILED: ("code", "message", "retryable"),
-        events.CANCELLED: ("by",),
-    }
-
     def encoder(self, stream_id: str) -> Encoder:
-        return self._encode
+        return self  # it needs to know no more than the event
 
     def live(self, offset: int) -> bytes:
         return b'event: live\ndata: {"offset":%d}\n\n' % offset
 
-    def _encode(self, event: Event) -> bytes:
-        (attempt, offset), field, value = event
-        if field == events.TOKEN:
-            return b'id: %d-%d\ndata: {"token":%b}\n\n' % (attempt, offset, orjson.dumps(value.decode()))
+    def token(self, event_id: bytes, value: bytes) -> bytes:
+        return b'id: %b\ndata: {"token":%b}\n\n' % (event_id, orjson.dumps(value.decode()))
+
+    def other(self, event: Event) -> bytes:
+        (attempt, offset), field, value = without_tombstone(event)
         if field == events.DELTA:
             return b"id: %d-%d\ndata: %b\n\n" % (attempt, offset, value)
-        (attempt, offset), field, value = _without_tombstone(event)
         if field == GAP:
             return b"event: gap\ndata: %b\n\n" % value
         if field == events.ACCEPTED:
             return b""
-        return b"id: %d-%d\nevent: %b\ndata: %b\n\n" % (attempt, offset, field, self._shown(field, value))
-
-    def _shown(self, field: bytes, value: bytes) -> bytes:
-        stored = orjson.loads(value)
-        if field == events.DONE:
-            return done_data(stored)
-        return orjson.dumps({key: stored[key] for key in self._SHOWN[field]})
+        return b"id: %d-%d\nevent: %b\ndata: %b\n\n" % (attempt, offset, field, shown(field, value))
 
 
-class PromptFace:
+class PromptFace(SseFace):
     """`GET /stream?prompt=` (api.md section 2): tokens, then `[DONE]`; ids name the stream, so that the URL need not.
 
     What is no token is a named event, which a page that has only `onmessage` does not see: `restarted`, `failed`,
@@ -77,35 +101,47 @@ class PromptFace:
     """
 
     def encoder(self, stream_id: str) -> Encoder:
-        name = stream_id.encode()
+        return _PromptEncoder(stream_id.encode())
 
-        def encode(event: Event) -> bytes:
-            (attempt, offset), field, value = _without_tombstone(event)
-            event_id = b"id: %b/%d-%d\n" % (name, attempt, offset)
-            if field == events.TOKEN:
-                return b'%bdata: {"token":%b}\n\n' % (event_id, orjson.dumps(value.decode()))
-            if field == events.DELTA:
-                return b"%bdata: %b\n\n" % (event_id, value)
-            if field == GAP:
-                return b"event: gap\ndata: %b\n\n" % value
-            if field == events.RESTARTED:
-                return b"%bevent: restarted\ndata: %b\n\n" % (event_id, NATIVE._shown(field, value))
-            if field in events.TERMINAL:
-                told = b""
-                if field != events.DONE or orjson.loads(value)["finish_reason"] == "length":
-                    told = b"event: %b\ndata: %b\n\n" % (field, NATIVE._shown(field, value))
-                return b"%b%bdata: [DONE]\n\n" % (told, event_id)
-            return b""
 
-        return encode
+class _PromptEncoder:
+    def __init__(self, name: bytes) -> None:
+        self._name = name
 
-    def live(self, offset: int) -> bytes:
+    def token(self, event_id: bytes, value: bytes) -> bytes:
+        return b'id: %b/%b\ndata: {"token":%b}\n\n' % (self._name, event_id, orjson.dumps(value.decode()))
+
+    def other(self, event: Event) -> bytes:
+        (attempt, offset), field, value = without_tombstone(event)
+        event_id = b"id: %b/%d-%d\n" % (self._name, attempt, offset)
+        if field == events.DELTA:
+            return b"%bdata: %b\n\n" % (event_id, value)
+        if field == GAP:
+            return b"event: gap\ndata: %b\n\n" % value
+        if field == events.RESTARTED:
+            return b"%bevent: restarted\ndata: %b\n\n" % (event_id, shown(field, value))
+        if field in events.TERMINAL:
+            told = b""
+            if field != events.DONE or orjson.loads(value)["finish_reason"] == "length":
+                told = b"event: %b\ndata: %b\n\n" % (field, shown(field, value))
+            return b"%b%bdata: [DONE]\n\n" % (told, event_id)
         return b""
 
 
-def _without_tombstone(event: Event) -> Event:
-    """Who follows a stream while it is deleted is told that it was cancelled, also if the tombstone came first."""
-    return Event(event.id, events.CANCELLED, b'{"by":"client"}') if event.field == events.DELETED else event
+_SHOWN: dict[bytes, tuple[str, ...]] = {
+    events.STARTED: ("attempt", "model"),
+    events.RESTARTED: ("attempt", "base", "reason"),
+    events.FAILED: ("code", "message", "retryable"),
+    events.CANCELLED: ("by",),
+}
+
+
+def shown(field: bytes, value: bytes) -> bytes:
+    """The data of a named event: what readers are told of what is stored."""
+    stored = orjson.loads(value)
+    if field == events.DONE:
+        return done_data(stored)
+    return orjson.dumps({key: stored[key] for key in _SHOWN[field]})
 
 
 def done_data(stored: dict[str, object]) -> bytes:
@@ -114,5 +150,10 @@ def done_data(stored: dict[str, object]) -> bytes:
     return orjson.dumps({"finish_reason": reason, "truncated": reason == "length", "usage": stored["usage"]})
 
 
-NATIVE = NativeFace()
-PROMPT = PromptFace()
+def without_tombstone(event: Event) -> Event:
+    """Who follows a stream while it is deleted is told that it was cancelled, also if the tombstone came first."""
+    return Event(event.id, events.CANCELLED, b'{"by":"client"}') if event.field == events.DELETED else event
+
+
+NATIVE: Face = NativeFace()
+PROMPT: Face = PromptFace()

@@ -4,34 +4,30 @@ A reader is a cursor, not a queue. When its socket takes bytes it gets everythin
 ring as one body chunk; readers at the same cursor share those bytes. One that does not take them is passed over, falls
 out of the ring in time, and goes on from pages of the log when it reads again: it costs no memory and holds up nobody.
 
-There is no task, queue or future per event. `send()` is stepped by hand: it mostly runs to its end at once; when it does
-not, the socket is full, and a task waits for it in the reader's place.
+There is no task, queue, future or coroutine per event, and none per reader either: a reader that waits is an object in
+a few sets, and its connection calls it when the full socket takes bytes again, or when it is lost.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
-import types
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from gateway import metrics
-from gateway.faces import Face
+from gateway.connection import Sink, chunk_of
+from gateway.faces import encode
 from gateway.ledger import Ledger
 from gateway.pages import Pages
+from gateway.ring import Ring
 from gateway.tail import Tail
-from shared import sse
 from shared.errors import Disconnected, RedisRefused
-from shared.ids import EventId
+from shared.events import DONE
+from shared.ids import BEGINNING, EventId
 from shared.settings import Settings
-
-logger = logging.getLogger(__name__)
-
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 _OUT_OF_RING = -1
 _TICK_SECONDS_LEAST, _TICK_SECONDS_MOST = 0.004, 0.05
@@ -57,23 +53,28 @@ class Reader:
         "busy",
         "closed",
         "cursor",
-        "face",
+        "delivery",
+        "drained",
         "outcome",
         "position",
         "replaying",
-        "send",
+        "ring",
+        "sink",
         "tail",
     )
 
-    def __init__(self, tail: Tail, face: Face, send: Send, cursor: EventId) -> None:
+    def __init__(self, delivery: Delivery, tail: Tail, ring: Ring, sink: Sink, cursor: EventId) -> None:
+        self.delivery = delivery
         self.tail = tail
-        self.face = face
-        self.send = send
+        self.ring = ring
+        self.sink = sink
         self.cursor = cursor
         """What it had when it came, or when it fell out of the ring; in the ring, `position` says more."""
         self.position = _OUT_OF_RING
         self.busy = False
-        """Its socket is full, or a page is being read for it: somebody else looks after it."""
+        """Its socket is full, or pages are being read for it: it is passed over until that is over."""
+        self.drained: asyncio.Future[None] | None = None
+        """Of a reader whose pages are being read: done when its full socket takes bytes again."""
         self.blocked_at = 0.0
         """Since when its socket has been full (loop seconds); 0 while it takes what comes."""
         self.replaying = True
@@ -83,7 +84,15 @@ class Reader:
 
     def reached(self) -> EventId:
         """The id of the last event that it was sent."""
-        return self.cursor if self.position < 0 else self.tail.ring.cursor_at(self.position)
+        return self.cursor if self.position < 0 else self.ring.cursor_at(self.position)
+
+    # --- Follower
+
+    def writable(self) -> None:
+        self.delivery.go_on(self)
+
+    def lost(self) -> None:
+        self.delivery.detach(self)
 
 
 class Delivery:
@@ -102,6 +111,8 @@ class Delivery:
         self._ages: defaultdict[int, set[Reader]] = defaultdict(set)
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
+        self.release: Callable[[Tail], None] = lambda tail: None
+        """What gives up a tail that a reader held."""
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -113,16 +124,19 @@ class Delivery:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for slot in self._beats:
+            for reader in list(slot):  # their sockets were full to the end
+                reader.sink.cut(b"")
+                self.detach(reader)
 
     # --- coming and going
 
     def attach(self, reader: Reader) -> None:
-        """Begin to deliver to a reader whose tail is ready. Its response has begun."""
+        """Begin to deliver to a reader whose tail is ready and held for it. Its response has begun."""
         self.readers += 1
         metrics.READERS.inc()
         self._ledger.opened(reader)
-        reader.tail.ring.show_to(reader.face)
-        reader.tail.readers.add(reader)
+        reader.ring.readers.add(reader)
         reader.beat_slot = self.readers % len(self._beats)
         self._beats[reader.beat_slot].add(reader)
         age_seconds = self._settings.connection_seconds * random.uniform(0.8, 1.0)
@@ -131,40 +145,61 @@ class Delivery:
         self._place(reader)
 
     def detach(self, reader: Reader) -> None:
-        """Forget a reader whose connection has ended, for whatever reason."""
+        """Forget a reader whose connection has ended, for whatever reason, and give up its tail."""
         reader.closed = True
         reader.cursor = reader.reached()
         reader.position = _OUT_OF_RING
         if reader.blocked_at and self._loop.time() - reader.blocked_at > _SLOW_SECONDS:
             reader.outcome = "slow"
+        elif self.draining and reader.outcome == "disconnected":
+            reader.outcome = "drained"
+        if reader.drained is not None and not reader.drained.done():
+            reader.drained.set_result(None)
         self._ledger.closed(reader)
         self.readers -= 1
         metrics.READERS.dec()
         metrics.CLOSED.labels(reader.outcome).inc()
-        reader.tail.readers.discard(reader)
-        reader.tail.ahead.discard(reader)
+        tail, ring = reader.tail, reader.ring
+        ring.readers.discard(reader)
+        if not ring.readers:
+            tail.close_ring(ring)
+        if reader in tail.ahead:
+            tail.ahead.remove(reader)
         self._beats[reader.beat_slot].discard(reader)
         slot = self._ages.get(reader.age_slot)
         if slot is not None:
             slot.discard(reader)
             if not slot:
                 del self._ages[reader.age_slot]
+        self.release(tail)
 
     def close_reader(self, reader: Reader, outcome: str) -> None:
         """Give a reader all that is ready and end its response: it comes back, to whichever gateway, with its cursor."""
         if reader.closed or reader.busy:
             return  # a full socket cannot be told anything; the process's end, or its next turn, will do
-        ring, body = reader.tail.ring, b""
-        if reader.position >= 0 and reader.position < ring.end:
-            body = ring.body(reader.face, reader.position)
+        ring, body = reader.ring, b""
+        if 0 <= reader.position < ring.end:
+            body = ring.body(reader.position)
             reader.position = ring.end
         if reader.tail.ended is None or reader.position < 0:
-            body += sse.retry(int(self._settings.retry_milliseconds * random.uniform(0.25, 1.0)))
+            body += ring.face.farewell(int(self._settings.retry_milliseconds * random.uniform(0.25, 1.0)))
             reader.outcome = outcome
+            if ring.face.cut_unless_done:
+                reader.sink.cut(body)
+            else:
+                reader.sink.finish(body)
+            self.detach(reader)
         else:
-            reader.outcome = "completed"
-        reader.closed = True
-        self._push(reader, {"type": "http.response.body", "body": body, "more_body": False})
+            self._complete(reader, body)
+
+    def _complete(self, reader: Reader, body: bytes) -> None:
+        """Send a reader the end of its stream."""
+        reader.outcome = "completed"
+        if reader.ring.face.cut_unless_done and reader.tail.ended_as != DONE:
+            reader.sink.cut(body)
+        else:
+            reader.sink.finish(body)
+        self.detach(reader)
 
     def drain(self) -> None:
         """Send everybody away: this process is about to stop."""
@@ -175,88 +210,83 @@ class Delivery:
 
     def lose(self, tail: Tail) -> None:
         """The tail's log is gone: its readers are sent away, and told 404 or 410 when they come back."""
-        for reader in list(tail.readers):
-            self.close_reader(reader, "error")
+        for ring in (*tail.rings, *tail.unprimed):
+            for reader in list(ring.readers):
+                self.close_reader(reader, "error")
 
     # --- the hot path
 
     def on_new(self, tail: Tail) -> None:
-        """A tail has something new. It is sent at the end of this turn of the loop, or of this tick."""
-        if not tail.dirty:
-            tail.dirty = True
-            self._news.append(tail)
-            if not self._scheduled:
-                self._scheduled = True
-                wait_seconds = self._next_flush - self._loop.time()
-                if wait_seconds > 0.0005:
-                    self._loop.call_later(wait_seconds, self._flush)
-                else:
-                    self._loop.call_soon(self._flush)
+        """A tail that was not `dirty` has something new. It is sent at the end of this turn of the loop, or of this tick."""
+        tail.dirty = True
+        self._news.append(tail)
+        if not self._scheduled:
+            self._scheduled = True
+            wait_seconds = self._next_flush - self._loop.time()
+            if wait_seconds > 0.0005:
+                self._loop.call_later(wait_seconds, self._flush)
+            else:
+                self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._scheduled = False
         news, self._news = self._news, []
         self._next_flush = self._loop.time() + self.tick_seconds
-        ring_events = self._settings.ring_events
+        ring_events_most = self._settings.ring_events * 5 // 4  # not at every event: a trim moves the whole ring
         for tail in news:
             tail.dirty = False
             if tail.ahead:
                 self._place_those_ahead(tail)
-            ring = tail.ring
-            end, more = ring.end, tail.ended is None
-            last_position, last_face, message = -1, None, {}
-            for reader in list(tail.readers) if not more else tail.readers:
-                position = reader.position
-                if reader.busy or position < 0 or position == end or reader.closed:
-                    continue
-                if position != last_position or reader.face is not last_face:
-                    last_position, last_face = position, reader.face
-                    body = ring.body(reader.face, position)
-                    message = {"type": "http.response.body", "body": body, "more_body": more}
-                reader.position = end
-                if not more:
-                    reader.outcome, reader.closed = "completed", True
-                self._push(reader, message)
-            if len(ring) > ring_events + ring_events // 4:  # not at every event: a trim moves the whole ring
-                self._trim(tail)
+            if tail.ended is not None:
+                self._flush_end(tail)
+                continue
+            for ring in tail.rings:
+                end = ring.start + len(ring.encoded)
+                shared, body, chunk = -1, b"", b""
+                for reader in ring.readers:
+                    position = reader.position
+                    if position == end or position < 0 or reader.busy:
+                        continue
+                    if position != shared:
+                        shared = position
+                        body = ring.body(position)
+                        chunk = chunk_of(body)
+                    reader.position = end
+                    if body and not reader.sink.send(body, chunk):
+                        self._is_full(reader)
+                if len(ring.encoded) > ring_events_most:
+                    self._trim(ring)
 
-    def _push(self, reader: Reader, message: dict[str, Any]) -> None:
-        """Send one message without a task, unless the socket is full."""
-        sending = reader.send(message)
-        try:
-            waits_for = sending.send(None)  # type: ignore[attr-defined]
-        except StopIteration:
-            return
-        except Exception as error:
-            logger.debug("a reader has gone: %s", error)
-            return
+    def _flush_end(self, tail: Tail) -> None:
+        """The same for a stream that has ended: its readers leave."""
+        for ring in list(tail.rings):
+            for reader in list(ring.readers):
+                if reader.position >= 0 and not reader.busy and not reader.closed:
+                    body = ring.body(reader.position) if reader.position < ring.end else b""
+                    reader.position = ring.end
+                    self._complete(reader, body)
+
+    def _is_full(self, reader: Reader) -> None:
         reader.busy = True
         reader.blocked_at = self._loop.time()
-        self._spawn(self._send_on(reader, _the_rest_of(sending, waits_for)))  # type: ignore[arg-type]
 
-    async def _send_on(self, reader: Reader, sending: Awaitable[None]) -> None:
-        try:
-            await sending
-        except Exception as error:
-            logger.debug("a reader has gone: %s", error)
+    def go_on(self, reader: Reader) -> None:
+        """After a full socket: everything since, from the ring or from the log."""
+        reader.blocked_at = 0.0
+        if reader.drained is not None:
+            if not reader.drained.done():
+                reader.drained.set_result(None)
             return
         reader.busy = False
-        reader.blocked_at = 0.0
-        if not reader.closed:
-            self._go_on(reader)
-
-    def _go_on(self, reader: Reader) -> None:
-        """After a full socket: everything since, from the ring or from the log."""
         if reader.position < 0:
             self._place(reader)
-        elif reader.position < reader.tail.ring.end:
+        elif (reader.position < reader.ring.end or reader.tail.ended is not None) and not reader.tail.dirty:
             self.on_new(reader.tail)
 
-    def _trim(self, tail: Tail) -> None:
-        ring = tail.ring
+    def _trim(self, ring: Ring) -> None:
         keep = self._settings.ring_events
         start = ring.end - keep
-        for reader in tail.readers:
+        for reader in ring.readers:
             if 0 <= reader.position < start:  # a reader falls out: it remembers the id that it had reached
                 reader.cursor = ring.cursor_at(reader.position)
                 reader.position = _OUT_OF_RING
@@ -267,64 +297,63 @@ class Delivery:
 
     def _place(self, reader: Reader) -> None:
         """Put a reader where its cursor is: into the ring, ahead of it, or on the way through history."""
-        tail = reader.tail
+        tail, ring = reader.tail, reader.ring
         if reader.cursor > tail.last and tail.ended is None:
-            tail.ahead.add(reader)
-        elif reader.cursor >= tail.ring.base:
+            tail.ahead.append(reader)
+        elif reader.cursor >= ring.base and ring not in tail.unprimed:
             self._admit(reader)
         else:
             reader.busy = True
             self._spawn(self._catch_up(reader))
 
     def _place_those_ahead(self, tail: Tail) -> None:
-        for reader in list(tail.ahead):
+        for reader in tail.ahead.copy():
             if reader.cursor <= tail.last or tail.ended is not None:
-                tail.ahead.discard(reader)
+                tail.ahead.remove(reader)
                 self._place(reader)
 
     def _admit(self, reader: Reader) -> None:
         """From the ring from here on: all that it lacks at once, and word that what follows is live."""
-        tail = reader.tail
-        ring = tail.ring
+        tail, ring = reader.tail, reader.ring
         position = ring.position_after(reader.cursor)
         reader.position = ring.end
-        more = tail.ended is None
-        body = ring.body(reader.face, position) if position < ring.end else b""
-        if more and reader.replaying:
-            body += reader.face.live(max(0, tail.next_after.offset) if tail.last.attempt else 0)
-        reader.replaying = False
-        if not more:
-            reader.outcome, reader.closed = "completed", True
-        if body or not more:
-            self._push(reader, {"type": "http.response.body", "body": body, "more_body": more})
+        body = ring.body(position) if position < ring.end else b""
+        if tail.ended is not None:
+            self._complete(reader, body)
+            return
+        if reader.replaying:
+            body += ring.face.live(max(0, tail.next_after.offset) if tail.attempt else 0)
+            reader.replaying = False
+        if body and not reader.sink.send(body, chunk_of(body)):
+            self._is_full(reader)
 
     async def _catch_up(self, reader: Reader) -> None:
         """Through pages of the log until the ring has the rest."""
-        tail = reader.tail
+        tail, ring = reader.tail, reader.ring
+        history = (_Remembering if ring.face.remembers else _Forgetful)(self._pages, reader)
         pause_seconds, misses = 0.02, 0
-        try:
-            while reader.cursor < tail.ring.base and not reader.closed:
-                try:
-                    found = await self._pages.after(tail.stream_id, reader.face, reader.cursor)
-                except (Disconnected, RedisRefused):
-                    await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))
-                    pause_seconds = min(pause_seconds * 2, 0.5)
-                    continue
-                if found is None:
-                    # The log lacks what was there: deleted, expired, or forgotten until its worker repairs it.
-                    misses += 1
-                    if tail.ended is not None or misses > _MISSES_MAX:
-                        reader.busy = False
-                        self.close_reader(reader, "error")
-                        return
-                    await asyncio.sleep(_MISS_SECONDS)
-                    continue
-                body, reader.cursor = found
-                metrics.PAGES_SENT.inc()
-                await reader.send({"type": "http.response.body", "body": body, "more_body": True})
-        except Exception as error:
-            logger.debug("a reader has gone: %s", error)
-            return
+        while not reader.closed and not history.has_caught_up():
+            try:
+                body = await history.next()
+            except (Disconnected, RedisRefused):
+                await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))
+                pause_seconds = min(pause_seconds * 2, 0.5)
+                continue
+            if body is None:
+                # The log lacks what was there: deleted, expired, or forgotten until its worker repairs it.
+                misses += 1
+                if reader.closed or tail.ended is not None or misses > _MISSES_MAX:
+                    reader.busy = False
+                    self.close_reader(reader, "error")
+                    return
+                await asyncio.sleep(_MISS_SECONDS)
+                continue
+            metrics.PAGES_SENT.inc()
+            if body and not reader.closed and not reader.sink.send(body, chunk_of(body)):
+                reader.blocked_at = self._loop.time()
+                reader.drained = self._loop.create_future()
+                await reader.drained
+                reader.drained = None
         reader.busy = False
         if not reader.closed:
             self._place(reader)
@@ -333,14 +362,14 @@ class Delivery:
 
     async def _beat(self) -> None:
         """A comment to every reader, each in its own second, so that no proxy takes it for dead."""
-        message = {"type": "http.response.body", "body": sse.KEEP_ALIVE, "more_body": True}
         slot = 0
         while True:
             await asyncio.sleep(1.0)
             slot = (slot + 1) % len(self._beats)
-            for reader in list(self._beats[slot]):
-                if not reader.busy and not reader.closed:
-                    self._push(reader, message)
+            for reader in self._beats[slot]:
+                comment = reader.ring.face.keep_alive
+                if comment and not reader.busy and not reader.sink.send(comment, chunk_of(comment)):
+                    self._is_full(reader)
 
     async def _send_the_old_away(self) -> None:
         done = int(self._loop.time() * _AGE_SLOTS_PER_SECOND)
@@ -375,19 +404,52 @@ class Delivery:
         task.add_done_callback(self._tasks.discard)
 
 
-@types.coroutine
-def _the_rest_of(sending: Generator[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
-    """Finish, inside a task, a coroutine whose first step was made outside."""
-    while True:
-        try:
-            result = yield waits_for
-        except BaseException as error:
-            try:
-                waits_for = sending.throw(error)
-            except StopIteration:
-                return
-            continue
-        try:
-            waits_for = sending.send(result)
-        except StopIteration:
-            return
+class _Forgetful:
+    """The way through history of a face whose events each stand for themselves: pages that all readers share."""
+
+    def __init__(self, pages: Pages, reader: Reader) -> None:
+        self._pages, self._reader = pages, reader
+
+    def has_caught_up(self) -> bool:
+        return self._reader.cursor >= self._reader.ring.base
+
+    async def next(self) -> bytes | None:
+        reader = self._reader
+        found = await self._pages.after(reader.tail.stream_id, reader.ring.face, reader.cursor)
+        if found is None:
+            return None
+        body, reader.cursor = found
+        return body
+
+
+class _Remembering:
+    """The same for a face that remembers: from the beginning, with an encoder of its own, that primes the ring at last."""
+
+    def __init__(self, pages: Pages, reader: Reader) -> None:
+        self._pages, self._reader = pages, reader
+        self._encoder = reader.ring.face.encoder(reader.tail.stream_id)
+        self._seen = BEGINNING
+
+    def has_caught_up(self) -> bool:
+        reader, seen = self._reader, self._seen
+        tail, ring = reader.tail, reader.ring
+        if ring not in tail.unprimed:
+            return reader.cursor >= ring.base
+        if seen < tail.last:
+            return False
+        tail.prime(ring, self._encoder)
+        return True
+
+    async def next(self) -> bytes | None:
+        reader = self._reader
+        listed = await self._pages.events_after(reader.tail.stream_id, self._seen)
+        if not listed:
+            return None
+        body = []
+        for event in listed:
+            encoded = encode(self._encoder, event)
+            if event.id > reader.cursor:
+                body.append(encoded)
+        self._seen = listed[-1].id
+        reader.cursor = max(reader.cursor, self._seen)
+        return b"".join(body)

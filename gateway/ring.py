@@ -1,71 +1,96 @@
-"""The newest events of a followed stream, encoded once for each face that has readers. No I/O."""
+"""The newest events of a followed stream, encoded for one face, and the readers that share them. No I/O."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.faces import Encoder, Face
+from gateway.faces import Encoder, Face, encode
 from shared.events import Event
-from shared.ids import BEGINNING, EventId
+from shared.ids import EventId
+
+if TYPE_CHECKING:
+    from gateway.readers import Reader
+
+
+class Mark(NamedTuple):
+    """From this position on, until the next mark, ids grow by one: `offset` is the first one's."""
+
+    position: int
+    attempt: int
+    offset: int
 
 
 class Ring:
     """Positions count events from the moment the ring was made; `start` is the position of the oldest one kept.
 
-    `base` is the id before it: every event of the log after `base`, up to the newest, is here.
+    `base` is the id before it: every event of the log after `base`, up to the newest, is here. No id is stored: offsets
+    have no holes, so a position says which one it is, but for the few places that `_marks` lists.
     """
 
-    __slots__ = ("_encoded", "_events", "_ids", "_stream_id", "base", "start")
+    __slots__ = ("_marks", "base", "encoded", "encoder", "face", "readers", "start")
 
-    def __init__(self, stream_id: str) -> None:
-        self._stream_id = stream_id
-        self._ids: list[EventId] = []
-        self._events: list[Event] = []
-        self._encoded: dict[Face, tuple[Encoder, list[bytes]]] = {}
-        self.base = BEGINNING
+    def __init__(self, face: Face, encoder: Encoder, base: EventId) -> None:
+        self.face = face
         self.start = 0
+        self.encoded: list[bytes] = []
+        """Whoever adds a token with the very next id may append here directly; everything else goes through `append`."""
+        self.readers: set[Reader] = set()
+        self.begin_at(base, encoder)
+
+    def begin_at(self, base: EventId, encoder: Encoder) -> None:
+        """Of a ring that is still empty: the next event is the one after `base`."""
+        self.encoder = encoder
+        self.base = base
+        self._marks = [Mark(0, base.attempt, base.offset + 1)]
 
     @property
     def end(self) -> int:
         """The position after the newest event."""
-        return self.start + len(self._ids)
+        return self.start + len(self.encoded)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.encoded)
 
     def append(self, event: Event) -> None:
-        self._ids.append(event.id)
-        self._events.append(event)
-        for encode, encoded in self._encoded.values():
-            encoded.append(encode(event))
-
-    def show_to(self, face: Face) -> None:
-        """Encode for a face from now on, and what is here already."""
-        if face not in self._encoded:
-            encode = face.encoder(self._stream_id)
-            self._encoded[face] = (encode, [encode(event) for event in self._events])
+        end = self.start + len(self.encoded)
+        position, attempt, offset = self._marks[-1]
+        if event.id != (attempt, offset + end - position):
+            if position == end:
+                self._marks.pop()
+            self._marks.append(Mark(end, *event.id))
+        self.encoded.append(encode(self.encoder, event))
 
     def position_after(self, cursor: EventId) -> int:
         """Where a reader that has everything up to `cursor` goes on; `cursor` is not before `base`."""
-        return self.start + bisect_right(self._ids, cursor)
+        until = self.start + len(self.encoded)
+        for position, attempt, offset in reversed(self._marks):
+            if (attempt, offset) <= cursor:
+                if attempt == cursor.attempt:
+                    until = min(until, position + cursor.offset - offset + 1)
+                return max(self.start, until)
+            until = min(until, position)
+        return self.start
 
     def cursor_at(self, position: int) -> EventId:
         """The id that a reader at this position has reached."""
-        index = position - self.start - 1
-        return self._ids[index] if index >= 0 else self.base
+        if position > self.start:
+            for first, attempt, offset in reversed(self._marks):
+                if first < position:
+                    return EventId(attempt, offset + position - first - 1)
+        return self.base
 
-    def body(self, face: Face, position: int) -> bytes:
+    def body(self, position: int) -> bytes:
         """Everything from a position to the end, in one piece."""
-        encoded = self._encoded[face][1]
+        encoded = self.encoded
         index = position - self.start
         return encoded[index] if index == len(encoded) - 1 else b"".join(encoded[index:])
 
     def trim(self, keep: int) -> None:
         """Forget all but the newest `keep` events."""
-        surplus = len(self._ids) - keep
+        surplus = len(self.encoded) - keep
         if surplus > 0:
-            self.base = self._ids[surplus - 1]
+            self.base = self.cursor_at(self.start + surplus)
             self.start += surplus
-            del self._ids[:surplus], self._events[:surplus]
-            for _, encoded in self._encoded.values():
-                del encoded[:surplus]
+            del self.encoded[:surplus]
+            while len(self._marks) > 1 and self._marks[1].position <= self.start:
+                del self._marks[0]

@@ -58,8 +58,12 @@ class Streams:
         *,
         principal: str = ANONYMOUS,
         idempotency: str | None = None,
+        facade: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Accept a request: its log begins, a worker will take it. The body of the 201."""
+        """Accept a request: its log begins, a worker will take it. The body of the 201.
+
+        `facade` is kept with it, for the API through which it came.
+        """
         stream_id = new_stream_id()
         if idempotency is not None:
             stream_id, known = await self._bounded(
@@ -69,7 +73,7 @@ class Streams:
             )
             if known:
                 return self._created(stream_id)
-        accepted = Accepted(request, policies, created_at(stream_id), principal, metadata)
+        accepted = Accepted(request, policies, created_at(stream_id), principal, metadata, facade or {})
         entry = Entry(ACCEPTED, events.ACCEPTED, accepted.stored())
         try:
             # One round trip for both: they leave on one connection, in this order.
@@ -93,23 +97,28 @@ class Streams:
 
     async def state(self, stream_id: str, wait_seconds: float = 0.0) -> dict[str, Any]:
         """The state now, or when the stream has ended or the time is up. Who waits counts as a reader."""
-        history = await self._history(stream_id)
+        history = await self.history(stream_id)
         if wait_seconds and not history.ended:
-            with self._tails.hold(stream_id) as tail:
-                ended = asyncio.Event()
-                tail.on_end.append(ended.set)
-                try:
-                    async with asyncio.timeout(wait_seconds):
-                        await asyncio.shield(tail.ready)
-                        if tail.ended is None:
-                            await ended.wait()
-                except TimeoutError:
-                    pass
-                finally:
-                    if ended.set in tail.on_end:
-                        tail.on_end.remove(ended.set)
-            history = await self._history(stream_id)
+            await self.until_ended(stream_id, wait_seconds)
+            history = await self.history(stream_id)
         return history.state(stream_id)
+
+    async def until_ended(self, stream_id: str, wait_seconds: float) -> None:
+        """Return when the stream has ended or the time is up. Who waits counts as a reader."""
+        tail = self._tails.hold(stream_id)
+        ended = asyncio.Event()
+        tail.on_end.append(ended.set)
+        try:
+            async with asyncio.timeout(wait_seconds):
+                await asyncio.shield(tail.ready)
+                if tail.ended is None:
+                    await ended.wait()
+        except TimeoutError:
+            pass
+        finally:
+            if ended.set in tail.on_end:
+                tail.on_end.remove(ended.set)
+            self._tails.release(tail)
 
     async def cancel(self, stream_id: str, by: str = "client") -> dict[str, Any]:
         """End a stream that has not ended, and its state. The worker is fenced, and closes the provider's connection."""
@@ -124,7 +133,7 @@ class Streams:
             task = asyncio.get_running_loop().create_task(line)
             self._receipts.add(task)
             task.add_done_callback(self._receipts.discard)
-        return (await self._history(stream_id)).state(stream_id)
+        return (await self.history(stream_id)).state(stream_id)
 
     async def receipt(self, stream_id: str) -> dict[str, Any]:
         """What was generated, what was delivered."""
@@ -161,7 +170,8 @@ class Streams:
         newest = await self._log.newest(first_id)
         return first_id, bool(newest)  # without a log its first create did not come through: made now, under its id
 
-    async def _history(self, stream_id: str) -> History:
+    async def history(self, stream_id: str) -> History:
+        """The whole log, folded. Raises Problem 404, 410, 503."""
         self._known(stream_id)
         history = fold(await self._bounded(self._log.read_all(stream_id)))
         if history.accepted is None:

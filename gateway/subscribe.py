@@ -10,28 +10,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
 from urllib.parse import parse_qs
 
 import orjson
 
+from gateway.connection import Connection, Receive, Scope, Send
 from gateway.faces import NATIVE, PROMPT, Face
 from gateway.problems import Problem, away, not_found, stopping
-from gateway.readers import Delivery, Reader, Send
+from gateway.readers import Delivery, Reader
 from gateway.requests import prompt_request
 from gateway.streams import Streams
 from gateway.tail import Tail, Tails
-from shared import sse
 from shared.errors import MalformedId
 from shared.events import Policies
 from shared.ids import ACCEPTED, BEGINNING, EventId, is_stream_id
 from shared.settings import Settings
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-
 _HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]
@@ -67,7 +62,7 @@ class Subscribe:
         at_tail = query.get("from")
         if at_tail not in (None, "now"):
             raise Problem(400, f"from must be now, not {at_tail[:64]!r}; leave it out to begin at the beginning")
-        await self._follow(stream_id, cursor, NATIVE, receive, send, at_tail=at_tail == "now" and cursor is None)
+        await self.follow(stream_id, cursor, NATIVE, scope, send, at_tail=at_tail == "now" and cursor is None)
 
     async def prompt(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET /stream?prompt=`: makes a stream, once, and follows it however often the browser comes back."""
@@ -78,35 +73,41 @@ class Subscribe:
             cursor = _cursor(event_id)
             if not is_stream_id(stream_id):
                 raise Problem(400, f"{last[:80]!r} is not an event id of this endpoint: <stream id>/<attempt>-<offset>")
-            await self._follow(stream_id, cursor, PROMPT, receive, send)
+            await self.follow(stream_id, cursor, PROMPT, scope, send)
             return
         prompt = query.get("prompt", "")
         if not prompt:
             raise Problem(400, "prompt is missing: GET /stream?prompt=...")
         if len(prompt.encode()) > self._settings.body_bytes_max:
             raise Problem(413, f"the prompt is longer than {self._settings.body_bytes_max} bytes")
-        self._refuse_if_full()
+        self.refuse_if_full()
         model = query.get("model") or self._settings.default_model
         created = await self._streams.create(prompt_request(prompt, model), Policies(), {})
         stream_id = created["id"]
         # The browser must have an id before the first token, or a cut there would begin a second generation.
         told = orjson.dumps({"id": stream_id, "events_url": created["events_url"]})
         first = b"id: %b/%b\nevent: accepted\ndata: %b\n\n" % (stream_id.encode(), bytes(ACCEPTED), told)
-        await self._follow(stream_id, None, PROMPT, receive, send, first=first)
+        await self.follow(stream_id, None, PROMPT, scope, send, first=first)
 
-    async def _follow(
+    async def follow(
         self,
         stream_id: str,
         cursor: EventId | None,
         face: Face,
-        receive: Receive,
+        scope: Scope,
         send: Send,
         *,
         at_tail: bool = False,
         first: bytes = b"",
+        headers: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
-        self._refuse_if_full()
-        with self._tails.hold(stream_id) as tail:
+        """Answer a request with a stream from after `cursor` on; `first` stands before all of it.
+
+        Raises Problem 404, 410, 503; answers 204 when there is nothing after the cursor and never will be.
+        """
+        self.refuse_if_full()
+        tail = self._tails.hold(stream_id, face)
+        try:
             try:
                 async with asyncio.timeout(self._settings.redis_wait_seconds):
                     await asyncio.shield(tail.ready)
@@ -120,21 +121,18 @@ class Subscribe:
                 return
             if at_tail:
                 cursor = _just_before_the_end(tail)
-            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-            head = sse.KEEP_ALIVE + sse.retry(self._settings.retry_milliseconds) + first
-            await send({"type": "http.response.body", "body": head, "more_body": True})
-            reader = Reader(tail, face, send, cursor or BEGINNING)
-            self._delivery.attach(reader)
-            try:
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-            except asyncio.CancelledError:  # its socket is full, and the time to leave is up: it is cut off
-                if not self._delivery.draining:
-                    raise
-            finally:
-                self._delivery.detach(reader)
+            connection = Connection.of(scope)
+            reader = Reader(self._delivery, tail, tail.open_ring(face), connection, cursor or BEGINNING)
+            head = [(b"content-type", face.media_type), *_HEADERS, *headers]
+            hello = face.keep_alive + face.farewell(self._settings.retry_milliseconds) + first
+            if connection.open(send, reader, head, hello):
+                tail.holders += 1  # the reader's own, until it is detached
+                self._delivery.attach(reader)
+        finally:
+            self._tails.release(tail)
 
-    def _refuse_if_full(self) -> None:
+    def refuse_if_full(self) -> None:
+        """Raises Problem 503."""
         if self._delivery.draining:
             raise stopping()
         if self._delivery.readers >= self._settings.connections_max:

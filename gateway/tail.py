@@ -1,7 +1,7 @@
 """Following logs: one subscribed connection and one command connection, however many readers.
 
 A tail is one followed stream, shared by its readers. Subscribe first, read the log second: nothing falls between. After
-that a pushed entry that is the very next one goes to the ring; anything else (a hole, a new attempt, a reconnection) is
+that a pushed entry that is the very next one goes to the rings; anything else (a hole, a new attempt, a reconnection) is
 answered by reading the log. The push is a hint, the log decides.
 """
 
@@ -12,16 +12,16 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import orjson
 
-from gateway.faces import gap_event
+from gateway.faces import Encoder, Face, gap_event
 from gateway.ring import Ring
 from shared import events
 from shared.errors import Disconnected, LogFull, RedisRefused
-from shared.events import Entry, Event, events_of
+from shared.events import Entry, events_of
 from shared.ids import ACCEPTED, BEGINNING, EventId, created_at
 from shared.keys import live_channel
 from shared.lifecycle import base_of
@@ -30,15 +30,14 @@ from shared.patience import patiently
 from shared.resp import RespConnection
 from shared.settings import Settings
 
-if TYPE_CHECKING:
-    from gateway.readers import Reader
-
 logger = logging.getLogger(__name__)
 
 _READ_ENTRIES = 256
 _SUBSCRIBE_AT_ONCE = 500
 _MISSING_MAX = 3
 """A log that is missing at so many sweeps in a row is gone. A worker that lives writes it anew within one."""
+_NOTHING = b""
+"""What `Tail.next_id` is while no pushed entry may be taken unseen."""
 
 
 class Tail:
@@ -47,46 +46,109 @@ class Tail:
     __slots__ = (
         "again",
         "ahead",
+        "attempt",
         "channel",
         "checked_at",
-        "deleted",
         "dirty",
         "ended",
+        "ended_as",
         "exists",
+        "heard_at",
         "holders",
-        "last",
+        "id_format",
+        "kept",
         "missing",
-        "next_after",
+        "next_id",
+        "offset",
         "on_end",
-        "readers",
         "reading",
         "ready",
-        "ring",
-        "silent_since",
+        "rings",
         "stream_id",
+        "unprimed",
     )
 
-    def __init__(self, stream_id: str, ring: Ring, now: float) -> None:
+    def __init__(self, stream_id: str, now: float) -> None:
         self.stream_id = stream_id
         self.channel = live_channel(stream_id)
-        self.ring = ring
-        self.last = BEGINNING
-        """The id of the newest entry that is in the ring."""
-        self.next_after = BEGINNING
-        """The same, but for a new attempt that keeps tokens: then the next offset follows on theirs."""
+        self.rings: list[Ring] = []
+        """One for each face that has readers."""
+        self.unprimed: list[Ring] = []
+        """The same of faces that remember, until somebody has brought an encoder that has seen the whole log."""
+        self.attempt = self.offset = 0
+        """The id of the newest entry that is in the rings: `last`."""
+        self.kept = -1
+        """How many deltas a new attempt keeps, until its first delta has come: it goes on at the offset after them."""
+        self.next_id = _NOTHING
+        """The id of the very next token as it would be pushed, while such a push may be taken without a further look."""
+        self.id_format = b""
         self.ended: EventId | None = None
         """The id of the terminal event, once it is known."""
+        self.ended_as = b""
+        """Its field."""
         self.exists = False
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done once the log has been read; then `exists` and `ended` can be trusted."""
-        self.readers: set[Reader] = set()
-        self.ahead: set[Reader] = set()
+        self.ahead: list[Any] = []
         """Readers that have more than this tail: their cursor is beyond `last`."""
         self.holders = 0
         self.on_end: list[Callable[[], None]] = []
-        self.reading = self.again = self.dirty = self.deleted = False
-        self.silent_since = self.checked_at = now
+        self.reading = self.again = self.dirty = False
+        self.heard_at = self.checked_at = now
         self.missing = 0
+
+    @property
+    def last(self) -> EventId:
+        """The id of the newest entry that is in the rings."""
+        return EventId(self.attempt, self.offset)
+
+    @property
+    def next_after(self) -> EventId:
+        """The same, but for a new attempt that keeps deltas: then the next offset follows on theirs."""
+        return EventId(self.attempt, self.offset if self.kept < 0 else self.kept)
+
+    def ring(self, face: Face) -> Ring | None:
+        """The ring of a face, also one that is not primed yet."""
+        for ring in (*self.rings, *self.unprimed):
+            if ring.face == face:
+                return ring
+        return None
+
+    def open_ring(self, face: Face) -> Ring:
+        """The ring of a face, made if need be. One made now begins here: what is older is read from the log."""
+        ring = self.ring(face)
+        if ring is None:
+            ring = Ring(face, face.encoder(self.stream_id), self.last)
+            if face.remembers and self.ready.done():
+                self.unprimed.append(ring)
+            else:
+                self.rings.append(ring)
+        return ring
+
+    def prime(self, ring: Ring, encoder: Encoder) -> None:
+        """Begin to fill a ring with an encoder that has seen everything up to `last`."""
+        self.unprimed.remove(ring)
+        ring.begin_at(self.last, encoder)
+        self.rings.append(ring)
+
+    def begin_rings_at(self, base: EventId) -> None:
+        """The log has more than its first read gave: the rings, still empty, begin after `base`."""
+        for ring in list(self.rings):
+            if ring.face.remembers:
+                self.rings.remove(ring)
+                self.unprimed.append(ring)
+            else:
+                ring.begin_at(base, ring.encoder)
+
+    def close_ring(self, ring: Ring) -> None:
+        """Forget a ring that has no readers any more."""
+        (self.unprimed if ring in self.unprimed else self.rings).remove(ring)
+
+    def arm(self) -> None:
+        """From now on the very next token may be taken as it is pushed."""
+        if self.ended is None and self.kept < 0 and self.attempt:
+            self.id_format = b"%d-%%d" % self.attempt
+            self.next_id = self.id_format % (self.offset + 1)
 
 
 class Tails:
@@ -128,25 +190,27 @@ class Tails:
 
     # --- coming and going
 
-    @contextmanager
-    def hold(self, stream_id: str) -> Iterator[Tail]:
-        """The stream's tail, made if need be, and kept at least as long as this context. It may not be `ready` yet."""
+    def hold(self, stream_id: str, face: Face | None = None) -> Tail:
+        """The stream's tail, made if need be, and kept until `release`. It may not be `ready` yet.
+
+        With a face, what is read first of all is kept for its readers.
+        """
         tail = self._by_id.get(stream_id)
         if tail is None:
-            tail = Tail(stream_id, Ring(stream_id), self._loop.time())
+            tail = Tail(stream_id, self._loop.time())
             self._by_id[stream_id] = self._by_channel[tail.channel] = tail
             self._subscriber.push(b"SSUBSCRIBE", tail.channel)
+        if face is not None and not tail.ready.done():
+            tail.open_ring(face)
         tail.holders += 1
-        try:
-            yield tail
-        finally:
-            tail.holders -= 1
-            if not tail.holders:
-                self._drop(tail)
+        return tail
 
-    def _drop(self, tail: Tail) -> None:
-        del self._by_id[tail.stream_id], self._by_channel[tail.channel]
-        self._subscriber.push(b"SUNSUBSCRIBE", tail.channel)
+    def release(self, tail: Tail) -> None:
+        """Give up a tail that was held; the last one to do so ends it."""
+        tail.holders -= 1
+        if not tail.holders:
+            del self._by_id[tail.stream_id], self._by_channel[tail.channel]
+            self._subscriber.push(b"SUNSUBSCRIBE", tail.channel)
 
     # --- what is pushed
 
@@ -157,49 +221,56 @@ class Tails:
             self._subscriber.push(b"SSUBSCRIBE", *channels[index : index + _SUBSCRIBE_AT_ONCE])
 
     def _on_push(self, pushed: list[Any]) -> None:
-        by_channel = self._by_channel
+        by_channel, on_new, now, token = self._by_channel, self._on_new, self._loop.time(), events.TOKEN
         for message in pushed:
-            if type(message) is not list:
-                if message != b"PONG":  # a list, too, except while nothing is subscribed to
-                    logger.warning("the subscription was refused: %s", message)
+            if type(message) is not list or message[0] != b"smessage":
+                self._on_control(message)
                 continue
-            kind = message[0]
-            if kind == b"smessage":
-                tail = by_channel.get(message[1])
-                if tail is not None:
-                    self._take(tail, message[2])
-            elif kind == b"ssubscribe":
-                tail = by_channel.get(message[1])
-                if tail is not None:
-                    self._read(tail)
-            elif kind == b"sunsubscribe" and message[1] in by_channel:  # the slot moved, in a Cluster
-                self._subscriber.push(b"SSUBSCRIBE", message[1])
+            tail = by_channel.get(message[1])
+            if tail is None:
+                continue
+            event_id, field, value = message[2].split(b" ", 2)
+            if event_id == tail.next_id and field == token:
+                # What `_take` would do, for what comes by the thousand.
+                tail.offset += 1
+                tail.next_id = tail.id_format % (tail.offset + 1)
+                for ring in tail.rings:
+                    ring.encoded.append(ring.encoder.token(event_id, value))
+                tail.heard_at = now
+                if not tail.dirty:
+                    on_new(tail)
+            else:
+                self._take(tail, Entry(EventId.of(event_id), field, value), now)
 
-    def _take(self, tail: Tail, data: bytes) -> None:
+    def _on_control(self, message: Any) -> None:
+        """Whatever a subscriber hears that is no entry."""
+        if type(message) is not list:
+            if message != b"PONG":  # a list, too, except while nothing is subscribed to
+                logger.warning("the subscription was refused: %s", message)
+            return
+        kind = message[0]
+        if kind == b"ssubscribe":
+            tail = self._by_channel.get(message[1])
+            if tail is not None:
+                self._read(tail)
+        elif kind == b"sunsubscribe" and message[1] in self._by_channel:  # the slot moved, in a Cluster
+            self._subscriber.push(b"SSUBSCRIBE", message[1])
+
+    def _take(self, tail: Tail, entry: Entry, now: float) -> None:
         """A pushed entry: the next one is taken, an old one passed over, for anything else the log is read."""
         if tail.reading or not tail.ready.done():
             tail.again = True
             return
-        raw_id, field, value = data.split(b" ", 2)
-        event_id, reached = EventId.of(raw_id), tail.next_after
-        if field == events.TOKEN and event_id[1] == reached[1] + 1 and event_id[0] == reached[0]:
-            # What `_apply_next` would do, for what comes by the thousand.
-            tail.ring.append(Event(event_id, field, value))
-            tail.last = tail.next_after = event_id
-            tail.silent_since = tail.checked_at = self._loop.time()
-            self._on_new(tail)
-            return
-        entry = Entry(event_id, field, value)
         if entry.id <= tail.last or tail.ended is not None:
             return
         if not self._apply_next(tail, entry):
             self._read(tail)
             return
-        tail.silent_since = tail.checked_at = self._loop.time()
+        tail.heard_at = now
         self._tell(tail)
 
     def _apply_next(self, tail: Tail, entry: Entry) -> bool:
-        """Put an entry into the ring if it is the very next, so that nothing can stand between."""
+        """Put an entry into the rings if it is the very next, so that nothing can stand between."""
         carried = events_of(entry) if entry.field == events.BATCH else None
         (attempt, offset), reached = entry.id, tail.next_after
         if attempt == reached.attempt:
@@ -208,21 +279,25 @@ class Tails:
         elif entry.id != (1, 0) or reached != ACCEPTED:
             return False
         self._apply(tail, entry, carried)
+        tail.arm()
         return True
 
     def _apply(self, tail: Tail, entry: Entry, carried: list[Any] | None = None) -> None:
-        append = tail.ring.append
-        for event in carried or events_of(entry):
-            append(event)
-        tail.last = tail.next_after = entry.id
+        rings = tail.rings
+        if rings:
+            for event in carried or events_of(entry):
+                for ring in rings:
+                    ring.append(event)
+        tail.attempt, tail.offset = entry.id
+        tail.kept, tail.next_id = -1, _NOTHING
         if entry.field in events.TERMINAL:
-            tail.ended = entry.id
-            tail.deleted = entry.field == events.DELETED
+            tail.ended, tail.ended_as = entry.id, entry.field
         elif entry.field == events.RESTARTED:
-            tail.next_after = EventId(entry.id.attempt, base_of(entry.value))
+            tail.kept = base_of(entry.value)
 
     def _tell(self, tail: Tail) -> None:
-        self._on_new(tail)
+        if not tail.dirty:
+            self._on_new(tail)
         if tail.ended is not None:
             waiting, tail.on_end = tail.on_end, []
             for call in waiting:
@@ -232,6 +307,7 @@ class Tails:
 
     def _read(self, tail: Tail) -> None:
         """Read the log from where the tail is; a push that comes meanwhile has it read once more."""
+        tail.next_id = _NOTHING
         if tail.reading:
             tail.again = True
         else:
@@ -246,21 +322,22 @@ class Tails:
                     more = await self._read_newest(tail)
                 else:
                     more = await self._read_on(tail)
-                tail.exists = tail.last > BEGINNING and not tail.deleted
+                tail.exists = tail.last > BEGINNING and tail.ended_as != events.DELETED
                 if not tail.ready.done():
                     tail.ready.set_result(None)
                 if not more and not tail.again:
+                    tail.arm()
                     break
         finally:
             tail.reading = False
 
     async def _read_newest(self, tail: Tail) -> bool:
-        """The first read: the newest entries, as many as the ring holds. What is older is read in pages."""
-        most = self._settings.ring_events
+        """The first read: the newest entries, as many as a ring holds. What is older is read in pages."""
+        most = self._settings.ring_events if tail.rings else 1
         entries = await patiently(lambda: self._log.newest(tail.stream_id, most))
         if entries and entries[0].id > ACCEPTED:
-            first = entries[0]
-            tail.ring.base = EventId(first.id.attempt, events_of(first)[0].id.offset - 1)
+            first = events_of(entries[0])[0].id
+            tail.begin_rings_at(EventId(first.attempt, first.offset - 1))
         for entry in entries:
             if tail.ended is None:
                 self._apply(tail, entry)
@@ -274,50 +351,58 @@ class Tails:
             if tail.ended is not None:
                 break
             first = events_of(entry)[0].id
-            wanted = EventId(tail.next_after.attempt, tail.next_after.offset + 1)
+            reached = tail.next_after
+            wanted = EventId(reached.attempt, reached.offset + 1)
             if first.attempt == wanted.attempt and first.offset > wanted.offset:
                 logger.error("stream %s: %s to %s are missing in its log", tail.stream_id, wanted, first)
-                tail.ring.append(gap_event(wanted, first))
+                for ring in tail.rings:
+                    ring.append(gap_event(wanted, first))
             self._apply(tail, entry)
         if entries:
-            tail.silent_since = tail.checked_at = self._loop.time()
+            tail.heard_at = self._loop.time()
             self._tell(tail)
         return len(entries) == _READ_ENTRIES
 
     # --- what is not said
 
     async def _sweep(self) -> None:
-        """Compare silent tails with their logs, and end the streams that have nobody left to speak for them."""
+        """Compare silent tails with their logs, and end the streams that have nobody left to speak for them.
+
+        What is asked leaves in one write and is answered by callbacks: 10,000 silent tails cost a few percent of a core.
+        """
+        sweep_seconds = self._settings.sweep_seconds
         while True:
-            await asyncio.sleep(self._settings.sweep_seconds / 5)
+            await asyncio.sleep(sweep_seconds / 5)
             if not self._subscriber.is_up:
                 continue
             now = self._loop.time()
-            for tail in self:
-                silent = now - tail.checked_at > self._settings.sweep_seconds
-                if silent and tail.ended is None and tail.ready.done() and not tail.reading:
-                    tail.checked_at = now + random.uniform(0, self._settings.sweep_seconds / 5)
-                    self._spawn(self._check(tail, now))
+            due, spread_seconds = now - sweep_seconds, sweep_seconds / 5
+            for tail in self._by_id.values():
+                if tail.checked_at >= due or tail.heard_at >= due or tail.ended is not None:
+                    continue
+                if tail.ready.done() and not tail.reading:
+                    tail.checked_at = now + random.uniform(0, spread_seconds)
+                    self._log.send_newest(tail.stream_id, partial(self._checked, tail))
 
-    async def _check(self, tail: Tail, now: float) -> None:
-        try:
-            newest = await self._log.newest(tail.stream_id)
-            if not newest:
-                tail.missing += 1
-                if tail.missing >= _MISSING_MAX:
-                    self._on_lost(tail)
-                return
+    def _checked(self, tail: Tail, newest: Entry | Exception | None) -> None:
+        if isinstance(newest, Exception):
+            logger.debug("stream %s: not checked: %s", tail.stream_id, newest)
+        elif self._by_id.get(tail.stream_id) is not tail or tail.reading:
+            pass
+        elif newest is None:
+            tail.missing += 1
+            if tail.missing >= _MISSING_MAX:
+                self._on_lost(tail)
+        else:
             tail.missing = 0
-            if newest[0].id > tail.last:
+            if newest.id > tail.last:
                 self._read(tail)
-            elif newest[0].id == tail.last:
-                await self._end_if_orphaned(tail, now - tail.silent_since)
-        except (Disconnected, RedisRefused, LogFull) as error:
-            logger.debug("stream %s: not checked: %s", tail.stream_id, error)
+            elif newest.id == tail.last:
+                self._end_if_orphaned(tail)
 
-    async def _end_if_orphaned(self, tail: Tail, silent_seconds: float) -> None:
-        settings = self._settings
-        if tail.last.attempt == 0:
+    def _end_if_orphaned(self, tail: Tail) -> None:
+        settings, silent_seconds = self._settings, self._loop.time() - tail.heard_at
+        if tail.attempt == 0:
             if time.time() - created_at(tail.stream_id) <= settings.queue_seconds:
                 return
             code, message = "queue_timeout", f"no worker was free within {settings.queue_seconds:g} s"
@@ -327,7 +412,13 @@ class Tails:
             return
         logger.warning("stream %s: failed: %s: %s", tail.stream_id, code, message)
         told = {"code": code, "message": message, "retryable": True, "time": time.time()}
-        await self._log.end(tail.stream_id, events.FAILED, orjson.dumps(told), only_after=tail.last)
+        self._spawn(self._end(tail, orjson.dumps(told)))
+
+    async def _end(self, tail: Tail, told: bytes) -> None:
+        try:
+            await self._log.end(tail.stream_id, events.FAILED, told, only_after=tail.last)
+        except (Disconnected, RedisRefused, LogFull) as error:
+            logger.debug("stream %s: not ended: %s", tail.stream_id, error)
 
     def _spawn(self, work: Any) -> None:
         task: asyncio.Task[None] = self._loop.create_task(work)

@@ -5,7 +5,7 @@ names of one letter, because Redis keeps a field's name in every entry that diff
 
 | field | value |
 |---|---|
-| `accepted` | JSON: request, principal, policies, metadata, created_at |
+| `accepted` | JSON: request, principal, policies, metadata, created_at; facade for an API other than the native one |
 | `started`, `restarted` | JSON: attempt, model, worker, time; restarted also base, reason |
 | `t` | one token: its text, UTF-8 |
 | `d` | one delta that is not plain text: the JSON object that readers get, with the provider's `delta` in it |
@@ -18,6 +18,7 @@ names of one letter, because Redis keeps a field's name in every entry that diff
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -120,6 +121,8 @@ class Accepted:
     created_at: float
     principal: str
     metadata: dict[str, str]
+    facade: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What the API through which it came must remember to answer in its own shape; empty for the native one."""
 
     def stored(self) -> bytes:
         return orjson.dumps(
@@ -129,6 +132,7 @@ class Accepted:
                 "created_at": self.created_at,
                 "principal": self.principal,
                 "metadata": self.metadata,
+                **({"facade": self.facade} if self.facade else {}),
             }
         )
 
@@ -141,4 +145,5 @@ class Accepted:
             stored["created_at"],
             stored["principal"],
             stored["metadata"],
+            stored.get("facade", {}),
         )
