@@ -21,6 +21,10 @@ READ_ENTRIES_MAX = 1000
 """Entries per read: about 100 KB and 1 ms of Redis, so that no long history holds up the other streams."""
 
 
+RawEntry = tuple[bytes, tuple[bytes, bytes]]
+"""An entry as Redis sends it: its id, and its field and value."""
+
+
 class Commands(Protocol):
     """What the log and the queue need of a connection to Redis. Replies are as Redis sent them (RESP2)."""
 
@@ -118,7 +122,12 @@ class EventLog:
 
     async def read_between(self, stream_id: str, first: EventId, last: EventId) -> list[Entry]:
         """The entries with ids from `first` to `last`, both included."""
-        return _entries(await self._commands.execute("XRANGE", log_key(stream_id), bytes(first), bytes(last)))
+        return _entries(await self.read_raw(stream_id, first, last))
+
+    async def read_raw(self, stream_id: str, first: EventId, last: EventId) -> list[RawEntry]:
+        """The same as Redis sent them: no object is made of any."""
+        raw: list[RawEntry] = await self._commands.execute("XRANGE", log_key(stream_id), bytes(first), bytes(last))
+        return raw
 
     async def read_all(self, stream_id: str) -> list[Entry]:
         """The whole log, in reads of bounded size."""
@@ -133,6 +142,17 @@ class EventLog:
         """The newest at most `count` entries, oldest first."""
         reply = await self._commands.execute("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", count)
         return _entries(reply[::-1])
+
+    def send_newest(self, stream_id: str, on_newest: Callable[[Entry | Exception | None], None]) -> None:
+        """The newest entry without a task: told with it, with None if there is no log, or with what went wrong."""
+
+        def on_reply(reply: Any) -> None:
+            if isinstance(reply, Exception):
+                on_newest(reply)
+            else:
+                on_newest(_entries(reply)[0] if reply else None)
+
+        self._commands.send(("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", 1), on_reply)
 
     async def end(
         self, stream_id: str, field: bytes, value: bytes, *, only_after: EventId | None = None
