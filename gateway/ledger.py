@@ -12,9 +12,9 @@ import os
 import secrets
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from shared.errors import MidstreamError
+from shared.errors import MidstreamError, RedisRefused
 from shared.ids import EventId
 from shared.receipt import Delivered, Deliveries
 from shared.settings import Settings
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_SLOTS = 100
+"""How many parts the open connections are reported in, so that no report takes longer than a millisecond or two."""
+_LOOK_SECONDS, _LAST_NOTES_LOOKS = 0.01, 30
 _UNDER_WAY_MAX = 10_000
 """Notes that Redis has not confirmed: while it is away more are not sent, and the next report tells as much."""
 
@@ -31,46 +34,66 @@ _UNDER_WAY_MAX = 10_000
 class Ledger:
     def __init__(self, deliveries: Deliveries, settings: Settings) -> None:
         self._deliveries = deliveries
-        self._report_seconds = settings.delivery_report_seconds
+        self._pause_seconds = settings.delivery_report_seconds / _SLOTS
         self.gateway = f"{socket.gethostname()}-{os.getpid()}"
-        self._open: dict[Reader, Note] = {}
+        self._slots: list[dict[Reader, Note]] = [{} for _ in range(_SLOTS)]
+        self._opened = 0
+        self._under_way = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        self._reporter = asyncio.get_running_loop().create_task(self._report())
+        self._loop = asyncio.get_running_loop()
+        self._reporter = self._loop.create_task(self._report())
 
     async def close(self) -> None:
         """Let the last notes reach Redis."""
         self._reporter.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=0.3)
+        for _ in range(_LAST_NOTES_LOOKS):
+            if not self._under_way and not self._tasks:
+                break
+            await asyncio.sleep(_LOOK_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(self._reporter, *self._tasks, return_exceptions=True)
 
     def opened(self, reader: Reader) -> None:
-        self._open[reader] = Note(secrets.token_hex(6), reader.cursor, time.time())
+        self._opened += 1
+        self._slots[self._opened % _SLOTS][reader] = reader.note = Note(
+            self._opened % _SLOTS, secrets.token_hex(6), reader.cursor, time.time()
+        )
 
     def closed(self, reader: Reader) -> None:
-        note = self._open.pop(reader)
+        note = reader.note
+        del self._slots[note.slot][reader]
         self._send(reader, note, outcome=reader.outcome)
 
     async def _report(self) -> None:
+        """Each slot in its turn: all at once would hold up the readers for as long as it takes."""
         while True:
-            await asyncio.sleep(self._report_seconds)
-            for reader, note in list(self._open.items()):
-                if reader.reached() != note.noted:
-                    self._send(reader, note)
+            for slot in self._slots:
+                await asyncio.sleep(self._pause_seconds)
+                for reader, note in slot.items():
+                    if reader.reached() != note.noted:
+                        self._send(reader, note)
 
     def _send(self, reader: Reader, note: Note, outcome: str | None = None) -> None:
-        if len(self._tasks) >= _UNDER_WAY_MAX:
+        if self._under_way >= _UNDER_WAY_MAX:
             return
         note.noted = reader.reached()
         closed_at = None if outcome is None else time.time()
         delivered = Delivered(note.connection, self.gateway, note.start, note.noted, note.opened_at, closed_at, outcome)
-        task = asyncio.get_running_loop().create_task(self._note(reader.tail.stream_id, delivered))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._under_way += 1
+        stream_id = reader.tail.stream_id
+        self._deliveries.send_note(stream_id, delivered, lambda reply: self._sent(stream_id, delivered, reply))
+
+    def _sent(self, stream_id: str, delivered: Delivered, reply: Any) -> None:
+        self._under_way -= 1
+        if isinstance(reply, RedisRefused) and reply.code == "NOSCRIPT" and len(self._tasks) < _UNDER_WAY_MAX:
+            task = self._loop.create_task(self._note(stream_id, delivered))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif isinstance(reply, Exception):
+            logger.debug("stream %s: a delivery was not noted: %s", stream_id, reply)
 
     async def _note(self, stream_id: str, delivered: Delivered) -> None:
         try:
@@ -82,9 +105,10 @@ class Ledger:
 class Note:
     """What is kept of an open connection between two reports."""
 
-    __slots__ = ("connection", "noted", "opened_at", "start")
+    __slots__ = ("connection", "noted", "opened_at", "slot", "start")
 
-    def __init__(self, connection: str, start: EventId, opened_at: float) -> None:
+    def __init__(self, slot: int, connection: str, start: EventId, opened_at: float) -> None:
+        self.slot = slot
         self.connection = connection
         self.start = self.noted = start
         self.opened_at = opened_at

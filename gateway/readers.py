@@ -20,7 +20,7 @@ from typing import Any
 from gateway import metrics
 from gateway.connection import Sink, chunk_of
 from gateway.faces import encode
-from gateway.ledger import Ledger
+from gateway.ledger import Ledger, Note
 from gateway.pages import Pages
 from gateway.ring import Ring
 from gateway.tail import Tail
@@ -35,6 +35,8 @@ _TICK_SECONDS_LEAST, _TICK_SECONDS_MOST = 0.004, 0.05
 _BUSY, _CALM = 0.85, 0.60
 """The shares of a core above which it flushes less often, and below which more often."""
 _GOVERN_SECONDS = 0.1
+_BEATS_PER_SECOND = 10
+"""How finely keep-alives are spread: 20,000 readers in 15 s are 133 comments, a millisecond's work, at each."""
 _AGE_SLOTS_PER_SECOND = 4
 _SLOW_SECONDS = 5.0
 """A connection that ends after its socket was full for so long was too slow, whoever ended it."""
@@ -55,6 +57,7 @@ class Reader:
         "cursor",
         "delivery",
         "drained",
+        "note",
         "outcome",
         "position",
         "replaying",
@@ -78,6 +81,8 @@ class Reader:
         self.blocked_at = 0.0
         """Since when its socket has been full (loop seconds); 0 while it takes what comes."""
         self.replaying = True
+        self.note: Note
+        """What the ledger keeps of it."""
         self.closed = False
         self.outcome = "disconnected"
         self.age_slot = self.beat_slot = 0
@@ -107,10 +112,11 @@ class Delivery:
         self._next_flush = 0.0
         self.tick_seconds = 0.0
         self.readers = 0
-        self._beats: list[set[Reader]] = [set() for _ in range(settings.keepalive_seconds)]
+        self._beats: list[set[Reader]] = [set() for _ in range(settings.keepalive_seconds * _BEATS_PER_SECOND)]
         self._ages: defaultdict[int, set[Reader]] = defaultdict(set)
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
+        self._awaited: dict[Tail, list[asyncio.Future[None]]] = {}
         self.release: Callable[[Tail], None] = lambda tail: None
         """What gives up a tail that a reader held."""
 
@@ -139,9 +145,10 @@ class Delivery:
         reader.ring.readers.add(reader)
         reader.beat_slot = self.readers % len(self._beats)
         self._beats[reader.beat_slot].add(reader)
-        age_seconds = self._settings.connection_seconds * random.uniform(0.8, 1.0)
-        reader.age_slot = int((self._loop.time() + age_seconds) * _AGE_SLOTS_PER_SECOND)
-        self._ages[reader.age_slot].add(reader)
+        if reader.ring.face.comes_back:
+            age_seconds = self._settings.connection_seconds * random.uniform(0.8, 1.0)
+            reader.age_slot = int((self._loop.time() + age_seconds) * _AGE_SLOTS_PER_SECOND)
+            self._ages[reader.age_slot].add(reader)
         self._place(reader)
 
     def detach(self, reader: Reader) -> None:
@@ -184,7 +191,7 @@ class Delivery:
         if reader.tail.ended is None or reader.position < 0:
             body += ring.face.farewell(int(self._settings.retry_milliseconds * random.uniform(0.25, 1.0)))
             reader.outcome = outcome
-            if ring.face.cut_unless_done:
+            if ring.face.cut_unless_done or not ring.face.comes_back:
                 reader.sink.cut(body)
             else:
                 reader.sink.finish(body)
@@ -235,6 +242,8 @@ class Delivery:
         ring_events_most = self._settings.ring_events * 5 // 4  # not at every event: a trim moves the whole ring
         for tail in news:
             tail.dirty = False
+            if self._awaited:
+                self._tell_waiting(tail)
             if tail.ahead:
                 self._place_those_ahead(tail)
             if tail.ended is not None:
@@ -265,6 +274,24 @@ class Delivery:
                     body = ring.body(reader.position) if reader.position < ring.end else b""
                     reader.position = ring.end
                     self._complete(reader, body)
+
+    async def next_news(self, tail: Tail) -> None:
+        """Wait for the next time that a tail has something new. Its log must have been read."""
+        news = self._loop.create_future()
+        self._awaited.setdefault(tail, []).append(news)
+        try:
+            await news
+        finally:
+            waiting = self._awaited.get(tail, [])
+            if news in waiting:
+                waiting.remove(news)
+                if not waiting:
+                    del self._awaited[tail]
+
+    def _tell_waiting(self, tail: Tail) -> None:
+        for news in self._awaited.pop(tail, ()):
+            if not news.done():
+                news.set_result(None)
 
     def _is_full(self, reader: Reader) -> None:
         reader.busy = True
@@ -361,10 +388,10 @@ class Delivery:
     # --- the clock
 
     async def _beat(self) -> None:
-        """A comment to every reader, each in its own second, so that no proxy takes it for dead."""
+        """A comment to every reader, each at its own moment, so that no proxy takes it for dead."""
         slot = 0
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(1 / _BEATS_PER_SECOND)
             slot = (slot + 1) % len(self._beats)
             for reader in self._beats[slot]:
                 comment = reader.ring.face.keep_alive

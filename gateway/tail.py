@@ -107,6 +107,11 @@ class Tail:
         """The same, but for a new attempt that keeps deltas: then the next offset follows on theirs."""
         return EventId(self.attempt, self.offset if self.kept < 0 else self.kept)
 
+    @property
+    def begun(self) -> bool:
+        """There is more than a start: a delta, or the end."""
+        return self.ended is not None or (self.attempt > 0 and self.offset > 0)
+
     def ring(self, face: Face) -> Ring | None:
         """The ring of a face, also one that is not primed yet."""
         for ring in (*self.rings, *self.unprimed):
@@ -372,7 +377,7 @@ class Tails:
         """
         sweep_seconds = self._settings.sweep_seconds
         while True:
-            await asyncio.sleep(sweep_seconds / 5)
+            await asyncio.sleep(sweep_seconds / 20)
             if not self._subscriber.is_up:
                 continue
             now = self._loop.time()

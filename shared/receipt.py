@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,12 @@ class Deliveries:
         """Store how far a connection has come. Raises Disconnected, RedisRefused, LogFull."""
         keys = [log_key(stream_id), deliveries_key(stream_id)]
         await self.DELIVER.run(self._commands, keys, delivered.connection, delivered.stored(), CONNECTIONS_MAX)
+
+    def send_note(self, stream_id: str, delivered: Delivered, on_reply: Callable[[Any], None]) -> None:
+        """`note` without a task: `on_reply` gets the bare reply or the error, also that of a script that Redis forgot."""
+        keys = (log_key(stream_id), deliveries_key(stream_id))
+        more = (delivered.connection, delivered.stored(), CONNECTIONS_MAX)
+        self._commands.send(("EVALSHA", self.DELIVER.digest, 2, *keys, *more), on_reply)
 
     async def note_usage(self, stream_id: str, usage: dict[str, Any]) -> None:
         """Store what the provider said of an answer after its stream had ended. Raises like `note`."""
