@@ -1,0 +1,97 @@
+"""What becomes of a connection whose response was taken out of the server's hands: HTTP stays HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.support.system import System
+
+ANSWER = {"tokens": 20, "tokens_per_second": 0}
+
+
+async def _ended_stream(system: System) -> str:
+    stream_id = await system.create("a question", simulate=ANSWER)
+    await system.follow(stream_id).until_end()
+    return stream_id
+
+
+async def _response(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """The head and the whole body of one chunked response."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    body = b""
+    while size := int((await reader.readuntil(b"\r\n")).strip(), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readexactly(2)
+    return head, body
+
+
+def _request(stream_id: str, version: str = "1.1", path: str = "events") -> bytes:
+    return f"GET /v1/streams/{stream_id}/{path} HTTP/{version}\r\nHost: here\r\n\r\n".encode()
+
+
+async def _open(system: System) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = system.gateway_url().removeprefix("http://").split(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+async def test_one_connection_carries_one_answer_after_the_other() -> None:
+    async with System() as system:
+        first, second = await _ended_stream(system), await _ended_stream(system)
+        reader, writer = await _open(system)
+        async with asyncio.timeout(20):
+            for stream_id in (first, second, first):
+                writer.write(_request(stream_id))
+                head, body = await _response(reader)
+                assert b"200 OK" in head
+                assert b"connection: close" not in head
+                assert body.count(b'"token"') == ANSWER["tokens"]
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+
+async def test_requests_that_come_before_the_answer_do_not_mix_with_it() -> None:
+    """Pipelined: answered in order, or not at all and the connection is closed, as RFC 9112 (9.3.2) allows."""
+    async with System() as system:
+        stream_id = await system.create("a question", simulate={"tokens": 50, "tokens_per_second": 50})
+        reader, writer = await _open(system)
+        async with asyncio.timeout(30):
+            writer.write(_request(stream_id))
+            await reader.readuntil(b'"token"')
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n")
+            rest = await reader.read()
+        assert b'"status":"ok"' not in rest
+        assert rest.endswith(b"0\r\n\r\n")
+        assert rest.count(b'"token"') == 49
+        writer.close()
+
+
+async def test_two_requests_in_one_write_are_answered_in_order() -> None:
+    async with System() as system:
+        first, second = await _ended_stream(system), await _ended_stream(system)
+        reader, writer = await _open(system)
+        async with asyncio.timeout(20):
+            writer.write(_request(first) + _request(second))
+            for _ in range(2):
+                _, body = await _response(reader)
+                assert body.count(b'"token"') == ANSWER["tokens"]
+        writer.close()
+
+
+@pytest.mark.parametrize("keep_alive", [False, True])
+async def test_http_1_0_gets_a_body_without_chunks_that_ends_with_the_connection(*, keep_alive: bool) -> None:
+    async with System() as system:
+        stream_id = await _ended_stream(system)
+        reader, writer = await _open(system)
+        request = _request(stream_id, "1.0")
+        writer.write(request.replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n") if keep_alive else request)
+        async with asyncio.timeout(20):
+            head = await reader.readuntil(b"\r\n\r\n")
+            body = await reader.read()
+        assert b"transfer-encoding" not in head
+        assert b"connection: close" in head
+        assert body.startswith(b":\nretry: ")
+        assert body.count(b'"token"') == ANSWER["tokens"]
+        writer.close()
