@@ -1,4 +1,4 @@
-"""`python -m gateway`: one gateway process. SIGTERM drains it: its readers resume elsewhere."""
+"""`python -m gateway`: one gateway, of one process or several. SIGTERM drains it: its readers resume elsewhere."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import socket
 import sys
 from collections.abc import Sequence
 
-import uvloop
-
-from gateway.server import listen, serve
+from gateway.listening import listen, reserve
+from gateway.supervisor import Membership, Supervisor, processes_wanted
 from shared.errors import Unusable
 from shared.settings import Settings
 from shared.telemetry import set_up_logging
@@ -23,18 +22,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="One Midstream gateway: serves streams to readers over HTTP. "
         "Its settings are environment variables: `midstream settings` lists them.",
     )
-    parser.add_argument("--fd", type=int, metavar="N", help="serve on this inherited listening socket")
+    parser.add_argument("--fd", type=int, metavar="N", help="serve on this inherited socket")
+    parser.add_argument("--number", type=int, help=argparse.SUPPRESS)  # these two are for a supervisor's children
+    parser.add_argument("--lifeline", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"midstream {VERSION}")
     told = parser.parse_args(arguments)
     try:
         settings = Settings.from_environment(os.environ)
         set_up_logging(settings.log_level)
-        listening = listen(settings) if told.fd is None else socket.socket(fileno=told.fd)
-        uvloop.run(serve(settings, listening))
+        inherited = None if told.fd is None else socket.socket(fileno=told.fd)
+        if told.number is not None and inherited is not None:
+            member = Membership(told.number, told.lifeline)
+            try:
+                _serve(settings, inherited)
+            finally:
+                member.leave()
+        elif (count := processes_wanted(settings)) > 1:
+            return Supervisor(settings, count, inherited or reserve(settings), [sys.executable, "-m", "gateway"]).run()
+        else:
+            _serve(settings, inherited or listen(settings))
     except Unusable as error:
         print(f"gateway: {error}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _serve(settings: Settings, listening: socket.socket) -> None:
+    # Imported here: a supervisor needs none of it, and a child must be known as one before the first metric is made.
+    import uvloop
+
+    from gateway import metrics
+    from gateway.server import serve
+
+    metrics.STARTS.inc()
+    metrics.PROCESSES.set(1)
+    uvloop.run(serve(settings, listening))
 
 
 if __name__ == "__main__":

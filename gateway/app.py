@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-import orjson
 from fastapi import FastAPI, Request
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from gateway.exchange import ASGI, Part, body_of, json_response, unless_disconnected
+from gateway.facades import facades
+from gateway.metrics import exposition
+from gateway.probe import Probe
 from gateway.problems import Problem, stopping
 from gateway.readers import Delivery
 from gateway.requests import (
@@ -34,10 +35,6 @@ from shared.version import VERSION
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS_MAX = 600
-_DISCARDED_BYTES_MAX = 64 << 20
-"""Of a body that is too large, so much is read and dropped, so that its client hears why and not a reset."""
-
-ASGI = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 
 
 def make_app(
@@ -45,11 +42,17 @@ def make_app(
 ) -> ASGI:
     """The gateway's ASGI application."""
     api = _routes(streams, delivery, commands, settings)
+    parts: list[Part] = [subscribe, Probe(delivery, settings), *facades(streams, subscribe, settings)]
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        handler = subscribe.route(scope)
+        handler: ASGI = api
+        for part in parts:
+            found = part.route(scope)
+            if found is not None:
+                handler = found
+                break
         try:
-            await (handler or api)(scope, receive, send)
+            await handler(scope, receive, send)
         except Problem as problem:
             await problem.response()(scope, receive, send)
         except asyncio.CancelledError:
@@ -89,29 +92,31 @@ def _routes(streams: Streams, delivery: Delivery, commands: Commands, settings: 
         """Ask for a generation: an OpenAI Chat Completions request with an optional `midstream` object."""
         if delivery.draining:
             raise stopping()
-        body = parse_body(await _body(request, settings.body_bytes_max))
+        body = parse_body(await body_of(request, settings.body_bytes_max))
         generation, policies, metadata = check_generation(body, settings.default_model)
         key = request.headers.get("idempotency-key")
         if key is not None and not 1 <= len(key) <= IDEMPOTENCY_KEY_CHARACTERS_MAX:
             raise Problem(400, f"Idempotency-Key must have 1 to {IDEMPOTENCY_KEY_CHARACTERS_MAX} characters")
         created = await streams.create(generation, policies, metadata, idempotency=key)
-        return _json(created, 201, {"location": created["events_url"]})
+        return json_response(created, 201, {"location": created["events_url"]})
 
     @api.get("/v1/streams/{stream_id}", tags=["streams"])
     async def state(stream_id: str, request: Request) -> Response:
         """A stream's state; with `?wait=SECONDS`, when it has ended or the time is up."""
         wait = request.query_params.get("wait")
-        return _json(await streams.state(stream_id, seconds("wait", wait, _WAIT_SECONDS_MAX) if wait else 0.0))
+        wait_seconds = seconds("wait", wait, _WAIT_SECONDS_MAX) if wait else 0.0
+        state = await unless_disconnected(request.receive, streams.state(stream_id, wait_seconds))
+        return json_response(state or {})
 
     @api.post("/v1/streams/{stream_id}/cancel", tags=["streams"])
     async def cancel(stream_id: str) -> Response:
         """Stop a stream. Idempotent; an ended stream stays as it is."""
-        return _json(await streams.cancel(stream_id))
+        return json_response(await streams.cancel(stream_id))
 
     @api.get("/v1/streams/{stream_id}/receipt", tags=["streams"])
     async def receipt(stream_id: str) -> Response:
         """What was generated, what was delivered, and over which connections."""
-        return _json(await streams.receipt(stream_id))
+        return json_response(await streams.receipt(stream_id))
 
     @api.delete("/v1/streams/{stream_id}", status_code=204, tags=["streams"])
     async def delete(stream_id: str) -> Response:
@@ -122,7 +127,7 @@ def _routes(streams: Streams, delivery: Delivery, commands: Commands, settings: 
     @api.get("/healthz", tags=["operations"])
     async def healthz() -> Response:
         """The process lives."""
-        return _json({"status": "ok", "version": VERSION})
+        return json_response({"status": "ok", "version": VERSION})
 
     @api.get("/readyz", tags=["operations"])
     async def readyz() -> Response:
@@ -135,33 +140,11 @@ def _routes(streams: Streams, delivery: Delivery, commands: Commands, settings: 
             raise Problem(503, "Redis is away") from None
         if complaint:
             raise Problem(503, complaint)
-        return _json({"status": "ready", "readers": delivery.readers})
+        return json_response({"status": "ready", "readers": delivery.readers})
 
     @api.get("/metrics", tags=["operations"])
     async def metrics() -> Response:
-        """Prometheus."""
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        """Prometheus: this gateway, whichever of its processes answers."""
+        return Response(exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return api
-
-
-async def _body(request: Request, bytes_max: int) -> bytes:
-    parts, size = [], 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-            if size <= bytes_max:
-                parts.append(part)
-            elif size > _DISCARDED_BYTES_MAX:
-                break
-    except ClientDisconnect:
-        raise Problem(400, "the connection ended before the body did") from None
-    if size > bytes_max:
-        raise Problem(413, f"the body has more than {bytes_max} bytes, which is the most that is taken")
-    return b"".join(parts)
-
-
-def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(
-        orjson.dumps(body), status, {"cache-control": "no-store", **(headers or {})}, media_type="application/json"
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
+from urllib.parse import parse_qs
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
@@ -42,6 +43,25 @@ async def body_of(request: Request, bytes_max: int) -> bytes:
     if size > bytes_max:
         raise Problem(413, f"the body has more than {bytes_max} bytes, which is the most that is taken")
     return b"".join(parts)
+
+
+def query_of(scope: Scope) -> dict[str, str]:
+    """The query's parameters, the last of each name. Raises Problem 400."""
+    try:
+        parsed = parse_qs(
+            scope["query_string"].decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=64
+        )
+    except ValueError:  # UnicodeDecodeError is one
+        raise Problem(400, "the query is not percent-encoded UTF-8") from None
+    return {name: values[-1] for name, values in parsed.items()}
+
+
+def last_event_id(scope: Scope, query: dict[str, str]) -> str:
+    """Where a reader wants to go on: its header `Last-Event-ID`, else its parameter `last_event_id`; may be empty."""
+    for name, value in scope["headers"]:
+        if name == b"last-event-id" and value:
+            return str(value.decode("latin-1")).strip()
+    return query.get("last_event_id", "").strip()
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

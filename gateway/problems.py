@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Any
 
 import orjson
 from starlette.responses import Response
@@ -11,14 +12,28 @@ from starlette.responses import Response
 class Problem(Exception):
     """An answer that is an error. Raised anywhere in a request, shown once, by the app."""
 
-    def __init__(self, status: int, detail: str, *, retry_after_seconds: int | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        retry_after_seconds: int | None = None,
+        param: str | None = None,
+        code: str | None = None,
+        error: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.retry_after_seconds = retry_after_seconds
+        self.param = param
+        """The parameter that is wrong. This and the next two are shown in OpenAI's shape only."""
+        self.code = code
+        self.error = error
+        """The whole error object, where the provider gave it."""
 
     def body(self) -> bytes:
-        title = HTTPStatus(self.status).phrase
+        title = HTTPStatus(self.status).phrase if self.status in set(HTTPStatus) else "Error"
         return orjson.dumps({"type": "about:blank", "title": title, "status": self.status, "detail": self.detail})
 
     def headers(self) -> dict[str, str]:

@@ -18,13 +18,14 @@ from typing import Any
 import uvicorn
 
 from gateway.app import make_app
+from gateway.connection import Connection
 from gateway.ledger import Ledger
+from gateway.listening import BACKLOG
 from gateway.pages import Pages
 from gateway.readers import Delivery
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
 from gateway.tail import Tails
-from shared.errors import Unusable
 from shared.log import EventLog
 from shared.patience import patiently
 from shared.queue import RequestQueue
@@ -34,30 +35,6 @@ from shared.resp import RespConnection
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-_BACKLOG = 8192
-"""Connections that wait to be accepted: all readers of a gateway that died come at once."""
-
-
-def listen(settings: Settings) -> socket.socket:
-    """A listening socket for one gateway process. Raises Unusable."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted sockets inherit these two.
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.send_buffer_bytes)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            timeout_milliseconds = int(settings.dead_peer_seconds * 1000)
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_milliseconds)
-        listening.bind(address)
-        listening.listen(_BACKLOG)
-    except OSError as error:
-        raise Unusable(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from None
-    listening.setblocking(False)
-    return listening
 
 
 class Server(uvicorn.Server):
@@ -107,6 +84,7 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
         on_new=delivery.on_new,
         on_lost=delivery.lose,
     )
+    delivery.release = tails.release
     streams = Streams(commands, log, queue, tails, deliveries, settings)
     subscribe = Subscribe(streams, tails, delivery, settings)
     app = make_app(streams, subscribe, delivery, commands, settings)
@@ -121,13 +99,13 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
     delivery.start()
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
-        backlog=_BACKLOG,
+        backlog=BACKLOG,
         timeout_graceful_shutdown=settings.drain_seconds,  # type: ignore[arg-type]  # a part of a second is as good
     )
     server = Server(config, delivery.drain)

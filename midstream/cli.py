@@ -44,6 +44,7 @@ def _run(told: argparse.Namespace) -> int:
             redis_url=told.redis,
             provider=told.provider,
             workers=told.workers,
+            gateways=told.gateways,
             data_dir=told.data_dir,
         )
     if told.command == "demo":
@@ -59,6 +60,19 @@ def _run(told: argparse.Namespace) -> int:
             last_event_id=told.last_event_id,
             as_json=told.json,
             give_up_seconds=told.give_up,
+        )
+    if told.command == "doctor":
+        from midstream.doctor import doctor
+
+        return doctor(
+            told.url,
+            via=told.via,
+            headers=told.header,
+            idle_seconds=told.idle,
+            age_seconds=told.age,
+            timeout_seconds=told.timeout,
+            insecure=told.insecure,
+            json=told.json,
         )
     return _settings(told.markdown, told.json)
 
@@ -81,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--redis", metavar="URL", help="use this Redis or Valkey and not the embedded one")
     up.add_argument("--provider", choices=_PROVIDERS, help="who generates the answers")
     up.add_argument("--workers", type=_count, default=1, metavar="N", help="how many worker processes (1)")
+    up.add_argument("--gateways", type=_count_or_0, metavar="N", help="how many gateway processes (1); 0: one per core")
     up.add_argument("--data-dir", type=Path, metavar="DIR", help="where the embedded Valkey keeps its data (nowhere)")
 
     demo = command("demo", "One answer, its connection cut twice in mid-sentence, resumed at the exact token.")
@@ -103,6 +118,39 @@ def _parser() -> argparse.ArgumentParser:
         "--give-up", type=float, default=60.0, metavar="SECONDS", help="end when it cannot be reached for so long (60)"
     )
 
+    doctor = command(
+        "doctor", "Does a stream reach its readers as it is sent? If not: which hop is at fault, what to change."
+    )
+    doctor.add_argument("url", metavar="URL", help="where readers reach the gateway")
+    doctor.add_argument(
+        "--via",
+        action="append",
+        default=[],
+        metavar="[NAME=]URL",
+        help="an address along the way, the gateway's own first; may be repeated, outwards",
+    )
+    doctor.add_argument(
+        "--header", action="append", default=[], metavar="NAME:VALUE", help="send this header too, such as Host"
+    )
+    doctor.add_argument(
+        "--idle",
+        type=float,
+        metavar="SECONDS",
+        help="how long a connection must bear silence (2 s more than the gateway's keep-alive interval); 0: not tested",
+    )
+    doctor.add_argument(
+        "--age",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="also: may one response last for so long? (not tested)",
+    )
+    doctor.add_argument(
+        "--timeout", type=float, default=10.0, metavar="SECONDS", help="how long an address may be late (10)"
+    )
+    doctor.add_argument("--insecure", action="store_true", help="do not verify certificates")
+    doctor.add_argument("--json", action="store_true", help="for machines")
+
     settings = command("settings", "List every setting with its default, its unit and the reason for it.")
     settings.add_argument("--markdown", action="store_true", help="as the page in the documentation")
     settings.add_argument("--json", action="store_true", help="as JSON")
@@ -118,6 +166,12 @@ def _port(text: str) -> int:
 def _count(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 64:
         raise argparse.ArgumentTypeError(f"a number from 1 to 64 is wanted, not {text!r}")
+    return int(text)
+
+
+def _count_or_0(text: str) -> int:
+    if not text.isdecimal() or int(text) > 64:
+        raise argparse.ArgumentTypeError(f"a number from 0 to 64 is wanted, not {text!r}")
     return int(text)
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from gateway.server import listen
+from gateway.listening import listen, reserve
+from gateway.supervisor import processes_wanted
 from midstream import guard
 from producer.provider import provider_name
 from shared.errors import Unusable
@@ -95,7 +96,8 @@ class LocalMidstream:
         if self._redis_url is None:
             self._redis_url = self._start_valkey()
         asyncio.run(check(self._redis_url, within_seconds=self._settings.redis_start_seconds))
-        self._listening = listen(self._settings)
+        gateways = processes_wanted(self._settings)
+        self._listening = listen(self._settings) if gateways == 1 else reserve(self._settings)
         host, port = self._listening.getsockname()[:2]
         reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
         self.url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
@@ -103,6 +105,7 @@ class LocalMidstream:
             "MIDSTREAM_WORKER_DRAIN_SECONDS": _DRAIN_SECONDS,
             **self._environment,
             "MIDSTREAM_REDIS_URL": self._redis_url,
+            "MIDSTREAM_GATEWAY_PROCESSES": str(gateways),
         }
         fd = self._listening.fileno()
         self._spawn("the gateway", [sys.executable, "-m", "gateway", "--fd", str(fd)], environment, (fd,))

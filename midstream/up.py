@@ -25,6 +25,7 @@ def up(
     redis_url: str | None,
     provider: str | None,
     workers: int,
+    gateways: int | None,
     data_dir: Path | None,
 ) -> int:
     """Run until Ctrl-C or SIGTERM. Raises Unusable."""
@@ -33,6 +34,7 @@ def up(
         "MIDSTREAM_PORT": None if port is None else str(port),
         "MIDSTREAM_REDIS_URL": redis_url,
         "MIDSTREAM_PROVIDER": provider,
+        "MIDSTREAM_GATEWAY_PROCESSES": None if gateways is None else str(gateways),
     }
     settings, environment = settings_for(options, os.environ)
 

@@ -174,6 +174,13 @@ class Settings:
     body_bytes_max: int = _setting(
         1 << 20, "bytes", "The largest request body; it is kept in Redis with the stream.", least=1024
     )
+    gateway_processes: int = _setting(
+        1,
+        "processes",
+        "How many processes one gateway is, all at its one port (Linux); 0: one per core that it may use, by its affinity and its container's CPU limit. One serves tens of thousands of readers and leaves the other cores to Redis and the workers.",
+        least=0,
+        most=64,
+    )
     connections_max: int = _setting(
         20_000,
         "readers",

@@ -1,0 +1,104 @@
+"""Errors as OpenAI's clients expect them: `{"error": {"message", "type", "param", "code"}}`, under its statuses.
+
+Their SDKs choose the exception by the status and try 408, 409, 429 and 5xx again by themselves: so the provider's own
+status comes through, and what must not be asked a second time gets none of these.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import Response
+
+from gateway.connection import Scope
+from gateway.exchange import ASGI, json_response
+from gateway.problems import Problem
+
+CANCELLED_STATUS = 499
+"""Not 409, which the SDKs try again: that would begin the very answer anew that somebody has cancelled."""
+
+_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_STATUSES = {
+    "provider_unavailable": 502,
+    "provider_unreadable": 502,
+    "provider_timeout": 504,
+    "provider_stalled": 504,
+    "provider_refused": 400,
+    "content_filtered": 400,
+    "log_full": 507,
+    "queue_timeout": 503,
+    "worker_lost": 502,
+    "attempts_exhausted": 502,
+}
+"""Of failures for which the provider gave no status."""
+
+
+def openai_error(problem: Problem) -> Response:
+    """A problem in OpenAI's shape."""
+    error = problem.error or {
+        "message": problem.detail,
+        "type": _KINDS.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error"),
+        "param": problem.param,
+        "code": problem.code,
+    }
+    headers = {}
+    if problem.retry_after_seconds is not None:
+        headers["retry-after"] = str(problem.retry_after_seconds)
+    if problem.status == CANCELLED_STATUS:
+        headers["x-should-retry"] = "false"  # the SDKs' own header
+    return json_response({"error": error}, problem.status, headers)
+
+
+def answering_in_openai_shape(handler: ASGI) -> ASGI:
+    """The same handler; a Problem that it raises is answered in OpenAI's shape."""
+
+    async def handled(scope: Scope, receive: Any, send: Any) -> None:
+        try:
+            await handler(scope, receive, send)
+        except Problem as problem:
+            await openai_error(problem)(scope, receive, send)
+
+    return handled
+
+
+def failure(failed: dict[str, Any]) -> dict[str, Any]:
+    """The error object for the value of a stream's `failed`: the provider's own where it gave one."""
+    status = failure_status(failed)
+    error = {
+        "message": failed["message"],
+        "type": _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error"),
+        "param": None,
+        "code": failed["code"],
+    }
+    return error | (failed.get("provider_error") or {})
+
+
+def failure_status(failed: dict[str, Any]) -> int:
+    """The HTTP status for the value of a `failed`: the provider's own where it gave one that is an error."""
+    status = failed.get("status")
+    if isinstance(status, int) and 400 <= status <= 599:
+        return status
+    return _STATUSES.get(failed["code"], 502)
+
+
+def failure_problem(failed: dict[str, Any]) -> Problem:
+    """The answer to who waited for a stream that failed."""
+    retry_after = failed.get("retry_after")
+    return Problem(
+        failure_status(failed),
+        failed["message"],
+        retry_after_seconds=None if retry_after is None else max(1, round(retry_after)),
+        error=failure(failed),
+    )
+
+
+def cancelled(by: str) -> dict[str, Any]:
+    """The error object for a stream that was cancelled."""
+    who = {"disconnect": "because its last reader had gone"}.get(by, f"by the {by}")
+    return {"message": f"the answer was cancelled {who}", "type": "cancelled", "param": None, "code": "cancelled"}
+
+
+def cancelled_problem(by: str) -> Problem:
+    """The answer to who waited for a stream that was cancelled."""
+    error = cancelled(by)
+    return Problem(CANCELLED_STATUS, error["message"], error=error)
