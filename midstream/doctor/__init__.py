@@ -1,0 +1,127 @@
+"""`midstream doctor URL`: whether streams stream all the way to a reader, and if not, which hop is at fault and what to change.
+
+examine ──► observe (one request, when its bytes came) ──► checks (what that means) ──► report (which hop; kinds: what to change)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+
+import httpx2
+import orjson
+
+from midstream.doctor.examine import IDLE_SECONDS_MAX, Address, Examined, Options, examine
+from midstream.doctor.observe import Client
+from midstream.doctor.report import as_json, as_text, report_of
+from shared.errors import MidstreamError
+
+ADDRESSES_MAX = 8
+"""All are asked at once; a longer way is asked in two runs."""
+
+
+class BadUse(MidstreamError):
+    """An option cannot be used so."""
+
+
+def doctor(
+    url: str,
+    *,
+    via: Sequence[str],
+    headers: Sequence[str],
+    idle_seconds: float | None,
+    age_seconds: float,
+    timeout_seconds: float,
+    insecure: bool,
+    json: bool,
+) -> int:
+    """0: streams stream. 1: there are faults. 2: an address cannot be reached, or an option is wrong."""
+    try:
+        addresses = [*(_address(one) for one in via), _address(url)]
+        if len(addresses) > ADDRESSES_MAX:
+            raise BadUse(f"at most {ADDRESSES_MAX} addresses can be asked at once, not {len(addresses)}")
+        _check_range("--idle", idle_seconds or 0.0, 0, IDLE_SECONDS_MAX)
+        _check_range("--age", age_seconds, 0, IDLE_SECONDS_MAX)
+        _check_range("--timeout", timeout_seconds, 0.1, 300)
+        client = Client(timeout_seconds, [_header(one) for one in headers], insecure)
+    except BadUse as error:
+        print(f"midstream doctor: {error}", file=sys.stderr)
+        return 2
+    began = time.monotonic()
+    with _Progress(quiet=json) as progress:
+        examined = asyncio.run(_examine_all(addresses, client, Options(idle_seconds, age_seconds), progress))
+    report = report_of(examined)
+    took_seconds = time.monotonic() - began
+    if json:
+        print(orjson.dumps(as_json(report, took_seconds), option=orjson.OPT_INDENT_2).decode())
+    else:
+        print(as_text(report, took_seconds))
+    return report.exit_code
+
+
+async def _examine_all(
+    addresses: Sequence[Address], client: Client, options: Options, progress: _Progress
+) -> list[Examined]:
+    last = addresses[-1]
+    ticking = asyncio.create_task(progress.tick())
+    try:
+        return await asyncio.gather(
+            *(examine(one, client, options, outermost=one is last, progress=progress.say) for one in addresses)
+        )
+    finally:
+        ticking.cancel()
+
+
+class _Progress:
+    """One line on standard error that says what is waited for: overwritten on a terminal, silent elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._shown = not quiet and sys.stderr.isatty()
+        self._began = time.monotonic()
+        self._what = "reaching the addresses"
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def say(self, what: str) -> None:
+        self._what = what
+        if self._shown:
+            print(f"\r\x1b[K{time.monotonic() - self._began:3.0f} s  {what[:70]}", end="", file=sys.stderr, flush=True)
+
+    async def tick(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            self.say(self._what)
+
+
+def _address(told: str) -> Address:
+    name, equals, url = told.partition("=")
+    if not equals or "/" in name:
+        name, url = "", told
+    try:
+        parsed = httpx2.URL(url)
+    except (httpx2.InvalidURL, ValueError) as error:
+        raise BadUse(f"{told!r} is not a URL: {error}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise BadUse(f"{told!r} must begin with http:// or https://, or be NAME=http://...")
+    if parsed.query or parsed.fragment:
+        raise BadUse(f"{told!r}: the address of a gateway or proxy is wanted, without ? and #")
+    return Address(url, name.strip()[:40])
+
+
+def _header(told: str) -> tuple[str, str]:
+    name, colon, value = told.partition(":")
+    if not colon or not name.strip() or not told.isascii() or not told.isprintable():
+        raise BadUse(f"--header {told!r}: NAME: VALUE is wanted, as in 'Host: chat.example.com'")
+    return name.strip(), value.strip()
+
+
+def _check_range(option: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise BadUse(f"{option} must be from {least:g} to {most:g} seconds, not {value:g}")

@@ -1,0 +1,182 @@
+"""All checks at one address: which probes are sent, and in what order."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import httpx2
+
+from midstream.doctor import checks
+from midstream.doctor.checks import Finding
+from midstream.doctor.kinds import Trace, traces
+from midstream.doctor.observe import ENCODINGS, Client, Observation, negotiated
+
+PATH = "/v1/probe"
+IDLE_SECONDS_MAX = 3600.0
+_DEFAULT_IDLE_SECONDS_MAX = 62.0
+"""A gateway with a very long keep-alive interval does not make an unasked-for run take minutes."""
+_IDLE_MARGIN_SECONDS = 2.0
+_LEAVING_WAIT_SECONDS = 4.0
+"""Four comments long: a hop that notices at a write, notices at the second."""
+_LEAVING_POLL_SECONDS = 0.1
+_HELLO = {"events": 0}
+_COMMENTS = {"events": 0, "silence_ms": 1900, "comment_ms": 450}
+_PACE = {"events": 24, "interval_ms": 60}
+_PADDED = {"events": 240, "interval_ms": 6, "padding_bytes": 500}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One place on the way, asked as readers ask the last one."""
+
+    url: str
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.name or self.place
+
+    @property
+    def place(self) -> str:
+        url = httpx2.URL(self.url)
+        path = "" if url.path in ("", "/") else url.path.rstrip("/")
+        return f"{url.netloc.decode('ascii')}{path}"
+
+    @property
+    def probe_url(self) -> str:
+        base = self.url.rstrip("/")
+        return base if base.endswith(PATH) else base + PATH
+
+
+@dataclass(slots=True)
+class Examined:
+    """What is known of one address in the end."""
+
+    address: Address
+    unreachable: str = ""
+    """Why nothing could be tested; empty if it could."""
+    findings: dict[str, Finding] = field(default_factory=dict)
+    traces: list[Trace] = field(default_factory=list)
+    gateway_version: str = ""
+    keepalive_seconds: float = 15.0
+
+    def add(self, finding: Finding) -> None:
+        self.findings[finding.check] = finding
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How long the slow checks may take."""
+
+    idle_seconds: float | None = None
+    """None: a little longer than the gateway's keep-alive interval. 0: not tested."""
+    age_seconds: float = 0.0
+
+
+async def examine(
+    address: Address, client: Client, options: Options, *, outermost: bool, progress: Callable[[str], None]
+) -> Examined:
+    """Run every check. At most three connections are open at once: some proxies count them."""
+    found = Examined(address)
+    hello = await client.observe(
+        address.probe_url, _HELLO, planned_seconds=0, headers={"last-event-id": checks.LAST_EVENT_ID}
+    )
+    found.unreachable = _why_not(hello)
+    if found.unreachable:
+        return found
+    gateway = hello.first["gateway"]
+    found.gateway_version, found.keepalive_seconds = str(gateway["version"]), float(gateway["keepalive_seconds"])
+    found.traces = traces(hello)
+    for finding in (
+        checks.last_event_id(hello),
+        checks.http_version(hello),
+        checks.framing(hello),
+        checks.headers(hello, outermost=outermost),
+    ):
+        found.add(finding)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_idle(found, client, options, progress))
+        if options.age_seconds:
+            group.create_task(_age(found, client, options.age_seconds, progress))
+        group.create_task(_quick(found, client, hello, outermost, progress))
+    return found
+
+
+def _why_not(hello: Observation) -> str:
+    if not hello.status:
+        return f"cannot be reached: {hello.error}"
+    if hello.status == 404:
+        return f"answered 404: {PATH} does not lead to a Midstream gateway (or to one that is too old to have it)"
+    if hello.status != 200:
+        said = " ".join(hello.body_head.decode("utf-8", "replace").split())
+        return f"answered {hello.status} to a probe: {said[:160] or 'with no word'}"
+    if not isinstance(hello.first.get("gateway"), dict):
+        return (
+            hello.error or f"something else than a gateway answers {PATH} ({hello.header('content-type') or 'no type'})"
+        )
+    return ""
+
+
+async def _idle(found: Examined, client: Client, options: Options, progress: Callable[[str], None]) -> None:
+    asked = options.idle_seconds
+    if asked is None:
+        asked = min(found.keepalive_seconds + _IDLE_MARGIN_SECONDS, _DEFAULT_IDLE_SECONDS_MAX)
+    if not asked:
+        return
+    plan = {"events": 0, "silence_ms": round(asked * 1000)}
+    told = await client.observe(found.address.probe_url, plan, planned_seconds=asked)
+    progress(f"{found.address.label}: done")
+    found.add(checks.idle(told, asked, found.keepalive_seconds))
+
+
+async def _age(found: Examined, client: Client, asked: float, progress: Callable[[str], None]) -> None:
+    progress(f"{found.address.label}: one response for {asked:g} s")
+    plan = {"events": max(1, round(asked)), "interval_ms": 1000}
+    told = await client.observe(found.address.probe_url, plan, planned_seconds=asked)
+    found.add(checks.age(told, asked))
+
+
+async def _quick(
+    found: Examined, client: Client, hello: Observation, outermost: bool, progress: Callable[[str], None]
+) -> None:
+    url, label = found.address.probe_url, found.address.label
+
+    async def observe(plan: dict[str, int], encodings: str = "identity") -> Observation:
+        planned = (plan.get("silence_ms", 0) + plan["events"] * plan.get("interval_ms", 0)) / 1000
+        return await client.observe(url, plan, planned_seconds=planned, encodings=encodings)
+
+    found.add(checks.caching(hello, await observe(_HELLO)))
+    progress(f"{label}: pace of events")
+    plain = await observe(_PACE)
+    pace = checks.pace(plain.arrivals)
+    buffered = pace is not None and pace.held
+    found.add(checks.buffering(plain, await observe(_PADDED) if buffered else None))
+    progress(f"{label}: compression")
+    found.add(checks.compression(await observe(_PACE, ENCODINGS)))
+    progress(f"{label}: keep-alive comments")
+    found.add(checks.comments(await observe(_COMMENTS), buffered=buffered))
+    found.add(checks.no_content(await client.observe(url, {"status": 204}, planned_seconds=0)))
+    progress(f"{label}: leaving")
+    found.add(await _leaving(url, client))
+    if outermost:
+        parsed = httpx2.URL(url)
+        found.add(checks.http2(await negotiated(parsed, client), https=parsed.scheme == "https"))
+    progress(f"{label}: whether a long silence is endured")
+
+
+async def _leaving(url: str, client: Client) -> Finding:
+    """Leave a silent stream, and ask the gateway whether it knows. Where several gateways answer, ask until it is the right one."""
+    name = secrets.token_hex(8)
+    plan: dict[str, str | int] = {"name": name, "events": 0, "silence_ms": 15_000, "comment_ms": 900}
+    told = await client.observe(url, plan, planned_seconds=15, leave_after_events=1, leave_after_seconds=1.5)
+    left_at, trace = time.monotonic(), None
+    while time.monotonic() - left_at < _LEAVING_WAIT_SECONDS:
+        trace = await client.get_json(f"{url}/{name}") or trace
+        if trace is not None and not trace.get("running"):
+            break
+        await asyncio.sleep(_LEAVING_POLL_SECONDS)
+    return checks.leaving(trace, told.ended_seconds, _LEAVING_WAIT_SECONDS)

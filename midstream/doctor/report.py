@@ -1,0 +1,195 @@
+"""What was found, across all addresses: which hop brings each fault in; as text and as JSON."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from midstream.doctor.checks import CHECKS, Finding, Verdict
+from midstream.doctor.examine import Examined
+from midstream.doctor.kinds import NAMES, changes, kind_of
+
+_MARKS = {Verdict.OK: "✓", Verdict.FAULT: "✗", Verdict.ADVICE: "!", Verdict.UNKNOWN: "–"}
+_CELL_CHARACTERS_MAX = 30
+_WIDTH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One address, and what it adds to the way."""
+
+    examined: Examined
+    kind: str
+    evidence: str
+
+    @property
+    def label(self) -> str:
+        return self.examined.address.label
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """One check that is not well, and the first address at which it shows: the hop that brings it in."""
+
+    finding: Finding
+    hop: Hop
+    before: Hop | None
+    """The address before it, where all was well; None if it is the first one, or that one could not tell."""
+    also_at: list[str]
+
+    @property
+    def culprit(self) -> str:
+        hop, kind = self.hop, NAMES.get(self.hop.kind, "")
+        if self.before is not None:
+            return f"{kind} at {hop.label}" if kind and kind.lower() not in hop.label.lower() else hop.label
+        return f"{kind} on the way to {hop.label}" if kind else f"The way to {hop.label}"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The whole of it."""
+
+    hops: list[Hop]
+    faults: list[Complaint]
+    advice: list[Complaint]
+
+    @property
+    def unreachable(self) -> list[Hop]:
+        return [hop for hop in self.hops if hop.examined.unreachable]
+
+    @property
+    def exit_code(self) -> int:
+        """2 goes before 1: what could not be asked may be wrong too."""
+        if self.unreachable:
+            return 2
+        return 1 if self.faults else 0
+
+
+def report_of(examined: Sequence[Examined]) -> Report:
+    """From the gateway outwards, the address of readers last."""
+    hops: list[Hop] = []
+    for one in examined:
+        before = hops[-1].examined.traces if hops else []
+        kind, evidence = kind_of(one.address.name, one.traces, before)
+        hops.append(Hop(one, kind, evidence))
+    complaints: dict[Verdict, list[Complaint]] = {Verdict.FAULT: [], Verdict.ADVICE: []}
+    reached = [hop for hop in hops if not hop.examined.unreachable]
+    for check in CHECKS:
+        for verdict, listed in complaints.items():
+            showing = [hop for hop in reached if _verdict(hop, check) is verdict]
+            if showing:
+                index = reached.index(showing[0])
+                before_it = reached[index - 1] if index else None
+                if before_it is not None and _verdict(before_it, check) in (None, Verdict.UNKNOWN):
+                    before_it = None
+                also = [hop.label for hop in showing[1:]]
+                listed.append(Complaint(showing[0].examined.findings[check], showing[0], before_it, also))
+    return Report(hops, complaints[Verdict.FAULT], complaints[Verdict.ADVICE])
+
+
+def _verdict(hop: Hop, check: str) -> Verdict | None:
+    finding = hop.examined.findings.get(check)
+    return None if finding is None else finding.verdict
+
+
+def as_text(report: Report, took_seconds: float) -> str:
+    parts = [_table(report)]
+    for hop in report.unreachable:
+        parts.append(_wrapped(f"✗ {hop.examined.address.url} {hop.examined.unreachable}", "  "))
+    for complaint in report.faults:
+        parts.append(_complaint("✗", complaint))
+    for complaint in report.advice:
+        parts.append(_complaint("!", complaint))
+    faults, reached = len(report.faults), len(report.hops) - len(report.unreachable)
+    if report.unreachable:
+        end = f"{len(report.unreachable)} of {len(report.hops)} addresses could not be tested"
+        end += f"; {faults} {'fault' if faults == 1 else 'faults'} at the others." if reached else "."
+    elif faults:
+        end = f"{faults} {'fault' if faults == 1 else 'faults'} found."
+    else:
+        end = "SSE streams as it should."
+    parts.append(f"{end} ({took_seconds:.0f} s)")
+    return "\n\n".join(parts)
+
+
+def _table(report: Report) -> str:
+    rows = [["", *(hop.label for hop in report.hops)]]
+    if any(hop.examined.address.name for hop in report.hops):
+        rows.append(["", *(hop.examined.address.place if hop.examined.address.name else "" for hop in report.hops)])
+    kinds = [NAMES.get(hop.kind, "") for hop in report.hops]
+    if any(kinds):
+        rows.append(["what it is", *(kind or "–" for kind in kinds)])
+    for check, title in CHECKS.items():
+        cells = []
+        for hop in report.hops:
+            finding = hop.examined.findings.get(check)
+            cells.append("" if finding is None else f"{_MARKS[finding.verdict]} {finding.words}")
+        if any(cells):
+            rows.append([title, *cells])
+    rows = [[_cut(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def _cut(cell: str) -> str:
+    return cell if len(cell) <= _CELL_CHARACTERS_MAX + 2 else f"{cell[: _CELL_CHARACTERS_MAX + 1]}…"
+
+
+def _complaint(mark: str, complaint: Complaint) -> str:
+    finding, hop = complaint.finding, complaint.hop
+    where = f" At {complaint.before.label}, before it, all is well." if complaint.before else ""
+    evidence = f" ({hop.evidence})" if hop.kind and hop.evidence and hop.evidence != "as it was named" else ""
+    lines = [_wrapped(f"{mark} {complaint.culprit} {finding.told}.{where}{evidence}  [{finding.check}]", "  ")]
+    for change in changes(finding.check, hop.kind):
+        lines.append(f"      {change}")
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, indent: str) -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def as_json(report: Report, took_seconds: float) -> dict[str, Any]:
+    return {
+        "ok": report.exit_code == 0,
+        "exit_code": report.exit_code,
+        "took_seconds": round(took_seconds, 1),
+        "addresses": [_address(hop) for hop in report.hops],
+        "faults": [_complaint_json(one) for one in report.faults],
+        "advice": [_complaint_json(one) for one in report.advice],
+    }
+
+
+def _address(hop: Hop) -> dict[str, Any]:
+    examined = hop.examined
+    return {
+        "url": examined.address.url,
+        "name": examined.address.name or None,
+        "kind": hop.kind or None,
+        "evidence": hop.evidence or None,
+        "unreachable": examined.unreachable or None,
+        "gateway_version": examined.gateway_version or None,
+        "checks": {
+            check: {"verdict": str(finding.verdict), "words": finding.words, **finding.figures}
+            for check in CHECKS
+            if (finding := examined.findings.get(check)) is not None
+        },
+    }
+
+
+def _complaint_json(complaint: Complaint) -> dict[str, Any]:
+    finding, hop = complaint.finding, complaint.hop
+    return {
+        "check": finding.check,
+        "at": hop.label,
+        "url": hop.examined.address.url,
+        "kind": hop.kind or None,
+        "well_before_at": complaint.before.label if complaint.before else None,
+        "also_at": complaint.also_at,
+        "told": finding.told,
+        "change": changes(finding.check, hop.kind),
+        **finding.figures,
+    }

@@ -1,0 +1,138 @@
+"""What the doctor makes of what it sees: pace, traces of proxies, and advice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from midstream.doctor.checks import CHECKS, Finding, Verdict, pace
+from midstream.doctor.examine import Address, Examined
+from midstream.doctor.kinds import NAMES, Trace, changes, kind_of, traces
+from midstream.doctor.observe import Arrival, Observation
+from midstream.doctor.report import as_json, as_text, report_of
+
+
+def arrivals(came: Sequence[float], *, interval: float = 0.05, skew: float = 0.0) -> list[Arrival]:
+    """Events that were sent one interval apart, on a clock that is `skew` ahead of ours."""
+    return [Arrival(number, "message", number * interval + skew, at, {}, 40) for number, at in enumerate(came, start=1)]
+
+
+@pytest.mark.parametrize("skew", [0.0, 1000.0, -1000.0])
+def test_the_pace_does_not_depend_on_what_the_clocks_say(skew: float) -> None:
+    found = pace(arrivals([0.02 + number * 0.05 for number in range(1, 25)], skew=skew))
+    assert found is not None
+    assert not found.held
+    assert found.held_seconds_max == pytest.approx(0, abs=1e-6)
+    assert (found.clump_events, found.at_the_end) == (1, False)
+
+
+def test_all_at_the_end() -> None:
+    found = pace(arrivals([2.0 + number / 1000 for number in range(24)]))
+    assert found is not None
+    assert found.held
+    assert found.at_the_end
+    assert found.clump_events == 24
+    assert found.held_seconds_max == pytest.approx(23 * 0.049, rel=0.01)
+
+
+def test_clumps_have_a_size() -> None:
+    """A hop that lets go of what it has every half second: ten events at a time."""
+    found = pace(arrivals([-(-number // 10) * 0.5 + number / 100_000 for number in range(1, 41)]))
+    assert found is not None
+    assert found.held
+    assert not found.at_the_end
+    assert (found.clump_events, found.clump_bytes) == (10, 400)
+
+
+def test_one_late_event_is_a_hiccup_and_no_buffer() -> None:
+    came = [number * 0.05 for number in range(1, 25)]
+    came[12] += 0.04
+    found = pace(arrivals(came))
+    assert found is not None
+    assert not found.held
+
+
+def test_two_events_tell_nothing() -> None:
+    assert pace(arrivals([0.1, 0.2])) is None
+
+
+def response(headers: dict[str, str], seen: dict[str, str] | None = None) -> Observation:
+    first = Arrival(0, "probe", 0.0, 0.0, {"seen": {"headers": seen or {}}}, 10)
+    return Observation("http://x", 200, "HTTP/1.1", list(headers.items()), [first])
+
+
+@pytest.mark.parametrize(
+    ("kind", "headers", "seen"),
+    [
+        ("nginx", {"server": "nginx/1.22.1"}, {}),
+        ("nginx", {"server": "openresty"}, {}),
+        ("caddy", {"server": "Caddy"}, {}),
+        ("caddy", {"via": "1.1 Caddy"}, {}),
+        ("alb", {"date": "now"}, {"x-amzn-trace-id": "Root=1-67"}),
+        ("cloudflare", {"server": "cloudflare", "cf-ray": "8c1-FRA"}, {"cf-ray": "8c1-FRA"}),
+        ("nextjs", {"x-powered-by": "Next.js"}, {}),
+        ("nextjs", {"server": "Vercel", "x-vercel-id": "fra1"}, {}),
+        ("cloudfront", {"via": "1.1 abc.cloudfront.net (CloudFront)"}, {}),
+        ("envoy", {"server": "istio-envoy"}, {}),
+        ("", {"date": "now"}, {"x-forwarded-for": "10.0.0.1"}),
+    ],
+)
+def test_a_proxy_is_known_by_its_traces(kind: str, headers: dict[str, str], seen: dict[str, str]) -> None:
+    assert kind_of("", traces(response(headers, seen)), [])[0] == kind
+
+
+def test_a_trace_that_was_passed_on_is_not_taken_for_ones_own() -> None:
+    nginx, cloudflare = Trace("nginx", "Server: nginx"), Trace("cloudflare", "Cf-Ray: 1")
+    assert kind_of("", [nginx], [nginx]) == ("", "")
+    assert kind_of("", [cloudflare, nginx], [nginx])[0] == "cloudflare"
+    assert kind_of("haproxy-1", [nginx], [nginx]) == ("haproxy", "as it was named")
+    assert kind_of("Next.js", [], [])[0] == "nextjs"
+    assert kind_of("nextcloud", [], []) == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["", *NAMES])
+def test_there_is_something_to_change_for_every_fault(kind: str) -> None:
+    for check in CHECKS:
+        lines = changes(check, kind)
+        assert lines, f"{check} at {kind}"
+        assert all(len(line) <= 120 for line in lines), f"{check} at {kind}"
+
+
+def examined(name: str, **verdicts: Verdict) -> Examined:
+    found = Examined(Address(f"http://{name}.test:80", name))
+    for check in CHECKS:
+        verdict = verdicts.get(check, Verdict.OK)
+        found.add(Finding(check, verdict, "words", "does it" if verdict is not Verdict.OK else ""))
+    return found
+
+
+def test_the_first_address_where_it_shows_is_named() -> None:
+    wrong = Verdict.FAULT
+    way = [examined("gateway"), examined("inner", idle=wrong), examined("outer", idle=wrong, buffering=wrong)]
+    report = report_of(way)
+    named = [(one.finding.check, one.hop.label, one.before and one.before.label, one.also_at) for one in report.faults]
+    assert named == [("buffering", "outer", "inner", []), ("idle", "inner", "gateway", ["outer"])]
+    assert report.exit_code == 1
+    text = as_text(report, 1.0)
+    assert "✗ inner does it. At gateway, before it, all is well." in text
+    assert "2 faults found." in text
+    assert as_json(report, 1.0)["faults"][1]["also_at"] == ["outer"]
+
+
+def test_advice_is_no_fault_and_what_cannot_be_asked_is_2() -> None:
+    assert report_of([examined("gateway"), examined("outer", http2=Verdict.ADVICE)]).exit_code == 0
+    gone = Examined(Address("http://gone.test"), unreachable="cannot be reached: no")
+    report = report_of([gone, examined("outer", idle=Verdict.FAULT)])
+    assert report.exit_code == 2
+    assert report.faults[0].before is None  # the one before it was not asked: it may be at fault
+    assert "1 of 2 addresses could not be tested; 1 fault at the others." in as_text(report, 1.0)
+
+
+def test_a_single_address_names_the_way_to_it() -> None:
+    only = replace(examined("", buffering=Verdict.FAULT), traces=[Trace("nginx", "Server: nginx/1.22.1")])
+    only.address = Address("https://chat.test/app")
+    assert "✗ nginx on the way to chat.test/app does it. (Server: nginx/1.22.1)  [buffering]" in as_text(
+        report_of([only]), 1.0
+    )
