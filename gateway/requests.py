@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import orjson
@@ -16,6 +18,10 @@ _INTERRUPT_POLICIES = ("fail", "restart", "continue")
 _CANCEL_AFTER_SECONDS_MAX = 86_400
 _SIMULATED_TOKENS_MAX = 100_000
 _METADATA_ENTRIES_MAX = 64
+_CHAT_MODEL_CHARACTERS_MAX = 256
+"""It stands in every chunk."""
+CHAT_CHOICES_MAX = 128
+"""OpenAI's own bound."""
 IDEMPOTENCY_KEY_CHARACTERS_MAX = 255
 
 
@@ -59,6 +65,68 @@ def check_generation(body: dict[str, Any], default_model: str) -> tuple[dict[str
     return request, policies, metadata
 
 
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A `POST /v1/chat/completions`: what goes to the provider, and how its client wants to be answered."""
+
+    generation: dict[str, Any]
+    policies: Policies
+    metadata: dict[str, str]
+    streams: bool
+    include_usage: bool
+
+
+def check_chat(body: dict[str, Any], headers: Mapping[str, str], default_model: str) -> ChatRequest:
+    """The same for chat completions: a chunk cannot take text back, so an interrupted answer fails unless told otherwise."""
+    midstream = body.get("midstream", {})
+    if isinstance(midstream, dict):
+        body = {**body, "midstream": {"on_interrupt": "fail", **_midstream_of(headers), **midstream}}
+    generation, policies, metadata = check_generation(body, default_model)
+    if len(generation["model"]) > _CHAT_MODEL_CHARACTERS_MAX:
+        _wrong("model", f"a name of at most {_CHAT_MODEL_CHARACTERS_MAX} characters", generation["model"])
+    if generation.get("n") is not None:
+        _whole("n", generation["n"], least=1, most=CHAT_CHOICES_MAX)
+    options = generation.get("stream_options") or {}
+    for name, value in (
+        ("stream", generation.get("stream")),
+        ("stream_options.include_usage", options.get("include_usage")),
+    ):
+        if not isinstance(value, bool | None):
+            _wrong(name, "true or false", value)
+    return ChatRequest(
+        generation, policies, metadata, bool(generation.get("stream")), bool(options.get("include_usage"))
+    )
+
+
+def _midstream_of(headers: Mapping[str, str]) -> dict[str, Any]:
+    """What of the `midstream` object is told by headers, for clients whose body is not theirs to write."""
+    told: dict[str, Any] = {}
+    interrupt = headers.get("x-midstream-on-interrupt")
+    if interrupt is not None:
+        if interrupt not in _INTERRUPT_POLICIES:
+            _wrong("X-Midstream-On-Interrupt", f"one of {', '.join(_INTERRUPT_POLICIES)}", interrupt)
+        told["on_interrupt"] = interrupt
+    disconnect = headers.get("x-midstream-on-disconnect")
+    if disconnect is not None:
+        name, _, after = disconnect.partition("=")
+        if disconnect == "continue":
+            told["on_disconnect"] = disconnect
+        elif name.strip() == "cancel_after":
+            after_seconds = seconds("X-Midstream-On-Disconnect: cancel_after", after, _CANCEL_AFTER_SECONDS_MAX)
+            told["on_disconnect"] = {"cancel_after": after_seconds}
+        else:
+            _wrong("X-Midstream-On-Disconnect", "continue or cancel_after=SECONDS", disconnect)
+    return told
+
+
+def check_idempotency_key(headers: Mapping[str, str]) -> str | None:
+    """The request's own name for what it asks for, if it has one."""
+    key = headers.get("idempotency-key")
+    if key is not None and not 1 <= len(key) <= IDEMPOTENCY_KEY_CHARACTERS_MAX:
+        raise Problem(400, f"Idempotency-Key must have 1 to {IDEMPOTENCY_KEY_CHARACTERS_MAX} characters")
+    return key
+
+
 def prompt_request(prompt: str, model: str) -> dict[str, Any]:
     """The request of the one-line endpoint."""
     return {"model": model, "messages": [{"role": "user", "content": prompt}]}
@@ -80,7 +148,8 @@ def _check_midstream(options: Any) -> tuple[Policies, dict[str, str]]:
         _wrong("midstream", "an object", options)
     unknown = sorted(set(options) - _MIDSTREAM)
     if unknown:
-        raise Problem(400, f"midstream.{unknown[0]} is not known; there are {', '.join(sorted(_MIDSTREAM))}")
+        name = f"midstream.{unknown[0]}"
+        raise Problem(400, f"{name} is not known; there are {', '.join(sorted(_MIDSTREAM))}", param=name)
     interrupt = options.get("on_interrupt", "restart")
     if interrupt not in _INTERRUPT_POLICIES:
         _wrong("midstream.on_interrupt", f"one of {', '.join(_INTERRUPT_POLICIES)}", interrupt)
@@ -107,7 +176,8 @@ def _check_simulate(simulate: Any) -> None:
         _wrong("simulate", "an object", simulate)
     unknown = sorted(set(simulate) - _SIMULATE)
     if unknown:
-        raise Problem(400, f"simulate.{unknown[0]} is not known; there are {', '.join(sorted(_SIMULATE))}")
+        name = f"simulate.{unknown[0]}"
+        raise Problem(400, f"{name} is not known; there are {', '.join(sorted(_SIMULATE))}", param=name)
     for name in ("tokens", "fail_after", "stall_after"):
         if simulate.get(name) is not None:
             _whole(f"simulate.{name}", simulate[name], least=0, most=_SIMULATED_TOKENS_MAX)
@@ -131,4 +201,5 @@ def _number(name: str, value: Any, least: float, most: float) -> float:
 
 def _wrong(name: str, wanted: str, got: Any) -> NoReturn:
     shown = orjson.dumps(got, default=str).decode()
-    raise Problem(400, f"{name} must be {wanted}, not {shown if len(shown) <= 80 else shown[:77] + '...'}")
+    cut = shown if len(shown) <= 80 else shown[:77] + "..."
+    raise Problem(400, f"{name} must be {wanted}, not {cut}", param=name)

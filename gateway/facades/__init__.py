@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from gateway.exchange import Part
+from gateway.facades.ai_sdk import AiSdk
+from gateway.facades.openai_chat import ChatCompletions
+from gateway.facades.openai_models import Models
+from gateway.facades.openai_responses import Responses
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
+from shared.log import Commands
 from shared.settings import Settings
 
 
-def facades(streams: Streams, subscribe: Subscribe, settings: Settings) -> list[Part]:
+def facades(streams: Streams, subscribe: Subscribe, settings: Settings, commands: Commands) -> list[Part]:
     """All of them."""
-    return []
+    return [
+        ChatCompletions(streams, subscribe, settings),
+        Responses(streams, subscribe, settings),
+        Models(settings),
+        AiSdk(streams, subscribe, settings, commands),
+    ]

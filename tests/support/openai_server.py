@@ -43,6 +43,14 @@ class Script:
     tool_calls: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """Complete calls, as OpenAI has them; streamed in pieces, after the text."""
     logprobs: bool = False
+    refusal: list[str] = dataclasses.field(default_factory=list)
+    """Pieces of a refusal, instead of a text."""
+    further: list[list[str]] = dataclasses.field(default_factory=list)
+    """The tokens of choices 1, 2, ..., each in chunks of its own, as OpenAI sends them. Without: all say the same at once."""
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """More fields of every chunk: system_fingerprint, service_tier."""
+    last: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """More fields of the choice that has the finish_reason, as vLLM and Azure have some."""
 
     key: str = ""
     times: int | None = None
@@ -174,7 +182,7 @@ class OpenAIServer:
         self, answer_id: str, body: dict[str, Any], script: Script, writer: asyncio.StreamWriter
     ) -> bytes:
         """Write all of the answer but its last bytes, and return those."""
-        about = {"id": answer_id, "created": int(time.time()), "model": body.get("model", "scripted")}
+        about = {"id": answer_id, "created": int(time.time()), "model": body.get("model", "scripted"), **script.about}
         if not body.get("stream"):
             choices = _merged([chunk async for chunk in self._chunks(body, script)])
             whole = {**about, "object": "chat.completion", "choices": choices, "usage": self._usage(body, choices)}
@@ -195,6 +203,12 @@ class OpenAIServer:
     async def _chunks(self, body: dict[str, Any], script: Script) -> AsyncIterator[dict[str, Any]]:
         indices = range(body.get("n") or 1)
         yield {"choices": [_choice(index, {"role": "assistant", "content": ""}) for index in indices]}
+        if script.further:
+            for index, tokens in enumerate(script.further, start=1):
+                for token in tokens:
+                    yield {"choices": [_choice(index, {"content": token})]}
+                yield {"choices": [{**_choice(index, {}), "finish_reason": "stop"}]}
+            indices = range(1)
         began = time.monotonic()
         for count, delta in enumerate(_deltas(body, script)):
             if count == script.break_after:
@@ -206,7 +220,7 @@ class OpenAIServer:
                 await asyncio.Event().wait()
             if "finish_reason" in delta:
                 if not script.no_finish:
-                    yield {"choices": [{**_choice(index, {}), **delta} for index in indices]}
+                    yield {"choices": [{**_choice(index, {}), **delta, **script.last} for index in indices]}
                 return
             if script.tokens_per_second:
                 await asyncio.sleep(max(0.0, began + (count + 1) / script.tokens_per_second - time.monotonic()))
@@ -228,6 +242,8 @@ def _deltas(body: dict[str, Any], script: Script) -> Iterator[dict[str, Any]]:
     """The deltas of an answer; the last one is its finish_reason."""
     for piece in script.reasoning:
         yield {"reasoning_content": piece}
+    for piece in script.refusal:
+        yield {"refusal": piece}
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     for count, token in enumerate(_tokens(body, script)):
         if count == limit:
@@ -240,6 +256,8 @@ def _deltas(body: dict[str, Any], script: Script) -> Iterator[dict[str, Any]]:
 
 def _tokens(body: dict[str, Any], script: Script) -> Iterator[str]:
     """The answer that the prompt decides, after what an assistant message at the end has said of it already."""
+    if script.refusal:
+        return
     messages, partial = list(body["messages"]), ""
     if messages[-1]["role"] == "assistant":
         partial = messages.pop()["content"]

@@ -1,0 +1,159 @@
+"""The AI SDK's `useChat`, also with `resume`: POST /api/chat, GET /api/chat/{chatId}/stream, POST /api/chat/{chatId}/stop.
+
+Which stream is a chat's newest is one key in Redis. It is only ever overwritten, by the next question of the same chat:
+whether that stream is active its log says. So there is nothing to clear, and nothing that a late stop could clear wrongly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from gateway.connection import Receive, Scope, Send
+from gateway.exchange import ASGI, body_of, json_response, query_of
+from gateway.facades.ai_sdk_face import AI_SDK, AI_SDK_REPLAY
+from gateway.facades.ai_sdk_messages import chat_messages, told_again
+from gateway.problems import Problem, away, full
+from gateway.requests import check_generation, check_idempotency_key, parse_body
+from gateway.streams import ANONYMOUS, Streams
+from gateway.subscribe import Subscribe
+from shared.errors import Disconnected, RedisRefused
+from shared.ids import is_stream_id
+from shared.keys import chat_key
+from shared.log import Commands
+from shared.settings import Settings
+
+T = TypeVar("T")
+
+_CHAT, _CHAT_HEAD, _STREAM_TAIL, _STOP_TAIL = "/api/chat", "/api/chat/", "/stream", "/stop"
+CHAT_ID_CHARACTERS_MAX = 255
+"""Ten times what useChat makes up; the id is kept with each stream."""
+_OURS = ("id", "messages", "trigger", "messageId")
+_STOP_BODY_BYTES_MAX = 16 << 20
+"""The SDK's own example sends the whole answer along, which has no use here; it is read and dropped."""
+
+
+class AiSdk:
+    def __init__(self, streams: Streams, subscribe: Subscribe, settings: Settings, commands: Commands) -> None:
+        self._streams = streams
+        self._subscribe = subscribe
+        self._settings = settings
+        self._commands = commands
+
+    def route(self, scope: Scope) -> ASGI | None:
+        if scope["type"] != "http" or not scope["path"].startswith(_CHAT):
+            return None
+        path: str = scope["path"]
+        if scope["method"] == "POST":
+            if path == _CHAT:
+                return self.ask
+            return self.stop if path.startswith(_CHAT_HEAD) and path.endswith(_STOP_TAIL) else None
+        following = path.startswith(_CHAT_HEAD) and path.endswith(_STREAM_TAIL)
+        return self.resume if scope["method"] == "GET" and following else None
+
+    async def ask(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`POST /api/chat`: makes a stream, from now on the chat's active one, and follows it."""
+        self._subscribe.refuse_if_full()
+        asked = Request(scope, receive)
+        body = parse_body(await body_of(asked, self._settings.body_bytes_max))
+        chat_id = _checked_chat_id(body.get("id"))
+        if body.get("n") not in (None, 1):
+            raise Problem(400, "n must be 1: a message is one answer")
+        request = {name: value for name, value in body.items() if name not in _OURS}
+        request["messages"] = chat_messages(body.get("messages"))
+        request, policies, metadata = check_generation(request, self._settings.default_model)
+        last = body["messages"][-1]
+        facade: dict[str, Any] = {"api": "ai_sdk", "chat": chat_id}
+        if last["role"] == "assistant" and isinstance(last.get("id"), str):
+            facade |= {"message": last["id"], "before": told_again(last["parts"])}  # after tool results: it goes on
+        key = check_idempotency_key(asked.headers)
+        created = await self._streams.create(request, policies, metadata, idempotency=key, facade=facade)
+        stream_id: str = created["id"]
+        await self._redis("SET", self._key(chat_id), stream_id, "EX", self._settings.log_ttl_seconds)
+        await self._subscribe.follow(stream_id, None, AI_SDK, scope, send, headers=_headers(stream_id))
+
+    async def resume(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`GET /api/chat/{chatId}/stream`: the active stream from its first part, or 204.
+
+        With `?ended=replay` also one that has ended: for a page whose application did not keep the answer.
+        """
+        chat_id = _checked_chat_id(scope["path"][len(_CHAT_HEAD) : -len(_STREAM_TAIL)])
+        ended = query_of(scope).get("ended")
+        if ended not in (None, "replay"):
+            raise Problem(400, f"ended must be replay, not {ended[:64]!r}; leave it out to follow active streams only")
+        stream_id = await self._newest(chat_id)
+        if stream_id is not None:
+            with self._subscribe.holding(stream_id, AI_SDK_REPLAY) as tail:
+                await self._bounded(asyncio.shield(tail.ready))
+                if tail.exists and (tail.ended is None or ended):
+                    await self._subscribe.follow(
+                        stream_id, None, AI_SDK_REPLAY, scope, send, headers=_headers(stream_id)
+                    )
+                    return
+        await send({"type": "http.response.start", "status": 204, "headers": [(b"cache-control", b"no-store")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def stop(self, scope: Scope, receive: Receive, send: Any) -> None:
+        """`POST /api/chat/{chatId}/stop`: cancels the stream that the body names, else the active one. Idempotent."""
+        chat_id = _checked_chat_id(scope["path"][len(_CHAT_HEAD) : -len(_STOP_TAIL)])
+        raw = await body_of(Request(scope, receive), _STOP_BODY_BYTES_MAX)
+        named = parse_body(raw).get("activeStreamId") if raw else None
+        if named is not None and not (isinstance(named, str) and is_stream_id(named)):
+            raise Problem(400, "activeStreamId must be a stream's id: the X-Stream-Id of the answer to POST /api/chat")
+        stream_id = named or await self._newest(chat_id)
+        status = None if stream_id is None else await self._cancel(stream_id, chat_id)
+        told = {"stopped": status == "cancelled", "stream_id": stream_id, "status": status}
+        await json_response(told)(scope, receive, send)
+
+    # --- helpers
+
+    async def _cancel(self, stream_id: str, chat_id: str) -> str | None:
+        """The stream's status after it; None if there is no such stream in this chat (any more)."""
+        try:
+            history = await self._streams.history(stream_id)
+            if history.accepted is None or history.accepted.facade.get("chat") != chat_id:
+                return None
+            status: str = (await self._streams.cancel(stream_id))["status"]
+        except Problem as problem:
+            if problem.status not in (404, 410):
+                raise
+            return None
+        return status
+
+    async def _newest(self, chat_id: str) -> str | None:
+        """The chat's newest stream, whatever has become of it."""
+        found = await self._redis("GET", self._key(chat_id))
+        return None if found is None else found.decode()
+
+    @staticmethod
+    def _key(chat_id: str) -> bytes:
+        return chat_key(ANONYMOUS, chat_id)
+
+    async def _redis(self, *command: bytes | str | int) -> Any:
+        """Raises Problem 503."""
+        try:
+            return await self._bounded(self._commands.execute(*command))
+        except RedisRefused as error:
+            raise (full() if error.code == "OOM" else away()) from None
+        except Disconnected:
+            raise away() from None
+
+    async def _bounded(self, call: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._settings.redis_wait_seconds):
+                return await call
+        except TimeoutError:
+            raise away() from None
+
+
+def _checked_chat_id(chat_id: Any) -> str:
+    if not isinstance(chat_id, str) or not 1 <= len(chat_id) <= CHAT_ID_CHARACTERS_MAX:
+        raise Problem(400, f"id must be the chat's id, a text of 1 to {CHAT_ID_CHARACTERS_MAX} characters")
+    return chat_id
+
+
+def _headers(stream_id: str) -> tuple[tuple[bytes, bytes], ...]:
+    return (b"x-vercel-ai-ui-message-stream", b"v1"), (b"x-stream-id", stream_id.encode())

@@ -1,0 +1,258 @@
+"""The AI SDK's UI message stream: parts that are opened, grow and are closed (`uiMessageChunkSchema` of the package `ai`).
+
+    accepted   start
+    started    start-step
+    token      text-start once, text-delta
+    delta      reasoning-start/-delta/-end, text-*, tool-input-start/-delta
+    restarted  reset-step: the client drops what the step has; what the new attempt keeps is said again
+    done       text-end, tool-input-available or -error, finish-step, finish, [DONE]
+    failed     text-end, error, finish-step, finish, [DONE]
+    cancelled  text-end, abort, [DONE]
+
+A part's bytes depend on which parts are open, so the face remembers. All ids come from the log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from gateway.faces import GAP, SseFace, encode, without_tombstone
+from shared import events
+from shared.events import Accepted, Event
+from shared.ids import BEGINNING
+from shared.lifecycle import base_of
+
+_FINISH_REASONS = {
+    "stop": "stop",
+    "length": "length",
+    "content_filter": "content-filter",
+    "tool_calls": "tool-calls",
+    "function_call": "tool-calls",
+}
+_USAGE = {"prompt_tokens": "inputTokens", "completion_tokens": "outputTokens", "total_tokens": "totalTokens"}
+_ABORTED = {
+    "client": "stopped by the user",
+    "disconnect": "every reader had left",
+    "operator": "stopped by an operator",
+}
+_DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True)
+class AiSdkFace(SseFace):
+    """`POST /api/chat`, and with `replay` `GET /api/chat/{chatId}/stream` (api.md section 4).
+
+    They differ where the answer goes on with a message that has earlier steps. Who asked has those; who resumes empties
+    the message at the first `start`, and is told them again.
+    """
+
+    replay: bool = False
+
+    media_type = b"text/event-stream"
+    remembers = True
+    comes_back = False
+    """useChat does not, and takes a body that just ends for a whole answer. One that breaks off it knows for what it is."""
+
+    def encoder(self, stream_id: str) -> _Encoder:
+        return _Encoder(stream_id, self.replay)
+
+    def hello(self, retry_milliseconds: int) -> bytes:
+        return b""
+
+    def farewell(self, retry_milliseconds: int) -> bytes:
+        return b""  # useChat does not heed it
+
+
+AI_SDK, AI_SDK_REPLAY = AiSdkFace(), AiSdkFace(replay=True)
+
+
+def message_id_of(stream_id: str) -> str:
+    """The id of the message that a stream's answer is, unless it goes on with one that the client has."""
+    return f"msg_{stream_id}"
+
+
+@dataclass(slots=True)
+class _Call:
+    """A tool call as far as it has come. Until its name is known nothing of it has been said."""
+
+    id: str
+    name: str = ""
+    arguments: str = ""
+
+
+class _Encoder:
+    def __init__(self, stream_id: str, replay: bool) -> None:
+        self._stream_id = stream_id
+        self._replay = replay
+        self._in_step = False
+        self._step_is_empty = True
+        """The client has nothing of this step that could be taken back. (A reset-step is new in version 7: none without need.)"""
+        self._kind = ""
+        """Of the open part: text, reasoning or none."""
+        self._part = b""
+        """Its id."""
+        self._parts = self._calls_begun = 0
+        self._text_delta = b""
+        """How the next token is said while a text part is open."""
+        self._calls: dict[int, _Call] = {}
+        self._said: list[Event] | None = None
+        """Of a stream whose next attempt may keep some: the deltas so far. The log's own bounds hold for it."""
+
+    def token(self, event_id: bytes, value: bytes) -> bytes:
+        if self._said is not None:
+            self._said.append(Event(BEGINNING, events.TOKEN, value))  # whose id does not matter any more
+        if self._text_delta:
+            return self._text_delta % orjson.dumps(value.decode())
+        opening = self._open("text")  # which sets the other
+        return opening + self._text_delta % orjson.dumps(value.decode())
+
+    def other(self, event: Event) -> bytes:
+        _, field, value = without_tombstone(event)
+        if field == events.DELTA:
+            if self._said is not None:
+                self._said.append(event)
+            return self._delta(orjson.loads(value))
+        if field == events.ACCEPTED:
+            return self._accepted(Accepted.load(value))
+        if field == events.STARTED:
+            self._in_step = True
+            return _chunk({"type": "start-step"})
+        if field == events.RESTARTED:
+            return self._restarted(base_of(value))
+        if field == GAP:
+            return _chunk({"type": "data-gap", "data": orjson.loads(value), "transient": True})
+        if field in events.TERMINAL:
+            return self._ended(field, orjson.loads(value))
+        return b""
+
+    # --- the attempts
+
+    def _accepted(self, accepted: Accepted) -> bytes:
+        if accepted.policies.on_interrupt == "continue":
+            self._said = []
+        message_id = accepted.facade.get("message") or message_id_of(self._stream_id)
+        start = {"type": "start", "messageId": message_id, "messageMetadata": {"streamId": self._stream_id}}
+        before = accepted.facade.get("before", ()) if self._replay else ()
+        return b"".join(_chunk(part) for part in (start, *before))
+
+    def _restarted(self, base: int) -> bytes:
+        said = self._said or []
+        if base and base >= len(said):
+            return b""  # nothing is taken back: the open part goes on
+        again = b"" if self._in_step else _chunk({"type": "start-step"})
+        if not self._step_is_empty:
+            again += _chunk({"type": "reset-step"})
+        self._in_step = self._step_is_empty = True
+        self._kind, self._text_delta = "", b""
+        self._calls = {}
+        if self._said is not None:
+            self._said = []
+            again += b"".join(encode(self, event) for event in said[:base])
+        return again
+
+    def _ended(self, field: bytes, told: dict[str, Any]) -> bytes:
+        pieces = [self._close()]
+        if field == events.CANCELLED:
+            return b"".join((*pieces, _chunk({"type": "abort", "reason": _ABORTED.get(told["by"], told["by"])}), _DONE))
+        finish: dict[str, Any] = {"type": "finish", "finishReason": "error"}
+        if field == events.DONE:
+            pieces += [self._complete(call) for call in self._calls.values()]
+            finish["finishReason"] = _FINISH_REASONS.get(told["finish_reason"], "other")
+            usage = _usage(told["usage"])
+            if usage:
+                finish["messageMetadata"] = {"usage": usage}
+        else:
+            pieces.append(_chunk({"type": "error", "errorText": told["message"]}))
+        if self._in_step:
+            pieces.append(_chunk({"type": "finish-step"}))
+        return b"".join((*pieces, _chunk(finish), _DONE))
+
+    # --- the parts
+
+    def _open(self, kind: str) -> bytes:
+        """Begin a part, unless one of this kind is open; the bytes that say so."""
+        if self._kind == kind:
+            return b""
+        closing = self._close()
+        self._step_is_empty = False
+        self._parts += 1
+        self._kind, self._part = kind, f"{kind}-{self._parts}".encode()
+        if kind == "text":
+            self._text_delta = b'data: {"type":"text-delta","id":"%b","delta":%%b}\n\n' % self._part
+        return closing + b'data: {"type":"%b-start","id":"%b"}\n\n' % (kind.encode(), self._part)
+
+    def _close(self) -> bytes:
+        """End the open part, if there is one."""
+        kind, self._kind, self._text_delta = self._kind, "", b""
+        return b'data: {"type":"%b-end","id":"%b"}\n\n' % (kind.encode(), self._part) if kind else b""
+
+    def _delta(self, told: dict[str, Any]) -> bytes:
+        """A delta that is more than text. A message is one answer: further choices are not part of it."""
+        delta = told.get("delta")
+        if told.get("index") or not isinstance(delta, dict):
+            return b""
+        pieces = []
+        for kind, names in (
+            ("reasoning", ("reasoning_content", "reasoning")),
+            ("text", ("content",)),
+            ("text", ("refusal",)),
+        ):
+            said = next((delta[name] for name in names if isinstance(delta.get(name), str)), "")
+            if said:
+                pieces.append(self._open(kind))
+                pieces.append(_chunk({"type": f"{kind}-delta", "id": self._part.decode(), "delta": said}))
+        calls = delta.get("tool_calls")
+        for position, piece in enumerate(calls if isinstance(calls, list) else ()):
+            if isinstance(piece, dict) and isinstance(piece.get("function"), dict):
+                pieces.append(self._call_piece(piece, piece["function"], position))
+        return b"".join(pieces)
+
+    # --- tool calls
+
+    def _call_piece(self, piece: dict[str, Any], function: dict[str, Any], position: int) -> bytes:
+        index = piece["index"] if isinstance(piece.get("index"), int) else position
+        call, out = self._calls.get(index), b""
+        if call is None or (piece.get("id") and piece["id"] != call.id and function.get("name")):
+            if call is not None:  # a server that gives all its calls one index: the one before is complete
+                out = self._complete(call)
+            self._calls_begun += 1
+            call = self._calls[index] = _Call(str(piece.get("id") or f"call_{self._stream_id}_{self._calls_begun}"))
+        arguments = str(function.get("arguments") or "")
+        call.arguments += arguments
+        if not call.name:
+            if not function.get("name"):
+                return out
+            call.name, arguments = str(function["name"]), call.arguments
+            self._step_is_empty = False
+            out += self._close()
+            out += _chunk({"type": "tool-input-start", "toolCallId": call.id, "toolName": call.name})
+        if arguments:
+            out += _chunk({"type": "tool-input-delta", "toolCallId": call.id, "inputTextDelta": arguments})
+        return out
+
+    @staticmethod
+    def _complete(call: _Call) -> bytes:
+        """The whole input of a call; one that was cut off, or is no JSON, is said to be wrong, and why."""
+        if not call.name:
+            return b""
+        about = {"toolCallId": call.id, "toolName": call.name}
+        try:
+            given = orjson.loads(call.arguments) if call.arguments.strip() else {}
+        except orjson.JSONDecodeError as error:
+            wrong = f"the model's input for {call.name} is not complete JSON: {error}"
+            return _chunk({"type": "tool-input-error", **about, "input": call.arguments, "errorText": wrong})
+        return _chunk({"type": "tool-input-available", **about, "input": given})
+
+
+def _usage(told: Any) -> dict[str, int]:
+    """The provider's usage in the AI SDK's words."""
+    if not isinstance(told, dict):
+        return {}
+    return {name: told[theirs] for theirs, name in _USAGE.items() if isinstance(told.get(theirs), int)}
+
+
+def _chunk(part: dict[str, Any]) -> bytes:
+    return b"data: %b\n\n" % orjson.dumps(part)

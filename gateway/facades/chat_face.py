@@ -1,0 +1,170 @@
+"""OpenAI's chat completion chunks: one log event, one chunk; its end is a bundle of two or three.
+
+| event | what a client gets |
+|---|---|
+| `started` | the chunk with the role, of all choices |
+| token, delta | a chunk with that delta, as the provider sent it |
+| `done` | the first choice's `finish_reason`; the usage, if it was asked for; `[DONE]` |
+| `failed`, `cancelled` | an `error` object, at which the SDKs raise an exception; then the end, without `[DONE]` |
+| `restarted`, a gap | a chunk that says nothing, with the object `midstream` |
+
+An id is the event's own. The pieces of the last bundle are told apart by a third number, `1-58.1`, so that a client that
+was cut off between them can go on there too; `[DONE]` has the event's bare id.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from gateway.facades.openai_errors import cancelled, failure
+from gateway.faces import GAP, SseFace, shown, without_tombstone
+from gateway.problems import Problem
+from gateway.requests import CHAT_CHOICES_MAX
+from gateway.subscribe import cursor_of
+from shared import events
+from shared.events import Accepted, Event, Policies
+from shared.ids import EventId, created_at
+
+_PREFIX = "chatcmpl-"
+_DONE = b"[DONE]"
+_PIECE = re.compile(r"(.*)\.([1-9])", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ChatFace(SseFace):
+    """What a client gets that asked for it by `POST`: an SDK, which does not come back by itself."""
+
+    model: str
+    choices: int = 1
+    include_usage: bool = False
+    tells_restarts: bool = False
+    """Else a restart comes only before the first delta, and there is nothing to take back."""
+
+    comes_back = False
+
+    def encoder(self, stream_id: str) -> ChatEncoder:
+        return ChatEncoder(self, stream_id)
+
+
+class ResumedChatFace(ChatFace):
+    """The same for a client that follows with `Last-Event-ID`."""
+
+    comes_back = True
+
+
+def chat_face(request: dict[str, Any], policies: Policies, include_usage: bool) -> ChatFace:
+    """The face for who asked for this."""
+    return ChatFace(
+        model=str(request["model"]),
+        choices=min(request.get("n") or 1, CHAT_CHOICES_MAX),
+        include_usage=include_usage,
+        tells_restarts=policies.on_interrupt != "fail",
+    )
+
+
+def resumed_chat_face(accepted: Accepted) -> ChatFace:
+    """The face for who comes back, whichever API the stream came through: one that had no say about the usage gets it."""
+    include_usage = accepted.facade.get("include_usage", True) if accepted.facade.get("api") == "chat" else True
+    first = chat_face(accepted.request, accepted.policies, bool(include_usage))
+    return ResumedChatFace(first.model, first.choices, first.include_usage, first.tells_restarts)
+
+
+def completion_id(stream_id: str) -> str:
+    return _PREFIX + stream_id
+
+
+def stream_id_of(told: str) -> str:
+    """The stream that a client means, with or without the prefix. It may not be a well-formed id."""
+    return told.removeprefix(_PREFIX)
+
+
+def chat_cursor(told: str) -> tuple[EventId | None, int]:
+    """The event that a client has, and of its pieces how many, where it has not all. Raises Problem 400."""
+    piece = _PIECE.fullmatch(told)
+    if piece is None:
+        return cursor_of(told), 0
+    cursor = cursor_of(piece[1])
+    if cursor is None:
+        raise Problem(400, f"{told[:64]!r} is not an event id: <attempt>-<offset>, as in 1-57", param="last_event_id")
+    return cursor, int(piece[2])
+
+
+class ChatEncoder:
+    def __init__(self, face: ChatFace, stream_id: str) -> None:
+        self._face = face
+        self._about = {
+            "id": completion_id(stream_id),
+            "object": "chat.completion.chunk",
+            "created": int(created_at(stream_id)),
+            "model": face.model,
+        }
+        self._ours = {*self._about, "choices", "usage"}
+        head = b"\ndata: " + orjson.dumps(self._about)[:-1] + b',"choices":[{'
+        self._text = head + b'"index":0,"delta":{"content":'
+        self._text_end = b'},"logprobs":null,"finish_reason":null}]%b}\n\n' % self._no_usage
+        self._choice = head
+        self._first = head + b'"index":0,"logprobs":null,"finish_reason":null,'
+        self._choice_end = b"]%b}\n\n" % self._no_usage
+
+    @property
+    def _no_usage(self) -> bytes:
+        return b',"usage":null' if self._face.include_usage else b""
+
+    def token(self, event_id: bytes, value: bytes) -> bytes:
+        return b"id: %b%b%b%b" % (event_id, self._text, orjson.dumps(value.decode()), self._text_end)
+
+    def other(self, event: Event) -> bytes:
+        (attempt, offset), field, value = event
+        if field == events.DELTA:
+            # `{"delta":{…}}` of the first choice goes as it is: reasoning and calls come by the thousand, too. Behind
+            # an object in it stands no other field: in a text this would be written `},\"`.
+            if value.startswith(b'{"delta":{') and value.find(b'},"') < 0:  # twice as fast as `in`
+                return b"id: %d-%d%b%b%b" % (attempt, offset, self._first, value[1:], self._choice_end)
+            return self._delta(event.id, value)
+        event_id, field, value = without_tombstone(event)
+        if field == events.DONE:
+            return b"".join(self.end(event_id, orjson.loads(value)))
+        if field == events.STARTED:
+            role = {"role": "assistant", "content": ""}
+            return self._chunk(b"%d-%d" % event_id, [_choice(index, role) for index in range(self._face.choices)])
+        if field == events.FAILED:
+            return _sse(b"%d-%d" % event_id, orjson.dumps({"error": failure(orjson.loads(value))}))
+        if field == events.CANCELLED:
+            return _sse(b"%d-%d" % event_id, orjson.dumps({"error": cancelled(orjson.loads(value)["by"])}))
+        if field == GAP or (field == events.RESTARTED and self._face.tells_restarts):
+            told = orjson.loads(value if field == GAP else shown(field, value))
+            # With a choice, though it says nothing: many clients look at `choices[0]` of whatever comes.
+            return self._chunk(
+                b"" if field == GAP else b"%d-%d" % event_id, [_choice(0, {})], {"midstream": {field.decode(): told}}
+            )
+        return b""
+
+    def end(self, event_id: EventId, done: dict[str, Any]) -> list[bytes]:
+        """The pieces of the last bundle, the last of them `[DONE]`."""
+        provider = {name: it for name, it in done.get("provider", {}).items() if name not in self._ours}
+        choice = {**done.get("choice", {}), **_choice(0, {}, done["finish_reason"])}
+        pieces = [self._chunk(b"%d-%d.1" % event_id, [choice], provider)]
+        if self._face.include_usage:
+            pieces.append(self._chunk(b"%d-%d.2" % event_id, [], {**provider, "usage": done["usage"]}))
+        return [*pieces, _sse(b"%d-%d" % event_id, _DONE)]
+
+    def _delta(self, event_id: EventId, value: bytes) -> bytes:
+        stored = orjson.loads(value)
+        choice = orjson.dumps({"index": 0, "delta": {}, "logprobs": None, "finish_reason": None} | stored)
+        return b"id: %d-%d%b%b%b" % (*event_id, self._choice, choice[1:], self._choice_end)
+
+    def _chunk(self, event_id: bytes, choices: list[dict[str, Any]], more: dict[str, Any] | None = None) -> bytes:
+        usage = {"usage": None} if self._face.include_usage else {}
+        return _sse(event_id, orjson.dumps({**self._about, "choices": choices, **usage, **(more or {})}))
+
+
+def _choice(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _sse(event_id: bytes, data: bytes) -> bytes:
+    return b"id: %b\ndata: %b\n\n" % (event_id, data) if event_id else b"data: %b\n\n" % data

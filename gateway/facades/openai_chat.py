@@ -1,0 +1,137 @@
+"""`POST /v1/chat/completions`, streaming and not, and `GET /v1/chat/completions/{id}/events`, where a stream goes on.
+
+streaming:      create ─► its first delta or its end, for a moment ─► refused: the provider's status
+                                        │
+                                        ▼ else
+                          200, and followed like any other stream, in OpenAI's chunks
+not streaming:  create ─► its end ─► one object, or the provider's status
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.connection import Connection, Scope
+from gateway.exchange import ASGI, body_of, json_response, last_event_id, query_of, unless_disconnected
+from gateway.facades.chat_face import ChatFace, chat_cursor, chat_face, resumed_chat_face, stream_id_of
+from gateway.facades.chat_whole import completion
+from gateway.facades.openai_errors import cancelled_problem, failure_problem
+from gateway.problems import Problem, not_found
+from gateway.requests import ChatRequest, check_chat, check_idempotency_key, parse_body
+from gateway.streams import Streams
+from gateway.subscribe import Subscribe
+from shared.events import DONE
+from shared.ids import EventId, is_stream_id
+from shared.lifecycle import History
+from shared.settings import Settings
+
+_PATH = "/v1/chat/completions"
+_EVENTS_PATH_TAIL = "/events"
+_STREAM_ID = b"x-stream-id"
+_HEAD_SECONDS_MAX = 5.0
+"""So long a streaming response waits to begin, so that a refusal comes with its status: the tries that a worker makes by
+default fit into it. Then it begins, and is kept alive by comments: the least patient proxies wait for 30 seconds."""
+
+
+class ChatCompletions:
+    """The part of the gateway that speaks OpenAI's Chat Completions."""
+
+    def __init__(self, streams: Streams, subscribe: Subscribe, settings: Settings) -> None:
+        self._streams = streams
+        self._subscribe = subscribe
+        self._settings = settings
+
+    def route(self, scope: Scope) -> ASGI | None:
+        if scope["type"] != "http":
+            return None
+        path: str = scope["path"]
+        if scope["method"] == "POST":
+            return self.create if path == _PATH else None
+        if scope["method"] == "GET" and path.startswith(_PATH + "/") and path.endswith(_EVENTS_PATH_TAIL):
+            return self.events
+        return None
+
+    async def create(self, scope: Scope, receive: Any, send: Any) -> None:
+        """`POST /v1/chat/completions`"""
+        self._subscribe.refuse_if_full()
+        request = Request(scope, receive)
+        body = parse_body(await body_of(request, self._settings.body_bytes_max))
+        asked = check_chat(body, request.headers, self._settings.default_model)
+        created = await self._streams.create(
+            asked.generation,
+            asked.policies,
+            asked.metadata,
+            idempotency=check_idempotency_key(request.headers),
+            facade={"api": "chat", "include_usage": asked.include_usage},
+        )
+        stream_id = created["id"]
+        # Also of an error: what came before it can be read there.
+        Connection.add_headers(send, [(_STREAM_ID, stream_id.encode())])
+        if asked.streams:
+            await self._stream(stream_id, asked, scope, receive, send)
+        else:
+            await self._whole(stream_id, scope, receive, send)
+
+    async def events(self, scope: Scope, receive: Any, send: Any) -> None:
+        """`GET /v1/chat/completions/{id}/events`"""
+        stream_id = stream_id_of(scope["path"][len(_PATH) + 1 : -len(_EVENTS_PATH_TAIL)])
+        if not is_stream_id(stream_id):
+            raise not_found()
+        cursor, pieces = chat_cursor(last_event_id(scope, query_of(scope)))
+        face = resumed_chat_face(await self._streams.accepted(stream_id))
+        Connection.add_headers(send, [(_STREAM_ID, stream_id.encode())])
+        if cursor is not None and pieces:
+            await (await self._rest_of_the_end(stream_id, face, cursor, pieces))(scope, receive, send)
+        else:
+            await self._subscribe.follow(stream_id, cursor, face, scope, send)
+
+    # --- helpers
+
+    async def _stream(self, stream_id: str, asked: ChatRequest, scope: Scope, receive: Any, send: Any) -> None:
+        face = chat_face(asked.generation, asked.policies, asked.include_usage)
+        with self._subscribe.holding(stream_id, face) as tail:
+            begun = await unless_disconnected(receive, self._subscribe.until_begun(tail, _HEAD_SECONDS_MAX))
+            if begun is None:
+                return  # the client has left
+            if tail.ended is not None and tail.ended_as != DONE:
+                history = await self._streams.history(stream_id)
+                if not history.items:
+                    raise _problem_of(history)
+            await self._subscribe.follow(stream_id, None, face, scope, send)
+
+    async def _whole(self, stream_id: str, scope: Scope, receive: Any, send: Any) -> None:
+        began_at = time.time()
+        history = await unless_disconnected(receive, self._at_its_end(stream_id))
+        if history is None:
+            return  # the client has left
+        if history.status != "completed":
+            raise _problem_of(history)
+        await json_response(completion(stream_id, history))(scope, receive, send)
+        await self._streams.note_delivered(stream_id, history.last, began_at)
+
+    async def _at_its_end(self, stream_id: str) -> History:
+        await self._streams.until_ended(stream_id, self._settings.log_ttl_seconds)  # no answer lives longer
+        return await self._streams.history(stream_id)
+
+    async def _rest_of_the_end(self, stream_id: str, face: ChatFace, cursor: EventId, pieces: int) -> Response:
+        """For a client that was cut off between the last chunk and `[DONE]`."""
+        history = await self._streams.history(stream_id)
+        if history.status != "completed" or history.last != cursor or history.terminal is None:
+            told = f"{cursor}.{pieces}"
+            raise Problem(400, f"{told} is not an event of this stream", param="last_event_id")
+        rest = b"".join(face.encoder(stream_id).end(cursor, history.terminal)[pieces:])
+        return Response(rest, headers={"content-type": face.media_type.decode(), "cache-control": "no-store"})
+
+
+def _problem_of(history: History) -> Problem:
+    """Why a stream that was waited for has no answer to give."""
+    terminal = history.terminal or {}
+    if history.status == "failed":
+        return failure_problem(terminal)
+    if history.status == "cancelled":
+        return cancelled_problem(terminal["by"])
+    return Problem(504, "the answer has not ended in time; follow it at its events")

@@ -1,0 +1,307 @@
+"""The AI SDK's own `useChat({resume: true})` in Chromium, on a page of the gateway's origin."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx2
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, Request, Route, async_playwright
+
+from tests.support import ai_sdk
+from tests.support.needs import needs
+from tests.support.openai_server import OpenAIServer
+from tests.support.system import System
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+_ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+_HTML = '<!doctype html><meta charset="utf-8"><div id="root"></div><script src="/test-page.js"></script>'
+_STATE = """() => ({
+    status: chat.status, error: chat.error?.message ?? null, messages: chat.messages, finished, seen,
+    text: document.querySelector('pre').textContent,
+})"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server() -> AsyncIterator[OpenAIServer]:
+    async with OpenAIServer() as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(server: OpenAIServer) -> AsyncIterator[System]:
+    settings = {"provider": "openai", "openai_base_url": server.url, "keepalive_seconds": 1}  # comments in between
+    async with System(gateways=2, settings=settings) as system:
+        yield system
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    needs("chromium (Debian: apt install chromium)", program)
+    ai_sdk.page()
+    async with async_playwright() as playwright:
+        started = await playwright.chromium.launch(executable_path=program, args=_ARGUMENTS)
+        yield started
+        await started.close()
+
+
+class Chat:
+    """A page with one chat. The page itself is put in the browser's way; every other request goes to the gateway."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self._url = url
+        self.requests: list[Request] = []
+        page.on("request", lambda request: self.requests.append(request) if "/api/" in request.url else None)
+
+    @classmethod
+    async def open(cls, browser: Browser, system: System, chat_id: str, **query: str) -> Chat:
+        page = await browser.new_page()
+
+        async def html(route: Route) -> None:
+            await route.fulfill(body=_HTML, content_type="text/html")
+
+        async def script(route: Route) -> None:
+            await route.fulfill(body=ai_sdk.page(), content_type="text/javascript")
+
+        await page.route("**/test-page?*", html)
+        await page.route("**/test-page.js", script)
+        chat = cls(page, f"{system.gateway_url()}/test-page?{urlencode({'chat': chat_id, **query})}")
+        await chat.load()
+        return chat
+
+    async def load(self) -> None:
+        await self.page.goto(self._url)
+        await self.page.wait_for_function("() => window.chat")
+
+    async def ask(self, text: str, **body: Any) -> None:
+        await self.page.evaluate("([text, body]) => ask(text, body)", [text, body])
+
+    async def state(self) -> Any:
+        return await self.page.evaluate(_STATE)
+
+    async def until(self, status: str, *, words: int = 0, within_seconds: float = 20.0) -> Any:
+        """Its state, once it has this status and so many words of an answer."""
+        state: Any = None
+
+        async def reached() -> bool:
+            nonlocal state
+            state = await self.state()
+            return state["status"] == status and len(state["text"].split()) >= words
+
+        try:
+            await wait_until(reached, within_seconds=within_seconds)
+        except AssertionError:
+            raise AssertionError(
+                f"not {status} with {words} words, but {state | {'seen': len(state['seen'])}}"
+            ) from None
+        return state
+
+    async def stream_id(self) -> str:
+        told: str = await self.page.evaluate("() => chat.messages.at(-1).metadata.streamId")
+        return told
+
+
+async def answered(system: System, stream_id: str) -> str:
+    text: str = (await system.until_status(stream_id, "completed"))["text"]
+    return text
+
+
+async def test_an_answer_arrives_token_by_token(browser: Browser, system: System) -> None:
+    chat = await Chat.open(browser, system, "simple")
+    assert (await chat.until("ready"))["messages"] == []
+    await chat.ask("tell me", script={"tokens": 30, "tokens_per_second": 60})
+    await chat.until("streaming", words=3)
+    state = await chat.until("ready", words=30)
+    assert state["text"] == await answered(system, await chat.stream_id())
+    assert len(state["seen"]) > 10
+    assert [message["role"] for message in state["messages"]] == ["user", "assistant"]
+    assert state["finished"] == [{"finishReason": "stop", "isAbort": False, "isDisconnect": False, "isError": False}]
+    await chat.ask("and then", script={"tokens": 3})
+    state = await chat.until("ready", words=3)
+    assert [message["role"] for message in state["messages"]] == ["user", "assistant"] * 2
+    await chat.page.close()
+
+
+async def test_reloaded_in_mid_answer_it_goes_on_and_is_there_once(
+    browser: Browser, system: System, server: OpenAIServer
+) -> None:
+    asked_before = server.requests
+    chat = await Chat.open(browser, system, "reloaded")
+    await chat.ask("tell me", script={"tokens": 120, "tokens_per_second": 40})
+    for words in (15, 60):
+        await chat.until("streaming", words=words)
+        await chat.load()
+    state = await chat.until("ready", words=120)
+    assert state["text"] == await answered(system, await chat.stream_id())
+    assert [message["role"] for message in state["messages"]] == ["user", "assistant"]
+    assert [part["type"] for part in state["messages"][-1]["parts"]] == ["step-start", "text"]
+    assert state["finished"][-1]["finishReason"] == "stop"
+    assert server.requests == asked_before + 1
+    await chat.load()
+    assert (await chat.until("ready"))["text"] == "", "it has ended: 204, and this page did not keep it"
+    await chat.page.close()
+
+
+async def test_an_answer_that_ended_while_nobody_looked(browser: Browser, system: System) -> None:
+    """`?ended=replay` is for a page that keeps its answers nowhere else. What it has already is not there twice."""
+    chat = await Chat.open(browser, system, "ended", replay="1", keep="1")
+    await chat.ask("tell me", script={"tokens": 40, "tokens_per_second": 80})
+    await chat.until("streaming", words=3)
+    stream_id = await chat.stream_id()
+    await chat.page.goto(f"{system.gateway_url()}/healthz")
+    text = await answered(system, stream_id)
+    for _ in range(2):
+        await chat.load()
+        state = await chat.until("ready", words=40)
+        assert state["text"] == text
+        assert [message["role"] for message in state["messages"]] == ["user", "assistant"]
+    await chat.page.close()
+
+
+async def test_stopped_after_a_reload_the_provider_stops(
+    browser: Browser, system: System, server: OpenAIServer
+) -> None:
+    chat = await Chat.open(browser, system, "stopped")
+    await chat.ask("tell me", script={"tokens": 2000, "tokens_per_second": 40})
+    await chat.until("streaming", words=5)
+    await chat.load()
+    await chat.until("streaming", words=10)
+    told = await chat.page.evaluate("() => stopNow()")
+    assert told == {"stopped": True, "stream_id": await chat.stream_id(), "status": "cancelled"}
+    await wait_until(lambda: server.running == 0, within_seconds=5.0, what="the provider has stopped")
+    state = await chat.until("ready", words=10)
+    assert state["error"] is None
+    async with httpx2.AsyncClient(trust_env=False) as http:
+        stats = (await http.get(server.url.removesuffix("/v1") + "/stats")).json()
+    assert stats["aborted"] >= 1
+    assert (await system.state(told["stream_id"]))["cancelled_by"] == "client"
+    await chat.load()
+    assert (await chat.until("ready"))["text"] == ""
+    await chat.page.close()
+
+
+async def test_cut_off_by_its_length(browser: Browser, system: System) -> None:
+    chat = await Chat.open(browser, system, "length")
+    await chat.ask("tell me", max_tokens=7)
+    state = await chat.until("ready", words=7)
+    assert state["finished"] == [{"finishReason": "length", "isAbort": False, "isDisconnect": False, "isError": False}]
+    assert state["messages"][-1]["metadata"]["usage"]["outputTokens"] > 0
+    await chat.page.close()
+
+
+async def test_a_tool_is_called_and_its_result_goes_on_in_the_same_message(
+    browser: Browser, system: System, server: OpenAIServer
+) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at":"the sea"}'}}
+    chat = await Chat.open(browser, system, "tool")
+    await chat.ask("what is there?", script={"text": ["I look."], "tool_calls": [call]})
+    part = (await chat.until("ready", words=2))["messages"][-1]["parts"][-1]
+    shown = {key: part[key] for key in ("type", "toolCallId", "state", "input")}
+    assert shown == {
+        "type": "tool-look",
+        "toolCallId": "call_1",
+        "state": "input-available",
+        "input": {"at": "the sea"},
+    }
+    give = "() => chat.addToolOutput({tool: 'look', toolCallId: 'call_1', output: {seen: 'waves'}})"
+    await chat.page.evaluate(give)
+    await wait_until(lambda: server.bodies[-1]["messages"][-1]["role"] == "tool", what="the result is sent by itself")
+    state = await chat.until("ready", words=10)
+    assert [message["role"] for message in state["messages"]] == ["user", "assistant"]
+    kinds = [part["type"] for part in state["messages"][-1]["parts"]]
+    assert kinds == ["step-start", "text", "tool-look", "step-start", "text"]
+    await chat.page.close()
+
+
+async def test_a_failure_is_an_error_and_the_text_stays(browser: Browser, system: System) -> None:
+    chat = await Chat.open(browser, system, "failure")
+    script = {"text": ["as", " far", " as", " it", " goes"], "break_after": 2}
+    await chat.ask("tell me", script=script, midstream={"on_interrupt": "fail"})
+    state = await chat.until("error", words=2)
+    assert state["text"] == "as far"
+    assert "connection to the provider" in state["error"]
+    assert state["finished"][-1]["isError"]
+    await chat.page.close()
+
+
+async def test_a_request_that_is_refused_says_why(browser: Browser, system: System) -> None:
+    chat = await Chat.open(browser, system, "refused")
+    await chat.ask("tell me", max_tokens=-1)
+    assert "max_tokens must be a whole number" in (await chat.until("error"))["error"]
+    await chat.page.close()
+
+
+async def test_a_second_attempt_replaces_the_text(browser: Browser, system: System) -> None:
+    chat = await Chat.open(browser, system, "second")
+    script = {"tokens": 40, "tokens_per_second": 60, "break_after": 20, "times": 1, "key": "browser-second"}
+    await chat.ask("tell me", script=script)
+    state = await chat.until("ready", words=40)
+    assert state["text"] == await answered(system, await chat.stream_id())
+    assert len(state["text"].split()) == 40
+    lengths = [len(text.split()) for text in state["seen"]]
+    assert any(later < earlier for earlier, later in pairwise(lengths)), "nothing was taken back"
+    assert state["error"] is None
+    await chat.page.close()
+
+
+async def test_its_gateway_is_killed(browser: Browser, server: OpenAIServer) -> None:
+    """useChat reports a lost connection and does not come back by itself; `resumeStream`, or a reload, brings it all.
+
+    With `?ended=replay` also if the answer ends before the gateway is back: 204 would leave the page with half of it.
+    """
+    async with System(settings={"provider": "openai", "openai_base_url": server.url}) as system:
+        chat = await Chat.open(browser, system, "killed", replay="1")
+        await chat.ask("tell me", script={"tokens": 150, "tokens_per_second": 50})
+        await chat.until("streaming", words=10)
+        system.gateways[0].kill()
+        assert (await chat.until("error"))["finished"][-1]["isDisconnect"]
+        await system.start_gateway(0)
+        await chat.page.evaluate("() => void chat.resumeStream()")
+        state = await chat.until("ready", words=150)
+        assert state["text"] == await answered(system, await chat.stream_id())
+        assert [message["role"] for message in state["messages"]] == ["user", "assistant"]
+        await chat.page.close()
+
+
+async def test_reloaded_after_a_tool_s_result_the_earlier_steps_stay(
+    browser: Browser, system: System, server: OpenAIServer
+) -> None:
+    """useChat empties the message before a replay, so the replay must bring also what stood before this stream."""
+    call = {"id": "call_2", "type": "function", "function": {"name": "look", "arguments": '{"at":"the sky"}'}}
+    chat = await Chat.open(browser, system, "tool-reload", keep="1")
+    await chat.ask("what is there?", script={"reasoning": ["hm"], "text": ["I look."], "tool_calls": [call]})
+    before = (await chat.until("ready", words=2))["messages"][-1]
+    output = "{tool: 'look', toolCallId: 'call_2', output: {seen: 'stars'}, options: {body: {script: %s}}}"
+    script = '{"tokens": 80, "tokens_per_second": 40}'
+    await chat.page.evaluate(f"() => void chat.addToolOutput({output % script})")
+    await chat.until("streaming", words=10)
+    await chat.load()
+    await chat.until("streaming", words=30)
+    state = await chat.until("ready", words=81)
+    assert [message["role"] for message in state["messages"]] == ["user", "assistant"]
+    message = state["messages"][-1]
+    assert message["id"] == before["id"]
+    assert [part["type"] for part in message["parts"]] == [
+        "step-start",
+        "reasoning",
+        "text",
+        "tool-look",
+        "step-start",
+        "text",
+    ]
+    tool = message["parts"][3]
+    assert (tool["state"], tool["input"], tool["output"]) == ("output-available", {"at": "the sky"}, {"seen": "stars"})
+    assert message["parts"][-1]["text"] == await answered(system, await chat.stream_id())
+    await chat.page.close()

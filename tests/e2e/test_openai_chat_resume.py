@@ -1,0 +1,271 @@
+"""Chat completions that are cut off, resumed, left, cancelled and outlived: what OpenAI's own API does not do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+import pytest_asyncio
+
+from shared.sse import Decoder, Message
+from tests.support.needs import needs
+from tests.support.openai_server import OpenAIServer
+from tests.support.system import System
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MESSAGES: Any = [{"role": "user", "content": "say something"}]
+CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Ur"}'}}
+TICKING = {"tokens": 2000, "tokens_per_second": 50}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server() -> AsyncIterator[OpenAIServer]:
+    async with OpenAIServer() as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(server: OpenAIServer) -> AsyncIterator[System]:
+    async with System(gateways=2, settings={"provider": "openai", "openai_base_url": server.url}) as system:
+        yield system
+
+
+def chat_url(system: System, gateway: int = 0) -> str:
+    return f"{system.gateway_url(gateway)}/v1/chat/completions"
+
+
+def asking(script: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"model": "some-model", "messages": MESSAGES, "script": script, **more}
+
+
+def blocks(body: str) -> list[str]:
+    """The events of a body, each with its lines, without comments and `retry:`."""
+    lines = [line for line in body.split("\n") if not line.startswith((":", "retry:"))]
+    return [one for one in "\n".join(lines).split("\n\n") if one]
+
+
+async def resumed(system: System, stream_id: str, after: str, **how: Any) -> httpx2.Response:
+    headers = {"last-event-id": after} if after else {}
+    return await system.http.get(f"{chat_url(system, 1)}/{stream_id}/events", headers=headers, **how)
+
+
+async def test_a_stream_goes_on_after_any_of_its_events(system: System) -> None:
+    script = {"tokens": 5, "tool_calls": [CALL], "further": [["a", "b"]], "reasoning": ["hm"]}
+    asked = asking(script, stream=True, n=2, stream_options={"include_usage": True})
+    response = await system.http.post(chat_url(system), json=asked)
+    whole = blocks(response.text)
+    stream_id = response.headers["x-stream-id"]
+    ids = [one.split("\n")[0].removeprefix("id: ") for one in whole]
+    assert len(set(ids)) == len(whole), "every event has an id of its own"
+    assert whole[-1].endswith("data: [DONE]")
+    assert blocks((await resumed(system, stream_id, "")).text) == whole
+    for place, event_id in enumerate(ids[:-1]):
+        again = await resumed(system, stream_id, event_id)
+        assert (again.status_code, blocks(again.text)) == (200, whole[place + 1 :]), event_id
+        assert again.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert again.headers["x-stream-id"] == stream_id
+    assert (await resumed(system, stream_id, ids[-1])).status_code == 204
+    by_query = await resumed(system, f"chatcmpl-{stream_id}", "", params={"last_event_id": ids[3]})
+    assert blocks(by_query.text) == whole[4:], "the completion's own id is understood, and the parameter"
+
+
+async def test_a_client_that_was_cut_off_goes_on_live(system: System) -> None:
+    """Half of the answer from one gateway, the rest from another while it is still being generated."""
+    got: list[Message] = []
+    decoder = Decoder()
+    asked = asking({"tokens": 60, "tokens_per_second": 60}, stream=True)
+    async with system.http.stream("POST", chat_url(system), json=asked) as response:
+        stream_id = response.headers["x-stream-id"]
+        async for part in response.aiter_bytes():
+            got += decoder.feed(part)
+            if len(got) > 20:
+                break
+    rest: list[Message] = []
+    decoder_of_rest = Decoder()
+    async with system.http.stream(
+        "GET", f"{chat_url(system, 1)}/{stream_id}/events", headers={"last-event-id": got[-1].id}
+    ) as response:
+        async for part in response.aiter_bytes():
+            rest += decoder_of_rest.feed(part)
+    assert rest[-1].data == "[DONE]"
+    said = [json.loads(one.data)["choices"][0]["delta"].get("content", "") for one in [*got, *rest][:-1]]
+    assert "".join(said) == (await system.state(stream_id))["text"]
+
+
+@pytest.mark.parametrize(
+    ("stream_id", "after", "status"),
+    [
+        ("0" * 36, "", 410),
+        ("short", "", 404),
+        (None, "x", 400),
+        (None, "1-2.x", 400),
+        (None, ".1", 400),
+        (None, "1-1.1", 400),
+    ],
+)
+async def test_where_nothing_can_go_on_it_says_why(
+    system: System, stream_id: str | None, after: str, status: int
+) -> None:
+    response = await system.http.post(chat_url(system), json=asking({"tokens": 2}))
+    answer = await resumed(system, stream_id or response.headers["x-stream-id"], after)
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_streams_of_other_apis_can_be_read_here_and_the_other_way_round(system: System) -> None:
+    native = await system.create(model="m", script={"tokens": 3}, midstream={"on_disconnect": "continue"})
+    *chunks, done = [one.split("data: ")[1] for one in blocks((await resumed(system, native, "")).text)]
+    state = await system.state(native)
+    said = [choice["delta"].get("content", "") for one in chunks for choice in json.loads(one)["choices"]]
+    assert ("".join(said), done) == (state["text"], "[DONE]")
+    assert json.loads(chunks[-1])["usage"] == state["usage"], "who had no say about the usage gets it"
+    response = await system.http.post(chat_url(system), json=asking({"tokens": 3}))
+    reader = await system.follow(response.headers["x-stream-id"], gateway=1).until_end()
+    assert "".join(reader.tokens) == response.json()["choices"][0]["message"]["content"]
+
+
+async def test_a_cut_off_answer_says_length_in_every_shape(system: System) -> None:
+    whole = (await system.http.post(chat_url(system), json=asking({"tokens": 9}, max_tokens=4))).json()
+    streamed = await system.http.post(chat_url(system), json=asking({"tokens": 9}, max_tokens=4, stream=True))
+    last = json.loads(blocks(streamed.text)[-2].split("data: ")[1])
+    assert whole["choices"][0]["finish_reason"] == last["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("first_token", [False, True])
+async def test_the_provider_stops_when_the_client_leaves(
+    system: System, server: OpenAIServer, stream: bool, first_token: bool
+) -> None:
+    script = TICKING if first_token else {"stall_after": 0}
+    headers = {"x-midstream-on-disconnect": "cancel_after=0.2"}
+    asked = asyncio.ensure_future(
+        system.http.post(chat_url(system), json=asking(script, stream=stream), headers=headers)
+    )
+    await wait_until(lambda: server.running == 1, what="the provider answers")
+    tokens = server.tokens
+    await wait_until(lambda: not first_token or server.tokens > tokens + 5, what="it is in mid-answer")
+    aborted = server.aborted
+    asked.cancel()
+    await wait_until(lambda: server.running == 0, what="the provider has stopped")
+    assert server.aborted == aborted + 1
+
+
+async def test_a_silent_provider_is_waited_for_with_an_open_stream(system: System, server: OpenAIServer) -> None:
+    """No proxy may take the connection for dead before the first token: after a moment the response begins."""
+    began = time.monotonic()
+    async with system.http.stream("POST", chat_url(system), json=asking({"stall_after": 0}, stream=True)) as response:
+        assert 4 < time.monotonic() - began < 10
+        assert response.status_code == 200
+        body = response.aiter_text()
+        assert (await anext(body)).startswith(":\n")
+        stream_id = response.headers["x-stream-id"]
+        await system.http.post(f"{system.gateway_url(1)}/v1/streams/{stream_id}/cancel")
+        rest = "".join([part async for part in body])
+    assert json.loads(blocks(rest)[-1].split("data: ")[1])["error"]["code"] == "cancelled"
+    await wait_until(lambda: server.running == 0, what="the provider has stopped")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_was_cancelled_is_not_begun_anew_by_the_sdk(
+    system: System, server: OpenAIServer, stream: bool
+) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{system.gateway_url()}/v1", api_key="any", max_retries=2) as client:
+        requests = server.requests
+        asked = asyncio.ensure_future(
+            client.chat.completions.create(
+                model="m", messages=MESSAGES, stream=stream, extra_body={"script": {"stall_after": 0}}
+            )
+        )
+        await wait_until(lambda: server.running == 1, what="the provider answers")
+        [stream_id] = [one for one in [await stream_that_runs(system)] if one]
+        await system.http.post(f"{system.gateway_url(1)}/v1/streams/{stream_id}/cancel")
+        with pytest.raises(openai.APIStatusError) as raised:
+            await asked
+        assert (raised.value.status_code, raised.value.code) == (499, "cancelled")
+        assert server.requests == requests + 1
+    await wait_until(lambda: server.running == 0, what="the provider has stopped")
+
+
+async def stream_that_runs(system: System) -> str:
+    for key in await system.logs():
+        stream_id = key.decode().partition("{")[2].partition("}")[0]
+        if (await system.state(stream_id))["status"] == "running":
+            return stream_id
+    raise AssertionError("no stream runs")
+
+
+async def test_a_request_that_is_repeated_under_its_key_is_one_answer(system: System, server: OpenAIServer) -> None:
+    requests = server.requests
+    headers = {"idempotency-key": "once"}
+    asked = asking({"tokens": 5})
+    first, second = [(await system.http.post(chat_url(system, n), json=asked, headers=headers)).json() for n in (0, 1)]
+    assert first == second
+    assert server.requests == requests + 1
+
+
+async def test_the_receipt_knows_a_whole_answer_that_was_given(system: System) -> None:
+    response = await system.http.post(chat_url(system), json=asking({"tokens": 7}))
+    url = f"{system.gateway_url()}/v1/streams/{response.headers['x-stream-id']}/receipt"
+
+    async def delivered() -> bool:
+        receipt = (await system.http.get(url)).json()
+        return (receipt["delivered"]["tokens"], receipt["undelivered_tokens"]) == (7, 0)
+
+    await wait_until(delivered, what="the receipt has it")
+
+
+async def test_curl_gets_the_stream_as_it_is(system: System) -> None:
+    needs("curl", shutil.which("curl"))
+    body = json.dumps(asking({"tokens": 30, "tokens_per_second": 100}, stream=True))
+    process = await asyncio.create_subprocess_exec(
+        *("curl", "-sS", "-N", "--fail-with-body", "-H", "Content-Type: application/json", "-d", body),
+        chat_url(system),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    told, _ = await process.communicate()
+    assert process.returncode == 0
+    events = blocks(told.decode())
+    assert len(events) == 33
+    assert events[-1].endswith("\ndata: [DONE]")
+
+
+async def test_an_sdk_s_stream_is_not_sent_away_when_it_grows_old_but_cut_when_the_gateway_stops() -> None:
+    """An SDK does not come back: its response lasts as long as its answer, and what is not whole must look so."""
+    asked: dict[str, Any] = {"model": "m", "messages": MESSAGES, "stream": True}
+    simulate = {"tokens": 100, "tokens_per_second": 50}
+    async with System(gateways=2, gateway_settings={"connection_seconds": 0.3}) as system:
+        url = chat_url(system)
+        response = await system.http.post(url, json={**asked, "simulate": simulate})
+        assert len(blocks(response.text)) == 103
+        async with (
+            system.http.stream("POST", url, json={**asked, "simulate": {**simulate, "tokens": 5000}}) as long,
+            openai.AsyncOpenAI(base_url=f"{system.gateway_url()}/v1", api_key="any", max_retries=0) as client,
+        ):
+            follower = await resumed(system, long.headers["x-stream-id"], "")
+            assert "[DONE]" not in follower.text, "who can come back is asked to"
+            assert "retry:" in follower.text.splitlines()[-1]
+            models = [model.id async for model in client.models.list()]
+            assert models == ["gpt-4o-mini"], "without a provider there is the default"
+            stream = await client.chat.completions.create(
+                **asked, extra_body={"simulate": {**simulate, "tokens": 5000}}
+            )
+            await anext(stream)
+            system.gateways[0].send(signal.SIGTERM)
+
+            async def read() -> None:
+                async for _ in stream:
+                    pass
+
+            with pytest.raises(openai.APIConnectionError):
+                await read()
+            assert await system.gateways[0].exit_code() == 0

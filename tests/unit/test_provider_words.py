@@ -1,0 +1,62 @@
+"""What is kept of what a provider says beside its answer: of bounded size, and always something that can be stored."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+
+from producer.openai_provider import _ABOUT_BYTES_MAX, _bounded, _ChunkReader, _own_error
+
+
+def line(**chunk: Any) -> bytes:
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+
+def choice(index: int = 0, **said: Any) -> dict[str, Any]:
+    return {"index": index, "delta": {}, "logprobs": None, "finish_reason": None, **said}
+
+
+def test_the_answer_s_own_fields_are_kept_and_its_envelope_is_not() -> None:
+    reader = _ChunkReader()
+    about = {"id": "c", "object": "chunk", "created": 1, "model": "m-2026", "obfuscation": "x", "usage": None}
+    first = line(**about, system_fingerprint="fp", prompt_filter_results=[1], choices=[])
+    words = line(**about, system_fingerprint="other", choices=[choice(delta={"content": "a"})])
+    end = line(**about, service_tier="flex", choices=[choice(finish_reason="stop", stop_reason=7, token_ids=None)])
+    usage = line(**{**about, "usage": {"total_tokens": 3}}, citations=["u"], choices=[])
+    assert reader.feed(first + words + end + usage) == ["a"]
+    assert reader.about == {
+        "provider": {
+            "model": "m-2026",
+            "system_fingerprint": "fp",
+            "prompt_filter_results": [1],
+            "service_tier": "flex",
+            "citations": ["u"],
+        },
+        "choice": {"stop_reason": 7},
+    }
+
+
+def test_a_further_choice_keeps_what_it_says_at_its_end() -> None:
+    items = _ChunkReader().feed(line(choices=[choice(1, finish_reason="stop", stop_reason=7)]))
+    assert [orjson.loads(item) for item in items] == [
+        {"delta": {}, "index": 1, "finish_reason": "stop", "stop_reason": 7}
+    ]
+
+
+@pytest.mark.parametrize("odd", ["a\ud83db", 2**70, float("nan"), {"deep": ["\ude00", 2**70, float("nan")]}])
+def test_whatever_it_says_can_be_stored(odd: Any) -> None:
+    assert orjson.dumps(_bounded({"provider": {"odd": odd, "system_fingerprint": "fp"}})).endswith(b'"fp"}}')
+    assert orjson.loads(orjson.dumps(_own_error({"message": "m\ud83d", "odd": odd}, "m")))["message"] == "m\ufffd"
+
+
+def test_what_is_too_long_is_left_out_and_the_rest_is_kept() -> None:
+    large = "x" * _ABOUT_BYTES_MAX
+    assert _bounded({"provider": {"large": large, "system_fingerprint": "fp"}, "choice": {"large": large}}) == {
+        "provider": {"system_fingerprint": "fp"}
+    }
+    error = _own_error({"message": large, "code": "c", "large": large}, "m")
+    assert (len(error["message"]), error["code"], error["type"], "large" in error) == (500, "c", None, False)
+    assert _own_error({"message": None}, "ours")["message"] == "ours"
