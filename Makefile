@@ -27,6 +27,8 @@ check: setup ## Formatting, lint, types, boundaries between the packages
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/midstream metrics --markdown | diff docs/reference/metrics.md - || (echo "docs/reference/metrics.md is out of date: midstream metrics --markdown > docs/reference/metrics.md"; exit 1)
+	@$(BIN)/python deploy/grafana/make_dashboards.py --check
 	@$(BIN)/midstream settings --markdown | diff docs/reference/settings.md - || (echo "docs/reference/settings.md is out of date: midstream settings --markdown > docs/reference/settings.md"; exit 1)
 
 test: setup ## All tests; what this machine lacks is skipped with its reason

@@ -23,13 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Its settings are environment variables: `midstream settings` lists them.",
     )
     parser.add_argument("--fd", type=int, metavar="N", help="serve on this inherited socket")
+    parser.add_argument("--log-format", choices=("json", "text"), help="how lines look on standard error")
     parser.add_argument("--number", type=int, help=argparse.SUPPRESS)  # these two are for a supervisor's children
     parser.add_argument("--lifeline", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"midstream {VERSION}")
     told = parser.parse_args(arguments)
     try:
         settings = Settings.from_environment(os.environ)
-        set_up_logging(settings.log_level)
+        set_up_logging(settings.log_level, told.log_format or settings.log_format)
         inherited = None if told.fd is None else socket.socket(fileno=told.fd)
         if told.number is not None and inherited is not None:
             member = Membership(told.number, told.lifeline)
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             finally:
                 member.leave()
         elif (count := processes_wanted(settings)) > 1:
-            return Supervisor(settings, count, inherited or reserve(settings), [sys.executable, "-m", "gateway"]).run()
+            command = [sys.executable, "-m", "gateway"] + (["--log-format", told.log_format] if told.log_format else [])
+            return Supervisor(settings, count, inherited or reserve(settings), command).run()
         else:
             _serve(settings, inherited or listen(settings))
     except Unusable as error:

@@ -12,12 +12,19 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from gateway.caching import etag_of_body, is_known
+from gateway.connection import Connection
+from gateway.console import Console
+from gateway.cors import Cors
 from gateway.exchange import ASGI, Part, body_of, json_response, unless_disconnected
 from gateway.facades import facades
-from gateway.metrics import exposition
+from gateway.facades.openai_errors import openai_error
+from gateway.facades.websocket import WebSockets
+from gateway.metrics import exposition, refused
 from gateway.probe import Probe
 from gateway.problems import Problem, stopping
 from gateway.readers import Delivery
+from gateway.request_id import take_request_id
 from gateway.requests import (
     IDEMPOTENCY_KEY_CHARACTERS_MAX,
     check_generation,
@@ -26,6 +33,7 @@ from gateway.requests import (
 )
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
+from gateway.watchers import Watchers
 from shared.errors import Disconnected
 from shared.log import Commands
 from shared.redis import complaint_about, eviction_policy
@@ -35,26 +43,52 @@ from shared.version import VERSION
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS_MAX = 600
+_OPENAI_PATHS = ("/v1/chat/", "/v1/responses", "/v1/models")
 
 
 def make_app(
-    streams: Streams, subscribe: Subscribe, delivery: Delivery, commands: Commands, settings: Settings
+    streams: Streams,
+    subscribe: Subscribe,
+    delivery: Delivery,
+    watchers: Watchers | None,
+    commands: Commands,
+    settings: Settings,
 ) -> ASGI:
-    """The gateway's ASGI application."""
+    """The gateway's ASGI application; with `watchers` it has a console, and what feeds it."""
     api = _routes(streams, delivery, commands, settings)
-    parts: list[Part] = [subscribe, Probe(delivery, settings), *facades(streams, subscribe, settings)]
+    cors = Cors(settings.cors_origins)
+    websockets = WebSockets(streams, subscribe)  # the first part: it takes all that is not HTTP
+    parts: list[Part] = [
+        websockets,
+        subscribe,
+        Probe(delivery, settings),
+        *facades(streams, subscribe, settings, commands),
+        *((watchers, Console()) if watchers is not None else ()),
+    ]
+
+    def admitted(scope: dict[str, Any], send: Any) -> ASGI | None:
+        """What answers a preflight; None for a request to be handled. Raises Problem 403."""
+        if scope["type"] == "http":
+            headers = cors.headers(scope)
+            if headers:
+                Connection.add_headers(send, headers)
+            preflight = cors.preflight(scope)
+            if preflight is not None:
+                return preflight
+        cors.check(scope)
+        return None
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        handler: ASGI = api
-        for part in parts:
-            found = part.route(scope)
-            if found is not None:
-                handler = found
-                break
         try:
+            take_request_id(scope, send)
+            handler = admitted(scope, send)
+            if handler is None:
+                handler = next((found for part in parts if (found := part.route(scope)) is not None), api)
             await handler(scope, receive, send)
         except Problem as problem:
-            await problem.response()(scope, receive, send)
+            refused(problem.status)
+            in_openai_shape = scope["path"].startswith(_OPENAI_PATHS)
+            await (openai_error(problem) if in_openai_shape else problem.response())(scope, receive, send)
         except asyncio.CancelledError:
             if not delivery.draining:
                 raise
@@ -70,10 +104,12 @@ def _routes(streams: Streams, delivery: Delivery, commands: Commands, settings: 
 
     @api.exception_handler(Problem)
     async def _(request: Request, problem: Problem) -> Response:
+        refused(problem.status)
         return problem.response()
 
     @api.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> Response:
+        refused(error.status_code)
         detail = str(error.detail)
         if error.status_code == 404:
             detail = f"there is no {request.method} {request.url.path[:200]}"
@@ -85,6 +121,7 @@ def _routes(streams: Streams, delivery: Delivery, commands: Commands, settings: 
 
     @api.exception_handler(Exception)
     async def _(request: Request, error: Exception) -> Response:
+        refused(500)
         return Problem(500, "something went wrong in the gateway; its log says what").response()
 
     @api.post("/v1/streams", status_code=201, tags=["streams"])
@@ -105,8 +142,14 @@ def _routes(streams: Streams, delivery: Delivery, commands: Commands, settings: 
         """A stream's state; with `?wait=SECONDS`, when it has ended or the time is up."""
         wait = request.query_params.get("wait")
         wait_seconds = seconds("wait", wait, _WAIT_SECONDS_MAX) if wait else 0.0
-        state = await unless_disconnected(request.receive, streams.state(stream_id, wait_seconds))
-        return json_response(state or {})
+        state = await unless_disconnected(request.receive, streams.state(stream_id, wait_seconds)) or {}
+        response = json_response(state)
+        if state.get("status") in ("completed", "failed", "cancelled"):
+            etag = etag_of_body(bytes(response.body))
+            if is_known(request.headers.raw, etag):
+                response = Response(status_code=304)
+            response.headers.update({"etag": etag.decode(), "cache-control": "private, no-cache"})
+        return response
 
     @api.post("/v1/streams/{stream_id}/cancel", tags=["streams"])
     async def cancel(stream_id: str) -> Response:

@@ -85,6 +85,12 @@ class Connection(HttpToolsProtocol):
         connection: Connection = scope["extensions"][_EXTENSION]
         return connection
 
+    @staticmethod
+    def add_headers(send: Any, headers: list[tuple[bytes, bytes]]) -> None:
+        """Every response to this request, whoever gives it, has these headers."""
+        cycle: RequestResponseCycle = send.__self__
+        cycle.default_headers = [*cycle.default_headers, *headers]
+
     def open(self, send: Any, follower: Follower, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
         """Begin a response with status 200 and take it over, from uvicorn's `send`. False if the client has gone."""
         cycle: RequestResponseCycle = send.__self__  # of this request: `self.cycle` may be the next one's already
@@ -93,13 +99,13 @@ class Connection(HttpToolsProtocol):
         self._chunked = cycle.scope["http_version"] != "1.0"
         self._keep_open = cycle.keep_alive and self._chunked
         lines = [STATUS_LINE[200]]
-        for name, value in (*self.server_state.default_headers, *headers):
+        for name, value in (*cycle.default_headers, *headers):
             lines += (name, b": ", value, b"\r\n")
         if self._chunked:
             lines.append(b"transfer-encoding: chunked\r\n")
         if not self._keep_open:
             lines.append(b"connection: close\r\n")
-        self.transport.write(b"%b\r\n%b" % (b"".join(lines), chunk_of(body) if self._chunked else body))
+        self.transport.write(b"%b\r\n%b" % (b"".join(lines), chunk_of(body) if self._chunked and body else body))
         cycle.response_started = cycle.response_complete = True  # as far as uvicorn has to do with it
         if self.cycle is cycle:
             self.cycle = self.scope = self.headers = None  # type: ignore[assignment]  # the next request sets them

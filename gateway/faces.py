@@ -34,8 +34,14 @@ class Face(Protocol):
     """An event's bytes depend on those before it: each encoder must be given the whole log from its beginning."""
     cut_unless_done: bool
     """A body that does not end in `done` is cut off without its last chunk, so that an HTTP client sees it."""
+    comes_back: bool
+    """Its readers come back with their cursor: a response may end early. One of the others lasts as long as its stream,
+    and is cut off when the gateway stops."""
 
     def encoder(self, stream_id: str) -> Encoder: ...
+
+    def hello(self, retry_milliseconds: int) -> bytes:
+        """What stands before everything else in a body; may be empty."""
 
     def live(self, offset: int) -> bytes:
         """What tells a reader that the replay is over; may be empty."""
@@ -51,6 +57,10 @@ class SseFace:
     keep_alive = sse.KEEP_ALIVE
     remembers = False
     cut_unless_done = False
+    comes_back = True
+
+    def hello(self, retry_milliseconds: int) -> bytes:
+        return self.keep_alive + self.farewell(retry_milliseconds)  # at once: some proxies wait for the first byte
 
     def live(self, offset: int) -> bytes:
         return b""
@@ -91,6 +101,60 @@ class NativeFace(SseFace):
         if field == events.ACCEPTED:
             return b""
         return b"id: %d-%d\nevent: %b\ndata: %b\n\n" % (attempt, offset, field, shown(field, value))
+
+
+class NdjsonFace:
+    """The same events as lines of JSON: `id` (null where there is none), `event` ("message" for a token), `data`.
+
+    A silent reader is sent a space. It becomes part of the next line, where JSON allows it; an empty line, the other
+    custom, breaks readers that parse whatever stands between two line feeds (cradle#106, ndjson-cli#9).
+    """
+
+    media_type = b"application/x-ndjson"
+    keep_alive = b" "
+    remembers = False
+    cut_unless_done = False
+    comes_back = True
+
+    def encoder(self, stream_id: str) -> Encoder:
+        return self
+
+    def hello(self, retry_milliseconds: int) -> bytes:
+        return b""
+
+    def live(self, offset: int) -> bytes:
+        return live_object(offset) + b"\n"
+
+    def farewell(self, retry_milliseconds: int) -> bytes:
+        return retry_object(retry_milliseconds) + b"\n"
+
+    def token(self, event_id: bytes, value: bytes) -> bytes:
+        return b'{"id":"%b","event":"message","data":{"token":%b}}\n' % (event_id, orjson.dumps(value.decode()))
+
+    def other(self, event: Event) -> bytes:
+        told = event_object(event)
+        return told + b"\n" if told else b""
+
+
+def event_object(event: Event) -> bytes:
+    """An event that is no token as a JSON object; empty where readers are not shown it."""
+    (attempt, offset), field, value = without_tombstone(event)
+    if field == events.DELTA:
+        return b'{"id":"%d-%d","event":"message","data":%b}' % (attempt, offset, value)
+    if field == GAP:
+        return b'{"id":null,"event":"gap","data":%b}' % value
+    if field == events.ACCEPTED:
+        return b""
+    return b'{"id":"%d-%d","event":"%b","data":%b}' % (attempt, offset, field, shown(field, value))
+
+
+def live_object(offset: int) -> bytes:
+    return b'{"id":null,"event":"live","data":{"offset":%d}}' % offset
+
+
+def retry_object(retry_milliseconds: int) -> bytes:
+    """The last object of a response that ends before its stream: what the line `retry:` is for SSE."""
+    return b'{"id":null,"event":"retry","data":{"milliseconds":%d}}' % retry_milliseconds
 
 
 class PromptFace(SseFace):
@@ -157,3 +221,4 @@ def without_tombstone(event: Event) -> Event:
 
 NATIVE: Face = NativeFace()
 PROMPT: Face = PromptFace()
+NDJSON: Face = NdjsonFace()

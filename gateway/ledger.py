@@ -14,6 +14,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
+from gateway.metrics import tokens_between
 from shared.errors import MidstreamError, RedisRefused
 from shared.ids import EventId
 from shared.receipt import Delivered, Deliveries
@@ -27,18 +28,27 @@ logger = logging.getLogger(__name__)
 _SLOTS = 100
 """How many parts the open connections are reported in, so that no report takes longer than a millisecond or two."""
 _LOOK_SECONDS, _LAST_NOTES_LOOKS = 0.01, 30
+_ASKED_MAX = 500
+"""Readers that are each looked at for `tokens_now`: half a millisecond."""
 _UNDER_WAY_MAX = 10_000
 """Notes that Redis has not confirmed: while it is away more are not sent, and the next report tells as much."""
+
+
+def gateway_name() -> str:
+    """This process, as receipts name it."""
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 class Ledger:
     def __init__(self, deliveries: Deliveries, settings: Settings) -> None:
         self._deliveries = deliveries
         self._pause_seconds = settings.delivery_report_seconds / _SLOTS
-        self.gateway = f"{socket.gethostname()}-{os.getpid()}"
+        self.gateway = gateway_name()
         self._slots: list[dict[Reader, Note]] = [{} for _ in range(_SLOTS)]
         self._opened = 0
         self._under_way = 0
+        self.tokens = 0
+        """Sent to connections, as far as noted."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -55,6 +65,16 @@ class Ledger:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(self._reporter, *self._tasks, return_exceptions=True)
+
+    def tokens_now(self) -> int:
+        """`tokens`, and what has been sent since it was noted. Of many readers only the former, which grows evenly then."""
+        if sum(map(len, self._slots)) > _ASKED_MAX:
+            return self.tokens
+        return self.tokens + sum(
+            tokens_between(note.noted, reader.reached(), reader.tail.base, reader.tail.ended)
+            for slot in self._slots
+            for reader, note in slot.items()
+        )
 
     def opened(self, reader: Reader) -> None:
         self._opened += 1
@@ -79,7 +99,9 @@ class Ledger:
     def _send(self, reader: Reader, note: Note, outcome: str | None = None) -> None:
         if self._under_way >= _UNDER_WAY_MAX:
             return
-        note.noted = reader.reached()
+        reached = reader.reached()
+        self.tokens += tokens_between(note.noted, reached, reader.tail.base, reader.tail.ended)
+        note.noted = reached
         closed_at = None if outcome is None else time.time()
         delivered = Delivered(note.connection, self.gateway, note.start, note.noted, note.opened_at, closed_at, outcome)
         self._under_way += 1

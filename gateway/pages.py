@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from gateway import metrics
 from gateway.faces import Encoder, Face, encode, gap_event
 from shared import events
 from shared.events import Entry, Event, events_of
@@ -68,6 +69,7 @@ class EncodedPage:
         wanted = EventId(cursor.attempt, cursor.offset + 1)
         after_restart = cursor.offset == 0 and cursor.attempt > 1  # may keep tokens: the next offset is not 1
         if first.attempt == wanted.attempt and first.offset > wanted.offset and not after_restart:
+            metrics.GAPS.inc()
             body = self._encoder.other(gap_event(wanted, first)) + body
         return body, last
 
@@ -93,7 +95,7 @@ class Pages:
         self._page_events = page_events
         self._cache_bytes_max = cache_bytes_max
         self._kept: OrderedDict[_Key, Any] = OrderedDict()
-        self._kept_bytes = 0
+        self.kept_bytes = 0
         self._under_way: dict[_Key, asyncio.Task[Any]] = {}
         self.reads = 0
 
@@ -168,10 +170,10 @@ class Pages:
 
     def _keep(self, key: _Key, page: Page) -> None:
         self._kept[key] = page
-        self._kept_bytes += page.size_bytes
-        while self._kept_bytes > self._cache_bytes_max:
+        self.kept_bytes += page.size_bytes
+        while self.kept_bytes > self._cache_bytes_max:
             _, dropped = self._kept.popitem(last=False)
-            self._kept_bytes -= dropped.size_bytes
+            self.kept_bytes -= dropped.size_bytes
 
 
 def _plain(raw: list[RawEntry]) -> tuple[int, int, int] | None:
@@ -193,6 +195,7 @@ def _listed(entries: list[Entry]) -> list[Event]:
         carried = events_of(entry)
         first = carried[0].id
         if reached is not None and first.attempt == reached.attempt and first.offset > reached.offset + 1:
+            metrics.GAPS.inc()
             listed.append(gap_event(EventId(reached.attempt, reached.offset + 1), first))
         listed += carried
         reached = entry.id

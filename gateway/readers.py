@@ -105,13 +105,14 @@ class Delivery:
 
     def __init__(self, pages: Pages, ledger: Ledger, settings: Settings) -> None:
         self._pages = pages
-        self._ledger = ledger
+        self.ledger = ledger
         self._settings = settings
         self._news: list[Tail] = []
         self._scheduled = False
         self._next_flush = 0.0
         self.tick_seconds = 0.0
         self.readers = 0
+        self.flushes = self.fallen_out = self.pages_sent = 0  # handed to Prometheus once a second
         self._beats: list[set[Reader]] = [set() for _ in range(settings.keepalive_seconds * _BEATS_PER_SECOND)]
         self._ages: defaultdict[int, set[Reader]] = defaultdict(set)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -140,8 +141,9 @@ class Delivery:
     def attach(self, reader: Reader) -> None:
         """Begin to deliver to a reader whose tail is ready and held for it. Its response has begun."""
         self.readers += 1
-        metrics.READERS.inc()
-        self._ledger.opened(reader)
+        if reader.cursor > BEGINNING:
+            metrics.came_back(reader)
+        self.ledger.opened(reader)
         reader.ring.readers.add(reader)
         reader.beat_slot = self.readers % len(self._beats)
         self._beats[reader.beat_slot].add(reader)
@@ -162,10 +164,9 @@ class Delivery:
             reader.outcome = "drained"
         if reader.drained is not None and not reader.drained.done():
             reader.drained.set_result(None)
-        self._ledger.closed(reader)
+        self.ledger.closed(reader)
         self.readers -= 1
-        metrics.READERS.dec()
-        metrics.CLOSED.labels(reader.outcome).inc()
+        metrics.closed(reader.outcome)
         tail, ring = reader.tail, reader.ring
         ring.readers.discard(reader)
         if not ring.readers:
@@ -237,6 +238,7 @@ class Delivery:
 
     def _flush(self) -> None:
         self._scheduled = False
+        self.flushes += 1
         news, self._news = self._news, []
         self._next_flush = self._loop.time() + self.tick_seconds
         ring_events_most = self._settings.ring_events * 5 // 4  # not at every event: a trim moves the whole ring
@@ -274,6 +276,9 @@ class Delivery:
                     body = ring.body(reader.position) if reader.position < ring.end else b""
                     reader.position = ring.end
                     self._complete(reader, body)
+        if tail.end_sent_at:
+            metrics.written(tail.end_sent_at)
+            tail.end_sent_at = 0.0
 
     async def next_news(self, tail: Tail) -> None:
         """Wait for the next time that a tail has something new. Its log must have been read."""
@@ -317,7 +322,7 @@ class Delivery:
             if 0 <= reader.position < start:  # a reader falls out: it remembers the id that it had reached
                 reader.cursor = ring.cursor_at(reader.position)
                 reader.position = _OUT_OF_RING
-                metrics.FALLEN_OUT.inc()
+                self.fallen_out += 1
         ring.trim(keep)
 
     # --- getting a reader into the ring
@@ -375,7 +380,7 @@ class Delivery:
                     return
                 await asyncio.sleep(_MISS_SECONDS)
                 continue
-            metrics.PAGES_SENT.inc()
+            self.pages_sent += 1
             if body and not reader.closed and not reader.sink.send(body, chunk_of(body)):
                 reader.blocked_at = self._loop.time()
                 reader.drained = self._loop.create_future()

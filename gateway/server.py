@@ -7,6 +7,7 @@ jittered `retry:`, and resumes on another gateway at its token.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import logging
@@ -19,13 +20,19 @@ import uvicorn
 
 from gateway.app import make_app
 from gateway.connection import Connection
+from gateway.console import is_wanted
+from gateway.facades.websocket import MESSAGE_BYTES_MAX, WebSocketConnection
 from gateway.ledger import Ledger
 from gateway.listening import BACKLOG
+from gateway.measuring import GatewayMeasuring
+from gateway.overview import Overview
 from gateway.pages import Pages
+from gateway.presence import presence
 from gateway.readers import Delivery
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
 from gateway.tail import Tails
+from gateway.watchers import Watchers
 from shared.log import EventLog
 from shared.patience import patiently
 from shared.queue import RequestQueue
@@ -42,11 +49,13 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None]) -> None:
         super().__init__(config)
+        self._loop = asyncio.get_running_loop()
         self._on_exit = on_exit
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         logger.info("stopping: sending the readers away")
-        self._on_exit()
+        # Not here: a signal comes in the middle of anything, also of a walk through the very readers that are to leave.
+        self._loop.call_soon_threadsafe(self._on_exit)
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # else uvicorn raises it again in the end, and the process dies of it, not closed
 
@@ -87,7 +96,15 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
     delivery.release = tails.release
     streams = Streams(commands, log, queue, tails, deliveries, settings)
     subscribe = Subscribe(streams, tails, delivery, settings)
-    app = make_app(streams, subscribe, delivery, commands, settings)
+    measuring = GatewayMeasuring(delivery, tails, pages, commands, settings)
+    there = presence(delivery, tails, commands, settings)
+    watchers = Watchers(Overview(commands)) if is_wanted(settings) else None
+    app = make_app(streams, subscribe, delivery, watchers, commands, settings)
+
+    def leave() -> None:
+        delivery.drain()
+        if watchers is not None:
+            watchers.drain()
 
     commands.start()
     await commands.wait_until_up()
@@ -97,19 +114,26 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
     tails.start()
     ledger.start()
     delivery.start()
+    measuring.start()
+    there.start()
     config = uvicorn.Config(
         app,
         http=Connection,
-        ws="none",
+        ws=WebSocketConnection,
+        ws_max_size=MESSAGE_BYTES_MAX,
+        ws_ping_interval=settings.keepalive_seconds,
+        ws_ping_timeout=settings.dead_peer_seconds,
+        ws_per_message_deflate=False,
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         backlog=BACKLOG,
+        timeout_keep_alive=settings.idle_connection_seconds,
         timeout_graceful_shutdown=settings.drain_seconds,  # type: ignore[arg-type]  # a part of a second is as good
     )
-    server = Server(config, delivery.drain)
-    async with _closing(delivery, ledger, streams, tails, commands):
+    server = Server(config, leave)
+    async with _closing(*([watchers] if watchers is not None else []), there, delivery, ledger, streams, measuring, tails, commands):
         gc.collect()
         gc.freeze()  # what is there now stays for good: the collector need not look at it again
         # Rings are full of small tuples that live for seconds. At the default of 700 the collector walks them all the

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
+import secrets
 import time
 from collections.abc import Awaitable
 from typing import Any, TypeVar
@@ -11,18 +13,22 @@ from typing import Any, TypeVar
 import orjson
 
 from gateway import metrics
+from gateway.ledger import gateway_name
 from gateway.problems import Problem, away, expired, full, not_found
 from gateway.tail import Tails
 from shared import events
-from shared.errors import Disconnected, LogFull, QueueFull, RedisRefused
+from shared.errors import Disconnected, LogFull, MidstreamError, QueueFull, RedisRefused
 from shared.events import Accepted, Entry, Policies
-from shared.ids import ACCEPTED, created_at, is_stream_id, new_stream_id
+from shared.ids import ACCEPTED, BEGINNING, EventId, created_at, is_stream_id, new_stream_id
 from shared.keys import idempotency_key
 from shared.lifecycle import History, fold
 from shared.log import Commands, EventLog
 from shared.queue import RequestQueue
-from shared.receipt import RECEIPT_LINE_SECONDS, Deliveries, receipt, write_line
+from shared.receipt import RECEIPT_LINE_SECONDS, Delivered, Deliveries, receipt, write_line
 from shared.settings import Settings
+from shared.telemetry import request_id
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -73,7 +79,8 @@ class Streams:
             )
             if known:
                 return self._created(stream_id)
-        accepted = Accepted(request, policies, created_at(stream_id), principal, metadata, facade or {})
+        asked_by = request_id.get()
+        accepted = Accepted(request, policies, created_at(stream_id), principal, metadata, facade or {}, asked_by)
         entry = Entry(ACCEPTED, events.ACCEPTED, accepted.stored())
         try:
             # One round trip for both: they leave on one connection, in this order.
@@ -129,7 +136,15 @@ class Streams:
         except LogFull:
             raise full() from None
         if ended_here:
-            line = write_line(self._log, self._deliveries, stream_id, after_seconds=RECEIPT_LINE_SECONDS)
+            metrics.cancelled(by)
+            line = write_line(
+                self._log,
+                self._deliveries,
+                stream_id,
+                after_seconds=RECEIPT_LINE_SECONDS,
+                on_receipt=metrics.receipt_written,
+                with_texts=bool(self._settings.log_texts),
+            )
             task = asyncio.get_running_loop().create_task(line)
             self._receipts.add(task)
             task.add_done_callback(self._receipts.discard)
@@ -147,6 +162,15 @@ class Streams:
         """Cancel a stream if it runs, and forget it."""
         await self.cancel(stream_id)
         await self._bounded(self._log.delete(stream_id))
+
+    async def note_delivered(self, stream_id: str, reached: EventId, began_at: float) -> None:
+        """Note, for the receipt, that a client was given the whole answer in one response, for which it had waited."""
+        connection, now = secrets.token_hex(6), time.time()
+        given = Delivered(connection, gateway_name(), BEGINNING, reached, began_at, now, "completed")
+        try:
+            await self._deliveries.note(stream_id, given)
+        except MidstreamError as error:
+            logger.debug("stream %s: a delivery was not noted: %s", stream_id, error)
 
     async def close(self) -> None:
         """Give up what is still to be written."""
@@ -177,6 +201,19 @@ class Streams:
         if history.accepted is None:
             raise self.missing(stream_id)
         return history
+
+    async def read(self, stream_id: str, after: EventId = BEGINNING) -> list[Entry]:
+        """The next entries of the log after an id; fewer than `READ_ENTRIES_MAX` are all of them. Raises Problem 404, 503."""
+        self._known(stream_id)
+        return await self._bounded(self._log.read(stream_id, after))
+
+    async def accepted(self, stream_id: str) -> Accepted:
+        """The request as it was accepted. Raises Problem 404, 410, 503."""
+        self._known(stream_id)
+        first = await self._bounded(self._log.read(stream_id, BEGINNING, 1))
+        if not first or first[0].field != events.ACCEPTED:
+            raise self.missing(stream_id)
+        return Accepted.load(first[0].value)
 
     def missing(self, stream_id: str) -> Problem:
         """Why a stream with a well-formed id has no log: its name says when it was made."""

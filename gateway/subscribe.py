@@ -9,18 +9,22 @@ which stream, from where ──► its tail is ready ──► 404, 410, 204, 50
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from urllib.parse import parse_qs
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import orjson
 
-from gateway.connection import Connection, Receive, Scope, Send
-from gateway.faces import NATIVE, PROMPT, Face
+from gateway import accept
+from gateway.caching import etag_of_end, is_known, not_modified
+from gateway.connection import Connection, Receive, Scope, Send, Sink
+from gateway.exchange import last_event_id, query_of
+from gateway.faces import NATIVE, NDJSON, PROMPT, Face
 from gateway.problems import Problem, away, not_found, stopping
 from gateway.readers import Delivery, Reader
 from gateway.requests import prompt_request
 from gateway.streams import Streams
 from gateway.tail import Tail, Tails
+from gateway.text import TEXT, TextSink, text_after
 from shared.errors import MalformedId
 from shared.events import Policies
 from shared.ids import ACCEPTED, BEGINNING, EventId, is_stream_id
@@ -30,12 +34,14 @@ _HEADERS = [
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]
-_EVENTS_PATH_HEAD, _EVENTS_PATH_TAIL = "/v1/streams/", "/events"
+_VARY = (b"vary", b"accept")
+_STREAM_PATH_HEAD, _EVENTS_PATH_TAIL, _TEXT_PATH_TAIL = "/v1/streams/", "/events", "/text"
 _PROMPT_PATH = "/stream"
+_AFTER_BYTES_DIGITS_MAX = 12
 
 
 class Subscribe:
-    """The two ways to follow a stream."""
+    """The ways to follow a stream that need nothing but a GET."""
 
     def __init__(self, streams: Streams, tails: Tails, delivery: Delivery, settings: Settings) -> None:
         self._streams = streams
@@ -48,29 +54,54 @@ class Subscribe:
         if scope["type"] != "http" or scope["method"] != "GET":
             return None
         path: str = scope["path"]
-        if path.endswith(_EVENTS_PATH_TAIL) and path.startswith(_EVENTS_PATH_HEAD):
-            return self.events
+        if path.startswith(_STREAM_PATH_HEAD):
+            if path.endswith(_EVENTS_PATH_TAIL):
+                return self.events
+            if path.endswith(_TEXT_PATH_TAIL):
+                return self.text
         return self.prompt if path == _PROMPT_PATH else None
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """`GET /v1/streams/{id}/events`"""
-        stream_id = scope["path"][len(_EVENTS_PATH_HEAD) : -len(_EVENTS_PATH_TAIL)]
-        query = _query(scope)
-        if not is_stream_id(stream_id):
-            raise not_found()
-        cursor = _cursor(_last_event_id(scope, query))
-        at_tail = query.get("from")
-        if at_tail not in (None, "now"):
-            raise Problem(400, f"from must be now, not {at_tail[:64]!r}; leave it out to begin at the beginning")
-        await self.follow(stream_id, cursor, NATIVE, scope, send, at_tail=at_tail == "now" and cursor is None)
+        """`GET /v1/streams/{id}/events`: as Server-Sent Events, lines of JSON, or text, as the client likes it best."""
+        wanted = accept.preferred(scope)
+        if wanted == accept.TEXT:
+            await self.text(scope, receive, send)
+            return
+        stream_id = stream_of(scope)
+        cursor, at_tail = place_of(scope)
+        face, kind = (NDJSON, "ndjson") if wanted == accept.NDJSON else (NATIVE, "sse")
+        await self.follow(stream_id, cursor, face, scope, send, at_tail=at_tail, headers=(_VARY,), representation=kind)
+
+    async def text(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`GET /v1/streams/{id}/text`: nothing but the text that stands, and what comes."""
+        stream_id = stream_of(scope)
+        cursor, at_tail = place_of(scope)
+        after_bytes = _after_bytes(query_of(scope).get("after_bytes", ""))
+        self.refuse_if_full()
+        history = await self._streams.history(stream_id)
+        if cursor is not None and history.ended and cursor >= history.last:
+            await _nothing_more(send)
+            return
+        first = b"" if at_tail else text_after(history, cursor, after_bytes)
+        reached = max(history.last, cursor or BEGINNING)
+        if history.ended:
+            reached = EventId(history.last.attempt, history.last.offset - 1)  # so that its end is seen
+        headers = [_VARY]
+        if history.status == "completed" and cursor is None and not after_bytes and not at_tail:
+            etag = etag_of_end(history.last, "text")
+            if is_known(scope["headers"], etag):
+                await not_modified(send, etag, [*_HEADERS, _VARY])
+                return
+            headers.append((b"etag", etag))
+        await self.follow(stream_id, reached, TEXT, scope, send, first=first, headers=tuple(headers))
 
     async def prompt(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET /stream?prompt=`: makes a stream, once, and follows it however often the browser comes back."""
-        query = _query(scope)
-        last = _last_event_id(scope, query)
+        query = query_of(scope)
+        last = last_event_id(scope, query)
         if last:
             stream_id, _, event_id = last.rpartition("/")
-            cursor = _cursor(event_id)
+            cursor = cursor_of(event_id)
             if not is_stream_id(stream_id):
                 raise Problem(400, f"{last[:80]!r} is not an event id of this endpoint: <stream id>/<attempt>-<offset>")
             await self.follow(stream_id, cursor, PROMPT, scope, send)
@@ -100,14 +131,37 @@ class Subscribe:
         at_tail: bool = False,
         first: bytes = b"",
         headers: tuple[tuple[bytes, bytes], ...] = (),
+        representation: str = "",
     ) -> None:
         """Answer a request with a stream from after `cursor` on; `first` stands before all of it.
 
-        Raises Problem 404, 410, 503; answers 204 when there is nothing after the cursor and never will be.
+        With the name of a `representation`, the whole of an ended stream has an ETag. Raises Problem 404, 410, 503;
+        answers 204 when there is nothing after the cursor and never will be.
         """
+        async with self.ready(stream_id, face) as tail:
+            if cursor is not None and tail.ended is not None and cursor >= tail.ended:
+                await _nothing_more(send)
+                return
+            if representation and tail.ended is not None and cursor is None and not at_tail:
+                etag = etag_of_end(tail.ended, representation)
+                if is_known(scope["headers"], etag):
+                    await not_modified(send, etag, [*_HEADERS, *headers])
+                    return
+                headers = (*headers, (b"etag", etag))
+            connection = Connection.of(scope)
+            reader = self.reader(tail, face, connection, cursor, at_tail=at_tail)
+            if face is TEXT:
+                reader.sink = TextSink(connection, reader)
+            head = [(b"content-type", face.media_type), *_HEADERS, *headers]
+            hello = face.hello(self._settings.retry_milliseconds) + first
+            if connection.open(send, reader, head, hello):
+                self.begin(reader)
+
+    @contextlib.asynccontextmanager
+    async def ready(self, stream_id: str, face: Face) -> AsyncIterator[Tail]:
+        """The tail of a stream that exists, as far as its log goes. Raises Problem 404, 410, 503."""
         self.refuse_if_full()
-        tail = self._tails.hold(stream_id, face)
-        try:
+        with self.holding(stream_id, face) as tail:
             try:
                 async with asyncio.timeout(self._settings.redis_wait_seconds):
                     await asyncio.shield(tail.ready)
@@ -115,21 +169,38 @@ class Subscribe:
                 raise away() from None
             if not tail.exists:
                 raise self._streams.missing(stream_id)
-            if cursor is not None and tail.ended is not None and cursor >= tail.ended:
-                await send({"type": "http.response.start", "status": 204, "headers": [(b"cache-control", b"no-store")]})
-                await send({"type": "http.response.body", "body": b""})
-                return
-            if at_tail:
-                cursor = _just_before_the_end(tail)
-            connection = Connection.of(scope)
-            reader = Reader(self._delivery, tail, tail.open_ring(face), connection, cursor or BEGINNING)
-            head = [(b"content-type", face.media_type), *_HEADERS, *headers]
-            hello = face.keep_alive + face.farewell(self._settings.retry_milliseconds) + first
-            if connection.open(send, reader, head, hello):
-                tail.holders += 1  # the reader's own, until it is detached
-                self._delivery.attach(reader)
+            yield tail
+
+    def reader(self, tail: Tail, face: Face, sink: Sink, cursor: EventId | None, *, at_tail: bool) -> Reader:
+        """A reader of a tail that is held, from after `cursor` on; at its tail, if that is wanted."""
+        if at_tail:
+            cursor = _just_before_the_end(tail)
+        return Reader(self._delivery, tail, tail.open_ring(face), sink, cursor or BEGINNING)
+
+    def begin(self, reader: Reader) -> None:
+        """Deliver to a reader whose response has begun, until one side ends it."""
+        reader.tail.holders += 1  # its own, until it is detached
+        self._delivery.attach(reader)
+
+    @contextlib.contextmanager
+    def holding(self, stream_id: str, face: Face) -> Iterator[Tail]:
+        """The stream's tail and its ring of this face, for a request that is not yet followed. It counts as a reader."""
+        tail = self._tails.hold(stream_id, face)
+        try:
+            yield tail
         finally:
             self._tails.release(tail)
+
+    async def until_begun(self, tail: Tail, wait_seconds: float) -> bool:
+        """Wait until a tail that is held has its answer's first delta or its end; False when the time is up."""
+        try:
+            async with asyncio.timeout(wait_seconds):
+                await asyncio.shield(tail.ready)
+                while tail.exists and not tail.begun:
+                    await self._delivery.next_news(tail)
+        except TimeoutError:
+            pass
+        return tail.begun
 
     def refuse_if_full(self) -> None:
         """Raises Problem 503."""
@@ -146,25 +217,39 @@ def _just_before_the_end(tail: Tail) -> EventId:
     return EventId(tail.ended.attempt, tail.ended.offset - 1)
 
 
-def _query(scope: Scope) -> dict[str, str]:
-    """The query's parameters, the last of each name."""
-    try:
-        parsed = parse_qs(
-            scope["query_string"].decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=64
-        )
-    except ValueError:  # UnicodeDecodeError is one
-        raise Problem(400, "the query is not percent-encoded UTF-8") from None
-    return {name: values[-1] for name, values in parsed.items()}
+async def _nothing_more(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": [(b"cache-control", b"no-store")]})
+    await send({"type": "http.response.body", "body": b""})
 
 
-def _last_event_id(scope: Scope, query: dict[str, str]) -> str:
-    for name, value in scope["headers"]:
-        if name == b"last-event-id" and value:
-            return str(value.decode("latin-1")).strip()
-    return query.get("last_event_id", "").strip()
+def stream_of(scope: Scope) -> str:
+    """The stream that a path like `/v1/streams/{id}/events` names. Raises Problem 404."""
+    stream_id: str = scope["path"][len(_STREAM_PATH_HEAD) :].rpartition("/")[0]
+    if not is_stream_id(stream_id):
+        raise not_found()
+    return stream_id
 
 
-def _cursor(text: str) -> EventId | None:
+def place_of(scope: Scope) -> tuple[EventId | None, bool]:
+    """Where a reader wants to go on: after which id (None: at the beginning), or at the tail. Raises Problem 400."""
+    query = query_of(scope)
+    cursor = cursor_of(last_event_id(scope, query))
+    place = query.get("from")
+    if place not in (None, "now"):
+        raise Problem(400, f"from must be now, not {place[:64]!r}; leave it out to begin at the beginning")
+    return cursor, place == "now" and cursor is None
+
+
+def _after_bytes(told: str) -> int:
+    if not told:
+        return 0
+    if not (told.isascii() and told.isdigit()) or len(told) > _AFTER_BYTES_DIGITS_MAX:
+        raise Problem(400, f"after_bytes must be how many bytes of the text you have, not {told[:64]!r}")
+    return int(told)
+
+
+def cursor_of(text: str) -> EventId | None:
+    """The id that a reader sent, None if it sent none. Raises Problem 400."""
     if not text:
         return None
     try:

@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from gateway import metrics
 from gateway.faces import Encoder, Face, gap_event
 from gateway.ring import Ring
 from shared import events
@@ -47,9 +48,11 @@ class Tail:
         "again",
         "ahead",
         "attempt",
+        "base",
         "channel",
         "checked_at",
         "dirty",
+        "end_sent_at",
         "ended",
         "ended_as",
         "exists",
@@ -86,6 +89,10 @@ class Tail:
         """The id of the terminal event, once it is known."""
         self.ended_as = b""
         """Its field."""
+        self.end_sent_at = 0.0
+        """When its sender sent it (Unix seconds), if it was pushed; 0 once that has been measured."""
+        self.base = 0
+        """How many deltas of earlier attempts the newest one kept, as far as this gateway has seen it begin."""
         self.exists = False
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done once the log has been read; then `exists` and `ended` can be trusted."""
@@ -173,8 +180,10 @@ class Tails:
         self._on_lost = on_lost
         self._by_id: dict[str, Tail] = {}
         self._by_channel: dict[bytes, Tail] = {}
-        self._subscriber = subscriber_for(self._on_push, self._on_up)
+        self.subscriber = subscriber_for(self._on_push, self._on_up)
         self._tasks: set[asyncio.Task[None]] = set()
+        self.pushed = self.checks = 0  # these and the next are handed to Prometheus once a second
+        self.reads = dict.fromkeys(("begin", "subscribed", "hole", "check"), 0)
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -184,14 +193,14 @@ class Tails:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._subscriber.start()
+        self.subscriber.start()
         self._spawn(self._sweep())
 
     async def close(self) -> None:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._subscriber.close()
+        await self.subscriber.close()
 
     # --- coming and going
 
@@ -204,7 +213,7 @@ class Tails:
         if tail is None:
             tail = Tail(stream_id, self._loop.time())
             self._by_id[stream_id] = self._by_channel[tail.channel] = tail
-            self._subscriber.push(b"SSUBSCRIBE", tail.channel)
+            self.subscriber.push(b"SSUBSCRIBE", tail.channel)
         if face is not None and not tail.ready.done():
             tail.open_ring(face)
         tail.holders += 1
@@ -215,7 +224,7 @@ class Tails:
         tail.holders -= 1
         if not tail.holders:
             del self._by_id[tail.stream_id], self._by_channel[tail.channel]
-            self._subscriber.push(b"SUNSUBSCRIBE", tail.channel)
+            self.subscriber.push(b"SUNSUBSCRIBE", tail.channel)
 
     # --- what is pushed
 
@@ -223,9 +232,10 @@ class Tails:
         """(Re)connected: subscribe again to everything. Each confirmation has its log read from where the tail is."""
         channels = list(self._by_channel)
         for index in range(0, len(channels), _SUBSCRIBE_AT_ONCE):
-            self._subscriber.push(b"SSUBSCRIBE", *channels[index : index + _SUBSCRIBE_AT_ONCE])
+            self.subscriber.push(b"SSUBSCRIBE", *channels[index : index + _SUBSCRIBE_AT_ONCE])
 
     def _on_push(self, pushed: list[Any]) -> None:
+        self.pushed += len(pushed)
         by_channel, on_new, now, token = self._by_channel, self._on_new, self._loop.time(), events.TOKEN
         for message in pushed:
             if type(message) is not list or message[0] != b"smessage":
@@ -257,9 +267,9 @@ class Tails:
         if kind == b"ssubscribe":
             tail = self._by_channel.get(message[1])
             if tail is not None:
-                self._read(tail)
+                self._read(tail, "subscribed")
         elif kind == b"sunsubscribe" and message[1] in self._by_channel:  # the slot moved, in a Cluster
-            self._subscriber.push(b"SSUBSCRIBE", message[1])
+            self.subscriber.push(b"SSUBSCRIBE", message[1])
 
     def _take(self, tail: Tail, entry: Entry, now: float) -> None:
         """A pushed entry: the next one is taken, an old one passed over, for anything else the log is read."""
@@ -269,8 +279,10 @@ class Tails:
         if entry.id <= tail.last or tail.ended is not None:
             return
         if not self._apply_next(tail, entry):
-            self._read(tail)
+            self._read(tail, "hole")
             return
+        if tail.ended is not None:
+            tail.end_sent_at = metrics.sent_at(entry)
         tail.heard_at = now
         self._tell(tail)
 
@@ -298,7 +310,7 @@ class Tails:
         if entry.field in events.TERMINAL:
             tail.ended, tail.ended_as = entry.id, entry.field
         elif entry.field == events.RESTARTED:
-            tail.kept = base_of(entry.value)
+            tail.kept = tail.base = base_of(entry.value)
 
     def _tell(self, tail: Tail) -> None:
         if not tail.dirty:
@@ -310,13 +322,14 @@ class Tails:
 
     # --- what is read
 
-    def _read(self, tail: Tail) -> None:
+    def _read(self, tail: Tail, reason: str) -> None:
         """Read the log from where the tail is; a push that comes meanwhile has it read once more."""
         tail.next_id = _NOTHING
         if tail.reading:
             tail.again = True
         else:
             tail.reading = True
+            self.reads["begin" if tail.last == BEGINNING else reason] += 1
             self._spawn(self._read_until_level(tail))
 
     async def _read_until_level(self, tail: Tail) -> None:
@@ -360,6 +373,7 @@ class Tails:
             wanted = EventId(reached.attempt, reached.offset + 1)
             if first.attempt == wanted.attempt and first.offset > wanted.offset:
                 logger.error("stream %s: %s to %s are missing in its log", tail.stream_id, wanted, first)
+                metrics.GAPS.inc()
                 for ring in tail.rings:
                     ring.append(gap_event(wanted, first))
             self._apply(tail, entry)
@@ -378,7 +392,7 @@ class Tails:
         sweep_seconds = self._settings.sweep_seconds
         while True:
             await asyncio.sleep(sweep_seconds / 20)
-            if not self._subscriber.is_up:
+            if not self.subscriber.is_up:
                 continue
             now = self._loop.time()
             due, spread_seconds = now - sweep_seconds, sweep_seconds / 5
@@ -387,6 +401,7 @@ class Tails:
                     continue
                 if tail.ready.done() and not tail.reading:
                     tail.checked_at = now + random.uniform(0, spread_seconds)
+                    self.checks += 1
                     self._log.send_newest(tail.stream_id, partial(self._checked, tail))
 
     def _checked(self, tail: Tail, newest: Entry | Exception | None) -> None:
@@ -401,7 +416,7 @@ class Tails:
         else:
             tail.missing = 0
             if newest.id > tail.last:
-                self._read(tail)
+                self._read(tail, "check")
             elif newest.id == tail.last:
                 self._end_if_orphaned(tail)
 
@@ -417,11 +432,12 @@ class Tails:
             return
         logger.warning("stream %s: failed: %s: %s", tail.stream_id, code, message)
         told = {"code": code, "message": message, "retryable": True, "time": time.time()}
-        self._spawn(self._end(tail, orjson.dumps(told)))
+        self._spawn(self._end(tail, code, orjson.dumps(told)))
 
-    async def _end(self, tail: Tail, told: bytes) -> None:
+    async def _end(self, tail: Tail, code: str, told: bytes) -> None:
         try:
-            await self._log.end(tail.stream_id, events.FAILED, told, only_after=tail.last)
+            if await self._log.end(tail.stream_id, events.FAILED, told, only_after=tail.last):
+                metrics.failed(code)
         except (Disconnected, RedisRefused, LogFull) as error:
             logger.debug("stream %s: not ended: %s", tail.stream_id, error)
 

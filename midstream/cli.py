@@ -10,6 +10,7 @@ from pathlib import Path
 
 import orjson
 
+from bench import options
 from shared.errors import MidstreamError
 from shared.settings import described
 from shared.version import VERSION
@@ -46,6 +47,8 @@ def _run(told: argparse.Namespace) -> int:
             workers=told.workers,
             gateways=told.gateways,
             data_dir=told.data_dir,
+            log_format=told.log_format,
+            metrics_port=told.metrics_port,
         )
     if told.command == "demo":
         from midstream.demo import demo
@@ -74,6 +77,12 @@ def _run(told: argparse.Namespace) -> int:
             insecure=told.insecure,
             json=told.json,
         )
+    if told.command == "bench":
+        from bench.run import bench
+
+        return bench(told)
+    if told.command == "metrics":
+        return _metrics(told.markdown)
     return _settings(told.markdown, told.json)
 
 
@@ -97,6 +106,11 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--workers", type=_count, default=1, metavar="N", help="how many worker processes (1)")
     up.add_argument("--gateways", type=_count_or_0, metavar="N", help="how many gateway processes (1); 0: one per core")
     up.add_argument("--data-dir", type=Path, metavar="DIR", help="where the embedded Valkey keeps its data (nowhere)")
+
+    up.add_argument("--log-format", choices=("json", "text"), help="how lines look (text on a terminal, else json)")
+    up.add_argument(
+        "--metrics-port", type=_port, metavar="PORT", help="where the workers serve /metrics, and the ports after it"
+    )
 
     demo = command("demo", "One answer, its connection cut twice in mid-sentence, resumed at the exact token.")
     demo.add_argument("--prompt", help="what to ask")
@@ -151,6 +165,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--insecure", action="store_true", help="do not verify certificates")
     doctor.add_argument("--json", action="store_true", help="for machines")
 
+    options.add_arguments(command("bench", options.SUMMARY))
+
+    metrics = command("metrics", "List every metric with its kind, its labels, its meaning and what it costs.")
+    metrics.add_argument("--markdown", action="store_true", help="as the page in the documentation")
+
     settings = command("settings", "List every setting with its default, its unit and the reason for it.")
     settings.add_argument("--markdown", action="store_true", help="as the page in the documentation")
     settings.add_argument("--json", action="store_true", help="as JSON")
@@ -173,6 +192,18 @@ def _count_or_0(text: str) -> int:
     if not text.isdecimal() or int(text) > 64:
         raise argparse.ArgumentTypeError(f"a number from 0 to 64 is wanted, not {text!r}")
     return int(text)
+
+
+def _metrics(markdown: bool) -> int:
+    from shared.metrics import defined
+    from shared.metrics import markdown as page
+
+    if markdown:
+        print(page(), end="")
+        return 0
+    for one in defined():
+        print(f"{one.exposed} ({one.where}, {one.kind}{''.join(f', {label}' for label in one.labels)})\n    {one.help}")
+    return 0
 
 
 def _settings(markdown: bool, as_json: bool) -> int:

@@ -27,6 +27,8 @@ def up(
     workers: int,
     gateways: int | None,
     data_dir: Path | None,
+    log_format: str | None = None,
+    metrics_port: int | None = None,
 ) -> int:
     """Run until Ctrl-C or SIGTERM. Raises Unusable."""
     options = {
@@ -34,6 +36,8 @@ def up(
         "MIDSTREAM_PORT": None if port is None else str(port),
         "MIDSTREAM_REDIS_URL": redis_url,
         "MIDSTREAM_PROVIDER": provider,
+        "MIDSTREAM_LOG_FORMAT": log_format,
+        "MIDSTREAM_METRICS_PORT": None if metrics_port is None else str(metrics_port),
         "MIDSTREAM_GATEWAY_PROCESSES": None if gateways is None else str(gateways),
     }
     settings, environment = settings_for(options, os.environ)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -14,7 +16,9 @@ from collections.abc import Sequence
 
 import uvloop
 
+from producer.metrics import WorkerMeasuring
 from producer.openai_provider import OpenAIProvider
+from producer.presence import presence
 from producer.provider import Provider, provider_name
 from producer.simulated_provider import SimulatedProvider
 from producer.worker import BLOCK_SECONDS, Worker
@@ -37,6 +41,20 @@ from shared.telemetry import set_up_logging
 from shared.version import VERSION
 
 logger = logging.getLogger("producer")
+
+
+_OTHER_FILES = 200
+"""What a worker has open beside a connection per answer: idle connections to the provider, Redis, its log."""
+
+
+def _raise_open_files(wanted: int) -> None:
+    """Many systems allow a process 1024 open files at first, which is fewer than a worker may need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        if most < wanted:
+            logger.warning("only %d files may be open at once, %d are wanted: raise it (ulimit -n)", most, wanted)
 
 
 def make_provider(settings: Settings) -> Provider:
@@ -94,16 +112,32 @@ async def work(settings: Settings, ready_fd: int | None) -> None:
         provider=provider,
         settings=settings,
     )
+    measuring = WorkerMeasuring(connection, settings, worker.tally)
+    metrics_url = await measuring.serve()
+    measuring.start()
+    there = presence(
+        worker, connection, name=name, provider=provider.name, capacity=settings.worker_concurrency
+    )
+    there.start()
     loop = asyncio.get_running_loop()
     for wish in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(wish, worker.drain)
+    gc.collect()
+    gc.freeze()  # what is there now stays for good: the collector need not look at it again
+    # Tokens make small tuples and futures by the ten thousand, and hardly ever a cycle: at the default of 700 the
+    # collector took a twelfth of the work.
+    gc.set_threshold(50_000, 20, 50)
     logger.info("worker %s is up: %s, %s, %d at once", name, server, provider.name, settings.worker_concurrency)
+    if metrics_url is not None:
+        logger.info("metrics: %s", metrics_url)
     if ready_fd is not None:
         os.write(ready_fd, b"1")
         os.close(ready_fd)
     try:
         await worker.run()
     finally:
+        await there.close()
+        await measuring.close()
         await provider.close()
         await claims.aclose()
         await connection.close()
@@ -116,11 +150,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Its settings are environment variables: `midstream settings` lists them.",
     )
     parser.add_argument("--version", action="version", version=f"midstream {VERSION}")
+    parser.add_argument("--log-format", choices=("json", "text"), help="how lines look on standard error")
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write a byte to this descriptor when it is up")
     told = parser.parse_args(arguments)
     try:
         settings = Settings.from_environment(os.environ)
-        set_up_logging(settings.log_level)
+        set_up_logging(settings.log_level, told.log_format or settings.log_format)
+        _raise_open_files(settings.worker_concurrency + _OTHER_FILES)
         uvloop.run(work(settings, told.ready_fd))
     except Unusable as error:
         print(f"producer: {error}", file=sys.stderr)  # noqa: T201

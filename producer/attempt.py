@@ -23,6 +23,8 @@ from typing import Any
 
 import orjson
 
+from producer import metrics
+from producer.metrics import Meter
 from producer.provider import Finish, Provider, ProviderError, Refused, Unavailable
 from producer.writer import Writer
 from shared import events
@@ -34,6 +36,7 @@ from shared.patience import patiently
 from shared.queue import Claim
 from shared.receipt import Deliveries
 from shared.settings import Settings
+from shared.telemetry import outcome, request_id
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +80,14 @@ class Run:
         self._writer: Writer | None = None
         self._pump: asyncio.Task[Finish] | None = None
         self._stopped: MidstreamError | None = None
-        self._halted = asyncio.Event()
+        self._halted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unread: asyncio.Task[Finish] | None = None
         """What is left of a cancelled answer, where it is read to its end for the usage."""
         self._cancel_after_seconds: float | None = None
         self._began_at = self._heard_at = time.monotonic()
         self._first_token_came = False
         self._probing: asyncio.Task[None] | None = None
+        self.meter = Meter(provider.name)
 
     async def run(self) -> bool:
         """Bring the request to its end. True when it is done with; False when another worker has it, or is to have it."""
@@ -96,11 +100,16 @@ class Run:
             await self._drain_for_usage()
             return True
         except HandedBack:
+            self.meter.ended("handed_back")
             return False
         except Fenced:
+            self.meter.ended("fenced")
             newest = await patiently(lambda: self._log.newest(self.stream_id))
             ended = not newest or newest[-1].field in events.TERMINAL
-            logger.info("stream %s: %s", self.stream_id, "ended by another" if ended else "taken over by another")
+            how = "ended by another" if ended else "taken over by another"
+            logger.info(
+                "stream %s: %s", self.stream_id, how, extra=outcome("attempt", self.stream_id, outcome="fenced")
+            )
             if ended:
                 await self._drain_for_usage()
             return ended
@@ -108,6 +117,7 @@ class Run:
             told = self._failed("log_full", str(error), retryable=False)
             await patiently(lambda: self._log.end(self.stream_id, events.FAILED, told))
             logger.warning("stream %s: failed: log_full: %s", self.stream_id, error)
+            metrics.failed("log_full")
             self.ended_here = True
             return True
         finally:
@@ -118,7 +128,12 @@ class Run:
         """Stop generating, for the first reason that comes."""
         if self._stopped is None:
             self._stopped = why
-            self._halted.set()
+            self._halted.set_result(None)
+
+    def tally(self) -> None:
+        """Count the tokens that were appended since this was last asked."""
+        if self._writer is not None:
+            self.meter.tally(self._writer.attempt, self._writer.offset)
 
     def watch(self, now: float) -> None:
         """Look, a few times a second, at what no token would tell: time limits, the last reader, the log's own end."""
@@ -167,8 +182,11 @@ class Run:
                 )
                 if ended:
                     self.ended_here = True
+                    metrics.failed(code)
                     logger.warning("stream %s: failed: %s: %s", self.stream_id, code, message)
                 continue  # read once more: ended now, or still alive
+            request_id.set(history.accepted.request_id)
+            self.meter.accepted(history.accepted.created_at, bool(history.items))
             self._cancel_after_seconds = history.accepted.policies.cancel_after_seconds
             writer = Writer(self._log, self.stream_id, entries, self._settings, self.stop)
             if await self._begin(writer, history, history.attempt + 1, "worker_lost"):
@@ -203,8 +221,11 @@ class Run:
         if attempt > 1:
             about |= {"base": base, "reason": reason}
         field = events.STARTED if attempt == 1 else events.RESTARTED
+        sent_at = time.monotonic()
         if not await writer.begin(attempt, field, orjson.dumps(about), base):
             return False
+        metrics.APPEND.observe(time.monotonic() - sent_at)
+        self.meter.begun(attempt, base)
         del history.items[base:]
         history.attempt = attempt
         return True
@@ -221,18 +242,18 @@ class Run:
     async def _answer(self, writer: Writer, history: History) -> None:
         try:
             finish = await self._generate_with_tries(writer, history)
-            await writer.finish(
-                events.DONE,
-                orjson.dumps({"finish_reason": finish.reason, "usage": finish.usage, "time": time.time()}),
-            )
-            logger.info("stream %s: done: %s, %d tokens", self.stream_id, finish.reason, writer.offset)
+            told = {"finish_reason": finish.reason, "usage": finish.usage, **finish.about, "time": time.time()}
+            await self._finish(writer, events.DONE, orjson.dumps(told))
+            metrics.completed(finish.reason)
+            self._tell(logging.INFO, "completed", f"done: {finish.reason}", writer, finish_reason=finish.reason)
         except LastReaderGone:
-            await writer.finish(events.CANCELLED, orjson.dumps({"by": "disconnect", "time": time.time()}))
-            logger.info("stream %s: cancelled: the last reader has gone, %d tokens", self.stream_id, writer.offset)
+            await self._finish(writer, events.CANCELLED, orjson.dumps({"by": "disconnect", "time": time.time()}))
+            metrics.cancelled("disconnect")
+            self._tell(logging.INFO, "cancelled", "cancelled: the last reader has gone", writer, by="disconnect")
         except LogFull as error:
-            await self._fail(writer, "log_full", str(error), retryable=False)
+            await self._fail(writer, error, "log_full", retryable=False)
         except ProviderError as error:
-            await self._fail(writer, error.code, str(error), retryable=error.retryable)
+            await self._fail(writer, error, error.code, retryable=error.retryable, **error.about())
 
     async def _generate_with_tries(self, writer: Writer, history: History) -> Finish:
         tries = 0
@@ -243,8 +264,9 @@ class Run:
             except ProviderError as error:
                 if self._stopped is not None and self._stopped is not error:
                     raise self._stopped from None
+                self.meter.provider_failed(error.code)
                 self._stopped = None
-                self._halted.clear()
+                self._halted = asyncio.get_running_loop().create_future()
                 in_mid_answer = self._first_token_came
                 if not await self._try_again(writer, history, error, tries):
                     raise
@@ -258,6 +280,8 @@ class Run:
         self._first_token_came = False
         if self._stopped is not None:
             raise self._stopped
+        began_at = writer.offset
+        self.meter.asked(self._provider.model_of(history.accepted.request))
         self._pump = pump = asyncio.get_running_loop().create_task(
             self._read_provider(writer, history.accepted.request, history.text)
         )
@@ -267,6 +291,7 @@ class Run:
             if self._stopped is None:
                 finish = pump.result()
                 await writer.drained()
+                self.meter.answered(writer.offset - began_at, self._heard_at, finish.usage)
                 return finish
             if self._settings.provider_on_cancel == "drain" and isinstance(self._stopped, Fenced | LastReaderGone):
                 self._unread = pump
@@ -284,11 +309,7 @@ class Run:
                 await self._closed(pump)
 
     async def _until_done_or_halted(self, task: asyncio.Task[Any]) -> None:
-        halted = asyncio.get_running_loop().create_task(self._halted.wait())
-        try:
-            await asyncio.wait({task, halted}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            halted.cancel()
+        await asyncio.wait({task, self._halted}, return_when=asyncio.FIRST_COMPLETED)
 
     @staticmethod
     async def _closed(task: asyncio.Task[Any]) -> None:
@@ -316,7 +337,9 @@ class Run:
                 if isinstance(said, Finish):
                     return said
                 self._heard_at = time.monotonic()
-                self._first_token_came = True
+                if not self._first_token_came:
+                    self._first_token_came = True
+                    self.meter.first_token()
                 if self._stopped is not None:
                     continue
                 writer.push(said)
@@ -342,7 +365,7 @@ class Run:
             pause_seconds *= random.uniform(0.5, 1.0)
         elif pause_seconds > _RETRY_AFTER_SECONDS_MAX:
             return False
-        logger.info("stream %s: %s; trying again in %.1f s", self.stream_id, error, pause_seconds)
+        logger.info("stream %s: %s; trying again in %.1f s", self.stream_id, self._shown(error), pause_seconds)
         await self._pause(pause_seconds)
         if not in_mid_answer:
             return True
@@ -351,6 +374,7 @@ class Run:
         if history_now.ended or history_now.attempt != history.attempt:
             raise Fenced
         history.items = history_now.items
+        self.tally()
         if not await self._begin(writer, history, writer.attempt + 1, error.code):
             raise Fenced
         return True
@@ -368,9 +392,29 @@ class Run:
     # --- ends
 
     @staticmethod
-    def _failed(code: str, message: str, *, retryable: bool) -> bytes:
-        return orjson.dumps({"code": code, "message": message, "retryable": retryable, "time": time.time()})
+    def _failed(code: str, message: str, *, retryable: bool, **more: Any) -> bytes:
+        return orjson.dumps({"code": code, "message": message, "retryable": retryable, **more, "time": time.time()})
 
-    async def _fail(self, writer: Writer, code: str, message: str, *, retryable: bool) -> None:
-        await writer.finish(events.FAILED, self._failed(code, message, retryable=retryable))
-        logger.warning("stream %s: failed: %s: %s", self.stream_id, code, message)
+    async def _fail(self, writer: Writer, error: MidstreamError, code: str, *, retryable: bool, **more: Any) -> None:
+        await self._finish(writer, events.FAILED, self._failed(code, str(error), retryable=retryable, **more))
+        metrics.failed(code)
+        self._tell(logging.WARNING, "failed", f"failed: {code}: {self._shown(error)}", writer, code=code)
+
+    @staticmethod
+    async def _finish(writer: Writer, field: bytes, value: bytes) -> None:
+        sent_at = time.monotonic()
+        await writer.finish(field, value)
+        metrics.APPEND.observe(time.monotonic() - sent_at)
+
+    def _shown(self, error: MidstreamError) -> str:
+        """An error as the log may show it. The provider's own words may hold the prompt's."""
+        said_by_provider = isinstance(error, ProviderError) and (error.error is not None or error.status is not None)
+        if not said_by_provider or self._settings.log_texts:
+            return str(error)
+        return f"the provider said so, with status {getattr(error, 'status', None)}"
+
+    def _tell(self, level: int, how: str, message: str, writer: Writer, **more: Any) -> None:
+        """The line of an attempt's end, and its count."""
+        self.meter.ended(how)
+        about = outcome("attempt", self.stream_id, attempt=writer.attempt, outcome=how, tokens=writer.offset, **more)
+        logger.log(level, "stream %s: %s, %d tokens", self.stream_id, message, writer.offset, extra=about)

@@ -10,20 +10,25 @@ from __future__ import annotations
 import email.utils
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, NoReturn
 
 import httpx2
 import openai
 import orjson
 
-from producer.provider import Finish, Refused, Unavailable
+from producer.direct_transport import READ, DirectTransport, is_proxied
+from producer.provider import Finish, ProviderError, Refused, Unavailable
 from shared.events import Item
 
 _CONNECT_SECONDS = 10.0
 _LINE_BYTES_MAX = 8 << 20
 """A provider's line may carry an image or a long tool call; without any bound it could fill the worker's memory."""
 _MESSAGE_CHARACTERS_MAX = 500
+_ABOUT_BYTES_MAX = 16 << 10
+"""What is kept of the fields beside an answer's text, or of an error object."""
+_ENVELOPE = frozenset({"id", "object", "created", "choices", "usage", "obfuscation", "error"})
+_CHOICE = frozenset({"index", "delta", "logprobs", "finish_reason"})
 _RETRYABLE_STATUSES = frozenset({408, 409, 425, 429})
 _OURS = frozenset({"simulate", "stream", "stream_options"})
 
@@ -40,6 +45,7 @@ class OpenAIProvider:
             http_client=openai.DefaultAsyncHttpxClient(
                 timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS, pool=_CONNECT_SECONDS),
                 limits=httpx2.Limits(max_connections=connections_max, max_keepalive_connections=100),
+                transport=None if is_proxied(base_url) else DirectTransport(connections_max=connections_max),
             ),
         )
 
@@ -55,15 +61,18 @@ class OpenAIProvider:
         try:
             async with self._client.chat.completions.with_streaming_response.create(
                 model=self.model_of(request),
-                messages=messages,
+                messages=[],  # they go by extra_body, which wins: the SDK would rebuild each of them by its type
                 stream=True,
-                extra_body={**rest, "stream_options": options},
+                extra_body={**rest, "messages": messages, "stream_options": options},
             ) as response:
                 reader = _ChunkReader()
-                async for part in response.iter_bytes():
+                read = _reading(response.http_response)
+                while part := await read():
                     items = reader.feed(part)
                     if items:
                         yield items
+                    if reader.error is not None:
+                        raise reader.error
                     if reader.complete:
                         break
         except openai.APIStatusError as error:
@@ -75,10 +84,19 @@ class OpenAIProvider:
             raise Unavailable(f"the connection to the provider failed: {cause or type(cause).__name__}") from None
         if reader.finish_reason is None:
             raise Unavailable("the provider ended its stream without a finish_reason")
-        yield Finish(reader.finish_reason, reader.usage)
+        yield Finish(reader.finish_reason, reader.usage, _bounded(reader.about))
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def _reading(response: httpx2.Response) -> Callable[[], Awaitable[bytes]]:
+    """What reads the body as it comes, b"" at its end: straight from the connection, unless it must be decoded."""
+    straight: Callable[[], Awaitable[bytes]] | None = response.extensions.get(READ)
+    if straight is not None and "content-encoding" not in response.headers:
+        return straight
+    parts = response.aiter_bytes()
+    return lambda: anext(parts, b"")
 
 
 class _ChunkReader:
@@ -88,25 +106,32 @@ class _ChunkReader:
         self._rest = b""
         self.finish_reason: str | None = None
         self.usage: dict[str, Any] | None = None
+        self.about: dict[str, dict[str, Any]] = {}
+        """`Finish.about`, from the first chunk and those that end something: the others repeat it."""
         self.complete = False
         """`[DONE]` was read: nothing more will come."""
+        self.error: ProviderError | None = None
+        """An error chunk, or what is no chunk, was read: to be raised when what came before it is told."""
 
     def feed(self, data: bytes) -> list[Item]:
-        """Raises Unavailable, Refused for an error chunk or for what is not a chunk."""
+        """What the next bytes say, up to an error or the end. After either, nothing more may be fed."""
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
-        if len(self._rest) > _LINE_BYTES_MAX:
-            raise Unavailable(f"the provider sent a line of more than {_LINE_BYTES_MAX} bytes")
         items: list[Item] = []
-        for line in lines:
-            if not line.startswith(b"data:"):
-                continue
-            payload = line[5:].strip()
-            if payload == b"[DONE]":
-                self.complete = True
-                break
-            if payload:
-                self._chunk(_json(payload), items)
+        try:
+            for line in lines:
+                if not line.startswith(b"data:"):
+                    continue
+                payload = line[5:].strip()
+                if payload == b"[DONE]":
+                    self.complete = True
+                    return items
+                if payload:
+                    self._chunk(_json(payload), items)
+            if len(self._rest) > _LINE_BYTES_MAX:
+                raise Unavailable(f"the provider sent a line of more than {_LINE_BYTES_MAX} bytes")
+        except ProviderError as error:
+            self.error = error
         return items
 
     def _chunk(self, chunk: Any, items: list[Item]) -> None:
@@ -116,6 +141,9 @@ class _ChunkReader:
             _raise_for_error_chunk(chunk["error"])
         if chunk.get("usage"):
             self.usage = chunk["usage"]
+            self._note("provider", chunk, _ENVELOPE)
+        elif not self.about:
+            self._note("provider", chunk, _ENVELOPE)
         for choice in chunk.get("choices") or ():
             delta = choice.get("delta") or {}
             index = choice.get("index") or 0
@@ -126,6 +154,13 @@ class _ChunkReader:
                 self._unusual(choice, delta, index, items)
             if choice.get("finish_reason") and not index:
                 self.finish_reason = choice["finish_reason"]
+                self._note("provider", chunk, _ENVELOPE)
+                self._note("choice", choice, _CHOICE)
+
+    def _note(self, name: str, said: dict[str, Any], known: frozenset[str]) -> None:
+        """Keep what has no place of its own."""
+        noted = self.about.setdefault(name, {})
+        noted |= {key: value for key, value in said.items() if key not in known and value not in (None, "", [], {})}
 
     @staticmethod
     def _unusual(choice: dict[str, Any], delta: dict[str, Any], index: int, items: list[Item]) -> None:
@@ -138,6 +173,7 @@ class _ChunkReader:
             more["index"] = index
             if choice.get("finish_reason"):
                 more["finish_reason"] = choice["finish_reason"]
+                more |= {key: value for key, value in choice.items() if key not in _CHOICE and value is not None}
         if not more and set(said) == {"content"} and isinstance(said["content"], str):
             items.append(_clean(said["content"]))
         elif said or "logprobs" in more or "finish_reason" in more:
@@ -174,11 +210,13 @@ def _raise_for_status(error: openai.APIStatusError) -> NoReturn:
     told = str(body.get("message") or error.message or "")[:_MESSAGE_CHARACTERS_MAX]
     message = f"the provider answered {status}: {told}"
     kind = {str(body.get("code")), str(body.get("type"))}
+    own = _own_error(body, told)
     if kind & {"content_filter", "content_policy_violation"}:
-        raise Refused(message, code="content_filtered") from None
+        raise Refused(message, code="content_filtered", status=status, error=own) from None
+    retry_after = _retry_after(error.response.headers)
     if (status in _RETRYABLE_STATUSES or status >= 500) and "insufficient_quota" not in kind:
-        raise Unavailable(message, retry_after_seconds=_retry_after(error.response.headers)) from None
-    raise Refused(message) from None
+        raise Unavailable(message, retry_after_seconds=retry_after, status=status, error=own) from None
+    raise Refused(message, status=status, error=own, retry_after_seconds=retry_after) from None
 
 
 def _raise_for_error_chunk(error: Any) -> NoReturn:
@@ -186,11 +224,39 @@ def _raise_for_error_chunk(error: Any) -> NoReturn:
     about = error if isinstance(error, dict) else {"message": error}
     message = f"the provider broke off: {str(about.get('message') or about)[:_MESSAGE_CHARACTERS_MAX]}"
     kind = {str(about.get("code")), str(about.get("type"))}
+    own = _own_error(about, message)
+    status = about["code"] if isinstance(about.get("code"), int) else None
     if kind & {"content_filter", "content_policy_violation"}:
-        raise Refused(message, code="content_filtered")
+        raise Refused(message, code="content_filtered", status=status, error=own)
     if kind & {"invalid_request_error", "authentication_error", "permission_error", "400", "401", "403", "404"}:
-        raise Refused(message)
-    raise Unavailable(message)
+        raise Refused(message, status=status, error=own)
+    raise Unavailable(message, status=status, error=own)
+
+
+def _own_error(said: dict[str, Any], message: str) -> dict[str, Any]:
+    """The provider's error object, as it is but for its length."""
+    own = {"message": message, "type": None, "param": None, "code": None} | said
+    own["message"] = _clean(str(own["message"] or message)[:_MESSAGE_CHARACTERS_MAX])
+    return _fitting(own)
+
+
+def _bounded(about: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: fitting for name, said in about.items() if (fitting := _fitting(said))}
+
+
+def _fitting(said: dict[str, Any]) -> dict[str, Any]:
+    """The fields that can be stored and fit into the bound."""
+    room = _ABOUT_BYTES_MAX
+    fitting: dict[str, Any] = {}
+    for name, value in said.items():
+        try:
+            size = len(orjson.dumps({name: value}))
+        except TypeError:  # half of a surrogate pair, a number of more than 64 bits
+            continue
+        if size <= room:
+            room -= size
+            fitting[name] = value
+    return fitting
 
 
 def _retry_after(headers: httpx2.Headers) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from shared.errors import MidstreamError, Unusable
@@ -17,6 +17,8 @@ class Finish:
 
     reason: str
     usage: dict[str, Any] | None
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What else it said: `provider`, of the answer (system_fingerprint, service_tier); `choice`, with the reason."""
 
 
 class ProviderError(MidstreamError):
@@ -25,10 +27,26 @@ class ProviderError(MidstreamError):
     code = "provider_unavailable"
     retryable = True
 
-    def __init__(self, message: str, *, code: str | None = None, retry_after_seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        retry_after_seconds: float | None = None,
+        status: int | None = None,
+        error: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code or self.code
         self.retry_after_seconds = retry_after_seconds
+        self.status = status
+        self.error = error
+        """The provider's own error object, of bounded size."""
+
+    def about(self) -> dict[str, Any]:
+        """What the log keeps of it beside its code and message, for clients that know the provider's own errors."""
+        told = {"status": self.status, "provider_error": self.error, "retry_after": self.retry_after_seconds}
+        return {name: value for name, value in told.items() if value is not None}
 
 
 class Unavailable(ProviderError):

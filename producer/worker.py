@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 
+from producer import metrics
 from producer.attempt import HandedBack, Run
 from producer.provider import Provider
 from shared.errors import Disconnected, RedisRefused
@@ -57,6 +58,16 @@ class Worker:
         if self._draining.is_set():
             self._stop_runs()
         self._draining.set()
+
+    @property
+    def draining(self) -> bool:
+        return self._draining.is_set()
+
+    def tally(self) -> int:
+        """Count the tokens that were appended since this was last asked; how many answers are under way."""
+        for run in self._runs.values():
+            run.tally()
+        return len(self._runs)
 
     async def run(self) -> None:
         """Work until drained: then every claim is finished or handed back."""
@@ -109,6 +120,7 @@ class Worker:
             for claim in await self._queue.claim_expired(min(free, _CLAIM_AT_ONCE_MAX), lease_milliseconds):
                 if claim.entry_id not in self._runs:  # else it is our own, renewed a little late
                     logger.info("stream %s: its worker's lease has expired; taking it over", claim.stream_id)
+                    metrics.TAKEOVERS.inc()
                     self._start(claim)
 
     def _start(self, claim: Claim) -> None:
@@ -129,7 +141,14 @@ class Worker:
             if await run.run():
                 await patiently(lambda: self._queue.acknowledge(claim))
             if run.ended_here:
-                line = write_line(self._log, self._deliveries, run.stream_id, after_seconds=RECEIPT_LINE_SECONDS)
+                line = write_line(
+                    self._log,
+                    self._deliveries,
+                    run.stream_id,
+                    after_seconds=RECEIPT_LINE_SECONDS,
+                    on_receipt=metrics.receipt_written,
+                    with_texts=bool(self._settings.log_texts),
+                )
                 task = asyncio.create_task(line)
                 self._receipts.add(task)
                 task.add_done_callback(self._receipts.discard)
@@ -137,7 +156,9 @@ class Worker:
             raise
         except Exception:  # a bug must not end the worker; the lease runs out, and attempts_max bounds the rest
             logger.exception("stream %s: the attempt broke", claim.stream_id)
+            run.meter.ended("error")
         finally:
+            run.tally()
             self._runs.pop(claim.entry_id, None)
             self._tasks.pop(claim.entry_id, None)
             self._changed.set()
@@ -148,6 +169,7 @@ class Worker:
         claims = [run.claim for run in self._runs.values()]
         if claims:
             lost = [one for one in await self._queue.renew(claims) if one in self._runs]  # else done with meanwhile
+            metrics.LEASES_LOST.inc(len(lost))
             if lost:  # the log's fence decides who goes on, within the next append or probe
                 logger.warning("%d leases were lost, to other workers or to a Redis that forgot", len(lost))
 

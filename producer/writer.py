@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from producer import metrics
+from producer.log_copy import LogCopy
 from shared.errors import Disconnected, Fenced, LogFull, MidstreamError, RedisRefused
 from shared.events import ACCEPTED, Entry, Item, encode_items
 from shared.ids import EventId
@@ -41,11 +43,13 @@ class Writer:
     ) -> None:
         self.stream_id = stream_id
         self._log = log
-        self._entries = entries
+        self._copy = LogCopy(entries)
         self._uncounted = 0
         """How many entries more (or fewer, trimmed by hand) Redis counts than this copy."""
-        self._bytes = sum(len(entry.value) for entry in entries)
-        self._settings = settings
+        self._tokens_max = settings.entry_tokens_max
+        self._entries_max = settings.stream_entries_max - 1  # the last place is the terminal event's
+        self._bytes_max = settings.stream_bytes_max
+        self._unsent_bytes_max = settings.worker_unsent_bytes_max
         self._on_trouble = on_trouble
         self._trouble: MidstreamError | None = None
         self._keys = (log_key(stream_id), live_channel(stream_id))
@@ -77,29 +81,25 @@ class Writer:
     def _send_next(self) -> None:
         if self._busy or self._trouble is not None:
             return
-        most = self._settings.entry_tokens_max
-        if len(self._waiting) <= most:
-            items, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        items, most = self._waiting, self._tokens_max
+        if len(items) <= most:
+            self._waiting, self._waiting_bytes = [], 0
         else:
-            items, self._waiting = self._waiting[:most], self._waiting[most:]
+            items, self._waiting = items[:most], items[most:]
             self._waiting_bytes -= sum(map(len, items))
         field, value = encode_items(items)
         self._id = EventId(self._id.attempt, self._id.offset + len(items))
-        self._send(Entry(self._id, field, value))
-
-    def _send(self, entry: Entry) -> None:
-        self._bytes += len(entry.value)
-        if len(self._entries) >= self._settings.stream_entries_max - 1 or self._bytes > self._settings.stream_bytes_max:
+        if len(self._copy) >= self._entries_max or self._copy.value_bytes + len(value) > self._bytes_max:
             self._fail(
                 LogFull(
-                    f"the answer reached the bound of one stream: {self._settings.stream_entries_max} entries "
-                    f"or {self._settings.stream_bytes_max} bytes"
+                    f"the answer reached the bound of one stream: {self._entries_max + 1} entries "
+                    f"or {self._bytes_max} bytes"
                 )
             )
             return
-        self._under_way = entry
+        self._under_way = entry = Entry(self._id, field, value)
         self.sent_at = time.monotonic()
-        self._log.send_append(self._keys, len(self._entries) + self._uncounted, entry, self._on_reply)
+        self._log.send_append(self._keys, len(self._copy) + self._uncounted, entry, self._on_reply)
 
     def _on_reply(self, reply: Any) -> None:
         if type(reply) is not int:
@@ -109,7 +109,7 @@ class Writer:
         self._applied(self._under_way, reply)
 
     def _applied(self, entry: Entry, listeners: int) -> None:
-        self._entries.append(entry)
+        self._copy.append(entry)
         self._under_way = None
         self._heard_by(listeners)
         if self._waiting:
@@ -133,7 +133,7 @@ class Writer:
     @property
     def crowded(self) -> bool:
         """Whether so much waits (Redis is away, or slow) that no more should be read from the provider."""
-        return self._waiting_bytes > self._settings.worker_unsent_bytes_max
+        return self._waiting_bytes > self._unsent_bytes_max
 
     async def room(self) -> None:
         """Wait while crowded. Raises the trouble that ends the attempt."""
@@ -181,7 +181,7 @@ class Writer:
                     return False
             elif outcome.status != "applied":
                 return False
-            self._entries.append(entry)
+            self._copy.append(entry)
         finally:
             self._busy = False
         self._heard_by(outcome.listeners)
@@ -195,7 +195,7 @@ class Writer:
             await self.drained()
         else:  # the log is full: what did not fit is not in it
             self._waiting.clear()
-            self._id = EventId(self._id.attempt, max(self._base, self._entries[-1].id.offset))
+            self._id = EventId(self._id.attempt, max(self._base, self._copy.last.offset))
         entry = Entry(EventId(self._id.attempt, self._id.offset + 1), field, value)
         self._busy = True
         try:
@@ -210,12 +210,12 @@ class Writer:
         if self._under_way is not None or self._busy or self._trouble is not None:
             return
         self.sent_at = time.monotonic()
-        last = self._entries[-1].id
+        last = self._copy.last
         try:
-            outcome = await self._log.probe(self.stream_id, len(self._entries) + self._uncounted, last)
+            outcome = await self._log.probe(self.stream_id, len(self._copy) + self._uncounted, last)
         except (Disconnected, RedisRefused, LogFull):
             return
-        if self._under_way is not None or self._busy or self._entries[-1].id != last:
+        if self._under_way is not None or self._busy or self._copy.last != last:
             return  # an append left meanwhile; its own reply will tell
         if outcome.status == "applied":
             self._heard_by(outcome.listeners)
@@ -248,37 +248,38 @@ class Writer:
     async def _append_once_settled(self, entry: Entry, ttl_seconds: int | None = None) -> Appended:
         """Append until it is known what became of it: applied, duplicate or fenced."""
         while True:
-            held = len(self._entries) + self._uncounted
+            held = len(self._copy) + self._uncounted
             outcome = await patiently(lambda: self._log.append(self.stream_id, held, entry, ttl_seconds))  # noqa: B023
-            if outcome.status == "duplicate" and entry.id.attempt == self._entries[-1].id.attempt:
+            if outcome.status == "duplicate" and entry.id.attempt == self._copy.last.attempt:
                 await self._raise_unless_ours(entry.id.attempt)
             if outcome.status != "gap":
                 return outcome
-            if self._entries[-1].id.attempt < entry.id.attempt and outcome.last > self._entries[-1].id:
+            if self._copy.last.attempt < entry.id.attempt and outcome.last > self._copy.last:
                 return outcome  # a fence that comes too late: others wrote what this copy does not have
             await self._make_whole()
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
     async def _make_whole(self) -> None:
         """Append again what Redis forgot. Raises Fenced, LogFull."""
-        outcome = await patiently(lambda: self._log.probe(self.stream_id, -1, self._entries[-1].id))
+        outcome = await patiently(lambda: self._log.probe(self.stream_id, -1, self._copy.last))
         last, entries = outcome.last, outcome.entries  # no log holds -1 entries: it always tells
-        missing = [index for index, entry in enumerate(self._entries) if entry.id > last]
+        missing = self._copy.later_than(last)
         if entries == 0 and not self.may_recreate:
             raise Fenced("the log is gone, and this worker slept through its lease: it may not write it anew")
-        if last > self._entries[-1].id:
+        if last > self._copy.last:
             raise Fenced
         await self._raise_unless_ours(last.attempt)
         if missing:
+            metrics.LOG_REPAIRS.inc()
             logger.warning(
                 "stream %s: Redis forgot %d of %d entries; appending them again",
                 self.stream_id,
                 len(missing),
-                len(self._entries),
+                len(self._copy),
             )
-        self._uncounted = entries - (len(self._entries) - len(missing))
+        self._uncounted = entries - (len(self._copy) - len(missing))
         for index in missing:
-            entry = self._entries[index]
+            entry = self._copy[index]
             ttl_seconds = self._log.log_ttl_seconds if entry.field == ACCEPTED else None
             held = index + self._uncounted
             outcome = await patiently(
@@ -297,5 +298,5 @@ class Writer:
         """Raise Fenced if another worker has begun the same attempt, in a log that Redis had partly forgotten."""
         beginning = EventId(attempt, 0)
         stored = await patiently(lambda: self._log.read_between(self.stream_id, beginning, beginning))
-        if stored and stored[0] not in self._entries:
+        if stored and stored[0] not in self._copy:
             raise Fenced("another worker has begun the same attempt")

@@ -5,13 +5,13 @@ names of one letter, because Redis keeps a field's name in every entry that diff
 
 | field | value |
 |---|---|
-| `accepted` | JSON: request, principal, policies, metadata, created_at; facade for an API other than the native one |
+| `accepted` | JSON: request, principal, policies, metadata, created_at, request_id; facade for an API other than the native one |
 | `started`, `restarted` | JSON: attempt, model, worker, time; restarted also base, reason |
 | `t` | one token: its text, UTF-8 |
 | `d` | one delta that is not plain text: the JSON object that readers get, with the provider's `delta` in it |
 | `b` | several of both in order: a JSON array, a token as a string, a delta as an object |
-| `done` | JSON: finish_reason, usage, time |
-| `failed` | JSON: code, message, retryable, time |
+| `done` | JSON: finish_reason, usage, time; provider, choice for what else the provider said of them |
+| `failed` | JSON: code, message, retryable, time; status, provider_error, retry_after where the provider said so |
 | `cancelled` | JSON: by, time |
 | `deleted` | empty: a tombstone, so that no late write brings a deleted stream back |
 """
@@ -123,6 +123,8 @@ class Accepted:
     metadata: dict[str, str]
     facade: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What the API through which it came must remember to answer in its own shape; empty for the native one."""
+    request_id: str = ""
+    """Of the HTTP request that asked for it, for the logs."""
 
     def stored(self) -> bytes:
         return orjson.dumps(
@@ -133,6 +135,7 @@ class Accepted:
                 "principal": self.principal,
                 "metadata": self.metadata,
                 **({"facade": self.facade} if self.facade else {}),
+                **({"request_id": self.request_id} if self.request_id else {}),
             }
         )
 
@@ -146,4 +149,5 @@ class Accepted:
             stored["principal"],
             stored["metadata"],
             stored.get("facade", {}),
+            stored.get("request_id", ""),
         )

@@ -7,15 +7,22 @@
 | `midstream:{<id>}:live` | shard channel | `append.lua`, `end.lua` | – |
 | `midstream:requests` | stream, group `workers` | enqueue: gateway; claims: workers | `log_ttl_seconds` after the last enqueue or renewal |
 | `midstream:idempotency:<digest>` | string | gateway | `log_ttl_seconds` |
+| `midstream:chat:<digest>` | string: a chat's newest stream (AI SDK) | gateway | `log_ttl_seconds` |
+| `midstream:{processes}:until` | sorted set: process to the time until which it counts as there (ms) | every process | 67 s after the last word of any |
+| `midstream:{processes}:about` | hash: process to JSON | every process | with the above |
 
 The braces are a Redis Cluster hash tag: everything of one stream lives in one slot, which its scripts need.
 """
 
 from __future__ import annotations
 
+import hashlib
+
 PREFIX = "midstream:"
 REQUESTS = b"midstream:requests"
 GROUP = b"workers"
+PROCESSES_UNTIL = b"midstream:{processes}:until"
+PROCESSES_ABOUT = b"midstream:{processes}:about"
 
 
 def log_key(stream_id: str) -> bytes:
@@ -32,3 +39,8 @@ def live_channel(stream_id: str) -> bytes:
 
 def idempotency_key(digest: str) -> bytes:
     return b"midstream:idempotency:" + digest.encode()
+
+
+def chat_key(principal: str, chat_id: str) -> bytes:
+    """`chat_id` is what a client made up: hashed, so that any text is a key of bounded length."""
+    return b"midstream:chat:" + hashlib.sha256(f"{principal}\0{chat_id}".encode()).hexdigest().encode()

@@ -42,6 +42,10 @@ class History:
         self.attempt = 0
         self.items: list[tuple[bytes, bytes]] = []
         """The deltas that stand, as (field, value): the first `base` of earlier attempts and those of this one."""
+        self.bases: dict[int, int] = {}
+        """For each attempt, how many deltas of those before it stand."""
+        self.took_back_text = False
+        """An attempt began anew after text had been shown."""
         self.terminal: dict[str, Any] | None = None
         self.model: str | None = None
         self.started_at: float | None = None
@@ -66,7 +70,9 @@ class History:
             self.ended_at = value.get("time")
             return
         self.attempt = entry.id.attempt
-        del self.items[value.get("base", 0) :]
+        base = self.bases[self.attempt] = value.get("base", 0)
+        self.took_back_text |= any(text_of(*item) for item in self.items[base:])
+        del self.items[base:]
         self.model = value["model"]
         if self.started_at is None:
             self.started_at = value["time"]

@@ -27,7 +27,7 @@ from shared.patience import patiently
 
 logger = logging.getLogger(__name__)
 line_logger = logging.getLogger("midstream.receipt")
-"""One bare JSON line per ended stream."""
+"""One line per ended stream."""
 
 CONNECTIONS_MAX = 1000
 """Connections listed per stream: a client that flaps for an hour at one a second stays within; each costs 200 bytes."""
@@ -118,6 +118,8 @@ class _Attempt:
     reached: int
     """The offset of its last delta; `base` while it has none."""
     outcome: str | None = None
+    worker: str | None = None
+    started_at: float | None = None
 
 
 def _attempts(entries: list[Entry]) -> dict[int, _Attempt]:
@@ -125,10 +127,10 @@ def _attempts(entries: list[Entry]) -> dict[int, _Attempt]:
     for entry in entries:
         attempt, offset = entry.id
         if entry.field in (events.STARTED, events.RESTARTED):
-            base = base_of(entry.value)
+            base, about = base_of(entry.value), orjson.loads(entry.value)
             if attempt - 1 in attempts:
-                attempts[attempt - 1].outcome = orjson.loads(entry.value).get("reason")
-            attempts[attempt] = _Attempt(base, base)
+                attempts[attempt - 1].outcome = about.get("reason")
+            attempts[attempt] = _Attempt(base, base, worker=about.get("worker"), started_at=about.get("time"))
         elif entry.field in events.COUNTED:
             attempts[attempt].reached = offset
         elif entry.field in events.TERMINAL:
@@ -163,7 +165,13 @@ def receipt(stream_id: str, entries: list[Entry], notes: Notes) -> dict[str, Any
             "tokens": standing,
             "usage": state["usage"] or notes.late_usage,
             "attempts": [
-                {"attempt": number, "tokens": one.reached - one.base, "outcome": one.outcome}
+                {
+                    "attempt": number,
+                    "tokens": one.reached - one.base,
+                    "outcome": one.outcome,
+                    "worker": one.worker,
+                    "started_at": one.started_at,
+                }
                 for number, one in sorted(attempts.items())
             ],
         },
@@ -192,13 +200,25 @@ def _tokens_between(start: EventId, reached: EventId, attempts: dict[int, _Attem
     return tokens
 
 
-def content_free(whole: dict[str, Any]) -> bytes:
+def line_of(whole: dict[str, Any], request_id: str) -> dict[str, Any]:
     """A receipt as a log line: what happened, never what was said. (Metadata is the client's own, and may say.)"""
-    return orjson.dumps({"event": "receipt", **{key: value for key, value in whole.items() if key != "metadata"}})
+    told = {"event": "receipt", "stream": whole["id"], **{key: whole[key] for key in whole if key != "metadata"}}
+    return {**told, "request_id": request_id} if request_id else told
 
 
-async def write_line(log: EventLog, deliveries: Deliveries, stream_id: str, *, after_seconds: float) -> None:
-    """Put a stream's receipt on this process's log, a moment after its end: gateways still note their last readers."""
+async def write_line(
+    log: EventLog,
+    deliveries: Deliveries,
+    stream_id: str,
+    *,
+    after_seconds: float,
+    on_receipt: Callable[[dict[str, Any]], None] = lambda _: None,
+    with_texts: bool = False,
+) -> None:
+    """Put a stream's receipt on this process's log, a moment after its end: gateways still note their last readers.
+
+    `on_receipt` gets it too. `with_texts`: what was asked and answered stands in the line as well.
+    """
     await asyncio.sleep(after_seconds)
     try:
         async with asyncio.timeout(_LINE_SECONDS_MAX):
@@ -207,4 +227,14 @@ async def write_line(log: EventLog, deliveries: Deliveries, stream_id: str, *, a
     except (MidstreamError, TimeoutError) as error:
         logger.warning("stream %s: no receipt: %s", stream_id, error or "Redis was away for too long")
         return
-    line_logger.info(content_free(whole).decode())
+    on_receipt(whole)
+    history = fold(entries)
+    line = line_of(whole, history.accepted.request_id if history.accepted else "")
+    if with_texts and history.accepted:
+        line |= {"messages": history.accepted.request.get("messages"), "text": history.text}
+    line_logger.info(
+        "stream %s: %s: %d tokens generated, %d delivered over %d connections",
+        *(stream_id, whole["status"], whole["generated"]["tokens"], whole["delivered"]["tokens"]),
+        len(whole["delivered"]["connections"]),
+        extra={"about": line},
+    )

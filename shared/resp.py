@@ -68,7 +68,7 @@ class RespConnection(asyncio.Protocol):
         self._lost = asyncio.Event()
         self._closed = False
         self._task: asyncio.Task[None] | None = None
-        self.reconnects = 0
+        self.reconnects = self.writes = 0
 
     def start(self) -> None:
         """Begin to connect, in the background. Once, inside a running loop."""
@@ -140,6 +140,7 @@ class RespConnection(asyncio.Protocol):
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []
         if unsent and self._transport is not None:
+            self.writes += 1
             self._transport.write(b"".join(unsent))
 
     # --- asyncio.Protocol

@@ -36,6 +36,26 @@ class Settings:
     )
     port: int = _setting(8000, "port", "The gateway's port; 0 takes a free one.", least=0, most=65535)
     log_level: str = _setting("info", "level", "debug, info, warning or error, on standard error.")
+    log_format: str = _setting(
+        "auto", "auto, json, text", "One JSON object per line, or lines for people; auto: text on a terminal, else json."
+    )
+    log_texts: int = _setting(
+        0,
+        "0 or 1",
+        "1 puts prompts, answers and the provider's own messages on the log too; they are nobody's business by default.",
+        least=0,
+        most=1,
+    )
+    metrics_host: str = _setting(
+        "127.0.0.1", "address", "Where a worker serves /metrics and /healthz; 0.0.0.0 for Prometheus on another machine."
+    )
+    metrics_port: int = _setting(
+        0,
+        "port",
+        "A worker's port for /metrics, or the next free one of the fifteen after it, for several workers of one machine; 0: none. A gateway has them at its own port.",
+        least=0,
+        most=65520,
+    )
 
     provider: str = _setting(
         "",
@@ -79,7 +99,10 @@ class Settings:
     )
 
     worker_concurrency: int = _setting(
-        256, "attempts", "How many answers one worker generates at once; each holds one provider connection.", least=1
+        1000,
+        "attempts",
+        "How many answers one worker generates at once, at about 60 KB and one provider connection each.",
+        least=1,
     )
     lease_seconds: float = _setting(
         10.0,
@@ -181,6 +204,16 @@ class Settings:
         least=0,
         most=64,
     )
+    cors_origins: str = _setting(
+        "",
+        "origins",
+        "Whose pages may use the gateway beside its own origin's: exact origins, separated by commas, as in https://app.example.com; * for all. Not told: nobody else's.",
+    )
+    console: str = _setting(
+        "auto",
+        "auto, on, off",
+        "The console at /, and what it is fed by. It names every live stream, and who knows a stream's name may read and cancel it; so auto means: only where the gateway listens on a loopback address.",
+    )
     connections_max: int = _setting(
         20_000,
         "readers",
@@ -197,6 +230,12 @@ class Settings:
         15,
         "seconds",
         "A comment goes to every reader this often: proxies cut what is silent for 60 s, some for 30.",
+        least=1,
+    )
+    idle_connection_seconds: int = _setting(
+        75,
+        "seconds",
+        "How long a connection without a request stays open: longer than load balancers keep theirs (60 s mostly), or they meet one that is just closing.",
         least=1,
     )
     retry_milliseconds: int = _setting(

@@ -3,20 +3,21 @@
 -- Without field and value it appends nothing and only tells whether the log still holds what the writer believes.
 -- Applied: the number of listeners. Otherwise {duplicate | gap | fenced, last id, entries}: the log, not the writer, knows.
 -- In the common case XLEN alone shows that nobody else wrote and nothing was lost; XADD refuses what is not newer.
-local held = redis.call('XLEN', KEYS[1])
+local key, id, field, value = KEYS[1], ARGV[2], ARGV[3], ARGV[4]
+local held = redis.call('XLEN', key)
 if held == tonumber(ARGV[1]) then
-  if not ARGV[3] then return redis.call('PUBSUB', 'SHARDNUMSUB', KEYS[2])[2] end
-  local added = redis.pcall('XADD', KEYS[1], ARGV[2], ARGV[3], ARGV[4])
+  if not field then return redis.call('PUBSUB', 'SHARDNUMSUB', KEYS[2])[2] end
+  local added = redis.pcall('XADD', key, id, field, value)
   if type(added) == 'string' then
-    if ARGV[5] then redis.call('EXPIRE', KEYS[1], ARGV[5]) end
-    return redis.call('SPUBLISH', KEYS[2], ARGV[2] .. ' ' .. ARGV[3] .. ' ' .. ARGV[4])
+    if ARGV[5] then redis.call('EXPIRE', key, ARGV[5]) end
+    return redis.call('SPUBLISH', KEYS[2], id .. ' ' .. field .. ' ' .. value)
   end
   if not string.find(tostring(added.err), 'equal or smaller', 1, true) then return added end
 end
-local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
 last = last and last[1] or '0-0'
 local last_attempt, last_offset = string.match(last, '^(%d+)-(%d+)$')
-local attempt, offset = string.match(ARGV[2], '^(%d+)-(%d+)$')
+local attempt, offset = string.match(id, '^(%d+)-(%d+)$')
 last_attempt, last_offset, attempt, offset = tonumber(last_attempt), tonumber(last_offset), tonumber(attempt), tonumber(offset)
 local status = 'gap'
 if last_attempt > attempt then

@@ -63,7 +63,8 @@ async def test_tokens_usage_and_reason_are_the_providers(provider: OpenAIProvide
     text = ["Hel", "lo", " wörld", " 😀", "\n\n", "\x00", '"}']
     items, finish = await answer(provider, asking({"text": text}))
     assert items == text
-    assert finish == Finish("stop", {"prompt_tokens": 2, "completion_tokens": 7, "total_tokens": 9})
+    usage = {"prompt_tokens": 2, "completion_tokens": 7, "total_tokens": 9}
+    assert finish == Finish("stop", usage, {"provider": {"model": "default"}})
     assert server.tokens == 7
 
 

@@ -25,7 +25,10 @@ def chunk(delta: Any, **choice: Any) -> bytes:
 
 def read(*parts: bytes) -> list[Item]:
     reader = _ChunkReader()
-    return [item for part in parts for item in reader.feed(part)]
+    items = [item for part in parts for item in reader.feed(part)]
+    if reader.error is not None:
+        raise reader.error
+    return items
 
 
 def test_plain_text_is_tokens() -> None:
@@ -157,6 +160,14 @@ def test_an_error_chunk_is_an_error(error: Any, kind: type[ProviderError], code:
         read(b"data: " + orjson.dumps({"error": error}) + b"\n\n")
     assert raised.value.code == code
     assert len(str(raised.value)) < 1000
+
+
+def test_what_came_before_an_error_is_told() -> None:
+    """One packet may bring both."""
+    reader = _ChunkReader()
+    error = b"data: " + orjson.dumps({"error": {"message": "overloaded"}}) + b"\n\n"
+    assert reader.feed(chunk({"content": "a"}) + error + chunk({"content": "b"})) == ["a"]
+    assert isinstance(reader.error, Unavailable)
 
 
 @pytest.mark.parametrize("payload", [b"not json", b"[1]", b'"text"', b"1", b"{", b"\xff"])
