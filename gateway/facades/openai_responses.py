@@ -1,0 +1,279 @@
+"""OpenAI's Responses API: `resp_<stream id>` is a stream like any other, told in other words (docs/reference/http.md).
+
+create      with stream: followed at once. With background: goes on to its end, whoever listens.
+            With neither: answered when it has ended
+retrieve    as it is now; with stream, its events after any number
+cancel, delete
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.connection import Receive, Scope
+from gateway.exchange import ASGI, body_of, json_response, query_of, unless_disconnected
+from gateway.facades.openai_errors import answering_in_openai_shape, failure_problem
+from gateway.facades.responses_checks import wrong
+from gateway.facades.responses_face import RESPONSES, ResponsesEncoder
+from gateway.facades.responses_items import messages_of
+from gateway.facades.responses_object import PREFIX
+from gateway.facades.responses_request import Asked, asked
+from gateway.faces import encode
+from gateway.problems import Problem
+from gateway.requests import check_chat, check_idempotency_key, parse_body
+from gateway.streams import Streams
+from gateway.subscribe import Subscribe
+from shared.events import FAILED, Event, events_of
+from shared.ids import BEGINNING, EventId, is_stream_id
+from shared.log import READ_ENTRIES_MAX
+from shared.settings import Settings
+
+_PATH, _CANCEL_TAIL = "/v1/responses", "/cancel"
+_NUMBER_DIGITS_MAX = 12
+_HEAD_SECONDS_MAX = 5.0
+"""So long a streaming response waits to begin, so that a provider's refusal comes with its status."""
+_AHEAD_SECONDS_MAX, _AHEAD_PAUSE_SECONDS = 5.0, 0.25
+"""How long a client may be ahead of the log: a worker that lives writes again what Redis forgot within a second."""
+
+_OfOne = Callable[[str, Scope, Receive, Any], Awaitable[None]]
+
+
+class Responses:
+    """The part of the gateway that speaks OpenAI's Responses API."""
+
+    def __init__(self, streams: Streams, subscribe: Subscribe, settings: Settings) -> None:
+        self._streams = streams
+        self._subscribe = subscribe
+        self._settings = settings
+
+    def route(self, scope: Scope) -> ASGI | None:
+        path: str = scope["path"]
+        if scope["type"] != "http" or scope["method"] == "OPTIONS" or not f"{path}/".startswith(_PATH + "/"):
+            return None
+        handlers: Mapping[str, ASGI]
+        response_id, slash, verb = path[len(_PATH) + 1 :].partition("/")
+        if path == _PATH:
+            handlers = {"POST": self.create}
+        elif slash + verb == _CANCEL_TAIL:
+            handlers = {"POST": _of(response_id, self.cancel)}
+        elif not slash:
+            handlers = {"GET": _of(response_id, self.retrieve), "DELETE": _of(response_id, self.delete)}
+        else:
+            handlers = {}
+        return answering_in_openai_shape(handlers.get(scope["method"]) or _refusing(list(handlers)))
+
+    async def create(self, scope: Scope, receive: Receive, send: Any) -> None:
+        """`POST /v1/responses`"""
+        self._subscribe.refuse_if_full()
+        request = Request(scope, receive)
+        wanted = asked(parse_body(await body_of(request, self._settings.body_bytes_max)))
+        before = [] if wanted.previous is None else await self._conversation(wanted.previous)
+        chat = check_chat(wanted.request(before), request.headers, self._settings.default_model)
+        created = await self._streams.create(
+            chat.generation,
+            chat.policies,
+            chat.metadata,
+            idempotency=check_idempotency_key(request.headers),
+            facade=wanted.facade(),
+        )
+        stream_id = created["id"]
+        if wanted.stream:
+            await self._follow_new(stream_id, wanted, scope, receive, send)
+            return
+        work = self._so_far(stream_id) if wanted.background else self._at_its_end(stream_id)
+        found = await unless_disconnected(receive, work)
+        if found is None:
+            return  # the client has left
+        encoder, failed = found
+        response = encoder.snapshot()
+        if failed is not None and not response["output"] and not wanted.background:
+            raise failure_problem(failed)
+        await json_response(response, headers={"x-stream-id": stream_id})(scope, receive, send)
+
+    async def retrieve(self, stream_id: str, scope: Scope, receive: Receive, send: Any) -> None:
+        """`GET /v1/responses/{id}`"""
+        query = query_of(scope)
+        stream = query.get("stream", "false")
+        if stream not in ("true", "false"):
+            wrong("stream", "true or false", stream)
+        after = _number(query.get("starting_after"))
+        if stream == "false":
+            if after is not None:
+                raise Problem(400, "starting_after is for stream=true", param="starting_after")
+            encoder, _ = await self._so_far(stream_id)
+            response = encoder.snapshot()
+            if encoder.ended and not response["store"]:
+                raise _no_response(stream_id, "; with store=false it is there only until it has ended")
+            await json_response(response)(scope, receive, send)
+        elif after is None:
+            await self._subscribe.follow(stream_id, None, RESPONSES, scope, send)
+        else:
+            place = await unless_disconnected(receive, self._place_after(stream_id, after))
+            if place is not None:
+                await self._follow_after(stream_id, *place, scope, receive, send)
+
+    async def cancel(self, stream_id: str, scope: Scope, receive: Receive, send: Any) -> None:
+        """`POST /v1/responses/{id}/cancel`"""
+        await self._streams.cancel(stream_id)
+        encoder, _ = await self._so_far(stream_id)
+        await json_response(encoder.snapshot())(scope, receive, send)
+
+    async def delete(self, stream_id: str, scope: Scope, receive: Receive, send: Any) -> None:
+        """`DELETE /v1/responses/{id}`"""
+        await self._streams.delete(stream_id)
+        told = {"id": PREFIX + stream_id, "object": "response", "deleted": True}
+        await json_response(told)(scope, receive, send)
+
+    # --- following
+
+    async def _follow_new(self, stream_id: str, wanted: Asked, scope: Scope, receive: Receive, send: Any) -> None:
+        with self._subscribe.holding(stream_id, RESPONSES) as tail:
+            if not wanted.background:
+                begun = await unless_disconnected(receive, self._subscribe.until_begun(tail, _HEAD_SECONDS_MAX))
+                if begun is None:
+                    return  # the client has left
+                if tail.ended_as == FAILED:
+                    encoder, failed = await self._so_far(stream_id)
+                    if failed is not None and not encoder.snapshot()["output"]:
+                        raise failure_problem(failed)
+            headers = ((b"x-stream-id", stream_id.encode()),)
+            await self._subscribe.follow(stream_id, None, RESPONSES, scope, send, headers=headers)
+
+    async def _follow_after(
+        self, stream_id: str, cursor: EventId, rest: bytes, ended: bool, scope: Scope, receive: Receive, send: Any
+    ) -> None:
+        if not ended:
+            await self._subscribe.follow(stream_id, cursor, RESPONSES, scope, send, first=rest)
+            return
+        # Nothing more will come. A 204, which ends an EventSource, the SDK for Node takes for an error.
+        headers = {"cache-control": "no-store", "content-type": RESPONSES.media_type.decode()}
+        await Response(rest, headers=headers)(scope, receive, send)
+
+    async def _place_after(self, stream_id: str, number: int) -> tuple[EventId, bytes, bool]:
+        """Where a client goes on that has every event up to `number`: the event of the log that gave it that one, the rest
+        of what that event gives, and whether it was the log's last. Raises Problem 400, 404, 503."""
+        encoder, cursor = RESPONSES.encoder(stream_id), BEGINNING
+        give_up_at = asyncio.get_running_loop().time() + _AHEAD_SECONDS_MAX
+        while True:
+            async for event in self._events(stream_id, cursor):
+                told, cursor = encode(encoder, event), event.id
+                more = encoder.next_number - 1 - number
+                if more >= 0:
+                    pieces = told.split(b"\n\n")[:-1]  # JSON has no line feed of its own
+                    rest = b"".join(piece + b"\n\n" for piece in pieces[len(pieces) - more :])
+                    return cursor, rest, encoder.ended
+                if encoder.ended:
+                    return cursor, b"", True
+            if not encoder.exists:
+                raise self._streams.missing(stream_id)
+            if asyncio.get_running_loop().time() > give_up_at:
+                newest = encoder.next_number - 1
+                why = f"starting_after must be the number of an event that there is; the newest one's is {newest}"
+                raise Problem(400, why, param="starting_after")
+            await asyncio.sleep(_AHEAD_PAUSE_SECONDS)
+
+    # --- reading
+
+    async def _events(self, stream_id: str, after: EventId = BEGINNING) -> AsyncIterator[Event]:
+        """What the log holds now, after an id."""
+        while True:
+            entries = await self._streams.read(stream_id, after)
+            for entry in entries:
+                for event in events_of(entry):
+                    yield event
+            if len(entries) < READ_ENTRIES_MAX:
+                return
+            after = entries[-1].id
+
+    async def _so_far(self, stream_id: str) -> tuple[ResponsesEncoder, dict[str, Any] | None]:
+        """An encoder that has seen the whole log, and the value of its `failed`, if it has one. Raises Problem 404, 410."""
+        encoder, failed = RESPONSES.encoder(stream_id), None
+        async for event in self._events(stream_id):
+            if event.field == FAILED and not encoder.ended:
+                failed = orjson.loads(event.value)
+            encode(encoder, event)
+        if not encoder.exists:
+            raise self._streams.missing(stream_id)
+        return encoder, failed
+
+    async def _at_its_end(self, stream_id: str) -> tuple[ResponsesEncoder, dict[str, Any] | None]:
+        await self._streams.until_ended(stream_id, self._settings.log_ttl_seconds)  # no answer lives longer
+        return await self._so_far(stream_id)
+
+    async def _conversation(self, response_id: str) -> list[dict[str, Any]]:
+        """What was asked and answered up to the end of an earlier response, without its instructions."""
+        gone = Problem(
+            400,
+            f"previous_response_id {response_id[:80]!r} is not there (any more), or not yours",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
+        stream_id = response_id.removeprefix(PREFIX)
+        if not (response_id.startswith(PREFIX) and is_stream_id(stream_id)):
+            raise gone
+        try:
+            encoder, _ = await self._so_far(stream_id)
+            accepted = await self._streams.accepted(stream_id)
+        except Problem as problem:
+            raise gone if problem.status in (404, 410) else problem from None
+        response = encoder.snapshot()
+        if not encoder.ended:
+            what = "must be a response that has ended: wait for it, or cancel it"
+            raise Problem(400, f"previous_response_id {what}", param="previous_response_id")
+        if not response["store"]:
+            raise gone
+        asked_before = accepted.request["messages"][1 if accepted.facade.get("instructions") else 0 :]
+        # Of an answer that was cut off, a call may be half of one.
+        stands = [one for one in response["output"] if one["type"] == "message" or response["status"] == "completed"]
+        messages = [*asked_before, *messages_of(stands, "previous_response_id")]
+        if len(orjson.dumps(messages)) > self._settings.body_bytes_max:
+            bound = (
+                f"a conversation has more than {self._settings.body_bytes_max} bytes, which is the most that is kept"
+            )
+            raise Problem(400, f"{bound}; begin a new one with a shorter input", param="previous_response_id")
+        return messages
+
+
+def _of(response_id: str, handler: _OfOne) -> ASGI:
+    """A handler for one response; what is not there is a 404, also what has expired, as OpenAI has it."""
+
+    async def handled(scope: Scope, receive: Receive, send: Any) -> None:
+        stream_id = response_id.removeprefix(PREFIX)
+        if not (response_id.startswith(PREFIX) and is_stream_id(stream_id)):
+            raise _no_response(stream_id)
+        try:
+            await handler(stream_id, scope, receive, send)
+        except Problem as problem:
+            if problem.status == 410 or (problem.status == 404 and problem.param is None):
+                raise _no_response(stream_id, "; it has expired" if problem.status == 410 else "") from None
+            raise
+
+    return handled
+
+
+def _refusing(methods: list[str]) -> ASGI:
+    async def refuse(scope: Scope, receive: Receive, send: Any) -> None:
+        if methods:
+            raise Problem(405, f"{scope['method']} is not possible here; {' and '.join(methods)} are")
+        raise Problem(404, f"there is no {scope['method']} {scope['path'][:200]}")
+
+    return refuse
+
+
+def _no_response(stream_id: str, why: str = "") -> Problem:
+    told = f"there is no response {(PREFIX + stream_id)[:80]!r}, or it is not yours{why}"
+    return Problem(404, told, param="response_id")
+
+
+def _number(told: str | None) -> int | None:
+    if told is None:
+        return None
+    if not (told.isascii() and told.isdigit()) or len(told) > _NUMBER_DIGITS_MAX:
+        wrong("starting_after", "an event's sequence_number, 0 or more", told[:64])
+    return int(told)

@@ -1,0 +1,132 @@
+"""The items of the Responses API as the messages of Chat Completions. Raises Problem 400 that names the parameter.
+
+| item | message |
+|---|---|
+| `message` (or none said) | one of its role; text alone as a string, which every provider takes |
+| `function_call` | one of `tool_calls` of the assistant's message before it, or of a new one |
+| `function_call_output` | one of the role `tool` |
+| `reasoning` | none: Chat Completions has no place for it |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.facades.responses_checks import one_of, text, unsupported, wrong
+
+_ROLES = ("user", "assistant", "system", "developer")
+_ITEMS = "message, function_call, function_call_output and reasoning"
+_PARTS = "input_text, input_image, input_file and input_audio"
+
+
+def messages_of(items: list[Any], name: str) -> list[dict[str, Any]]:
+    """`name` is the parameter that holds the items."""
+    messages: list[dict[str, Any]] = []
+    for index, item in enumerate(items):
+        at = f"{name}[{index}]"
+        if not isinstance(item, dict):
+            wrong(at, "an object", item)
+        kind = item.get("type") or "message"
+        if kind == "message":
+            messages.append(_message(item, at))
+        elif kind == "function_call":
+            _add_call(messages, item, at)
+        elif kind == "function_call_output":
+            messages.append(
+                {
+                    "role": "tool",
+                    "tool_call_id": text(item.get("call_id"), f"{at}.call_id"),
+                    "content": _output(item.get("output"), f"{at}.output"),
+                }
+            )
+        elif kind != "reasoning":
+            unsupported(f"{at}.type", kind, _ITEMS)
+    return messages
+
+
+def _message(item: dict[str, Any], at: str) -> dict[str, Any]:
+    role = one_of(item.get("role"), f"{at}.role", _ROLES)
+    content = item.get("content")
+    if isinstance(content, str):
+        return {"role": role, "content": content}
+    if not isinstance(content, list):
+        wrong(f"{at}.content", "a text or a list of parts", content)
+    return _said(content, at) if role == "assistant" else {"role": role, "content": _asked(content, at)}
+
+
+def _said(parts: list[Any], at: str) -> dict[str, Any]:
+    """What an assistant said before: its texts as one, and its refusal."""
+    texts, refusals = [], []
+    for index, part in enumerate(parts):
+        name = f"{at}.content[{index}]"
+        kind = part.get("type") if isinstance(part, dict) else wrong(name, "an object", part)
+        if kind in ("output_text", "input_text"):
+            texts.append(text(part.get("text"), f"{name}.text"))
+        elif kind == "refusal":
+            refusals.append(text(part.get("refusal"), f"{name}.refusal"))
+        else:
+            unsupported(f"{name}.type", kind, "output_text and refusal")
+    message: dict[str, Any] = {"role": "assistant", "content": "".join(texts) if texts or not refusals else None}
+    if refusals:
+        message["refusal"] = "".join(refusals)
+    return message
+
+
+def _asked(parts: list[Any], at: str) -> str | list[dict[str, Any]]:
+    converted = [_part(part, f"{at}.content[{index}]") for index, part in enumerate(parts)]
+    if len(converted) == 1 and converted[0]["type"] == "text":
+        return str(converted[0]["text"])
+    return converted
+
+
+def _part(part: Any, name: str) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, dict) else wrong(name, "an object", part)
+    if kind in ("input_text", "output_text"):
+        return {"type": "text", "text": text(part.get("text"), f"{name}.text")}
+    if kind == "input_image":
+        _refuse(part, name, "file_id", "image_url")
+        image = {"url": text(part.get("image_url"), f"{name}.image_url")}
+        if part.get("detail") is not None:
+            image["detail"] = text(part["detail"], f"{name}.detail")
+        return {"type": "image_url", "image_url": image}
+    if kind == "input_file":
+        _refuse(part, name, "file_url", "file_data")
+        told = ("file_data", "file_id", "filename")
+        return {"type": "file", "file": {key: part[key] for key in told if part.get(key) is not None}}
+    if kind == "input_audio":
+        return {"type": "input_audio", "input_audio": part.get("input_audio")}
+    return unsupported(f"{name}.type", kind, _PARTS)
+
+
+def _refuse(part: dict[str, Any], name: str, key: str, instead: str) -> None:
+    if part.get(key) is not None:
+        unsupported(f"{name}.{key}", part[key], instead)
+
+
+def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], at: str) -> None:
+    called = {name: text(item.get(name), f"{at}.{name}") for name in ("call_id", "name", "arguments")}
+    if not messages or messages[-1]["role"] != "assistant":
+        messages.append({"role": "assistant", "content": None})
+    messages[-1].setdefault("tool_calls", []).append(
+        {
+            "id": called["call_id"],
+            "type": "function",
+            "function": {"name": called["name"], "arguments": called["arguments"]},
+        }
+    )
+
+
+def _output(output: Any, name: str) -> str:
+    """What a tool gave: a text, or parts that are text."""
+    if isinstance(output, str):
+        return output
+    if not isinstance(output, list):
+        wrong(name, "a text or a list of parts", output)
+    texts = []
+    for index, part in enumerate(output):
+        at = f"{name}[{index}]"
+        kind = part.get("type") if isinstance(part, dict) else wrong(at, "an object", part)
+        if kind not in ("input_text", "output_text"):
+            unsupported(f"{at}.type", kind, "input_text: Chat Completions takes text alone from a tool")
+        texts.append(text(part.get("text"), f"{at}.text"))
+    return "".join(texts)

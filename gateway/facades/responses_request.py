@@ -1,0 +1,188 @@
+"""A `POST /v1/responses` body as a Chat Completions request, which is what providers and the log know.
+
+What the two APIs share under one name, and what neither is known to have, goes to the provider as it is. What only the
+Responses API has is converted, or refused with a 400 that names it: nothing that was asked for is silently left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.facades.responses_checks import an_object, objects, one_of, text, truth, unsupported, wrong
+from gateway.facades.responses_items import messages_of
+from gateway.problems import Problem
+
+API = "responses"
+"""What `Accepted.facade` says of a stream that was made here."""
+LOGPROBS = "message.output_text.logprobs"
+
+_UNSUPPORTED = (
+    "access_programs",
+    "background_options",
+    "context_management",
+    "conversation",
+    "image",
+    "max_tool_calls",
+    "moderation",
+    "prompt",
+    "prompt_cache_options",
+)
+_OF_CHAT = {"messages": "input", "n": "one request for each", "response_format": "text.format"}
+"""Chat Completions has these, and what stands for them here."""
+_CONVERTED = frozenset(
+    "background include input instructions max_output_tokens metadata midstream previous_response_id reasoning store "
+    "stream stream_options text tool_choice tools top_logprobs truncation".split()
+)
+_TOOL = ("name", "description", "parameters", "strict")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A checked body."""
+
+    chat: dict[str, Any]
+    """The provider's request, and the object `midstream`; its messages lack what came before."""
+    instructions: str | None
+    previous: str | None
+    """The id of the response that it goes on from."""
+    stream: bool
+    background: bool
+    store: bool
+
+    def facade(self) -> dict[str, Any]:
+        """What only the Responses API needs to know later."""
+        told = {"background": self.background, "previous": self.previous, "instructions": self.instructions is not None}
+        return {"api": API, **{key: value for key, value in told.items() if value}, "store": self.store}
+
+    def request(self, before: list[dict[str, Any]]) -> dict[str, Any]:
+        """The whole request, `before` being the messages of the response that it goes on from."""
+        opening = [] if self.instructions is None else [{"role": "system", "content": self.instructions}]
+        return {**self.chat, "messages": [*opening, *before, *self.chat["messages"]]}
+
+
+def asked(body: dict[str, Any]) -> Asked:
+    """Raises Problem 400."""
+    for name in _UNSUPPORTED:
+        if body.get(name) is not None:
+            raise Problem(400, f"{name} is not supported", param=name, code="unsupported")
+    for name, instead in _OF_CHAT.items():
+        if body.get(name) is not None:
+            raise Problem(400, f"{name} belongs to Chat Completions; here it is {instead}", param=name)
+    background, store = truth(body.get("background"), "background", False), truth(body.get("store"), "store", True)
+    if background and not store:
+        wrong("store", "true with background: what is generated in the background is fetched later", store)
+    one_of(body.get("truncation") or "disabled", "truncation", ("disabled",))
+    an_object(body.get("stream_options"), "stream_options", ("include_obfuscation",))
+    previous = body.get("previous_response_id")
+    instructions = body.get("instructions")
+    chat = {name: value for name, value in body.items() if name not in _CONVERTED and value is not None}
+    chat |= {
+        "messages": _messages(body.get("input")),
+        **_limit(body.get("max_output_tokens")),
+        **_tools(body),
+        **_text(body.get("text")),
+        **_reasoning(body.get("reasoning")),
+        **_logprobs(body),
+        "midstream": _midstream(body, background),
+    }
+    return Asked(
+        chat,
+        None if instructions is None else text(instructions, "instructions"),
+        None if previous is None else text(previous, "previous_response_id"),
+        truth(body.get("stream"), "stream", False),
+        background,
+        store,
+    )
+
+
+def _messages(given: Any) -> list[dict[str, Any]]:
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    if not isinstance(given, list) or not given:
+        wrong("input", "a text or a list of at least one item", given)
+    messages = messages_of(given, "input")
+    return messages or wrong("input", "more than reasoning items, which are not sent to the provider", given)
+
+
+def _limit(most: Any) -> dict[str, Any]:
+    """`max_completion_tokens` counts as `max_output_tokens` does: what is thought, too. OpenAI's models want no other."""
+    if most is None:
+        return {}
+    if type(most) is not int or most < 1:
+        wrong("max_output_tokens", "a whole number of at least 1", most)
+    return {"max_completion_tokens": most}
+
+
+def _tools(body: dict[str, Any]) -> dict[str, Any]:
+    chat: dict[str, Any] = {}
+    tools = []
+    for index, tool in enumerate(objects(body.get("tools"), "tools")):
+        name = f"tools[{index}]"
+        if tool.get("type") != "function":
+            unsupported(f"{name}.type", tool.get("type"), "function")
+        text(tool.get("name"), f"{name}.name")
+        tools.append({"type": "function", "function": {key: tool[key] for key in _TOOL if tool.get(key) is not None}})
+    if tools:
+        chat["tools"] = tools
+    choice = body.get("tool_choice")
+    if isinstance(choice, dict):
+        if choice.get("type") != "function":
+            unsupported("tool_choice.type", choice.get("type"), "function")
+        choice = {"type": "function", "function": {"name": text(choice.get("name"), "tool_choice.name")}}
+    elif choice is not None:
+        one_of(choice, "tool_choice", ("auto", "none", "required"))
+    if choice is not None:
+        chat["tool_choice"] = choice
+    return chat
+
+
+def _text(given: Any) -> dict[str, Any]:
+    """`text.format` and `text.verbosity`."""
+    options = an_object(given, "text", ("format", "verbosity"))
+    chat: dict[str, Any] = {}
+    if "verbosity" in options:
+        chat["verbosity"] = options["verbosity"]
+    if "format" in options:
+        wanted = options["format"]
+        if not isinstance(wanted, dict):
+            wrong("text.format", "an object", wanted)
+        kind = one_of(wanted.get("type"), "text.format.type", ("text", "json_object", "json_schema"))
+        chat["response_format"] = {"type": kind}
+        if kind == "json_schema":
+            text(wanted.get("name"), "text.format.name")
+            schema = {key: value for key, value in wanted.items() if key != "type" and value is not None}
+            chat["response_format"]["json_schema"] = schema
+    return chat
+
+
+def _reasoning(given: Any) -> dict[str, Any]:
+    options = an_object(given, "reasoning", ("effort",))
+    return {"reasoning_effort": options["effort"]} if options else {}
+
+
+def _logprobs(body: dict[str, Any]) -> dict[str, Any]:
+    included = body.get("include") or []
+    if not isinstance(included, list):
+        wrong("include", "a list", included)
+    for index, one in enumerate(included):
+        if one != LOGPROBS:
+            unsupported(f"include[{index}]", one, LOGPROBS)
+    most = body.get("top_logprobs")
+    if not included and most is None:
+        return {}
+    return {"logprobs": True, **({} if most is None else {"top_logprobs": most})}
+
+
+def _midstream(body: dict[str, Any], background: bool) -> Any:
+    """The policies: as asked for; what is generated in the background needs no reader."""
+    metadata = body.get("metadata")
+    if metadata is None:
+        metadata = {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        wrong("metadata", "an object of texts", metadata)
+    given = body.get("midstream")
+    if not isinstance(given, dict | None):
+        return given  # whoever checks it says what is wrong
+    on_disconnect = {"on_disconnect": "continue"} if background else {}
+    return {"metadata": metadata, **on_disconnect, **(given or {})}
