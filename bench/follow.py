@@ -1,0 +1,195 @@
+"""Streams, readers and a publisher put together: offer a rate for a while, and see what becomes of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from bench import procs, streams
+from bench.control import Helper
+from bench.histogram import Histogram
+from bench.parts import Parts, Server
+from bench.streams import HELD, RedisCounts
+from shared.errors import MidstreamError
+
+BUSY = 0.8
+"""A measuring process that is busier than this is what was measured."""
+_LATE_MS = 20.0
+"""So is a publisher whose 99th percentile is later than this."""
+_CONNECT_SECONDS = 60.0
+_DRAIN_SECONDS_MAX = 45.0
+"""How long readers may take to get what has been published; what has not come by then is missing."""
+_FAULTS = ("missing", "doubled", "out_of_order", "strangers", "closed", "refused", "broken")
+
+Figures = dict[str, Any]
+
+
+class Void(MidstreamError):
+    """What was to be measured did not work at all."""
+
+
+class Following:
+    """Readers that are connected, and a publisher for their streams."""
+
+    def __init__(self, parts: Parts, server: Server, loads: list[Helper], publisher: Helper, readers_per: int) -> None:
+        self._parts = parts
+        self._server = server
+        self.name = server.name
+        self.loads = loads
+        self._publisher = publisher
+        self._readers_per_stream = readers_per
+
+    def measure(self, rate: float, *, seconds: float, warm_up_seconds: float) -> Figures:
+        """Append so many tokens a second, over all streams together; the account of it. Raises Gone."""
+        order = {"op": "run", "rate": rate, "seconds": warm_up_seconds + seconds, "rounds": 0}
+        self._publisher.tell(order)
+        began = self._publisher.hear(within_seconds=10)["began"]
+        _sleep_until(began + warm_up_seconds)
+        before, calls = self._usage(), RedisCounts(self._parts.redis)
+        self.ask_all("mark")
+        _sleep_until(began + warm_up_seconds + seconds)
+        cuts = self.ask_all("cut")
+        after, (redis_seconds, commands) = self._usage(), calls.since()
+        published = self._publisher.hear(within_seconds=60 + 5 * seconds)
+        drains = self.ask_all(
+            "drain", last=published["last"], within_seconds=_DRAIN_SECONDS_MAX, wait_seconds=2 * _DRAIN_SECONDS_MAX
+        )
+        return self._figures(rate, cuts, drains, published, after - before, redis_seconds, commands)
+
+    def fill(self, rounds: int) -> int:
+        """Append so many entries to every stream, flat out; the offset that they have reached."""
+        self._publisher.tell({"op": "run", "rate": 0, "seconds": 0, "rounds": rounds})
+        self._publisher.hear(within_seconds=10)
+        return int(self._publisher.hear(within_seconds=600)["last"])
+
+    def publish(self, rate: float, *, rounds: int) -> Figures:
+        """Append so many rounds and say how it went, whoever reads."""
+        self._publisher.tell({"op": "run", "rate": rate, "seconds": 0, "rounds": rounds})
+        self._publisher.hear(within_seconds=10)
+        return self._publisher.hear(within_seconds=600)
+
+    def connect(self, *, after: str = "", at_once: int = 256) -> int:
+        """Open the readers; how many are there. Raises Void when not all are."""
+        told = self.ask_all("connect", after=after, at_once=at_once, within_seconds=_CONNECT_SECONDS, wait_seconds=90.0)
+        lacking = [one for one in told if one["refused"] or one["why"]]
+        if lacking:
+            raise Void(f"{self._server.name}: readers could not connect: {lacking[0]['why']}")
+        return sum(one["connected"] for one in told)
+
+    def ask_all(self, op: str, *, wait_seconds: float = 30.0, **more: Any) -> list[dict[str, Any]]:
+        """One order for all loads, at the same time."""
+        for load in self.loads:
+            load.tell({"op": op, **more})
+        return [load.hear(within_seconds=wait_seconds) for load in self.loads]
+
+    def _usage(self) -> float:
+        return procs.cpu_seconds(self._server.pid) if self._server.pid else 0.0
+
+    def _figures(
+        self,
+        rate: float,
+        cuts: list[dict[str, Any]],
+        drains: list[dict[str, Any]],
+        published: dict[str, Any],
+        cpu_seconds: float,
+        redis_seconds: float,
+        commands: dict[str, int],
+    ) -> Figures:
+        events = sum(one["events"] for one in cuts)
+        seconds = max(one["seconds"] for one in cuts)
+        latency, faults = account_of(drains)
+        lag = Histogram.load(published["lag_us"])
+        offered = rate * self._readers_per_stream
+        load_busy = max(one["utilisation"] for one in cuts)
+        lag_p99_ms = lag.quantile(0.99) / 1000
+        per_event = 1e6 / max(1, events)
+        return {
+            "offered_per_s": offered,
+            "events_per_s": events / seconds,
+            "events": events,
+            **latency.milliseconds(),
+            "server_us_per_event": cpu_seconds * per_event if self._server.pid else None,
+            "server_utilisation": cpu_seconds / seconds if self._server.pid else None,
+            "redis_us_per_event": redis_seconds * per_event,
+            "redis_utilisation": redis_seconds / seconds,
+            "redis_calls": commands,
+            "reads_per_event": sum(one["reads"] for one in cuts) / max(1, events),
+            "wire_bytes_per_event": sum(one["wire_bytes"] for one in cuts) / max(1, events),
+            "load_utilisation": load_busy,
+            "publisher_utilisation": published["utilisation"],
+            "publisher_lag_p99_ms": lag_p99_ms,
+            "drain_seconds": max(one["drain_seconds"] for one in drains),
+            "behind": sum(one["behind"] for one in drains),
+            **faults,
+            "void": any(faults.values()),
+            "generators": max(load_busy, published["utilisation"]) > BUSY or lag_p99_ms > _LATE_MS,
+        }
+
+
+def account_of(drains: list[dict[str, Any]]) -> tuple[Histogram, dict[str, int]]:
+    """Latencies and faults of several loads put together. What has not come at all is missing, too."""
+    latency = Histogram()
+    for one in drains:
+        latency.merge(Histogram.load(one["latency"]))
+    names = sorted({name for one in drains for name in one["faults"]} | set(_FAULTS))
+    faults = {name: sum(one["faults"].get(name, 0) for one in drains) for name in names}
+    faults["gapped"] = faults["missing"]
+    faults["missing"] += sum(one["lacking"] for one in drains)
+    return latency, faults
+
+
+@contextmanager
+def following(
+    parts: Parts,
+    server: Server,
+    *,
+    count: int,
+    readers: int,
+    connect: bool = True,
+    history: int = 0,
+    resume_at: int | None = None,
+    tokens_per_entry: int = 1,
+    load_processes: int = 1,
+    padding: int = 0,
+) -> Iterator[Following]:
+    """`readers` readers spread over `count` new streams that have `history` entries of tokens each.
+
+    They begin after the history; with `resume_at` they are not connected yet, and will come back after that offset.
+    """
+    with ExitStack() as stack:
+        names = stack.enter_context(streams.begun(parts.redis, count))
+        publisher_plan = {
+            "redis": parts.redis_url,
+            "streams": names,
+            "tokens_per_entry": tokens_per_entry,
+            "padding": padding,
+            "held": HELD,
+        }
+        publisher = stack.enter_context(parts.helper("bench.publish", publisher_plan))
+        first_offset = 1
+        following = Following(parts, server, [], publisher, max(1, readers // count))
+        if history:
+            first_offset = following.fill(history) + 1
+        if resume_at is not None:
+            first_offset, connect = resume_at + 1, False
+        share = -(-readers // load_processes)
+        for first in range(0, readers, share):
+            plan = {
+                "host": server.host,
+                "port": server.port,
+                "path": server.path,
+                "streams": names,
+                "first_reader": first,
+                "readers": min(share, readers - first),
+                "first_offset": first_offset,
+            }
+            following.loads.append(stack.enter_context(parts.helper("bench.load", plan)))
+        if connect:
+            following.connect(after=f"1-{first_offset - 1}" if history else "")
+        yield following
+
+
+def _sleep_until(moment: float) -> None:
+    time.sleep(max(0.0, moment - time.monotonic()))

@@ -1,0 +1,150 @@
+"""`midstream bench guard`: what an event costs, counted and not timed, against bounds with room to spare.
+
+A count does not depend on how fast or how busy the machine is. The one figure that is made of time is a ratio: our CPU
+per event over the ordinary way's, at the same rate, in turn, in the same run; the median of several.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import time
+from dataclasses import dataclass
+
+from bench import procs
+from bench.follow import Following, account_of, following
+from bench.parts import Parts, Server
+from bench.streams import RedisCounts
+
+_STREAMS = 100
+_RATE = 4000.0
+_SECONDS, _WARM_UP_SECONDS = 2.0, 0.5
+_TIMES = 3
+_READERS = 100
+_BURST = 2000
+"""Tokens published at once to readers that all follow one stream: 200,000 events, far more than leave one by one."""
+_STORM_READERS, _STORM_EVENTS = 200, 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    what: str
+    counted: float
+    most: float
+    why: str
+
+    @property
+    def held(self) -> bool:
+        return self.counted <= self.most
+
+
+def guard(parts: Parts, *, quick: bool = False) -> int:
+    """0 when all bounds are held, else 1."""
+    return judge([*steady(parts, 1 if quick else _TIMES), *burst(parts), *storm(parts)])
+
+
+def judge(facts: list[Fact]) -> int:
+    """Tell each fact beside its bound; 1 if one is over."""
+    width = max(len(one.what) for one in facts)
+    for one in facts:
+        sign = "ok  " if one.held else "OVER"
+        print(f"{sign} {one.what.ljust(width)}  {one.counted:10.4g}  of at most {one.most:g}" + _reason(one))
+    return 0 if all(one.held for one in facts) else 1
+
+
+def _reason(fact: Fact) -> str:
+    return "" if fact.held else f"\n     {fact.why}"
+
+
+def steady(parts: Parts, times: int) -> list[Fact]:
+    """Tokens one by one, each to a reader of its own; and the same to the ordinary way, in turn."""
+    with_peer = importlib.util.find_spec("sse_starlette") is not None
+    ratios, faults = [], 0
+    reads = wire_bytes = 0.0
+    for _ in range(times):
+        costs = []
+        for start in (parts.gateway, parts.naive) if with_peer else (parts.gateway,):
+            server = start()
+            with following(parts, server, count=_STREAMS, readers=_STREAMS) as run:
+                figures = run.measure(_RATE, seconds=_SECONDS, warm_up_seconds=_WARM_UP_SECONDS)
+            parts.end(server.pid)
+            costs.append(figures["server_us_per_event"])
+            if len(costs) == 1:
+                faults += figures["void"]
+                reads = figures["redis_calls"].get("xrange", 0) / max(1, figures["events"])
+                wire_bytes = figures["wire_bytes_per_event"]
+        if with_peer:
+            ratios.append(costs[0] / costs[1])
+    facts = [
+        Fact("steady: runs with lost, doubled or disordered events", faults, 0, "a reader did not get its stream"),
+        Fact("steady: log reads per event", reads, 0.02, "what is pushed must not be read from the log as well"),
+        Fact(
+            "steady: bytes on the wire per event", wire_bytes, 90, "an event of 60 bytes has grown, or its framing has"
+        ),
+    ]
+    if with_peer:
+        ratio = statistics.median(ratios)
+        why = "the gateway's CPU per event has come near the ordinary way's; it was 0.4 of it"
+        facts.append(Fact("steady: CPU per event, of the ordinary way's", ratio, 0.8, why))
+    return facts
+
+
+def burst(parts: Parts) -> list[Fact]:
+    """More than can leave one by one: then several events must leave in one write, and nothing may pile up."""
+    server = parts.gateway()
+    with following(parts, server, count=1, readers=_READERS) as run:
+        _one_burst(run, server)
+        before = procs.usage(server.pid) if server.pid else procs.Usage()
+        counts = RedisCounts(parts.redis)
+        events, reads, faults = _one_burst(run, server)
+        after = procs.usage(server.pid) if server.pid else procs.Usage()
+        log_reads = counts.since()[1].get("xrange", 0)
+    parts.end(server.pid)
+    return [
+        Fact("burst: lost, doubled or disordered events", faults, 0, "a reader did not get its stream"),
+        Fact("burst: reads by readers per event", reads / events, 0.25, "events leave one by one although they wait"),
+        Fact("burst: write() calls per event", (after.writes - before.writes) / events, 0.25, "the same, on our side"),
+        Fact("burst: log reads per event", log_reads / events, 0.01, "readers that fell behind must share their pages"),
+        Fact(
+            "burst: bytes of memory kept per event",
+            1024 * max(0, after.uss_kb - before.uss_kb) / events,
+            40,
+            "something is kept for every event that was sent: a second burst must fit into the first one's memory",
+        ),
+    ]
+
+
+def _one_burst(run: Following, server: Server) -> tuple[int, int, int]:
+    """Events that came, reads that it took, and faults."""
+    run.ask_all("mark")
+    last = run.publish(0, rounds=_BURST)["last"]
+    drains = run.ask_all("drain", last=last, within_seconds=30.0, wait_seconds=60.0)
+    cuts = run.ask_all("cut")
+    _, faults = account_of(drains)
+    time.sleep(0.2)  # what the burst has left behind is freed
+    return sum(one["events"] for one in cuts), sum(one["reads"] for one in cuts), sum(faults.values())
+
+
+def storm(parts: Parts, **settings: object) -> list[Fact]:
+    """Everybody comes back at once, to the middle of one history. With settings that the gateway is to have."""
+    server = parts.gateway(**settings)
+    with following(
+        parts,
+        server,
+        count=1,
+        readers=_STORM_READERS,
+        history=_STORM_EVENTS,
+        resume_at=_STORM_EVENTS // 2,
+    ) as run:
+        counts = RedisCounts(parts.redis)
+        after = f"1-{_STORM_EVENTS // 2}"
+        storms = run.ask_all("storm", after=after, last=_STORM_EVENTS, within_seconds=30.0, wait_seconds=60.0)
+        log_reads = counts.since()[1].get("xrange", 0)
+    parts.end(server.pid)
+    faults = sum(account_of(storms)[1].values())
+    return [
+        Fact("storm: lost, doubled or disordered events", faults, 0, "a reader did not get what it had missed"),
+        Fact(
+            "storm: log reads for all readers", log_reads, 25, "readers that resume at one place must share its pages"
+        ),
+    ]

@@ -1,0 +1,325 @@
+"""`python -m bench.load`: many readers of Server-Sent Events in one process. It measures, and must not be what is measured.
+
+One epoll, large reads, no task and no object per event. Orders come from bench.follow: connect, mark, cut, drain, storm.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import resource
+import select
+import socket
+import sys
+import time
+from typing import Any
+
+from bench.control import Orders, answer
+from bench.histogram import Histogram
+from bench.scan import Broken, Scanner, Tally, Unchunker, now_us
+
+_READ_BYTES = 65_536
+_STORM_READ_BYTES = 262_144
+_HEAD_BYTES_MAX = 16_384
+_STORM_BYTES_MAX = 1 << 30
+"""A storm's bodies are kept, and checked when the clock has stopped: a gigabyte in all."""
+_AT_ONCE = 1024
+
+
+class Reader:
+    __slots__ = ("body", "chunked", "done_at", "head", "opened_at", "scanner", "sock", "stream", "tail", "unchunker")
+
+    def __init__(self, stream: str, scanner: Scanner) -> None:
+        self.stream = stream
+        self.scanner = scanner
+        self.unchunker = Unchunker()
+        self.chunked = True
+        self.head: bytes | None = None
+        """What has come of the response's head; None before the connection stands, b"" is kept while it is read."""
+        self.sock: socket.socket
+        self.opened_at = self.done_at = 0.0
+        self.body: list[bytes] = []
+        self.tail = b""
+
+
+class Load:
+    def __init__(self, plan: dict[str, Any], orders: Orders) -> None:
+        self._orders = orders
+        found = socket.getaddrinfo(plan["host"], plan["port"], type=socket.SOCK_STREAM)[0]
+        family, kind, protocol = found[:3]
+        self._address: Any = found[4]
+        self._socket_kind = (family, kind, protocol)
+        self._host_header = f"{plan['host']}:{plan['port']}"
+        self._path: str = plan["path"]
+        self._epoll = select.epoll()
+        self._epoll.register(orders.fd, select.EPOLLIN)
+        self._tally = Tally()
+        streams: list[str] = plan["streams"]
+        first, count = plan["first_reader"], plan["readers"]
+        if count > len(streams):
+            self._tally.parsed = {}
+        self._readers = [
+            Reader(streams[i % len(streams)], Scanner(self._tally, i, i % len(streams), first=plan["first_offset"]))
+            for i in range(first, first + count)
+        ]
+        self._open: dict[int, Reader] = {}
+        self._connecting: set[int] = set()
+        self.refused = self.closed = self.broken = self.reads = self.wire_bytes = 0
+        self._why = ""
+        self._marked_at = self._marked_cpu = 0.0
+        self._due: list[dict[str, Any]] = []
+
+    def serve(self) -> None:
+        while True:
+            self._turn(1.0)
+            while self._due:
+                order = self._due.pop(0)
+                op = order.pop("op")
+                answer(getattr(self, f"do_{op}")(**order))
+
+    # --- orders
+
+    def do_connect(self, after: str, at_once: int, within_seconds: float) -> dict[str, Any]:
+        """Open all readers, at most so many at once; done when each has the head of its response."""
+        deadline = time.monotonic() + within_seconds
+        waiting = list(reversed(self._readers))
+        while (waiting or self._connecting) and time.monotonic() < deadline:
+            while waiting and len(self._connecting) < at_once:
+                self._connect(waiting.pop(), after)
+            self._turn(0.05)
+        self._rest_from_collecting()
+        return {"connected": len(self._open) - len(self._connecting), "refused": self.refused, "why": self._why}
+
+    def do_mark(self) -> dict[str, Any]:
+        """From here on events are counted and timed."""
+        self._tally.reset()
+        self.reads = self.wire_bytes = 0
+        self._marked_at, self._marked_cpu = time.monotonic(), time.process_time()
+        return {"at": self._marked_at}
+
+    def do_cut(self) -> dict[str, Any]:
+        """How much came since the mark. Times go on being taken until the drain's end."""
+        seconds = time.monotonic() - self._marked_at
+        cpu = time.process_time() - self._marked_cpu
+        return {
+            "events": self._tally.events,
+            "reads": self.reads,
+            "wire_bytes": self.wire_bytes,
+            "seconds": seconds,
+            "utilisation": cpu / seconds,
+        }
+
+    def do_drain(self, last: int, within_seconds: float) -> dict[str, Any]:
+        """Wait until every reader has everything up to an offset; the whole account."""
+        began = time.monotonic()
+        looked_at = 0.0
+        behind = 1
+        while behind and (now := time.monotonic()) < began + within_seconds:
+            self._turn(0.02)
+            if now - looked_at > 0.02:
+                looked_at = now
+                behind = sum(one.scanner.next <= last for one in self._readers)
+        tally = self._tally
+        tally.settle()
+        return {
+            "behind": behind,
+            "lacking": sum(max(0, last + 1 - one.scanner.next) for one in self._readers),
+            "drain_seconds": time.monotonic() - began,
+            "latency": tally.latencies.stored(),
+            "faults": {**tally.faults(), "closed": self.closed, "refused": self.refused, "broken": self.broken},
+            "why": self._why,
+        }
+
+    def do_storm(self, after: str, last: int, within_seconds: float) -> dict[str, Any]:
+        """All readers come back at once and catch up to an offset. Bodies are kept, and checked afterwards."""
+        marker = b"id: 1-%d\n" % last
+        gc.disable()
+        began, cpu = time.monotonic(), time.process_time()
+        deadline = began + within_seconds
+        for reader in self._readers:
+            self._connect(reader, after)
+        done = kept = 0
+        while done < len(self._readers) and time.monotonic() < deadline and kept < _STORM_BYTES_MAX:
+            for fd, events in self._epoll.poll(0.05, _AT_ONCE):
+                reader = self._open.get(fd)  # type: ignore[assignment]
+                if reader is None:
+                    self._take_orders()
+                elif reader.head is None:
+                    self._connected(reader, events)
+                else:
+                    try:
+                        data = reader.sock.recv(_STORM_READ_BYTES)
+                    except OSError as error:
+                        if error.errno not in (errno.EAGAIN, errno.EINTR):
+                            self._lose(reader, str(error))
+                        continue
+                    if not data:
+                        self._lose(reader, "closed by the server")
+                        continue
+                    kept += len(data)
+                    reader.body.append(data)
+                    tail = reader.tail + data[-1024:]
+                    found = tail.find(marker)
+                    if found >= 0 and not reader.done_at and tail.find(b"\n\n", found) >= 0:
+                        reader.done_at = time.monotonic()
+                        done += 1
+                    reader.tail = tail[-256:]
+        seconds = max((one.done_at for one in self._readers), default=0.0) - began if done else 0.0
+        times = Histogram()
+        for reader in self._readers:
+            if reader.done_at:
+                times.record(int((reader.done_at - reader.opened_at) * 1e6))
+        utilisation = (time.process_time() - cpu) / max(0.001, time.monotonic() - began)
+        lacking = self._check_bodies(last)
+        tally = self._tally
+        return {
+            "seconds": seconds,
+            "caught_up": done,
+            "behind": sum(one.scanner.next <= last for one in self._readers),
+            "lacking": lacking,
+            "events": tally.events,
+            "wire_bytes": kept,
+            "utilisation": utilisation,
+            "latency": times.stored(),
+            "faults": {**tally.faults(), "closed": self.closed, "refused": self.refused, "broken": self.broken},
+            "why": self._why,
+        }
+
+    def do_close(self) -> dict[str, Any]:
+        for reader in list(self._open.values()):
+            self._drop(reader)
+        return {}
+
+    # --- connections
+
+    def _connect(self, reader: Reader, after: str) -> None:
+        reader.sock = socket.socket(*self._socket_kind)
+        reader.sock.setblocking(False)
+        reader.opened_at = time.monotonic()
+        failed = reader.sock.connect_ex(self._address)
+        fd = reader.sock.fileno()
+        self._open[fd] = reader
+        self._connecting.add(fd)
+        self._epoll.register(fd, select.EPOLLOUT)
+        last = f"Last-Event-ID: {after}\r\n" if after else ""
+        reader.body = [
+            f"GET {self._path % reader.stream} HTTP/1.1\r\nHost: {self._host_header}\r\n"
+            f"Accept: text/event-stream\r\n{last}\r\n".encode()
+        ]
+        if failed not in (0, errno.EINPROGRESS):
+            self._lose(reader, errno.errorcode.get(failed, str(failed)))
+
+    def _connected(self, reader: Reader, events: int) -> None:
+        failed = reader.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if failed or not events & select.EPOLLOUT:
+            self._lose(reader, errno.errorcode.get(failed, "not connected"))
+            return
+        reader.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        reader.sock.send(reader.body.pop())  # a new socket's buffer takes a request
+        reader.head = b""
+        self._epoll.modify(reader.sock.fileno(), select.EPOLLIN)
+
+    def _head(self, reader: Reader, data: bytes) -> bytes:
+        """Read the response's head; what of the body came with it. Raises Broken."""
+        assert reader.head is not None
+        reader.head += data
+        head, blank, body = reader.head.partition(b"\r\n\r\n")
+        if not blank:
+            if len(head) > _HEAD_BYTES_MAX:
+                raise Broken("a response head without an end")
+            return b""
+        status = head.split(b" ", 2)[1] if head.startswith(b"HTTP/1.") else b"?"
+        if status != b"200":
+            self.refused += 1
+            raise Broken(f"answered {status.decode(errors='replace')}: {body[:200]!r}")
+        reader.chunked = b"chunked" in head.lower()
+        reader.head = b"-"
+        self._connecting.discard(reader.sock.fileno())
+        return body
+
+    def _turn(self, seconds: float) -> None:
+        """One look at all sockets."""
+        is_open, connecting = self._open, self._connecting
+        for fd, events in self._epoll.poll(seconds, _AT_ONCE):
+            reader = is_open.get(fd)
+            if reader is None:
+                self._take_orders()
+                continue
+            if reader.head is None:
+                self._connected(reader, events)
+                continue
+            try:
+                data = reader.sock.recv(_READ_BYTES)
+                if not data:
+                    self._lose(reader, "closed by the server")
+                    continue
+                now = now_us()
+                self.reads += 1
+                self.wire_bytes += len(data)
+                if fd in connecting:
+                    data = self._head(reader, data)
+                body = reader.unchunker.feed(data) if reader.chunked else data
+                if body:
+                    reader.scanner.feed(body, now)
+            except BlockingIOError:
+                continue
+            except (OSError, Broken) as error:
+                self.broken += isinstance(error, Broken)
+                self._lose(reader, str(error))
+
+    def _take_orders(self) -> None:
+        self._due += self._orders.read()
+
+    def _lose(self, reader: Reader, why: str) -> None:
+        self.closed += 1
+        self._why = self._why or why
+        self._drop(reader)
+
+    def _drop(self, reader: Reader) -> None:
+        fd = reader.sock.fileno()
+        self._open.pop(fd, None)
+        self._connecting.discard(fd)
+        if fd >= 0:
+            self._epoll.unregister(fd)
+        reader.sock.close()
+
+    def _check_bodies(self, last: int) -> int:
+        """Read what a storm has kept; how many events are lacking."""
+        for reader in self._readers:
+            body, reader.body = b"".join(reader.body), []
+            head, _, body = body.partition(b"\r\n\r\n")
+            try:
+                if not head.startswith(b"HTTP/1.1 200"):
+                    self.refused += 1
+                    self._why = self._why or f"answered {head[:40]!r} {body[:200]!r}"
+                    continue
+                chunked = b"chunked" in head.lower()
+                reader.scanner.feed(reader.unchunker.feed(body) if chunked else body, now_us())
+            except Broken as error:
+                self.broken += 1
+                self._why = self._why or str(error)
+        return sum(max(0, last + 1 - one.scanner.next) for one in self._readers)
+
+    @staticmethod
+    def _rest_from_collecting() -> None:
+        """Nothing here makes cycles: the collector would only be measured."""
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+
+
+def main() -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    orders = Orders()
+    try:
+        load = Load(orders.next(), orders)
+        answer({"ready": True})
+        load.serve()
+    except (OSError, KeyError, ValueError) as error:
+        answer({"error": f"{type(error).__name__}: {error}"})
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""W5, W7, W8: the worker, the whole path from the provider to a reader, and a request on an idle system.
+
+They need a worker and a provider of their own, so they run on a Midstream that the bench has started.
+"""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import orjson
+
+from bench import procs, streams
+from bench.control import Helper
+from bench.follow import BUSY, Figures, Void, account_of
+from bench.histogram import Histogram
+from bench.parts import Parts, Server
+from bench.sizes import Sizes
+from bench.streams import RedisCounts
+from shared.events import DONE
+from shared.keys import REQUESTS, log_key
+
+Told = Callable[[str], None]
+_ANSWER_SECONDS_MAX = 180.0
+_CLAIMED_SECONDS_MAX = 60.0
+_COUNTED_TIMES = 15
+_FIRST, _TOKEN = b"event: started\n", b'data: {"token"'
+
+
+def w5(parts: Parts, sizes: Sizes, tell: Told) -> Figures:
+    """One worker alone on its core: flat out without a provider, flat out over HTTP, and what it adds at an easy pace."""
+    tell("W5: simulated, flat out")
+    request = {"simulate": {"tokens": sizes.w5_tokens, "tokens_per_second": 0}}
+    worker = parts.worker(parts.cores.server, worker_concurrency=sizes.w5_attempts, provider="simulated")
+    simulated = _flat_out(parts, worker, [request] * sizes.w5_attempts, sizes.w5_tokens)
+    parts.end(worker)
+
+    tell("W5: over HTTP, flat out")
+    with _provider(parts, sizes.w5_http_tokens, paced=False) as provider:
+        worker = _worker_for(parts, provider, sizes.w5_attempts, parts.cores.server)
+        before = provider.ask("status")["cpu_seconds"]
+        http = _flat_out(parts, worker, _prompts(sizes.w5_attempts), sizes.w5_http_tokens)
+        provider_busy = (provider.ask("status")["cpu_seconds"] - before) / http["seconds"]
+        parts.end(worker)
+
+    tell(f"W5: {sizes.w5_paced} attempts at {sizes.w5_paced_rate:g} tokens/s")
+    with ExitStack() as stack:
+        names = stack.enter_context(streams.queued(parts.redis, _prompts(sizes.w5_paced)))
+        plan = {"redis": parts.redis_url, "streams": names}
+        channels = stack.enter_context(parts.helper("bench.channels", plan))
+        provider = stack.enter_context(_provider(parts, sizes.w5_paced_tokens, paced=True))
+        worker = _worker_for(parts, provider, sizes.w5_paced, parts.cores.server)
+        paced = _paced(parts, names, [channels], provider, sizes.w5_paced_rate, sizes, {"worker": worker})
+        parts.end(worker)
+    return {
+        **{f"simulated_{name}": value for name, value in simulated.items()},
+        **{f"http_{name}": value for name, value in http.items()},
+        "http_provider_utilisation": provider_busy,
+        **{f"paced_{name}": value for name, value in paced.items()},
+        "void": bool(simulated["wrong"] or http["wrong"] or paced["void"]),
+        "generators": paced["generators"] or provider_busy > BUSY,
+    }
+
+
+def w7(parts: Parts, start: Callable[[], Server], sizes: Sizes, tell: Told) -> Figures:
+    """Provider, worker, Redis, gateway, reader: from the chunk's stamp to the socket. The worker has the load's core."""
+    server = start()
+    with ExitStack() as stack:
+        tell(f"W7: {sizes.w7_streams} streams at {sizes.w7_rate:g} tokens/s")
+        names = stack.enter_context(streams.queued(parts.redis, _prompts(sizes.w7_streams)))
+        plan = {
+            "host": server.host,
+            "port": server.port,
+            "path": server.path,
+            "streams": names,
+            "first_reader": 0,
+            "readers": sizes.w7_streams,
+            "first_offset": 1,
+        }
+        load = stack.enter_context(parts.helper("bench.load", plan))
+        provider = stack.enter_context(_provider(parts, sizes.w7_tokens, paced=True))
+        worker = _worker_for(parts, provider, sizes.w7_streams, parts.cores.load)
+        told = load.ask("connect", after="", at_once=256, within_seconds=60.0)
+        if told["refused"] or told["why"]:
+            raise Void(f"readers could not connect: {told['why']}")
+        who = {"worker": worker, **({"gateway": server.pid} if server.pid else {})}
+        figures = _paced(parts, names, [load], provider, sizes.w7_rate, sizes, who)
+        parts.end(worker)
+    parts.end(server.pid)
+    return figures
+
+
+def w8(parts: Parts, start: Callable[[], Server], sizes: Sizes, tell: Told) -> Figures:
+    """A request on an idle system, one after the other: until its first event, until its first token."""
+    server = start()
+    worker = parts.worker(parts.cores.load, provider="simulated")
+    try:
+        tell(f"W8: {sizes.w8_times} requests, one after the other")
+        to_event, to_token = Histogram(), Histogram()
+        for _ in range(sizes.w8_times):
+            event, token = _one_request(server, {"tokens": 5, "tokens_per_second": 0})
+            to_event.record(event)
+            to_token.record(token)
+        counts = [_counted_request(parts, server) for _ in range(_COUNTED_TIMES)]
+    finally:
+        parts.end(worker)
+        parts.end(server.pid)
+    names = sorted({name for one in counts for name in one["commands"]})
+    return {
+        "event_p50_ms": to_event.quantile(0.5) / 1000,
+        "event_p99_ms": to_event.quantile(0.99) / 1000,
+        "token_p50_ms": to_token.quantile(0.5) / 1000,
+        "token_p99_ms": to_token.quantile(0.99) / 1000,
+        "round_trips": statistics.median(one["round_trips"] for one in counts),
+        "commands": {name: statistics.median(one["commands"].get(name, 0) for one in counts) for name in names},
+        "void": False,
+        "generators": False,
+    }
+
+
+# --- the worker alone
+
+
+def _flat_out(parts: Parts, worker: int, requests: list[dict[str, Any]], tokens: int) -> Figures:
+    with streams.queued(parts.redis, requests) as names:
+        counts, cpu, began = RedisCounts(parts.redis), procs.cpu_seconds(worker), time.monotonic()
+        streams.enqueue(parts.redis, names)
+        while parts.redis.xlen(REQUESTS):
+            if time.monotonic() - began > _ANSWER_SECONDS_MAX:
+                raise Void(f"W5: the worker had not answered within {_ANSWER_SECONDS_MAX:g} s")
+            time.sleep(0.01)
+        seconds = time.monotonic() - began
+        cpu_seconds = procs.cpu_seconds(worker) - cpu
+        redis_seconds, calls = counts.since()
+        wrong = _wrong(parts, names, tokens)
+    all_tokens = tokens * len(requests)
+    return {
+        "tokens_per_s": all_tokens / seconds,
+        "seconds": seconds,
+        "worker_us_per_token": 1e6 * cpu_seconds / all_tokens,
+        "worker_utilisation": cpu_seconds / seconds,
+        "redis_us_per_token": 1e6 * redis_seconds / all_tokens,
+        "tokens_per_entry": all_tokens / max(1, calls.get("xadd", 0)),
+        "wrong": wrong,
+    }
+
+
+def _wrong(parts: Parts, names: list[str], tokens: int) -> int:
+    """How many logs do not end as they must: `done` right after the last token."""
+    pipeline = parts.redis.pipeline(transaction=False)
+    for name in names:
+        pipeline.xrevrange(log_key(name), count=1)
+    wanted = b"1-%d" % (tokens + 1)
+    newest: list[Any] = pipeline.execute()
+    return sum(not one or one[0][0] != wanted or DONE not in one[0][1] for one in newest)
+
+
+def _prompts(count: int) -> list[dict[str, Any]]:
+    return [{"messages": [{"role": "user", "content": f"bench {number}"}]} for number in range(count)]
+
+
+def _worker_for(parts: Parts, provider: Helper, concurrency: int, cores: set[int] | None) -> int:
+    return parts.worker(
+        cores,
+        worker_concurrency=concurrency,
+        provider="openai",
+        openai_base_url=f"http://127.0.0.1:{provider.told['port']}/v1",
+        openai_api_key="bench",
+    )
+
+
+@contextmanager
+def _provider(parts: Parts, tokens: int, *, paced: bool) -> Iterator[Helper]:
+    with parts.helper("bench.provider", {"tokens": tokens, "paced": paced}) as provider:
+        yield provider
+
+
+# --- at a pace
+
+
+def _paced(
+    parts: Parts,
+    names: list[str],
+    watchers: list[Helper],
+    provider: Helper,
+    rate: float,
+    sizes: Sizes,
+    who: dict[str, int],
+) -> Figures:
+    """All answers begun and waiting; then tokens at an exact rate, each timed from the provider to the watchers."""
+    streams.enqueue(parts.redis, names)
+    deadline = time.monotonic() + _CLAIMED_SECONDS_MAX
+    while provider.ask("status")["waiting"] < len(names):
+        if time.monotonic() > deadline:
+            raise Void(f"the worker did not begin {len(names)} answers within {_CLAIMED_SECONDS_MAX:g} s")
+        time.sleep(0.05)
+    provider.tell({"op": "go", "rate": rate * len(names)})
+    began = provider.hear(within_seconds=10)["began"]
+    time.sleep(max(0.0, began + sizes.warm_up_seconds - time.monotonic()))
+    counts = RedisCounts(parts.redis)
+    for watcher in watchers:
+        watcher.ask("mark")
+    before = {name: procs.cpu_seconds(pid) for name, pid in who.items()}
+    result = provider.hear(within_seconds=600)
+    cuts = [watcher.ask("cut") for watcher in watchers]
+    used = {name: procs.cpu_seconds(pid) - before[name] for name, pid in who.items()}
+    redis_seconds, calls = counts.since()
+    drains = [watcher.ask("drain", last=result["last"], within_seconds=20.0) for watcher in watchers]
+    latency, faults = account_of(drains)
+    events, seconds = sum(one["events"] for one in cuts), cuts[0]["seconds"]
+    lag_p99_ms = Histogram.load(result["lag_us"]).quantile(0.99) / 1000
+    busiest = max(result["utilisation"], *(one["utilisation"] for one in cuts))
+    return {
+        "tokens_per_s": events / seconds,
+        **latency.milliseconds(),
+        **{f"{name}_us_per_token": 1e6 * used[name] / max(1, events) for name in who},
+        **{f"{name}_utilisation": used[name] / seconds for name in who},
+        "redis_us_per_token": 1e6 * redis_seconds / max(1, events),
+        "tokens_per_entry": events / max(1, calls.get("xadd", 0)),
+        "provider_lag_p99_ms": lag_p99_ms,
+        "provider_utilisation": result["utilisation"],
+        "load_utilisation": max(one["utilisation"] for one in cuts),
+        **faults,
+        "void": any(faults.values()),
+        "generators": busiest > BUSY or lag_p99_ms > 20.0,
+    }
+
+
+# --- one request
+
+
+def _one_request(server: Server, simulate: dict[str, Any]) -> tuple[int, int]:
+    """Microseconds from the request to its first event, and to its first token, over two connections that stand."""
+    with _connection(server) as create, _connection(server) as follow:
+        began = time.monotonic_ns()
+        stream_id = _create(create, simulate)
+        event = token = 0
+        received = _follow(follow, stream_id)
+        while not token:
+            data = follow.recv(65_536)
+            now = time.monotonic_ns()
+            received += data
+            event = event or (_FIRST in received and now) or 0
+            token = (_TOKEN in received and now) or 0
+            if not data:
+                raise Void(f"a stream ended before its first token: {received[-300:]!r}")
+        return (event - began) // 1000, (token - began) // 1000
+
+
+def _counted_request(parts: Parts, server: Server) -> dict[str, Any]:
+    """What Redis did from a request until its first event: the answer then waits, so nothing of it comes later.
+
+    Redis's own count of its reads from clients is the number of round trips: what leaves together is read at once.
+    """
+    with _connection(server) as create, _connection(server) as follow:
+        reads, counts = _reads(parts), RedisCounts(parts.redis)
+        stream_id = _create(create, {"tokens": 5, "stall_after": 0})
+        received = _follow(follow, stream_id)
+        while _FIRST not in received:
+            received += follow.recv(65_536)
+        commands = counts.since()[1]
+        round_trips = _reads(parts) - reads
+        create.sendall(
+            f"POST /v1/streams/{stream_id}/cancel HTTP/1.1\r\nHost: bench\r\nContent-Length: 0\r\n\r\n".encode()
+        )
+        _response(create)
+    for own in ("info", "client|list"):
+        commands.pop(own, None)
+    return {"round_trips": round_trips - _OWN_READS, "commands": commands}
+
+
+_OWN_READS = 5
+"""Of the reads between two looks at their number, so many are our own: two INFO before, two after, and the last look."""
+
+
+def _reads(parts: Parts) -> int:
+    stats: Any = parts.redis.info("stats")
+    return int(stats.get("total_reads_processed", 0))
+
+
+def _connection(server: Server) -> socket.socket:
+    sock = socket.create_connection((server.host, server.port), timeout=20.0)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def _create(sock: socket.socket, simulate: dict[str, Any]) -> str:
+    body = orjson.dumps({"model": "bench", "messages": [{"role": "user", "content": "hi"}], "simulate": simulate})
+    head = f"POST /v1/streams HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    sock.sendall(head.encode() + body)
+    return str(orjson.loads(_response(sock))["id"])
+
+
+def _follow(sock: socket.socket, stream_id: str) -> bytes:
+    sock.sendall(f"GET /v1/streams/{stream_id}/events HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
+    return b""
+
+
+def _response(sock: socket.socket) -> bytes:
+    """The body of a short response with a length. Raises Void when it is not a success."""
+    received = b""
+    while True:
+        data = sock.recv(65_536)
+        received += data
+        head, blank, body = received.partition(b"\r\n\r\n")
+        if not data:
+            raise Void("the gateway closed the connection")
+        length = next(
+            (int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0
+        )
+        if blank and len(body) >= length:
+            if not head.startswith(b"HTTP/1.1 2"):
+                raise Void(f"the gateway answered {head[:30]!r} {body[:200]!r}")
+            return body

@@ -1,0 +1,170 @@
+"""`midstream bench` from outside, in very small."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+import redis.asyncio
+
+from bench import store
+from bench.guard import judge, storm
+from bench.parts import Cores, Parts
+from bench.report import OURS, PEER
+from bench.sizes import QUICK
+from midstream import cli
+from shared.errors import Unusable
+from tests.support.needs import needs
+from tests.support.redis_server import RedisServer
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+needs_linux = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the bench reads /proc")
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "midstream.cli", "bench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@needs_linux
+def test_quick_runs_through_beside_the_ordinary_way(tmp_path: Path) -> None:
+    for part in ("matplotlib", "sse_starlette"):
+        needs(part, importlib.util.find_spec(part))
+    out, png = tmp_path / "bench.json", tmp_path / "bench.png"
+    ran = bench(
+        *("W1", "--quick", "--readers", "20", "--rate", "400", "--seconds", "0.5"),
+        *("--json", str(out), "--plot", str(png)),
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stderr == ""
+    assert png.read_bytes().startswith(_PNG)
+    told = json.loads(out.read_text())
+    sides = told["workloads"]["W1"]["sides"]
+    for side in (OURS, PEER):
+        (run,) = sides[side]["runs"]
+        assert 150 < run["events"] < 400
+        assert 0 < run["p50_ms"] <= run["p99_ms"] <= run["max_ms"]
+        assert run["server_us_per_event"] > 0
+        assert run["missing"] == run["doubled"] == run["out_of_order"] == 0
+        assert [step["offered_per_s"] for step in run["curve"]]
+        assert sides[side]["medians"]["p50_ms"] == run["p50_ms"]
+    ratio = told["workloads"]["W1"]["ratios"]["server_us_per_event"]
+    medians = [sides[side]["medians"]["server_us_per_event"] for side in (OURS, PEER)]
+    assert ratio == pytest.approx(medians[1] / medians[0])
+    assert told["void"] is False
+    assert {"machine", "versions", "settings", "cores"} <= told.keys()
+    for line in ("W1  many streams, a reader each", "gateway CPU per event", "ratio"):
+        assert line in ran.stdout
+
+
+@needs_linux
+def test_redis_pays_less_for_tokens_that_share_an_entry() -> None:
+    with Parts(Cores()) as parts:
+        one, many = (store.w6(parts, QUICK, print, units=(unit,)) for unit in (1, 16))
+    assert 5 < many["bytes_per_token_16"] < one["bytes_per_token_1"] < 60
+    assert 0.05 < many["us_per_token_16"] < one["us_per_token_1"] < 500
+
+
+class Lossy:
+    """A gateway that serves logs as they grow, and leaves out one token of each."""
+
+    def __init__(self, redis_url: str, *, without: int) -> None:
+        self._client = redis.asyncio.Redis.from_url(redis_url, protocol=2, max_connections=100, socket_timeout=None)
+        self._without = b"1-%d" % without
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        await self._client.aclose()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError, redis.RedisError, asyncio.CancelledError):
+            request = await reader.readuntil(b"\r\n\r\n")
+            stream_id, last = request.split(b"/")[3].decode(), b"0-0"
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+            while not writer.is_closing() and not reader.at_eof():
+                reply: Any = await self._client.xread({f"midstream:{{{stream_id}}}:log": last}, block=200)
+                for last, fields in reply[0][1] if reply else ():
+                    text = fields.get(b"t")
+                    if text is not None and last != self._without:
+                        writer.write(b'id: %b\ndata: {"token":"%b"}\n\n' % (last, text))
+                await writer.drain()
+        writer.close()
+
+
+@needs_linux
+async def test_a_gateway_that_loses_a_token_makes_the_figure_void(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    with RedisServer() as server:
+        async with Lossy(server.url, without=5) as lossy:
+            where = ("--url", lossy.url, "--redis", server.url)
+            small = ("--quick", "--readers", "4", "--rate", "80", "--seconds", "0.5", "--json", str(out))
+            ran = await asyncio.to_thread(bench, "W1", "W5", *where, *small)
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "VOID" in ran.stdout
+    assert "W5 left out" in ran.stdout
+    (run,) = json.loads(out.read_text())["workloads"]["W1"]["sides"][OURS]["runs"]
+    assert run["void"] is True
+    assert run["missing"] == 4
+    assert run["doubled"] == run["out_of_order"] == 0
+
+
+@needs_linux
+def test_the_guard_sees_a_gateway_whose_readers_share_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Parts(Cores()) as parts:
+        assert judge(storm(parts)) == 0, capsys.readouterr().out
+        assert judge(storm(parts, page_cache_bytes_max=0, page_events=16, ring_events=16)) == 1
+    said = capsys.readouterr().out
+    assert "OVER storm: log reads for all readers" in said
+    assert "must share its pages" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["W9"], "W1, W2"),
+        (["W1", "--rate", "nan"], "a number from 1"),
+        (["W1", "--readers", "20001"], "from 1 to 20000"),
+        (["--runs", "0"], "a whole number from 1 to 20"),
+    ],
+)
+def test_wrong_options_say_what_would_be_right(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["bench", *arguments])
+    assert left.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--url", "http://127.0.0.1:1"], "--url needs --redis"),
+        (["--plot", "x.jpg"], "ends in .png"),
+        (["--json", "/nowhere/at/all.json"], "there is no folder"),
+        (["guard", "W1"], "guard stands alone"),
+        (["--pid", "gateway=x"], "of a process of this machine"),
+        (["--cores", "server=99,load=0"], "server=A,load=B"),
+    ],
+)
+def test_options_that_cannot_work_say_why(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", *arguments]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_cores_are_told_by_name() -> None:
+    with pytest.raises(Unusable, match="of the cores"):
+        Cores.of("server=0")
+    assert "not pinned" in Cores().told()
