@@ -1,0 +1,130 @@
+"""Which pages may use the gateway: those of its own origin, and of the origins that MIDSTREAM_CORS_ORIGINS names.
+
+A browser lets a page read another origin's answer only if that answer says so (the Fetch standard's CORS protocol). But
+it sends many requests before it knows: a form's POST, an `<img src="…/stream?prompt=…">`, an EventSource. So what changes
+something is refused here when it comes from a page of another origin; otherwise any web page could have answers generated
+by a gateway that its visitor's browser can reach. Only browsers send `Origin` and `Sec-Fetch-Site`, and their pages cannot
+change them; a request that has neither comes from a program, which is not meant here.
+"""
+
+from __future__ import annotations
+
+import re
+
+from starlette.responses import Response
+
+from gateway.connection import Scope
+from gateway.problems import Problem
+from shared.errors import Unusable
+
+Headers = list[tuple[bytes, bytes]]
+
+_EXPOSED = b"X-Stream-Id, Location, Retry-After, ETag"
+_METHODS = b"GET, POST, DELETE"
+_MAX_AGE_SECONDS = b"7200"  # Chromium keeps it no longer
+_READING = ("GET", "HEAD", "OPTIONS")
+_CREATING_PATH = "/stream"
+_ORIGINS_MAX = 100
+_HEADER_NAMES_BYTES_MAX = 4096
+_ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?|[a-z][a-z0-9+.-]*-extension://[a-z0-9-]+")
+_HEADER_NAMES = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+( *, *[A-Za-z0-9!#$%&'*+.^_`|~-]+)*")
+_DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
+
+
+class Cors:
+    """What each request may, by where it comes from. `origins` is the setting: exact origins, or `*` for all."""
+
+    def __init__(self, origins: str) -> None:
+        """Raises Unusable."""
+        listed = [one.strip().lower().rstrip("/") for one in origins.split(",") if one.strip()]
+        self._everybody = listed == ["*"]
+        for one in [] if self._everybody else listed:
+            if not _ORIGIN.fullmatch(one):
+                raise Unusable(
+                    f"MIDSTREAM_CORS_ORIGINS: {one[:80]!r} is no origin: "
+                    "https://app.example.com is one (no path), several are separated by commas, and * alone is all"
+                )
+        if len(listed) > _ORIGINS_MAX:
+            raise Unusable(f"MIDSTREAM_CORS_ORIGINS: {len(listed)} origins are told, and {_ORIGINS_MAX} are the most")
+        self._allowed = frozenset(one.encode() for one in listed)
+
+    def headers(self, scope: Scope) -> Headers:
+        """What every answer to this request has."""
+        if not self._allowed:
+            return []
+        if self._everybody:
+            return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", _EXPOSED)]
+        origin = _header(scope, b"origin")
+        if origin is None or origin not in self._allowed:
+            return [(b"vary", b"origin")]
+        return [
+            (b"access-control-allow-origin", origin),
+            (b"access-control-expose-headers", _EXPOSED),
+            (b"vary", b"origin"),
+        ]
+
+    def preflight(self, scope: Scope) -> Response | None:
+        """The answer to a browser that asks whether a page may send a request; None if this is no such question.
+
+        The headers that say yes are added to it as to every answer. A page that is let in may send any header: to let it
+        in is to trust it, and clients' libraries send many. Raises Problem 403.
+        """
+        if scope["method"] != "OPTIONS" or _header(scope, b"access-control-request-method") is None:
+            return None
+        origin = _header(scope, b"origin")
+        if origin is None or not (self._allows(origin) or _is_same_origin(scope, origin)):
+            raise _refused(origin or b"")
+        asked = _header(scope, b"access-control-request-headers") or b""
+        allowed = asked if len(asked) <= _HEADER_NAMES_BYTES_MAX and _HEADER_NAMES.fullmatch(asked) else b""
+        response = Response(status_code=204)
+        response.raw_headers += [
+            (b"access-control-allow-methods", _METHODS),
+            (b"access-control-allow-headers", allowed),
+            (b"access-control-max-age", _MAX_AGE_SECONDS),
+            (b"vary", b"access-control-request-headers"),
+        ]
+        return response
+
+    def check(self, scope: Scope) -> None:
+        """Raises Problem 403 if a page of an origin that is not let in wants to change something, or a WebSocket.
+
+        A WebSocket, because browsers open one to anywhere and let the page read it.
+        """
+        if scope["type"] == "http" and scope["method"] in _READING and scope["path"] != _CREATING_PATH:
+            return
+        origin = _header(scope, b"origin")
+        if origin is not None:
+            if not (self._allows(origin) or _is_same_origin(scope, origin)):
+                raise _refused(origin)
+        elif _header(scope, b"sec-fetch-site") in (b"cross-site", b"same-site") and not self._everybody:
+            raise _refused(b"another site")  # a link, an image, a frame: browsers do not say whose
+
+    def _allows(self, origin: bytes) -> bool:
+        return self._everybody or origin in self._allowed
+
+
+def _is_same_origin(scope: Scope, origin: bytes) -> bool:
+    """The browser says so; or, over plain HTTP, where it says nothing, the host is the one that was asked.
+
+    A proxy may have changed `Host`. It then tells the one that was asked, which no page can (it would need a preflight).
+    """
+    site = _header(scope, b"sec-fetch-site")
+    if site is not None:
+        return site == b"same-origin"
+    scheme, _, host = origin.partition(b"://")
+    default_port = _DEFAULT_PORTS.get(scheme, b"")
+    asked = (_header(scope, b"host"), _header(scope, b"x-forwarded-host"))
+    return bool(host) and any(one is not None and one.removesuffix(default_port) == host for one in asked)
+
+
+def _refused(origin: bytes) -> Problem:
+    who = origin[:200].decode("latin-1")
+    return Problem(403, f"pages of {who} may not do this; the operator can let them in with MIDSTREAM_CORS_ORIGINS")
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    for one, value in scope["headers"]:
+        if one == name:
+            lowered: bytes = value.strip().lower()
+            return lowered
+    return None

@@ -1,0 +1,125 @@
+"""The bare text of an answer: `GET /v1/streams/{id}/text`, and `Accept: text/plain`.
+
+Text has no room for anything else: no ids, no comments that keep a silent connection alive, no word about the end. So
+how the body ends says it: as HTTP wants it after `done`, and cut off without its last chunk after anything else. And
+what has been sent cannot be taken back: where an attempt begins anew, the body is cut off too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from itertools import accumulate
+
+import orjson
+
+from gateway.connection import Connection
+from gateway.faces import Encoder
+from gateway.problems import Problem
+from gateway.readers import Reader
+from shared import events
+from shared.events import Event, text_of
+from shared.ids import EventId
+from shared.lifecycle import History
+
+_TAKEN_BACK = b"\xff"
+"""Stands in an encoded body where it must end. No UTF-8 has this byte."""
+
+
+class TextFace:
+    """The text of the first choice, and nothing else."""
+
+    media_type = b"text/plain; charset=utf-8"
+    keep_alive = b""
+    remembers = True
+    cut_unless_done = True
+    comes_back = False
+
+    def encoder(self, stream_id: str) -> Encoder:
+        return _TextEncoder()
+
+    def hello(self, retry_milliseconds: int) -> bytes:
+        return b""
+
+    def live(self, offset: int) -> bytes:
+        return b""
+
+    def farewell(self, retry_milliseconds: int) -> bytes:
+        return b""
+
+
+class _TextEncoder:
+    def __init__(self) -> None:
+        self._deltas = self._deltas_to_text = 0
+        """How many deltas stand, and how many of them up to the last that has text."""
+
+    def token(self, event_id: bytes, value: bytes) -> bytes:
+        self._deltas += 1
+        self._deltas_to_text = self._deltas
+        return value
+
+    def other(self, event: Event) -> bytes:
+        if event.field == events.DELTA:
+            self._deltas += 1
+            text = text_of(event.field, event.value).encode()
+            if text:
+                self._deltas_to_text = self._deltas
+            return text
+        if event.field == events.RESTARTED:
+            self._deltas = orjson.loads(event.value)["base"]
+            if self._deltas_to_text > self._deltas:
+                self._deltas_to_text = self._deltas
+                return _TAKEN_BACK
+        return b""
+
+
+class TextSink:
+    """A reader's connection, which is cut off where its text is taken back."""
+
+    def __init__(self, connection: Connection, reader: Reader) -> None:
+        self._connection = connection
+        self._reader = reader
+
+    def send(self, body: bytes, chunk: bytes) -> bool:
+        if _TAKEN_BACK not in body:
+            return self._connection.send(body, chunk)
+        self.cut(body)
+        asyncio.get_running_loop().call_soon(self._reader.lost)  # not now: whoever sends is walking through the readers
+        return False
+
+    def finish(self, body: bytes) -> None:
+        if _TAKEN_BACK in body:
+            self.cut(body)
+        else:
+            self._connection.finish(body)
+
+    def cut(self, body: bytes) -> None:
+        standing, taken_back, _ = body.partition(_TAKEN_BACK)
+        if taken_back:
+            self._reader.outcome = "error"
+        self._connection.cut(standing)
+
+
+def text_after(history: History, cursor: EventId | None, after_bytes: int) -> tuple[bytes, EventId]:
+    """The text that stands, after a cursor or after so many bytes; and the id up to which the client has it.
+
+    Raises Problem 400, 409.
+    """
+    if cursor is None:
+        pieces = [text_of(*item).encode() for item in history.items]
+        size = sum(map(len, pieces))
+        if after_bytes and history.took_back_text:
+            raise Problem(409, "text was taken back when an attempt began anew: read it again from the beginning")
+        if after_bytes > size:
+            raise Problem(400, f"after_bytes is {after_bytes}, but there are only {size} bytes of text")
+        ends = list(accumulate(map(len, pieces)))
+        had = bisect_right(ends, after_bytes) if after_bytes else 0
+        return b"".join(pieces)[after_bytes:], EventId(history.attempt, had)
+    has = cursor.offset or history.bases.get(cursor.attempt, 0)
+    later = (base for attempt, base in history.bases.items() if attempt > cursor.attempt)
+    if any(base < has for base in later):
+        raise Problem(409, f"text before {cursor} was taken back since: read it again from the beginning")
+    return "".join(text_of(*item) for item in history.items[has:]).encode(), cursor
+
+
+TEXT = TextFace()

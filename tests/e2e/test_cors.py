@@ -1,0 +1,354 @@
+"""Which pages may use the gateway: asked by hand, and by Chromium from pages of other origins."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, async_playwright
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from tests.support.needs import needs
+from tests.support.system import System
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+APP, OTHER = "https://app.example.com", "https://other.example.com"
+FAST = {"tokens": 20, "tokens_per_second": 0}
+ASKED = "authorization, content-type, idempotency-key, last-event-id, x-midstream-on-disconnect, x-stainless-arch"
+PATHS = [
+    "/v1/streams",
+    "/v1/streams/{}",
+    "/v1/streams/{}/events",
+    "/v1/streams/{}/cancel",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/models",
+    "/api/chat",
+    "/stream",
+]
+_ARGUMENTS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync".split()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running() -> AsyncIterator[System]:
+    """The first gateway lets one application in, the second nobody, the third everybody."""
+    async with System(gateways=3) as system:
+        for index, origins in ((0, f"{APP}, https://second.example.com:8443"), (2, "*")):
+            gateway = system.gateways[index]
+            gateway.kill()
+            gateway.settings["cors_origins"] = origins
+            await system.start_gateway(index)
+        yield system
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stream_id(running: System) -> str:
+    created = await running.create("cors", simulate=FAST)
+    await running.until_status(created, "completed")
+    return created
+
+
+def cross(origin: str, **more: str) -> dict[str, str]:
+    """What a browser adds to a request of a page from there."""
+    return {
+        "origin": origin,
+        "sec-fetch-site": "cross-site",
+        **{name.replace("_", "-"): told for name, told in more.items()},
+    }
+
+
+def preflight_of(origin: str, method: str = "POST") -> dict[str, str]:
+    return cross(origin, access_control_request_method=method, access_control_request_headers=ASKED)
+
+
+def allowed(response: Any) -> str | None:
+    told: str | None = response.headers.get("access-control-allow-origin")
+    return told
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_preflight(system: System, stream_id: str, path: str) -> None:
+    url = path.format(stream_id)
+    yes = await system.http.options(system.gateway_url(0) + url, headers=preflight_of(APP))
+    assert (yes.status_code, yes.content, allowed(yes)) == (204, b"", APP)
+    assert {"GET", "POST", "DELETE"} <= set(yes.headers["access-control-allow-methods"].split(", "))
+    assert set(ASKED.split(", ")) <= set(yes.headers["access-control-allow-headers"].split(", "))
+    assert 0 < int(yes.headers["access-control-max-age"]) <= 86_400
+    assert "origin" in yes.headers["vary"].lower()
+    for index, origin in ((0, OTHER), (1, APP), (1, "null"), (0, APP + ".evil.com"), (0, APP.replace("https", "http"))):
+        no = await system.http.options(system.gateway_url(index) + url, headers=preflight_of(origin))
+        assert (no.status_code, allowed(no)) == (403, None)
+    everybody = await system.http.options(system.gateway_url(2) + url, headers=preflight_of(OTHER))
+    assert (everybody.status_code, allowed(everybody)) == (204, "*")
+
+
+async def test_answers_of_every_kind(system: System, stream_id: str) -> None:
+    """Errors and streams too: without the header a page's script would not even be told the status."""
+    streams = "/v1/streams"
+    for method, path, headers, status in (
+        ("GET", f"{streams}/{stream_id}", {}, 200),
+        ("GET", f"{streams}/{stream_id}/events", {}, 200),
+        ("GET", f"{streams}/{stream_id}/events", {"accept": "application/x-ndjson"}, 200),
+        ("GET", f"{streams}/{stream_id}/text", {}, 200),
+        ("GET", f"{streams}/{stream_id}/events?last_event_id=9-9", {}, 204),
+        ("GET", f"{streams}/{stream_id}/events?last_event_id=x", {}, 400),
+        ("GET", f"{streams}/nonsense", {}, 404),
+        ("GET", "/nowhere", {}, 404),
+        ("PUT", streams, {}, 405),
+        ("POST", streams, {}, 400),
+        ("POST", "/v1/chat/completions", {}, 400),
+        ("GET", "/stream?prompt=hello", {}, 200),
+    ):
+        where = f"{method} {path}"
+        for index, origin in ((0, APP), (2, "*")):
+            response = await system.http.request(
+                method,
+                system.gateway_url(index) + path,
+                headers={**cross(APP), **headers},
+                content=b"" if method != "GET" else None,
+            )
+            assert (response.status_code, allowed(response)) == (status, origin), where
+            assert "x-stream-id" in response.headers["access-control-expose-headers"].lower(), where
+            if index == 0:
+                assert "origin" in response.headers["vary"].lower(), where
+
+
+async def test_nobody_is_let_in_who_is_not_named(system: System, stream_id: str) -> None:
+    for index, origin in ((0, OTHER), (1, APP)):
+        response = await system.http.get(system.events_url(stream_id, gateway=index), headers=cross(origin))
+        assert allowed(response) is None
+    plain = await system.http.get(system.events_url(stream_id, gateway=1))
+    assert not [name for name in plain.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/streams"),
+        ("POST", "/v1/streams/{}/cancel"),
+        ("DELETE", "/v1/streams/{}"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/responses"),
+        ("POST", "/api/chat"),
+        ("GET", "/stream?prompt=mine"),
+    ],
+)
+async def test_what_changes_something_is_refused_to_other_pages(
+    system: System, stream_id: str, method: str, path: str
+) -> None:
+    """A form or an image is sent without a preflight, and its sender need not see the answer to do harm."""
+    body: dict[str, Any] = (
+        {"json": {"model": "m", "messages": [{"role": "user", "content": "x"}], "input": "x"}}
+        if method == "POST"
+        else {}
+    )
+    before = len(await system.logs())
+    for told in (
+        cross(OTHER),
+        {"origin": "null", "sec-fetch-site": "cross-site"},
+        {"origin": OTHER},
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"},
+        {"sec-fetch-site": "same-site", "sec-fetch-mode": "navigate"},
+    ):
+        for index in (0, 1):
+            url = system.gateway_url(index) + path.format(stream_id)
+            response = await system.http.request(method, url, headers=told, **body)
+            assert response.status_code == 403, told
+            problem = response.json()
+            message = problem["error"]["message"] if "error" in problem else problem["detail"]
+            assert "error" in problem or not path.startswith(("/v1/chat", "/v1/responses"))
+            assert "MIDSTREAM_CORS_ORIGINS" in message
+    assert len(await system.logs()) == before
+
+
+async def test_the_same_origin_and_programs_are_free(system: System) -> None:
+    """The page that the gateway itself serves, also over plain HTTP and behind a proxy; and whoever is no browser."""
+    url = f"{system.gateway_url(1)}/v1/streams"
+    host = system.gateway_url(1).removeprefix("http://")
+    body = {"messages": [{"role": "user", "content": "x"}], "simulate": FAST}
+    for told in (
+        {},
+        {"origin": f"http://{host}"},
+        {"origin": f"http://{host}", "sec-fetch-site": "same-origin"},
+        {"origin": "https://chat.example.com", "sec-fetch-site": "same-origin"},
+        {"origin": "https://chat.example.com", "host": "chat.example.com"},
+        {"origin": "https://chat.example.com", "host": "chat.example.com:443"},
+        {"origin": "https://chat.example.com", "x-forwarded-host": "chat.example.com"},
+        {"sec-fetch-site": "none"},
+    ):
+        assert (await system.http.post(url, headers=told, json=body)).status_code == 201, told
+    link = await system.http.get(f"{system.gateway_url(1)}/stream?prompt=typed", headers={"sec-fetch-site": "none"})
+    assert link.status_code == 200
+
+
+async def test_websockets(system: System, stream_id: str) -> None:
+    """Browsers open them to anywhere, and let the page read: so the gateway must look who it is."""
+    for index, origin, status in ((0, APP, 101), (0, OTHER, 403), (1, APP, 403), (1, None, 101), (2, OTHER, 101)):
+        url = f"{system.gateway_url(index).replace('http', 'ws', 1)}/v1/streams/{stream_id}/ws"
+        try:
+            async with connect(url, origin=origin, proxy=None) as socket:  # type: ignore[arg-type]  # an Origin is a str
+                events = [json.loads(message)["event"] async for message in socket]
+                assert (events[0], events[-1]) == ("started", "done")
+                reached = 101
+        except InvalidStatus as refused:
+            reached = refused.response.status_code
+        assert reached == status, (index, origin)
+
+
+@pytest.mark.parametrize(
+    "origins", ["app.example.com", "https://app.example.com/path", "*,https://a.example", "https://*"]
+)
+async def test_a_setting_that_is_wrong_is_named(system: System, origins: str) -> None:
+    gateway = system.gateways[1]
+    gateway.kill()
+    right, gateway.settings["cors_origins"] = gateway.settings.get("cors_origins", ""), origins
+    try:
+        gateway.start()
+        assert await gateway.exit_code() != 0
+        assert "MIDSTREAM_CORS_ORIGINS" in gateway.logged()
+    finally:
+        gateway.settings["cors_origins"] = right
+        await system.start_gateway(1)
+
+
+# --- Chromium
+
+
+class _Blank(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<!doctype html><title>a page</title>")
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def site() -> Iterator[str]:
+    """Another origin: a server of blank pages."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Blank)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    needs("chromium (Debian: apt install chromium)", program)
+    async with async_playwright() as playwright:
+        started = await playwright.chromium.launch(executable_path=program, args=_ARGUMENTS)
+        yield started
+        await started.close()
+
+
+_USE = """async ([base, id, prompt]) => {
+    const outcome = work => work.then(told => told, () => 'refused');
+    const source = url => new Promise((resolve, reject) => {
+        const one = new EventSource(url), tokens = [];
+        one.onmessage = told => told.data === '[DONE]' ? (one.close(), resolve(tokens.length)) : tokens.push(told.data);
+        one.addEventListener('done', () => { one.close(); resolve(tokens.length); });
+        one.onerror = () => { one.close(); reject(); };
+    });
+    const json = {'content-type': 'application/json', 'x-stainless-lang': 'js', authorization: 'Bearer x'};
+    const body = JSON.stringify({messages: [{role: 'user', content: prompt}], simulate: {tokens: 3}});
+    return {
+        created: await outcome(fetch(`${base}/v1/streams`, {method: 'POST', headers: json, body})
+            .then(response => [response.status, response.headers.get('location') !== null])),
+        events: await outcome(source(`${base}/v1/streams/${id}/events`)),
+        missing: await outcome(fetch(`${base}/v1/streams/nonsense`).then(response => response.status)),
+        resumed: await outcome(fetch(`${base}/v1/streams/${id}/events`,
+            {headers: {'last-event-id': '1-18', accept: 'application/x-ndjson'}})
+            .then(response => response.text()).then(text => text.trim().split('\\n').length)),
+        asked: await outcome(source(`${base}/stream?prompt=${prompt}`).then(count => count > 0)),
+        socket: await outcome(new Promise((resolve, reject) => {
+            const one = new WebSocket(`${base.replace('http', 'ws')}/v1/streams/${id}/ws`);
+            one.onmessage = () => { one.close(); resolve('open'); };
+            one.onerror = () => reject();
+        })),
+    };
+}"""
+_EVERYTHING = {"created": [201, True], "events": 20, "missing": 404, "resumed": 3, "asked": True, "socket": "open"}
+_NOTHING = dict.fromkeys(_EVERYTHING, "refused")
+
+
+async def used(browser: Browser, origin: str, *arguments: str) -> Any:
+    page: Page = await browser.new_page()
+    await page.goto(origin)
+    try:
+        return await page.evaluate(_USE, list(arguments))
+    finally:
+        await page.close()
+
+
+async def test_pages_in_chromium(system: System, stream_id: str, browser: Browser) -> None:
+    with site() as friend, site() as stranger:
+        async with System(gateway_settings={"cors_origins": friend}) as own:
+            created = await own.create("mine", simulate=FAST)
+            await own.until_status(created, "completed")
+            assert await used(browser, friend, own.gateway_url(), created, "friend") == _EVERYTHING
+            home = f"{own.gateway_url()}/healthz"
+            assert await used(browser, home, own.gateway_url(), created, "home") == _EVERYTHING
+            before = len(await own.logs())
+            assert await used(browser, stranger, own.gateway_url(), created, "stranger") == _NOTHING
+            assert len(await own.logs()) == before, "nothing was generated for a stranger's page"
+
+
+_IMAGE = """url => new Promise((resolve, reject) => {
+    const image = new Image();
+    image.onerror = resolve;
+    image.onload = reject;
+    image.src = url;
+})"""
+_FORM = """url => {
+    document.body.innerHTML = `<form method="post" enctype="text/plain" action="${url}"><input></form>`;
+    const input = document.querySelector('input');
+    input.name = '{"messages":[{"role":"user","content":"form"}],"x":"';
+    input.value = '"}';
+    document.forms[0].submit();
+}"""
+_LINK = "url => { location = url; }"
+
+
+@pytest.mark.parametrize(
+    ("script", "path"), [(_FORM, "/v1/streams"), (_LINK, "/stream?prompt=link")], ids=["form", "link"]
+)
+async def test_a_strangers_form_and_link_in_chromium(system: System, browser: Browser, script: str, path: str) -> None:
+    """What needs no script's leave at all; but for the origin, the request is as good as any."""
+    before = len(await system.logs())
+    page = await browser.new_page()
+    with site() as stranger:
+        await page.goto(stranger)
+        url = system.gateway_url(1) + path
+        async with page.expect_response(url) as answer, asyncio.timeout(20):
+            await page.evaluate(script, url)
+        assert (await answer.value).status == 403
+        await page.close()
+    assert len(await system.logs()) == before
+
+
+async def test_a_strangers_image_in_chromium(system: System, browser: Browser) -> None:
+    before = len(await system.logs())
+    page = await browser.new_page()
+    with site() as stranger:
+        await page.goto(stranger)
+        await page.evaluate(_IMAGE, f"{system.gateway_url(1)}/stream?prompt=image")
+        await page.close()
+    assert len(await system.logs()) == before

@@ -1,0 +1,161 @@
+"""Lines of JSON, WebSocket frames, bare text, and the choice between them: bytes in, bytes out."""
+
+from __future__ import annotations
+
+import json
+import timeit
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from websockets.client import ClientProtocol
+from websockets.frames import Frame
+from websockets.protocol import OPEN
+from websockets.uri import parse_uri
+
+from gateway.accept import NDJSON as LINES
+from gateway.accept import SSE, preferred
+from gateway.accept import TEXT as PLAIN
+from gateway.facades.websocket import FACE, frame
+from gateway.faces import NATIVE, NDJSON, Face, encode, gap_event
+from gateway.text import TEXT
+from shared import events
+from shared.events import Event
+from shared.ids import EventId
+
+STARTED = Event(EventId(1, 0), events.STARTED, b'{"attempt":1,"model":"m","worker":"w","time":1.0}')
+DONE = Event(EventId(1, 9), events.DONE, b'{"finish_reason":"stop","usage":null,"time":2.0}')
+TEXTS = ["", "word", "ä ✓ 𝄞", '"quoted" \\ \n \r \t \x00', "one\u0085two\u2028three\u2029four’s", "x" * 70_000]
+
+
+def token(offset: int, text: str, attempt: int = 1) -> Event:
+    return Event(EventId(attempt, offset), events.TOKEN, text.encode())
+
+
+def delta(offset: int, **of: Any) -> Event:
+    return Event(EventId(1, offset), events.DELTA, orjson.dumps({"delta": of}))
+
+
+def shown(face: Face, *log: Event) -> bytes:
+    encoder = face.encoder("stream")
+    return b"".join(encode(encoder, event) for event in log)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_line_is_a_line_for_every_reader(text: str) -> None:
+    """Also for those that split at what Unicode calls a line end, as httpx does."""
+    body = shown(NDJSON, STARTED, token(1, text), delta(2, reasoning_content=text), DONE)
+    lines = body.split(b"\n")
+    assert lines.pop() == b""
+    assert list(httpx.Response(200, content=body).iter_lines()) == [line.decode() for line in lines]
+    parsed = [json.loads(line) for line in lines]
+    assert [one["id"] for one in parsed] == ["1-0", "1-1", "1-2", "1-9"]
+    assert parsed[1] == {"id": "1-1", "event": "message", "data": {"token": text}}
+    assert parsed[2]["data"] == {"delta": {"reasoning_content": text}}
+
+
+def test_what_has_no_id_says_null() -> None:
+    lines = NDJSON.live(7) + NDJSON.farewell(2000) + shown(NDJSON, gap_event(EventId(1, 3), EventId(1, 8)))
+    assert [json.loads(line) for line in lines.splitlines()] == [
+        {"id": None, "event": "live", "data": {"offset": 7}},
+        {"id": None, "event": "retry", "data": {"milliseconds": 2000}},
+        {"id": None, "event": "gap", "data": {"requested": "1-3", "first_available": "1-8"}},
+    ]
+
+
+def received(body: bytes) -> list[bytes]:
+    """What a WebSocket client makes of these bytes."""
+    client = ClientProtocol(parse_uri("ws://localhost/"), state=OPEN, max_size=None)
+    client.receive_data(body)
+    frames = client.events_received()
+    assert all(isinstance(one, Frame) and one.fin for one in frames)
+    return [bytes(one.data) for one in frames if isinstance(one, Frame)]
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65_535, 65_536, 100_000])
+def test_a_frame_of_every_size(size: int) -> None:
+    message = b"x" * size
+    assert received(frame(message) * 2) == [message, message]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_messages_are_what_lines_are(text: str) -> None:
+    log = (STARTED, token(1, text), token(2, "y" * 72), token(3, "y" * 73), delta(4, refusal=text), DONE)
+    messages = [json.loads(one) for one in received(shown(FACE, *log) + FACE.live(3) + FACE.farewell(5))]
+    lines = shown(NDJSON, *log) + NDJSON.live(3) + NDJSON.farewell(5)
+    assert messages == [json.loads(line) for line in lines.split(b"\n")[:-1]]
+
+
+def restarted(attempt: int, base: int) -> Event:
+    told = {"attempt": attempt, "base": base, "reason": "worker_lost", "model": "m", "worker": "w", "time": 1.0}
+    return Event(EventId(attempt, 0), events.RESTARTED, orjson.dumps(told))
+
+
+@pytest.mark.parametrize(
+    ("log", "taken_back"),
+    [
+        ([STARTED, token(1, "a"), token(2, "b"), restarted(2, 0)], True),
+        ([STARTED, token(1, "a"), token(2, "b"), restarted(2, 1)], True),
+        ([STARTED, token(1, "a"), token(2, "b"), restarted(2, 2)], False),
+        ([STARTED, restarted(2, 0)], False),
+        ([STARTED, delta(1, reasoning_content="hm"), restarted(2, 0)], False),
+        ([STARTED, token(1, "a"), delta(2, reasoning_content="hm"), restarted(2, 1)], False),
+        ([STARTED, delta(1, content="a"), restarted(2, 0)], True),
+        ([STARTED, token(1, "a"), restarted(2, 0), restarted(3, 0)], True),
+    ],
+)
+def test_text_says_where_it_is_taken_back(log: list[Event], taken_back: bool) -> None:
+    assert (b"\xff" in shown(TEXT, *log)) is taken_back
+    assert shown(TEXT, *log).count(b"\xff") <= 1
+
+
+def test_text_is_nothing_but_text() -> None:
+    log = [STARTED, delta(1, role="assistant"), token(2, "ä"), delta(3, content="b"), delta(4, refusal="c"), DONE]
+    second = Event(EventId(1, 5), events.DELTA, b'{"delta":{"content":"of another choice"},"index":1}')
+    assert shown(TEXT, *log, second) == "äb".encode()
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        ([], SSE),
+        ([""], SSE),
+        (["*/*"], SSE),
+        (["application/json"], SSE),
+        (["text/*"], SSE),
+        (["application/*"], LINES),
+        (["application/x-ndjson"], LINES),
+        (["Application/X-NDJSON ; charset=utf-8"], LINES),
+        (["application/x-ndjson, text/event-stream"], SSE),
+        (["application/x-ndjson, */*"], LINES),
+        (["application/x-ndjson;q=0.9, */*"], SSE),
+        (["application/x-ndjson;q=0.2, text/event-stream;q=0.1"], LINES),
+        (["text/plain"], PLAIN),
+        (["text/plain, application/x-ndjson"], LINES),
+        (["text/plain, application/x-ndjson;q=0.9"], PLAIN),
+        (["application/json, text/plain, */*"], SSE),
+        (["text/event-stream;q=0, text/*"], PLAIN),
+        (["text/plain;q=high"], PLAIN),
+        (["text/plain;q=7, text/event-stream;q=nan"], SSE),
+        (["text/plain;q=0"], SSE),
+        (["text/html", "application/x-ndjson"], LINES),
+        ([",;,=;q,,"], SSE),
+        (["x/y," * 10_000], SSE),
+    ],
+)
+def test_what_a_client_asks_for(accept: list[str], wanted: str) -> None:
+    scope = {"headers": [(b"host", b"h"), *((b"accept", one.encode()) for one in accept)]}
+    assert preferred(scope) == wanted
+
+
+@pytest.mark.parametrize("face", [NDJSON, FACE, TEXT])
+def test_a_token_costs_about_what_the_native_face_costs(face: Face) -> None:
+    """Its cost is per token and tail, whoever reads. The bound is loose: it is a machine with other work on it."""
+
+    def seconds(of: Face) -> float:
+        token_of = of.encoder("stream").token
+        return timeit.timeit(lambda: token_of(b"1-12345", b" garden"), number=500)
+
+    rounds = [(seconds(NATIVE), seconds(face)) for _ in range(60)]  # in turns: what disturbs one disturbs the other
+    assert min(its for _, its in rounds) < 2 * min(native for native, _ in rounds)
