@@ -71,7 +71,7 @@ class Ledger:
         if sum(map(len, self._slots)) > _ASKED_MAX:
             return self.tokens
         return self.tokens + sum(
-            tokens_between(note.noted, reader.reached(), reader.tail.base, reader.tail.ended)
+            tokens_between(note.noted, reader.reached(), reader.tail)
             for slot in self._slots
             for reader, note in slot.items()
         )
@@ -79,7 +79,7 @@ class Ledger:
     def opened(self, reader: Reader) -> None:
         self._opened += 1
         self._slots[self._opened % _SLOTS][reader] = reader.note = Note(
-            self._opened % _SLOTS, secrets.token_hex(6), reader.cursor, time.time()
+            self._opened % _SLOTS, secrets.token_hex(6), reader.had, time.time()
         )
 
     def closed(self, reader: Reader) -> None:
@@ -100,7 +100,7 @@ class Ledger:
         if self._under_way >= _UNDER_WAY_MAX:
             return
         reached = reader.reached()
-        self.tokens += tokens_between(note.noted, reached, reader.tail.base, reader.tail.ended)
+        self.tokens += tokens_between(note.noted, reached, reader.tail)
         note.noted = reached
         closed_at = None if outcome is None else time.time()
         delivered = Delivered(note.connection, self.gateway, note.start, note.noted, note.opened_at, closed_at, outcome)

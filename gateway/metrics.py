@@ -25,6 +25,7 @@ from shared.metrics import FAILURE_CODES, LOG_READ_REASONS, READER_OUTCOMES, STA
 
 if TYPE_CHECKING:
     from gateway.readers import Reader
+    from gateway.tail import Tail
 
 PROCESSES = metrics.PROCESSES.gauge()
 STARTS = metrics.PROCESS_STARTS.counter()
@@ -101,14 +102,17 @@ def written(sent_at: float) -> None:
     _LAG.observe(max(0.0, time.time() - sent_at))
 
 
-def tokens_between(noted: EventId, reached: EventId, base: int, ended: EventId | None) -> int:
-    """How many tokens a connection was sent between two ids. `base` is that of the newest attempt.
-
-    What it got of an attempt that has been overtaken since the last note is not known here, and not counted.
-    """
-    last = reached.offset - (1 if reached == ended and reached.offset else 0)  # the terminal event is no token
-    first = noted.offset if noted.attempt == reached.attempt and noted.offset > 0 else base
-    return max(0, last - first)
+def tokens_between(noted: EventId, reached: EventId, tail: Tail) -> int:
+    """How many tokens a connection was sent between two ids, in all attempts that this gateway has seen."""
+    tokens = 0
+    for attempt, base, end in (*tail.overtaken, (tail.attempt, tail.base, tail.offset)):
+        if noted.attempt <= attempt <= reached.attempt and attempt:
+            first = noted.offset if attempt == noted.attempt and noted.offset else base
+            last = reached.offset if attempt == reached.attempt else end
+            if tail.ended == (attempt, last) and last:
+                last -= 1  # the terminal event is no token
+            tokens += max(0, last - first)
+    return tokens
 
 
 def exposition() -> bytes:

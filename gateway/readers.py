@@ -57,6 +57,7 @@ class Reader:
         "cursor",
         "delivery",
         "drained",
+        "had",
         "note",
         "outcome",
         "position",
@@ -73,6 +74,8 @@ class Reader:
         self.sink = sink
         self.cursor = cursor
         """What it had when it came, or when it fell out of the ring; in the ring, `position` says more."""
+        self.had = cursor
+        """For the receipt: what it had when it came, also where the first of the rest stood in the response's head."""
         self.position = _OUT_OF_RING
         self.busy = False
         """Its socket is full, or pages are being read for it: it is passed over until that is over."""

@@ -82,10 +82,10 @@ class Subscribe:
         if cursor is not None and history.ended and cursor >= history.last:
             await _nothing_more(send)
             return
-        first = b"" if at_tail else text_after(history, cursor, after_bytes)
         reached = max(history.last, cursor or BEGINNING)
         if history.ended:
             reached = EventId(history.last.attempt, history.last.offset - 1)  # so that its end is seen
+        first, had = (b"", reached) if at_tail else text_after(history, cursor, after_bytes)
         headers = [_VARY]
         if history.status == "completed" and cursor is None and not after_bytes and not at_tail:
             etag = etag_of_end(history.last, "text")
@@ -93,7 +93,7 @@ class Subscribe:
                 await not_modified(send, etag, [*_HEADERS, _VARY])
                 return
             headers.append((b"etag", etag))
-        await self.follow(stream_id, reached, TEXT, scope, send, first=first, headers=tuple(headers))
+        await self.follow(stream_id, reached, TEXT, scope, send, first=first, headers=tuple(headers), had=had)
 
     async def prompt(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET /stream?prompt=`: makes a stream, once, and follows it however often the browser comes back."""
@@ -132,10 +132,11 @@ class Subscribe:
         first: bytes = b"",
         headers: tuple[tuple[bytes, bytes], ...] = (),
         representation: str = "",
+        had: EventId | None = None,
     ) -> None:
         """Answer a request with a stream from after `cursor` on; `first` stands before all of it.
 
-        With the name of a `representation`, the whole of an ended stream has an ETag. Raises Problem 404, 410, 503;
+        `had` is what the client has where `first` has the events from there up to the cursor. With the name of a `representation`, the whole of an ended stream has an ETag. Raises Problem 404, 410, 503;
         answers 204 when there is nothing after the cursor and never will be.
         """
         async with self.ready(stream_id, face) as tail:
@@ -150,6 +151,7 @@ class Subscribe:
                 headers = (*headers, (b"etag", etag))
             connection = Connection.of(scope)
             reader = self.reader(tail, face, connection, cursor, at_tail=at_tail)
+            reader.had = had or reader.cursor
             if face is TEXT:
                 reader.sink = TextSink(connection, reader)
             head = [(b"content-type", face.media_type), *_HEADERS, *headers]

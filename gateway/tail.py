@@ -64,6 +64,7 @@ class Tail:
         "next_id",
         "offset",
         "on_end",
+        "overtaken",
         "reading",
         "ready",
         "rings",
@@ -91,6 +92,8 @@ class Tail:
         """Its field."""
         self.end_sent_at = 0.0
         """When its sender sent it (Unix seconds), if it was pushed; 0 once that has been measured."""
+        self.overtaken: tuple[tuple[int, int, int], ...] = ()
+        """Attempts before the newest that this gateway has seen: number, deltas kept at its beginning, last offset."""
         self.base = 0
         """How many deltas of earlier attempts the newest one kept, as far as this gateway has seen it begin."""
         self.exists = False
@@ -305,6 +308,9 @@ class Tails:
             for event in carried or events_of(entry):
                 for ring in rings:
                     ring.append(event)
+        if entry.id.attempt != tail.attempt:
+            tail.overtaken = (*tail.overtaken, (tail.attempt, tail.base, tail.offset))
+            tail.base = 0
         tail.attempt, tail.offset = entry.id
         tail.kept, tail.next_id = -1, _NOTHING
         if entry.field in events.TERMINAL:

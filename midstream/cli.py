@@ -64,6 +64,10 @@ def _run(told: argparse.Namespace) -> int:
             as_json=told.json,
             give_up_seconds=told.give_up,
         )
+    if told.command == "top":
+        from midstream.top import top
+
+        return top(server=told.server, once=told.once, as_json=told.json)
     if told.command == "doctor":
         from midstream.doctor import doctor
 
@@ -131,6 +135,16 @@ def _parser() -> argparse.ArgumentParser:
     tail.add_argument(
         "--give-up", type=float, default=60.0, metavar="SECONDS", help="end when it cannot be reached for so long (60)"
     )
+
+    top = command("top", "What runs now: streams, rates, lag, workers and gateways, until Ctrl-C.")
+    top.add_argument(
+        "--server",
+        metavar="URL",
+        default=os.environ.get("MIDSTREAM_URL", "http://127.0.0.1:8000"),
+        help="the gateway (MIDSTREAM_URL, or http://127.0.0.1:8000)",
+    )
+    top.add_argument("--once", action="store_true", help="one snapshot, and the end")
+    top.add_argument("--json", action="store_true", help="as JSON; without --once one line a second")
 
     doctor = command(
         "doctor", "Does a stream reach its readers as it is sent? If not: which hop is at fault, what to change."

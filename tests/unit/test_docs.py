@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
-import json
 import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import pytest
 from midstream import cli
 from producer.attempt import Run
 from producer.provider import ProviderError, Refused
+from shared.metrics import FAILURE_CODES, defined
 from shared.settings import described
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +64,24 @@ def test_every_setting_that_is_spoken_of_exists(page: Path) -> None:
     assert spoken_of <= {one.env for one in described()} | {"MIDSTREAM_URL"}
 
 
+def test_the_metrics_page_is_the_generated_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["metrics", "--markdown"]) == 0
+    assert (_ROOT / "docs" / "reference" / "metrics.md").read_text() == capsys.readouterr().out
+
+
+def test_every_metric_that_is_spoken_of_exists() -> None:
+    exposed = {one.exposed for one in defined()}
+    for page in _PAGES:
+        spoken_of = set(
+            re.findall(r"`((?:midstream|gen_ai)_[a-z_]+(?:_total|_seconds|_bytes|_usage))\b", page.read_text())
+        )
+        assert spoken_of <= exposed, named(page)
+
+
+def test_the_failure_codes_have_metrics_of_their_own() -> None:
+    assert set(FAILURE_CODES) == failure_codes()
+
+
 def texts(node: ast.expr) -> Iterator[str]:
     """The texts that an expression is, where it says them itself."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -94,25 +110,3 @@ def test_the_failure_codes_are_documented_and_no_others() -> None:
     section = page.partition("## Failure codes")[2].partition("\n## ")[0]
     documented = set(re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE))
     assert documented == failure_codes()
-
-
-def test_what_docker_compose_starts_exists() -> None:
-    compose = (_ROOT / "docker-compose.yml").read_text()
-    redis, gateway, worker = (shlex.split(one) for one in re.findall(r"^    command: (.+)$", compose, re.MULTILINE))
-    assert redis[0] == "redis-server"
-    assert "noeviction" in redis
-    for program, option, module in (gateway, worker):
-        assert (program, option) == ("python", "-m")
-        assert importlib.util.find_spec(f"{module}.__main__")
-    for dockerfile in re.findall(r"^ +dockerfile: (.+)$", compose, re.MULTILINE):
-        assert (_ROOT / dockerfile).exists()
-    checks = [json.loads(check) for check in re.findall(r"^ +test: (.+)$", compose, re.MULTILINE)]
-    assert [check[:2] for check in checks] == [["CMD", "redis-cli"], ["CMD", "python"]]
-    compile(checks[1][-1], "healthcheck", "exec")
-
-
-def test_what_the_image_copies_exists() -> None:
-    dockerfile = (_ROOT / "deploy" / "Dockerfile").read_text()
-    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE)
-    for name in " ".join(copied).split():
-        assert (_ROOT / name).exists(), name

@@ -1,0 +1,487 @@
+"""Makes the dashboards beside it: `python deploy/grafana/make_dashboards.py [--check]`.
+
+A panel is a title, what it says, and its expressions; the JSON that Grafana wants around it is the same each time. Change
+them here: what is changed in Grafana is gone at its next start.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_DIRECTORY = Path(__file__).parent / "dashboards"
+_ROW_HEIGHT, _COLUMNS = 8, 24
+
+
+@dataclass
+class Panel:
+    title: str
+    says: str
+    expressions: dict[str, str]
+    """Legend to PromQL."""
+    unit: str = "short"
+    width: int = 8
+    kind: str = "timeseries"
+    stacked: bool = False
+    thresholds: tuple[float, ...] = field(default_factory=tuple)
+    """Where it turns yellow, and red."""
+
+
+def rate(metric: str, by: str = "") -> str:
+    return f"sum{f' by ({by})' if by else ''} (rate({metric}[$__rate_interval]))"
+
+
+def quantile(share: float, histogram: str) -> str:
+    return f"histogram_quantile({share}, sum by (le) (rate({histogram}_bucket[$__rate_interval])))"
+
+
+def quantiles(histogram: str) -> dict[str, str]:
+    return {f"p{share * 100:g}": quantile(share, histogram) for share in (0.5, 0.95, 0.99)}
+
+
+def share(part: str, whole: str) -> str:
+    return f"{part} / ({whole} > 0 or vector(1))"
+
+
+_FAILED = rate('midstream_streams_ended_total{status="failed"}')
+_UNDELIVERED = rate('midstream_receipt_tokens_total{fate="undelivered"}')
+
+OVERVIEW = [
+    Panel(
+        "Running answers", "What workers generate now.", {"": "sum(midstream_attempts_running)"}, width=4, kind="stat"
+    ),
+    Panel("Readers", "Connections that follow a stream now.", {"": "sum(midstream_readers)"}, width=4, kind="stat"),
+    Panel(
+        "Tokens/s",
+        "Appended to the logs, in all attempts.",
+        {"": rate("midstream_tokens_generated_total")},
+        width=4,
+        kind="stat",
+    ),
+    Panel(
+        "First token (p95)",
+        "From a request's acceptance, with the queue and all tries.",
+        {"": quantile(0.95, "midstream_time_to_first_token_seconds")},
+        "s",
+        width=4,
+        kind="stat",
+        thresholds=(5, 10),
+    ),
+    Panel(
+        "Failed streams",
+        "Of those that ended, what readers saw fail.",
+        {"": share(_FAILED, rate("midstream_streams_ended_total"))},
+        "percentunit",
+        width=4,
+        kind="stat",
+        thresholds=(0.01, 0.05),
+    ),
+    Panel(
+        "Redis memory left",
+        "To its maxmemory. At 0 answers end as log_full.",
+        {"": "min(midstream_redis_headroom_bytes / (midstream_redis_headroom_bytes + midstream_redis_memory_bytes))"},
+        "percentunit",
+        width=4,
+        kind="stat",
+    ),
+    Panel(
+        "Streams that end",
+        "By status. Failed is after all tries; cancelled by a client, or because the last reader had gone.",
+        {"{{status}}": rate("midstream_streams_ended_total", "status")},
+        "ops",
+        stacked=True,
+    ),
+    Panel(
+        "Tokens generated and delivered",
+        "Delivered counts each reader of a stream, and what is read again. It follows up to 5 s later.",
+        {"generated": rate("midstream_tokens_generated_total"), "delivered": rate("midstream_tokens_delivered_total")},
+    ),
+    Panel("Time to first token", "What a reader waits.", quantiles("midstream_time_to_first_token_seconds"), "s"),
+    Panel(
+        "From append to socket",
+        "One sample per followed stream, its last entry. 1 ms when idle; the governor's 50 ms and the network on top when full.",
+        quantiles("midstream_append_to_socket_seconds"),
+        "s",
+    ),
+    Panel(
+        "Queue",
+        "Requests that wait for a worker should be none for long.",
+        {
+            "waiting": 'max(midstream_queue_requests{state="waiting"})',
+            "claimed": 'max(midstream_queue_requests{state="claimed"})',
+        },
+    ),
+    Panel(
+        "Parts",
+        "Processes that answer Prometheus, and gateway processes in them.",
+        {"{{job}}": "sum by (job) (up)", "gateway processes": "sum(midstream_gateway_processes)"},
+    ),
+    Panel(
+        "Tokens that nobody had",
+        "Share of the tokens of ended streams that no connection was sent. They are paid for.",
+        {"undelivered": share(_UNDELIVERED, rate("midstream_receipt_tokens_total"))},
+        "percentunit",
+    ),
+    Panel(
+        "Requests answered with an error",
+        "By HTTP status. 503: full, about to stop, or Redis is away.",
+        {"{{status}}": f"{rate('midstream_http_problems_total', 'status')}"},
+        "ops",
+    ),
+    Panel(
+        "CPU",
+        "Cores in use, by all processes of a part.",
+        {"{{job}} {{instance}}": rate("midstream_cpu_seconds_total", "job, instance")},
+    ),
+]
+
+STREAMS = [
+    Panel("Readers", "By gateway.", {"{{instance}}": "sum by (instance) (midstream_readers)"}, stacked=True),
+    Panel(
+        "Readers that leave",
+        "By how: completed, disconnected (came back or not), rotated (15 min), drained (gateway stopped), slow (took no bytes), error (log gone).",
+        {"{{outcome}}": rate("midstream_reader_closes_total", "outcome")},
+        "ops",
+        stacked=True,
+    ),
+    Panel(
+        "Streams followed, and created",
+        "Every stream that ends has its receipt on the log, a second later.",
+        {
+            "followed": "sum(midstream_streams_followed)",
+            "created/s": rate("midstream_streams_created_total"),
+            "receipts/s": rate("midstream_receipts_total"),
+        },
+    ),
+    Panel(
+        "Resumes",
+        "Readers that came back, by where they go on. Many from the log: they stay away long, or the ring is small.",
+        {"{{place}}": rate("midstream_resumes_total", "place")},
+        "ops",
+        stacked=True,
+    ),
+    Panel(
+        "How far back they resume",
+        "Events that a reader lacked as it came back.",
+        {
+            "p50": quantile(0.5, "midstream_resume_events_back"),
+            "p95": quantile(0.95, "midstream_resume_events_back"),
+        },
+    ),
+    Panel(
+        "History",
+        "Readers that fell out of the ring, pages sent, pages read. Sent far above read: the cache works.",
+        {
+            "fell out": rate("midstream_ring_fallouts_total"),
+            "pages sent": rate("midstream_pages_sent_total"),
+            "pages read": rate('midstream_log_reads_total{reason="page"}'),
+        },
+        "ops",
+    ),
+    Panel(
+        "Reads of the log",
+        "By reason. Holes and checks are pushes that did not come; subscribed is a reconnection.",
+        {"{{reason}}": rate("midstream_log_reads_total", "reason")},
+        "ops",
+        stacked=True,
+    ),
+    Panel(
+        "Gaps",
+        "Holes in logs. Never anything but 0, unless Redis lost what it had acknowledged.",
+        {"gaps": "sum(increase(midstream_gaps_total[$__rate_interval]))"},
+    ),
+    Panel(
+        "From append to socket", "Sampled at the end of streams.", quantiles("midstream_append_to_socket_seconds"), "s"
+    ),
+    Panel(
+        "Entries pushed, flushes",
+        "Fewer flushes than entries: what came together left together.",
+        {"entries": rate("midstream_entries_pushed_total"), "flushes": rate("midstream_flushes_total")},
+        "ops",
+    ),
+    Panel(
+        "The governor's tick",
+        "How long what is new may wait to be merged. 0: the process has time. 50 ms: it is at its end.",
+        {"{{instance}}": "max by (instance) (midstream_tick_seconds)"},
+        "s",
+    ),
+    Panel(
+        "Event loop lag",
+        "How late timers fire: what everything in the process waits.",
+        {
+            "{{job}} p99": "histogram_quantile(0.99, sum by (le, job) (rate(midstream_loop_lag_seconds_bucket[$__rate_interval])))"
+        },
+        "s",
+    ),
+    Panel(
+        "Memory of gateways",
+        "All processes of each, and what of it are pages of history.",
+        {
+            "{{instance}}": 'sum by (instance) (midstream_resident_bytes{job="midstream-gateway"})',
+            "pages": "sum(midstream_page_cache_bytes)",
+        },
+        "bytes",
+    ),
+    Panel(
+        "Gateway processes started",
+        "More than at a deployment: they die.",
+        {"{{instance}}": "sum by (instance) (midstream_gateway_process_starts_total)"},
+    ),
+    Panel(
+        "Cancelled",
+        "By whom. `disconnect`: the last reader had gone for longer than the request allows.",
+        {"{{by}}": rate("midstream_cancels_total", "by")},
+        "ops",
+        stacked=True,
+    ),
+]
+
+_BY_MODEL = "le, gen_ai_request_model"
+PRODUCERS = [
+    Panel(
+        "Slots in use",
+        "At 1 the next request waits in the queue.",
+        {
+            "{{instance}}": "sum by (instance) (midstream_attempts_running) / sum by (instance) (midstream_attempt_slots)"
+        },
+        "percentunit",
+    ),
+    Panel(
+        "Oldest request that waits",
+        "0 while any worker is free.",
+        {"oldest": "max(midstream_queue_oldest_seconds)"},
+        "s",
+    ),
+    Panel("Wait in the queue", "From acceptance to the first attempt.", quantiles("midstream_queue_wait_seconds"), "s"),
+    Panel(
+        "Attempts that end",
+        "By how. restarted: the provider broke off in mid-answer. fenced: cancelled, or taken over.",
+        {"{{outcome}}": rate("midstream_attempts_total", "outcome")},
+        "ops",
+        stacked=True,
+    ),
+    Panel(
+        "Provider errors",
+        "By code; a try may still repair them.",
+        {"{{code}}": rate("midstream_provider_errors_total", "code"), "calls": rate("midstream_provider_calls_total")},
+        "ops",
+    ),
+    Panel(
+        "Streams that fail",
+        "By code, after all tries: what readers see.",
+        {"{{code}}": rate("midstream_stream_failures_total", "code")},
+        "ops",
+        stacked=True,
+    ),
+    Panel(
+        "Provider: time to first chunk (p95)",
+        "Without queue and tries. By model.",
+        {
+            "{{gen_ai_request_model}}": f"histogram_quantile(0.95, {rate('gen_ai_client_operation_time_to_first_chunk_seconds_bucket', _BY_MODEL)})"
+        },
+        "s",
+    ),
+    Panel(
+        "Provider: time per token (p50)",
+        "Mean of each complete answer. By model.",
+        {
+            "{{gen_ai_request_model}}": f"histogram_quantile(0.5, {rate('gen_ai_server_time_per_output_token_seconds_bucket', _BY_MODEL)})"
+        },
+        "s",
+    ),
+    Panel(
+        "Provider: duration of a call (p95)",
+        "By what it came to; without a name: well.",
+        {
+            "{{error_type}}": f"histogram_quantile(0.95, {rate('gen_ai_client_operation_duration_seconds_bucket', 'le, error_type')})"
+        },
+        "s",
+    ),
+    Panel(
+        "Tokens that the provider bills",
+        "As it says them, by model.",
+        {
+            "{{gen_ai_token_type}} {{gen_ai_request_model}}": rate(
+                "gen_ai_client_token_usage_sum", "gen_ai_token_type, gen_ai_request_model"
+            )
+        },
+    ),
+    Panel(
+        "Complete answers",
+        "By finish_reason. length: cut off at the limit.",
+        {"{{finish_reason}}": rate("midstream_answers_total", "finish_reason")},
+        "ops",
+        stacked=True,
+    ),
+    Panel(
+        "Tokens generated",
+        "By worker.",
+        {"{{instance}}": rate("midstream_tokens_generated_total", "instance")},
+        stacked=True,
+    ),
+    Panel(
+        "Leases",
+        "Taken over from workers that died or stalled; lost to others.",
+        {
+            "taken over": "sum(increase(midstream_lease_takeovers_total[$__rate_interval]))",
+            "lost": "sum(increase(midstream_leases_lost_total[$__rate_interval]))",
+        },
+    ),
+    Panel(
+        "Fenced writes",
+        "Attempts that a later one, a cancel or a delete refused: the fence at work.",
+        {"fenced": "sum(increase(midstream_fenced_writes_total[$__rate_interval]))"},
+    ),
+    Panel(
+        "Memory of workers",
+        "",
+        {"{{instance}}": 'sum by (instance) (midstream_resident_bytes{job="midstream-worker"})'},
+        "bytes",
+    ),
+]
+
+REDIS = [
+    Panel(
+        "Memory",
+        "What Redis uses, and what it may still take.",
+        {"used": "max(midstream_redis_memory_bytes)", "left": "min(midstream_redis_headroom_bytes)"},
+        "bytes",
+        stacked=True,
+    ),
+    Panel(
+        "Round trip",
+        "A PING on the shared connection, once a second.",
+        quantiles("midstream_redis_round_trip_seconds"),
+        "s",
+    ),
+    Panel("Append", "Append and publish, sampled at attempts' ends.", quantiles("midstream_append_seconds"), "s"),
+    Panel(
+        "Commands/s",
+        "As Redis counts them, those in scripts too.",
+        {"commands": "max(midstream_redis_commands_per_second)"},
+        "ops",
+    ),
+    Panel(
+        "Pipelines/s",
+        "Writes to Redis: all that was ready in one turn of an event loop.",
+        {"{{job}} {{connection}}": rate("midstream_redis_writes_total", "job, connection")},
+        "ops",
+    ),
+    Panel(
+        "Connections lost",
+        "",
+        {
+            "{{job}} {{connection}}": "sum by (job, connection) (increase(midstream_redis_reconnects_total[$__rate_interval]))",
+            "parts that are connected": "sum(midstream_redis_up)",
+        },
+    ),
+    Panel(
+        "Keys",
+        "Logs, notes on deliveries, idempotency keys. They expire by themselves.",
+        {"keys": "max(midstream_redis_keys)"},
+    ),
+    Panel("Clients", "Connections, ours and others'.", {"clients": "max(midstream_redis_clients)"}),
+    Panel(
+        "What it lost",
+        "Keys evicted; logs that workers had to repair. Both must be 0.",
+        {
+            "evicted": "max(midstream_redis_evicted_keys)",
+            "repairs": "sum(increase(midstream_log_repairs_total[$__rate_interval]))",
+        },
+    ),
+    Panel(
+        "Silent streams compared",
+        "Checks of what pushes may not have told, and those that found more.",
+        {
+            "checks": rate("midstream_log_checks_total"),
+            "found more": rate('midstream_log_reads_total{reason="check"}'),
+        },
+        "ops",
+    ),
+]
+
+DASHBOARDS = {
+    "overview": ("Midstream: overview", OVERVIEW),
+    "streams": ("Midstream: streams and readers", STREAMS),
+    "producers": ("Midstream: producers", PRODUCERS),
+    "redis": ("Midstream: Redis", REDIS),
+}
+
+
+def dashboard(name: str, title: str, panels: list[Panel]) -> dict[str, Any]:
+    """As Grafana keeps it."""
+    drawn: list[dict[str, Any]] = []
+    x = y = 0
+    for number, panel in enumerate(panels, 1):
+        height = 4 if panel.kind == "stat" else _ROW_HEIGHT
+        if x + panel.width > _COLUMNS:
+            x, y = 0, y + (drawn[-1]["gridPos"]["h"])
+        drawn.append(_drawn(number, panel, {"h": height, "w": panel.width, "x": x, "y": y}))
+        x += panel.width
+    return {
+        "uid": f"midstream-{name}",
+        "title": title,
+        "tags": ["midstream"],
+        "timezone": "browser",
+        "schemaVersion": 39,
+        "version": 1,
+        "editable": False,
+        "refresh": "10s",
+        "time": {"from": "now-30m", "to": "now"},
+        "templating": {
+            "list": [{"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"}]
+        },
+        "links": [
+            {"type": "dashboards", "title": "Midstream", "tags": ["midstream"], "asDropdown": False, "keepTime": True}
+        ],
+        "panels": drawn,
+    }
+
+
+def _drawn(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
+    source = {"type": "prometheus", "uid": "${datasource}"}
+    steps: list[dict[str, Any]] = [{"color": "green", "value": None}]
+    steps += [{"color": color, "value": at} for color, at in zip(("yellow", "red"), panel.thresholds, strict=False)]
+    custom = {"fillOpacity": 10, "showPoints": "never"} | ({"stacking": {"mode": "normal"}} if panel.stacked else {})
+    defaults: dict[str, Any] = {"unit": panel.unit, "min": 0, "thresholds": {"mode": "absolute", "steps": steps}}
+    options: dict[str, Any] = {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}}
+    if panel.kind == "stat":
+        options = {"reduceOptions": {"calcs": ["lastNotNull"]}, "graphMode": "area", "colorMode": "value"}
+    else:
+        defaults["custom"] = custom
+    return {
+        "id": number,
+        "type": panel.kind,
+        "title": panel.title,
+        "description": panel.says,
+        "datasource": source,
+        "gridPos": place,
+        "fieldConfig": {"defaults": defaults, "overrides": []},
+        "options": options,
+        "targets": [
+            {"refId": chr(65 + index), "datasource": source, "expr": expression, "legendFormat": legend or "__auto"}
+            for index, (legend, expression) in enumerate(panel.expressions.items())
+        ],
+    }
+
+
+def main(arguments: list[str]) -> int:
+    out_of_date = []
+    for name, (title, panels) in DASHBOARDS.items():
+        path = _DIRECTORY / f"{name}.json"
+        made = json.dumps(dashboard(name, title, panels), indent=1, ensure_ascii=False) + "\n"
+        if "--check" in arguments:
+            if not path.exists() or path.read_text() != made:
+                out_of_date.append(path.name)
+        else:
+            path.write_text(made)
+    if out_of_date:
+        sys.stderr.write(f"out of date: {', '.join(out_of_date)}; make them anew: python {sys.argv[0]}\n")
+    return 1 if out_of_date else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""From plain numbers to metrics, once a second, so that what happens by the thousand costs no more than an addition."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client import Counter, Gauge
+
+from shared import metrics
+from shared.resp import RespConnection
+
+_LOOKS_PER_SECOND = 10
+_STATM = "/proc/self/statm"
+
+
+class Handover:
+    """Plain numbers that grow, and what is only worth a look, each with the metric that shows it."""
+
+    def __init__(self) -> None:
+        self._counts: list[tuple[Any, Callable[[], float], list[float]]] = []
+        self._shown: list[tuple[Any, Callable[[], float]]] = []
+
+    def count(self, counter: Counter, total: Callable[[], float]) -> None:
+        """`total` only grows."""
+        self._counts.append((counter, total, [0.0]))
+
+    def show(self, gauge: Gauge, value: Callable[[], float]) -> None:
+        self._shown.append((gauge, value))
+
+    def now(self) -> None:
+        """Hand over what has changed: 20 to 60 µs."""
+        for counter, total, handed_over in self._counts:
+            reached = total()
+            if reached > handed_over[0]:
+                counter.inc(reached - handed_over[0])
+                handed_over[0] = reached
+        for gauge, value in self._shown:
+            gauge.set(value())
+
+
+class Measuring:
+    """What both processes measure of themselves, beside the handover of their numbers."""
+
+    def __init__(self, handover: Handover, commands: RespConnection, subscriber: RespConnection | None = None) -> None:
+        self._handover = handover
+        self._commands = commands
+        self._loop_lag = metrics.LOOP_LAG.histogram()
+        self._round_trip = metrics.REDIS_ROUND_TRIP.histogram()
+        self._task: asyncio.Task[None] | None = None
+        for name, connection in (("commands", commands), ("subscriber", subscriber)):
+            if connection is not None:
+                reconnects = metrics.REDIS_RECONNECTS.counter().labels(name)
+                handover.count(reconnects, lambda connection=connection: connection.reconnects)  # type: ignore[misc]
+                writes = metrics.REDIS_WRITES.counter().labels(name)
+                handover.count(writes, lambda connection=connection: connection.writes)  # type: ignore[misc]
+        up = metrics.REDIS_UP.gauge()
+        handover.show(up, lambda: commands.is_up and (subscriber is None or subscriber.is_up))
+        handover.count(metrics.CPU_SECONDS.counter(), time.process_time)
+        handover.show(metrics.RESIDENT_BYTES.gauge(), resident_bytes)
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._measure())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._handover.now()
+
+    async def _measure(self) -> None:
+        pause_seconds = 1 / _LOOKS_PER_SECOND
+        while True:
+            for _ in range(_LOOKS_PER_SECOND):
+                due = time.monotonic() + pause_seconds
+                await asyncio.sleep(pause_seconds)
+                self._loop_lag.observe(max(0.0, time.monotonic() - due))
+            self._handover.now()
+            if self._commands.is_up:
+                self._commands.send(("PING",), self._timed(time.monotonic()))
+
+    def _timed(self, sent_at: float) -> Callable[[Any], None]:
+        def on_reply(reply: Any) -> None:
+            if not isinstance(reply, Exception):
+                self._round_trip.observe(time.monotonic() - sent_at)
+
+        return on_reply
+
+
+def resident_bytes() -> float:
+    """This process's memory; 0 where the system does not tell it in this way."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open(_STATM, "rb") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0.0
