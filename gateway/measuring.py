@@ -10,6 +10,7 @@ from typing import Any
 from gateway import metrics
 from gateway.pages import Pages
 from gateway.readers import Delivery
+from gateway.sweep import Sweep
 from gateway.tail import Tails
 from shared.errors import Disconnected, RedisRefused
 from shared.keys import GROUP, REQUESTS
@@ -41,7 +42,13 @@ class GatewayMeasuring(Measuring):
     """
 
     def __init__(
-        self, delivery: Delivery, tails: Tails, pages: Pages, commands: RespConnection, settings: Settings
+        self,
+        delivery: Delivery,
+        tails: Tails,
+        sweep: Sweep,
+        pages: Pages,
+        commands: RespConnection,
+        settings: Settings,
     ) -> None:
         handover = metrics.handover
         super().__init__(handover, commands, tails.subscriber)
@@ -56,7 +63,7 @@ class GatewayMeasuring(Measuring):
         handover.count(metrics.FLUSHES, lambda: delivery.flushes)
         handover.count(metrics.DELIVERED, lambda: delivery.ledger.tokens)
         handover.count(metrics.PUSHED, lambda: tails.pushed)
-        handover.count(metrics.LOG_CHECKS, lambda: tails.checks)
+        handover.count(metrics.LOG_CHECKS, lambda: sweep.checks)
         handover.count(metrics.LOG_READS["page"], lambda: pages.reads)
         for reason in tails.reads:
             handover.count(metrics.LOG_READS[reason], lambda reason=reason: tails.reads[reason])  # type: ignore[misc]

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from gateway import metrics
 from gateway.connection import Sink, chunk_of
-from gateway.faces import encode
+from gateway.governor import Governor
+from gateway.history import history_of
 from gateway.ledger import Ledger, Note
 from gateway.pages import Pages
 from gateway.ring import Ring
@@ -30,11 +30,6 @@ from shared.ids import BEGINNING, EventId
 from shared.settings import Settings
 
 _OUT_OF_RING = -1
-_TICK_SECONDS_LEAST, _TICK_SECONDS_MOST = 0.004, 0.05
-"""What the governor moves between: 4 ms merges something, 50 ms is not yet seen by a person who reads."""
-_BUSY, _CALM = 0.85, 0.60
-"""The shares of a core above which it flushes less often, and below which more often."""
-_GOVERN_SECONDS = 0.1
 _BEATS_PER_SECOND = 10
 """How finely keep-alives are spread: 20,000 readers in 15 s are 133 comments, a millisecond's work, at each."""
 _AGE_SLOTS_PER_SECOND = 4
@@ -113,7 +108,7 @@ class Delivery:
         self._news: list[Tail] = []
         self._scheduled = False
         self._next_flush = 0.0
-        self.tick_seconds = 0.0
+        self._governor = Governor()
         self.readers = 0
         self.flushes = self.fallen_out = self.pages_sent = 0  # handed to Prometheus once a second
         self._beats: list[set[Reader]] = [set() for _ in range(settings.keepalive_seconds * _BEATS_PER_SECOND)]
@@ -124,11 +119,16 @@ class Delivery:
         self.release: Callable[[Tail], None] = lambda tail: None
         """What gives up a tail that a reader held."""
 
+    @property
+    def tick_seconds(self) -> float:
+        """How long what is new may be gathered at the moment."""
+        return self._governor.tick_seconds
+
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._spawn(self._beat())
         self._spawn(self._send_the_old_away())
-        self._spawn(self._govern())
+        self._spawn(self._governor.run())
 
     async def close(self) -> None:
         for task in list(self._tasks):
@@ -243,7 +243,7 @@ class Delivery:
         self._scheduled = False
         self.flushes += 1
         news, self._news = self._news, []
-        self._next_flush = self._loop.time() + self.tick_seconds
+        self._next_flush = self._loop.time() + self._governor.tick_seconds
         ring_events_most = self._settings.ring_events * 5 // 4  # not at every event: a trim moves the whole ring
         for tail in news:
             tail.dirty = False
@@ -364,10 +364,10 @@ class Delivery:
 
     async def _catch_up(self, reader: Reader) -> None:
         """Through pages of the log until the ring has the rest."""
-        tail, ring = reader.tail, reader.ring
-        history = (_Remembering if ring.face.remembers else _Forgetful)(self._pages, reader)
+        tail = reader.tail
+        history = history_of(reader, self._pages, self.next_news)
         pause_seconds, misses = 0.02, 0
-        while not reader.closed and not history.has_caught_up():
+        while not reader.closed and not history.arrive():
             try:
                 body = await history.next()
             except (Disconnected, RedisRefused):
@@ -419,72 +419,7 @@ class Delivery:
                         self._ages[reader.age_slot].add(reader)
             done = now
 
-    async def _govern(self) -> None:
-        """Flush less often while the processor is short: merged writes cost less per event, and 50 ms are not seen."""
-        cpu, wall = time.process_time(), time.monotonic()
-        while True:
-            await asyncio.sleep(_GOVERN_SECONDS)
-            cpu_now, wall_now = time.process_time(), time.monotonic()
-            share = (cpu_now - cpu) / (wall_now - wall)
-            cpu, wall = cpu_now, wall_now
-            if share > _BUSY:
-                self.tick_seconds = min(_TICK_SECONDS_MOST, max(_TICK_SECONDS_LEAST, self.tick_seconds * 1.5))
-            else:
-                shrink = 0.75 if share < _CALM else 0.97  # in between slowly: a burst's tick must not stay for good
-                self.tick_seconds = self.tick_seconds * shrink if self.tick_seconds > _TICK_SECONDS_LEAST else 0.0
-
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-class _Forgetful:
-    """The way through history of a face whose events each stand for themselves: pages that all readers share."""
-
-    def __init__(self, pages: Pages, reader: Reader) -> None:
-        self._pages, self._reader = pages, reader
-
-    def has_caught_up(self) -> bool:
-        return self._reader.cursor >= self._reader.ring.base
-
-    async def next(self) -> bytes | None:
-        reader = self._reader
-        found = await self._pages.after(reader.tail.stream_id, reader.ring.face, reader.cursor)
-        if found is None:
-            return None
-        body, reader.cursor = found
-        return body
-
-
-class _Remembering:
-    """The same for a face that remembers: from the beginning, with an encoder of its own, that primes the ring at last."""
-
-    def __init__(self, pages: Pages, reader: Reader) -> None:
-        self._pages, self._reader = pages, reader
-        self._encoder = reader.ring.face.encoder(reader.tail.stream_id)
-        self._seen = BEGINNING
-
-    def has_caught_up(self) -> bool:
-        reader, seen = self._reader, self._seen
-        tail, ring = reader.tail, reader.ring
-        if ring not in tail.unprimed:
-            return reader.cursor >= ring.base
-        if seen < tail.last:
-            return False
-        tail.prime(ring, self._encoder)
-        return True
-
-    async def next(self) -> bytes | None:
-        reader = self._reader
-        listed = await self._pages.events_after(reader.tail.stream_id, self._seen)
-        if not listed:
-            return None
-        body = []
-        for event in listed:
-            encoded = encode(self._encoder, event)
-            if event.id > reader.cursor:
-                body.append(encoded)
-        self._seen = listed[-1].id
-        reader.cursor = max(reader.cursor, self._seen)
-        return b"".join(body)

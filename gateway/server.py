@@ -31,6 +31,7 @@ from gateway.presence import presence
 from gateway.readers import Delivery
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
+from gateway.sweep import Sweep
 from gateway.tail import Tails
 from gateway.watchers import Watchers
 from shared.log import EventLog
@@ -91,12 +92,12 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
         lambda on_push, on_up: connection("subscriber", on_push=on_push, on_up=on_up),
         settings,
         on_new=delivery.on_new,
-        on_lost=delivery.lose,
     )
+    sweep = Sweep(tails, log, settings, on_lost=delivery.lose)
     delivery.release = tails.release
     streams = Streams(commands, log, queue, tails, deliveries, settings)
     subscribe = Subscribe(streams, tails, delivery, settings)
-    measuring = GatewayMeasuring(delivery, tails, pages, commands, settings)
+    measuring = GatewayMeasuring(delivery, tails, sweep, pages, commands, settings)
     there = presence(delivery, tails, commands, settings)
     watchers = Watchers(Overview(commands)) if is_wanted(settings) else None
     app = make_app(streams, subscribe, delivery, watchers, commands, settings)
@@ -112,6 +113,7 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
     if complaint:
         logger.error(complaint)
     tails.start()
+    sweep.start()
     ledger.start()
     delivery.start()
     measuring.start()
@@ -133,7 +135,17 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
         timeout_graceful_shutdown=settings.drain_seconds,  # type: ignore[arg-type]  # a part of a second is as good
     )
     server = Server(config, leave)
-    async with _closing(*([watchers] if watchers is not None else []), there, delivery, ledger, streams, measuring, tails, commands):
+    async with _closing(
+        *([watchers] if watchers is not None else []),
+        there,
+        delivery,
+        ledger,
+        streams,
+        measuring,
+        sweep,
+        tails,
+        commands,
+    ):
         gc.collect()
         gc.freeze()  # what is there now stays for good: the collector need not look at it again
         # Rings are full of small tuples that live for seconds. At the default of 700 the collector walks them all the

@@ -9,21 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
-
-import orjson
 
 from gateway import metrics
 from gateway.faces import Encoder, Face, gap_event
 from gateway.ring import Ring
 from shared import events
-from shared.errors import Disconnected, LogFull, RedisRefused
 from shared.events import Entry, events_of
-from shared.ids import ACCEPTED, BEGINNING, EventId, created_at
+from shared.ids import ACCEPTED, BEGINNING, EventId
 from shared.keys import live_channel
 from shared.lifecycle import base_of
 from shared.log import EventLog
@@ -35,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 _READ_ENTRIES = 256
 _SUBSCRIBE_AT_ONCE = 500
-_MISSING_MAX = 3
-"""A log that is missing at so many sweeps in a row is gone. A worker that lives writes it anew within one."""
 _NOTHING = b""
 """What `Tail.next_id` is while no pushed entry may be taken unseen."""
 
@@ -175,29 +167,30 @@ class Tails:
         subscriber_for: Callable[[Callable[[list[Any]], None], Callable[[], None]], RespConnection],
         settings: Settings,
         on_new: Callable[[Tail], None],
-        on_lost: Callable[[Tail], None],
     ) -> None:
         self._log = log
         self._settings = settings
         self._on_new = on_new
-        self._on_lost = on_lost
         self._by_id: dict[str, Tail] = {}
         self._by_channel: dict[bytes, Tail] = {}
         self.subscriber = subscriber_for(self._on_push, self._on_up)
         self._tasks: set[asyncio.Task[None]] = set()
-        self.pushed = self.checks = 0  # these and the next are handed to Prometheus once a second
+        self.pushed = 0  # these and the next are handed to Prometheus once a second
         self.reads = dict.fromkeys(("begin", "subscribed", "hole", "check"), 0)
 
     def __len__(self) -> int:
         return len(self._by_id)
 
     def __iter__(self) -> Iterator[Tail]:
-        return iter(list(self._by_id.values()))
+        """Those that are there now; none may come or go meanwhile."""
+        return iter(self._by_id.values())
+
+    def __contains__(self, tail: Tail) -> bool:
+        return self._by_id.get(tail.stream_id) is tail
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.subscriber.start()
-        self._spawn(self._sweep())
 
     async def close(self) -> None:
         for task in list(self._tasks):
@@ -270,7 +263,7 @@ class Tails:
         if kind == b"ssubscribe":
             tail = self._by_channel.get(message[1])
             if tail is not None:
-                self._read(tail, "subscribed")
+                self.read(tail, "subscribed")
         elif kind == b"sunsubscribe" and message[1] in self._by_channel:  # the slot moved, in a Cluster
             self.subscriber.push(b"SSUBSCRIBE", message[1])
 
@@ -282,7 +275,7 @@ class Tails:
         if entry.id <= tail.last or tail.ended is not None:
             return
         if not self._apply_next(tail, entry):
-            self._read(tail, "hole")
+            self.read(tail, "hole")
             return
         if tail.ended is not None:
             tail.end_sent_at = metrics.sent_at(entry)
@@ -328,7 +321,7 @@ class Tails:
 
     # --- what is read
 
-    def _read(self, tail: Tail, reason: str) -> None:
+    def read(self, tail: Tail, reason: str) -> None:
         """Read the log from where the tail is; a push that comes meanwhile has it read once more."""
         tail.next_id = _NOTHING
         if tail.reading:
@@ -387,65 +380,6 @@ class Tails:
             tail.heard_at = self._loop.time()
             self._tell(tail)
         return len(entries) == _READ_ENTRIES
-
-    # --- what is not said
-
-    async def _sweep(self) -> None:
-        """Compare silent tails with their logs, and end the streams that have nobody left to speak for them.
-
-        What is asked leaves in one write and is answered by callbacks: 10,000 silent tails cost a few percent of a core.
-        """
-        sweep_seconds = self._settings.sweep_seconds
-        while True:
-            await asyncio.sleep(sweep_seconds / 20)
-            if not self.subscriber.is_up:
-                continue
-            now = self._loop.time()
-            due, spread_seconds = now - sweep_seconds, sweep_seconds / 5
-            for tail in self._by_id.values():
-                if tail.checked_at >= due or tail.heard_at >= due or tail.ended is not None:
-                    continue
-                if tail.ready.done() and not tail.reading:
-                    tail.checked_at = now + random.uniform(0, spread_seconds)
-                    self.checks += 1
-                    self._log.send_newest(tail.stream_id, partial(self._checked, tail))
-
-    def _checked(self, tail: Tail, newest: Entry | Exception | None) -> None:
-        if isinstance(newest, Exception):
-            logger.debug("stream %s: not checked: %s", tail.stream_id, newest)
-        elif self._by_id.get(tail.stream_id) is not tail or tail.reading:
-            pass
-        elif newest is None:
-            tail.missing += 1
-            if tail.missing >= _MISSING_MAX:
-                self._on_lost(tail)
-        else:
-            tail.missing = 0
-            if newest.id > tail.last:
-                self._read(tail, "check")
-            elif newest.id == tail.last:
-                self._end_if_orphaned(tail)
-
-    def _end_if_orphaned(self, tail: Tail) -> None:
-        settings, silent_seconds = self._settings, self._loop.time() - tail.heard_at
-        if tail.attempt == 0:
-            if time.time() - created_at(tail.stream_id) <= settings.queue_seconds:
-                return
-            code, message = "queue_timeout", f"no worker was free within {settings.queue_seconds:g} s"
-        elif silent_seconds > settings.orphan_seconds:
-            code, message = "worker_lost", f"nothing was heard of the worker for {settings.orphan_seconds:g} s"
-        else:
-            return
-        logger.warning("stream %s: failed: %s: %s", tail.stream_id, code, message)
-        told = {"code": code, "message": message, "retryable": True, "time": time.time()}
-        self._spawn(self._end(tail, code, orjson.dumps(told)))
-
-    async def _end(self, tail: Tail, code: str, told: bytes) -> None:
-        try:
-            if await self._log.end(tail.stream_id, events.FAILED, told, only_after=tail.last):
-                metrics.failed(code)
-        except (Disconnected, RedisRefused, LogFull) as error:
-            logger.debug("stream %s: not ended: %s", tail.stream_id, error)
 
     def _spawn(self, work: Any) -> None:
         task: asyncio.Task[None] = self._loop.create_task(work)

@@ -1,0 +1,92 @@
+"""The way of one reader through history, until the ring has the rest.
+
+A face whose events each stand for themselves is read in pages that all readers share. One that remembers is read from the
+beginning of the log, with an encoder of the reader's own; whoever arrives first at the end primes the ring with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.faces import encode
+from gateway.pages import Pages
+from shared.ids import BEGINNING
+
+if TYPE_CHECKING:
+    from gateway.readers import Reader
+    from gateway.tail import Tail
+
+NextNews = Callable[["Tail"], Awaitable[None]]
+
+_NEWS_SECONDS = 0.5
+"""How long a push may take that tells what a read has shown already; then the log is looked at once more."""
+
+
+class History(Protocol):
+    def arrive(self) -> bool:
+        """Whether the reader may go on from the ring."""
+
+    async def next(self) -> bytes | None:
+        """The next piece, maybe empty; None where the log has nothing. Moves the reader's cursor. Raises Disconnected."""
+
+
+def history_of(reader: Reader, pages: Pages, next_news: NextNews) -> History:
+    if reader.ring.face.remembers:
+        return _Remembering(reader, pages, next_news)
+    return _Forgetful(reader, pages)
+
+
+class _Forgetful:
+    def __init__(self, reader: Reader, pages: Pages) -> None:
+        self._reader, self._pages = reader, pages
+
+    def arrive(self) -> bool:
+        return self._reader.cursor >= self._reader.ring.base
+
+    async def next(self) -> bytes | None:
+        reader = self._reader
+        found = await self._pages.after(reader.tail.stream_id, reader.ring.face, reader.cursor)
+        if found is None:
+            return None
+        body, reader.cursor = found
+        return body
+
+
+class _Remembering:
+    def __init__(self, reader: Reader, pages: Pages, next_news: NextNews) -> None:
+        self._reader, self._pages, self._next_news = reader, pages, next_news
+        self._encoder = reader.ring.face.encoder(reader.tail.stream_id)
+        self._seen = BEGINNING
+
+    def arrive(self) -> bool:
+        tail, ring = self._reader.tail, self._reader.ring
+        if ring not in tail.unprimed:
+            return self._reader.cursor >= ring.base
+        if self._seen != tail.last:
+            return False
+        tail.prime(ring, self._encoder)
+        return True
+
+    async def next(self) -> bytes | None:
+        reader = self._reader
+        if self._seen > reader.tail.last:  # an encoder must not be given twice what is still to be pushed
+            try:
+                async with asyncio.timeout(_NEWS_SECONDS):
+                    await self._next_news(reader.tail)
+            except TimeoutError:
+                pass
+            if self._seen >= reader.tail.last:
+                return b""
+        listed = await self._pages.events_after(reader.tail.stream_id, self._seen)
+        if not listed:
+            return None
+        body = []
+        for event in listed:
+            encoded = encode(self._encoder, event)
+            if event.id > reader.cursor:
+                body.append(encoded)
+        self._seen = listed[-1].id
+        reader.cursor = max(reader.cursor, self._seen)
+        return b"".join(body)

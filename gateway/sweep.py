@@ -1,0 +1,108 @@
+"""What is not said: silent tails are compared with their logs, since a lost last push has no successor that reveals it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from functools import partial
+
+import orjson
+
+from gateway import metrics
+from gateway.tail import Tail, Tails
+from shared import events
+from shared.errors import Disconnected, LogFull, RedisRefused
+from shared.events import Entry
+from shared.ids import created_at
+from shared.log import EventLog
+from shared.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_LOOKS = 20
+"""How many parts a round is spread over, so that none is long."""
+_MISSING_MAX = 3
+"""A log that is missing at so many looks in a row is gone. A worker that lives writes it anew within one."""
+
+
+class Sweep:
+    """Looks at every silent tail once in `sweep_seconds`. `on_lost` is told of one whose log is gone.
+
+    What is asked leaves in one write and is answered by callbacks: 10,000 silent tails cost a few percent of a core.
+    """
+
+    def __init__(self, tails: Tails, log: EventLog, settings: Settings, on_lost: Callable[[Tail], None]) -> None:
+        self._tails = tails
+        self._log = log
+        self._settings = settings
+        self._on_lost = on_lost
+        self._ending: set[asyncio.Task[None]] = set()
+        self.checks = 0
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._run())
+
+    async def close(self) -> None:
+        for task in (self._task, *self._ending):
+            task.cancel()
+        await asyncio.gather(self._task, *self._ending, return_exceptions=True)
+
+    async def _run(self) -> None:
+        sweep_seconds = self._settings.sweep_seconds
+        while True:
+            await asyncio.sleep(sweep_seconds / _LOOKS)
+            if not self._tails.subscriber.is_up:
+                continue
+            now = self._loop.time()
+            due, spread_seconds = now - sweep_seconds, sweep_seconds / 5
+            for tail in self._tails:
+                if tail.checked_at >= due or tail.heard_at >= due or tail.ended is not None:
+                    continue
+                if tail.ready.done() and not tail.reading:
+                    tail.checked_at = now + random.uniform(0, spread_seconds)
+                    self.checks += 1
+                    self._log.send_newest(tail.stream_id, partial(self._checked, tail))
+
+    def _checked(self, tail: Tail, newest: Entry | Exception | None) -> None:
+        if isinstance(newest, Exception):
+            logger.debug("stream %s: not checked: %s", tail.stream_id, newest)
+        elif tail not in self._tails or tail.reading:
+            pass
+        elif newest is None:
+            tail.missing += 1
+            if tail.missing >= _MISSING_MAX:
+                self._on_lost(tail)
+        else:
+            tail.missing = 0
+            if newest.id > tail.last:
+                self._tails.read(tail, "check")
+            elif newest.id == tail.last:
+                self._end_if_orphaned(tail)
+
+    def _end_if_orphaned(self, tail: Tail) -> None:
+        """End a stream that has nobody left to speak for it."""
+        settings, silent_seconds = self._settings, self._loop.time() - tail.heard_at
+        if tail.attempt == 0:
+            if time.time() - created_at(tail.stream_id) <= settings.queue_seconds:
+                return
+            code, message = "queue_timeout", f"no worker was free within {settings.queue_seconds:g} s"
+        elif silent_seconds > settings.orphan_seconds:
+            code, message = "worker_lost", f"nothing was heard of the worker for {settings.orphan_seconds:g} s"
+        else:
+            return
+        logger.warning("stream %s: failed: %s: %s", tail.stream_id, code, message)
+        told = {"code": code, "message": message, "retryable": True, "time": time.time()}
+        task = self._loop.create_task(self._end(tail, code, orjson.dumps(told)))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _end(self, tail: Tail, code: str, told: bytes) -> None:
+        try:
+            if await self._log.end(tail.stream_id, events.FAILED, told, only_after=tail.last):
+                metrics.failed(code)
+        except (Disconnected, RedisRefused, LogFull) as error:
+            logger.debug("stream %s: not ended: %s", tail.stream_id, error)

@@ -1,0 +1,305 @@
+"""HTTP/1.1 for a thousand slow answers at once: a transport for httpx2, which the official SDK takes through its client.
+
+httpx2's own transport parses in Python (h11) and passes each chunk through anyio's scopes and six generators: 70–200 µs
+of worker for a token that comes alone, which is more than all the rest of its way. Here llhttp parses in C, and a reader
+is woken once for all that a packet brought.
+
+Only what an answer needs: no proxy and no HTTP/2, for which httpx2's own transport stays. Reading has no time limit of
+its own: the attempt watches over silence. (RFC 9112)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import ssl
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from typing import cast
+from urllib.parse import urlsplit
+
+import httptools
+import httpx2
+
+_IDLE_SECONDS = 5.0
+"""A connection that waits for its next request is closed so long after its last: before most servers close theirs."""
+_IDLE_MAX = 100
+_HEAD_BYTES_MAX = 64 << 10
+_UNREAD_BYTES_MAX = 256 << 10
+"""What one connection holds unread before it stops taking: a reader that waits for Redis must not fill the memory."""
+
+READ = "midstream.read"
+"""The response's extension that reads its body past httpx2's generators: a coroutine that gives what came, b"" at the end."""
+
+Origin = tuple[str, str, int]
+
+
+def is_proxied(url: str) -> bool:
+    """Whether the environment names a proxy for this URL, as httpx2 would find it."""
+    parts = urlsplit(url)
+    proxies = urllib.request.getproxies()
+    named = parts.scheme in proxies or "all" in proxies
+    return named and not urllib.request.proxy_bypass(parts.hostname or "")
+
+
+class DirectTransport(httpx2.AsyncBaseTransport):
+    """At most `connections_max` requests at once; further ones wait for their turn, as long as their pool time-out says."""
+
+    def __init__(self, *, connections_max: int, tls: ssl.SSLContext | None = None) -> None:
+        self._slots = asyncio.Semaphore(connections_max)
+        self._tls = tls
+        self._connections: set[_Connection] = set()
+        self._idle: dict[Origin, list[_Connection]] = {}
+        self._idle_count = 0
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request and read the head of its response. Raises httpx2.TransportError."""
+        seconds = request.extensions.get("timeout") or {}
+        said = _head(request) + await request.aread()
+        try:
+            async with asyncio.timeout(seconds.get("pool")):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise httpx2.PoolTimeout("too many requests are under way to the provider") from None
+        connection = None
+        try:
+            connection = await self._connection(request.url, seconds.get("connect"))
+            await connection.ask(said)
+        except BaseException:
+            if connection is not None:
+                connection.close()
+            self._slots.release()
+            raise
+        return httpx2.Response(
+            connection.status,
+            headers=connection.headers,
+            stream=_Body(self, connection),
+            extensions={"http_version": b"HTTP/1.1", READ: connection.read},
+        )
+
+    async def aclose(self) -> None:
+        for connection in list(self._connections):
+            connection.close()
+
+    # --- connections
+
+    async def _connection(self, url: httpx2.URL, connect_seconds: float | None) -> _Connection:
+        """One that waits for a request, the last used first, or a new one."""
+        tls = url.scheme == "https"
+        origin = (url.scheme, url.host, url.port or (443 if tls else 80))
+        waiting = self._idle.get(origin)
+        while waiting:
+            connection = waiting.pop()
+            self._idle_count -= 1
+            if connection.may_ask and not connection.has_news:
+                return connection
+            connection.close()
+        connection = _Connection(origin)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(connect_seconds):
+                await loop.create_connection(
+                    lambda: connection, origin[1], origin[2], ssl=self._tls_context() if tls else None
+                )
+        except TimeoutError:
+            raise httpx2.ConnectTimeout(f"no connection within {connect_seconds:g} s") from None
+        except OSError as error:  # ssl.SSLError is one
+            raise httpx2.ConnectError(str(error) or type(error).__name__) from error
+        self._connections.add(connection)
+        connection.on_lost = self._connections.discard
+        return connection
+
+    def _tls_context(self) -> ssl.SSLContext:
+        """Made at the first need: reading the certificates takes 20 ms."""
+        if self._tls is None:
+            self._tls = httpx2.create_ssl_context()
+            self._tls.set_alpn_protocols(["http/1.1"])
+        return self._tls
+
+    def give_back(self, connection: _Connection) -> None:
+        """Its response is read to its end, or is of no interest any more: then only closing stops the provider."""
+        self._slots.release()
+        if not connection.may_ask or self._idle_count >= _IDLE_MAX:
+            connection.close()
+            return
+        self._idle.setdefault(connection.origin, []).append(connection)
+        self._idle_count += 1
+        asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._expire, connection, connection.requests)
+
+    def _expire(self, connection: _Connection, requests: int) -> None:
+        waiting = self._idle.get(connection.origin, [])
+        if connection.requests == requests and connection in waiting:
+            waiting.remove(connection)
+            self._idle_count -= 1
+            connection.close()
+
+
+class _Body(httpx2.AsyncByteStream):
+    def __init__(self, transport: DirectTransport, connection: _Connection) -> None:
+        self._transport = transport
+        self._connection: _Connection | None = connection
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while self._connection is not None and (part := await self._connection.read()):
+            yield part
+
+    async def aclose(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._transport.give_back(connection)
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, which carries one request after the other; one task at a time waits on it."""
+
+    def __init__(self, origin: Origin) -> None:
+        self.origin = origin
+        self._loop = asyncio.get_running_loop()
+        self.on_lost: Callable[[_Connection], None] | None = None
+        self.requests = 0
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self._transport: asyncio.Transport | None = None
+        self._parser: httptools.HttpResponseParser | None = None
+        self._head_bytes = 0
+        self._until_closed = True
+        """The response tells no length: the end of the connection is its end."""
+        self._parts: list[bytes] = []
+        self._unread_bytes = 0
+        self._paused = False
+        self._complete = False
+        self._may_go_on = True
+        self._trouble: httpx2.TransportError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether it is open, and nothing of an earlier response is still to come."""
+        return self._transport is not None and self._may_go_on and (self._complete or not self.requests)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether an idle one's socket holds what the loop has not seen yet: almost surely that its server closed it."""
+        assert self._transport is not None
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
+        return bool(poll.poll(0))
+
+    async def ask(self, said: bytes) -> None:
+        """Send a request and wait for the head of its response. Raises httpx2.TransportError."""
+        assert self._transport is not None
+        self.requests += 1
+        self.status, self.headers = 0, []
+        self._parser = httptools.HttpResponseParser(self)
+        self._head_bytes, self._until_closed, self._complete = 0, True, False
+        self._transport.write(said)
+        while not self.status:
+            await self._news()
+
+    async def read(self) -> bytes:
+        """All that came of the body since the last time; nothing: that was all. Raises httpx2.TransportError."""
+        while not self._parts:
+            if self._complete:
+                return b""
+            await self._news()
+        parts, self._parts, self._unread_bytes = self._parts, [], 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def _news(self) -> None:
+        if self._trouble is not None:
+            raise self._trouble
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, trouble: httpx2.TransportError) -> None:
+        self._trouble = self._trouble or trouble
+        self.close()
+        self._wake()
+
+    # --- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not its instances
+
+    def data_received(self, data: bytes) -> None:
+        if self._parser is None or self._complete:
+            self.close()  # nothing was asked: whatever it is, it must not be taken for the next answer
+            return
+        if not self.status:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(httpx2.RemoteProtocolError(f"the provider does not speak HTTP/1.1: {error}"))
+            return
+        if not self.status and self._head_bytes > _HEAD_BYTES_MAX:
+            self._fail(httpx2.RemoteProtocolError(f"the provider sent a head of more than {_HEAD_BYTES_MAX} bytes"))
+        elif self._unread_bytes > _UNREAD_BYTES_MAX and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+        if self.status:
+            self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self.on_lost is not None:
+            self.on_lost(self)
+        if self.status and self._until_closed and exc is None:
+            self._complete = True
+        elif exc is not None:
+            self._trouble = self._trouble or httpx2.ReadError(str(exc) or type(exc).__name__)
+        else:
+            what = "before its response was whole" if self.status else "without a response"
+            self._trouble = self._trouble or httpx2.RemoteProtocolError(f"the provider closed the connection {what}")
+        self._wake()
+
+    # --- what the parser finds
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise ValueError("it answers what was not asked")  # in the packet that ended the response
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value))
+        self._until_closed = self._until_closed and name.lower() not in (b"content-length", b"transfer-encoding")
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        status = self._parser.get_status_code()
+        if status < 200:  # "100 Continue": the response itself is still to come
+            self.headers, self._until_closed = [], True
+            return
+        self._may_go_on = self._parser.should_keep_alive()
+        self.status = status
+
+    def on_body(self, part: bytes) -> None:
+        self._parts.append(part)
+        self._unread_bytes += len(part)
+
+    def on_message_complete(self) -> None:
+        if self.status:
+            self._complete = True
+
+
+def _head(request: httpx2.Request) -> bytes:
+    """A request's first line and headers. Raises LocalProtocolError for what would end a header early."""
+    lines = [request.method.encode("ascii") + b" " + request.url.raw_path + b" HTTP/1.1"]
+    lines += [name + b": " + value for name, value in request.headers.raw]
+    head = b"\r\n".join(lines)
+    if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1 or b"\0" in head:
+        raise httpx2.LocalProtocolError("a header of the request has a line break in it")
+    return head + b"\r\n\r\n"

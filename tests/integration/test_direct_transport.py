@@ -1,0 +1,358 @@
+"""The transport against a server that says exactly what each test tells it to, byte by byte where it matters."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from shutil import which
+
+import httpx2
+import pytest
+
+from producer import direct_transport
+from producer.direct_transport import DirectTransport, is_proxied
+from producer.openai_provider import OpenAIProvider
+from producer.provider import Finish
+from tests.support.needs import needs
+from tests.support.redis_server import free_port
+from tests.support.waiting import wait_until
+
+Say = Callable[[bytes, asyncio.StreamWriter], Awaitable[bool | None]]
+"""Answers one request, given its bytes; true: the connection stays open for the next."""
+
+
+class Server:
+    def __init__(self, say: Say) -> None:
+        self.say = say
+        self.requests: list[bytes] = []
+        self.connections = self.open = 0
+        self.port = 0
+        self.writers: list[asyncio.StreamWriter] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/x"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.open += 1
+        self.writers.append(writer)
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0] or 0)
+                request = head + await reader.readexactly(length)
+                self.requests.append(request)
+                if request.endswith(b"stall"):
+                    await reader.read()  # until the client leaves
+                    return
+                if not await self.say(request, writer):
+                    return
+                await writer.drain()
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # the client has left
+        finally:
+            self.open -= 1
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+
+@asynccontextmanager
+async def serving(say: Say | bytes, tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
+    async def fixed(_: bytes, writer: asyncio.StreamWriter) -> None:
+        assert isinstance(say, bytes)
+        writer.write(say)
+
+    server = Server(fixed if isinstance(say, bytes) else say)
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=tls)
+    server.port = listening.sockets[0].getsockname()[1]
+    try:
+        yield server
+    finally:
+        listening.close()
+        for writer in server.writers:
+            writer.transport.abort()
+        await wait_until(lambda: server.open == 0)
+
+
+@asynccontextmanager
+async def client_of(
+    *, connections_max: int = 10, tls: ssl.SSLContext | None = None, seconds: float = 5.0
+) -> AsyncIterator[httpx2.AsyncClient]:
+    transport = DirectTransport(connections_max=connections_max, tls=tls)
+    async with httpx2.AsyncClient(transport=transport, timeout=seconds) as client:
+        yield client
+
+
+def sized(body: bytes, *more: bytes) -> bytes:
+    head = [b"HTTP/1.1 200 OK", b"Content-Length: %d" % len(body), *more]
+    return b"\r\n".join([*head, b"", body])
+
+
+CHUNKED = (
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-Two: a\r\nX-Two: b\r\n\r\n"
+    b"3\r\nabc\r\n1;name=value\r\n-\r\n0\r\nX-Trailer: 1\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        (CHUNKED, b"abc-"),
+        (sized(b"whole"), b"whole"),
+        (sized(b""), b""),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+        (b"HTTP/1.1 200 OK\r\n\r\nuntil it is closed", b"until it is closed"),
+        (b"HTTP/1.0 200 OK\r\n\r\nold", b"old"),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + sized(b"late"), b"late"),
+    ],
+)
+@pytest.mark.parametrize("bytewise", [False, True])
+async def test_a_response_is_read_however_it_is_framed_and_cut(answer: bytes, body: bytes, bytewise: bool) -> None:
+    async def say(_: bytes, writer: asyncio.StreamWriter) -> None:
+        for part in [answer[at : at + 1] for at in range(len(answer))] if bytewise else [answer]:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    async with serving(say) as server, client_of() as client:
+        response = await client.post(server.url, content=b"asked")
+        assert response.content == body
+        assert "link" not in response.headers, "of the hints, not of the response"
+        assert server.requests[0].startswith(b"POST /x HTTP/1.1\r\n")
+        assert server.requests[0].endswith(b"\r\n\r\nasked")
+        assert b"host: 127.0.0.1:%d\r\n" % server.port in server.requests[0].lower()
+    if answer is CHUNKED:
+        assert response.headers.get_list("x-two") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"", httpx2.RemoteProtocolError),
+        (b"HTTP/1.1 200", httpx2.RemoteProtocolError),
+        (b"SSH-2.0-OpenSSH_9\r\n", httpx2.RemoteProtocolError),
+        (sized(b"whole")[:-1], httpx2.RemoteProtocolError),
+        (CHUNKED[:-30], httpx2.RemoteProtocolError),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", httpx2.RemoteProtocolError),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", httpx2.RemoteProtocolError),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000, httpx2.RemoteProtocolError),
+    ],
+)
+async def test_what_is_not_a_whole_response_is_an_error(answer: bytes, error: type[Exception]) -> None:
+    async with serving(answer) as server, client_of() as client:
+        with pytest.raises(error):
+            await client.post(server.url)
+
+
+async def test_what_came_before_the_connection_broke_is_read() -> None:
+    async def say(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(sized(b"whole")[:-2])
+
+    async with serving(say) as server, client_of() as client, client.stream("POST", server.url) as response:
+        parts = response.aiter_raw()
+        assert await anext(parts) == b"who"
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await anext(parts)
+
+
+async def test_a_server_that_is_not_there_cannot_be_reached() -> None:
+    async with client_of() as client:
+        with pytest.raises(httpx2.ConnectError):
+            await client.post(f"http://127.0.0.1:{free_port()}/")
+
+
+async def test_a_header_cannot_carry_another_one() -> None:
+    async with serving(sized(b"")) as server, client_of() as client:
+        with pytest.raises(httpx2.LocalProtocolError):
+            await client.post(server.url, headers={b"X-Key": b"a\r\nX-Other: b"})
+        assert server.requests == []
+
+
+# --- connections
+
+
+async def test_a_connection_carries_one_request_after_the_other() -> None:
+    async def say(_: bytes, writer: asyncio.StreamWriter) -> bool:
+        writer.write(CHUNKED)
+        return True
+
+    async with serving(say) as server, client_of() as client:
+        for _ in range(5):
+            assert (await client.post(server.url)).content == b"abc-"
+        assert server.connections == 1
+        await asyncio.gather(*(client.post(server.url) for _ in range(3)))
+        assert server.connections == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        sized(b"a", b"Connection: close"),
+        b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\na",
+        sized(b"a") + b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged",
+    ],
+)
+async def test_a_connection_that_cannot_be_trusted_with_another_request_is_closed(answer: bytes) -> None:
+    async def say(_: bytes, writer: asyncio.StreamWriter) -> bool:
+        writer.write(answer)
+        return True
+
+    async with serving(say) as server, client_of() as client:
+        for count in (1, 2):
+            with suppress(httpx2.RemoteProtocolError):  # what follows the response's end may come in its packet
+                assert (await client.post(server.url)).content == b"a"
+            await wait_until(lambda: server.open == 0)
+            assert server.connections == count
+
+
+async def test_a_response_that_is_not_read_to_its_end_closes_its_connection() -> None:
+    async def say(_: bytes, writer: asyncio.StreamWriter) -> bool:
+        writer.write(sized(b"whole")[:-1])
+        return True
+
+    async with serving(say) as server, client_of() as client:
+        async with client.stream("POST", server.url) as response:
+            assert await anext(response.aiter_raw()) == b"whol"
+            assert server.open == 1
+        await wait_until(lambda: server.open == 0)
+
+
+async def test_an_idle_connection_that_its_server_closed_is_not_used_again() -> None:
+    async def say(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(sized(b"a"))  # and closes, without having said so
+
+    async with serving(say) as server, client_of() as client:
+        for _ in range(3):
+            assert (await client.post(server.url)).content == b"a"
+            await wait_until(lambda: server.open == 0)
+        assert server.connections == 3
+
+
+async def test_idle_connections_are_closed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct_transport, "_IDLE_SECONDS", 0.05)
+
+    async def say(_: bytes, writer: asyncio.StreamWriter) -> bool:
+        writer.write(sized(b"a"))
+        return True
+
+    async with serving(say) as server, client_of() as client:
+        await client.post(server.url)
+        assert server.open == 1
+        await wait_until(lambda: server.open == 0)
+        assert (await client.post(server.url)).content == b"a"
+
+
+async def test_a_request_that_gets_no_turn_is_told_so() -> None:
+    async with serving(b"") as server, client_of(connections_max=1, seconds=0.1) as client:
+        first = asyncio.create_task(client.post(server.url, content=b"stall"))
+        await wait_until(lambda: server.open == 1)
+        with pytest.raises(httpx2.PoolTimeout):
+            await client.post(server.url)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await wait_until(lambda: server.open == 0)
+
+
+async def test_a_cancelled_request_gives_its_place_back() -> None:
+    async with serving(sized(b"a")) as server, client_of(connections_max=1) as client:
+        for _ in range(3):
+            stalled = asyncio.create_task(client.post(server.url, content=b"stall"))
+            await wait_until(lambda: server.open == 1)
+            stalled.cancel()
+            await asyncio.gather(stalled, return_exceptions=True)
+            await wait_until(lambda: server.open == 0)
+        assert (await client.post(server.url)).content == b"a"
+
+
+async def test_a_reader_that_waits_holds_the_server_up() -> None:
+    size, written = 64 << 20, 0
+
+    async def say(_: bytes, writer: asyncio.StreamWriter) -> None:
+        nonlocal written
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        for _piece in range(size >> 16):
+            writer.write(b"x" * (1 << 16))
+            written += 1 << 16
+            await writer.drain()
+
+    async with serving(say) as server, client_of() as client, client.stream("POST", server.url) as waiting:
+        seen = -1
+
+        async def has_stopped() -> bool:
+            nonlocal seen
+            before, seen = seen, written
+            await asyncio.sleep(0.05)
+            return before == written
+
+        await wait_until(has_stopped)
+        assert written < size // 2
+        assert sum([len(part) async for part in waiting.aiter_raw()]) == size
+
+
+# --- TLS, proxies, encodings
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A key and a certificate of 127.0.0.1 that only its own holder trusts, in one file."""
+    needs("openssl", which("openssl"))
+    made = tmp_path / "certificate.pem"
+    subject = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    command = ["openssl", "req", "-x509", *key, *subject, "-keyout", "key.pem", "-out", "only.pem"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    made.write_bytes((tmp_path / "key.pem").read_bytes() + (tmp_path / "only.pem").read_bytes())
+    return made
+
+
+async def test_over_tls_the_certificate_counts(certificate: Path) -> None:
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    theirs.load_cert_chain(certificate)
+    async with serving(CHUNKED, theirs) as server:
+        url = server.url.replace("http", "https")
+        async with client_of(tls=ssl.create_default_context(cafile=certificate)) as trusting:
+            assert (await trusting.post(url)).content == b"abc-"
+        async with client_of() as client:
+            with pytest.raises(httpx2.ConnectError, match="CERTIFICATE"):
+                await client.post(url)
+
+
+@pytest.mark.parametrize(
+    ("named", "url", "proxied"),
+    [
+        ({}, "https://api.openai.com/v1", False),
+        ({"HTTPS_PROXY": "http://p:1"}, "https://api.openai.com/v1", True),
+        ({"HTTPS_PROXY": "http://p:1"}, "http://localhost:9/v1", False),
+        ({"ALL_PROXY": "http://p:1"}, "http://localhost:9/v1", True),
+        ({"ALL_PROXY": "http://p:1", "NO_PROXY": "localhost"}, "http://localhost:9/v1", False),
+    ],
+)
+def test_a_proxy_that_the_environment_names_is_used(
+    monkeypatch: pytest.MonkeyPatch, named: dict[str, str], url: str, proxied: bool
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name, value in named.items():
+        monkeypatch.setenv(name, value)
+    assert is_proxied(url) is proxied
+
+
+async def test_an_answer_that_comes_compressed_is_read() -> None:
+    chunk = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+    last = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    answer = sized(gzip.compress(chunk + last), b"Content-Encoding: gzip")
+    async with serving(answer) as server:
+        url = f"http://127.0.0.1:{server.port}/v1"
+        provider = OpenAIProvider(api_key="", base_url=url, default_model="m", connections_max=1)
+        said = [part async for part in provider.generate({"messages": []}, "")]
+        await provider.close()
+    assert said[0] == ["a"]
+    assert isinstance(said[1], Finish)
