@@ -1,0 +1,232 @@
+"""What each way of deploying starts, started by hand: the commands, environments and health checks as they are written.
+
+Only addresses are other ones. There is neither Docker, systemd nor Kubernetes in these tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import redis.asyncio
+
+from shared.settings import described
+from shared.sse import Decoder
+from tests.support.deployments import DEPLOY, WAYS, Part, compose
+from tests.support.needs import needs
+from tests.support.proxies import binary_of
+from tests.support.redis_server import free_port
+from tests.support.waiting import wait_until
+
+_OURS = {one.env for one in described()}
+_PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
+_START_SECONDS_MAX = 20.0
+_EVENT_BYTES, _THOUSANDS = 100, 600
+
+
+class Running:
+    """One command of a deployment. `others` are addresses that stand in it, and what stands there here."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], others: Mapping[str, str]) -> None:
+        self._others = others
+        self._command = [self._here(one) for one in command]
+        inherited = {name: value for name, value in os.environ.items() if name not in _OURS}
+        told = {name: self._here(value) for name, value in environment.items()}
+        self._environment = {**inherited, **told, "PATH": _PATH}
+
+    async def start(self) -> None:
+        # From `/`, as in the image.
+        self._process = await asyncio.create_subprocess_exec(*self._command, cwd="/", env=self._environment)
+
+    async def stop(self, how: signal.Signals = signal.SIGTERM, *, within_seconds: float) -> int:
+        """Its code. TimeoutError: it would have been killed."""
+        self._process.send_signal(how)
+        async with asyncio.timeout(within_seconds):
+            return await self._process.wait()
+
+    async def kill(self) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+    async def check(self, command: Sequence[str]) -> int:
+        """The code of a health check of this part."""
+        told = [self._here(one) for one in command]
+        silent = asyncio.subprocess.DEVNULL
+        process = await asyncio.create_subprocess_exec(*told, env=self._environment, stdout=silent, stderr=silent)
+        return await process.wait()
+
+    async def until_well(self, command: Sequence[str]) -> None:
+        async def is_well() -> bool:
+            assert self._process.returncode is None, f"{shlex.join(self._command)} ended"
+            return await self.check(command) == 0
+
+        await wait_until(is_well, within_seconds=_START_SECONDS_MAX, what=shlex.join(command))
+
+    def _here(self, text: str) -> str:
+        if not self._others:
+            return text
+        there = "|".join(re.escape(one) for one in sorted(self._others, key=len, reverse=True))
+        return re.sub(there, lambda found: self._others[found[0]], text)
+
+
+@asynccontextmanager
+async def running(
+    command: Sequence[str], environment: Mapping[str, str], others: Mapping[str, str]
+) -> AsyncIterator[Running]:
+    one = Running(command, environment, others)
+    await one.start()
+    try:
+        yield one
+    finally:
+        await one.kill()
+
+
+@asynccontextmanager
+async def redis_as_deployed(directory: Path) -> AsyncIterator[int]:
+    """docker-compose.yml's Redis, with deploy/redis/redis.conf as it is; its port. Ends as its health check says it runs."""
+    needs("redis-server (Debian: apt install redis-server)", shutil.which("redis-server"))
+    service = compose()["services"]["redis"]
+    port = free_port()
+    command = [*shlex.split(service["command"]), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
+    command += ["--logfile", str(directory / "log")]
+    check = service["healthcheck"]["test"][1:]
+    assert check[0] == "redis-cli"
+    async with running(command, {}, {"/etc/redis": f"{DEPLOY}/redis"}) as one:
+        await one.until_well(["redis-cli", "-p", str(port), *check[1:]])
+        yield port
+        assert await one.stop(within_seconds=10) == 0
+        assert await one.check(["redis-cli", "-p", str(port), *check[1:]]) != 0
+
+
+async def ask(http: httpx2.AsyncClient, url: str, tokens: int, tokens_per_second: int = 0) -> str:
+    body = {
+        "messages": [{"role": "user", "content": "hello"}],
+        "simulate": {"tokens": tokens, "tokens_per_second": tokens_per_second},
+    }
+    created = await http.post(f"{url}/v1/streams", json=body)
+    assert created.status_code == 201, created.text
+    return str(created.json()["id"])
+
+
+@pytest.mark.parametrize("name", WAYS)
+async def test_what_it_starts_answers_and_stops_in_time(name: str, tmp_path: Path) -> None:
+    needs("curl (Debian: apt install curl)", shutil.which("curl"))
+    way = WAYS[name]()
+    async with AsyncExitStack() as stack:
+        redis_port = await stack.enter_async_context(redis_as_deployed(tmp_path))
+        gateway_port, worker_port = free_port(), free_port()
+        others = {
+            "redis://redis:6379": f"redis://127.0.0.1:{redis_port}",
+            "redis://midstream-redis:6379": f"redis://127.0.0.1:{redis_port}",
+            "redis://127.0.0.1:6379": f"redis://127.0.0.1:{redis_port}",
+            "/opt/midstream/bin/python": sys.executable,
+            way.gateway_port: str(gateway_port),
+            way.worker_port: str(worker_port),
+        }
+
+        async def part(one: Part) -> Running:
+            return await stack.enter_async_context(running(one.command, one.environment, others))
+
+        gateway, worker = await part(way.gateway), await part(way.worker)
+        for one, told in ((gateway, way.gateway), (worker, way.worker)):
+            for check in told.checks:
+                await one.until_well(check)
+        http = await stack.enter_async_context(httpx2.AsyncClient(timeout=30.0, trust_env=False))
+        url = f"http://127.0.0.1:{gateway_port}"
+        brief = await ask(http, url, tokens=30)
+        assert (await http.get(f"{url}/v1/streams/{brief}?wait=20")).json()["status"] == "completed"
+
+        # A worker that is asked to stop finishes its answer, a gateway sends its reader away.
+        long = await ask(http, url, tokens=150, tokens_per_second=60)
+        async with http.stream("GET", f"{url}/v1/streams/{long}/events") as response:
+            decoder, tokens, ending = Decoder(), 0, None
+            async for data in response.aiter_bytes():
+                tokens += sum(message.event == "message" for message in decoder.feed(data))
+                if tokens and ending is None:
+                    ending = asyncio.create_task(worker.stop(within_seconds=way.worker.stop_seconds))
+        assert tokens == 150
+        assert ending is not None
+        assert await ending == 0
+        waiting = await ask(http, url, tokens=10)  # nobody generates it any more
+        async with http.stream("GET", f"{url}/v1/streams/{waiting}/events") as response:
+            assert await gateway.stop(within_seconds=way.gateway.stop_seconds) == 0
+            assert b"retry:" in await response.aread()
+        for one, told in ((gateway, way.gateway), (worker, way.worker)):
+            for check in told.checks:
+                if "--retry" not in check:  # systemd's waits for a start, and would wait on
+                    assert await one.check(check) != 0
+
+
+async def test_nginx_as_compose_starts_it(tmp_path: Path) -> None:
+    """Its shell script and both configurations. Debian's nginx is older than `resolve`, so that one word is taken out."""
+    needs("nginx (Debian: apt install nginx)", binary_of("nginx"))
+    needs("wget (Debian: apt install wget)", shutil.which("wget"))
+    service, way = compose()["services"]["nginx"], WAYS["compose"]()
+    await asyncio.to_thread(tmp_path.chmod, 0o755)  # as root, nginx's own processes are somebody else
+    async with AsyncExitStack() as stack:
+        redis_port = await stack.enter_async_context(redis_as_deployed(tmp_path))
+        gateway_port, port = free_port(), free_port()
+        parts = {"redis://redis:6379": f"redis://127.0.0.1:{redis_port}", "8000": str(gateway_port)}
+        gateway = await stack.enter_async_context(running(way.gateway.command, way.gateway.environment, parts))
+        await gateway.until_well(way.gateway.checks[0])
+        main = (DEPLOY / "nginx" / "container.conf").read_text().replace("/tmp/", f"{tmp_path}/")
+        (tmp_path / "container.conf").write_text(main)
+        others = {
+            "/etc/midstream/container.conf": f"{tmp_path}/container.conf",
+            "/etc/midstream/": f"{DEPLOY}/nginx/",
+            "/tmp/midstream.conf": f"{tmp_path}/midstream.conf",
+            "server gateway:8000 max_fails=0 resolve": f"server 127.0.0.1:{gateway_port} max_fails=0",
+            "listen 8000": f"listen 127.0.0.1:{port}",
+            "127.0.0.1:8000/healthz": f"127.0.0.1:{port}/healthz",
+        }
+        nginx = await stack.enter_async_context(running(service["command"], {}, others))
+        check = service["healthcheck"]["test"][1:]
+        await nginx.until_well(check)
+        worker = await stack.enter_async_context(running(way.worker.command, way.worker.environment, parts))
+        http = await stack.enter_async_context(httpx2.AsyncClient(timeout=30.0, trust_env=False))
+        url = f"http://127.0.0.1:{port}"
+        stream_id = await ask(http, url, tokens=30)
+        assert (await http.get(f"{url}/v1/streams/{stream_id}?wait=20")).json()["status"] == "completed"
+        assert (await http.get(f"{url}/metrics")).status_code == 404
+        assert await worker.stop(within_seconds=way.worker.stop_seconds) == 0
+        # Idle or not, SIGQUIT lets it end within its time.
+        stream_id = await ask(http, url, tokens=10)
+        async with http.stream("GET", f"{url}/v1/streams/{stream_id}/events") as response:
+            assert response.status_code == 200
+            how = signal.Signals[service["stop_signal"]]
+            assert await nginx.stop(how, within_seconds=float(service["stop_grace_period"].removesuffix("s"))) == 0
+        assert await nginx.check(check) != 0
+        assert await gateway.stop(within_seconds=way.gateway.stop_seconds) == 0
+
+
+async def slow_subscriber(port: int, commands: Any) -> int:
+    """How often somebody was there for what was published, while nobody read: 60 MB, as 70,000 events a second for 8.6 s."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"SSUBSCRIBE slow\r\n")
+    await reader.readuntil(b":1\r\n")
+    thousand = b"x" * (_EVENT_BYTES * 1000)
+    try:
+        return sum([await commands.execute_command("SPUBLISH", "slow", thousand) for _ in range(_THOUSANDS)])
+    finally:
+        writer.close()
+
+
+async def test_redis_is_told_what_we_need(tmp_path: Path) -> None:
+    async with redis_as_deployed(tmp_path) as port, redis.asyncio.Redis(port=port, decode_responses=True) as commands:
+        told = await commands.config_get("maxmemory-policy", "appendonly", "save")
+        assert told == {"maxmemory-policy": "noeviction", "appendonly": "yes", "save": ""}
+        assert await slow_subscriber(port, commands) == _THOUSANDS
+        await commands.config_set("client-output-buffer-limit", "pubsub 32mb 8mb 60")  # the default, to compare with
+        assert await slow_subscriber(port, commands) < _THOUSANDS

@@ -1,0 +1,261 @@
+"""The deployments against what they deploy: settings, ports, times to stop, what the image holds, who gets which secret."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gateway.supervisor import _KILL_SECONDS
+from shared.settings import Settings, described
+from tests.support.deployments import (
+    DEPLOY,
+    KUBERNETES,
+    ROOT,
+    SYSTEMD,
+    WAYS,
+    Part,
+    compose,
+    manifests,
+    pod,
+    seconds,
+    unit,
+)
+from tests.support.needs import needs
+
+_OURS = re.compile(r"\b(?:MIDSTREAM|OPENAI)_[A-Z_]*[A-Z]\b")
+_FILES = [
+    ROOT / "docker-compose.yml",
+    DEPLOY / "Dockerfile",
+    *(path for room in ("redis", "systemd", "kubernetes", "nginx") for path in (DEPLOY / room).iterdir()),
+]
+_PACKAGES = ("shared", "gateway", "producer", "midstream", "bench")
+
+
+def settings_of(part: Part) -> Settings:
+    """AssertionError for a variable that looks like ours and is not."""
+    known = {one.env for one in described()}
+    assert {name for name in part.environment if _OURS.fullmatch(name)} <= known
+    return Settings.from_environment(part.environment)
+
+
+# --- all of them
+
+
+@pytest.mark.parametrize("path", _FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_setting_that_is_named_exists(path: Path) -> None:
+    assert set(_OURS.findall(path.read_text())) <= {one.env for one in described()}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_parts_are_told_where_they_are(way: str) -> None:
+    told = WAYS[way]()
+    gateway, worker = settings_of(told.gateway), settings_of(told.worker)
+    assert gateway.redis_url == worker.redis_url
+    assert str(gateway.port) == told.gateway_port
+    assert str(worker.metrics_port) == told.worker_port
+    for part, port in ((told.gateway, told.gateway_port), (told.worker, told.worker_port)):
+        for check in part.checks:
+            assert f":{port}/" in " ".join(check)
+    if way != "systemd":  # from another container they must be reached, on one machine they need not be
+        assert gateway.host == worker.metrics_host == "0.0.0.0"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nobody_is_killed_who_is_about_to_stop(way: str) -> None:
+    told = WAYS[way]()
+    gateway, worker = settings_of(told.gateway), settings_of(told.worker)
+    pause = 0.0
+    if way == "kubernetes":
+        name, *arguments = pod("gateway")["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert name == "sleep"
+        pause = float(arguments[0])
+        readiness = pod("gateway")["containers"][0]["readinessProbe"]
+        assert pause > readiness["periodSeconds"] * readiness["failureThreshold"]
+    assert told.gateway.stop_seconds > pause + gateway.drain_seconds + _KILL_SECONDS
+    assert told.worker.stop_seconds >= worker.worker_drain_seconds + 5
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_providers_key_goes_to_workers_only(way: str) -> None:
+    told = WAYS[way]()
+    assert "OPENAI_API_KEY" in told.worker.environment
+    assert "OPENAI_API_KEY" not in told.gateway.environment
+
+
+def test_nginx_is_given_the_time_to_stop() -> None:
+    (shutdown,) = re.findall(r"worker_shutdown_timeout (\w+);", (DEPLOY / "nginx" / "container.conf").read_text())
+    assert seconds(compose()["services"]["nginx"]["stop_grace_period"]) > seconds(shutdown)
+
+
+# --- docker compose and the image
+
+
+def test_what_is_mounted_exists_and_what_is_kept_is_declared() -> None:
+    told = compose()
+    for name, service in told["services"].items():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert (ROOT / source).exists() if source.startswith(".") else source in told["volumes"], (
+                f"{name}: {volume}"
+            )
+        assert set(service.get("depends_on", [])) <= set(told["services"])
+        assert service["healthcheck"]["test"][0] == "CMD"
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), f"{name}: there is no access control, and {port} is open to the world"
+
+
+@pytest.mark.parametrize("name", ["redis", "gateway", "worker", "nginx"])
+def test_our_containers_may_do_little(name: str) -> None:
+    service = compose()["services"][name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert service["logging"]["options"]["max-size"]
+    if "build" not in service:  # ours says it in the Dockerfile
+        assert service["user"] in ("redis", "nginx")
+
+
+def test_nginx_gets_its_configuration_with_other_addresses_and_nothing_else(tmp_path: Path) -> None:
+    shipped = (DEPLOY / "nginx" / "midstream.conf").read_text()
+    shell, options, script = compose()["services"]["nginx"]["command"]
+    made = tmp_path / "midstream.conf"
+    script, end, _ = script.partition("exec nginx")
+    assert end
+    script = script.replace("/etc/midstream/", f"{DEPLOY}/nginx/").replace("/tmp/midstream.conf", str(made))
+    subprocess.run([shell, options, script], check=True, timeout=10)
+    now, before = made.read_text().splitlines(), shipped.splitlines()
+    added, gone = set(now) - set(before), set(before) - set(now)
+    assert {line.strip() for line in added} == {
+        "zone midstream 64k; server gateway:8000 max_fails=0 resolve;",
+        "listen 8000;",
+    }
+    assert len(gone) == 4
+    assert f"include {'/tmp/midstream.conf'};" in (DEPLOY / "nginx" / "container.conf").read_text()
+
+
+def test_the_image_is_made_of_all_our_packages_and_is_not_root() -> None:
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    copied = " ".join(re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE)).split()
+    let_in = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    assert set(copied) == set(let_in)
+    assert set(_PACKAGES) <= set(copied)
+    for name in copied:
+        assert (ROOT / name).exists(), name
+    (user,) = re.findall(r"^USER (\d+):\d+$", dockerfile, re.MULTILINE)
+    assert int(user) > 0
+    assert f"--uid {user} " in dockerfile
+
+
+def test_the_packages_are_installed_with_all_their_files(tmp_path: Path) -> None:
+    """Scripts for Redis and pages too: what the image has is what the wheel has."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    ours = {
+        str(path.relative_to(ROOT))
+        for package in _PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {"shared/scripts/append.lua", "gateway/web/console.html"} <= ours
+    assert ours <= packed
+
+
+# --- systemd
+
+
+def test_units_are_confined_alike_and_come_back() -> None:
+    gateway, worker = unit("gateway"), unit("worker")
+    own = {"ExecStart", "ExecStartPost", "Description", "TimeoutStopSec", "EnvironmentFile"}
+    assert {key: gateway[key] for key in gateway.keys() - own} == {key: worker[key] for key in worker.keys() - own}
+    assert gateway["Restart"] == ["always"]
+    assert gateway["DynamicUser"] == ["yes"]
+    assert gateway["KillMode"] == ["mixed"]
+
+
+def test_systemd_understands_the_units(tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    needs("systemd-analyze (Debian: apt install systemd)", analyze)
+    for path in SYSTEMD.glob("*.service"):
+        (tmp_path / path.name).write_text(path.read_text().replace("/opt/midstream/bin/python", sys.executable))
+    command = [str(analyze), "verify", "--man=no", *map(str, tmp_path.glob("*.service"))]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (told.returncode, told.stderr) == (0, "")
+
+
+# --- Kubernetes
+
+
+def test_what_kustomize_takes_exists() -> None:
+    said = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
+    for name in said["resources"]:
+        assert (KUBERNETES / name).exists(), name
+    here = {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
+    assert here == {name for name in said["resources"] if name.endswith(".yaml")}
+    for secret in said["secretGenerator"]:
+        for name in secret["envs"]:
+            assert (KUBERNETES / f"{name}.example").exists()
+    assert "*.env" in (KUBERNETES / ".gitignore").read_text().splitlines()
+    assert {one["name"] for one in said["images"]} == {
+        pod(one)["containers"][0]["image"] for one in ("gateway", "worker")
+    }
+    (made,) = yaml.safe_load((DEPLOY / "redis" / "kustomization.yaml").read_text())["configMapGenerator"]
+    assert (made["name"], made["files"]) == ("midstream-redis", ["redis.conf"])
+
+
+def sets() -> list[Any]:
+    return [one for (kind, _), one in manifests().items() if kind in ("Deployment", "StatefulSet")]
+
+
+@pytest.mark.parametrize("one", sets(), ids=lambda one: str(one["metadata"]["name"]))
+def test_pods_are_found_and_confined(one: Any) -> None:
+    labels, told = one["spec"]["template"]["metadata"]["labels"], one["spec"]["template"]["spec"]
+    assert one["spec"]["selector"]["matchLabels"] == labels
+    assert told["enableServiceLinks"] is False  # else a service's name can become a setting
+    assert told["automountServiceAccountToken"] is False
+    assert told["securityContext"]["runAsNonRoot"] is True
+    (container,) = told["containers"]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert "memory" in container["resources"]["limits"]
+    names = {port["name"] for port in container["ports"]}
+    services = [each for (kind, _), each in manifests().items() if kind == "Service"]
+    targets = [each["spec"]["ports"][0]["targetPort"] for each in services if each["spec"]["selector"] == labels]
+    assert set(targets) <= names
+    assert targets or one["metadata"]["name"] == "midstream-worker"  # nobody calls a worker
+
+
+def test_a_gateway_is_there_while_another_one_is_replaced() -> None:
+    gateway = manifests()["Deployment", "midstream-gateway"]["spec"]
+    assert gateway["replicas"] >= 2
+    assert gateway["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    budget = manifests()["PodDisruptionBudget", "midstream-gateway"]["spec"]
+    assert budget["maxUnavailable"] < gateway["replicas"]
+    assert budget["selector"] == gateway["selector"]
+
+
+def test_the_ingress_streams_and_keeps_metrics_in() -> None:
+    ingress = manifests()["Ingress", "midstream"]
+    told = {key.rpartition("/")[2]: value for key, value in ingress["metadata"]["annotations"].items()}
+    assert told["proxy-buffering"] == "off"
+    assert told["proxy-http-version"] == "1.1"
+    assert float(told["proxy-read-timeout"]) > 600  # ?wait=
+    assert int(told["proxy-body-size"].removesuffix("m")) << 20 >= Settings().body_bytes_max
+    assert all(isinstance(value, str) for value in told.values())  # an annotation is never a number
+    paths = ingress["spec"]["rules"][0]["http"]["paths"]
+    assert {path["path"] for path in paths} == {"/v1", "/stream"}
+    services = {name for kind, name in manifests() if kind == "Service"}
+    for path in paths:
+        service = path["backend"]["service"]
+        assert service["name"] in services
+        ports = manifests()["Service", service["name"]]["spec"]["ports"]
+        assert service["port"]["name"] in {port["name"] for port in ports}
