@@ -115,9 +115,7 @@ async def work(settings: Settings, ready_fd: int | None) -> None:
     measuring = WorkerMeasuring(connection, settings, worker.tally)
     metrics_url = await measuring.serve()
     measuring.start()
-    there = presence(
-        worker, connection, name=name, provider=provider.name, capacity=settings.worker_concurrency
-    )
+    there = presence(worker, connection, name=name, provider=provider.name, capacity=settings.worker_concurrency)
     there.start()
     loop = asyncio.get_running_loop()
     for wish in (signal.SIGTERM, signal.SIGINT):

@@ -1,0 +1,159 @@
+"""Take the console's pictures: `python docs/images/console_png.py`, with Chromium and this directory's project installed.
+
+A whole Midstream runs for half a minute with simulated answers; in the middle of it the worker that has the most of them is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from PIL import Image
+from playwright.async_api import Browser, Page, async_playwright
+
+_HERE = Path(__file__).resolve().parent
+_WIDE, _PHONE = {"width": 1180, "height": 900}, {"width": 360, "height": 740}
+_READERS_PER_STREAM = 3
+
+
+def start() -> tuple[subprocess.Popen[str], str]:
+    """`midstream up` on a free port, and its address."""
+    command = [sys.executable, "-m", "midstream.cli", "up", "--port", "0", "--workers", "2", "--provider", "simulated"]
+    environment = {**os.environ, "MIDSTREAM_LEASE_SECONDS": "3"}
+    process = subprocess.Popen(  # noqa: S603
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=_HERE.parents[1]
+    )
+    assert process.stdout is not None
+    told = re.search(r"http://\S+", process.stdout.readline())
+    assert told, "midstream up did not start"
+    return process, told[0]
+
+
+class Load:
+    """Answers of several lengths and paces, each with a few readers, for as long as it is open."""
+
+    def __init__(self, url: str) -> None:
+        self._http = httpx2.AsyncClient(base_url=url, timeout=60.0, limits=httpx2.Limits(max_connections=None))
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def create(self, tokens: int, pace: float, **midstream: Any) -> str:
+        body = {
+            "messages": [{"role": "user", "content": f"{tokens} at {pace}"}],
+            "simulate": {"tokens": tokens, "tokens_per_second": pace},
+            "midstream": midstream,
+        }
+        return str((await self._http.post("/v1/streams", json=body)).json()["id"])
+
+    async def overview(self) -> dict[str, Any]:
+        told: dict[str, Any] = (await self._http.get("/v1/overview")).json()
+        return told
+
+    def follow(self, stream_id: str) -> None:
+        self._tasks.add(asyncio.create_task(self._read(stream_id)))
+
+    def keep_up(self) -> None:
+        self._tasks.add(asyncio.create_task(self._again_and_again()))
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._http.aclose()
+
+    async def _again_and_again(self) -> None:
+        number = 0
+        while True:
+            number += 1
+            stream_id = await self.create(120 + 97 * number % 400, 15 + 13 * number % 60)
+            for _ in range(_READERS_PER_STREAM):
+                self.follow(stream_id)
+            await asyncio.sleep(0.8 + 0.7 * (number % 3))
+
+    async def _read(self, stream_id: str) -> None:
+        with suppress(httpx2.HTTPError):
+            async with self._http.stream("GET", f"/v1/streams/{stream_id}/events") as response:
+                async for _ in response.aiter_bytes():
+                    pass
+
+
+async def open_page(browser: Browser, url: str, *, dark: bool = False, size: dict[str, int] | None = None) -> Page:
+    page = await browser.new_page(
+        viewport=size or _WIDE,
+        color_scheme="dark" if dark else "light",
+        device_scale_factor=1.5,  # type: ignore[arg-type]
+    )
+    await page.goto(url)
+    return page
+
+
+async def take(page: Page, name: str, *, whole: bool = False) -> None:
+    keep(await page.screenshot(full_page=whole), name)
+    await page.close()
+
+
+def keep(picture: bytes, name: str) -> None:
+    """With 256 colours, which nobody sees, it has a third of the bytes."""
+    Image.open(io.BytesIO(picture)).convert("RGB").quantize(256).save(_HERE / f"console-{name}.png", optimize=True)
+
+
+async def pictures(browser: Browser, url: str) -> None:
+    load = Load(url)
+    try:
+        chat = await open_page(browser, f"{url}/chat")
+        await chat.get_by_text("Options").click()
+        await chat.fill("#tokens", "150")
+        await chat.get_by_text("Options").click()
+        await chat.fill("#prompt", "Tell me how a river finds its way to the sea.")
+        await chat.press("#prompt", "Enter")
+        await asyncio.sleep(2)
+        await chat.click("#cut")
+        await asyncio.sleep(3)
+        await chat.reload()
+        watched = await load.create(900, 20)
+        load.follow(watched)
+        load.keep_up()
+        light, dark = await open_page(browser, url), await open_page(browser, url, dark=True)
+        phone = await open_page(browser, url, size=_PHONE)
+        timeline = await open_page(browser, f"{url}/#{watched}", dark=True)
+        await asyncio.sleep(4)
+        rows = {one["id"]: one for one in (await load.overview())["streams"]["newest"]}
+        pids = {one["name"]: one["pid"] for one in (await load.overview())["processes"]}
+        os.kill(pids[rows[watched]["worker"]], signal.SIGKILL)
+        await asyncio.sleep(16)
+        keep(await timeline.locator("#stream").screenshot(), "timeline")
+        await asyncio.gather(take(light, "light", whole=True), take(dark, "dark", whole=True), take(phone, "phone"))
+        await chat.locator(".story .good").wait_for(timeout=60_000)
+        await take(chat, "chat")
+        small = await open_page(browser, f"{url}/chat", dark=True, size=_PHONE)
+        await small.fill("#prompt", "What is a stream?")
+        await small.press("#prompt", "Enter")
+        await asyncio.sleep(3)
+        await take(small, "chat-phone")
+    finally:
+        await load.close()
+
+
+async def main() -> None:
+    process, url = start()
+    try:
+        async with async_playwright() as playwright:
+            browser = await playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            await pictures(browser, url)
+            await browser.close()
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

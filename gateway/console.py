@@ -1,0 +1,76 @@
+"""The console at `/`, and the chat at `/chat`: pages that are files, with nothing built and nothing from elsewhere.
+
+They are read once, at the start. Their names never change, so each is compared (`no-cache`, ETag) before it is shown again.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from importlib import resources
+from typing import Any
+
+from starlette.responses import Response
+
+from gateway.caching import etag_of_body, is_known
+from gateway.connection import Scope
+from gateway.exchange import ASGI
+from shared.errors import Unusable
+from shared.settings import Settings
+
+_PAGES = {"/": "console.html", "/chat": "chat.html"}
+_FILES_PATH = "/console/"
+_MEDIA_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+_HEADERS = {
+    "cache-control": "no-cache",
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+}
+"""What a page shows was written by strangers: nothing in it may run, be sent elsewhere, or be framed."""
+
+
+class Console:
+    """A part of the gateway."""
+
+    def __init__(self) -> None:
+        files = {one.name: one.read_bytes() for one in resources.files("gateway").joinpath("web").iterdir()}
+        paths = {**_PAGES, **{_FILES_PATH + name: name for name in files if not name.endswith(".html")}}
+        self._answers = {
+            path: (files[name], _MEDIA_TYPES[name.rpartition(".")[2]], etag_of_body(files[name]))
+            for path, name in paths.items()
+        }
+
+    def route(self, scope: Scope) -> ASGI | None:
+        """The handler for a request of one of these files; None for everything else."""
+        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and scope["path"] in self._answers:
+            return self.file
+        return None
+
+    async def file(self, scope: Scope, receive: Any, send: Any) -> None:
+        body, media_type, etag = self._answers[scope["path"]]
+        headers = {**_HEADERS, "etag": etag.decode()}
+        if is_known(scope["headers"], etag):
+            response = Response(status_code=304, headers=headers)
+        else:
+            response = Response(body, headers=headers, media_type=media_type)
+        await response(scope, receive, send)
+
+
+def is_wanted(settings: Settings) -> bool:
+    """Whether this gateway has a console. Raises Unusable."""
+    if settings.console not in ("auto", "on", "off"):
+        raise Unusable(f"MIDSTREAM_CONSOLE={settings.console!r}: auto, on or off is wanted")
+    if settings.console != "auto":
+        return settings.console == "on"
+    try:
+        return settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,233 @@
+"""What runs now, for the console and `midstream top`: one snapshot a second, made only while somebody looks.
+
+What each process says of itself is in Redis (`shared.presence`); the live streams are the newest of the request queue, each
+with the newest entry of its log. Two round trips, a hundred short reads; never a prompt and never a text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from typing import Any
+
+import orjson
+from prometheus_client import Gauge
+
+from gateway.ledger import gateway_name
+from shared import events, metrics
+from shared.errors import MidstreamError, RedisRefused
+from shared.ids import EventId, created_at, is_stream_id
+from shared.keys import GROUP, PROCESSES_ABOUT, PROCESSES_UNTIL, REQUESTS, log_key
+from shared.lifecycle import base_of
+from shared.log import Commands
+from shared.presence import PROCESSES_MAX, THERE_SECONDS
+from shared.version import VERSION
+
+logger = logging.getLogger(__name__)
+
+STREAMS_MAX = 100
+"""Live streams that are listed, the newest: each is a read of its log."""
+ENDED_MAX = 20
+"""Streams that were seen to end while somebody looked."""
+_FRESH_SECONDS = 0.9
+_WAIT_SECONDS = 2.0
+"""A snapshot for which Redis takes longer says that Redis is away."""
+_ENDS = {events.DONE: "completed", events.FAILED: "failed", events.CANCELLED: "cancelled", events.DELETED: "deleted"}
+
+Row = dict[str, Any]
+
+
+class Overview:
+    """Makes snapshots, at most one a second however many ask."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+        self._lock = asyncio.Lock()
+        self._made_at = float("-inf")
+        self._made = b""
+        self._seen: dict[str, tuple[EventId, float, float]] = {}
+        """Of each listed stream its newest id, when that was seen, and its rate then."""
+        self._ended: OrderedDict[str, Row] = OrderedDict()
+        self._processes: list[Row] = []
+
+    async def current(self) -> bytes:
+        """The snapshot as JSON: the last one, if it is of this second."""
+        async with self._lock:
+            if time.monotonic() - self._made_at > _FRESH_SECONDS:
+                self._made = orjson.dumps(await self._make())
+                self._made_at = time.monotonic()
+            return self._made
+
+    async def _make(self) -> Row:
+        redis: Row = {
+            "up": True,
+            "memory_bytes": _reached(metrics.REDIS_MEMORY_BYTES.gauge()),
+            "headroom_bytes": _reached(metrics.REDIS_HEADROOM_BYTES.gauge()),
+            "commands_per_second": _reached(metrics.REDIS_COMMANDS_PER_SECOND.gauge()),
+        }
+        streams: Row = {
+            "running": 0,
+            "waiting": 0,
+            "oldest_waiting_seconds": 0.0,
+            "newest": [],
+            "ended": [],
+        }
+        try:
+            async with asyncio.timeout(_WAIT_SECONDS):
+                self._processes, (streams, redis["time"]) = await asyncio.gather(self._read_processes(), self._read())
+        except (MidstreamError, TimeoutError) as error:
+            logger.debug("no overview: %s", error)
+            redis["up"] = False
+        there = [one for one in self._processes if not one["silent"]]
+        return {
+            "time": time.time(),
+            "version": VERSION,
+            "gateway": gateway_name(),
+            "streams": streams,
+            "readers": sum(one.get("readers", 0) for one in there),
+            "totals": _summed(there, "totals"),
+            "per_second": _summed(there, "per_second"),
+            "lag": _worst(there),
+            "processes": self._processes,
+            "redis": redis,
+        }
+
+    # --- processes
+
+    async def _read_processes(self) -> list[Row]:
+        execute = self._commands.execute
+        time_now, until, about = await asyncio.gather(
+            execute("TIME"),
+            execute("ZRANGE", PROCESSES_UNTIL, 0, PROCESSES_MAX - 1, "WITHSCORES"),
+            execute("HGETALL", PROCESSES_ABOUT),
+        )
+        now_ms = int(time_now[0]) * 1000 + int(time_now[1]) / 1000
+        said = dict(zip(about[::2], about[1::2], strict=True))
+        processes = []
+        for name, until_ms in zip(until[::2], until[1::2], strict=True):
+            if name in said:
+                heard_seconds = (now_ms - float(until_ms)) / 1000 + THERE_SECONDS
+                silent = heard_seconds > THERE_SECONDS
+                row = {**orjson.loads(said[name]), "heard_seconds": round(max(0.0, heard_seconds), 1), "silent": silent}
+                processes.append(row)
+        return sorted(processes, key=lambda row: (row["kind"], row["started_at"]))
+
+    # --- streams
+
+    async def _read(self) -> tuple[Row, float]:
+        """The queue and its newest streams; Redis' own time."""
+        execute = self._commands.execute
+        time_now, length, newest, groups = await asyncio.gather(
+            execute("TIME"),
+            execute("XLEN", REQUESTS),
+            execute("XREVRANGE", REQUESTS, "+", "-", "COUNT", STREAMS_MAX),
+            self._unless_missing("XINFO", "GROUPS", REQUESTS),
+        )
+        now = int(time_now[0]) + int(time_now[1]) / 1e6
+        claimed, last_claimed = 0, b"0-0"
+        for row in groups:
+            about = dict(zip(row[::2], row[1::2], strict=True))
+            if about[b"name"] == GROUP:
+                claimed, last_claimed = min(length, int(about[b"pending"])), about[b"last-delivered-id"]
+        first_id = newest[-1][0] if newest else b"+"
+        oldest, claims, rows = await asyncio.gather(
+            execute("XRANGE", REQUESTS, b"(" + last_claimed, "+", "COUNT", 1),
+            self._unless_missing("XPENDING", REQUESTS, GROUP, first_id, "+", STREAMS_MAX),
+            self._read_streams([(entry_id, fields[1].decode()) for entry_id, fields in newest if fields], now),
+        )
+        worker_of = {entry_id: (worker.decode(), idle / 1000) for entry_id, worker, idle, _ in claims}
+        for entry_id, row in rows:
+            row["worker"], row["lease_age_seconds"] = worker_of.get(entry_id, (None, None))
+        told = {
+            "running": claimed,
+            "waiting": length - claimed,
+            "oldest_waiting_seconds": round(max(0.0, now - _time_of(oldest[0][0])), 1) if oldest else 0.0,
+            "newest": [row for _, row in rows if row["status"] not in _ENDS.values()],
+            "ended": list(reversed(self._ended.values())),
+        }
+        return told, now
+
+    async def _read_streams(self, listed: list[tuple[bytes, str]], now: float) -> list[tuple[bytes, Row]]:
+        """Each stream as its log's newest entry tells, and those that have left the list since the last time."""
+        ids = [stream_id for _, stream_id in listed if is_stream_id(stream_id)]
+        left = [stream_id for stream_id in self._seen if stream_id not in set(ids)]
+        replies = await asyncio.gather(
+            *(self._commands.execute("XREVRANGE", log_key(one), "+", "-", "COUNT", 1) for one in (*ids, *left))
+        )
+        rows = {one: self._row(one, reply, now) for one, reply in zip((*ids, *left), replies, strict=True)}
+        self._seen = {one: self._seen[one] for one in ids}
+        for stream_id, row in rows.items():
+            if row["status"] in ("completed", "failed", "cancelled") and stream_id not in self._ended:
+                self._ended[stream_id] = {**row, "ended_at": now}
+                if len(self._ended) > ENDED_MAX:
+                    self._ended.popitem(last=False)
+        return [(entry_id, rows[one]) for entry_id, one in listed if one in rows]
+
+    def _row(self, stream_id: str, reply: Any, now: float) -> Row:
+        (raw_id, (field, value)) = reply[0] if reply else (b"0-0", (events.DELETED, b""))
+        newest = EventId.of(raw_id)
+        # Of one that is seen for the first time only the mean is known.
+        mean = newest.offset / max(0.1, now - created_at(stream_id))
+        before, seen_at, rate = self._seen.get(stream_id, (newest, now, mean))
+        tokens = newest.offset
+        if field in _ENDS:
+            status = _ENDS[field]
+            # A cancel stands at the next attempt's 0: how many tokens stood before it, the last look knows.
+            tokens = newest.offset - 1 if newest.offset else before.offset
+        elif field == events.ACCEPTED:
+            status, tokens = "waiting", 0
+        else:
+            status = "running"
+            if field in (events.STARTED, events.RESTARTED):
+                tokens = base_of(value)
+        if now > seen_at:
+            rate = (newest.offset - before.offset) / (now - seen_at) if newest.attempt == before.attempt else 0.0
+        if status in ("waiting", "running"):
+            self._seen[stream_id] = (newest, now, rate)
+        else:
+            self._seen[stream_id] = (before, seen_at, 0.0)
+        return {
+            "id": stream_id,
+            "status": status,
+            "created_at": created_at(stream_id),
+            "age_seconds": round(max(0.0, now - created_at(stream_id)), 1),
+            "attempt": newest.attempt if status == "running" else max(newest.attempt - (not newest.offset), 0),
+            "tokens": max(0, tokens),
+            "tokens_per_second": round(max(0.0, rate), 1) if status == "running" else 0.0,
+        }
+
+    async def _unless_missing(self, *command: bytes | str | int) -> list[Any]:
+        """A queue that nobody has used yet does not exist: nothing, then."""
+        try:
+            return list(await self._commands.execute(*command))
+        except RedisRefused as error:
+            logger.debug("the queue is not there: %s", error)
+            return []
+
+
+def _time_of(entry_id: bytes) -> float:
+    return int(entry_id.split(b"-")[0]) / 1000
+
+
+def _reached(gauge: Gauge) -> float:
+    return max((one.value for metric in gauge.collect() for one in metric.samples), default=0.0)
+
+
+def _summed(processes: list[Row], of: str) -> dict[str, float]:
+    summed: dict[str, float] = {}
+    for process in processes:
+        for name, value in process.get(of, {}).items():
+            summed[name] = round(summed.get(name, 0) + value, 1)
+    return summed
+
+
+def _worst(processes: list[Row]) -> dict[str, Row]:
+    """Each kind of lag where it is longest."""
+    worst: dict[str, Row] = {}
+    for process in processes:
+        for name, lag in process.get("lag", {}).items():
+            if name not in worst or lag["p99_ms"] > worst[name]["p99_ms"]:
+                worst[name] = {**lag, "process": process["name"]}
+    return worst

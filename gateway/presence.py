@@ -1,0 +1,34 @@
+"""What a gateway process says of itself to whoever watches."""
+
+from __future__ import annotations
+
+from gateway import metrics
+from gateway.ledger import gateway_name
+from gateway.readers import Delivery
+from gateway.tail import Tails
+from shared.lately import Lately
+from shared.log import Commands
+from shared.metrics import APPEND_TO_SOCKET, READER_CLOSES, RESUMES
+from shared.presence import Facts, Presence, total
+from shared.settings import Settings
+
+
+def presence(delivery: Delivery, tails: Tails, commands: Commands, settings: Settings) -> Presence:
+    def facts() -> Facts:
+        return {
+            "readers": delivery.readers,
+            "readers_max": settings.connections_max,
+            "followed": len(tails),
+            "tick_ms": round(delivery.tick_seconds * 1000, 1),
+            "draining": delivery.draining,
+            "totals": {
+                "tokens_delivered": delivery.ledger.tokens_now(),
+                "streams_created": total(metrics.CREATED),
+                "resumes": total(RESUMES.counter()),
+                "connections_ended": total(READER_CLOSES.counter()),
+            },
+        }
+
+    return Presence(
+        commands, "gateway", gateway_name(), facts, {"append_to_socket": Lately(APPEND_TO_SOCKET.histogram())}
+    )

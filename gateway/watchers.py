@@ -1,0 +1,121 @@
+"""`GET /v1/overview` and `/v1/overview/events`: what runs now, once or once a second, for as long as somebody watches.
+
+A watcher's connection is written to as a reader's is. Each snapshot stands for itself: whose socket is full misses one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.responses import Response
+
+from gateway.connection import Connection, Receive, Scope, Send, chunk_of
+from gateway.exchange import ASGI
+from gateway.overview import Overview
+from gateway.problems import Problem, stopping
+from shared import sse
+
+PATH = "/v1/overview"
+SNAPSHOT_SECONDS = 1.0
+WATCHERS_MAX = 32
+"""At once, in one process: a snapshot of 100 streams is 25 KB, and it must not take the place of readers."""
+_HELLO = sse.KEEP_ALIVE + sse.retry(1000)
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Watcher:
+    """One connection (a Follower of it)."""
+
+    def __init__(self, watchers: Watchers, connection: Connection) -> None:
+        self._watchers = watchers
+        self.connection = connection
+        self.takes = False
+        """Its response has begun, and its socket is not full."""
+
+    def writable(self) -> None:
+        self.takes = True
+
+    def lost(self) -> None:
+        self._watchers.forget(self)
+
+
+class Watchers:
+    """A part of the gateway. Snapshots are made while there is a watcher, and not otherwise."""
+
+    def __init__(self, overview: Overview) -> None:
+        self._overview = overview
+        self._watching: set[Watcher] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._draining = False
+
+    def route(self, scope: Scope) -> ASGI | None:
+        """The handler for a request of these paths; None for everything else."""
+        if scope["type"] != "http" or scope["method"] != "GET":
+            return None
+        if scope["path"] == PATH:
+            return self.once
+        return self.watch if scope["path"] == f"{PATH}/events" else None
+
+    async def once(self, scope: Scope, receive: Any, send: Any) -> None:
+        """`GET /v1/overview`"""
+        headers = {"cache-control": "no-store"}
+        response = Response(await self._overview.current(), 200, headers, media_type="application/json")
+        await response(scope, receive, send)
+
+    async def watch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`GET /v1/overview/events`"""
+        if self._draining:
+            raise stopping()
+        if len(self._watching) >= WATCHERS_MAX:
+            raise Problem(503, f"{WATCHERS_MAX} watch this process already, which is the most", retry_after_seconds=5)
+        connection = Connection.of(scope)
+        watcher = Watcher(self, connection)
+        self._watching.add(watcher)  # before the wait: it counts
+        try:
+            first = _event(await self._overview.current())
+        except BaseException:
+            self.forget(watcher)
+            raise
+        if self._draining or not connection.open(send, watcher, _HEADERS, _HELLO + first):
+            self.forget(watcher)
+            if self._draining:
+                raise stopping()
+            return
+        watcher.takes = True
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._tell())
+
+    def forget(self, watcher: Watcher) -> None:
+        self._watching.discard(watcher)
+
+    def drain(self) -> None:
+        """End all responses: this process is about to stop, and another will tell as much."""
+        self._draining = True
+        for watcher in [one for one in self._watching if one.takes]:
+            self.forget(watcher)
+            watcher.connection.finish(b"")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _tell(self) -> None:
+        try:
+            while self._watching:
+                await asyncio.sleep(SNAPSHOT_SECONDS)
+                event = _event(await self._overview.current())
+                chunk = chunk_of(event)
+                for watcher in [one for one in self._watching if one.takes]:
+                    watcher.takes = watcher.connection.send(event, chunk)
+        finally:
+            self._task = None
+
+
+def _event(snapshot: bytes) -> bytes:
+    return b"data: %b\n\n" % snapshot

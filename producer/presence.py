@@ -1,0 +1,26 @@
+"""What a worker says of itself to whoever watches."""
+
+from __future__ import annotations
+
+from producer.worker import Worker
+from shared.lately import Lately
+from shared.log import Commands
+from shared.metrics import APPEND_SECONDS, STREAMS_ENDED, TAKEOVERS, TOKENS_GENERATED
+from shared.presence import Facts, Presence, total
+
+
+def presence(worker: Worker, commands: Commands, *, name: str, provider: str, capacity: int) -> Presence:
+    def facts() -> Facts:
+        return {
+            "provider": provider,
+            "running": worker.tally(),
+            "capacity": capacity,
+            "draining": worker.draining,
+            "totals": {
+                "tokens_generated": total(TOKENS_GENERATED.counter()),
+                "streams_ended": total(STREAMS_ENDED.counter()),
+                "takeovers": total(TAKEOVERS.counter()),
+            },
+        }
+
+    return Presence(commands, "worker", name, facts, {"append": Lately(APPEND_SECONDS.histogram())})

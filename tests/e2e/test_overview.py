@@ -1,0 +1,178 @@
+"""`/`, `/v1/overview` and its events over HTTP: what is told, what is bounded, who is let in."""
+
+from __future__ import annotations
+
+import json
+import signal
+from itertools import pairwise
+from typing import Any
+
+import httpx2
+import pytest
+
+from gateway.watchers import WATCHERS_MAX
+from shared.keys import PROCESSES_ABOUT, PROCESSES_UNTIL
+from tests.support.system import Reader, System
+from tests.support.waiting import wait_until
+
+_SECRET = "a-secret-word"
+
+
+async def overview(system: System, gateway: int = 0) -> dict[str, Any]:
+    response = await system.http.get(f"{system.gateway_url(gateway)}/v1/overview")
+    assert response.status_code == 200, response.text
+    told: dict[str, Any] = response.json()
+    return told
+
+
+async def until_told(system: System, wanted: str, **counts: int) -> dict[str, Any]:
+    """The overview, once as many processes of each kind are there."""
+    told: dict[str, Any] = {}
+
+    async def there() -> bool:
+        nonlocal told
+        told = await overview(system)
+        kinds = [one["kind"] for one in told["processes"] if not one["silent"]]
+        return all(kinds.count(kind) == count for kind, count in counts.items())
+
+    await wait_until(there, within_seconds=15.0, what=wanted)
+    return told
+
+
+async def test_every_process_is_there_and_leaves() -> None:
+    async with System(gateways=2, workers=2) as system:
+        told = await until_told(system, "two and two", gateway=2, worker=2)
+        pids = {one["pid"] for one in told["processes"]}
+        assert pids == {one.pid for one in (*system.gateways, *system.workers)}
+        assert all(one["memory_bytes"] > 1e6 and one["version"] for one in told["processes"])
+        for key in (PROCESSES_UNTIL, PROCESSES_ABOUT):
+            assert 0 < await system.commands.pttl(key) <= 67_000
+        system.workers[0].kill()
+        told = await until_told(system, "one worker is silent", gateway=2, worker=1)
+        (silent,) = [one for one in told["processes"] if one["silent"]]
+        assert silent["pid"] == system.workers[0].pid
+        system.gateways[1].send(signal.SIGTERM)
+        told = await until_told(system, "the other gateway has left", gateway=1)
+        assert system.gateways[1].pid not in {one["pid"] for one in told["processes"]}
+
+
+async def test_streams_with_no_word_of_what_is_said() -> None:
+    async with System(settings={"worker_concurrency": 1}) as system:
+        simulate = {"tokens": 2000, "tokens_per_second": 50}
+        running = await system.create(_SECRET, simulate=simulate, midstream={"metadata": {"a": _SECRET}})
+        reader = system.follow(running)
+        await reader.until_tokens(10)
+        waiting = await system.create(_SECRET, simulate=simulate)
+
+        async def rows() -> dict[str, Any]:
+            return {one["id"]: one for one in (await overview(system))["streams"]["newest"]}
+
+        async def known() -> bool:
+            told = await rows()
+            return len(told) == 2 and told[running]["tokens_per_second"] > 10
+
+        await wait_until(known, within_seconds=10.0, what="both streams and a rate")
+        told = await rows()
+        assert (told[running]["status"], told[waiting]["status"]) == ("running", "waiting")
+        assert told[running]["tokens"] >= 10
+        assert told[running]["worker"].split("-")[-2] == str(system.workers[0].pid)
+        whole = await overview(system)
+        assert (whole["streams"]["running"], whole["streams"]["waiting"]) == (1, 1)
+
+        async def waits() -> bool:
+            return bool((await overview(system))["streams"]["oldest_waiting_seconds"] > 0)
+
+        await wait_until(waits, within_seconds=5.0, what="it is told how long it waits")
+        assert _SECRET not in json.dumps(whole)
+        assert "simulated answer" not in json.dumps(whole)
+        await system.http.post(f"{system.gateway_url()}/v1/streams/{running}/cancel")
+
+        async def seen_to_end() -> bool:
+            return any(
+                one["id"] == running and one["status"] == "cancelled" and one["tokens"] >= 10
+                for one in (await overview(system))["streams"]["ended"]
+            )
+
+        await wait_until(seen_to_end, within_seconds=10.0, what="it was seen to end")
+
+
+async def test_snapshots_come_while_somebody_watches_and_watchers_are_bounded() -> None:
+    async with System() as system:
+        url = f"{system.gateway_url()}/v1/overview/events"
+        watchers = [Reader(system.http, url) for _ in range(WATCHERS_MAX)]
+        await wait_until(lambda: all(len(one.messages) >= 3 for one in watchers), within_seconds=15.0, what="snapshots")
+        times = [json.loads(one.data)["time"] for one in watchers[0].messages]
+        assert all(0.8 < after - before < 3 for before, after in pairwise(times))
+        refused = await system.http.get(url)
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "5"
+        await watchers[0].leave()
+
+        async def room() -> bool:
+            async with system.http.stream("GET", url) as response:
+                return bool(response.status_code == 200)
+
+        await wait_until(room, within_seconds=5.0, what="there is room for another")
+        system.gateways[0].send(signal.SIGTERM)
+        assert await system.gateways[0].exit_code() == 0
+        for one in watchers[1:]:
+            await one.until_end()
+            assert one.error is None
+
+
+async def test_pages_and_their_headers() -> None:
+    async with System() as system:
+        for path, kind in (("/", "text/html"), ("/chat", "text/html"), ("/console/console.js", "text/javascript")):
+            page = await system.http.get(system.gateway_url() + path)
+            assert page.status_code == 200
+            assert page.headers["content-type"].startswith(kind)
+            policy = page.headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert page.headers["x-content-type-options"] == "nosniff"
+            assert page.headers["cache-control"] == "no-cache"
+            etag = {"if-none-match": page.headers["etag"]}
+            assert (await system.http.get(system.gateway_url() + path, headers=etag)).status_code == 304
+            head = await system.http.head(system.gateway_url() + path)
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["content-length"] == str(len(page.content))
+        for absent in ("/console/", "/console/console.html", "/console/..%2fconsole.py", "/console/none.js"):
+            assert (await system.http.get(system.gateway_url() + absent)).status_code == 404
+        assert (await system.http.post(f"{system.gateway_url()}/v1/overview")).status_code in (404, 405)
+
+
+@pytest.mark.parametrize(
+    ("console", "host", "status"), [("off", "127.0.0.1", 404), ("auto", "0.0.0.0", 404), ("on", "0.0.0.0", 200)]
+)
+async def test_switched_off(console: str, host: str, status: int) -> None:
+    async with System(workers=0, gateway_settings={"console": console, "host": "127.0.0.1"}) as system:
+        if host != "127.0.0.1":
+            system.gateways[0].kill()
+            system.gateways[0].settings["host"] = host
+            system.gateways[0].start()
+
+            async def up() -> bool:
+                try:
+                    return (await system.http.get(f"{system.gateway_url()}/healthz")).status_code == 200
+                except httpx2.TransportError:
+                    return False
+
+            await wait_until(up, within_seconds=20.0, what="the gateway is up")
+        for path in ("/", "/chat", "/v1/overview"):
+            assert (await system.http.get(system.gateway_url() + path)).status_code == status
+
+
+async def test_redis_away_is_told() -> None:
+    async with System(durable=True, settings={"redis_reply_seconds": 1}) as system:
+        watcher = Reader(system.http, f"{system.gateway_url()}/v1/overview/events")
+
+        def newest() -> dict[str, Any]:
+            told: dict[str, Any] = json.loads(watcher.messages[-1].data) if watcher.messages else {"redis": {}}
+            return told
+
+        await wait_until(lambda: newest()["redis"].get("up") is True, within_seconds=10.0, what="a snapshot")
+        system.redis.kill()
+        await wait_until(lambda: newest()["redis"]["up"] is False, within_seconds=15.0, what="Redis is told to be away")
+        system.redis.start()
+        await wait_until(lambda: newest()["redis"]["up"] is True, within_seconds=15.0, what="and back")
+        await watcher.leave()

@@ -1,0 +1,54 @@
+"""Chromium for the tests of pages: what it complains of, and where it goes, is noted and checked."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from playwright.async_api import Browser, Page, async_playwright
+
+from tests.support.needs import needs
+
+_ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    needs("chromium (Debian: apt install chromium)", program)
+    async with async_playwright() as playwright:
+        started = await playwright.chromium.launch(executable_path=program, args=_ARGUMENTS)
+        yield started
+        await started.close()
+
+
+class Opened:
+    """One page, with what it complained of and whom it asked."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        self.hosts: set[str] = set()
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on(
+            "console", lambda told: self.complaints.append(told.text) if told.type in ("error", "warning") else None
+        )
+        page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
+
+    @classmethod
+    async def at(cls, browser: Browser, url: str, **options: Any) -> Opened:
+        opened = cls(await browser.new_page(**options))
+        await opened.page.goto(url)
+        return opened
+
+    async def close(self, *, host: str) -> None:
+        """AssertionError if the page complained, or spoke to anybody but its own host."""
+        await self.page.close()
+        assert not self.complaints, self.complaints
+        assert self.hosts <= {host}, self.hosts
