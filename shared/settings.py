@@ -37,7 +37,9 @@ class Settings:
     port: int = _setting(8000, "port", "The gateway's port; 0 takes a free one.", least=0, most=65535)
     log_level: str = _setting("info", "level", "debug, info, warning or error, on standard error.")
     log_format: str = _setting(
-        "auto", "auto, json, text", "One JSON object per line, or lines for people; auto: text on a terminal, else json."
+        "auto",
+        "auto, json, text",
+        "One JSON object per line, or lines for people; auto: text on a terminal, else json.",
     )
     log_texts: int = _setting(
         0,
@@ -47,7 +49,9 @@ class Settings:
         most=1,
     )
     metrics_host: str = _setting(
-        "127.0.0.1", "address", "Where a worker serves /metrics and /healthz; 0.0.0.0 for Prometheus on another machine."
+        "127.0.0.1",
+        "address",
+        "Where a worker serves /metrics and /healthz; 0.0.0.0 for Prometheus on another machine.",
     )
     metrics_port: int = _setting(
         0,
