@@ -136,8 +136,9 @@ class Subscribe:
     ) -> None:
         """Answer a request with a stream from after `cursor` on; `first` stands before all of it.
 
-        `had` is what the client has where `first` has the events from there up to the cursor. With the name of a `representation`, the whole of an ended stream has an ETag. Raises Problem 404, 410, 503;
-        answers 204 when there is nothing after the cursor and never will be.
+        `had` is what the client has where `first` has the events from there up to the cursor. With the name of a
+        `representation`, the whole of an ended stream has an ETag. Answers 204 when there is nothing after the cursor and
+        never will be. Raises Problem 404, 410, 503.
         """
         async with self.ready(stream_id, face) as tail:
             if cursor is not None and tail.ended is not None and cursor >= tail.ended:
