@@ -31,7 +31,7 @@ from shared.settings import Settings
 from shared.telemetry import set_up_logging
 
 supervisor._PAUSE_SECONDS_MAX, supervisor._KILL_SECONDS = 0.4, 0.3
-set_up_logging("info")
+set_up_logging("info", "text")
 settings = Settings.from_environment(os.environ)
 child = [sys.executable, "-S", "-c", sys.argv[1]]
 sys.exit(supervisor.Supervisor(settings, 2, reserve(settings), child).run())
