@@ -142,10 +142,14 @@ class Supervisor:
                 assert place.process is not None
                 took_seconds = time.monotonic() - place.started_at
                 logger.info("process %d is up after %.1f s: pid %d", place.number, took_seconds, place.process.pid)
-        for place in self._places if self._one_was_up else self._places[:1]:
+        for place in self._may_start():
             if place.process is None and time.monotonic() >= place.due_at:
                 self._start(place)
         return True
+
+    def _may_start(self) -> list[_Place]:
+        """The first goes ahead; the others wait until one has been up."""
+        return self._places if self._one_was_up else self._places[:1]
 
     def _start(self, place: _Place) -> None:
         own = beside(self._reserved, self._settings)
@@ -176,7 +180,7 @@ class Supervisor:
     def _wait(self, woken: int) -> None:
         """Until a signal comes, a child's time has come, or one that starts is to be asked again."""
         now = time.monotonic()
-        waits = [place.due_at - now for place in self._places if place.process is None]
+        waits = [place.due_at - now for place in self._may_start() if place.process is None]
         waits += [_LOOK_SECONDS for place in self._places if place.not_yet_listening is not None]
         select.select([woken], [], [], max(0.0, min(waits)) if waits else None)
         with contextlib.suppress(BlockingIOError):

@@ -77,7 +77,8 @@ async def serving(say: Say | bytes, tls: ssl.SSLContext | None = None) -> AsyncI
     finally:
         listening.close()
         for writer in server.writers:
-            writer.transport.abort()
+            if not writer.transport.is_closing():
+                writer.transport.abort()
         await wait_until(lambda: server.open == 0)
 
 
