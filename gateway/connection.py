@@ -1,8 +1,8 @@
 """One HTTP connection, of which a reader's response can be taken out of uvicorn's hands.
 
-uvicorn keeps a task, its coroutines, the request's scope and its headers for as long as a response lasts, and frames and
-checks every piece of a body: 5 KB per reader and 6 µs per event. A reader's response lasts for minutes and is the same
-for many. So once a reader is admitted, its connection is written to directly, and nothing else of the request stays.
+uvicorn keeps a task, its coroutines, the request's scope and its headers for as long as a response lasts (5 KB of them), and
+checks and frames every piece of a body for each reader anew. A reader's response lasts for minutes, and its pieces are the
+same for many. So once a reader is admitted, its connection is written to directly, and nothing else of the request stays.
 """
 
 from __future__ import annotations
