@@ -4,43 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import json
-import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.support.needs import needs
+from tests.support.packages import packages
 
-_SOURCES = Path(__file__).resolve().parents[1] / "e2e" / "clients"
-_INSTALL_SECONDS_MAX = 120.0
 _BUNDLE_SECONDS_MAX = 30.0
 
 
-@functools.cache
 def clients() -> Path:
-    """A directory with the packages and the scripts, made once per version and machine, outside of the checkout."""
-    needs("node and npm (Debian: apt install nodejs npm)", shutil.which("node") and shutil.which("npm"))
-    digest = hashlib.sha256()
-    for source in sorted(_SOURCES.iterdir()):
-        if source.is_file():
-            digest.update(source.read_bytes())
-    place = Path(tempfile.gettempdir()) / f"midstream-clients-{digest.hexdigest()[:16]}"
-    if not place.exists():
-        made = Path(tempfile.mkdtemp(prefix="midstream-clients-"))
-        shutil.copytree(_SOURCES, made, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
-        command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
-        done = subprocess.run(command, cwd=made, capture_output=True, text=True, timeout=_INSTALL_SECONDS_MAX)
-        if done.returncode:
-            print(done.stderr)
-            needs("what tests/e2e/clients/package.json names (npm ci failed; is its registry reachable?)", False)
-        try:
-            made.rename(place)
-        except OSError:  # another run was faster
-            shutil.rmtree(made, ignore_errors=True)
-    return place
+    """The directory with the packages and the scripts."""
+    return packages("clients")
 
 
 @functools.cache
