@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import orjson
@@ -19,6 +20,10 @@ class Encoder(Protocol):
 
     def token(self, event_id: bytes, value: bytes) -> bytes:
         """A token, the event that comes by the thousand: its id as the log has it, and its text in UTF-8."""
+
+    def tokens(self, event_ids: Sequence[bytes], values: Sequence[bytes]) -> list[bytes]:
+        """Many tokens, in their order: the same pieces as one by one."""
+        return list(map(self.token, event_ids, values))
 
     def other(self, event: Event) -> bytes:
         """Any other event."""
@@ -74,13 +79,24 @@ def encode(encoder: Encoder, event: Event) -> bytes:
     return encoder.token(b"%d-%d" % event.id, event.value) if event.field == events.TOKEN else encoder.other(event)
 
 
+def json_strings(texts: Sequence[bytes]) -> list[bytes]:
+    """Each text, in UTF-8, as JSON has it between the quotes. In one call: a tenth of what a call for each costs."""
+    encoded = orjson.dumps(_BETWEEN.join(texts).decode())[1:-1].split(_BETWEEN_IN_JSON)
+    if len(encoded) == len(texts):
+        return encoded
+    return [orjson.dumps(text.decode())[1:-1] for text in texts]  # one of them has what was to stand between them
+
+
+_BETWEEN, _BETWEEN_IN_JSON = b"\x1f", b"\\u001f"
+
+
 def gap_event(requested: EventId, first: EventId) -> Event:
     """The pseudo-event that stands for what is missing before `first`."""
     told = orjson.dumps({"requested": str(requested), "first_available": str(first)})
     return Event(EventId(first.attempt, first.offset - 1), GAP, told)
 
 
-class NativeFace(SseFace):
+class NativeFace(SseFace, Encoder):
     """`GET /v1/streams/{id}/events` (api.md section 1): a token is an unnamed event, everything else is named."""
 
     def encoder(self, stream_id: str) -> Encoder:
@@ -91,6 +107,11 @@ class NativeFace(SseFace):
 
     def token(self, event_id: bytes, value: bytes) -> bytes:
         return b'id: %b\ndata: {"token":%b}\n\n' % (event_id, orjson.dumps(value.decode()))
+
+    def tokens(self, event_ids: Sequence[bytes], values: Sequence[bytes]) -> list[bytes]:
+        return [
+            b'id: %b\ndata: {"token":"%b"}\n\n' % pair for pair in zip(event_ids, json_strings(values), strict=True)
+        ]
 
     def other(self, event: Event) -> bytes:
         (attempt, offset), field, value = without_tombstone(event)
@@ -103,7 +124,7 @@ class NativeFace(SseFace):
         return b"id: %d-%d\nevent: %b\ndata: %b\n\n" % (attempt, offset, field, shown(field, value))
 
 
-class NdjsonFace:
+class NdjsonFace(Encoder):
     """The same events as lines of JSON: `id` (null where there is none), `event` ("message" for a token), `data`.
 
     A silent reader is sent a space. It becomes part of the next line, where JSON allows it; an empty line, the other
@@ -180,7 +201,7 @@ class PromptFace(SseFace):
         return _PromptEncoder(stream_id.encode())
 
 
-class _PromptEncoder:
+class _PromptEncoder(Encoder):
     def __init__(self, name: bytes) -> None:
         self._name = name
 

@@ -11,7 +11,7 @@ from gateway import metrics
 from gateway.pages import Pages
 from gateway.readers import Delivery
 from gateway.sweep import Sweep
-from gateway.tail import Tails
+from gateway.tails import Tails
 from shared.errors import Disconnected, RedisRefused
 from shared.keys import GROUP, REQUESTS
 from shared.measuring import Measuring

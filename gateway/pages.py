@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from gateway import metrics
 from gateway.faces import Encoder, Face, encode, gap_event
+from gateway.runs import Run, runs
 from shared import events
 from shared.events import Entry, Event, events_of
 from shared.ids import BEGINNING, EventId
@@ -39,17 +40,18 @@ class EncodedPage:
         self._encoder = encoder
         self._pieces: list[bytes]
         self._ids: list[EventId] | tuple[int, int, int]
-        plain = _plain(raw)
-        if plain is not None:  # nothing but tokens without a hole, as most pages are: no object is made of any
-            token = encoder.token
-            self._ids = plain
-            self._pieces = [token(event_id, value) for event_id, (_, value) in raw]
+        plain = next(runs(raw), None)
+        if isinstance(plain, Run) and len(plain.ids) == len(raw):  # as most pages are
+            self._ids = plain.attempt, plain.first_offset, plain.last_offset
+            self._pieces = encoder.tokens(plain.ids, plain.values)
+            each_bytes = _PIECE_BYTES
         else:
             listed = _listed([Entry(EventId.of(event_id), *fields) for event_id, fields in raw])
             self._ids = [event.id for event in listed]
             self._pieces = [encode(encoder, event) for event in listed]
+            each_bytes = _EVENT_BYTES
         self._body = b"".join(self._pieces)
-        self.size_bytes = 2 * len(self._body) + len(self._pieces) * (_PIECE_BYTES if plain else _EVENT_BYTES)
+        self.size_bytes = 2 * len(self._body) + len(self._pieces) * each_bytes
 
     def after(self, cursor: EventId) -> tuple[bytes, EventId] | None:
         """What a reader at `cursor` gets of this page, and the cursor that it then has; None for nothing."""
@@ -154,12 +156,10 @@ class Pages:
         stream_id, _, attempt, first = key
         last = EventId(attempt, first + self._page_events - 1)
         # Complete is a page behind which the log goes on: asked at once, since Redis may have forgotten what a tail has seen.
-        newest, raw = await asyncio.gather(
-            self._log.newest(stream_id), self._log.read_raw(stream_id, EventId(attempt, first), last)
-        )
+        raw, goes_on = await self._log.read_page(stream_id, EventId(attempt, first), last)
         self.reads += 1
         page = make(raw)
-        if newest and newest[0].id > last:
+        if goes_on:
             self._keep(key, page)
         return page
 
@@ -174,17 +174,6 @@ class Pages:
         while self.kept_bytes > self._cache_bytes_max:
             _, dropped = self._kept.popitem(last=False)
             self.kept_bytes -= dropped.size_bytes
-
-
-def _plain(raw: list[RawEntry]) -> tuple[int, int, int] | None:
-    """Attempt, first and last offset of entries that are tokens without a hole; None for any others."""
-    if not raw:
-        return None
-    attempt, first = EventId.of(raw[0][0])
-    _, last = EventId.of(raw[-1][0])
-    if last - first + 1 != len(raw) or any(field != events.TOKEN for _, (field, _) in raw):
-        return None  # ids only grow: as many as there is room for are all of them
-    return attempt, first, last
 
 
 def _listed(entries: list[Entry]) -> list[Event]:

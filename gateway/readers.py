@@ -24,6 +24,7 @@ from gateway.ledger import Ledger, Note
 from gateway.pages import Pages
 from gateway.ring import Ring
 from gateway.tail import Tail
+from gateway.tails import FIRST_READ_ENTRIES
 from shared.errors import Disconnected, RedisRefused
 from shared.events import DONE
 from shared.ids import BEGINNING, EventId
@@ -36,6 +37,8 @@ _AGE_SLOTS_PER_SECOND = 4
 _SLOW_SECONDS = 5.0
 """A connection that ends after its socket was full for so long was too slow, whoever ended it."""
 _BUSY_GRACE_SECONDS = 5
+_UNREAD_EVENTS_MAX = 2 * FIRST_READ_ENTRIES
+"""A ring keeps what was read for its first readers until one is there, but no more than this."""
 _MISS_SECONDS, _MISSES_MAX = 0.1, 50
 """A worker that lives writes again what Redis forgot within a second; after five its log will not come back."""
 
@@ -108,6 +111,7 @@ class Delivery:
         self._news: list[Tail] = []
         self._scheduled = False
         self._next_flush = 0.0
+        self._ring_events_most = settings.ring_events * 5 // 4  # a trim moves the whole ring: not at every event
         self._governor = Governor()
         self.readers = 0
         self.flushes = self.fallen_out = self.pages_sent = 0  # handed to Prometheus once a second
@@ -244,7 +248,7 @@ class Delivery:
         self.flushes += 1
         news, self._news = self._news, []
         self._next_flush = self._loop.time() + self._governor.tick_seconds
-        ring_events_most = self._settings.ring_events * 5 // 4  # not at every event: a trim moves the whole ring
+        ring_events_most = self._ring_events_most
         for tail in news:
             tail.dirty = False
             if self._awaited:
@@ -268,7 +272,7 @@ class Delivery:
                     reader.position = end
                     if body and not reader.sink.send(body, chunk):
                         self._is_full(reader)
-                if len(ring.encoded) > ring_events_most:
+                if len(ring.encoded) > ring_events_most and (ring.readers or len(ring.encoded) > _UNREAD_EVENTS_MAX):
                     self._trim(ring)
 
     def _flush_end(self, tail: Tail) -> None:
@@ -402,7 +406,10 @@ class Delivery:
             await asyncio.sleep(1 / _BEATS_PER_SECOND)
             slot = (slot + 1) % len(self._beats)
             for reader in self._beats[slot]:
-                comment = reader.ring.face.keep_alive
+                ring = reader.ring
+                if len(ring.encoded) > self._ring_events_most:  # of a stream that has been silent since it was read
+                    self._trim(ring)
+                comment = ring.face.keep_alive
                 if comment and not reader.busy and not reader.sink.send(comment, chunk_of(comment)):
                     self._is_full(reader)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.faces import Encoder, Face, encode
+from gateway.runs import Run
 from shared.events import Event
 from shared.ids import EventId
 
@@ -52,13 +53,22 @@ class Ring:
         return len(self.encoded)
 
     def append(self, event: Event) -> None:
+        self._mark(event.id)
+        self.encoded.append(encode(self.encoder, event))
+
+    def extend(self, run: Run) -> None:
+        """The tokens of a run, one after the other."""
+        self._mark(EventId(run.attempt, run.first_offset))
+        self.encoded += self.encoder.tokens(run.ids, run.values)
+
+    def _mark(self, first: EventId) -> None:
+        """What comes next begins with this id."""
         end = self.start + len(self.encoded)
         position, attempt, offset = self._marks[-1]
-        if event.id != (attempt, offset + end - position):
+        if first != (attempt, offset + end - position):
             if position == end:
                 self._marks.pop()
-            self._marks.append(Mark(end, *event.id))
-        self.encoded.append(encode(self.encoder, event))
+            self._marks.append(Mark(end, *first))
 
     def position_after(self, cursor: EventId) -> int:
         """Where a reader that has everything up to `cursor` goes on; `cursor` is not before `base`."""

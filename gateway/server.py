@@ -32,7 +32,7 @@ from gateway.readers import Delivery
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
 from gateway.sweep import Sweep
-from gateway.tail import Tails
+from gateway.tails import Tails
 from gateway.watchers import Watchers
 from shared.log import EventLog
 from shared.patience import patiently
@@ -130,6 +130,7 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks where a request came from
         backlog=BACKLOG,
         timeout_keep_alive=settings.idle_connection_seconds,
         timeout_graceful_shutdown=settings.drain_seconds,  # type: ignore[arg-type]  # a part of a second is as good

@@ -15,7 +15,7 @@ import orjson
 from gateway import metrics
 from gateway.ledger import gateway_name
 from gateway.problems import Problem, away, expired, full, not_found
-from gateway.tail import Tails
+from gateway.tails import Tails
 from shared import events
 from shared.errors import Disconnected, LogFull, MidstreamError, QueueFull, RedisRefused
 from shared.events import Accepted, Entry, Policies

@@ -23,7 +23,8 @@ from gateway.problems import Problem, away, not_found, stopping
 from gateway.readers import Delivery, Reader
 from gateway.requests import prompt_request
 from gateway.streams import Streams
-from gateway.tail import Tail, Tails
+from gateway.tail import Tail
+from gateway.tails import Tails
 from gateway.text import TEXT, TextSink, text_after
 from shared.errors import MalformedId
 from shared.events import Policies
@@ -140,7 +141,7 @@ class Subscribe:
         `representation`, the whole of an ended stream has an ETag. Answers 204 when there is nothing after the cursor and
         never will be. Raises Problem 404, 410, 503.
         """
-        async with self.ready(stream_id, face) as tail:
+        async with self.ready(stream_id, face, cursor) as tail:
             if cursor is not None and tail.ended is not None and cursor >= tail.ended:
                 await _nothing_more(send)
                 return
@@ -161,15 +162,16 @@ class Subscribe:
                 self.begin(reader)
 
     @contextlib.asynccontextmanager
-    async def ready(self, stream_id: str, face: Face) -> AsyncIterator[Tail]:
+    async def ready(self, stream_id: str, face: Face, cursor: EventId | None = None) -> AsyncIterator[Tail]:
         """The tail of a stream that exists, as far as its log goes. Raises Problem 404, 410, 503."""
         self.refuse_if_full()
-        with self.holding(stream_id, face) as tail:
-            try:
-                async with asyncio.timeout(self._settings.redis_wait_seconds):
-                    await asyncio.shield(tail.ready)
-            except TimeoutError:
-                raise away() from None
+        with self.holding(stream_id, face, cursor) as tail:
+            if not tail.ready.done():
+                try:
+                    async with asyncio.timeout(self._settings.redis_wait_seconds):
+                        await asyncio.shield(tail.ready)
+                except TimeoutError:
+                    raise away() from None
             if not tail.exists:
                 raise self._streams.missing(stream_id)
             yield tail
@@ -186,9 +188,9 @@ class Subscribe:
         self._delivery.attach(reader)
 
     @contextlib.contextmanager
-    def holding(self, stream_id: str, face: Face) -> Iterator[Tail]:
+    def holding(self, stream_id: str, face: Face, cursor: EventId | None = None) -> Iterator[Tail]:
         """The stream's tail and its ring of this face, for a request that is not yet followed. It counts as a reader."""
-        tail = self._tails.hold(stream_id, face)
+        tail = self._tails.hold(stream_id, face, cursor or BEGINNING)
         try:
             yield tail
         finally:

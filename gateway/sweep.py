@@ -12,7 +12,8 @@ from functools import partial
 import orjson
 
 from gateway import metrics
-from gateway.tail import Tail, Tails
+from gateway.tail import Tail
+from gateway.tails import Tails
 from shared import events
 from shared.errors import Disconnected, LogFull, RedisRefused
 from shared.events import Entry

@@ -48,7 +48,7 @@ class TextFace:
         return b""
 
 
-class _TextEncoder:
+class _TextEncoder(Encoder):
     def __init__(self) -> None:
         self._deltas = self._deltas_to_text = 0
         """How many deltas stand, and how many of them up to the last that has text."""

@@ -25,6 +25,10 @@ RawEntry = tuple[bytes, tuple[bytes, bytes]]
 """An entry as Redis sends it: its id, and its field and value."""
 
 
+OnRead = Callable[[list[RawEntry] | Exception], None]
+"""Gets what was read, oldest first, or what went wrong. It must not raise."""
+
+
 class Commands(Protocol):
     """What the log and the queue need of a connection to Redis. Replies are as Redis sent them (RESP2)."""
 
@@ -117,17 +121,22 @@ class EventLog:
 
     async def read(self, stream_id: str, after: EventId = BEGINNING, count: int = READ_ENTRIES_MAX) -> list[Entry]:
         """The next at most `count` entries after an id. An entry of several tokens is given whole."""
-        start = b"(%b" % bytes(after) if after > BEGINNING else b"-"
-        return _entries(await self._commands.execute("XRANGE", log_key(stream_id), start, "+", "COUNT", count))
+        return _entries(await self._commands.execute(*_xrange(stream_id, after, count)))
+
+    def send_read(self, stream_id: str, after: EventId, count: int, on_read: OnRead) -> None:
+        """The same without a task, as Redis sent them: no object is made of any."""
+        self._commands.send(_xrange(stream_id, after, count), on_read)
 
     async def read_between(self, stream_id: str, first: EventId, last: EventId) -> list[Entry]:
         """The entries with ids from `first` to `last`, both included."""
-        return _entries(await self.read_raw(stream_id, first, last))
+        return _entries(await self._commands.execute("XRANGE", log_key(stream_id), bytes(first), bytes(last)))
 
-    async def read_raw(self, stream_id: str, first: EventId, last: EventId) -> list[RawEntry]:
-        """The same as Redis sent them: no object is made of any."""
+    async def read_page(self, stream_id: str, first: EventId, last: EventId) -> tuple[list[RawEntry], bool]:
+        """The same as Redis sent them, and whether the log goes on behind them. In one round trip."""
+        newest: list[Entry | Exception | None] = []
+        self.send_newest(stream_id, newest.append)  # answered first, since replies come in order
         raw: list[RawEntry] = await self._commands.execute("XRANGE", log_key(stream_id), bytes(first), bytes(last))
-        return raw
+        return raw, bool(newest) and isinstance(newest[0], Entry) and newest[0].id > last
 
     async def read_all(self, stream_id: str) -> list[Entry]:
         """The whole log, in reads of bounded size."""
@@ -142,6 +151,14 @@ class EventLog:
         """The newest at most `count` entries, oldest first."""
         reply = await self._commands.execute("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", count)
         return _entries(reply[::-1])
+
+    def send_newest_raw(self, stream_id: str, count: int, on_read: OnRead) -> None:
+        """The same without a task, as Redis sent them."""
+
+        def on_reply(reply: Any) -> None:
+            on_read(reply if isinstance(reply, Exception) else reply[::-1])
+
+        self._commands.send(("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", count), on_reply)
 
     def send_newest(self, stream_id: str, on_newest: Callable[[Entry | Exception | None], None]) -> None:
         """The newest entry without a task: told with it, with None if there is no log, or with what went wrong."""
@@ -172,6 +189,10 @@ class EventLog:
             self._commands, [log_key(stream_id), deliveries_key(stream_id)], self._tombstone_ttl_seconds
         )
         return bool(reply)
+
+
+def _xrange(stream_id: str, after: EventId, count: int) -> tuple[bytes | str | int, ...]:
+    return "XRANGE", log_key(stream_id), b"(%b" % bytes(after) if after > BEGINNING else b"-", "+", "COUNT", count
 
 
 def _arguments(entry: Entry) -> tuple[bytes, bytes, bytes]:

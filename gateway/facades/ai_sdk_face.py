@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from gateway.faces import GAP, SseFace, encode, without_tombstone
+from gateway.faces import GAP, Encoder, SseFace, encode, without_tombstone
 from shared import events
 from shared.events import Accepted, Event
 from shared.ids import BEGINNING
@@ -83,7 +83,7 @@ class _Call:
     arguments: str = ""
 
 
-class _Encoder:
+class _Encoder(Encoder):
     def __init__(self, stream_id: str, replay: bool) -> None:
         self._stream_id = stream_id
         self._replay = replay

@@ -15,13 +15,14 @@ was cut off between them can go on there too; `[DONE]` has the event's bare id.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from gateway.facades.openai_errors import cancelled, failure
-from gateway.faces import GAP, SseFace, shown, without_tombstone
+from gateway.faces import GAP, Encoder, SseFace, json_strings, shown, without_tombstone
 from gateway.problems import Problem
 from gateway.requests import CHAT_CHOICES_MAX
 from gateway.subscribe import cursor_of
@@ -93,7 +94,7 @@ def chat_cursor(told: str) -> tuple[EventId | None, int]:
     return cursor, int(piece[2])
 
 
-class ChatEncoder:
+class ChatEncoder(Encoder):
     def __init__(self, face: ChatFace, stream_id: str) -> None:
         self._face = face
         self._about = {
@@ -116,6 +117,10 @@ class ChatEncoder:
 
     def token(self, event_id: bytes, value: bytes) -> bytes:
         return b"id: %b%b%b%b" % (event_id, self._text, orjson.dumps(value.decode()), self._text_end)
+
+    def tokens(self, event_ids: Sequence[bytes], values: Sequence[bytes]) -> list[bytes]:
+        piece = b'id: %%b%b"%%b"%b' % (self._text.replace(b"%", b"%%"), self._text_end.replace(b"%", b"%%"))
+        return [piece % pair for pair in zip(event_ids, json_strings(values), strict=True)]
 
     def other(self, event: Event) -> bytes:
         (attempt, offset), field, value = event

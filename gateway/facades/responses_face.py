@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from gateway.facades.responses_object import described, error_of, usage_of
-from gateway.faces import GAP, SseFace, without_tombstone
+from gateway.faces import GAP, Encoder, SseFace, without_tombstone
 from shared import events
 from shared.events import Accepted, Event
 
@@ -45,7 +45,7 @@ class ResponsesFace(SseFace):
 RESPONSES = ResponsesFace()
 
 
-class ResponsesEncoder:
+class ResponsesEncoder(Encoder):
     """What has been said so far. Fed the whole log in order, it says the next events, and what the response is by now."""
 
     __slots__ = (

@@ -52,7 +52,7 @@ def frame(message: bytes) -> bytes:
     return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), message)
 
 
-class WebSocketFace:
+class WebSocketFace(Encoder):
     """Each event in a frame of its own."""
 
     media_type = b""
@@ -210,7 +210,7 @@ class WebSockets:
         try:
             stream_id = stream_of(scope)
             cursor, at_tail = place_of(scope)
-            async with self._subscribe.ready(stream_id, FACE) as tail:
+            async with self._subscribe.ready(stream_id, FACE, cursor) as tail:
                 await send({"type": "websocket.accept"})
                 if cursor is not None and tail.ended is not None and cursor >= tail.ended:
                     connection.end(_ENDED, "")

@@ -1,0 +1,324 @@
+"""Following logs: one subscribed connection and one command connection, however many readers.
+
+Subscribe first, read the log second: nothing falls between. After that a pushed entry that is the very next one goes to
+the rings; anything else (a hole, a new attempt, a reconnection) is answered by reading the log. The push is a hint, the
+log decides.
+
+A log is read by callbacks. What came is encoded and forgotten before the next reply is looked at: as tasks a thousand
+readers who come back at once had all their logs in memory as objects first, and the collector walked them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from gateway import metrics
+from gateway.faces import Face, gap_event
+from gateway.runs import Run, runs
+from gateway.tail import Tail
+from shared import events
+from shared.events import Entry, events_of
+from shared.ids import ACCEPTED, BEGINNING, EventId
+from shared.lifecycle import base_of
+from shared.log import EventLog, RawEntry
+from shared.resp import RespConnection
+from shared.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+FIRST_READ_ENTRIES = 1024
+"""Where readers are no further back than this, the log is read once for all of it: about 100 KB and 1 ms of Redis."""
+_READ_ENTRIES = 256
+_READS_AT_ONCE = 16
+"""Logs asked for and not yet answered: 1.6 MB in Redis, and 10 ms for whoever else waits on this connection."""
+_SUBSCRIBE_AT_ONCE = 500
+_AGAIN_SECONDS = 0.25
+"""After so long is a log asked for once more that Redis did not give."""
+
+
+class Tails:
+    """All tails of a gateway process. `on_new` is told of a tail that has something for its readers."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        subscriber_for: Callable[[Callable[[list[Any]], None], Callable[[], None]], RespConnection],
+        settings: Settings,
+        on_new: Callable[[Tail], None],
+    ) -> None:
+        self._log = log
+        self._settings = settings
+        self._on_new = on_new
+        self._by_id: dict[str, Tail] = {}
+        self._by_channel: dict[bytes, Tail] = {}
+        self.subscriber = subscriber_for(self._on_push, self._on_up)
+        self._asked = 0
+        self._to_ask: deque[Tail] = deque()
+        self._put_off: list[Tail] = []
+        """Whose log could not be read: Redis is away."""
+        self._again: asyncio.TimerHandle | None = None
+        self.pushed = 0  # these and the next are handed to Prometheus once a second
+        self.reads = dict.fromkeys(("begin", "subscribed", "hole", "check"), 0)
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Tail]:
+        """Those that are there now; none may come or go meanwhile."""
+        return iter(self._by_id.values())
+
+    def __contains__(self, tail: Tail) -> bool:
+        return self._by_id.get(tail.stream_id) is tail
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.subscriber.start()
+
+    async def close(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+        await self.subscriber.close()
+
+    # --- coming and going
+
+    def hold(self, stream_id: str, face: Face | None = None, after: EventId = BEGINNING) -> Tail:
+        """The stream's tail, made if need be, and kept until `release`. It may not be `ready` yet.
+
+        With a face, what is read first of all is kept for its readers; of these the first have everything up to `after`.
+        """
+        if face is not None and face.remembers:
+            after = BEGINNING
+        tail = self._by_id.get(stream_id)
+        if tail is None:
+            tail = Tail(stream_id, self._loop.time())
+            tail.sought = after
+            self._by_id[stream_id] = self._by_channel[tail.channel] = tail
+            self.subscriber.push(b"SSUBSCRIBE", tail.channel)
+        if face is not None and not tail.ready.done():
+            tail.open_ring(face)
+            tail.sought = min(tail.sought, after)
+        tail.holders += 1
+        return tail
+
+    def release(self, tail: Tail) -> None:
+        """Give up a tail that was held; the last one to do so ends it."""
+        tail.holders -= 1
+        if not tail.holders:
+            del self._by_id[tail.stream_id], self._by_channel[tail.channel]
+            self.subscriber.push(b"SUNSUBSCRIBE", tail.channel)
+
+    # --- what is pushed
+
+    def _on_up(self) -> None:
+        """(Re)connected: subscribe again to everything. Each confirmation has its log read from where the tail is."""
+        channels = list(self._by_channel)
+        for index in range(0, len(channels), _SUBSCRIBE_AT_ONCE):
+            self.subscriber.push(b"SSUBSCRIBE", *channels[index : index + _SUBSCRIBE_AT_ONCE])
+
+    def _on_push(self, pushed: list[Any]) -> None:
+        self.pushed += len(pushed)
+        by_channel, on_new, now, token = self._by_channel, self._on_new, self._loop.time(), events.TOKEN
+        for message in pushed:
+            if type(message) is not list or message[0] != b"smessage":
+                self._on_control(message)
+                continue
+            tail = by_channel.get(message[1])
+            if tail is None:
+                continue
+            event_id, field, value = message[2].split(b" ", 2)
+            if event_id == tail.next_id and field == token:
+                # What `_take` would do, for what comes by the thousand.
+                tail.offset += 1
+                tail.next_id = tail.id_format % (tail.offset + 1)
+                for ring in tail.rings:
+                    ring.encoded.append(ring.encoder.token(event_id, value))
+                tail.heard_at = now
+                if not tail.dirty:
+                    on_new(tail)
+            else:
+                self._take(tail, Entry(EventId.of(event_id), field, value), now)
+
+    def _on_control(self, message: Any) -> None:
+        """Whatever a subscriber hears that is no entry."""
+        if type(message) is not list:
+            if message != b"PONG":  # a list, too, except while nothing is subscribed to
+                logger.warning("the subscription was refused: %s", message)
+            return
+        kind = message[0]
+        if kind == b"ssubscribe":
+            tail = self._by_channel.get(message[1])
+            if tail is not None:
+                self.read(tail, "subscribed")
+        elif kind == b"sunsubscribe" and message[1] in self._by_channel:  # the slot moved, in a Cluster
+            self.subscriber.push(b"SSUBSCRIBE", message[1])
+
+    def _take(self, tail: Tail, entry: Entry, now: float) -> None:
+        """A pushed entry: the next one is taken, an old one passed over, for anything else the log is read."""
+        if tail.reading or not tail.ready.done():
+            tail.again = True
+            return
+        if entry.id <= tail.last or tail.ended is not None:
+            return
+        if not self._apply_next(tail, entry):
+            self.read(tail, "hole")
+            return
+        if tail.ended is not None:
+            tail.end_sent_at = metrics.sent_at(entry)
+        tail.heard_at = now
+        self._tell(tail)
+
+    def _apply_next(self, tail: Tail, entry: Entry) -> bool:
+        """Put an entry into the rings if it is the very next, so that nothing can stand between."""
+        carried = events_of(entry) if entry.field == events.BATCH else None
+        (attempt, offset), reached = entry.id, tail.next_after
+        if attempt == reached.attempt:
+            if offset - (1 if carried is None else len(carried)) != reached.offset:
+                return False
+        elif entry.id != (1, 0) or reached != ACCEPTED:
+            return False
+        self._apply(tail, entry, carried)
+        tail.arm()
+        return True
+
+    def _apply(self, tail: Tail, entry: Entry, carried: list[Any] | None = None) -> None:
+        rings = tail.rings
+        if rings:
+            for event in carried or events_of(entry):
+                for ring in rings:
+                    ring.append(event)
+        tail.reach(entry.id)
+        if entry.field in events.TERMINAL:
+            tail.ended, tail.ended_as = entry.id, entry.field
+        elif entry.field == events.RESTARTED:
+            tail.kept = tail.base = base_of(entry.value)
+
+    def _tell(self, tail: Tail) -> None:
+        if not tail.dirty:
+            self._on_new(tail)
+        if tail.ended is not None:
+            waiting, tail.on_end = tail.on_end, []
+            for call in waiting:
+                call()
+
+    # --- what is read
+
+    def read(self, tail: Tail, reason: str) -> None:
+        """Read the log from where the tail is; a push that comes meanwhile has it read once more."""
+        tail.disarm()
+        if tail.reading:
+            tail.again = True
+        else:
+            tail.reading = True
+            self.reads["begin" if tail.last == BEGINNING else reason] += 1
+            self._ask(tail)
+
+    def _ask(self, tail: Tail) -> None:
+        if self._asked >= _READS_AT_ONCE:
+            self._to_ask.append(tail)
+            return
+        self._asked += 1
+        tail.again = False
+        if tail.last > BEGINNING:
+            self._log.send_read(tail.stream_id, tail.last, _READ_ENTRIES, self._then(tail, self._read_on))
+        elif tail.rings:
+            self._log.send_read(tail.stream_id, tail.sought, FIRST_READ_ENTRIES, self._then(tail, self._read_first))
+        else:
+            self._log.send_newest_raw(tail.stream_id, 1, self._then(tail, self._read_newest))
+
+    def _then(self, tail: Tail, take: Callable[[Tail, list[RawEntry]], None]) -> Callable[[Any], None]:
+        return partial(self._answered, tail, take)
+
+    def _answered(self, tail: Tail, take: Callable[[Tail, list[RawEntry]], None], reply: Any) -> None:
+        self._asked -= 1
+        if self._to_ask:
+            self._ask(self._to_ask.popleft())
+        if tail not in self:
+            tail.reading = False
+        elif isinstance(reply, Exception):
+            logger.debug("stream %s: its log was not read: %s", tail.stream_id, reply)
+            self._put_off.append(tail)
+            if self._again is None:
+                self._again = self._loop.call_later(_AGAIN_SECONDS, self._ask_again)
+        else:
+            try:
+                take(tail, reply)
+            except Exception:  # what stands there is not ours; this is one stream of many on this connection
+                logger.exception("stream %s: its log cannot be understood", tail.stream_id)
+                tail.reading = False
+
+    def _ask_again(self) -> None:
+        put_off, self._put_off, self._again = self._put_off, [], None
+        for tail in put_off:
+            self._ask(tail)
+
+    def _read_first(self, tail: Tail, raw: list[RawEntry]) -> None:
+        """From the first of the readers on, if that is not far back; what is older than the ring is read in pages."""
+        if len(raw) == FIRST_READ_ENTRIES:
+            newest = self._settings.ring_events
+        elif not raw and tail.sought > BEGINNING:  # they have all that there is, or more
+            newest = 1
+        else:
+            self._read_newest(tail, raw)
+            return
+        self._asked += 1
+        self._log.send_newest_raw(tail.stream_id, newest, self._then(tail, self._read_newest))
+
+    def _read_newest(self, tail: Tail, raw: list[RawEntry]) -> None:
+        if raw:
+            event_id, (field, value) = raw[0]
+            oldest = Entry(EventId.of(event_id), field, value)
+            if oldest.id > ACCEPTED:
+                first = events_of(oldest)[0].id
+                tail.begin_rings_at(EventId(first.attempt, first.offset - 1))
+        self._apply_raw(tail, raw)
+        self._tell(tail)
+        self._has_read(tail, more=False)
+
+    def _read_on(self, tail: Tail, raw: list[RawEntry]) -> None:
+        """Everything after the tail's last entry, at most so many at once."""
+        self._apply_raw(tail, raw)
+        if raw:
+            tail.heard_at = self._loop.time()
+            self._tell(tail)
+        self._has_read(tail, more=len(raw) == _READ_ENTRIES)
+
+    def _has_read(self, tail: Tail, *, more: bool) -> None:
+        tail.exists = tail.last > BEGINNING and tail.ended_as != events.DELETED
+        if not tail.ready.done():
+            tail.ready.set_result(None)
+        if more or tail.again:
+            self._ask(tail)
+        else:
+            tail.reading = False
+            tail.arm()
+
+    def _apply_raw(self, tail: Tail, raw: list[RawEntry]) -> None:
+        """What was read, up to the end of the stream."""
+        for run in runs(raw):
+            if isinstance(run, Run):
+                self._mark_gap(tail, EventId(run.attempt, run.first_offset))
+                for ring in tail.rings:
+                    ring.extend(run)
+                tail.reach(EventId(run.attempt, run.last_offset))
+            else:
+                carried = events_of(run)
+                self._mark_gap(tail, carried[0].id)
+                self._apply(tail, run, carried)
+            if tail.ended is not None:
+                break
+
+    @staticmethod
+    def _mark_gap(tail: Tail, first: EventId) -> None:
+        """If something is missing between what the tail has and what follows, its readers are told so."""
+        reached = tail.next_after
+        if first.attempt == reached.attempt and first.offset > reached.offset + 1:
+            wanted = EventId(reached.attempt, reached.offset + 1)
+            logger.error("stream %s: %s to %s are missing in its log", tail.stream_id, wanted, first)
+            metrics.GAPS.inc()
+            for ring in tail.rings:
+                ring.append(gap_event(wanted, first))

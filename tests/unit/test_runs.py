@@ -1,0 +1,126 @@
+"""Many entries at once against the same one by one."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from gateway.facades.ai_sdk_face import AI_SDK
+from gateway.facades.chat_face import ChatFace
+from gateway.facades.responses_face import RESPONSES
+from gateway.facades.websocket import FACE as WEBSOCKET
+from gateway.faces import NATIVE, NDJSON, PROMPT, Face, json_strings
+from gateway.ring import Ring
+from gateway.runs import Run, runs
+from gateway.text import TEXT
+from shared import events
+from shared.events import Entry, Event
+from shared.ids import BEGINNING, EventId, new_stream_id
+from shared.log import RawEntry
+
+STREAM_ID = new_stream_id()
+_TEXTS = [
+    "a",
+    " word",
+    "",
+    '"',
+    "\\",
+    "\n",
+    "\r\n",
+    "\x1f",
+    "\\u001f",
+    "\\",
+    "\x1f\x1f",
+    "é",
+    "\u2028",
+    "😀",
+    "\x00",
+    "\x7f",
+]
+
+
+def _log(seed: int) -> list[RawEntry]:
+    choose = random.Random(seed)
+    raw: list[RawEntry] = [(b"0-1", (events.ACCEPTED, b"{}"))]
+    for attempt in range(1, choose.randint(2, 4)):
+        field = events.STARTED if attempt == 1 else events.RESTARTED
+        raw.append((b"%d-0" % attempt, (field, b'{"attempt":1,"model":"m","base":0,"reason":"r"}')))
+        offset = 0
+        for _ in range(choose.randint(0, 30)):
+            offset += 1 if choose.random() < 0.97 else 3
+            value = choose.choice(_TEXTS).encode()
+            kind = choose.random()
+            if kind < 0.85:
+                raw.append((b"%d-%d" % (attempt, offset), (events.TOKEN, value)))
+            elif kind < 0.95:
+                raw.append((b"%d-%d" % (attempt, offset), (events.DELTA, b'{"delta":{"role":"assistant"}}')))
+            else:
+                offset += 1
+                raw.append((b"%d-%d" % (attempt, offset), (events.BATCH, b'["x","y"]')))
+    return raw
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_runs_are_the_same_entries(seed: int) -> None:
+    raw = _log(seed)[random.Random(seed).randint(0, 3) :]
+    again: list[RawEntry] = []
+    for run in runs(raw):
+        if isinstance(run, Entry):
+            again.append((bytes(run.id), (run.field, run.value)))
+            continue
+        assert [EventId.of(event_id) for event_id in run.ids] == [
+            EventId(run.attempt, offset) for offset in range(run.first_offset, run.last_offset + 1)
+        ]
+        again += [(event_id, (events.TOKEN, value)) for event_id, value in zip(run.ids, run.values, strict=True)]
+    assert again == raw
+
+
+def test_a_plain_page_is_one_run() -> None:
+    raw: list[RawEntry] = [(b"2-%d" % offset, (events.TOKEN, b"x")) for offset in range(7, 300)]
+    assert list(runs(raw)) == [Run(2, 7, tuple(event_id for event_id, _ in raw), (b"x",) * 293)]
+    assert list(runs([])) == []
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 50])
+@pytest.mark.parametrize("seed", range(10))
+def test_json_strings(seed: int, count: int) -> None:
+    choose = random.Random(seed)
+    texts = [choose.choice(_TEXTS).encode() for _ in range(count)]
+    assert json_strings(texts) == [json_strings([text])[0] for text in texts]
+    assert [b'"%b"' % text for text in json_strings(texts)] == [_one(text) for text in texts]
+
+
+def _one(text: bytes) -> bytes:
+    _, _, encoded = NATIVE.encoder("s").token(b"1-1", text).partition(b'{"token":')
+    return encoded.removesuffix(b"}\n\n")
+
+
+@pytest.mark.parametrize(
+    "face",
+    [NATIVE, PROMPT, NDJSON, TEXT, WEBSOCKET, ChatFace("100 %b"), RESPONSES, AI_SDK],
+    ids=lambda face: type(face).__name__,
+)
+def test_every_face_encodes_many_as_it_does_one(face: Face) -> None:
+    ids = [b"1-%d" % offset for offset in range(1, len(_TEXTS) + 1)]
+    values = [text.encode() for text in _TEXTS]
+    one, many = face.encoder(STREAM_ID), face.encoder(STREAM_ID)
+    assert many.tokens(ids, values) == [one.token(event_id, value) for event_id, value in zip(ids, values, strict=True)]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_ring_takes_a_run_as_its_tokens(seed: int) -> None:
+    one, many = (Ring(NATIVE, NATIVE.encoder("s"), BEGINNING) for _ in range(2))
+    for run in runs(_log(seed)):
+        if isinstance(run, Entry):
+            for event in events.events_of(run):
+                one.append(event)
+                many.append(event)
+        else:
+            many.extend(run)
+            for offset, value in enumerate(run.values, run.first_offset):
+                one.append(Event(EventId(run.attempt, offset), events.TOKEN, value))
+    assert (one.encoded, one.end) == (many.encoded, many.end)
+    assert [one.cursor_at(position) for position in range(one.end + 1)] == [
+        many.cursor_at(position) for position in range(one.end + 1)
+    ]
