@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SLOTS = 100
+_SLOTS = 50
 """How many parts the open connections are reported in, so that no report takes longer than a millisecond or two."""
 _LOOK_SECONDS, _LAST_NOTES_LOOKS = 0.01, 30
 _ASKED_MAX = 500

@@ -33,7 +33,7 @@ from shared.settings import Settings
 _OUT_OF_RING = -1
 _BEATS_PER_SECOND = 10
 """How finely keep-alives are spread: 20,000 readers in 15 s are 133 comments, a millisecond's work, at each."""
-_AGE_SLOTS_PER_SECOND = 4
+_AGE_SLOTS_PER_SECOND = 2
 _SLOW_SECONDS = 5.0
 """A connection that ends after its socket was full for so long was too slow, whoever ended it."""
 _BUSY_GRACE_SECONDS = 5

@@ -25,14 +25,16 @@ logger = logging.getLogger(__name__)
 
 _LOOKS = 20
 """How many parts a round is spread over, so that none is long."""
+_PAUSE_SWEEPS_MAX = 4
+"""Between two looks at the same tail: who has been silent for long is likely to stay so."""
 _MISSING_MAX = 3
 """A log that is missing at so many looks in a row is gone. A worker that lives writes it anew within one."""
 
 
 class Sweep:
-    """Looks at every silent tail once in `sweep_seconds`. `on_lost` is told of one whose log is gone.
+    """Looks at every tail that has been silent for `sweep_seconds`, less and less often. `on_lost` is told of one whose log is gone.
 
-    What is asked leaves in one write and is answered by callbacks: 10,000 silent tails cost a few percent of a core.
+    What is asked leaves in one write and is answered by callbacks: 10,000 silent tails cost a percent of a core.
     """
 
     def __init__(self, tails: Tails, log: EventLog, settings: Settings, on_lost: Callable[[Tail], None]) -> None:
@@ -59,12 +61,15 @@ class Sweep:
             if not self._tails.subscriber.is_up:
                 continue
             now = self._loop.time()
-            due, spread_seconds = now - sweep_seconds, sweep_seconds / 5
             for tail in self._tails:
-                if tail.checked_at >= due or tail.heard_at >= due or tail.ended is not None:
+                if tail.check_at > now or tail.ended is not None:
                     continue
-                if tail.ready.done() and not tail.reading:
-                    tail.checked_at = now + random.uniform(0, spread_seconds)
+                silent_seconds = now - tail.heard_at
+                if silent_seconds < sweep_seconds:
+                    tail.check_at = tail.heard_at + sweep_seconds
+                elif tail.ready.done() and not tail.reading:
+                    pause_seconds = min(silent_seconds, _PAUSE_SWEEPS_MAX * sweep_seconds)
+                    tail.check_at = now + pause_seconds * random.uniform(1.0, 1.2)  # so that they spread
                     self.checks += 1
                     self._log.send_newest(tail.stream_id, partial(self._checked, tail))
 
@@ -75,6 +80,7 @@ class Sweep:
             pass
         elif newest is None:
             tail.missing += 1
+            tail.check_at = self._loop.time() + self._settings.sweep_seconds
             if tail.missing >= _MISSING_MAX:
                 self._on_lost(tail)
         else:

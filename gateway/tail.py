@@ -24,7 +24,7 @@ class Tail:
         "attempt",
         "base",
         "channel",
-        "checked_at",
+        "check_at",
         "dirty",
         "end_sent_at",
         "ended",
@@ -81,7 +81,8 @@ class Tail:
         self.holders = 0
         self.on_end: list[Callable[[], None]] = []
         self.reading = self.again = self.dirty = False
-        self.heard_at = self.checked_at = now
+        self.heard_at = self.check_at = now
+        """When something came last, and from when on its silence is to be looked into (loop seconds)."""
         self.missing = 0
 
     @property

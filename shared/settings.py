@@ -260,7 +260,8 @@ class Settings:
     sweep_seconds: float = _setting(
         5.0,
         "seconds",
-        "A followed stream that is silent for so long is compared with its log: a lost last push has no successor.",
+        "A followed stream that is silent for so long is compared with its log, since a lost last push has no successor; "
+        "and again, at longer and longer intervals, up to four times this.",
         least=0.1,
     )
     delivery_report_seconds: float = _setting(
