@@ -1,10 +1,10 @@
-# The three things a developer does, each of which first sets up what is missing.
+# The things that a developer does, each of which first sets up what is missing.
 PYTHON ?= python3.11
 PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: help setup demo check test stress fmt lock
+.PHONY: help setup demo check test stress bench guard fmt lock
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -36,6 +36,12 @@ test: setup ## All tests; what this machine lacks is skipped with its reason
 
 stress: setup ## Faults of every kind, at random but seeded, with exact invariants: make stress SEED=7 MINUTES=10
 	@$(BIN)/python -m tests.stress --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)
+
+bench: setup ## What it costs, beside the ordinary way to do it: make bench ARGS=--quick
+	@$(BIN)/midstream bench $(ARGS)
+
+guard: setup ## What one event costs, counted: fails where a change made it dearer
+	@$(BIN)/midstream bench guard
 
 fmt: setup ## Format the code
 	@$(BIN)/ruff format .
