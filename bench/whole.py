@@ -37,7 +37,7 @@ def w5(parts: Parts, sizes: Sizes, tell: Told) -> Figures:
     request = {"simulate": {"tokens": sizes.w5_tokens, "tokens_per_second": 0}}
     worker = parts.worker(parts.cores.server, worker_concurrency=sizes.w5_attempts, provider="simulated")
     simulated = _flat_out(parts, worker, [request] * sizes.w5_attempts, sizes.w5_tokens)
-    parts.end(worker)
+    _end(parts, worker)
 
     tell("W5: over HTTP, flat out")
     with _provider(parts, sizes.w5_http_tokens, paced=False) as provider:
@@ -45,7 +45,7 @@ def w5(parts: Parts, sizes: Sizes, tell: Told) -> Figures:
         before = provider.ask("status")["cpu_seconds"]
         http = _flat_out(parts, worker, _prompts(sizes.w5_attempts), sizes.w5_http_tokens)
         provider_busy = (provider.ask("status")["cpu_seconds"] - before) / http["seconds"]
-        parts.end(worker)
+        _end(parts, worker)
 
     tell(f"W5: {sizes.w5_paced} attempts at {sizes.w5_paced_rate:g} tokens/s")
     with ExitStack() as stack:
@@ -55,7 +55,7 @@ def w5(parts: Parts, sizes: Sizes, tell: Told) -> Figures:
         provider = stack.enter_context(_provider(parts, sizes.w5_paced_tokens, paced=True))
         worker = _worker_for(parts, provider, sizes.w5_paced, parts.cores.server)
         paced = _paced(parts, names, [channels], provider, sizes.w5_paced_rate, sizes, {"worker": worker})
-        parts.end(worker)
+        _end(parts, worker)
     return {
         **{f"simulated_{name}": value for name, value in simulated.items()},
         **{f"http_{name}": value for name, value in http.items()},
@@ -89,7 +89,7 @@ def w7(parts: Parts, start: Callable[[], Server], sizes: Sizes, tell: Told) -> F
             raise Void(f"readers could not connect: {told['why']}")
         who = {"worker": worker, **({"gateway": server.pid} if server.pid else {})}
         figures = _paced(parts, names, [load], provider, sizes.w7_rate, sizes, who)
-        parts.end(worker)
+        _end(parts, worker)
     parts.end(server.pid)
     return figures
 
@@ -107,7 +107,7 @@ def w8(parts: Parts, start: Callable[[], Server], sizes: Sizes, tell: Told) -> F
             to_token.record(token)
         counts = [_counted_request(parts, server) for _ in range(_COUNTED_TIMES)]
     finally:
-        parts.end(worker)
+        _end(parts, worker)
         parts.end(server.pid)
     names = sorted({name for one in counts for name in one["commands"]})
     return {
@@ -129,10 +129,7 @@ def _flat_out(parts: Parts, worker: int, requests: list[dict[str, Any]], tokens:
     with streams.queued(parts.redis, requests) as names:
         counts, cpu, began = RedisCounts(parts.redis), procs.cpu_seconds(worker), time.monotonic()
         streams.enqueue(parts.redis, names)
-        while parts.redis.xlen(REQUESTS):
-            if time.monotonic() - began > _ANSWER_SECONDS_MAX:
-                raise Void(f"W5: the worker had not answered within {_ANSWER_SECONDS_MAX:g} s")
-            time.sleep(0.01)
+        _wait_for_answers(parts)
         seconds = time.monotonic() - began
         cpu_seconds = procs.cpu_seconds(worker) - cpu
         redis_seconds, calls = counts.since()
@@ -147,6 +144,21 @@ def _flat_out(parts: Parts, worker: int, requests: list[dict[str, Any]], tokens:
         "tokens_per_entry": all_tokens / max(1, calls.get("xadd", 0)),
         "wrong": wrong,
     }
+
+
+def _wait_for_answers(parts: Parts) -> None:
+    """Until the queue is empty: each answer is in its log, and acknowledged."""
+    deadline = time.monotonic() + _ANSWER_SECONDS_MAX
+    while parts.redis.xlen(REQUESTS):
+        if time.monotonic() > deadline:
+            raise Void(f"the worker had not answered within {_ANSWER_SECONDS_MAX:g} s")
+        time.sleep(0.01)
+
+
+def _end(parts: Parts, worker: int) -> None:
+    """End a worker that has nothing left: what it owed would be taken over by the next one, and measured there."""
+    _wait_for_answers(parts)
+    parts.end(worker)
 
 
 def _wrong(parts: Parts, names: list[str], tokens: int) -> int:

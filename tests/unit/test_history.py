@@ -1,0 +1,108 @@
+"""A reader of a face that remembers, whose read of the log was faster than the push of what it read."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+from gateway.faces import Encoder, SseFace
+from gateway.history import history_of
+from gateway.pages import Pages
+from gateway.readers import Reader
+from gateway.tail import Tail
+from shared import events
+from shared.events import Event
+from shared.ids import BEGINNING, EventId, new_stream_id
+
+
+class Counting(Encoder):
+    """Says how often it was given each event."""
+
+    def __init__(self) -> None:
+        self.given: list[bytes] = []
+
+    def token(self, event_id: bytes, value: bytes) -> bytes:
+        self.given.append(event_id)
+        return event_id
+
+    def other(self, event: Event) -> bytes:
+        self.given.append(bytes(event.id))
+        return bytes(event.id)
+
+
+class Remembers(SseFace):
+    remembers = True
+
+    def __init__(self) -> None:
+        self.made: list[Counting] = []
+
+    def encoder(self, stream_id: str) -> Encoder:
+        self.made.append(Counting())
+        return self.made[-1]
+
+
+class Log:
+    """What pages of it give; it may be ahead of the tail."""
+
+    def __init__(self) -> None:
+        self.listed: list[Event] = []
+        self.reads = 0
+
+    async def events_after(self, stream_id: str, cursor: EventId) -> list[Event]:
+        self.reads += 1
+        return [event for event in self.listed if event.id > cursor]
+
+
+def _token(offset: int) -> Event:
+    return Event(EventId(1, offset), events.TOKEN, b"x")
+
+
+async def test_what_was_read_ahead_of_its_push_is_encoded_once() -> None:
+    face, log = Remembers(), Log()
+    tail = Tail(new_stream_id(), 0.0)
+    tail.ready.set_result(None)
+    tail.reach(EventId(1, 2))
+    ring = tail.open_ring(face)
+    assert ring in tail.unprimed
+    log.listed = [_token(offset) for offset in range(1, 5)]  # 1-3 and 1-4 are in the log, their pushes are on the way
+    reader = cast(Reader, SimpleNamespace(tail=tail, ring=ring, cursor=BEGINNING))
+    pushed = asyncio.Event()
+
+    async def next_news(_: Tail) -> None:
+        pushed.set()
+        await asyncio.sleep(0)
+        tail.reach(EventId(1, 4))  # what a push does with a ring that is not primed
+
+    history = history_of(reader, cast(Any, log), next_news)
+    encoder = face.made[-1]
+    assert await history.next() == b"1-11-21-31-4"
+    assert not history.arrive()  # the ring would be given 1-3 and 1-4 once more
+    assert await history.next() == b""
+    assert (pushed.is_set(), log.reads) == (True, 1)
+    assert history.arrive()
+    assert (ring.encoder, ring.base, ring in tail.rings) == (encoder, EventId(1, 4), True)
+    ring.append(_token(5))
+    assert encoder.given == [b"1-1", b"1-2", b"1-3", b"1-4", b"1-5"]
+
+
+async def test_a_push_that_never_comes_is_looked_for_in_the_log() -> None:
+    face, log = Remembers(), Log()
+    tail = Tail(new_stream_id(), 0.0)
+    tail.ready.set_result(None)
+    tail.reach(EventId(1, 1))
+    ring = tail.open_ring(face)
+    log.listed = [_token(1), _token(2)]
+    reader = cast(Reader, SimpleNamespace(tail=tail, ring=ring, cursor=BEGINNING))
+
+    async def silence(_: Tail) -> None:
+        await asyncio.Event().wait()
+
+    history = history_of(reader, cast(Pages, log), silence)
+    assert await history.next() == b"1-11-2"
+    async with asyncio.timeout(5):
+        assert await history.next() == b""
+    assert not history.arrive()
+    tail.reach(EventId(1, 2))  # the sweep found it
+    assert history.arrive()
+    assert face.made[-1].given == [b"1-1", b"1-2"]
