@@ -40,9 +40,9 @@ class EncodedPage:
         self._encoder = encoder
         self._pieces: list[bytes]
         self._ids: list[EventId] | tuple[int, int, int]
-        plain = next(runs(raw), None)
-        if isinstance(plain, Run) and len(plain.ids) == len(raw):  # as most pages are
-            self._ids = plain.attempt, plain.first_offset, plain.last_offset
+        parts = list(runs(raw))
+        if len(parts) == 1 and isinstance(plain := parts[0], Run):  # as most pages are
+            self._ids = plain.attempt, plain.first_offset, plain.last.offset
             self._pieces = encoder.tokens(plain.ids, plain.values)
             each_bytes = _PIECE_BYTES
         else:

@@ -58,7 +58,7 @@ class Ring:
 
     def extend(self, run: Run) -> None:
         """The tokens of a run, one after the other."""
-        self._mark(EventId(run.attempt, run.first_offset))
+        self._mark(run.first)
         self.encoded += self.encoder.tokens(run.ids, run.values)
 
     def _mark(self, first: EventId) -> None:

@@ -19,10 +19,10 @@ from typing import Any
 
 from gateway import metrics
 from gateway.faces import Face, gap_event
-from gateway.runs import Run, runs
+from gateway.runs import Run, run_of_batch, runs
 from gateway.tail import Tail
 from shared import events
-from shared.events import Entry, events_of
+from shared.events import Entry, Event, events_of
 from shared.ids import ACCEPTED, BEGINNING, EventId
 from shared.lifecycle import base_of
 from shared.log import EventLog, RawEntry
@@ -174,23 +174,30 @@ class Tails:
 
     def _apply_next(self, tail: Tail, entry: Entry) -> bool:
         """Put an entry into the rings if it is the very next, so that nothing can stand between."""
-        carried = events_of(entry) if entry.field == events.BATCH else None
-        (attempt, offset), reached = entry.id, tail.next_after
-        if attempt == reached.attempt:
-            if offset - (1 if carried is None else len(carried)) != reached.offset:
+        run = run_of_batch(entry) if entry.field == events.BATCH else None
+        carried = [] if run is not None else events_of(entry)
+        first, reached = run.first if run is not None else carried[0].id, tail.next_after
+        if first.attempt == reached.attempt:
+            if first.offset != reached.offset + 1:
                 return False
-        elif entry.id != (1, 0) or reached != ACCEPTED:
+        elif first != (1, 0) or reached != ACCEPTED:
             return False
-        self._apply(tail, entry, carried)
+        if run is not None:
+            self._apply_run(tail, run)
+        else:
+            self._apply(tail, entry, carried)
         tail.arm()
         return True
 
-    def _apply(self, tail: Tail, entry: Entry, carried: list[Any] | None = None) -> None:
-        rings = tail.rings
-        if rings:
-            for event in carried or events_of(entry):
-                for ring in rings:
-                    ring.append(event)
+    def _apply_run(self, tail: Tail, run: Run) -> None:
+        for ring in tail.rings:
+            ring.extend(run)
+        tail.reach(run.last)
+
+    def _apply(self, tail: Tail, entry: Entry, carried: list[Event]) -> None:
+        for ring in tail.rings:
+            for event in carried:
+                ring.append(event)
         tail.reach(entry.id)
         if entry.field in events.TERMINAL:
             tail.ended, tail.ended_as = entry.id, entry.field
@@ -301,10 +308,8 @@ class Tails:
         """What was read, up to the end of the stream."""
         for run in runs(raw):
             if isinstance(run, Run):
-                self._mark_gap(tail, EventId(run.attempt, run.first_offset))
-                for ring in tail.rings:
-                    ring.extend(run)
-                tail.reach(EventId(run.attempt, run.last_offset))
+                self._mark_gap(tail, run.first)
+                self._apply_run(tail, run)
             else:
                 carried = events_of(run)
                 self._mark_gap(tail, carried[0].id)

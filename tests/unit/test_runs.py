@@ -12,7 +12,7 @@ from gateway.facades.responses_face import RESPONSES
 from gateway.facades.websocket import FACE as WEBSOCKET
 from gateway.faces import NATIVE, NDJSON, PROMPT, Face, json_strings
 from gateway.ring import Ring
-from gateway.runs import Run, runs
+from gateway.runs import Run, run_of_batch, runs
 from gateway.text import TEXT
 from shared import events
 from shared.events import Entry, Event
@@ -64,16 +64,46 @@ def _log(seed: int) -> list[RawEntry]:
 @pytest.mark.parametrize("seed", range(80))
 def test_runs_are_the_same_entries(seed: int) -> None:
     raw = _log(seed)[random.Random(seed).randint(0, 3) :]
-    again: list[RawEntry] = []
+    wanted = [event for event_id, fields in raw for event in events.events_of(Entry(EventId.of(event_id), *fields))]
+    found: list[Event] = []
+    before: Run | None = None
     for run in runs(raw):
         if isinstance(run, Entry):
-            again.append((bytes(run.id), (run.field, run.value)))
+            found += events.events_of(run)
+            before = None
             continue
-        assert [EventId.of(event_id) for event_id in run.ids] == [
-            EventId(run.attempt, offset) for offset in range(run.first_offset, run.last_offset + 1)
+        assert before is None or run.first != (before.attempt, before.last.offset + 1)  # it is as long as it can be
+        before = run
+        ids = [EventId.of(event_id) for event_id in run.ids]
+        assert (ids[0], ids[-1]) == (run.first, run.last)
+        found += [Event(one, events.TOKEN, value) for one, value in zip(ids, run.values, strict=True)]
+    assert found == wanted
+
+
+@pytest.mark.parametrize(
+    "items", [b'["a","b"]', b'["\\ud83d\\ude00","\\u001f"]', b'["a",{"delta":{"role":"assistant"}}]']
+)
+def test_a_batch(items: bytes) -> None:
+    entry = Entry(EventId(3, 12), events.BATCH, items)
+    run = run_of_batch(entry)
+    if b"{" in items:
+        assert run is None
+    else:
+        assert run is not None
+        assert [(one.id, one.value) for one in events.events_of(entry)] == [
+            (EventId.of(event_id), value) for event_id, value in zip(run.ids, run.values, strict=True)
         ]
-        again += [(event_id, (events.TOKEN, value)) for event_id, value in zip(run.ids, run.values, strict=True)]
-    assert again == raw
+
+
+def test_batches_that_follow_each_other_are_one_run() -> None:
+    raw: list[RawEntry] = [
+        (b"1-3", (events.BATCH, b'["a","b","c"]')),
+        (b"1-4", (events.TOKEN, b"d")),
+        (b"1-6", (events.BATCH, b'["e","f"]')),
+    ]
+    (run,) = runs(raw)
+    assert isinstance(run, Run)
+    assert (run.first, run.last, b"".join(run.values)) == ((1, 1), (1, 6), b"abcdef")
 
 
 def test_a_plain_page_is_one_run() -> None:
