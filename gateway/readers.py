@@ -33,7 +33,7 @@ from shared.settings import Settings
 _OUT_OF_RING = -1
 _BEATS_PER_SECOND = 10
 """How finely keep-alives are spread: 20,000 readers in 15 s are 133 comments, a millisecond's work, at each."""
-_AGE_SLOTS_PER_SECOND = 2
+_AGE_SLOTS_PER_SECOND = 4
 _SLOW_SECONDS = 5.0
 """A connection that ends after its socket was full for so long was too slow, whoever ended it."""
 _BUSY_GRACE_SECONDS = 5
@@ -156,7 +156,10 @@ class Delivery:
         self._beats[reader.beat_slot].add(reader)
         if reader.ring.face.comes_back:
             age_seconds = self._settings.connection_seconds * random.uniform(0.8, 1.0)
-            reader.age_slot = int((self._loop.time() + age_seconds) * _AGE_SLOTS_PER_SECOND)
+            now = self._loop.time()
+            # The slot that is under way may have been emptied already.
+            under_way = int(now * _AGE_SLOTS_PER_SECOND)
+            reader.age_slot = max(under_way + 1, int((now + age_seconds) * _AGE_SLOTS_PER_SECOND))
             self._ages[reader.age_slot].add(reader)
         self._place(reader)
 
