@@ -410,8 +410,8 @@ class Delivery:
             slot = (slot + 1) % len(self._beats)
             for reader in self._beats[slot]:
                 ring = reader.ring
-                if len(ring.encoded) > self._ring_events_most:  # of a stream that has been silent since it was read
-                    self._trim(ring)
+                if len(ring.encoded) > self._ring_events_most and not reader.tail.dirty:
+                    self._trim(ring)  # of a stream that has been silent since it was read: all have what there is
                 comment = ring.face.keep_alive
                 if comment and not reader.busy and not reader.sink.send(comment, chunk_of(comment)):
                     self._is_full(reader)

@@ -34,7 +34,7 @@ _MISSING_MAX = 3
 class Sweep:
     """Looks at every tail that has been silent for `sweep_seconds`, less and less often. `on_lost` is told of one whose log is gone.
 
-    What is asked leaves in one write and is answered by callbacks: 10,000 silent tails cost a percent of a core.
+    What is asked leaves in one write and is answered by callbacks: 10,000 silent tails cost about a percent of a core.
     """
 
     def __init__(self, tails: Tails, log: EventLog, settings: Settings, on_lost: Callable[[Tail], None]) -> None:
