@@ -1,0 +1,57 @@
+"""Delivery with sinks that only note what they were given."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any, cast
+
+from gateway.faces import NATIVE
+from gateway.ledger import Ledger
+from gateway.pages import Pages
+from gateway.readers import Delivery, Reader
+from gateway.tail import Tail
+from shared import events, sse
+from shared.events import Event
+from shared.ids import EventId, new_stream_id
+from shared.settings import Settings
+
+
+class Noted:
+    """A sink, and a ledger."""
+
+    def __init__(self) -> None:
+        self.body = b""
+
+    def send(self, body: bytes, chunk: bytes) -> bool:
+        self.body += body
+        return True
+
+    finish = cut = opened = closed = lambda self, *_: None
+
+
+async def test_a_keep_alive_leaves_nobody_behind_who_has_news_to_come() -> None:
+    settings = replace(Settings(), keepalive_seconds=1)
+    delivery = Delivery(cast(Pages, None), cast(Ledger, cast(Any, Noted())), settings)
+    delivery.start()
+    try:
+        tail = Tail(new_stream_id(), 0.0)
+        ring = tail.open_ring(NATIVE)
+        tail.ready.set_result(None)
+        sink = Noted()
+        reader = Reader(delivery, tail, ring, sink, EventId(0, 0))
+        delivery.attach(reader)
+        delivery._next_flush = asyncio.get_running_loop().time() + 1.5  # as at the end of a tick, but for longer
+        count = settings.ring_events * 2
+        for offset in range(1, count + 1):
+            ring.append(Event(EventId(1, offset), events.TOKEN, b"x"))
+        tail.reach(EventId(1, count))
+        delivery.on_new(tail)
+        await asyncio.sleep(1.2)
+        assert sse.KEEP_ALIVE in sink.body  # it was its turn meanwhile
+        assert b"id: 1-1\n" not in sink.body
+        await asyncio.sleep(0.6)
+        assert [f"id: 1-{offset}\n".encode() in sink.body for offset in (1, count)] == [True, True]
+        assert (reader.reached(), len(ring)) == ((1, count), settings.ring_events)
+    finally:
+        await delivery.close()
