@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, Request, async_playwright
+from playwright.async_api import Browser, Page, Request
 
 from shared.sse import Message
-from tests.support.needs import needs
+from tests.support.browser import chromium
 from tests.support.system import System, answer_of
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-_ARGUMENTS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 _CLOSED = 2  # EventSource.readyState
 _OPEN_SOURCE = """url => {
     window.received = [];
@@ -33,12 +28,8 @@ _OPEN_SOURCE = """url => {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    needs("chromium (Debian: apt install chromium)", program)
-    async with async_playwright() as playwright:
-        started = await playwright.chromium.launch(executable_path=program, args=_ARGUMENTS)
+    async with chromium() as started:
         yield started
-        await started.close()
 
 
 class Follower:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,11 +12,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from tests.support.needs import needs
+from tests.support.browser import chromium
 from tests.support.system import System
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -36,7 +35,6 @@ PATHS = [
     "/api/chat",
     "/stream",
 ]
-_ARGUMENTS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync".split()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -251,12 +249,8 @@ def site() -> Iterator[str]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    needs("chromium (Debian: apt install chromium)", program)
-    async with async_playwright() as playwright:
-        started = await playwright.chromium.launch(executable_path=program, args=_ARGUMENTS)
+    async with chromium() as started:
         yield started
-        await started.close()
 
 
 _USE = """async ([base, id, prompt]) => {
