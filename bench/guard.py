@@ -23,7 +23,8 @@ _TIMES = 3
 _READERS = 100
 _BURST = 2000
 """Tokens published at once to readers that all follow one stream: 200,000 events, far more than leave one by one."""
-_STORM_READERS, _STORM_EVENTS = 200, 1000
+_STORM_READERS, _STORM_EVENTS, _STORM_RESUMES_AT = 100, 3000, 500
+"""They lack more than one read of a log goes back, so that all of them come through its pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def _one_burst(run: Following, server: Server) -> tuple[int, int, int]:
 
 
 def storm(parts: Parts, **settings: object) -> list[Fact]:
-    """Everybody comes back at once, to the middle of one history. With settings that the gateway is to have."""
+    """Everybody comes back at once, to the same place in one history. With settings that the gateway is to have."""
     server = parts.gateway(**settings)
     with following(
         parts,
@@ -134,10 +135,10 @@ def storm(parts: Parts, **settings: object) -> list[Fact]:
         count=1,
         readers=_STORM_READERS,
         history=_STORM_EVENTS,
-        resume_at=_STORM_EVENTS // 2,
+        resume_at=_STORM_RESUMES_AT,
     ) as run:
         counts = RedisCounts(parts.redis)
-        after = f"1-{_STORM_EVENTS // 2}"
+        after = f"1-{_STORM_RESUMES_AT}"
         storms = run.ask_all("storm", after=after, last=_STORM_EVENTS, within_seconds=30.0, wait_seconds=60.0)
         log_reads = counts.since()[1].get("xrange", 0)
     parts.end(server.pid)

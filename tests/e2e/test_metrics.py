@@ -55,6 +55,7 @@ def settings() -> dict[str, object]:
         "lease_seconds": 1,
         "provider_backoff_seconds": 0.05,
         "delivery_report_seconds": 0.5,
+        "entry_tokens_max": 1,
         "metrics_port": free_port() - 100,
     }
 

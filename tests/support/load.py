@@ -6,7 +6,11 @@ import asyncio
 import re
 from typing import Any
 
+from gateway.tails import FIRST_READ_ENTRIES
 from tests.support.system import Process, Reader, System
+
+LONG_TOKENS = FIRST_READ_ENTRIES + 400
+"""Further back than one read of the log goes, as long as each token has an entry of its own (`entry_tokens_max`)."""
 
 
 def metrics_address(worker: Process) -> str:
@@ -20,7 +24,7 @@ async def a_bit_of_everything(system: System, gateway: int = 0) -> dict[str, str
     """One stream of each kind, followed to its end; their ids by kind."""
     kinds: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         "whole": ({"tokens": 60, "tokens_per_second": 60}, {}, {}),
-        "long": ({"tokens": 600, "tokens_per_second": 400}, {}, {}),
+        "long": ({"tokens": LONG_TOKENS, "tokens_per_second": 1000}, {}, {}),
         "truncated": ({"tokens": 60, "tokens_per_second": 100}, {"max_tokens": 20}, {}),
         "resumed": ({"tokens": 90, "tokens_per_second": 60}, {}, {}),
         "restarted": ({"tokens": 40, "tokens_per_second": 100, "fail_after": 10}, {}, {}),
@@ -41,7 +45,7 @@ async def a_bit_of_everything(system: System, gateway: int = 0) -> dict[str, str
     assert (await system.http.post(cancel)).status_code == 200
     await asyncio.gather(*(reader.until_end() for kind, reader in readers.items() if kind != "left"))
     await system.until_status(streams["left"], "cancelled")
-    again = system.follow(streams["long"], gateway=gateway)  # from pages of the log, if its ring is small
+    again = system.follow(streams["long"], gateway=gateway)  # from pages of the log: it is longer than one read
     from_far_back = system.follow(streams["long"], gateway=gateway, after="1-100")
     await asyncio.gather(again.until_end(), from_far_back.until_end())
     assert (await system.http.get(f"{system.gateway_url(gateway)}/v1/streams/unknown")).status_code == 404
