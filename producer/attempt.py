@@ -18,7 +18,6 @@ import asyncio
 import logging
 import random
 import time
-from contextlib import aclosing
 from typing import Any
 
 import orjson
@@ -29,6 +28,7 @@ from producer.provider import Finish, Provider, ProviderError, Refused, Unavaila
 from producer.writer import Writer
 from shared import events
 from shared.errors import Fenced, LogFull, MidstreamError
+from shared.events import Item
 from shared.ids import created_at
 from shared.lifecycle import History, fold
 from shared.log import EventLog
@@ -283,7 +283,7 @@ class Run:
         began_at = writer.offset
         self.meter.asked(self._provider.model_of(history.accepted.request))
         self._pump = pump = asyncio.get_running_loop().create_task(
-            self._read_provider(writer, history.accepted.request, history.text)
+            self._provider.generate(history.accepted.request, history.text, self)
         )
         try:
             await self._until_done_or_halted(pump)
@@ -331,22 +331,26 @@ class Run:
         except (MidstreamError, TimeoutError) as error:
             logger.info("stream %s: the usage of what was cancelled is not known: %s", self.stream_id, error)
 
-    async def _read_provider(self, writer: Writer, request: dict[str, Any], partial: str) -> Finish:
-        async with aclosing(self._provider.generate(request, partial)) as answer:
-            async for said in answer:
-                if isinstance(said, Finish):
-                    return said
-                self._heard_at = time.monotonic()
-                if not self._first_token_came:
-                    self._first_token_came = True
-                    self.meter.first_token()
-                if self._stopped is not None:
-                    continue
-                writer.push(said)
-                if writer.crowded:
-                    await writer.room()
-                    self._heard_at = time.monotonic()
-        raise Unavailable("the provider ended its answer without saying so")
+    # --- Hearer
+
+    def take(self, items: list[Item]) -> bool:
+        """Append what the provider said; once stopped, pass over it."""
+        assert self._writer is not None
+        self._heard_at = time.monotonic()
+        if not self._first_token_came:
+            self._first_token_came = True
+            self.meter.first_token()
+        if self._stopped is not None:
+            return True
+        self._writer.push(items)
+        return not self._writer.crowded
+
+    async def room(self) -> None:
+        assert self._writer is not None
+        await self._writer.room()
+        self._heard_at = time.monotonic()
+
+    # --- when it broke off
 
     async def _try_again(self, writer: Writer, history: History, error: ProviderError, tries: int) -> bool:
         """Make ready for another try, after a pause: the same attempt where no token came, else a new one by policy."""

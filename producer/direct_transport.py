@@ -1,8 +1,8 @@
 """HTTP/1.1 for a thousand slow answers at once: a transport for httpx2, which the official SDK takes through its client.
 
 httpx2's own transport parses in Python (h11) and passes each chunk through anyio's scopes and six generators: 70–200 µs
-of worker for a token that comes alone, which is more than all the rest of its way. Here llhttp parses in C, and a reader
-is woken once for all that a packet brought.
+of worker for a token that comes alone, which is more than all the rest of its way. Here llhttp parses in C, and whoever
+follows the body is called with all that a packet brought, with no task in between.
 
 Only what an answer needs: no proxy and no HTTP/2, for which httpx2's own transport stays. Reading has no time limit of
 its own: the attempt watches over silence. (RFC 9112)
@@ -28,8 +28,8 @@ _HEAD_BYTES_MAX = 64 << 10
 _UNREAD_BYTES_MAX = 256 << 10
 """What one connection holds unread before it stops taking: a reader that waits for Redis must not fill the memory."""
 
-READ = "midstream.read"
-"""The response's extension that reads its body past httpx2's generators: a coroutine that gives what came, b"" at the end."""
+FOLLOW = "midstream.follow"
+"""The response's extension that tells of its body past httpx2's generators: `_Connection.follow`."""
 
 Origin = tuple[str, str, int]
 
@@ -74,7 +74,7 @@ class DirectTransport(httpx2.AsyncBaseTransport):
             connection.status,
             headers=connection.headers,
             stream=_Body(self, connection),
-            extensions={"http_version": b"HTTP/1.1", READ: connection.read},
+            extensions={"http_version": b"HTTP/1.1", FOLLOW: connection.follow},
         )
 
     async def aclose(self) -> None:
@@ -171,6 +171,9 @@ class _Connection(asyncio.Protocol):
         self._may_go_on = True
         self._trouble: httpx2.TransportError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._take: Callable[[bytes], bool] | None = None
+        """Whoever follows the body; None while somebody reads it instead."""
+        self._take_failed: Exception | None = None
 
     @property
     def may_ask(self) -> bool:
@@ -202,6 +205,40 @@ class _Connection(asyncio.Protocol):
             if self._complete:
                 return b""
             await self._news()
+        return self._taken()
+
+    async def follow(self, take: Callable[[bytes], bool]) -> bool:
+        """Tell `take` of the body as it comes, until that was all (true), or it wants no more for now (false).
+
+        It is called from the loop, without a turn of the task that waits here. Raises httpx2.TransportError, and what
+        `take` raises.
+        """
+        self._take = take
+        try:
+            self._tell()
+            while self._take is not None and not self._complete:
+                await self._news()
+                self._tell()
+            if self._take_failed is not None:
+                raise self._take_failed
+            return self._take is not None
+        finally:
+            self._take = self._take_failed = None
+
+    def _tell(self) -> None:
+        """Give whoever follows what has come, and wake it when there is more to it than that."""
+        take = self._take
+        if take is not None and self._parts:
+            try:
+                if not take(self._taken()):
+                    self._take = None
+            except Exception as error:  # it is the follower's, not the loop's
+                self._take, self._take_failed = None, error
+        if self._take is None or self._complete:
+            self._wake()
+
+    def _taken(self) -> bytes:
+        """What is unread, as read."""
         parts, self._parts, self._unread_bytes = self._parts, [], 0
         if self._paused and self._transport is not None:
             self._paused = False
@@ -246,13 +283,13 @@ class _Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(httpx2.RemoteProtocolError(f"the provider does not speak HTTP/1.1: {error}"))
             return
+        if self.status:
+            self._tell()
         if not self.status and self._head_bytes > _HEAD_BYTES_MAX:
             self._fail(httpx2.RemoteProtocolError(f"the provider sent a head of more than {_HEAD_BYTES_MAX} bytes"))
         elif self._unread_bytes > _UNREAD_BYTES_MAX and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
-        if self.status:
-            self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

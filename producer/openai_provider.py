@@ -10,15 +10,15 @@ from __future__ import annotations
 import email.utils
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 import httpx2
 import openai
 import orjson
 
-from producer.direct_transport import READ, DirectTransport, is_proxied
-from producer.provider import Finish, ProviderError, Refused, Unavailable
+from producer.direct_transport import FOLLOW, DirectTransport, is_proxied
+from producer.provider import Finish, Hearer, ProviderError, Refused, Unavailable
 from shared.events import Item
 
 _CONNECT_SECONDS = 10.0
@@ -52,7 +52,7 @@ class OpenAIProvider:
     def model_of(self, request: dict[str, Any]) -> str:
         return str(request.get("model") or self._default_model)
 
-    async def generate(self, request: dict[str, Any], partial: str) -> AsyncGenerator[list[Item] | Finish]:
+    async def generate(self, request: dict[str, Any], partial: str, hearer: Hearer) -> Finish:
         messages = list(request["messages"])
         if partial:
             messages.append({"role": "assistant", "content": partial})
@@ -66,15 +66,17 @@ class OpenAIProvider:
                 extra_body={**rest, "messages": messages, "stream_options": options},
             ) as response:
                 reader = _ChunkReader()
-                read = _reading(response.http_response)
-                while part := await read():
+
+                def take(part: bytes) -> bool:
                     items = reader.feed(part)
-                    if items:
-                        yield items
-                    if reader.error is not None:
-                        raise reader.error
-                    if reader.complete:
-                        break
+                    has_room = hearer.take(items) if items else True
+                    return has_room and not reader.ended
+
+                follow = _following(response.http_response)
+                while not await follow(take) and not reader.ended:
+                    await hearer.room()
+                if reader.error is not None:
+                    raise reader.error
         except openai.APIStatusError as error:
             _raise_for_status(error)
         except openai.APITimeoutError as error:
@@ -84,19 +86,26 @@ class OpenAIProvider:
             raise Unavailable(f"the connection to the provider failed: {cause or type(cause).__name__}") from None
         if reader.finish_reason is None:
             raise Unavailable("the provider ended its stream without a finish_reason")
-        yield Finish(reader.finish_reason, reader.usage, _bounded(reader.about))
+        return Finish(reader.finish_reason, reader.usage, _bounded(reader.about))
 
     async def close(self) -> None:
         await self._client.close()
 
 
-def _reading(response: httpx2.Response) -> Callable[[], Awaitable[bytes]]:
-    """What reads the body as it comes, b"" at its end: straight from the connection, unless it must be decoded."""
-    straight: Callable[[], Awaitable[bytes]] | None = response.extensions.get(READ)
+def _following(response: httpx2.Response) -> Callable[[Callable[[bytes], bool]], Awaitable[bool]]:
+    """What tells of the body as it comes: straight from the connection (`Connection.follow`), unless it must be decoded."""
+    straight: Callable[[Callable[[bytes], bool]], Awaitable[bool]] | None = response.extensions.get(FOLLOW)
     if straight is not None and "content-encoding" not in response.headers:
         return straight
     parts = response.aiter_bytes()
-    return lambda: anext(parts, b"")
+
+    async def follow(take: Callable[[bytes], bool]) -> bool:
+        async for part in parts:
+            if not take(part):
+                return False
+        return True
+
+    return follow
 
 
 class _ChunkReader:
@@ -113,8 +122,13 @@ class _ChunkReader:
         self.error: ProviderError | None = None
         """An error chunk, or what is no chunk, was read: to be raised when what came before it is told."""
 
+    @property
+    def ended(self) -> bool:
+        """Nothing more may be fed."""
+        return self.complete or self.error is not None
+
     def feed(self, data: bytes) -> list[Item]:
-        """What the next bytes say, up to an error or the end. After either, nothing more may be fed."""
+        """What the next bytes say, up to an error or the end."""
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
         items: list[Item] = []

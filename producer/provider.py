@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -60,6 +59,16 @@ class Refused(ProviderError):
     retryable = False
 
 
+class Hearer(Protocol):
+    """Who is told what a provider says."""
+
+    def take(self, items: list[Item]) -> bool:
+        """Take what came together. False: that is enough; the provider is to wait for `room` before it says more."""
+
+    async def room(self) -> None:
+        """Wait until more may come. Raises what has ended the answer meanwhile."""
+
+
 class Provider(Protocol):
     """Who generates. One per worker process, used by all its attempts at once."""
 
@@ -68,11 +77,11 @@ class Provider(Protocol):
     def model_of(self, request: dict[str, Any]) -> str:
         """The model that will answer, as readers are told."""
 
-    def generate(self, request: dict[str, Any], partial: str) -> AsyncGenerator[list[Item] | Finish]:
-        """The answer: lists of what came together, at last one Finish.
+    async def generate(self, request: dict[str, Any], partial: str, hearer: Hearer) -> Finish:
+        """Ask, and tell the answer as it comes: a call for each token, not a task's turn, which costs as much as the rest.
 
-        With `partial` the answer goes on from that text, which is not repeated. Closing the generator closes the
-        connection, so that the provider stops. Raises Unavailable or Refused.
+        With `partial` the answer goes on from that text, which is not repeated. To cancel it closes the connection, so
+        that the provider stops. Raises Unavailable, Refused, and what `room` raises.
         """
 
     async def close(self) -> None:

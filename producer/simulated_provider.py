@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 
-from producer.provider import Finish, Unavailable
-from shared.events import Item
+from producer.provider import Finish, Hearer, Unavailable
 
 DEFAULT_TOKENS = 80
 DEFAULT_TOKENS_PER_SECOND = 40.0
@@ -34,7 +33,7 @@ class SimulatedProvider:
     def model_of(self, request: dict[str, Any]) -> str:
         return "simulated"
 
-    async def generate(self, request: dict[str, Any], partial: str) -> AsyncGenerator[list[Item] | Finish]:
+    async def generate(self, request: dict[str, Any], partial: str, hearer: Hearer) -> Finish:
         asked = {name: value for name, value in (request.get("simulate") or {}).items() if value is not None}
         total = int(asked.get("tokens", DEFAULT_TOKENS))
         limit = request.get("max_completion_tokens") or request.get("max_tokens") or total
@@ -66,14 +65,15 @@ class SimulatedProvider:
                 if bound is not None:
                     due = min(due, bound - produced)
             await asyncio.sleep(max(0.0, began + (produced + 1) / pace - loop.time()) if pace else 0)
-            yield [next(words) for _ in range(due)]
+            if not hearer.take([next(words) for _ in range(due)]):
+                await hearer.room()
             done += due
             produced += due
 
         reason = asked.get("finish_reason") or ("length" if limit < total else "stop")
         prompt_tokens = sum(len(str(message.get("content", "")).split()) for message in request["messages"])
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": count, "total_tokens": prompt_tokens + count}
-        yield Finish(reason, usage)
+        return Finish(reason, usage)
 
     async def close(self) -> None:
         """Nothing is held open."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from producer.attempt import Run
-from producer.provider import Finish, Unavailable
+from producer.provider import Finish, Hearer, Unavailable
 from shared import events
-from shared.events import Accepted, Entry, Item, Policies
+from shared.events import Accepted, Entry, Policies
 from shared.ids import ACCEPTED, new_stream_id
 from shared.lifecycle import fold
 from shared.log import EventLog
@@ -39,13 +39,13 @@ class ScriptedProvider:
     def model_of(self, request: dict[str, Any]) -> str:
         return "scripted"
 
-    async def generate(self, request: dict[str, Any], partial: str) -> AsyncGenerator[list[Item] | Finish]:
+    async def generate(self, request: dict[str, Any], partial: str, hearer: Hearer) -> Finish:
         self.calls += 1
-        yield [WORDS[0]]
+        hearer.take([WORDS[0]])
         await self.cue.wait()
         for word in WORDS[1:]:
-            yield [word]
-        yield Finish("stop", None)
+            hearer.take([word])
+        return Finish("stop", None)
 
     async def close(self) -> None:
         """Nothing is held open."""

@@ -17,7 +17,7 @@ import pytest
 from producer import direct_transport
 from producer.direct_transport import DirectTransport, is_proxied
 from producer.openai_provider import OpenAIProvider
-from producer.provider import Finish
+from tests.support.hearing import answer_of
 from tests.support.needs import needs
 from tests.support.redis_server import free_port
 from tests.support.waiting import wait_until
@@ -353,7 +353,7 @@ async def test_an_answer_that_comes_compressed_is_read() -> None:
     async with serving(answer) as server:
         url = f"http://127.0.0.1:{server.port}/v1"
         provider = OpenAIProvider(api_key="", base_url=url, default_model="m", connections_max=1)
-        said = [part async for part in provider.generate({"messages": []}, "")]
+        items, finish = await answer_of(provider, {"messages": []})
         await provider.close()
-    assert said[0] == ["a"]
-    assert isinstance(said[1], Finish)
+    assert items == ["a"]
+    assert finish.reason == "stop"

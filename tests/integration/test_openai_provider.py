@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Any
 
 import orjson
@@ -13,6 +12,7 @@ import pytest
 from producer.openai_provider import OpenAIProvider
 from producer.provider import Finish, Refused, Unavailable
 from shared.events import Item
+from tests.support.hearing import Heard, answer_of
 from tests.support.openai_server import OpenAIServer
 from tests.support.redis_server import free_port
 from tests.support.waiting import wait_until
@@ -35,33 +35,17 @@ def asking(script: dict[str, Any] | None = None, **parameters: Any) -> dict[str,
     return {"messages": [{"role": "user", "content": "say something"}], "script": script or {}, **parameters}
 
 
-async def answer(provider: OpenAIProvider, request: dict[str, Any], partial: str = "") -> tuple[list[Item], Finish]:
-    items: list[Item] = []
-    async with aclosing(provider.generate(request, partial)) as said:
-        async for part in said:
-            if isinstance(part, Finish):
-                return items, part
-            items += part
-    raise AssertionError("it ended without a Finish")
-
-
 async def partly(provider: OpenAIProvider, request: dict[str, Any], error: type[Exception]) -> tuple[list[Item], Any]:
     """What came before the error, and the error."""
-    items: list[Item] = []
-
-    async def read() -> None:
-        async for part in provider.generate(request, ""):
-            assert not isinstance(part, Finish)
-            items.extend(part)
-
+    heard = Heard()
     with pytest.raises(error) as raised:
-        await read()
-    return items, raised.value
+        await provider.generate(request, "", heard)
+    return heard.items, raised.value
 
 
 async def test_tokens_usage_and_reason_are_the_providers(provider: OpenAIProvider, server: OpenAIServer) -> None:
     text = ["Hel", "lo", " wörld", " 😀", "\n\n", "\x00", '"}']
-    items, finish = await answer(provider, asking({"text": text}))
+    items, finish = await answer_of(provider, asking({"text": text}))
     assert items == text
     usage = {"prompt_tokens": 2, "completion_tokens": 7, "total_tokens": 9}
     assert finish == Finish("stop", usage, {"provider": {"model": "default"}})
@@ -78,7 +62,7 @@ async def test_parameters_pass_through_untouched(provider: OpenAIProvider, serve
         stream_options={"include_obfuscation": False},
         simulate={"tokens": 5},
     )
-    await answer(provider, request)
+    await answer_of(provider, request)
     [body] = server.bodies
     assert body.pop("stream_options") == {"include_usage": True, "include_obfuscation": False}
     assert body == {
@@ -94,21 +78,21 @@ async def test_parameters_pass_through_untouched(provider: OpenAIProvider, serve
 async def test_the_requests_own_model_is_asked(provider: OpenAIProvider, server: OpenAIServer) -> None:
     request = asking({"tokens": 1}, model="a-model")
     assert provider.model_of(request) == "a-model"
-    await answer(provider, request)
+    await answer_of(provider, request)
     assert server.bodies[0]["model"] == "a-model"
 
 
 async def test_an_answer_that_was_cut_off_says_so(provider: OpenAIProvider) -> None:
-    items, finish = await answer(provider, asking({"tokens": 10}, max_tokens=3))
+    items, finish = await answer_of(provider, asking({"tokens": 10}, max_tokens=3))
     assert len(items) == 3
     assert finish.reason == "length"
 
 
 async def test_an_answer_goes_on_from_a_partial_text(provider: OpenAIProvider, server: OpenAIServer) -> None:
-    whole, _ = await answer(provider, asking({"tokens": 10}))
+    whole, _ = await answer_of(provider, asking({"tokens": 10}))
     begun = [item for item in whole[:4] if isinstance(item, str)]
     request = asking({"tokens": 10})
-    rest, _ = await answer(provider, request, "".join(begun))
+    rest, _ = await answer_of(provider, request, "".join(begun))
     assert begun + rest == whole
     assert len(request["messages"]) == 1, "the request itself stays as it was"
 
@@ -119,7 +103,7 @@ async def test_tool_calls_reasoning_and_logprobs_are_kept(provider: OpenAIProvid
         "type": "function",
         "function": {"name": "weather", "arguments": '{"city":"Zürich 😀"}'},
     }
-    items, finish = await answer(provider, asking({"text": ["a"], "reasoning": ["hm", " so"], "tool_calls": [call]}))
+    items, finish = await answer_of(provider, asking({"text": ["a"], "reasoning": ["hm", " so"], "tool_calls": [call]}))
     assert finish.reason == "tool_calls"
     deltas: list[Any] = [orjson.loads(item)["delta"] if isinstance(item, bytes) else item for item in items]
     assert deltas[:3] == [{"reasoning_content": "hm"}, {"reasoning_content": " so"}, "a"]
@@ -128,7 +112,7 @@ async def test_tool_calls_reasoning_and_logprobs_are_kept(provider: OpenAIProvid
     assert pieces[0]["function"]["name"] == "weather"
     assert "".join(piece["function"]["arguments"] for piece in pieces) == call["function"]["arguments"]
 
-    items, _ = await answer(provider, asking({"text": ["a"], "logprobs": True}))
+    items, _ = await answer_of(provider, asking({"text": ["a"], "logprobs": True}))
     [only] = items
     assert orjson.loads(only) == {
         "delta": {"content": "a"},
@@ -137,7 +121,7 @@ async def test_tool_calls_reasoning_and_logprobs_are_kept(provider: OpenAIProvid
 
 
 async def test_of_several_choices_the_first_is_text_and_the_others_are_kept(provider: OpenAIProvider) -> None:
-    items, finish = await answer(provider, asking({"text": ["a", "b"]}, n=3))
+    items, finish = await answer_of(provider, asking({"text": ["a", "b"]}, n=3))
     assert [item for item in items if isinstance(item, str)] == ["a", "b"]
     others = [orjson.loads(item) for item in items if isinstance(item, bytes)]
     for index in (1, 2):
@@ -154,7 +138,7 @@ async def test_what_may_pass_may_be_tried_again(provider: OpenAIProvider, server
     assert (items, error.retryable, error.retry_after_seconds) == ([], True, 2.5)
     assert str(status) in str(error)
     assert server.requests == 1, "the SDK itself tries nothing again"
-    items, _ = await answer(provider, asking(script))
+    items, _ = await answer_of(provider, asking(script))
     assert len(items) == 1
 
 
@@ -202,7 +186,7 @@ async def test_an_answer_that_breaks_off_may_be_tried_again(provider: OpenAIProv
     items, error = await partly(provider, asking(script), Unavailable)
     assert len(items) == 3
     assert error.code == "provider_unavailable"
-    items, _ = await answer(provider, asking(script))
+    items, _ = await answer_of(provider, asking(script))
     assert len(items) == 6
 
 
@@ -222,22 +206,43 @@ async def test_a_provider_that_is_not_there_is_unavailable() -> None:
 
 
 @pytest.mark.parametrize("pace", [50, 0])
-async def test_closing_the_generator_stops_the_provider(
-    provider: OpenAIProvider, server: OpenAIServer, pace: float
-) -> None:
-    generating = provider.generate(asking({"tokens": 1_000_000, "tokens_per_second": pace}), "")
-    await anext(generating)
+async def test_cancelling_stops_the_provider(provider: OpenAIProvider, server: OpenAIServer, pace: float) -> None:
+    heard = Heard()
+    generating = asyncio.create_task(
+        provider.generate(asking({"tokens": 1_000_000, "tokens_per_second": pace}), "", heard)
+    )
+    await wait_until(lambda: heard.times > 0)
     assert server.running == 1
-    await generating.aclose()
+    generating.cancel()
+    await asyncio.gather(generating, return_exceptions=True)
+    assert generating.cancelled()
     await wait_until(lambda: server.running == 0, within_seconds=2.0, what="the connection was closed")
     assert server.aborted == 1
     assert server.tokens < 1_000_000
 
 
+async def test_a_hearer_that_has_enough_is_waited_for(provider: OpenAIProvider) -> None:
+    heard = Heard(enough=True)
+    finish = await provider.generate(asking({"tokens": 500, "tokens_per_second": 5000}), "", heard)
+    assert len(heard.items) == 500
+    assert finish.reason == "stop"
+    assert heard.times > 1
+    assert heard.waits in (heard.times, heard.times - 1)  # there is no need to wait for what ended the answer
+
+
+async def test_what_a_hearer_raises_ends_the_answer(provider: OpenAIProvider, server: OpenAIServer) -> None:
+    def refuse(items: list[Item]) -> None:
+        raise LookupError("no place")
+
+    with pytest.raises(LookupError, match="no place"):
+        await provider.generate(asking({"tokens": 1_000_000}), "", Heard(on_take=refuse))
+    await wait_until(lambda: server.running == 0, within_seconds=2.0, what="the connection was closed")
+
+
 async def test_cancelling_the_reader_of_a_stalled_answer_stops_the_provider(
     provider: OpenAIProvider, server: OpenAIServer
 ) -> None:
-    reading = asyncio.create_task(answer(provider, asking({"stall_after": 2})))
+    reading = asyncio.create_task(answer_of(provider, asking({"stall_after": 2})))
     await wait_until(lambda: server.tokens == 2)
     assert not reading.done()
     reading.cancel()
@@ -249,7 +254,7 @@ async def test_cancelling_the_reader_of_a_stalled_answer_stops_the_provider(
 async def test_more_answers_than_connections_wait_for_their_turn(server: OpenAIServer) -> None:
     provider = OpenAIProvider(api_key="", base_url=server.url, default_model="m", connections_max=4)
     try:
-        answers = await asyncio.gather(*(answer(provider, asking({"tokens": 5})) for _ in range(20)))
+        answers = await asyncio.gather(*(answer_of(provider, asking({"tokens": 5})) for _ in range(20)))
         assert [len(items) for items, _ in answers] == [5] * 20
         assert server.running == 0
         assert server.aborted == 0

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from producer.provider import Finish, Unavailable
 from producer.simulated_provider import DEFAULT_TOKENS, SimulatedProvider
+from tests.support.hearing import Heard, answer_of
+from tests.support.waiting import wait_until
 
 
 def asking(prompt: str = "hello", /, **parameters: Any) -> dict[str, Any]:
@@ -17,12 +19,8 @@ def asking(prompt: str = "hello", /, **parameters: Any) -> dict[str, Any]:
 
 
 async def said_by(request: dict[str, Any], partial: str = "") -> tuple[list[str], Finish]:
-    words: list[str] = []
-    async for said in SimulatedProvider().generate(request, partial):
-        if isinstance(said, Finish):
-            return words, said
-        words += [word for word in said if isinstance(word, str)]
-    raise AssertionError("it ended without a Finish")
+    items, finish = await answer_of(SimulatedProvider(), request, partial)
+    return [word for word in items if isinstance(word, str)], finish
 
 
 async def test_the_same_prompt_gives_the_same_answer() -> None:
@@ -71,25 +69,21 @@ async def test_it_ends_as_it_was_asked_to() -> None:
 @pytest.mark.parametrize("count", [0, 1, 7, 70])
 @pytest.mark.parametrize("pace", [0, 5000])
 async def test_it_breaks_off_after_so_many_tokens(count: int, pace: int) -> None:
-    words: list[Any] = []
-
-    async def read() -> None:
-        simulate = {"tokens": 100, "fail_after": count, "tokens_per_second": pace}
-        async for said in SimulatedProvider().generate(asking(simulate=simulate), ""):
-            assert not isinstance(said, Finish)
-            words.extend(said)
-
+    heard = Heard()
+    simulate = {"tokens": 100, "fail_after": count, "tokens_per_second": pace}
     with pytest.raises(Unavailable):
-        await read()
-    assert len(words) == count
+        await SimulatedProvider().generate(asking(simulate=simulate), "", heard)
+    assert len(heard.items) == count
 
 
 async def test_it_falls_silent_after_so_many_tokens() -> None:
-    answer = SimulatedProvider().generate(asking(simulate={"tokens": 100, "stall_after": 3}), "")
-    assert len(await anext(answer)) == 3  # type: ignore[arg-type]
-    waiting = asyncio.ensure_future(anext(answer))
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    waiting.cancel()
-    await asyncio.gather(waiting, return_exceptions=True)
-    await answer.aclose()
+    heard = Heard()
+    asked = asking(simulate={"tokens": 100, "stall_after": 3})
+    generating = asyncio.create_task(SimulatedProvider().generate(asked, "", heard))
+    await wait_until(lambda: heard.items)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(heard.items) == 3
+    assert not generating.done()
+    generating.cancel()
+    await asyncio.gather(generating, return_exceptions=True)

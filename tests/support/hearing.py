@@ -1,0 +1,35 @@
+"""Who hears what a provider says, and keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from producer.provider import Finish, Provider
+from shared.events import Item
+
+
+class Heard:
+    """A Hearer that has had enough after each time it was told something, if it is told so."""
+
+    def __init__(self, *, enough: bool = False, on_take: Callable[[list[Item]], None] = lambda items: None) -> None:
+        self.items: list[Item] = []
+        self.times = self.waits = 0
+        self._enough = enough
+        self._on_take = on_take
+
+    def take(self, items: list[Item]) -> bool:
+        self.times += 1
+        self.items += items
+        self._on_take(items)
+        return not self._enough
+
+    async def room(self) -> None:
+        self.waits += 1
+
+
+async def answer_of(provider: Provider, request: dict[str, Any], partial: str = "") -> tuple[list[Item], Finish]:
+    """The whole answer. Raises what `generate` raises."""
+    heard = Heard()
+    finish = await provider.generate(request, partial, heard)
+    return heard.items, finish
