@@ -16,7 +16,7 @@ from shared.errors import MidstreamError
 
 BUSY = 0.8
 """A measuring process that is busier than this is what was measured."""
-_LATE_MS = 20.0
+LATE_MS = 20.0
 """So is a publisher whose 99th percentile is later than this."""
 _CONNECT_SECONDS = 60.0
 _DRAIN_SECONDS_MAX = 45.0
@@ -46,10 +46,10 @@ class Following:
         order = {"op": "run", "rate": rate, "seconds": warm_up_seconds + seconds, "rounds": 0}
         self._publisher.tell(order)
         began = self._publisher.hear(within_seconds=10)["began"]
-        _sleep_until(began + warm_up_seconds)
+        sleep_until(began + warm_up_seconds)
         before, calls = self._usage(), RedisCounts(self._parts.redis)
         self.ask_all("mark")
-        _sleep_until(began + warm_up_seconds + seconds)
+        sleep_until(began + warm_up_seconds + seconds)
         cuts = self.ask_all("cut")
         after, (redis_seconds, commands) = self._usage(), calls.since()
         published = self._publisher.hear(within_seconds=60 + 5 * seconds)
@@ -124,7 +124,7 @@ class Following:
             "behind": sum(one["behind"] for one in drains),
             **faults,
             "void": any(faults.values()),
-            "generators": max(load_busy, published["utilisation"]) > BUSY or lag_p99_ms > _LATE_MS,
+            "generators": max(load_busy, published["utilisation"]) > BUSY or lag_p99_ms > LATE_MS,
         }
 
 
@@ -191,5 +191,5 @@ def following(
         yield following
 
 
-def _sleep_until(moment: float) -> None:
+def sleep_until(moment: float) -> None:
     time.sleep(max(0.0, moment - time.monotonic()))

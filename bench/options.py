@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--growth", action="store_true", help="cost per event over numbers of streams, and over history"
     )
+    parser.add_argument("--faces", action="store_true", help="W1 through each face: its cost beside the native one's")
     parser.add_argument("--url", metavar="URL", help="measure this running gateway (W1 to W4; with --redis)")
     parser.add_argument("--redis", metavar="URL", help="use this Redis, and not an embedded Valkey")
     parser.add_argument(

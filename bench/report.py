@@ -119,8 +119,13 @@ def rows_of(workload: str, medians: dict[str, float]) -> list[Row]:
     if workload in ROWS:
         return ROWS[workload]
     unit = "_server_us_per_event"
-    names = [name.removesuffix(unit) for name in medians if name.endswith(unit)]
-    return [Row(name + unit, name.replace("_", ": ") + ": gateway CPU per event", "µs") for name in names]
+    rows = []
+    for name in (name.removesuffix(unit) for name in medians if name.endswith(unit)):
+        label = name.replace("_", ": ") if workload == "growth" else name
+        rows.append(Row(name + unit, label + ": gateway CPU per event", "µs"))
+        if name + "_ratio" in medians:
+            rows.append(Row(name + "_ratio", label + ": of the native face's", "×", "≤ 1.3"))
+    return rows
 
 
 def table(results: dict[str, Any], *, targets: bool) -> str:
@@ -166,6 +171,7 @@ TITLES = {
     "W6": "Redis, per token",
     "W7": "the whole path",
     "W8": "one request on an idle system",
+    "faces": "W1 through each face",
     "growth": "cost per event as streams and history grow",
 }
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from bench import growth, guard, procs, readers, report, store, whole
+from bench import faces, growth, guard, procs, readers, report, store, whole
 from bench.control import Gone
 from bench.follow import Figures, Void
 from bench.options import GUARD, WORKLOADS
@@ -31,13 +31,15 @@ from shared.version import VERSION
 
 _COMPARED = ("W1", "W2", "W3", "W4")
 _OWN_ONLY = ("W5", "W7", "W8")
-GROWTH = "growth"
+GROWTH, FACES = "growth", "faces"
 
 
 def bench(told: argparse.Namespace) -> int:
     """0; 1 when a figure is void or a guard's bound is broken. Raises Unusable."""
     wanted: list[str] = told.workloads
-    if GUARD in wanted and (len(wanted) > 1 or told.growth or told.url):
+    if told.faces and told.url:
+        raise Unusable("--faces is for a gateway that the bench has started: leave out --url")
+    if GUARD in wanted and (len(wanted) > 1 or told.growth or told.faces or told.url):
         raise Unusable("guard stands alone, on processes of its own")
     _check(told)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of what must be taken away
@@ -90,7 +92,9 @@ class Bench:
         cores = parts.cores.load or set(range(os.cpu_count() or 1))
         self._load_processes = int(told.load_processes or max(1, min(4, len(cores) - 1)))
         self._with_peer = told.peer == "naive" or (told.peer is None and _has_peer() and not told.url)
-        self._workloads: list[str] = list(dict.fromkeys(told.workloads)) or ([] if told.growth else list(WORKLOADS))
+        self._workloads: list[str] = list(dict.fromkeys(told.workloads)) or (
+            [] if told.growth or told.faces else list(WORKLOADS)
+        )
         self._skipped: dict[str, str] = {}
         if not parts.self_started:
             for name in _OWN_ONLY:
@@ -99,6 +103,8 @@ class Bench:
                     self._skipped[name] = "needs a worker and a provider of its own: leave out --url"
         if told.growth:
             self._workloads.append(GROWTH)
+        if told.faces:
+            self._workloads.append(FACES)
 
     def run(self) -> int:
         began = time.time()
@@ -156,6 +162,8 @@ class Bench:
             return whole.w7(parts, start, sizes, tell)
         if name == "W8":
             return whole.w8(parts, start, sizes, tell)
+        if name == FACES:
+            return faces.faces(parts, start, sizes, tell)
         if name == GROWTH:
             return growth.growth(parts, start, sizes, tell, **many)
         server: Server = start()

@@ -15,6 +15,7 @@ import pytest
 import redis.asyncio
 
 from bench import store
+from bench.faces import FACES
 from bench.guard import judge, storm
 from bench.parts import Cores, Parts
 from bench.report import OURS, PEER
@@ -118,6 +119,19 @@ async def test_a_gateway_that_loses_a_token_makes_the_figure_void(tmp_path: Path
     assert run["void"] is True
     assert run["missing"] == 4
     assert run["doubled"] == run["out_of_order"] == 0
+
+
+@needs_linux
+def test_every_face_is_measured_beside_the_native_one(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    ran = bench("--faces", "--quick", "--readers", "10", "--rate", "200", "--seconds", "0.5", "--json", str(out))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    (run,) = json.loads(out.read_text())["workloads"]["faces"]["sides"][OURS]["runs"]
+    for name in FACES:
+        assert run[f"{name}_events_per_s"] > 100, name
+        assert run[f"{name}_missing"] == run[f"{name}_doubled"] == run[f"{name}_closed"] == 0, name
+        assert 0 < run[f"{name}_p50_ms"] <= run[f"{name}_p99_ms"], name
+        assert f"{name}: gateway CPU per event" in ran.stdout
 
 
 @needs_linux

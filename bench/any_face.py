@@ -1,0 +1,87 @@
+"""`python -m bench.any_face`: a reader for each stream, through whichever face: SSE, lines, text, WebSocket frames.
+
+Tokens are found by their stamps, so that the same reader measures all faces, and its own cost is the same for each.
+"""
+
+from __future__ import annotations
+
+import gc
+import select
+import socket
+import sys
+import time
+from typing import Any
+
+from bench.control import Orders, answer
+from bench.stamped import STAMP_BYTES_MAX, Stamped
+
+_READ_BYTES = 65_536
+_HEAD_BYTES_MAX = 16_384
+_SUCCESS = (b"HTTP/1.1 200", b"HTTP/1.1 101")
+
+
+class AnyFace(Stamped):
+    def __init__(self, plan: dict[str, Any], orders: Orders) -> None:
+        super().__init__(orders, len(plan["requests"]))
+        self._address = (plan["host"], plan["port"])
+        self._requests: list[str] = plan["requests"]
+        self._epoll = select.epoll()
+        self._epoll.register(orders.fd, select.EPOLLIN)
+        self._open: dict[int, tuple[socket.socket, bytes]] = {}
+        """By file descriptor: the connection, and what its last read left."""
+        self.closed = 0
+
+    def do_connect(self, within_seconds: float) -> dict[str, Any]:
+        """Open all readers, one after the other; each has the head of its response."""
+        deadline = time.monotonic() + within_seconds
+        for request in self._requests:
+            sock = socket.create_connection(self._address, timeout=max(0.01, deadline - time.monotonic()))
+            sock.sendall(request.encode())
+            received = b""
+            while b"\r\n\r\n" not in received:
+                data = sock.recv(_READ_BYTES)
+                received += data
+                if not data or len(received) > _HEAD_BYTES_MAX:
+                    break
+            if not received.startswith(_SUCCESS):
+                return {"connected": len(self._open), "why": received[:200].decode(errors="replace")}
+            sock.setblocking(False)
+            self._open[sock.fileno()] = sock, b""
+            self._epoll.register(sock.fileno(), select.EPOLLIN)
+        return {"connected": len(self._open), "why": ""}
+
+    def do_drain(self, last: int, within_seconds: float) -> dict[str, Any]:
+        told = super().do_drain(last, within_seconds)
+        return {**told, "faults": {**told["faults"], "closed": self.closed}}
+
+    def turn(self, seconds: float) -> None:
+        for fd, _ in self._epoll.poll(seconds):
+            if fd == self.orders.fd:
+                self.read_orders()
+                continue
+            sock, rest = self._open[fd]
+            data = sock.recv(_READ_BYTES)
+            if not data:
+                self.closed += 1
+                self._epoll.unregister(fd)
+                continue
+            self.wire_bytes += len(data)
+            if rest:
+                data = rest + data
+            self._open[fd] = sock, data[self.take(data) :][-STAMP_BYTES_MAX:]
+
+
+def main() -> None:
+    orders = Orders()
+    try:
+        readers = AnyFace(orders.next(), orders)
+        answer({"ready": True})
+        gc.disable()
+        readers.serve()
+    except (OSError, KeyError, ValueError, socket.gaierror) as error:
+        answer({"error": f"{type(error).__name__}: {error}"})
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
