@@ -5,15 +5,13 @@ Tokens are found by their stamps, so that the same reader measures all faces, an
 
 from __future__ import annotations
 
-import gc
 import select
 import socket
-import sys
 import time
 from typing import Any
 
-from bench.control import Orders, answer
-from bench.stamped import STAMP_BYTES_MAX, Stamped
+from bench.control import Orders
+from bench.stamped import STAMP_BYTES_MAX, Stamped, run
 
 _READ_BYTES = 65_536
 _HEAD_BYTES_MAX = 16_384
@@ -71,17 +69,5 @@ class AnyFace(Stamped):
             self._open[fd] = sock, data[self.take(data) :][-STAMP_BYTES_MAX:]
 
 
-def main() -> None:
-    orders = Orders()
-    try:
-        readers = AnyFace(orders.next(), orders)
-        answer({"ready": True})
-        gc.disable()
-        readers.serve()
-    except (OSError, KeyError, ValueError, socket.gaierror) as error:
-        answer({"error": f"{type(error).__name__}: {error}"})
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    main()
+    run(AnyFace)

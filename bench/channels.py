@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import select
 import socket
-import sys
 from typing import Any
 
-from bench.control import Orders, answer
+from bench.control import Orders
 from bench.publish import connect, pack
-from bench.stamped import Stamped
+from bench.stamped import Stamped, run
 from shared.keys import live_channel
 from shared.redis import RedisAddress
 
@@ -49,17 +47,5 @@ class Channels(Stamped):
             self.take(data[:cut])
 
 
-def main() -> None:
-    orders = Orders()
-    try:
-        channels = Channels(orders.next(), orders)
-        answer({"ready": True})
-        gc.disable()
-        channels.serve()
-    except (OSError, KeyError, ValueError, socket.gaierror) as error:
-        answer({"error": f"{type(error).__name__}: {error}"})
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    main()
+    run(Channels)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import socket
+import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from bench.control import Orders, answer
@@ -107,3 +111,16 @@ class Stamped:
             "latency": self._latencies.stored(),
             "faults": {"missing": self.missing, "doubled": self.doubled},
         }
+
+
+def run(kind: Callable[[dict[str, Any], Orders], Stamped]) -> None:
+    """Be such a process: the first order is its plan."""
+    orders = Orders()
+    try:
+        one = kind(orders.next(), orders)
+        answer({"ready": True})
+        gc.disable()
+        one.serve()
+    except (OSError, KeyError, ValueError, socket.gaierror) as error:
+        answer({"error": f"{type(error).__name__}: {error}"})
+        sys.exit(1)
