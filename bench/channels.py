@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import select
-import socket
 from typing import Any
 
 from bench.control import Orders
