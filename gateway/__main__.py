@@ -13,6 +13,7 @@ from gateway.supervisor import Membership, Supervisor, processes_wanted
 from shared.errors import Unusable
 from shared.settings import Settings
 from shared.telemetry import set_up_logging
+from shared.tracing import set_up_tracing
 from shared.version import VERSION
 
 
@@ -58,7 +59,7 @@ def _serve(settings: Settings, listening: socket.socket) -> None:
 
     metrics.STARTS.inc()
     metrics.PROCESSES.set(1)
-    uvloop.run(serve(settings, listening))
+    uvloop.run(serve(settings, listening, set_up_tracing("midstream-gateway", os.environ)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -33,6 +33,7 @@ from gateway.streams import Streams
 from gateway.subscribe import Subscribe
 from gateway.sweep import Sweep
 from gateway.tails import Tails
+from gateway.tracing import TracedLedger, TracedStreams, Traces
 from gateway.watchers import Watchers
 from shared.log import EventLog
 from shared.patience import patiently
@@ -41,6 +42,9 @@ from shared.receipt import Deliveries
 from shared.redis import RedisAddress, check, complaint_about, eviction_policy
 from shared.resp import RespConnection
 from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from shared.spans import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +65,7 @@ class Server(uvicorn.Server):
         self._captured_signals.clear()  # else uvicorn raises it again in the end, and the process dies of it, not closed
 
 
-async def serve(settings: Settings, listening: socket.socket) -> None:
+async def serve(settings: Settings, listening: socket.socket, tracing: Tracing | None = None) -> None:
     """Serve until SIGTERM or SIGINT. Raises Unusable."""
     server_name = await check(settings.redis_url, within_seconds=settings.redis_start_seconds)
     address = RedisAddress.parse(settings.redis_url)
@@ -85,7 +89,8 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
     queue = RequestQueue(commands, ttl_seconds=settings.log_ttl_seconds, requests_max=settings.queue_requests_max)
     pages = Pages(log, page_events=settings.page_events, cache_bytes_max=settings.page_cache_bytes_max)
     deliveries = Deliveries(commands)
-    ledger = Ledger(deliveries, settings)
+    traces = None if tracing is None else Traces(tracing, log, settings)
+    ledger = Ledger(deliveries, settings) if traces is None else TracedLedger(traces, deliveries, settings)
     delivery = Delivery(pages, ledger, settings)
     tails = Tails(
         log,
@@ -95,12 +100,16 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
     )
     sweep = Sweep(tails, log, settings, on_lost=delivery.lose)
     delivery.release = tails.release
-    streams = Streams(commands, log, queue, tails, deliveries, settings)
+    parts = (commands, log, queue, tails, deliveries, settings)
+    streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
     subscribe = Subscribe(streams, tails, delivery, settings)
     measuring = GatewayMeasuring(delivery, tails, sweep, pages, commands, settings)
     there = presence(delivery, tails, commands, settings)
     watchers = Watchers(Overview(commands)) if is_wanted(settings) else None
     app = make_app(streams, subscribe, delivery, watchers, commands, settings)
+    if traces is not None:
+        app = traces.joining(app)
+        sweep.on_ended = traces.failed_here
 
     def leave() -> None:
         delivery.drain()
@@ -146,6 +155,7 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
         sweep,
         tails,
         commands,
+        *([traces] if traces is not None else []),
     ):
         gc.collect()
         gc.freeze()  # what is there now stays for good: the collector need not look at it again

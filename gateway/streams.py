@@ -27,6 +27,7 @@ from shared.queue import RequestQueue
 from shared.receipt import RECEIPT_LINE_SECONDS, Delivered, Deliveries, receipt, write_line
 from shared.settings import Settings
 from shared.telemetry import request_id
+from shared.tracing import traceparent
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +80,8 @@ class Streams:
             )
             if known:
                 return self._created(stream_id)
-        asked_by = request_id.get()
-        accepted = Accepted(request, policies, created_at(stream_id), principal, metadata, facade or {}, asked_by)
+        asked_by = request_id.get(), traceparent.get()
+        accepted = Accepted(request, policies, created_at(stream_id), principal, metadata, facade or {}, *asked_by)
         entry = Entry(ACCEPTED, events.ACCEPTED, accepted.stored())
         try:
             # One round trip for both: they leave on one connection, in this order.
@@ -148,7 +149,13 @@ class Streams:
             task = asyncio.get_running_loop().create_task(line)
             self._receipts.add(task)
             task.add_done_callback(self._receipts.discard)
-        return (await self.history(stream_id)).state(stream_id)
+        history = await self.history(stream_id)
+        if ended_here:
+            self.cancelled_here(stream_id, history, by)
+        return history.state(stream_id)
+
+    def cancelled_here(self, stream_id: str, history: History, by: str) -> None:
+        """A cancel has ended this stream, and no other end came before it. For who traces."""
 
     async def receipt(self, stream_id: str) -> dict[str, Any]:
         """What was generated, what was delivered."""

@@ -42,6 +42,8 @@ class Sweep:
         self._log = log
         self._settings = settings
         self._on_lost = on_lost
+        self.on_ended: Callable[[str, str], None] = lambda stream_id, code: None
+        """Told of a stream that was ended here as failed, and of its code. For who traces."""
         self._ending: set[asyncio.Task[None]] = set()
         self.checks = 0
 
@@ -111,5 +113,6 @@ class Sweep:
         try:
             if await self._log.end(tail.stream_id, events.FAILED, told, only_after=tail.last):
                 metrics.failed(code)
+                self.on_ended(tail.stream_id, code)
         except (Disconnected, RedisRefused, LogFull) as error:
             logger.debug("stream %s: not ended: %s", tail.stream_id, error)

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -38,11 +39,16 @@ from shared.redis import (
 from shared.resp import RespConnection
 from shared.settings import Settings
 from shared.telemetry import set_up_logging
+from shared.tracing import set_up_tracing
 from shared.version import VERSION
+
+if TYPE_CHECKING:
+    from shared.spans import Tracing
 
 logger = logging.getLogger("producer")
 
-
+_LAST_SPANS_SECONDS = 0.5
+"""What a collector gets to take the last spans: of a worker that has drained, no reader waits for that."""
 _OTHER_FILES = 200
 """What a worker has open beside a connection per answer: idle connections to the provider, Redis, its log."""
 
@@ -72,7 +78,7 @@ def make_provider(settings: Settings) -> Provider:
     )
 
 
-async def work(settings: Settings, ready_fd: int | None) -> None:
+async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None = None) -> None:
     """Run one worker until it is asked to stop; a byte goes to `ready_fd` once it is up. Raises Unusable."""
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     provider = make_provider(settings)
@@ -111,6 +117,7 @@ async def work(settings: Settings, ready_fd: int | None) -> None:
         blocking=OrdinaryCommands(claims),
         provider=provider,
         settings=settings,
+        tracing=tracing,
     )
     measuring = WorkerMeasuring(connection, settings, worker.tally)
     metrics_url = await measuring.serve()
@@ -139,6 +146,8 @@ async def work(settings: Settings, ready_fd: int | None) -> None:
         await provider.close()
         await claims.aclose()
         await connection.close()
+        if tracing is not None:
+            await tracing.close(_LAST_SPANS_SECONDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -155,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings.from_environment(os.environ)
         set_up_logging(settings.log_level, told.log_format or settings.log_format)
         _raise_open_files(settings.worker_concurrency + _OTHER_FILES)
-        uvloop.run(work(settings, told.ready_fd))
+        uvloop.run(work(settings, told.ready_fd, set_up_tracing("midstream-worker", os.environ)))
     except Unusable as error:
         print(f"producer: {error}", file=sys.stderr)  # noqa: T201
         return 1

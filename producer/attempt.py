@@ -67,6 +67,7 @@ class Run:
         provider: Provider,
         settings: Settings,
         worker: str,
+        meter: Meter | None = None,
     ) -> None:
         self.claim = claim
         self.stream_id = claim.stream_id
@@ -87,7 +88,7 @@ class Run:
         self._began_at = self._heard_at = time.monotonic()
         self._first_token_came = False
         self._probing: asyncio.Task[None] | None = None
-        self.meter = Meter(provider.name)
+        self.meter = meter or Meter(provider.name)
 
     async def run(self) -> bool:
         """Bring the request to its end. True when it is done with; False when another worker has it, or is to have it."""
@@ -100,12 +101,14 @@ class Run:
             await self._drain_for_usage()
             return True
         except HandedBack:
+            self.tally()
             self.meter.ended("handed_back")
             return False
         except Fenced:
-            self.meter.ended("fenced")
             newest = await patiently(lambda: self._log.newest(self.stream_id))
             ended = not newest or newest[-1].field in events.TERMINAL
+            self.tally()
+            self.meter.ended("fenced", fenced_by=newest[-1].field.decode() if ended and newest else "another attempt")
             how = "ended by another" if ended else "taken over by another"
             logger.info(
                 "stream %s: %s", self.stream_id, how, extra=outcome("attempt", self.stream_id, outcome="fenced")
@@ -117,7 +120,7 @@ class Run:
             told = self._failed("log_full", str(error), retryable=False)
             await patiently(lambda: self._log.end(self.stream_id, events.FAILED, told))
             logger.warning("stream %s: failed: log_full: %s", self.stream_id, error)
-            metrics.failed("log_full")
+            self.meter.failed_before("log_full")
             self.ended_here = True
             return True
         finally:
@@ -172,6 +175,8 @@ class Run:
             history = fold(entries)
             if history.ended or history.accepted is None:
                 return None
+            request_id.set(history.accepted.request_id)
+            self.meter.accepted(history.accepted, bool(history.items))
             refusal = self._refusal(history)
             if refusal is not None:
                 code, message = refusal
@@ -182,11 +187,9 @@ class Run:
                 )
                 if ended:
                     self.ended_here = True
-                    metrics.failed(code)
+                    self.meter.failed_before(code)
                     logger.warning("stream %s: failed: %s: %s", self.stream_id, code, message)
                 continue  # read once more: ended now, or still alive
-            request_id.set(history.accepted.request_id)
-            self.meter.accepted(history.accepted.created_at, bool(history.items))
             self._cancel_after_seconds = history.accepted.policies.cancel_after_seconds
             writer = Writer(self._log, self.stream_id, entries, self._settings, self.stop)
             if await self._begin(writer, history, history.attempt + 1, "worker_lost"):
@@ -225,7 +228,7 @@ class Run:
         if not await writer.begin(attempt, field, orjson.dumps(about), base):
             return False
         metrics.APPEND.observe(time.monotonic() - sent_at)
-        self.meter.begun(attempt, base)
+        self.meter.begun(attempt, base, about["model"], about.get("reason", ""))
         del history.items[base:]
         history.attempt = attempt
         return True
@@ -417,8 +420,9 @@ class Run:
             return str(error)
         return f"the provider said so, with status {getattr(error, 'status', None)}"
 
-    def _tell(self, level: int, how: str, message: str, writer: Writer, **more: Any) -> None:
+    def _tell(self, level: int, how: str, message: str, writer: Writer, **more: str) -> None:
         """The line of an attempt's end, and its count."""
-        self.meter.ended(how)
+        self.tally()
+        self.meter.ended(how, **more)
         about = outcome("attempt", self.stream_id, attempt=writer.attempt, outcome=how, tokens=writer.offset, **more)
         logger.log(level, "stream %s: %s, %d tokens", self.stream_id, message, writer.offset, extra=about)

@@ -16,6 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from shared import metrics
 from shared.errors import Unusable
+from shared.events import Accepted
 from shared.measuring import Handover, Measuring
 from shared.metric import OTHER, bounded
 from shared.metrics import FAILURE_CODES, FINISH_REASONS, MODELS_MAX, PROVIDER_CODES
@@ -62,12 +63,12 @@ class Meter:
         self._model = OTHER
         self._asked_at = self._first_at = 0.0
 
-    def accepted(self, created_at: float, has_tokens: bool) -> None:
-        """The run knows its request, accepted at that time (Unix seconds)."""
-        self._accepted_at, self._shown_tokens = created_at, has_tokens
+    def accepted(self, accepted: Accepted, has_tokens: bool) -> None:
+        """The run knows its request."""
+        self._accepted_at, self._shown_tokens = accepted.created_at, has_tokens
 
-    def begun(self, attempt: int, base: int) -> None:
-        """An attempt stands in the log."""
+    def begun(self, attempt: int, base: int, model: str, reason: str) -> None:
+        """An attempt stands in the log; of one that is not the first, with the reason for it."""
         if self._open:
             self.ended("restarted")
         if attempt == 1:
@@ -80,13 +81,17 @@ class Meter:
             _TOKENS.inc(offset - self._counted)
             self._counted = offset
 
-    def ended(self, outcome: str) -> None:
-        """The attempt, if one is open."""
+    def ended(self, outcome: str, **about: str) -> None:
+        """The attempt, if one is open; `about` is for traces: finish_reason, code, by, fenced_by."""
         if self._open:
             self._open = False
             _ATTEMPTS.labels(outcome).inc()
             if outcome == "fenced":
                 _FENCED.inc()
+
+    def failed_before(self, code: str) -> None:
+        """The stream was ended as failed before an attempt could begin."""
+        failed(code)
 
     # --- the provider
 

@@ -20,6 +20,7 @@ import orjson
 from producer.direct_transport import FOLLOW, DirectTransport, is_proxied
 from producer.provider import Finish, Hearer, ProviderError, Refused, Unavailable
 from shared.events import Item
+from shared.tracing import traceparent
 
 _CONNECT_SECONDS = 10.0
 _LINE_BYTES_MAX = 8 << 20
@@ -63,6 +64,7 @@ class OpenAIProvider:
                 model=self.model_of(request),
                 messages=[],  # they go by extra_body, which wins: the SDK would rebuild each of them by its type
                 stream=True,
+                extra_headers={"traceparent": traceparent.get()} if traceparent.get() else None,
                 extra_body={**rest, "messages": messages, "stream_options": options},
             ) as response:
                 reader = _ChunkReader()

@@ -7,16 +7,22 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from producer import metrics
 from producer.attempt import HandedBack, Run
+from producer.metrics import Meter
 from producer.provider import Provider
+from producer.tracing import TracedMeter
 from shared.errors import Disconnected, RedisRefused
 from shared.log import Commands, EventLog
 from shared.patience import patiently
 from shared.queue import Claim, RequestQueue
 from shared.receipt import RECEIPT_LINE_SECONDS, Deliveries, write_line
 from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from shared.spans import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +45,7 @@ class Worker:
         blocking: Commands,
         provider: Provider,
         settings: Settings,
+        tracing: Tracing | None = None,
     ) -> None:
         self._name = name
         self._log = log
@@ -48,6 +55,7 @@ class Worker:
         self._blocking = blocking
         self._provider = provider
         self._settings = settings
+        self._tracing = tracing
         self._runs: dict[bytes, Run] = {}
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
@@ -124,6 +132,7 @@ class Worker:
                     self._start(claim)
 
     def _start(self, claim: Claim) -> None:
+        provider, tracing = self._provider.name, self._tracing
         run = Run(
             claim,
             log=self._log,
@@ -131,6 +140,7 @@ class Worker:
             provider=self._provider,
             settings=self._settings,
             worker=self._name,
+            meter=Meter(provider) if tracing is None else TracedMeter(provider, claim.stream_id, tracing),
         )
         self._runs[claim.entry_id] = run
         self._tasks[claim.entry_id] = asyncio.create_task(self._run(run))

@@ -5,7 +5,7 @@ names of one letter, because Redis keeps a field's name in every entry that diff
 
 | field | value |
 |---|---|
-| `accepted` | JSON: request, principal, policies, metadata, created_at, request_id; facade for an API other than the native one |
+| `accepted` | JSON: request, principal, policies, metadata, created_at, request_id; facade for an API other than the native one; traceparent where traces are on |
 | `started`, `restarted` | JSON: attempt, model, worker, time; restarted also base, reason |
 | `t` | one token: its text, UTF-8 |
 | `d` | one delta that is not plain text: the JSON object that readers get, with the provider's `delta` in it |
@@ -19,6 +19,7 @@ names of one letter, because Redis keeps a field's name in every entry that diff
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -39,6 +40,9 @@ DELETED = b"deleted"
 
 TERMINAL = frozenset({DONE, FAILED, CANCELLED, DELETED})
 COUNTED = frozenset({TOKEN, DELTA, BATCH})
+
+_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+"""W3C Trace Context, section 3.2."""
 
 Item = str | bytes
 """One provider delta as a worker holds it: a token's text, or the JSON of what is not plain text."""
@@ -125,6 +129,8 @@ class Accepted:
     """What the API through which it came must remember to answer in its own shape; empty for the native one."""
     request_id: str = ""
     """Of the HTTP request that asked for it, for the logs."""
+    traceparent: str = ""
+    """The span of that request, whose children the stream's other spans are; empty where traces were off."""
 
     def stored(self) -> bytes:
         return orjson.dumps(
@@ -136,12 +142,14 @@ class Accepted:
                 "metadata": self.metadata,
                 **({"facade": self.facade} if self.facade else {}),
                 **({"request_id": self.request_id} if self.request_id else {}),
+                **({"traceparent": self.traceparent} if self.traceparent else {}),
             }
         )
 
     @classmethod
     def load(cls, value: bytes) -> Accepted:
         stored = orjson.loads(value)
+        traceparent = stored.get("traceparent", "")
         return cls(
             stored["request"],
             Policies.load(stored["policies"]),
@@ -150,4 +158,5 @@ class Accepted:
             stored["metadata"],
             stored.get("facade", {}),
             stored.get("request_id", ""),
+            traceparent if isinstance(traceparent, str) and _TRACEPARENT.fullmatch(traceparent) else "",
         )

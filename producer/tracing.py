@@ -1,0 +1,98 @@
+"""A worker's spans: one for each attempt, and one for an end that is written without an attempt.
+
+A `TracedMeter` is told the same turns as any meter. It is in use only where traces are on.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from producer.metrics import Meter
+from shared.events import Accepted
+from shared.tracing import traceparent
+
+if TYPE_CHECKING:
+    from shared.spans import Span, Tracing
+
+_TERMINAL = ("completed", "failed", "cancelled")
+_USAGE = (
+    ("gen_ai.usage.input_tokens", "prompt_tokens"),
+    ("gen_ai.usage.output_tokens", "completion_tokens"),
+)
+
+
+class TracedMeter(Meter):
+    """A meter whose attempts have spans, under the names of OpenTelemetry's GenAI conventions where these have one.
+
+    The span of an attempt whose worker is killed is lost with it: the next attempt's says `worker_lost`.
+    """
+
+    def __init__(self, provider: str, stream_id: str, tracing: Tracing) -> None:
+        super().__init__(provider)
+        self._stream_id = stream_id
+        self._tracing = tracing
+        self._parent = self._error = ""
+        self._span: Span | None = None
+
+    def accepted(self, accepted: Accepted, has_tokens: bool) -> None:
+        super().accepted(accepted, has_tokens)
+        self._parent = accepted.traceparent
+
+    def begun(self, attempt: int, base: int, model: str, reason: str) -> None:
+        super().begun(attempt, base, model, reason)
+        about: dict[str, Any] = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": self._provider,
+            "gen_ai.request.model": model,
+            "midstream.stream.id": self._stream_id,
+            "midstream.attempt": attempt,
+            "midstream.base": base,
+        }
+        if reason:
+            about["midstream.reason"] = reason
+        else:
+            about["midstream.queue_wait_seconds"] = max(0.0, time.time() - self._accepted_at)
+        self._error = ""
+        self._span = self._tracing.span(f"chat {model}", "client", parent=self._parent, attributes=about)
+        traceparent.set(self._span.traceparent)  # what the provider is told
+
+    def first_token(self) -> None:
+        super().first_token()
+        if self._span is not None:
+            self._span.event("midstream.first_token")
+
+    def answered(self, tokens: int, last_at: float, usage: dict[str, Any] | None) -> None:
+        super().answered(tokens, last_at, usage)
+        if self._span is not None:
+            counts = {name: (usage or {}).get(theirs) for name, theirs in _USAGE}
+            self._span.tell({name: count for name, count in counts.items() if isinstance(count, int)})
+
+    def provider_failed(self, code: str) -> None:
+        super().provider_failed(code)
+        self._error = code
+        if self._span is not None:
+            self._span.event("midstream.provider_failed", {"error.type": code})
+
+    def ended(self, outcome: str, **about: str) -> None:
+        super().ended(outcome, **about)
+        span, self._span = self._span, None
+        if span is None:
+            return
+        span.tell({"midstream.outcome": outcome, "midstream.offset": self._counted})
+        if "finish_reason" in about:
+            span.tell({"gen_ai.response.finish_reasons": [about["finish_reason"]]})
+        for name in ("by", "fenced_by"):
+            if name in about:
+                span.tell({f"midstream.{name}": about[name]})
+        if outcome in _TERMINAL:
+            span.event(f"midstream.{'done' if outcome == 'completed' else outcome}")
+        broke = {"failed": about.get("code", ""), "restarted": self._error, "error": "error"}
+        span.end(broke.get(outcome, ""))
+
+    def failed_before(self, code: str) -> None:
+        super().failed_before(code)
+        about = {"midstream.stream.id": self._stream_id, "midstream.outcome": "failed"}
+        span = self._tracing.span("end", "internal", parent=self._parent, attributes=about)
+        span.event("midstream.failed", {"error.type": code})
+        span.end(code)

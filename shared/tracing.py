@@ -1,0 +1,56 @@
+"""Traces, where they are wanted: one for each answer, from its request to its terminal event.
+
+They are off unless the environment names a collector. Then nothing of OpenTelemetry is imported by us, nobody has a
+`Tracing`, and nothing is done. Where they are on, each request, attempt and connection has a span; no token or event has.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shared.spans import Tracing
+
+logger = logging.getLogger(__name__)
+
+traceparent: contextvars.ContextVar[str] = contextvars.ContextVar("traceparent", default="")
+"""The span for which this work is done, as W3C's header of this name tells it; empty where traces are off."""
+
+
+def set_up_tracing(service: str, environment: Mapping[str, str]) -> Tracing | None:
+    """Once per process that serves, from its `__main__`; None where traces are not wanted, or cannot be had."""
+    if not is_wanted(environment):
+        return None
+    # Who looks on must not stop what he looks at: platforms put these variables into all containers alike. So whatever
+    # is wrong with them is said, and the answers go on without traces.
+    try:
+        from shared.spans import Tracing
+
+        return Tracing(service)
+    except ImportError as error:
+        logger.warning("no traces, though a collector is named: pip install midstream[otel] (%s)", error)
+    except (OSError, RuntimeError, ValueError) as error:
+        logger.warning("no traces: one of the variables OTEL_... is wrong: %s", error)
+    return None
+
+
+def is_wanted(environment: Mapping[str, str]) -> bool:
+    """Whether the standard variables (OpenTelemetry's "Environment Variable Specification") ask for traces over OTLP."""
+
+    def told(*names: str) -> str:
+        return next((value for name in names if (value := environment.get(name, "").strip())), "")
+
+    endpoint = told("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    if not endpoint or told("OTEL_SDK_DISABLED").lower() == "true":
+        return False
+    exporters = {one.strip().lower() for one in (told("OTEL_TRACES_EXPORTER") or "otlp").split(",")}
+    if "none" in exporters:
+        return False
+    protocol = told("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
+    if "otlp" not in exporters or protocol != "http/protobuf":
+        logger.warning("no traces: they are sent by the exporter otlp over http/protobuf, and by no other")
+        return False
+    return True
