@@ -87,6 +87,8 @@ class OpenAIServer:
         self.requests = self.running = self.tokens = self.aborted = 0
         self.bodies: list[dict[str, Any]] = []
         """The newest request bodies, as they came."""
+        self.traceparents: list[str | None] = []
+        """The header of this name of the newest requests."""
 
     @property
     def url(self) -> str:
@@ -115,6 +117,7 @@ class OpenAIServer:
                 request_line, *lines = head.decode("latin-1").split("\r\n")
                 headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
                 length = min(int(headers.get("content-length") or 0), _BODY_BYTES_MAX)
+                self.traceparents = [*self.traceparents[-99:], headers.get("traceparent")]
                 method, path, _ = request_line.split(" ", 2)
                 await self._route(method, path.partition("?")[0], await reader.readexactly(length), reader, writer)
                 await writer.drain()

@@ -44,18 +44,28 @@ _COMPLAINT = re.compile(r"Traceback \(most|was never (awaited|retrieved)|was des
 
 
 def environment_of(settings: Mapping[str, object]) -> dict[str, str]:
-    """This process's environment with these settings, and no others of ours."""
+    """This process's environment with these settings, and no others of ours; nor any that would turn traces on."""
     variables = {one.name: one.env for one in described()}
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MIDSTREAM_", "OPENAI_"))}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MIDSTREAM_", "OPENAI_", "OTEL_"))
+    }
     return {**inherited, **{variables[name]: str(value) for name, value in settings.items()}}
 
 
 class Process:
     """One `python -m gateway` or `python -m producer`, which can be started again. Ends only what it started."""
 
-    def __init__(self, module: str, settings: Mapping[str, object], log: Path, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        module: str,
+        settings: Mapping[str, object],
+        log: Path,
+        arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.module = module
         self.settings = dict(settings)
+        self._environment = dict(environment or {})
         self._log = log
         self._command = [sys.executable, "-m", module, *arguments]
         self._popen: subprocess.Popen[bytes] | None = None
@@ -75,7 +85,11 @@ class Process:
         self._started_at = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as output:
             self._popen = subprocess.Popen(
-                self._command, cwd=_ROOT, env=environment_of(self.settings), stdout=output, stderr=output
+                self._command,
+                cwd=_ROOT,
+                env={**environment_of(self.settings), **self._environment},
+                stdout=output,
+                stderr=output,
             )
 
     def send(self, what: signal.Signals) -> None:
@@ -251,7 +265,8 @@ class System:
     """Redis, gateways and workers of its own.
 
     `tcp` and `durable` are as in RedisServer. `redis` is one that the caller runs. `settings` are named as in shared.settings, and go
-    to all processes, `gateway_settings` and `worker_settings` to these.
+    to all processes, `gateway_settings` and `worker_settings` to these. `environment` is what
+    else all processes find in theirs.
     """
 
     def __init__(
@@ -262,9 +277,11 @@ class System:
         settings: Mapping[str, object] | None = None,
         gateway_settings: Mapping[str, object] | None = None,
         worker_settings: Mapping[str, object] | None = None,
+        environment: Mapping[str, str] | None = None,
         tcp: bool = False,
         durable: bool = False,
     ) -> None:
+        self._environment = environment
         self._directory = Path(tempfile.mkdtemp(prefix="midstream-system-"))
         self.redis = RedisServer("redis" if binary_of("redis") else "valkey", tcp=tcp, durable=durable)
         common = {"redis_url": self.redis.url, **(settings or {})}
@@ -395,7 +412,8 @@ class System:
     # --- helpers
 
     def _process(self, module: str, index: int, settings: Mapping[str, object]) -> Process:
-        return Process(module, settings, self._directory / f"{module}-{index}.log")
+        log = self._directory / f"{module}-{index}.log"
+        return Process(module, settings, log, environment=self._environment)
 
     async def _until_gateway_is_up(self, index: int) -> None:
         gateway = self.gateways[index]
