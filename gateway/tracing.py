@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 _LAST_SPANS_SECONDS = 0.25
 """What the collector gets to take the last spans: leaving is to take less than a second, and the readers have had their part."""
-_DRAINED_SPANS_MAX = 1000
-"""Of the readers that are sent away at the end, so many have spans, 50 ms of work: the queue would not hold many more."""
+_CONNECTIONS_PER_SECOND_MAX = 1000
+"""So many have spans, 50 ms of work. Of more that leave at once, as when a stream with thousands of readers ends or the
+gateway does, the others have none: the queue of what is to be sent would not hold them either."""
 _TRACEPARENT_BYTES_MAX = 128
 """55, but a later version of the header may be longer."""
 
@@ -193,7 +194,7 @@ class TracedLedger(Ledger):
         super().__init__(*parts)
         self._traces = traces
         self._open: dict[Reader, tuple[asyncio.Task[str], str]] = {}
-        self._drained = 0
+        self._second = self._told_in_second = 0
 
     def opened(self, reader: Reader) -> None:
         super().opened(reader)
@@ -202,8 +203,11 @@ class TracedLedger(Ledger):
     def closed(self, reader: Reader) -> None:
         super().closed(reader)
         parent, link = self._open.pop(reader)
-        self._drained += reader.outcome == "drained"
-        if self._drained > _DRAINED_SPANS_MAX:
+        closed_at = time.time()
+        if int(closed_at) != self._second:
+            self._second, self._told_in_second = int(closed_at), 0
+        self._told_in_second += 1
+        if self._told_in_second > _CONNECTIONS_PER_SECOND_MAX:
             return
         note, reached = reader.note, reader.reached()
         tokens = tokens_between(note.start, reached, reader.tail)
@@ -212,8 +216,8 @@ class TracedLedger(Ledger):
             **_connection(note.start, reached, tokens, reader.outcome, face),
             "midstream.connection.id": note.connection,
         }
-        stream_id, closed_at = reader.tail.stream_id, time.time()
-        parent.add_done_callback(partial(self._tell, stream_id, about, link, note.opened_at, closed_at))
+        tell = partial(self._tell, reader.tail.stream_id, about, link, note.opened_at, closed_at)
+        parent.add_done_callback(tell)
 
     def _tell(
         self,

@@ -21,6 +21,7 @@ from tests.support.waiting import wait_until
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 HEADERS = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
+SHORT = {"tokens": 3, "tokens_per_second": 1000}
 FAST: dict[str, object] = {"lease_seconds": 1, "provider_backoff_seconds": 0.05}
 _SECRET, _ANSWER = "a very private question", ["forty", "-two, in", " confidence"]
 
@@ -115,7 +116,11 @@ async def test_every_face_joins_the_clients_trace() -> None:
         ("POST", "/v1/responses", {"model": "m", "input": _SECRET, "stream": True}, "responses"),
         ("POST", "/api/chat", {**chat, **parts}, "aisdk"),
     ]
-    async with Collector() as collector, System(environment=collector.environment()) as system:
+    async with (
+        OpenAIServer() as provider,
+        Collector() as collector,
+        System(settings={"openai_base_url": provider.url}, environment=collector.environment()) as system,
+    ):
         for method, path, body, face in faces:
             collector.spans.clear()
             query = {"prompt": _SECRET} if body is None else None
@@ -135,16 +140,16 @@ async def test_every_face_joins_the_clients_trace() -> None:
 
 
 async def test_a_worker_that_is_killed_is_followed_by_another_in_the_same_trace() -> None:
-    async with Collector() as collector:
-        async with System(workers=2, settings=FAST, environment=collector.environment()) as system:
-            stream_id = await system.create(
-                model="m", headers=HEADERS, simulate={"tokens": 100, "tokens_per_second": 100}
-            )
-            reader = system.follow(stream_id)
-            await reader.until_tokens(5)
-            (await system.worker_of(stream_id)).kill()
-            await reader.until_end()
-            spans = await until_spans(collector, stream_id, "POST /v1/streams", "chat simulated", "read")
+    async with (
+        Collector() as collector,
+        System(workers=2, settings=FAST, environment=collector.environment()) as system,
+    ):
+        stream_id = await system.create(headers=HEADERS, simulate={"tokens": 100, "tokens_per_second": 100})
+        reader = system.follow(stream_id)
+        await reader.until_tokens(5)
+        (await system.worker_of(stream_id)).kill()
+        await reader.until_end()
+        spans = await until_spans(collector, stream_id, "POST /v1/streams", "chat simulated", "read")
     assert_one_trace(spans, named(spans, "POST /v1/streams"))
     second, read = named(spans, "chat simulated"), named(spans, "read")
     assert (second["midstream.attempt"], second["midstream.reason"]) == (2, "worker_lost")
@@ -228,10 +233,10 @@ async def test_a_request_that_no_worker_took_in_time_has_its_end_in_the_trace(en
 
 async def test_what_a_client_says_of_its_trace_is_not_trusted() -> None:
     async with Collector() as collector, System(environment=collector.environment()) as system:
-        unsampled = await system.create(headers={"traceparent": f"00-{TRACE}-{CALLER}-00"})
+        unsampled = await system.create(simulate=SHORT, headers={"traceparent": f"00-{TRACE}-{CALLER}-00"})
         await system.follow(unsampled).until_end()
         for bad in ("", "nonsense", f"00-{'0' * 32}-{CALLER}-01", f"00-{TRACE}-{CALLER}-01-{'x' * 500}", "ff" * 2000):
-            stream_id = await system.create(model="m", headers={"traceparent": bad})
+            stream_id = await system.create(simulate=SHORT, headers={"traceparent": bad})
             await system.follow(stream_id).until_end()
             spans = await until_spans(collector, stream_id, "POST /v1/streams", "chat simulated", "read")
             assert named(spans, "POST /v1/streams").parent_id == ""
@@ -278,9 +283,9 @@ async def test_a_collector_that_does_not_answer_costs_no_time_and_no_log(collect
         if collector_is == "absent":
             environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:1"
         environment |= {"OTEL_BSP_MAX_QUEUE_SIZE": "8", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "4"}
-        async with System(environment=environment) as system:
+        async with System(settings={"worker_drain_seconds": 0.1}, environment=environment) as system:
             for _ in range(20):
-                await system.follow(await system.create()).until_end()
+                await system.follow(await system.create(simulate=SHORT)).until_end()
             stream_id = await system.create(simulate={"tokens": 5000})
             readers = [system.follow(stream_id) for _ in range(20)]
             await asyncio.gather(*(reader.until_tokens(3) for reader in readers))
@@ -292,7 +297,7 @@ async def test_a_collector_that_does_not_answer_costs_no_time_and_no_log(collect
             assert await gateway.exit_code() == 0
             assert time.monotonic() - asked_at < 1.0
             worker.send(signal.SIGTERM)
-            assert await worker.exit_code(within_seconds=30.0) == 0
+            assert await worker.exit_code(within_seconds=4.0) == 0  # it looks for work, and hands back, in between
             for process in (gateway, worker):
                 about = [line for line in process.logged().splitlines() if "shared.spans" in line]
                 assert 1 <= len(about) <= 2, about  # what the SDK said first, and that the last were not sent
