@@ -112,6 +112,8 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
         sweep.on_ended = traces.failed_here
 
     def leave() -> None:
+        if traces is not None:
+            traces.leave()
         delivery.drain()
         if watchers is not None:
             watchers.drain()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from gateway.readers import Reader
     from shared.spans import Attributes, Span, Tracing
 
-_LAST_SPANS_SECONDS = 0.25
-"""What the collector gets to take the last spans: leaving is to take less than a second, and the readers have had their part."""
+_LAST_SPANS_SECONDS, _LEAVING_SECONDS, _LEAST_SECONDS = 0.25, 0.9, 0.05
+"""What the collector gets to take the last spans, while leaving takes no longer than that in all; and at least."""
 _CONNECTIONS_PER_SECOND_MAX = 1000
 """So many have spans, 50 ms of work. Of more that leave at once, as when a stream with thousands of readers ends or the
 gateway does, the others have none: the queue of what is to be sent would not hold them either."""
@@ -65,12 +66,18 @@ class Traces:
         self._wait_seconds = settings.redis_wait_seconds
         self._parents: WeakValueDictionary[str, asyncio.Task[str]] = WeakValueDictionary()
         self._reading: set[asyncio.Task[str]] = set()
+        self._leaving_at = math.inf
+
+    def leave(self) -> None:
+        """The process is about to stop: from here on time is counted."""
+        self._leaving_at = min(self._leaving_at, time.monotonic())
 
     async def close(self) -> None:
         for task in self._reading:
             task.cancel()
         await asyncio.gather(*self._reading, return_exceptions=True)
-        await self._tracing.close(_LAST_SPANS_SECONDS)
+        left_seconds = self._leaving_at + _LEAVING_SECONDS - time.monotonic()
+        await self._tracing.close(max(_LEAST_SECONDS, min(_LAST_SPANS_SECONDS, left_seconds)))
 
     def joining(self, app: ASGI) -> ASGI:
         """The same application, that knows which span a request comes from."""
