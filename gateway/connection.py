@@ -15,6 +15,10 @@ from httptools import HttpRequestParser
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from gateway.metrics import refused
+from gateway.problems import Problem
+from gateway.unasked import Unasked
+
 _EXTENSION = "midstream.connection"
 
 Scope = dict[str, Any]
@@ -79,6 +83,10 @@ class Connection(HttpToolsProtocol):
     _chunked = True
     _keep_open = False
 
+    def __init__(self, unasked: Unasked, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._unasked = unasked
+
     @classmethod
     def of(cls, scope: dict[str, Any]) -> Connection:
         """The connection on which a request came."""
@@ -106,6 +114,7 @@ class Connection(HttpToolsProtocol):
         if not self._keep_open:
             lines.append(b"connection: close\r\n")
         self.transport.write(b"%b\r\n%b" % (b"".join(lines), chunk_of(body) if self._chunked and body else body))
+        self._unasked.ended(self)
         cycle.response_started = cycle.response_complete = True  # as far as uvicorn has to do with it
         if self.cycle is cycle:
             self.cycle = self.scope = self.headers = None  # type: ignore[assignment]  # the next request sets them
@@ -150,9 +159,45 @@ class Connection(HttpToolsProtocol):
             self.transport.write(chunk_of(body) if self._chunked else body)
         self.transport.close()
 
+    # --- what does not become a request
+
+    def time_is_up(self) -> None:
+        cycle = self.cycle
+        if cycle is not None and cycle.scope is not self.scope and not cycle.response_complete:
+            self._unasked.begun(self)  # the answer to the request before it is not cut off for that
+        elif self.headers is None or (cycle is not None and cycle.scope is self.scope and cycle.response_started):
+            self.transport.close()  # nothing was asked, or it is answered already
+        else:
+            self._refuse(Problem(408, f"the request did not come whole within {self._unasked.seconds:g} s"))
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's answer to what its parser cannot read, in the shape that ours have."""
+        self._refuse(Problem(400, "this is no HTTP/1.1 request"))
+
+    def _refuse(self, problem: Problem) -> None:
+        refused(problem.status)
+        body = problem.body()
+        told = {**problem.headers(), "content-length": str(len(body)), "connection": "close"}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in told.items())
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[problem.status], lines.encode("ascii"), body))
+        self.transport.close()
+
     # --- asyncio.Protocol
 
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._unasked.begun(self)
+
+    def on_message_complete(self) -> None:
+        self._unasked.ended(self)
+        super().on_message_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        self._unasked.ended(self)
+        super().handle_websocket_upgrade()
+
     def on_message_begin(self) -> None:
+        self._unasked.begun(self)
         super().on_message_begin()
         self.scope["extensions"] = {_EXTENSION: self}  # type: ignore[dict-item]  # any value of one's own is allowed
 
@@ -160,6 +205,8 @@ class Connection(HttpToolsProtocol):
         if self._follower is not None:
             self._keep_open = False  # a request before the answer to the last: HTTP lets us close after that
             return
+        if self.timeout_keep_alive_task is not None:
+            self._unasked.begun(self)  # also of what begins no request: empty lines end uvicorn's own wait
         super().data_received(data)
 
     def resume_writing(self) -> None:
@@ -168,6 +215,7 @@ class Connection(HttpToolsProtocol):
             self._follower.writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._unasked.ended(self)
         super().connection_lost(exc)
         follower, self._follower = self._follower, None
         if follower is not None:

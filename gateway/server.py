@@ -13,6 +13,7 @@ import gc
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from gateway.subscribe import Subscribe
 from gateway.sweep import Sweep
 from gateway.tails import Tails
 from gateway.tracing import TracedLedger, TracedStreams, Traces
+from gateway.unasked import Unasked
 from gateway.watchers import Watchers
 from shared.log import EventLog
 from shared.patience import patiently
@@ -104,6 +106,7 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
     subscribe = Subscribe(streams, tails, delivery, settings)
     measuring = GatewayMeasuring(delivery, tails, sweep, pages, commands, settings)
+    unasked = Unasked(settings.request_seconds)
     there = presence(delivery, tails, commands, settings)
     watchers = Watchers(Overview(commands)) if is_wanted(settings) else None
     app = make_app(streams, subscribe, delivery, watchers, commands, settings)
@@ -129,9 +132,10 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
     delivery.start()
     measuring.start()
     there.start()
+    unasked.start()
     config = uvicorn.Config(
         app,
-        http=Connection,
+        http=partial(Connection, unasked),  # type: ignore[arg-type]  # it is called, and nothing else
         ws=WebSocketConnection,
         ws_max_size=MESSAGE_BYTES_MAX,
         ws_ping_interval=settings.keepalive_seconds,
@@ -149,6 +153,7 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
     server = Server(config, leave)
     async with _closing(
         *([watchers] if watchers is not None else []),
+        unasked,
         there,
         delivery,
         ledger,

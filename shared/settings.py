@@ -242,6 +242,12 @@ class Settings:
         "How long a connection without a request stays open: longer than load balancers keep theirs (60 s mostly), or they meet one that is just closing.",
         least=1,
     )
+    request_seconds: float = _setting(
+        60.0,
+        "seconds",
+        "How long a request may take to come whole, from its first byte; and a new connection to begin one.",
+        least=0.1,
+    )
     retry_milliseconds: int = _setting(
         2_000, "milliseconds", "What clients are told to wait before they reconnect.", least=0
     )
