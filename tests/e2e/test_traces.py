@@ -295,7 +295,7 @@ async def test_a_collector_that_does_not_answer_costs_no_time_and_no_log(collect
             asked_at = time.monotonic()
             gateway.send(signal.SIGTERM)
             assert await gateway.exit_code() == 0
-            assert time.monotonic() - asked_at < 1.0
+            assert time.monotonic() - asked_at < 1.5  # half a second mostly, of which the collector has a quarter
             worker.send(signal.SIGTERM)
             assert await worker.exit_code(within_seconds=4.0) == 0  # it looks for work, and hands back, in between
             for process in (gateway, worker):
