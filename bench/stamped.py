@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,7 @@ STAMP_BYTES_MAX = 64
 _PENDING_MAX = 20_000
 
 
-class Stamped:
+class Stamped(ABC):
     """A process that sees every token of many streams once, and takes its time. Subclasses say where tokens come from.
 
     The same orders as bench.load: mark, cut, drain.
@@ -45,9 +46,9 @@ class Stamped:
                 op = order.pop("op")
                 answer(getattr(self, f"do_{op}")(**order))
 
+    @abstractmethod
     def turn(self, seconds: float) -> None:
         """Wait so long at most for something to read, and read it; orders too."""
-        raise NotImplementedError
 
     def read_orders(self) -> None:
         self._due += self.orders.read()
