@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 ANONYMOUS = "anonymous"
 """The principal of everybody, while there is no access control."""
+_FIRST_CREATE_LOOKS, _FIRST_CREATE_PAUSE_SECONDS = 25, 0.02
+"""For half a second a create waits for the log of another one with its Idempotency-Key, which may have begun just now."""
 
 
 class Streams:
@@ -71,11 +73,11 @@ class Streams:
 
         `facade` is kept with it, for the API through which it came.
         """
-        stream_id = new_stream_id()
+        stream_id = new_id = new_stream_id()
         if idempotency is not None:
             stream_id, known = await self._bounded(
                 self._remember(
-                    stream_id, f"{principal}\0{idempotency}", orjson.dumps([request, policies.stored(), metadata])
+                    new_id, f"{principal}\0{idempotency}", orjson.dumps([request, policies.stored(), metadata])
                 )
             )
             if known:
@@ -84,15 +86,7 @@ class Streams:
         accepted = Accepted(request, policies, created_at(stream_id), principal, metadata, facade or {}, *asked_by)
         entry = Entry(ACCEPTED, events.ACCEPTED, accepted.stored())
         try:
-            # One round trip for both: they leave on one connection, in this order.
-            outcome, queued = await asyncio.gather(
-                self._log.append(stream_id, 0, entry, self._settings.log_ttl_seconds),
-                self._queue.enqueue(stream_id),
-                return_exceptions=True,
-            )
-            for result in (outcome, queued):
-                if isinstance(result, BaseException):
-                    raise result
+            await self._begin(stream_id, entry, alone=stream_id == new_id)
         except QueueFull as error:
             await self._log.delete(stream_id)
             raise Problem(503, f"{error}; try again later", retry_after_seconds=5) from None
@@ -102,6 +96,17 @@ class Streams:
             raise away() from None
         metrics.CREATED.inc()
         return self._created(stream_id)
+
+    async def _begin(self, stream_id: str, entry: Entry, *, alone: bool) -> None:
+        """Write a log's first entry and put its request before the workers: once, also where others do the same now."""
+        append = self._log.append(stream_id, 0, entry, self._settings.log_ttl_seconds)
+        if alone:
+            # One round trip for both: they leave on one connection, in this order.
+            for result in await asyncio.gather(append, self._queue.enqueue(stream_id), return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
+        elif (await append).status == "applied":
+            await self._queue.enqueue(stream_id)
 
     async def state(self, stream_id: str, wait_seconds: float = 0.0) -> dict[str, Any]:
         """The state now, or when the stream has ended or the time is up. Who waits counts as a reader."""
@@ -198,8 +203,11 @@ class Streams:
         first_id, _, first_request = bytes(previous).decode().partition(" ")
         if first_request != value.decode().partition(" ")[2]:
             raise Problem(422, "this Idempotency-Key was used for another request; use a new key for a new request")
-        newest = await self._log.newest(first_id)
-        return first_id, bool(newest)  # without a log its first create did not come through: made now, under its id
+        for _ in range(_FIRST_CREATE_LOOKS):
+            if await self._log.newest(first_id):
+                return first_id, True
+            await asyncio.sleep(_FIRST_CREATE_PAUSE_SECONDS)
+        return first_id, False  # its first create did not come through: made now, under its id
 
     async def history(self, stream_id: str) -> History:
         """The whole log, folded. Raises Problem 404, 410, 503."""

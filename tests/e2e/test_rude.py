@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 
 from shared.ids import new_stream_id
+from shared.keys import log_key
 from shared.sse import Decoder, Message
 from tests.support.redis_server import RedisServer, binary_of, free_port
 from tests.support.system import Process, System, answer_of
@@ -451,12 +452,34 @@ async def test_huge_header_or_url(system: System, path: str, header: str) -> Non
 # --- idempotency
 
 
+async def test_creates_at_once_with_one_idempotency_key_are_one_generation(system: System) -> None:
+    """Each that put the request before the workers again would have it taken over, until its attempts were used up."""
+    for number in range(30):
+        key = {"idempotency-key": f"at once {number}"}
+        ids = await asyncio.gather(
+            *(system.create("the same", gateway=n % 2, headers=key, simulate={"tokens": 5}) for n in range(10))
+        )
+        assert len(set(ids)) == 1
+        state = await system.state(ids[0], wait_seconds=10)
+        assert (state["status"], state["tokens"], state["attempt"]) == ("completed", 5, 1)
+
+
+async def test_a_create_that_did_not_come_through_is_made_by_the_next_with_its_key(system: System) -> None:
+    key = {"idempotency-key": "came to nothing"}
+    lost = await system.create("the same", headers=key, simulate={"tokens": 5})
+    await system.state(lost, wait_seconds=10)
+    await system.commands.delete(log_key(lost))  # as if its gateway had died before it wrote the log
+    ids = await asyncio.gather(
+        *(system.create("the same", gateway=n % 2, headers=key, simulate={"tokens": 5}) for n in range(6))
+    )
+    assert set(ids) == {lost}
+    state = await system.state(lost, wait_seconds=10)
+    assert (state["status"], state["tokens"], state["attempt"]) == ("completed", 5, 1)
+
+
 async def test_idempotency_key(system: System) -> None:
     key = {"idempotency-key": "once"}
-    ids = await asyncio.gather(
-        *(system.create("the same", gateway=n % 2, headers=key, simulate={"tokens": 5}) for n in range(10))
-    )
-    assert len(set(ids)) == 1
+    ids = [await system.create("the same", headers=key, simulate={"tokens": 5})]
     assert (await system.state(ids[0], wait_seconds=10))["tokens"] == 5
     assert await system.create("the same", headers=key, simulate={"tokens": 5}) == ids[0]
     other = {"messages": [{"role": "user", "content": "another"}]}
