@@ -11,10 +11,10 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from bench import procs
-from bench.follow import Following, account_of, following
-from bench.parts import Parts, Server
-from bench.streams import RedisCounts
+from bench.processes import procs
+from bench.processes.parts import Parts, Server
+from bench.workloads.follow import Following, account_of, following
+from bench.workloads.streams import RedisCounts
 
 _STREAMS = 100
 _RATE = 4000.0

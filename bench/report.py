@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from bench.follow import Figures
+from bench.workloads.follow import Figures
 
 PEER = "the ordinary way"
 OURS = "Midstream"

@@ -17,15 +17,17 @@ from typing import Any
 
 import orjson
 
-from bench import faces, growth, guard, procs, readers, report, store, whole
-from bench.control import Gone
-from bench.follow import Figures, Void
+from bench import guard, report
 from bench.options import GUARD, WORKLOADS
-from bench.parts import Cores, Parts, Server
 from bench.plot import plot
+from bench.processes import procs
+from bench.processes.control import Gone
+from bench.processes.parts import Cores, Parts, Server
 from bench.progress import Progress
 from bench.report import OURS, PEER
 from bench.sizes import FULL, QUICK, Sizes
+from bench.workloads import faces, growth, readers, store, whole
+from bench.workloads.follow import Figures, Void
 from shared.errors import Unusable
 from shared.version import VERSION
 

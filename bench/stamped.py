@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from bench.control import Orders, answer
 from bench.histogram import Histogram
+from bench.processes.control import Orders, answer
 from bench.scan import now_us
 
 _TOKEN = re.compile(rb"~(\d{5}) (\d+) (\d+)\d{3}~")
@@ -26,7 +26,7 @@ _PENDING_MAX = 20_000
 class Stamped(ABC):
     """A process that sees every token of many streams once, and takes its time. Subclasses say where tokens come from.
 
-    The same orders as bench.load: mark, cut, drain.
+    The same orders as bench.processes.load: mark, cut, drain.
     """
 
     def __init__(self, orders: Orders, streams: int) -> None:

@@ -14,12 +14,12 @@ from typing import Any, Self
 import pytest
 import redis.asyncio
 
-from bench import store
-from bench.faces import FACES
 from bench.guard import judge, storm
-from bench.parts import Cores, Parts
+from bench.processes.parts import Cores, Parts
 from bench.report import OURS, PEER
 from bench.sizes import QUICK
+from bench.workloads import store
+from bench.workloads.faces import FACES
 from midstream import cli
 from shared.errors import Unusable
 from tests.support.needs import needs

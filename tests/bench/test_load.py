@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import pytest
 
-from bench.control import Helper
+from bench.processes.control import Helper
 from bench.scan import Broken, Scanner, Tally, Unchunker, stamp_text
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -63,7 +63,7 @@ class Misbehaving:
 
 def load(port: int, tmp_path: Path, *, last: int, storm: bool = False, readers: int = 3) -> dict[str, Any]:
     plan = {"host": "127.0.0.1", "port": port, "path": "/%s", "streams": ["one"], "first_reader": 0, "first_offset": 1}
-    with Helper("bench.load", {**plan, "readers": readers}, log=tmp_path / "log", cores=None) as helper:
+    with Helper("bench.processes.load", {**plan, "readers": readers}, log=tmp_path / "log", cores=None) as helper:
         helper.hear(within_seconds=20)
         if storm:
             return helper.ask("storm", after="", last=last, within_seconds=5.0)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 
-from bench import streams
-from bench.control import Gone, Helper
-from bench.parts import Cores, Parts
+from bench.processes.control import Gone, Helper
+from bench.processes.parts import Cores, Parts
+from bench.workloads import streams
 from shared.ids import EventId
 from shared.lifecycle import fold
 from shared.log import EventLog
@@ -22,7 +22,7 @@ async def test_the_logs_are_well_formed_and_gone_afterwards(tokens_per_entry: in
     with Parts(Cores()) as parts:
         with streams.begun(parts.redis, 5) as names:
             plan = {"redis": parts.redis_url, "streams": names, "tokens_per_entry": tokens_per_entry}
-            with parts.helper("bench.publish", {**plan, "padding": 3, "held": streams.HELD}) as publisher:
+            with parts.helper("bench.processes.publish", {**plan, "padding": 3, "held": streams.HELD}) as publisher:
                 for rate, rounds in ((0, 3), (2000, 2)):
                     publisher.tell({"op": "run", "rate": rate, "seconds": 0, "rounds": rounds})
                     publisher.hear(within_seconds=10)
@@ -45,7 +45,7 @@ async def test_the_logs_are_well_formed_and_gone_afterwards(tokens_per_entry: in
 def test_a_refused_append_is_told(tmp_path: Path) -> None:
     with Parts(Cores()) as parts, streams.begun(parts.redis, 1) as names:
         plan = {"redis": parts.redis_url, "streams": names, "tokens_per_entry": 1, "padding": 0, "held": 7}
-        with Helper("bench.publish", plan, log=tmp_path / "log", cores=None) as publisher:
+        with Helper("bench.processes.publish", plan, log=tmp_path / "log", cores=None) as publisher:
             publisher.hear(within_seconds=10)
             publisher.tell({"op": "run", "rate": 0, "seconds": 0, "rounds": 1})
             publisher.hear(within_seconds=10)

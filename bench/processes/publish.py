@@ -1,4 +1,4 @@
-"""`python -m bench.publish`: appends tokens to logs at an exact rate, as a worker does, far cheaper than a worker could.
+"""`python -m bench.processes.publish`: appends tokens to logs at an exact rate, as a worker does, far cheaper than a worker could.
 
 The same command that `EventLog.send_append` sends: the append script by its digest, packed by hiredis once per stream and
 cut where the streams differ. An open loop: what is due is sent, however the other side fares; how late, is told.
@@ -16,8 +16,8 @@ from typing import Any, cast
 import hiredis
 import orjson
 
-from bench.control import Orders, answer
 from bench.histogram import Histogram
+from bench.processes.control import Orders, answer
 from bench.scan import stamp_text
 from shared.events import BATCH, TOKEN
 from shared.keys import live_channel, log_key

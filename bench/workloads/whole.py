@@ -14,13 +14,14 @@ from typing import Any
 
 import orjson
 
-from bench import procs, streams
-from bench.control import Helper
-from bench.follow import BUSY, Figures, Void, account_of
 from bench.histogram import Histogram
-from bench.parts import Parts, Server
+from bench.processes import procs
+from bench.processes.control import Helper
+from bench.processes.parts import Parts, Server
 from bench.sizes import Sizes
-from bench.streams import RedisCounts
+from bench.workloads import streams
+from bench.workloads.follow import BUSY, Figures, Void, account_of
+from bench.workloads.streams import RedisCounts
 from shared.events import DONE
 from shared.keys import REQUESTS, log_key
 
@@ -51,7 +52,7 @@ def w5(parts: Parts, sizes: Sizes, tell: Told) -> Figures:
     with ExitStack() as stack:
         names = stack.enter_context(streams.queued(parts.redis, _prompts(sizes.w5_paced)))
         plan = {"redis": parts.redis_url, "streams": names}
-        channels = stack.enter_context(parts.helper("bench.channels", plan))
+        channels = stack.enter_context(parts.helper("bench.processes.channels", plan))
         provider = stack.enter_context(_provider(parts, sizes.w5_paced_tokens, paced=True))
         worker = _worker_for(parts, provider, sizes.w5_paced, parts.cores.server)
         paced = _paced(parts, names, [channels], provider, sizes.w5_paced_rate, sizes, {"worker": worker})
@@ -81,7 +82,7 @@ def w7(parts: Parts, start: Callable[[], Server], sizes: Sizes, tell: Told) -> F
             "readers": sizes.w7_streams,
             "first_offset": 1,
         }
-        load = stack.enter_context(parts.helper("bench.load", plan))
+        load = stack.enter_context(parts.helper("bench.processes.load", plan))
         provider = stack.enter_context(_provider(parts, sizes.w7_tokens, paced=True))
         worker = _worker_for(parts, provider, sizes.w7_streams, parts.cores.load)
         told = load.ask("connect", after="", at_once=256, within_seconds=60.0)
@@ -187,7 +188,7 @@ def _worker_for(parts: Parts, provider: Helper, concurrency: int, cores: set[int
 
 @contextmanager
 def _provider(parts: Parts, tokens: int, *, paced: bool) -> Iterator[Helper]:
-    with parts.helper("bench.provider", {"tokens": tokens, "paced": paced}) as provider:
+    with parts.helper("bench.processes.provider", {"tokens": tokens, "paced": paced}) as provider:
         yield provider
 
 

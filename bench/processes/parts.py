@@ -19,12 +19,12 @@ from urllib.parse import urlsplit
 
 import redis
 
-from bench import procs
-from bench.control import Helper
+from bench.processes import procs
+from bench.processes.control import Helper
 from shared.errors import Unusable
 from shared.settings import described
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 _CHILD = Path(__file__).with_name("child.py")
 _START_SECONDS = 30.0
 
@@ -150,9 +150,9 @@ class Parts:
         return Server("Midstream", "127.0.0.1", port, path, process.pid)
 
     def naive(self) -> Server:
-        """The ordinary way to do it: bench.naive."""
+        """The ordinary way to do it: bench.processes.naive."""
         port = free_port()
-        process = self._start("naive", ["-m", "bench.naive", str(port)], {}, self.cores.server)
+        process = self._start("naive", ["-m", "bench.processes.naive", str(port)], {}, self.cores.server)
         self._wait_for(port, "/healthz", process, "naive")
         return Server("the ordinary way", "127.0.0.1", port, "/streams/%s/events", process.pid)
 

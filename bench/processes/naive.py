@@ -1,4 +1,4 @@
-"""`python -m bench.naive PORT`: the ordinary way, to compare with: FastAPI, sse-starlette, a blocking XREAD per reader.
+"""`python -m bench.processes.naive PORT`: the ordinary way, to compare with: FastAPI, sse-starlette, a blocking XREAD per reader.
 
 It serves the same logs, written by the same publisher. Done well for what it is: uvloop, httptools, orjson, up to 100
 entries per read. (sse-starlette patches uvicorn's way to leave, in whatever process imports it: it is imported here only.)

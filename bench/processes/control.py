@@ -17,7 +17,7 @@ import orjson
 
 from shared.errors import MidstreamError
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 _END_SECONDS = 5.0
 
 

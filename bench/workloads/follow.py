@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from bench import procs, streams
-from bench.control import Helper
 from bench.histogram import Histogram
-from bench.parts import Parts, Server
-from bench.streams import HELD, RedisCounts
+from bench.processes import procs
+from bench.processes.control import Helper
+from bench.processes.parts import Parts, Server
+from bench.workloads import streams
+from bench.workloads.streams import HELD, RedisCounts
 from shared.errors import MidstreamError
 
 BUSY = 0.8
@@ -167,7 +168,7 @@ def following(
             "padding": padding,
             "held": HELD,
         }
-        publisher = stack.enter_context(parts.helper("bench.publish", publisher_plan))
+        publisher = stack.enter_context(parts.helper("bench.processes.publish", publisher_plan))
         first_offset = 1
         following = Following(parts, server, [], publisher, max(1, readers // count))
         if history:
@@ -185,7 +186,7 @@ def following(
                 "readers": min(share, readers - first),
                 "first_offset": first_offset,
             }
-            following.loads.append(stack.enter_context(parts.helper("bench.load", plan)))
+            following.loads.append(stack.enter_context(parts.helper("bench.processes.load", plan)))
         if connect:
             following.connect(after=f"1-{first_offset - 1}" if history else "")
         yield following

@@ -1,6 +1,6 @@
-"""`python -m bench.load`: many readers of Server-Sent Events in one process. It measures, and must not be what is measured.
+"""`python -m bench.processes.load`: many readers of Server-Sent Events in one process. It measures, and must not be what is measured.
 
-One epoll, large reads, no task and no object per event. Orders come from bench.follow: connect, mark, cut, drain, storm.
+One epoll, large reads, no task and no object per event. Orders come from bench.workloads.follow: connect, mark, cut, drain, storm.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import sys
 import time
 from typing import Any
 
-from bench.control import Orders, answer
 from bench.histogram import Histogram
+from bench.processes.control import Orders, answer
 from bench.scan import Broken, Scanner, Tally, Unchunker, now_us
 
 _READ_BYTES = 65_536

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from bench import procs, streams
-from bench.follow import BUSY, LATE_MS, Figures, Void, account_of, sleep_until
 from bench.histogram import Histogram
-from bench.parts import Parts, Server
+from bench.processes import procs
+from bench.processes.parts import Parts, Server
 from bench.sizes import Sizes
-from bench.streams import HELD
+from bench.workloads import streams
+from bench.workloads.follow import BUSY, LATE_MS, Figures, Void, account_of, sleep_until
+from bench.workloads.streams import HELD
 from shared.keys import chat_key
 
 Told = Callable[[str], None]
@@ -58,11 +59,11 @@ def _one(parts: Parts, start: Callable[[], Server], sizes: Sizes, path: str, hea
             "padding": 0,
             "held": HELD,
         }
-        publisher = stack.enter_context(parts.helper("bench.publish", plan))
+        publisher = stack.enter_context(parts.helper("bench.processes.publish", plan))
         host = f"{server.host}:{server.port}"
         requests = [f"GET {path % name} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n" for name in names]
         load = stack.enter_context(
-            parts.helper("bench.any_face", {"host": server.host, "port": server.port, "requests": requests})
+            parts.helper("bench.processes.any_face", {"host": server.host, "port": server.port, "requests": requests})
         )
         connected = load.ask("connect", within_seconds=60.0)
         if connected["why"]:

@@ -1,4 +1,4 @@
-"""`python -m bench.provider`: an OpenAI-compatible server that is cheap enough to measure a worker with.
+"""`python -m bench.processes.provider`: an OpenAI-compatible server that is cheap enough to measure a worker with.
 
 HTTP by hand over one epoll. Flat out, an answer's bytes were made beforehand and leave as fast as the worker takes them.
 Paced, every answer gets a token at the same rate, each stamped as it leaves. Orders: status, go.
@@ -15,8 +15,8 @@ import sys
 import time
 from typing import Any
 
-from bench.control import Orders, answer
 from bench.histogram import Histogram
+from bench.processes.control import Orders, answer
 from bench.scan import stamp_text
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -1,4 +1,4 @@
-"""`python -m bench.any_face`: a reader for each stream, through whichever face: SSE, lines, text, WebSocket frames.
+"""`python -m bench.processes.any_face`: a reader for each stream, through whichever face: SSE, lines, text, WebSocket frames.
 
 Tokens are found by their stamps, so that the same reader measures all faces, and its own cost is the same for each.
 """
@@ -10,7 +10,7 @@ import socket
 import time
 from typing import Any
 
-from bench.control import Orders
+from bench.processes.control import Orders
 from bench.stamped import STAMP_BYTES_MAX, Stamped, run
 
 _READ_BYTES = 65_536

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench.follow import Figures, following
-from bench.parts import Parts, Server
+from bench.processes.parts import Parts, Server
 from bench.sizes import Sizes
+from bench.workloads.follow import Figures, following
 
 Told = Callable[[str], None]
 

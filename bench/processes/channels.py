@@ -1,12 +1,12 @@
-"""`python -m bench.channels`: a subscriber of streams' channels, that takes the time of each token as a gateway gets it."""
+"""`python -m bench.processes.channels`: a subscriber of streams' channels, that takes the time of each token as a gateway gets it."""
 
 from __future__ import annotations
 
 import select
 from typing import Any
 
-from bench.control import Orders
-from bench.publish import connect, pack
+from bench.processes.control import Orders
+from bench.processes.publish import connect, pack
 from bench.stamped import Stamped, run
 from shared.keys import live_channel
 from shared.redis import RedisAddress

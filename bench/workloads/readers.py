@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from bench import procs
-from bench.follow import BUSY, Figures, Following, account_of, following
-from bench.parts import Parts, Server
+from bench.processes import procs
+from bench.processes.parts import Parts, Server
 from bench.sizes import Sizes
-from bench.streams import RedisCounts
+from bench.workloads.follow import BUSY, Figures, Following, account_of, following
+from bench.workloads.streams import RedisCounts
 
 _CEILING_P99_MS = 250.0
 _DELIVERED = 0.9

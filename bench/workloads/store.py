@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from bench import streams
-from bench.follow import Figures
-from bench.parts import Parts
+from bench.processes.parts import Parts
 from bench.sizes import Sizes
-from bench.streams import HELD, RedisCounts
+from bench.workloads import streams
+from bench.workloads.follow import Figures
+from bench.workloads.streams import HELD, RedisCounts
 from shared.keys import log_key
 
 TOKENS_PER_ENTRY = (1, 4, 16)
@@ -36,9 +36,9 @@ def _time(parts: Parts, sizes: Sizes, unit: int, *, heard: bool) -> float:
     with ExitStack() as stack:
         names = stack.enter_context(streams.begun(parts.redis, sizes.w6_streams))
         plan = {"redis": parts.redis_url, "streams": names, "tokens_per_entry": unit, "padding": 0, "held": HELD}
-        publisher = stack.enter_context(parts.helper("bench.publish", {**plan, "plain": _WORD}))
+        publisher = stack.enter_context(parts.helper("bench.processes.publish", {**plan, "plain": _WORD}))
         if heard:
-            stack.enter_context(parts.helper("bench.channels", {"redis": parts.redis_url, "streams": names}))
+            stack.enter_context(parts.helper("bench.processes.channels", {"redis": parts.redis_url, "streams": names}))
         rounds = max(1, sizes.w6_tokens // unit // sizes.w6_streams)
         counts = RedisCounts(parts.redis)
         publisher.tell({"op": "run", "rate": 0, "seconds": 0, "rounds": rounds})
@@ -51,7 +51,7 @@ def _memory(parts: Parts, unit: int) -> float:
     """Bytes of Redis per token of a stream of 500, its request and its beginning included."""
     with streams.begun(parts.redis, 10) as names:
         plan = {"redis": parts.redis_url, "streams": names, "tokens_per_entry": unit, "padding": 0, "held": HELD}
-        with parts.helper("bench.publish", {**plan, "plain": _WORD}) as publisher:
+        with parts.helper("bench.processes.publish", {**plan, "plain": _WORD}) as publisher:
             publisher.tell({"op": "run", "rate": 0, "seconds": 0, "rounds": _TOKENS // unit})
             publisher.hear(within_seconds=10)
             publisher.hear(within_seconds=60)
