@@ -1,1 +1,1 @@
-"""The command line: the only room that may import the producer, the gateway and what they share."""
+"""The command line. Only this package may import the producer, the gateway and `shared` together."""

@@ -1,4 +1,4 @@
-"""A reader in Python that resumes by itself, as a browser's EventSource does."""
+"""Follows a stream and resumes it after a lost connection, as a browser's EventSource does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.errors import MidstreamError
 from shared.sse import Decoder, Message
 
 _SILENT_SECONDS_MAX = 60.0
-"""Three keep-alives missed: the connection is dead, whatever it says of itself."""
+"""Idle timeout: with a keep-alive every 15 s, a connection that is silent for this long is dead."""
 _CONNECT_SECONDS = 5.0
 _PAUSE_SECONDS = 2.0
 ENDS = ("done", "failed", "cancelled")
@@ -31,10 +31,10 @@ def follow(
     give_up_seconds: float = 60.0,
     on_cut: Callable[[str, str], None] | None = None,
 ) -> Iterator[Message]:
-    """Every event of a stream from its beginning, or after an id, to its end; across any number of connections.
+    """Yields every event of a stream, from its beginning or after an id, to its end, across any number of connections.
 
-    `on_cut` is told of each lost connection: why, and the id from which it goes on. Raises StreamError when the server
-    refuses, or cannot be reached for `give_up_seconds` on end.
+    `on_cut` gets each lost connection's reason and the id after which to resume. Raises StreamError when the server
+    refuses, or cannot be reached for `give_up_seconds`.
     """
     reached_at = time.monotonic()
     pause_seconds = _PAUSE_SECONDS
@@ -77,7 +77,7 @@ def follow(
 
 @contextmanager
 def connect(url: str, last_event_id: str = "") -> Iterator[Iterator[Message]]:
-    """One connection and its events, with no resuming: for somebody who wants to cut it. Raises StreamError."""
+    """Opens one connection and yields its events; the caller resumes. Raises StreamError."""
     headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
     with (
         httpx2.Client(timeout=httpx2.Timeout(_CONNECT_SECONDS, read=_SILENT_SECONDS_MAX)) as client,
@@ -90,7 +90,7 @@ def connect(url: str, last_event_id: str = "") -> Iterator[Iterator[Message]]:
 
 
 def explain(response: Any) -> str:
-    """What a refusal says, as a sentence."""
+    """Returns a refused response as one sentence: method, URL, status and detail."""
     response.read()
     try:
         body = response.json()

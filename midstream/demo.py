@@ -1,4 +1,4 @@
-"""`midstream demo`: one answer, its connection cut twice in mid-sentence, and the proof that nothing is lost or doubled."""
+"""`midstream demo`: cuts one answer's connection twice, and proves that no token is lost or doubled."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from shared.errors import Unusable
 
 _CUT_AFTER_TOKENS = (20, 45)
 _AWAY_SECONDS = 0.6
-"""How long the reader stays away at each cut; the answer goes on meanwhile."""
+"""How long the reader stays disconnected after each cut, while generation goes on."""
 _TOKENS = 100
-"""Enough for two cuts, and over in a few seconds at any pace at which people read."""
+"""Enough for two cuts, and generated in a few seconds."""
 _PROMPT = "Tell me how a river finds its way to the sea."
 
 
 class _Paint:
-    """Colours where somebody looks, none in a file."""
+    """Colours text on a terminal, unless NO_COLOR is set; leaves it plain in a file."""
 
     def __init__(self) -> None:
         self._on = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -35,8 +35,8 @@ class _Paint:
 
 
 @dataclass
-class _Story:
-    """What the reader saw."""
+class _Received:
+    """What the reader received."""
 
     ids: list[str] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
@@ -45,7 +45,7 @@ class _Story:
 
 
 def demo(*, prompt: str | None, provider: str | None, base_url: str | None, model: str | None) -> int:
-    """Exit code 0 when the text is whole and nothing came twice; 1, with the difference, otherwise. Raises Unusable."""
+    """Returns 0 if the text is complete and no token came twice; else prints the difference and returns 1. Raises Unusable."""
     options = {
         "MIDSTREAM_PORT": "0",
         "MIDSTREAM_PROVIDER": provider,
@@ -63,7 +63,7 @@ def demo(*, prompt: str | None, provider: str | None, base_url: str | None, mode
                 print(
                     f"A gateway, a worker and {where} are up after {time.monotonic() - began:.1f} s: {midstream.url}\n"
                 )
-                return _tell(midstream.url, prompt or _PROMPT, model)
+                return _show(midstream.url, prompt or _PROMPT, model)
         except (StreamError, Unusable, httpx2.HTTPError) as error:
             print(f"midstream demo: {error}", file=sys.stderr)
         output.seek(0)
@@ -71,12 +71,12 @@ def demo(*, prompt: str | None, provider: str | None, base_url: str | None, mode
     return 1
 
 
-def _tell(url: str, prompt: str, model: str | None) -> int:
-    paint, story = _Paint(), _Story()
+def _show(url: str, prompt: str, model: str | None) -> int:
+    paint, received = _Paint(), _Received()
     request: dict[str, Any] = {
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": _TOKENS,
-        "simulate": {"tokens": _TOKENS},  # only the simulated provider looks at it
+        "simulate": {"tokens": _TOKENS},  # read by the simulated provider only
     }
     if model:
         request["model"] = model
@@ -87,44 +87,44 @@ def _tell(url: str, prompt: str, model: str | None) -> int:
     events_url = f"{url}/v1/streams/{stream_id}/events"
     print(f"you: {prompt}\n")
     for cut_after in (*_CUT_AFTER_TOKENS, None):
-        _read(events_url, story, cut_after, paint)
-        if story.end or cut_after is None:
+        _read(events_url, received, cut_after, paint)
+        if received.end or cut_after is None:
             break
-        last = story.ids[-1]
-        print(paint("31", f"\n  ✂ connection cut after token {len(story.tokens)}"), flush=True)
+        last = received.ids[-1]
+        print(paint("31", f"\n  ✂ connection cut after token {len(received.tokens)}"), flush=True)
         time.sleep(_AWAY_SECONDS)
         print(paint("32", f"  ↻ back again, Last-Event-ID: {last}"), flush=True)
     print("\n")
     state = httpx2.get(f"{url}/v1/streams/{stream_id}", params={"wait": 5}).json()
-    return _judge(story, state, paint)
+    return _compare(received, state, paint)
 
 
-def _read(events_url: str, story: _Story, cut_after: int | None, paint: _Paint) -> None:
-    with connect(events_url, story.ids[-1] if story.ids else "") as events:
+def _read(events_url: str, received: _Received, cut_after: int | None, paint: _Paint) -> None:
+    with connect(events_url, received.ids[-1] if received.ids else "") as events:
         for message in events:
             data = orjson.loads(message.data)
             if message.event == "message":
-                story.ids.append(message.id)
-                story.tokens.append(data.get("token", ""))
+                received.ids.append(message.id)
+                received.tokens.append(data.get("token", ""))
                 print(data.get("token", ""), end="", flush=True)
-                if len(story.tokens) == cut_after:
+                if len(received.tokens) == cut_after:
                     return
             elif message.event == "started" and data["model"] == "simulated":
                 print(paint("2", "(simulated: set OPENAI_BASE_URL or OPENAI_API_KEY for a real model)"))
             elif message.event == "restarted":
-                del story.ids[data["base"] :], story.tokens[data["base"] :]
-                print(paint("33", f"\n  ⟲ restarted ({data['reason']}): the first {data['base']} tokens stand"))
+                del received.ids[data["base"] :], received.tokens[data["base"] :]
+                print(paint("33", f"\n  ⟲ restarted ({data['reason']}): the first {data['base']} tokens are kept"))
             elif message.event in ENDS:
-                story.end, story.ended = message.event, data
+                received.end, received.ended = message.event, data
 
 
-def _judge(story: _Story, state: dict[str, Any], paint: _Paint) -> int:
-    text, kept = "".join(story.tokens), state["text"]
-    offsets = [int(event_id.rpartition("-")[2]) for event_id in story.ids]
+def _compare(received: _Received, state: dict[str, Any], paint: _Paint) -> int:
+    text, kept = "".join(received.tokens), state["text"]
+    offsets = [int(event_id.rpartition("-")[2]) for event_id in received.ids]
     lost = sorted(set(range(1, state["tokens"] + 1)) - set(offsets))
     doubled = len(offsets) - len(set(offsets))
-    if story.end == "failed":
-        print(paint("31", f"failed: {story.ended['code']}: {story.ended['message']}"))
+    if received.end == "failed":
+        print(paint("31", f"failed: {received.ended['code']}: {received.ended['message']}"))
         return 1
     if len(offsets) <= _CUT_AFTER_TOKENS[-1]:
         print(paint("31", f"the answer had only {len(offsets)} tokens, too few to cut it twice; try another --prompt"))
@@ -132,11 +132,16 @@ def _judge(story: _Story, state: dict[str, Any], paint: _Paint) -> int:
     if lost or doubled or text != kept or offsets != sorted(offsets):
         place = next((i for i, (a, b) in enumerate(zip(text, kept, strict=False)) if a != b), min(len(text), len(kept)))
         print(
-            paint("31", f"NOT WHOLE: tokens lost {lost[:20]}, doubled {doubled}; it differs from character {place} on:")
+            paint(
+                "31",
+                f"NOT WHOLE: tokens lost {lost[:20]}, doubled {doubled}; the text differs from character {place} on:",
+            )
         )
         print(f"  read: {text[max(0, place - 30) : place + 30]!r}\n  kept: {kept[max(0, place - 30) : place + 30]!r}")
         return 1
-    cut_off = " The provider cut it off at its length limit, and said so." if story.ended.get("truncated") else ""
+    cut_off = (
+        " The provider cut the answer off at its length limit, and said so." if received.ended.get("truncated") else ""
+    )
     print(
         paint("32", f"✔ {len(offsets)} tokens over {len(_CUT_AFTER_TOKENS) + 1} connections: none lost, none doubled, ")
         + paint("32", f"and the text equals what the server kept.{cut_off}")

@@ -1,8 +1,8 @@
-"""Ends the children of a `midstream up` that was killed and could not do it itself.
+"""Ends the children of a `midstream up` that was killed and could not end them itself.
 
-Run as a script, alone in its session, with a pipe from its parent as standard input: `+PID` and `-PID` lines say which
-processes there are, a line with a path names a private folder. When the pipe closes, the parent is gone, however it
-went; what processes are left are killed, and the folder is removed.
+Runs as a script in a session of its own. Its parent writes to its standard input: `+PID` for a process that started,
+`-PID` for one that ended, or the path of a private folder. When that pipe closes, the parent is gone: the processes that
+are left are killed, and the folder is removed.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The picture of `midstream top`: a snapshot as lines of text, for a terminal of any size from 60 columns on."""
+"""Draws `midstream top`: a snapshot as lines of text, for terminals of 60 columns or more."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 _BOLD, _DIM, _RED, _GREEN, _YELLOW = "1", "2", "31", "32", "33"
 _STATUS_COLOURS = {"running": _GREEN, "waiting": _YELLOW, "failed": _RED}
 _PROCESS_LINES_SHARE = 3
-"""Processes get a third of the lines at most."""
+"""Processes get at most one in three lines."""
 _ID_CHARACTERS = 12
 
 Row = dict[str, Any]
@@ -19,7 +19,7 @@ Line = list[tuple[str, str]]
 
 
 class Screen:
-    """The terminal's other screen, without a cursor, for as long as it is open."""
+    """The terminal's alternate screen with a hidden cursor, while the context is open."""
 
     def __enter__(self) -> Self:
         self._write("\x1b[?1049h\x1b[?25l")
@@ -29,7 +29,7 @@ class Screen:
         self._write("\x1b[?25h\x1b[?1049l")
 
     def show(self, lines: Sequence[str]) -> None:
-        """In one write, each line over the one that was there: nothing flickers, and nothing scrolls."""
+        """Draws the lines in one write, each over the old one, so that nothing flickers or scrolls."""
         self._write("\x1b[H" + "\n".join(f"\x1b[2K{line}" for line in lines) + "\x1b[J")
 
     @staticmethod
@@ -39,30 +39,34 @@ class Screen:
 
 
 def frame(
-    now: Row, server: str, rates: Sequence[float], columns: int, lines: int, *, colours: bool, trouble: str = ""
+    snapshot: Row, server: str, rates: Sequence[float], columns: int, lines: int, *, colours: bool, trouble: str = ""
 ) -> list[str]:
-    """At most so many lines of at most so many columns."""
-    head = _head(now, server, rates, columns, trouble)
-    room = lines - len(head) - 4  # two headings, and a line before each
-    for_processes = max(1, min(len(now["processes"]), room // _PROCESS_LINES_SHARE))
-    streams = _streams(now["streams"], max(1, room - for_processes))
-    drawn: list[Line] = [*head, [], *streams, [], *_processes(now["processes"], for_processes)]
+    """Returns a snapshot drawn as at most `lines` lines of at most `columns` columns."""
+    head = _head(snapshot, server, rates, columns, trouble)
+    room = lines - len(head) - 4  # two headings, each after a blank line
+    for_processes = max(1, min(len(snapshot["processes"]), room // _PROCESS_LINES_SHARE))
+    streams = _streams(snapshot["streams"], max(1, room - for_processes))
+    drawn: list[Line] = [*head, [], *streams, [], *_processes(snapshot["processes"], for_processes)]
     return [_painted(line, columns, colours) for line in drawn[:lines]]
 
 
-def _head(now: Row, server: str, rates: Sequence[float], columns: int, trouble: str) -> list[Line]:
-    streams, per, lag, redis = now["streams"], now["per_second"], now["lag"], now["redis"]
+def _head(snapshot: Row, server: str, rates: Sequence[float], columns: int, trouble: str) -> list[Line]:
+    streams, per, lag, redis = snapshot["streams"], snapshot["per_second"], snapshot["lag"], snapshot["redis"]
     waiting = f"{streams['waiting']} waiting"
     if streams["waiting"]:
         waiting += f" (oldest {_age(streams['oldest_waiting_seconds'])})"
-    memory = f"{_bytes(redis['memory_bytes'])} used, {_bytes(redis['headroom_bytes'])} left" if redis["up"] else "AWAY"
-    p99 = {name: f"{one['p99_ms']:.3g} ms" for name, one in lag.items()}
+    memory = (
+        f"{_bytes(redis['memory_bytes'])} used, {_bytes(redis['headroom_bytes'])} left"
+        if redis["up"]
+        else "unreachable"
+    )
+    p99 = {name: f"{quantiles['p99_ms']:.3g} ms" for name, quantiles in lag.items()}
     head: list[Line] = [
-        [("midstream top", _BOLD), (f"  {server}  version {now['version']}  from {now['gateway']}", _DIM)],
+        [("midstream top", _BOLD), (f"  {server}  version {snapshot['version']}  from {snapshot['gateway']}", _DIM)],
         [
             (f"streams  {streams['running']} running", _BOLD),
             (f", {waiting}", _YELLOW if streams["waiting"] else ""),
-            (f"   readers {now['readers']}   resumes {now['totals'].get('resumes', 0):.0f}", ""),
+            (f"   readers {snapshot['readers']}   resumes {snapshot['totals'].get('resumes', 0):.0f}", ""),
         ],
         [
             (f"tokens/s {_number(per.get('tokens_generated', 0))} generated", _BOLD),
@@ -129,19 +133,19 @@ def _processes(processes: list[Row], room: int) -> list[Line]:
 
 
 def _painted(line: Line, columns: int, colours: bool) -> str:
-    """One line, cut to its width. What came over the network may not speak to the terminal."""
+    """Returns a line cut to `columns`. Control characters are replaced: what comes over the network must not steer the terminal."""
     left, painted = columns, []
     for text, colour in line:
-        text = "".join(one if one.isprintable() else "�" for one in text)[:left]
+        text = "".join(character if character.isprintable() else "�" for character in text)[:left]
         left -= len(text)
         painted.append(f"\x1b[{colour}m{text}\x1b[0m" if colours and colour and text else text)
     return "".join(painted).rstrip()
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """One character per value, the highest as high as a line."""
-    most = max(values, default=0.0)
-    return "".join(_BARS[min(7, int(value / most * 7.99))] if most else _BARS[0] for value in values)
+    """Returns one bar per value; the highest value has the full height of a line."""
+    highest = max(values, default=0.0)
+    return "".join(_BARS[min(7, int(value / highest * 7.99))] if highest else _BARS[0] for value in values)
 
 
 def _number(value: float) -> str:

@@ -1,4 +1,4 @@
-"""`midstream tail`: follow a stream in the terminal, across any number of lost connections."""
+"""`midstream tail`: follows a stream in the terminal, across any number of lost connections."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shared.ids import is_stream_id
 
 
 def tail(target: str, *, server: str, last_event_id: str, as_json: bool, give_up_seconds: float) -> int:
-    """0: the answer is complete; 1: it failed; 3: it was cancelled. Raises StreamError."""
+    """Returns 0 if the answer is complete, 1 if it failed, 3 if it was cancelled. Raises StreamError."""
     if is_stream_id(target):
         url = f"{server.rstrip('/')}/v1/streams/{target}/events"
     elif target.startswith(("http://", "https://")):
@@ -25,7 +25,7 @@ def tail(target: str, *, server: str, last_event_id: str, as_json: bool, give_up
             print(f"[{text}]", file=sys.stderr, flush=True)
 
     def on_cut(why: str, last: str) -> None:
-        note(f"cut: {why}; going on after {last or 'the beginning'}")
+        note(f"connection lost: {why}; resuming {f'after {last}' if last else 'from the beginning'}")
 
     for message in follow(url, last_event_id=last_event_id, give_up_seconds=give_up_seconds, on_cut=on_cut):
         if as_json:
@@ -44,10 +44,10 @@ def tail(target: str, *, server: str, last_event_id: str, as_json: bool, give_up
         elif message.event == "restarted":
             del tokens[data["base"] :]
             print(flush=True)
-            note(f"restarted: {data['reason']}; {data['base']} tokens stand")
+            note(f"restarted: {data['reason']}; {data['base']} tokens are kept")
             print("".join(tokens), end="", flush=True)
         elif message.event == "gap":
-            note(f"events from {data['requested']} to before {data['first_available']} are gone")
+            note(f"the events from {data['requested']} up to {data['first_available']}, not included, are gone")
         elif message.event in ("failed", "cancelled"):
             print(flush=True)
             note(

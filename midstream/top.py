@@ -1,4 +1,4 @@
-"""`midstream top`: what runs now, in the terminal. One snapshot a second, from the gateway's own event stream."""
+"""`midstream top`: shows what runs now, from the gateway's stream of one snapshot a second."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from midstream.screen import Screen, frame
 _PAUSE_SECONDS = 1.0
 _CONNECT_SECONDS = 5.0
 _HISTORY_MAX = 500
-"""Samples of the small chart: as many as the widest terminal has columns."""
+"""Samples of the token rate chart: one for each column of a very wide terminal."""
 
 Snapshot = dict[str, Any]
 
 
 def top(*, server: str, once: bool, as_json: bool) -> int:
-    """Until Ctrl-C; with `once`, one snapshot. Raises StreamError."""
+    """Shows snapshots until Ctrl-C; with `once`, only one. Raises StreamError."""
     server = server.rstrip("/")
     if once:
         snapshot = _snapshot(server)
@@ -40,13 +40,15 @@ def top(*, server: str, once: bool, as_json: bool) -> int:
             print("\n".join(frame(snapshot, server, [], size.columns, 10_000, colours=_colours())))
         return 0
     if as_json:
-        for told in _snapshots(server):
-            if isinstance(told, dict):
-                sys.stdout.buffer.write(orjson.dumps(told) + b"\n")
+        for update in _snapshots(server):
+            if isinstance(update, dict):
+                sys.stdout.buffer.write(orjson.dumps(update) + b"\n")
                 sys.stdout.buffer.flush()
         return 0
     if not sys.stdout.isatty():
-        raise StreamError("this is no terminal to draw in: --once shows one snapshot, --json all of them as lines")
+        raise StreamError(
+            "standard output is no terminal: use --once for one snapshot, --json for one line per snapshot"
+        )
     _watch(server)
     return 0
 
@@ -61,12 +63,12 @@ def _snapshot(server: str) -> Snapshot:
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise StreamError(f"{server} cannot be reached: {error or type(error).__name__}") from None
     except orjson.JSONDecodeError:
-        raise StreamError(f"{server}/v1/overview answered with something else: is it a Midstream gateway?") from None
+        raise StreamError(f"{server}/v1/overview did not answer with a snapshot: is it a Midstream gateway?") from None
 
 
 def _snapshots(server: str) -> Iterator[Snapshot | str]:
-    """Every snapshot; or why there is none at the moment, before each new try. Raises StreamError at the first."""
-    yield _snapshot(server)  # what is wrong with the address is said at once
+    """Yields each snapshot; after a lost connection its reason, then retries. Raises StreamError if the first snapshot fails."""
+    yield _snapshot(server)  # a wrong address fails at once
     while True:
         why = "the gateway ended the response"
         try:
@@ -81,14 +83,14 @@ def _snapshots(server: str) -> Iterator[Snapshot | str]:
 
 
 def _watch(server: str) -> None:
-    """Draw until SIGINT or SIGTERM; the terminal is as it was afterwards."""
+    """Draws until SIGINT or SIGTERM, then restores the terminal."""
     rates: deque[float] = deque(maxlen=_HISTORY_MAX)
     newest: Snapshot = {}
     trouble = ""
 
     def draw(*_: object) -> None:
         if newest:
-            size = os.get_terminal_size(sys.stdout.fileno())  # not what COLUMNS says: that may be of another terminal
+            size = os.get_terminal_size(sys.stdout.fileno())  # not COLUMNS: it may describe another terminal
             lines = frame(
                 newest, server, list(rates), size.columns or 80, size.lines or 24, colours=_colours(), trouble=trouble
             )
@@ -97,18 +99,18 @@ def _watch(server: str) -> None:
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    with Screen() as screen, _handling({signal.SIGWINCH: draw, signal.SIGTERM: leave}), _quiet_keyboard():
-        for told in _snapshots(server):
-            if isinstance(told, str):
-                trouble = told
+    with Screen() as screen, _signal_handlers({signal.SIGWINCH: draw, signal.SIGTERM: leave}), _echo_off():
+        for update in _snapshots(server):
+            if isinstance(update, str):
+                trouble = update
             else:
-                newest, trouble = told, ""
-                rates.append(told["per_second"].get("tokens_generated", 0.0))
+                newest, trouble = update, ""
+                rates.append(update["per_second"].get("tokens_generated", 0.0))
             draw()
 
 
 @contextlib.contextmanager
-def _handling(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
+def _signal_handlers(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
@@ -118,8 +120,8 @@ def _handling(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_keyboard() -> Iterator[None]:
-    """Keys that are pressed are not shown in the middle of the picture."""
+def _echo_off() -> Iterator[None]:
+    """Turns the terminal's echo off, so that pressed keys do not appear in the drawing."""
     if not sys.stdin.isatty():
         yield
         return
@@ -139,5 +141,5 @@ def _colours() -> bool:
 
 def _refusal(answer: Any) -> str:
     if answer.status_code == 404:
-        return f"{answer.request.url} is not there: no gateway, or one without a console (MIDSTREAM_CONSOLE=on)"
+        return f"{answer.request.url} does not exist: this is no gateway, or its console is off (MIDSTREAM_CONSOLE=on)"
     return explain(answer)

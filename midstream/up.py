@@ -1,4 +1,4 @@
-"""`midstream up`: all of it on this machine, in one go."""
+"""`midstream up`: runs a gateway, workers and a Valkey on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOOK_SECONDS = 0.2
 
 
 class _Stop(BaseException):
-    """SIGINT or SIGTERM came."""
+    """Raised by the handlers of SIGINT and SIGTERM."""
 
 
 def up(
@@ -30,7 +30,7 @@ def up(
     log_format: str | None = None,
     metrics_port: int | None = None,
 ) -> int:
-    """Run until Ctrl-C or SIGTERM. Raises Unusable."""
+    """Runs until Ctrl-C or SIGTERM. Raises Unusable."""
     options = {
         "MIDSTREAM_HOST": host,
         "MIDSTREAM_PORT": None if port is None else str(port),
@@ -43,8 +43,8 @@ def up(
     settings, environment = settings_for(options, os.environ)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for one in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(one, lambda *_: midstream.stop(at_once=True))  # asked twice: at once
+        for stopping in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(stopping, lambda *_: midstream.stop(at_once=True))  # a second signal hurries
         raise _Stop
 
     midstream = LocalMidstream(
@@ -54,8 +54,8 @@ def up(
         workers=workers,
         environment=environment,
     )
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, stop)
+    for stopping in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stopping, stop)
     try:
         with midstream:
             print(f"midstream is up: {midstream.url}", flush=True)

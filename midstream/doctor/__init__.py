@@ -1,4 +1,4 @@
-"""`midstream doctor URL`: whether streams stream all the way to a reader, and if not, which hop is at fault and what to change.
+"""`midstream doctor URL`: tests whether streams reach readers undelayed; if not, names the hop at fault and what to change.
 
 examine ──► observe (one request, when its bytes came) ──► checks (what that means) ──► report (which hop; kinds: what to change)
 """
@@ -19,11 +19,11 @@ from midstream.doctor.report import as_json, as_text, report_of
 from shared.errors import MidstreamError
 
 ADDRESSES_MAX = 8
-"""All are asked at once; a longer way is asked in two runs."""
+"""Addresses tested at the same time; a longer path takes two runs."""
 
 
 class BadUse(MidstreamError):
-    """An option cannot be used so."""
+    """An option has an invalid value."""
 
 
 def doctor(
@@ -37,15 +37,15 @@ def doctor(
     insecure: bool,
     json: bool,
 ) -> int:
-    """0: streams stream. 1: there are faults. 2: an address cannot be reached, or an option is wrong."""
+    """Returns 0 if streams arrive undelayed, 1 if there are faults, 2 if an address cannot be reached or an option is invalid."""
     try:
-        addresses = [*(_address(one) for one in via), _address(url)]
+        addresses = [*(_address(text) for text in via), _address(url)]
         if len(addresses) > ADDRESSES_MAX:
-            raise BadUse(f"at most {ADDRESSES_MAX} addresses can be asked at once, not {len(addresses)}")
+            raise BadUse(f"at most {ADDRESSES_MAX} addresses can be tested at once, not {len(addresses)}")
         _check_range("--idle", idle_seconds or 0.0, 0, IDLE_SECONDS_MAX)
         _check_range("--age", age_seconds, 0, IDLE_SECONDS_MAX)
         _check_range("--timeout", timeout_seconds, 0.1, 300)
-        client = Client(timeout_seconds, [_header(one) for one in headers], insecure)
+        client = Client(timeout_seconds, [_header(text) for text in headers], insecure)
     except BadUse as error:
         print(f"midstream doctor: {error}", file=sys.stderr)
         return 2
@@ -68,19 +68,22 @@ async def _examine_all(
     ticking = asyncio.create_task(progress.tick())
     try:
         return await asyncio.gather(
-            *(examine(one, client, options, outermost=one is last, progress=progress.say) for one in addresses)
+            *(
+                examine(address, client, options, outermost=address is last, progress=progress.show)
+                for address in addresses
+            )
         )
     finally:
         ticking.cancel()
 
 
 class _Progress:
-    """One line on standard error that says what is waited for: overwritten on a terminal, silent elsewhere."""
+    """One line on standard error that says what the doctor waits for; shown on a terminal only."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._shown = not quiet and sys.stderr.isatty()
         self._began = time.monotonic()
-        self._what = "reaching the addresses"
+        self._activity = "reaching the addresses"
 
     def __enter__(self) -> _Progress:
         return self
@@ -89,36 +92,38 @@ class _Progress:
         if self._shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
-    def say(self, what: str) -> None:
-        self._what = what
+    def show(self, activity: str) -> None:
+        self._activity = activity
         if self._shown:
-            print(f"\r\x1b[K{time.monotonic() - self._began:3.0f} s  {what[:70]}", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r\x1b[K{time.monotonic() - self._began:3.0f} s  {activity[:70]}", end="", file=sys.stderr, flush=True
+            )
 
     async def tick(self) -> None:
         while True:
             await asyncio.sleep(1)
-            self.say(self._what)
+            self.show(self._activity)
 
 
-def _address(told: str) -> Address:
-    name, equals, url = told.partition("=")
+def _address(text: str) -> Address:
+    name, equals, url = text.partition("=")
     if not equals or "/" in name:
-        name, url = "", told
+        name, url = "", text
     try:
         parsed = httpx2.URL(url)
     except (httpx2.InvalidURL, ValueError) as error:
-        raise BadUse(f"{told!r} is not a URL: {error}") from None
+        raise BadUse(f"{text!r} is not a URL: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise BadUse(f"{told!r} must begin with http:// or https://, or be NAME=http://...")
+        raise BadUse(f"{text!r} must begin with http:// or https://, or be NAME=http://...")
     if parsed.query or parsed.fragment:
-        raise BadUse(f"{told!r}: the address of a gateway or proxy is wanted, without ? and #")
+        raise BadUse(f"{text!r}: give the address of a gateway or proxy, without ? and #")
     return Address(url, name.strip()[:40])
 
 
-def _header(told: str) -> tuple[str, str]:
-    name, colon, value = told.partition(":")
-    if not colon or not name.strip() or not told.isascii() or not told.isprintable():
-        raise BadUse(f"--header {told!r}: NAME: VALUE is wanted, as in 'Host: chat.example.com'")
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip() or not text.isascii() or not text.isprintable():
+        raise BadUse(f"--header {text!r}: must be NAME: VALUE, as in 'Host: chat.example.com'")
     return name.strip(), value.strip()
 
 

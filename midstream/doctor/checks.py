@@ -1,4 +1,4 @@
-"""What observations mean: one finding for each check. Pure: no I/O, no clock."""
+"""Judges observations: one finding for each check. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -12,56 +12,56 @@ from typing import Any
 from midstream.doctor.observe import Arrival, Observation
 
 LAST_EVENT_ID = "7-42"
-"""What is sent along, to see whether it arrives."""
+"""The Last-Event-ID of the first probe, sent to see whether it arrives."""
 
 _HELD_SECONDS_MAX = 0.15
-"""Nine of ten events must come within this of the quickest. A reader sees a stutter above it; networks vary by less."""
+"""Nine of ten events may be at most this much later than the quickest. Readers see more as stutter; networks vary by less."""
 _CLUMP_SHARE = 0.25
-"""Events that come within this share of the distance at which they were sent, came together."""
+"""Two events arrived together if they are this much closer, as a share of the interval at which they were sent."""
 _MARGIN_SECONDS = 2.0
-"""How much longer than the keep-alive interval a silent connection must live: comments are not sent to the millisecond."""
+"""How much longer than the keep-alive interval a silent connection must stay open: comments may be slightly late."""
 
 
 LEAVING_SECONDS_MAX = 0.5
-"""A hop that looks at its reader's connection closes the other one within this."""
+"""A hop that watches its reader's connection closes its own to the gateway within this time."""
 
 
 class Verdict(StrEnum):
     OK = "ok"
     FAULT = "fault"
     ADVICE = "advice"
-    """It works; something would be better otherwise."""
+    """It works, but could be better."""
     UNKNOWN = "unknown"
 
 
 CHECKS = {
     "buffering": "events come one by one",
     "compression": "not compressed",
-    "idle": "silence is endured",
+    "idle": "idle connections stay open",
     "comments": "keep-alive comments arrive",
     "last_event_id": "Last-Event-ID arrives",
-    "leaving": "a reader's leaving is noticed",
+    "leaving": "disconnects are noticed",
     "http_version": "HTTP to the gateway",
     "http2": "HTTP/2 for readers",
     "framing": "chunked for readers",
     "headers": "response headers are kept",
-    "caching": "not from a cache",
+    "caching": "not cached",
     "no_content": "204 stays 204",
-    "age": "a response may grow old",
+    "age": "responses may last long",
 }
-"""Every check and its row in the table, in order."""
+"""Every check and the title of its row in the table, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check has found at one address."""
+    """The result of one check at one address."""
 
     check: str
     verdict: Verdict
     words: str
-    """A few, for the table."""
-    told: str = ""
-    """A sentence without a subject ("holds events back ..."): what the hop does. Empty where all is well."""
+    """A few words for the table."""
+    problem: str = ""
+    """What the hop does wrong, a sentence without its subject ("holds events back ..."); empty if nothing."""
     figures: dict[str, Any] = field(default_factory=dict)
 
 
@@ -69,12 +69,12 @@ def ok(check: str, words: str, **figures: Any) -> Finding:
     return Finding(check, Verdict.OK, words, "", figures)
 
 
-def fault(check: str, words: str, told: str, **figures: Any) -> Finding:
-    return Finding(check, Verdict.FAULT, words, told, figures)
+def fault(check: str, words: str, problem: str, **figures: Any) -> Finding:
+    return Finding(check, Verdict.FAULT, words, problem, figures)
 
 
-def advice(check: str, words: str, told: str, **figures: Any) -> Finding:
-    return Finding(check, Verdict.ADVICE, words, told, figures)
+def advice(check: str, words: str, problem: str, **figures: Any) -> Finding:
+    return Finding(check, Verdict.ADVICE, words, problem, figures)
 
 
 def unknown(check: str, words: str) -> Finding:
@@ -83,18 +83,18 @@ def unknown(check: str, words: str) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How events came, compared with how they were sent."""
+    """How events arrived, compared with how they were sent."""
 
     events: int
     held_seconds: float
-    """Nine of ten events were at most so much later than the one that was quickest."""
+    """Delay of nine of ten events, at most, beyond that of the quickest event."""
     held_seconds_max: float
     clump_events: int
-    """The most that came together though they were sent apart."""
+    """The largest number of events that arrived together though they were sent apart."""
     clump_bytes: int
-    """The usual size of what came together."""
+    """The median size of events that arrived together."""
     at_the_end: bool
-    """Nothing came before all had been sent."""
+    """No event arrived before all had been sent."""
 
     @property
     def held(self) -> bool:
@@ -115,24 +115,24 @@ class Pace:
 
 
 def pace(arrivals: Sequence[Arrival]) -> Pace | None:
-    """None for fewer than three timed events.
+    """Compares the times of arrival with those of sending; None for fewer than three timed events.
 
-    Two machines' clocks differ by an unknown constant, so an event's delay is counted from that of the quickest one.
+    Two machines' clocks differ by an unknown constant, so delays are counted from that of the quickest event.
     """
-    timed = [one for one in arrivals if one.event == "message"]
+    timed = [arrival for arrival in arrivals if arrival.event == "message"]
     if len(timed) < 3:
         return None
-    lags = [one.came_seconds - one.sent_seconds for one in timed]
+    lags = [arrival.came_seconds - arrival.sent_seconds for arrival in timed]
     quickest = min(lags)
     late = sorted(lag - quickest for lag in lags)
     clumps: list[list[Arrival]] = [[timed[0]]]
-    for before, one in itertools.pairwise(timed):
-        apart, sent_apart = one.came_seconds - before.came_seconds, one.sent_seconds - before.sent_seconds
-        if apart < _CLUMP_SHARE * sent_apart:
-            clumps[-1].append(one)
+    for before, arrival in itertools.pairwise(timed):
+        apart = arrival.came_seconds - before.came_seconds
+        if apart < _CLUMP_SHARE * (arrival.sent_seconds - before.sent_seconds):
+            clumps[-1].append(arrival)
         else:
-            clumps.append([one])
-    sizes = [sum(one.size_bytes for one in clump) for clump in clumps]
+            clumps.append([arrival])
+    sizes = [sum(arrival.size_bytes for arrival in clump) for clump in clumps]
     last = timed[-1]
     return Pace(
         events=len(timed),
@@ -146,7 +146,7 @@ def pace(arrivals: Sequence[Arrival]) -> Pace | None:
 
 
 def buffering(plain: Observation, padded: Observation | None) -> Finding:
-    """`padded` sends enough to fill a buffer and so tells its size; it is asked for when `plain` was held back."""
+    """Judges whether events are held back. `padded` fills a buffer and so shows its size; None if `plain` came undelayed."""
     found = pace(plain.arrivals)
     if found is None:
         return fault("buffering", "events are missing", f"lets no timed events through: {plain.error or 'none came'}")
@@ -154,28 +154,28 @@ def buffering(plain: Observation, padded: Observation | None) -> Finding:
         return fault("buffering", "cut off", f"breaks the response off after {found.events} events: {plain.error}")
     if not found.held:
         return ok("buffering", f"within {seconds(max(found.held_seconds, 0.001))}", **found.figures())
-    told = f"holds events back for up to {seconds(found.held_seconds_max)}"
+    problem = f"holds events back for up to {seconds(found.held_seconds_max)}"
     figures = found.figures()
     full = pace(padded.arrivals) if padded is not None else None
     if full is not None and full.clump_events > 1 and full.held_seconds_max < found.held_seconds_max / 2:
         figures["buffer_bytes"] = full.clump_bytes
-        told += f", or until about {full.clump_bytes / 1024:.0f} KiB have gathered"
+        problem += f", or until about {full.clump_bytes / 1024:.0f} KiB have gathered"
     elif found.at_the_end:
-        told += ", to the end of the response"
-    return fault("buffering", found.words(), told, **figures)
+        problem += ", to the end of the response"
+    return fault("buffering", found.words(), problem, **figures)
 
 
-def compression(told: Observation) -> Finding:
-    encoding = told.header("content-encoding").lower()
+def compression(observation: Observation) -> Finding:
+    encoding = observation.header("content-encoding").lower()
     if encoding in ("", "identity", "none"):
-        if told.status != 200:
-            return unknown("compression", told.error or f"answered {told.status}")
+        if observation.status != 200:
+            return unknown("compression", observation.error or f"answered {observation.status}")
         return ok("compression", "no")
-    if told.unreadable:
+    if observation.unreadable:
         return fault(
             "compression", encoding, f"compresses the stream ({encoding}), against `no-transform`", encoding=encoding
         )
-    found = pace(told.arrivals)
+    found = pace(observation.arrivals)
     if found is None or found.held:
         late = (
             "and no event came"
@@ -201,14 +201,14 @@ def compression(told: Observation) -> Finding:
     )
 
 
-def idle(told: Observation, asked_seconds: float, keepalive_seconds: float) -> Finding:
-    if told.whole:
-        return ok("idle", f"{asked_seconds:g} s", endured_seconds=asked_seconds)
-    if told.left:
+def idle(observation: Observation, planned_seconds: float, keepalive_seconds: float) -> Finding:
+    if observation.whole:
+        return ok("idle", f"{planned_seconds:g} s", endured_seconds=planned_seconds)
+    if observation.left:
         return unknown("idle", "no end came")
-    cut = told.ended_seconds
+    cut = observation.ended_seconds
     figures = {"cut_after_seconds": round(cut, 1), "keepalive_seconds": keepalive_seconds}
-    how = f" (with status {told.status})" if told.status >= 400 else ""
+    how = f" (with status {observation.status})" if observation.status >= 400 else ""
     sentence = f"cuts a silent connection after {seconds(cut)}{how}"
     if cut < keepalive_seconds + _MARGIN_SECONDS:
         sentence += f"; the gateway sends a comment only every {keepalive_seconds:g} s"
@@ -217,11 +217,11 @@ def idle(told: Observation, asked_seconds: float, keepalive_seconds: float) -> F
     return advice("idle", f"cut after {seconds(cut)}", sentence, **figures)
 
 
-def comments(told: Observation, *, buffered: bool) -> Finding:
-    ends = [one for one in told.arrivals if one.event == "end"]
+def comments(observation: Observation, *, buffered: bool) -> Finding:
+    ends = [arrival for arrival in observation.arrivals if arrival.event == "end"]
     if not ends:
-        return unknown("comments", "cut off" if told.error else "no end came")
-    sent, came = int(ends[0].data.get("comments", 0)), told.comments
+        return unknown("comments", "cut off" if observation.error else "no end came")
+    sent, came = int(ends[0].data.get("comments", 0)), observation.comments
     if len(came) < sent:
         sentence = f"lets {len(came)} of {sent} keep-alive comments through"
         return fault("comments", f"{len(came)} of {sent}", sentence, sent=sent, came=len(came))
@@ -232,8 +232,8 @@ def comments(told: Observation, *, buffered: bool) -> Finding:
     return ok("comments", f"{sent} of {sent}", sent=sent, came=len(came))
 
 
-def last_event_id(told: Observation) -> Finding:
-    came = told.seen.get("last-event-id")
+def last_event_id(observation: Observation) -> Finding:
+    came = observation.seen.get("last-event-id")
     if came == LAST_EVENT_ID:
         return ok("last_event_id", "yes")
     if came is None:
@@ -246,13 +246,13 @@ def last_event_id(told: Observation) -> Finding:
 
 
 def leaving(trace: dict[str, Any] | None, left_seconds: float, waited_seconds: float) -> Finding:
-    """`left_seconds`: how long after the request we left. The gateway wrote a comment now and then all the while."""
+    """Judges whether a disconnect reaches the gateway. We left `left_seconds` after the request; the gateway kept writing comments."""
     if trace is None:
         return unknown("leaving", "another gateway answered")
     if trace.get("running"):
         sentence = (
             f"keeps its connection to the gateway when the reader has left (still {waited_seconds:g} s later, "
-            "over several writes): answers go on for nobody"
+            "over several writes): answers are generated for nobody"
         )
         return fault("leaving", "no", sentence)
     if trace.get("closed_by") != "client":
@@ -264,19 +264,19 @@ def leaving(trace: dict[str, Any] | None, left_seconds: float, waited_seconds: f
     return ok("leaving", "at once", noticed_seconds=round(noticed_seconds, 2))
 
 
-def http_version(told: Observation) -> Finding:
-    version = str(told.first.get("seen", {}).get("http_version", ""))
+def http_version(observation: Observation) -> Finding:
+    version = str(observation.first.get("seen", {}).get("http_version", ""))
     if version == "1.0":
         sentence = "speaks HTTP/1.0 to the gateway: it has no chunks, so an answer that breaks off looks whole"
         return fault("http_version", "1.0", sentence, version=version)
-    if told.seen.get("connection", "").lower() == "close":
+    if observation.seen.get("connection", "").lower() == "close":
         sentence = "opens a new connection to the gateway for every request"
         return advice("http_version", f"{version}, Connection: close", sentence, version=version)
     return ok("http_version", version or "?", version=version)
 
 
 def http2(agreed: str | None, *, https: bool) -> Finding:
-    """Only for the address that readers use."""
+    """Judges the protocol that TLS agreed on; only for the address that readers use."""
     if not https:
         return unknown("http2", "http: not spoken")
     if agreed is None:
@@ -287,28 +287,28 @@ def http2(agreed: str | None, *, https: bool) -> Finding:
     return advice("http2", "no", sentence)
 
 
-def framing(told: Observation) -> Finding:
-    if told.http_version in ("HTTP/2", "HTTP/3"):
-        return ok("framing", told.http_version)
-    length = told.header("content-length")
+def framing(observation: Observation) -> Finding:
+    if observation.http_version in ("HTTP/2", "HTTP/3"):
+        return ok("framing", observation.http_version)
+    length = observation.header("content-length")
     if length:
         return fault(
             "framing", "Content-Length", f"gathers the whole response and gives it a Content-Length ({length})"
         )
-    if "chunked" in told.header("transfer-encoding").lower():
+    if "chunked" in observation.header("transfer-encoding").lower():
         return ok("framing", "chunked")
-    sentence = f"answers with {told.http_version} without chunks: an answer that breaks off looks whole"
+    sentence = f"answers with {observation.http_version} without chunks: an answer that breaks off looks whole"
     return fault("framing", "ends by closing", sentence)
 
 
-def headers(told: Observation, *, outermost: bool) -> Finding:
-    kind, cache = told.header("content-type"), told.header("cache-control").lower()
+def headers(observation: Observation, *, outermost: bool) -> Finding:
+    kind, cache = observation.header("content-type"), observation.header("cache-control").lower()
     wrong = []
     if not kind.lower().startswith("text/event-stream"):
         wrong.append(f"Content-Type is {kind or 'missing'}: an EventSource refuses it")
-    missing = [one for one in ("no-cache", "no-transform") if one not in cache]
+    missing = [directive for directive in ("no-cache", "no-transform") if directive not in cache]
     if missing:
-        wrong.append(f"Cache-Control lacks {' and '.join(missing)}: others on the way may store or compress it")
+        wrong.append(f"Cache-Control lacks {' and '.join(missing)}: other proxies may store or compress it")
     if wrong:
         names = [
             name
@@ -319,40 +319,42 @@ def headers(told: Observation, *, outermost: bool) -> Finding:
             if on
         ]
         return fault("headers", f"{', '.join(names)} changed", f"changes response headers: {'; '.join(wrong)}")
-    if not told.header("x-accel-buffering") and not outermost:
-        sentence = "takes off X-Accel-Buffering (nginx does so by itself): an nginx further out will buffer"
+    if not observation.header("x-accel-buffering") and not outermost:
+        sentence = "removes X-Accel-Buffering (nginx does so by default): an nginx further out will buffer"
         return advice("headers", "no X-Accel-Buffering", sentence)
     return ok("headers", "yes")
 
 
-def caching(told: Observation, again: Observation) -> Finding:
-    """The same URL asked twice: each probe has a number of its own."""
-    first, second = told.first.get("probe"), again.first.get("probe")
+def caching(observation: Observation, again: Observation) -> Finding:
+    """Compares two responses to one URL: every probe has a number of its own."""
+    first, second = observation.first.get("probe"), again.first.get("probe")
     if first is None or second is None:
         return unknown("caching", again.error or f"answered {again.status}")
     if first == second:
-        return fault("caching", "cached", "stores the response, and gives it to the next reader too")
+        return fault("caching", "cached", "stores the response, and serves it to the next reader too")
     return ok("caching", "yes")
 
 
-def no_content(told: Observation) -> Finding:
-    if told.status == 204:
+def no_content(observation: Observation) -> Finding:
+    if observation.status == 204:
         return ok("no_content", "yes")
-    got = told.status or told.error
-    sentence = f"answers {got} where the gateway says 204: an EventSource that has all will not stop"
+    got = observation.status or observation.error
+    sentence = (
+        f"answers {got} where the gateway says 204: an EventSource that has everything will not stop reconnecting"
+    )
     return fault("no_content", str(got), sentence)
 
 
-def age(told: Observation, asked_seconds: float) -> Finding:
-    if told.whole:
-        return ok("age", f"{asked_seconds:g} s", endured_seconds=asked_seconds)
-    if told.left:
+def age(observation: Observation, planned_seconds: float) -> Finding:
+    if observation.whole:
+        return ok("age", f"{planned_seconds:g} s", endured_seconds=planned_seconds)
+    if observation.left:
         return unknown("age", "no end came")
-    cut = told.ended_seconds
-    sentence = f"ends a response after {seconds(cut)}, though events come; readers have to resume so often"
+    cut = observation.ended_seconds
+    sentence = f"ends a response after {seconds(cut)}, though events come; readers have to resume that often"
     return fault("age", f"cut after {seconds(cut)}", sentence, cut_after_seconds=round(cut, 1))
 
 
 def seconds(value: float) -> str:
-    """Short, in the unit that suits it."""
+    """Returns a short text, in ms below one second."""
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"

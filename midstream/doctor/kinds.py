@@ -1,4 +1,4 @@
-"""What stands at an address, by the traces that it leaves, and what to change in its configuration."""
+"""Recognises the proxy at an address by its traces, and says what to change in its configuration."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RESPONSE_TRACES = (
     ("google", "via", r"\bgoogle"),
 )
 _REQUEST_TRACES = (("alb", "x-amzn-trace-id"), ("cloudflare", "cf-ray"), ("nextjs", "x-vercel-id"))
-"""What only the gateway sees: it told us."""
+"""Request headers, as the gateway reports them: no response shows them."""
 
 NAMES = {
     "nginx": "nginx",
@@ -51,26 +51,26 @@ _ALIASES = {"next": "nextjs", "vercel": "nextjs", "elb": "alb", "ingress": "ngin
 class Trace:
     kind: str
     where: str
-    """The header that says so."""
+    """The header that shows it."""
 
 
-def traces(told: Observation) -> list[Trace]:
-    """All that can be known from one response, the surest first."""
+def traces(observation: Observation) -> list[Trace]:
+    """Returns every trace of a proxy in one response, the most reliable first."""
     found = []
     for kind, name, pattern in _RESPONSE_TRACES:
-        value = told.header(name)
+        value = observation.header(name)
         if value and re.search(pattern, value, re.IGNORECASE):
             found.append(Trace(kind, f"{'-'.join(part.capitalize() for part in name.split('-'))}: {value[:40]}"))
     for kind, name in _REQUEST_TRACES:
-        if told.seen.get(name):
+        if observation.seen.get(name):
             found.append(Trace(kind, f"{name}, as the gateway saw it"))
     return found
 
 
 def kind_of(name: str, here: Sequence[Trace], before: Sequence[Trace]) -> tuple[str, str]:
-    """The kind of proxy that this address adds to the one before it, and how we know. Empty where nothing says so.
+    """Returns the kind of proxy that an address adds to the one before it, and the evidence; both empty if unknown.
 
-    A header that the address before has as well was only passed on: HAProxy before nginx still says `Server: nginx`.
+    A trace that the address before shows as well was passed on: an HAProxy in front of nginx still says `Server: nginx`.
     """
     for word in re.findall(r"[a-z.]+", name.lower()):
         plain = word.replace(".", "")
@@ -92,7 +92,7 @@ _NGINX = {
     ],
     "caching": ["proxy_cache off;", "remove: proxy_ignore_headers Cache-Control;    and: proxy_cache_valid any ..."],
     "compression": [
-        "gzip off;      # in this location; or take text/event-stream (or *) out of gzip_types",
+        "gzip off;      # in this location; or remove text/event-stream (or *) from gzip_types",
         "brotli off;    # if the module is there",
     ],
     "idle": ["proxy_read_timeout 75s;    # more than the gateway's keep-alive interval"],
@@ -112,9 +112,7 @@ _NGINX = {
         "remove: proxy_hide_header Cache-Control;    and any: expires ...;",
     ],
     "no_content": ["proxy_intercept_errors off;    # and no error_page 204"],
-    "age": [
-        "no directive of nginx does this: look at keepalive_time, reloads (worker_shutdown_timeout), and what is before it"
-    ],
+    "age": ["not a directive: check keepalive_time, reloads (worker_shutdown_timeout), and proxies before nginx"],
 }
 _CADDY = {
     "buffering": [
@@ -142,7 +140,10 @@ _HAPROXY = {
     "compression": ["remove text/event-stream from: compression type"],
     "idle": ["timeout server 75s    # more than the gateway's keep-alive interval", "timeout client 75s"],
     "last_event_id": ["remove: http-request del-header Last-Event-ID"],
-    "leaving": ["defaults", "    option abortonclose    # in defaults: up to 2.8 a backend alone does not take it"],
+    "leaving": [
+        "defaults",
+        "    option abortonclose    # in defaults: up to version 2.8 it has no effect in a backend",
+    ],
     "http_version": ["remove: option httpclose, http-request set-header Connection close"],
     "http2": ["bind :443 ssl crt ... alpn h2,http/1.1"],
     "framing": ["remove: http-response del-header Transfer-Encoding, errorfile rules that gather bodies"],
@@ -158,7 +159,7 @@ _ALB = {
     ],
     "http_version": ["target group: --protocol-version HTTP1"],
     "http2": ["attribute routing.http2.enabled=true, and an HTTPS listener"],
-    "last_event_id": ["listener rules with header modification: take Last-Event-ID out"],
+    "last_event_id": ["listener rules with header modification: remove Last-Event-ID from them"],
     "age": ["target group: deregistration_delay.timeout_seconds (300) ends responses of targets that leave"],
 }
 _CLOUDFLARE = {
@@ -171,7 +172,7 @@ _CLOUDFLARE = {
         "Rules > Compression Rules: these paths, No compression (Cache-Control: no-transform asks for the same)"
     ],
     "idle": ["proxy_read_timeout is fixed (524) below Enterprise: keep MIDSTREAM_KEEPALIVE_SECONDS well under it"],
-    "last_event_id": ["Rules > Transform Rules > Modify Request Header: take the rule for Last-Event-ID out"],
+    "last_event_id": ["Rules > Transform Rules > Modify Request Header: remove the rule for Last-Event-ID"],
     "caching": ["Caching > Cache Rules: Bypass cache for /v1/streams/*, /stream, /v1/probe"],
     "headers": ["Rules > Transform Rules, and Browser Cache TTL: Respect Existing Headers"],
     "http2": ["Speed > Settings > Protocol: HTTP/2 on"],
@@ -206,7 +207,7 @@ _ANY = {
     "buffering": ["turn response buffering off for text/event-stream"],
     "compression": ["turn compression off for text/event-stream"],
     "idle": [
-        "a read (idle) time-out of 75 s or more on both sides; or a smaller MIDSTREAM_KEEPALIVE_SECONDS at the gateway"
+        "a read (idle) timeout of 75 s or more on both sides; or a smaller MIDSTREAM_KEEPALIVE_SECONDS at the gateway"
     ],
     "comments": ["nothing may parse and rewrite the stream"],
     "last_event_id": ["pass the request header Last-Event-ID on"],
@@ -217,18 +218,18 @@ _ANY = {
     "caching": ["do not store text/event-stream; heed Cache-Control: no-cache"],
     "headers": ["pass Content-Type, Cache-Control and X-Accel-Buffering on as they are"],
     "no_content": ["pass 204 on as it is"],
-    "age": ["no limit on the whole time of a response, or one of 15 minutes or more"],
+    "age": ["no limit on the duration of a response, or one of at least 15 minutes"],
 }
 _SILENT = ("nginx", "haproxy")
-"""What most often stands where no header gives a name: HAProxy sets none, and a name may have been taken off."""
+"""The most likely proxies without a trace: HAProxy sets no header, and nginx's may have been removed."""
 
 
 def changes(check: str, kind: str) -> list[str]:
-    """What to change, as lines of the configuration. For an unknown kind: what must be, and how the usual ones say it."""
+    """Returns what to change, as lines of configuration; for an unknown kind the goal, and the lines of the most likely proxies."""
     known = _DIRECTIVES.get(kind, {}).get(check)
     if known:
         return list(known)
     lines = list(_ANY.get(check, []))
     if kind:
         return lines
-    return lines + [f"{NAMES[one]}: {_DIRECTIVES[one][check][0]}" for one in _SILENT if check in _DIRECTIVES[one]]
+    return lines + [f"{NAMES[name]}: {_DIRECTIVES[name][check][0]}" for name in _SILENT if check in _DIRECTIVES[name]]

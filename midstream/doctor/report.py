@@ -1,4 +1,4 @@
-"""What was found, across all addresses: which hop brings each fault in; as text and as JSON."""
+"""Names the hop that causes each fault, from the findings at all addresses; as text and as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WIDTH = 100
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One address, and what it adds to the way."""
+    """One address, and the proxy that it adds to the path."""
 
     examined: Examined
     kind: str
@@ -31,12 +31,12 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """One check that is not well, and the first address at which it shows: the hop that brings it in."""
+    """A check that failed, and the first address at which it did: the hop that causes it."""
 
     finding: Finding
     hop: Hop
     before: Hop | None
-    """The address before it, where all was well; None if it is the first one, or that one could not tell."""
+    """The address before `hop`, where the check passed; None for the first address, or if the one before was not tested."""
     also_at: list[str]
 
     @property
@@ -49,7 +49,7 @@ class Complaint:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The whole of it."""
+    """The result for all addresses."""
 
     hops: list[Hop]
     faults: list[Complaint]
@@ -61,19 +61,19 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """2 goes before 1: what could not be asked may be wrong too."""
+        """Returns 2 rather than 1: an address that was not tested may be at fault too."""
         if self.unreachable:
             return 2
         return 1 if self.faults else 0
 
 
 def report_of(examined: Sequence[Examined]) -> Report:
-    """From the gateway outwards, the address of readers last."""
+    """Builds the report. Addresses go from the gateway outwards, the one that readers use last."""
     hops: list[Hop] = []
-    for one in examined:
+    for result in examined:
         before = hops[-1].examined.traces if hops else []
-        kind, evidence = kind_of(one.address.name, one.traces, before)
-        hops.append(Hop(one, kind, evidence))
+        kind, evidence = kind_of(result.address.name, result.traces, before)
+        hops.append(Hop(result, kind, evidence))
     complaints: dict[Verdict, list[Complaint]] = {Verdict.FAULT: [], Verdict.ADVICE: []}
     reached = [hop for hop in hops if not hop.examined.unreachable]
     for check in CHECKS:
@@ -142,7 +142,7 @@ def _complaint(mark: str, complaint: Complaint) -> str:
     finding, hop = complaint.finding, complaint.hop
     where = f" At {complaint.before.label}, before it, all is well." if complaint.before else ""
     evidence = f" ({hop.evidence})" if hop.kind and hop.evidence and hop.evidence != "as it was named" else ""
-    lines = [_wrapped(f"{mark} {complaint.culprit} {finding.told}.{where}{evidence}  [{finding.check}]", "  ")]
+    lines = [_wrapped(f"{mark} {complaint.culprit} {finding.problem}.{where}{evidence}  [{finding.check}]", "  ")]
     for change in changes(finding.check, hop.kind):
         lines.append(f"      {change}")
     return "\n".join(lines)
@@ -158,8 +158,8 @@ def as_json(report: Report, took_seconds: float) -> dict[str, Any]:
         "exit_code": report.exit_code,
         "took_seconds": round(took_seconds, 1),
         "addresses": [_address(hop) for hop in report.hops],
-        "faults": [_complaint_json(one) for one in report.faults],
-        "advice": [_complaint_json(one) for one in report.advice],
+        "faults": [_complaint_json(complaint) for complaint in report.faults],
+        "advice": [_complaint_json(complaint) for complaint in report.advice],
     }
 
 
@@ -189,7 +189,7 @@ def _complaint_json(complaint: Complaint) -> dict[str, Any]:
         "kind": hop.kind or None,
         "well_before_at": complaint.before.label if complaint.before else None,
         "also_at": complaint.also_at,
-        "told": finding.told,
+        "problem": finding.problem,
         "change": changes(finding.check, hop.kind),
         **finding.figures,
     }
