@@ -1,4 +1,4 @@
-"""Measuring: load, publisher, a peer to compare with, and the workloads. `midstream bench`; docs/how-to/measure.md.
+"""`midstream bench`: load generators, a publisher, a peer to compare with, and the workloads (docs/how-to/measure.md).
 
-Knows Midstream from outside alone: HTTP, the log in Redis, `python -m gateway` and `python -m producer`.
+Uses Midstream from outside only: HTTP, the log in Redis, `python -m gateway` and `python -m producer`.
 """

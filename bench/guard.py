@@ -1,7 +1,7 @@
-"""`midstream bench guard`: what an event costs, counted and not timed, against bounds with room to spare.
+"""`midstream bench guard`: counts what an event costs, and compares the counts with generous bounds.
 
-A count does not depend on how fast or how busy the machine is. The one figure that is made of time is a ratio: our CPU
-per event over the ordinary way's, at the same rate, in turn, in the same run; the median of several.
+A count does not depend on how fast or busy the machine is. The only figure from time is a ratio, the median of several:
+the gateway's CPU per event over the peer's, measured alternately at the same rate.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ _SECONDS, _WARM_UP_SECONDS = 2.0, 0.5
 _TIMES = 3
 _READERS = 100
 _BURST = 2000
-"""Tokens published at once to readers that all follow one stream: 200,000 events, far more than leave one by one."""
+"""Tokens published at once to readers of one stream: 200,000 events, too many to be sent one by one."""
 _STORM_READERS, _STORM_EVENTS, _STORM_RESUMES_AT = 100, 3000, 500
-"""They lack more than one read of a log goes back, so that all of them come through its pages."""
+"""Readers resume further back than one read of a log goes, so that all of them get its pages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    what: str
+    """A counted figure, its upper bound, and what it means if the bound is exceeded."""
+
+    name: str
     counted: float
     most: float
     why: str
@@ -40,17 +42,17 @@ class Fact:
 
 
 def guard(parts: Parts, *, quick: bool = False) -> int:
-    """0 when all bounds are held, else 1."""
+    """Runs every part; returns 0 if all bounds hold, else 1."""
     return judge([*steady(parts, 1 if quick else _TIMES), *burst(parts), *storm(parts)])
 
 
 def judge(facts: list[Fact]) -> int:
-    """Tell each fact beside its bound; 1 if one is over."""
-    width = max(len(one.what) for one in facts)
-    for one in facts:
-        sign = "ok  " if one.held else "OVER"
-        print(f"{sign} {one.what.ljust(width)}  {one.counted:10.4g}  of at most {one.most:g}" + _reason(one))
-    return 0 if all(one.held for one in facts) else 1
+    """Prints each fact beside its bound; returns 1 if a bound is exceeded, else 0."""
+    width = max(len(fact.name) for fact in facts)
+    for fact in facts:
+        sign = "ok  " if fact.held else "OVER"
+        print(f"{sign} {fact.name.ljust(width)}  {fact.counted:10.4g}  of at most {fact.most:g}" + _reason(fact))
+    return 0 if all(fact.held for fact in facts) else 1
 
 
 def _reason(fact: Fact) -> str:
@@ -58,7 +60,7 @@ def _reason(fact: Fact) -> str:
 
 
 def steady(parts: Parts, times: int) -> list[Fact]:
-    """Tokens one by one, each to a reader of its own; and the same to the ordinary way, in turn."""
+    """Counts at a steady rate, where each stream has one reader; measures Midstream and the peer in turn."""
     with_peer = importlib.util.find_spec("sse_starlette") is not None
     ratios, faults = [], 0
     reads = wire_bytes = 0.0
@@ -78,20 +80,18 @@ def steady(parts: Parts, times: int) -> list[Fact]:
             ratios.append(costs[0] / costs[1])
     facts = [
         Fact("steady: runs with lost, doubled or disordered events", faults, 0, "a reader did not get its stream"),
-        Fact("steady: log reads per event", reads, 0.02, "what is pushed must not be read from the log as well"),
-        Fact(
-            "steady: bytes on the wire per event", wire_bytes, 90, "an event of 60 bytes has grown, or its framing has"
-        ),
+        Fact("steady: log reads per event", reads, 0.02, "a pushed entry must not be read from the log as well"),
+        Fact("steady: bytes on the wire per event", wire_bytes, 90, "an event (60 bytes) or its framing has grown"),
     ]
     if with_peer:
         ratio = statistics.median(ratios)
-        why = "the gateway's CPU per event has come near the ordinary way's; it was 0.4 of it"
+        why = "the gateway's CPU per event has come near the ordinary way's; it was 0.4 times that"
         facts.append(Fact("steady: CPU per event, of the ordinary way's", ratio, 0.8, why))
     return facts
 
 
 def burst(parts: Parts) -> list[Fact]:
-    """More than can leave one by one: then several events must leave in one write, and nothing may pile up."""
+    """Counts in a burst, where several events must leave in one write and no memory may be kept for them."""
     server = parts.gateway()
     with following(parts, server, count=1, readers=_READERS) as run:
         _one_burst(run, server)
@@ -103,31 +103,43 @@ def burst(parts: Parts) -> list[Fact]:
     parts.end(server.pid)
     return [
         Fact("burst: lost, doubled or disordered events", faults, 0, "a reader did not get its stream"),
-        Fact("burst: reads by readers per event", reads / events, 0.25, "events leave one by one although they wait"),
-        Fact("burst: write() calls per event", (after.writes - before.writes) / events, 0.25, "the same, on our side"),
-        Fact("burst: log reads per event", log_reads / events, 0.01, "readers that fell behind must share their pages"),
+        Fact(
+            "burst: reads by readers per event", reads / events, 0.25, "events leave one by one although several wait"
+        ),
+        Fact(
+            "burst: write() calls per event",
+            (after.writes - before.writes) / events,
+            0.25,
+            "the gateway writes events one by one although several wait",
+        ),
+        Fact(
+            "burst: log reads per event",
+            log_reads / events,
+            0.01,
+            "readers that fell behind must share pages of the log",
+        ),
         Fact(
             "burst: bytes of memory kept per event",
             1024 * max(0, after.uss_kb - before.uss_kb) / events,
             40,
-            "something is kept for every event that was sent: a second burst must fit into the first one's memory",
+            "memory is kept for every event sent: a second burst must fit into the memory of the first",
         ),
     ]
 
 
 def _one_burst(run: Following, server: Server) -> tuple[int, int, int]:
-    """Events that came, reads that it took, and faults."""
+    """Publishes one burst; returns the events received, the reads that this took, and the faults."""
     run.ask_all("mark")
     last = run.publish(0, rounds=_BURST)["last"]
     drains = run.ask_all("drain", last=last, within_seconds=30.0, wait_seconds=60.0)
     cuts = run.ask_all("cut")
     _, faults = account_of(drains)
-    time.sleep(0.2)  # what the burst has left behind is freed
-    return sum(one["events"] for one in cuts), sum(one["reads"] for one in cuts), sum(faults.values())
+    time.sleep(0.2)  # until the burst's memory is freed
+    return sum(cut["events"] for cut in cuts), sum(cut["reads"] for cut in cuts), sum(faults.values())
 
 
 def storm(parts: Parts, **settings: object) -> list[Fact]:
-    """Everybody comes back at once, to the same place in one history. With settings that the gateway is to have."""
+    """Counts when all readers resume at once at one place of one log, on a gateway with these settings."""
     server = parts.gateway(**settings)
     with following(
         parts,
@@ -144,7 +156,9 @@ def storm(parts: Parts, **settings: object) -> list[Fact]:
     parts.end(server.pid)
     faults = sum(account_of(storms)[1].values())
     return [
-        Fact("storm: lost, doubled or disordered events", faults, 0, "a reader did not get what it had missed"),
+        Fact(
+            "storm: lost, doubled or disordered events", faults, 0, "a reader did not get the events that it had missed"
+        ),
         Fact(
             "storm: log reads for all readers", log_reads, 25, "readers that resume at one place must share its pages"
         ),

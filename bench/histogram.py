@@ -1,4 +1,4 @@
-"""Latencies counted in log-linear buckets: bounded memory, and a bounded error, whatever comes."""
+"""A histogram with log-linear buckets: bounded memory and a bounded relative error for any value."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 
 _SUB_BITS = 7
 _SUB = 1 << _SUB_BITS
-"""Buckets per power of two: a value is told to within 1/128 of itself, 0.8 %."""
+"""Buckets per power of two: a value is known to within 1/128 of itself, 0.8 %."""
 _MOST = (1 << 36) - 1
-"""19 hours in microseconds; what is longer counts as this."""
+"""19 hours in microseconds; a larger value counts as this."""
 
 
 def bucket_of(value: int) -> int:
-    """Values below 128 have a bucket each; above, each power of two is cut into 128."""
+    """Returns the bucket of a value. Values below 128 have one each; above, each power of two has 128 of equal width."""
     if value < _SUB:
         return max(0, value)
     value = min(value, _MOST)
@@ -21,7 +21,7 @@ def bucket_of(value: int) -> int:
 
 
 def top_of(bucket: int) -> int:
-    """The largest value that a bucket stands for: a quantile is rounded up, never flattered."""
+    """Returns the largest value of a bucket, so that quantiles are rounded up."""
     if bucket < 2 * _SUB:
         return bucket
     shift = (bucket >> _SUB_BITS) - 1
@@ -43,17 +43,17 @@ class Histogram:
         self.most = max(self.most, value)
 
     def take(self, counted: dict[int, int]) -> None:
-        """Record many values with how often each came, and empty the dictionary."""
+        """Records each value as often as `counted` says, and empties the dictionary."""
         for value, times in counted.items():
             self.record(value, times)
         counted.clear()
 
     def quantile(self, share: float) -> int:
-        """The least value that at least this share of all does not exceed; 0 when there is none."""
-        wanted, seen = share * self.count, 0
+        """Returns the least value that at least this share of all values does not exceed; 0 if there are none."""
+        rank, seen = share * self.count, 0
         for bucket in sorted(self._counts):
             seen += self._counts[bucket]
-            if seen >= wanted:
+            if seen >= rank:
                 return min(top_of(bucket), self.most)
         return 0
 
@@ -74,7 +74,7 @@ class Histogram:
         self.most = max(self.most, other.most)
 
     def milliseconds(self) -> dict[str, float]:
-        """The usual quantiles of microseconds, in milliseconds."""
+        """Returns the usual quantiles, recorded in microseconds, in milliseconds."""
         shares = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99, "p999_ms": 0.999}
-        told = {name: self.quantile(share) / 1000 for name, share in shares.items()}
-        return {**told, "max_ms": self.most / 1000}
+        quantiles = {name: self.quantile(share) / 1000 for name, share in shares.items()}
+        return {**quantiles, "max_ms": self.most / 1000}

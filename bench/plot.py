@@ -1,4 +1,4 @@
-"""Latency against rate, ours beside the peer's, as a PNG."""
+"""Plots latency against rate, Midstream's and the peer's, as a PNG."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _LIMIT_MS = 250
 
 
 def plot(results: dict[str, Any], path: Path, caption: str) -> None:
-    """Of the workloads that were driven to their ceiling: W1, W2. Raises Unusable."""
+    """Plots the workloads that were driven to their ceiling: W1 and W2. Raises Unusable."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise Unusable("--plot needs matplotlib: pip install 'midstream[bench]'") from None
-    curves = {name: one["sides"] for name, one in results.items() if _drawn(one["sides"])}
+    curves = {name: result["sides"] for name, result in results.items() if _drawn(result["sides"])}
     if not curves:
-        raise Unusable("there is nothing to plot: W1 and W2 have a curve of latency against rate")
+        raise Unusable("there is nothing to plot: only W1 and W2 have a curve of latency against rate")
     figure = Figure(figsize=(6.2 * len(curves), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     for number, (name, sides) in enumerate(curves.items()):
         axes = figure.add_subplot(1, len(curves), number + 1)
-        for (side, about), colour in zip(sides.items(), _COLOURS, strict=False):
-            steps = [step for step in _middle(about["runs"])["curve"] if step["events"]]
+        for (side, summary), colour in zip(sides.items(), _COLOURS, strict=False):
+            steps = [step for step in _middle(summary["runs"])["curve"] if step["events"]]
             steps.sort(key=lambda step: float(step["offered_per_s"]))
             rates = [step["offered_per_s"] for step in steps]
             for quantile, style in (("p50_ms", "--"), ("p99_ms", "-")):

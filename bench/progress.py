@@ -1,11 +1,15 @@
-"""One line on standard error that says how far it is; nothing at all where that is not a terminal."""
+"""A progress line on standard error; nothing if that is not a terminal."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 _WIDTH = 24
+
+Show = Callable[[str], None]
+"""Shows what is being measured now."""
 
 
 class Progress:
@@ -15,19 +19,19 @@ class Progress:
         self._shown = sys.stderr.isatty()
         self._began = time.monotonic()
 
-    def tell(self, what: str) -> None:
-        """What is under way now."""
+    def show(self, activity: str) -> None:
+        """Draws the line, with what is being measured now."""
         if not self._shown:
             return
         filled = _WIDTH * self._done // self._steps
         seconds = int(time.monotonic() - self._began)
         bar = "█" * filled + "·" * (_WIDTH - filled)
-        sys.stderr.write(f"\r\033[K{bar} {self._done}/{self._steps}  {seconds // 60}:{seconds % 60:02}  {what}")
+        sys.stderr.write(f"\r\033[K{bar} {self._done}/{self._steps}  {seconds // 60}:{seconds % 60:02}  {activity}")
         sys.stderr.flush()
 
     def step(self) -> None:
         self._done += 1
-        self.tell("")
+        self.show("")
 
     def close(self) -> None:
         if self._shown:

@@ -1,4 +1,4 @@
-"""Runs put together: medians, spread, ratios; the table and the JSON."""
+"""Summarises runs: medians, spread and ratios, and the table of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Row:
     label: str
     unit: str = ""
     target: str = ""
-    """For the workloads in full; in small they are others."""
+    """For the full sizes only, not for --quick."""
     more_is_better: bool = False
 
 
@@ -87,7 +87,7 @@ WORKLOADS = tuple(ROWS)
 
 
 def summed_up(runs: list[Figures]) -> dict[str, Any]:
-    """The runs as they were, and of each number the median and the least and most."""
+    """Returns the runs, and for each number in them its median, minimum and maximum."""
     numbers: dict[str, list[float]] = {}
     for run in runs:
         for name, value in run.items():
@@ -104,15 +104,15 @@ def summed_up(runs: list[Figures]) -> dict[str, Any]:
 
 
 def ratios(workload: str, sides: dict[str, Any]) -> dict[str, float]:
-    """How many times better ours is, figure by figure, in these runs. Above 1: better."""
+    """Returns how many times better Midstream is than the peer, for each figure; above 1 is better."""
     if PEER not in sides or OURS not in sides:
         return {}
-    ours, peer, told = sides[OURS]["medians"], sides[PEER]["medians"], {}
+    ours, peer, better = sides[OURS]["medians"], sides[PEER]["medians"], {}
     for row in rows_of(workload, ours):
         if ours.get(row.figure) and peer.get(row.figure):
             ratio = ours[row.figure] / peer[row.figure]
-            told[row.figure] = ratio if row.more_is_better else 1 / ratio
-    return told
+            better[row.figure] = ratio if row.more_is_better else 1 / ratio
+    return better
 
 
 def rows_of(workload: str, medians: dict[str, float]) -> list[Row]:
@@ -124,20 +124,20 @@ def rows_of(workload: str, medians: dict[str, float]) -> list[Row]:
         label = name.replace("_", ": ") if workload == "growth" else name
         rows.append(Row(name + unit, label + ": gateway CPU per event", "µs"))
         if name + "_ratio" in medians:
-            rows.append(Row(name + "_ratio", label + ": of the native face's", "×", "≤ 1.3"))
+            rows.append(Row(name + "_ratio", label + ": relative to the native face", "×", "≤ 1.3"))
     return rows
 
 
 def table(results: dict[str, Any], *, targets: bool) -> str:
-    """Everything that was measured, for people."""
+    """Returns all results as a table of text."""
     lines = []
-    with_peer = any(PEER in one["sides"] for one in results.values())
-    for workload, one in results.items():
-        sides = one["sides"]
+    with_peer = any(PEER in result["sides"] for result in results.values())
+    for workload, result in results.items():
+        sides = result["sides"]
         ours = sides[OURS]
         lines += ["", f"{workload}  {TITLES[workload]}"]
-        if one.get("error"):
-            lines.append(f"    VOID: {one['error']}")
+        if result.get("error"):
+            lines.append(f"    VOID: {result['error']}")
         header = ["", OURS, "spread", *([PEER, "ratio"] if with_peer else []), *(["target"] if targets else [])]
         body = [header]
         for row in rows_of(workload, ours["medians"]):
@@ -152,7 +152,7 @@ def table(results: dict[str, Any], *, targets: bool) -> str:
             if with_peer:
                 peer = sides.get(PEER)
                 cells.append(_shown(row, peer) if peer and row.figure in peer["medians"] else "")
-                ratio = one["ratios"].get(row.figure)
+                ratio = result["ratios"].get(row.figure)
                 cells.append(f"{ratio:.1f} ×" if ratio else "")
             if targets:
                 cells.append(row.target)
@@ -180,7 +180,7 @@ def _notes(side: dict[str, Any]) -> Iterable[str]:
     if side["void"]:
         yield "VOID: events were lost, doubled or out of order, or readers were cut off; the JSON says which"
     if side["generators"]:
-        yield "the load generator was busy or late: these figures are partly its own"
+        yield "the load generator was busy or late: these figures partly measure it"
     for limit in side["limit"]:
         yield f"the ceiling's limit: {limit}"
 

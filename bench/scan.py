@@ -1,7 +1,7 @@
-"""What a reader received, checked and timed at C speed: no object per event, and every event looked at.
+"""Checks and times every event that a reader received, at C speed and without an object per event.
 
-A token's text is `~<stream number> <offset> <CLOCK_MONOTONIC ns>~` and padding. So a reader sees for each event whether it
-is its own stream's, whether its id is its offset, whether it is the next one, and how old it is.
+A token's text is `~<stream number> <offset> <CLOCK_MONOTONIC ns>~` and padding. It shows for each event whether it belongs
+to the reader's stream, whether its id matches its offset, whether it is the next one, and how old it is.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from collections import Counter
 from bench.histogram import Histogram
 
 TOKEN = re.compile(rb'id: 1-(\d+)\ndata: \{"token":"~(\d{5}) (\d+) (\d+)\d{3}~')
-"""Id, stream number, offset, and the stamp without its last three digits: microseconds."""
+"""Groups: id, stream number, offset, and the stamp in microseconds (without its last three digits)."""
 _NAMED = re.compile(rb"^event: (\w+)", re.MULTILINE)
 _HARMLESS = frozenset({b"started", b"live", b"done", b"accepted"})
 _UNREAD_BYTES_MAX = 4 << 20
-"""An event of ours has 100 bytes; a chunk has at most a page of history. More is not what was asked for."""
+"""Bytes kept until an event is complete. An event has 100 bytes, a chunk at most one page of a log."""
 _GAPS_KEPT_MAX = 100_000
 _PENDING_MAX = 20_000
 
 
 class Broken(Exception):
-    """What came is not HTTP, or not Server-Sent Events."""
+    """The bytes received are not HTTP, or not Server-Sent Events."""
 
 
 def stamp_text(number: int, offset: int, stamp_ns: int, padding: bytes = b"") -> bytes:
-    """The text of one token, as the scanner reads it."""
+    """Returns the text of a token, in the form that the scanner reads."""
     return b"~%05d %d %d~%b" % (number, offset, stamp_ns, padding)
 
 
 class Unchunker:
-    """HTTP/1.1 chunked coding (RFC 9112, section 7.1): bytes in, body out, any split."""
+    """Decodes HTTP/1.1 chunked coding (RFC 9112, section 7.1), however its bytes are split."""
 
     __slots__ = ("_left", "_rest", "chunks", "ended")
 
     def __init__(self) -> None:
         self._rest = b""
         self._left = 0
-        """Bytes of the present chunk, with its CRLF, that have not come yet."""
+        """Bytes of the current chunk, including its CRLF, that have not come yet."""
         self.chunks = 0
         self.ended = False
 
@@ -63,7 +63,7 @@ class Unchunker:
             head = data.find(b"\r\n", position, position + 20)
             if head < 0:
                 if end - position > 20:
-                    raise Broken("a chunk without a size")
+                    raise Broken("a chunk has no size")
                 self._rest = data[position:]
                 break
             size = _size(data[position:head])
@@ -84,42 +84,42 @@ def _size(digits: bytes) -> int:
 
 
 class Tally:
-    """What all readers of one process saw."""
+    """Counts of what all readers of one process received."""
 
     def __init__(self) -> None:
         self.events = self.missing = self.doubled = self.out_of_order = self.strangers = 0
-        """`strangers`: events of another stream, or whose id is not their offset."""
+        """`strangers`: events of another stream, or whose id differs from their offset."""
         self.named: Counter[str] = Counter()
-        """Named events that have no place in a run: gap, failed, restarted, cancelled."""
+        """Named events that must not occur in a run: gap, failed, restarted, cancelled."""
         self.gaps: set[tuple[int, int]] = set()
-        """(reader, offset) of what was passed over; it may still come, out of order."""
+        """(reader, offset) of missing tokens; they may still come, out of order."""
         self.latencies = Histogram()
         self.pending: Counter[int] = Counter()
         self.parsed: dict[bytes, _Parsed] | None = None
-        """Chunks that many readers get are read once. None where every reader has a stream of its own."""
+        """Cache of parsed chunks, since many readers get equal ones. None if every reader has a stream of its own."""
 
     def settle(self) -> None:
-        """Move what was counted into the histogram."""
+        """Moves the pending latencies into the histogram."""
         self.latencies.take(self.pending)
 
     def reset(self) -> None:
-        """Forget times and the count of events; faults stay."""
+        """Forgets latencies and the number of events, but not faults."""
         self.pending.clear()
         self.latencies = Histogram()
         self.events = 0
 
     def faults(self) -> dict[str, int]:
-        told = {
+        counts = {
             "missing": self.missing,
             "doubled": self.doubled,
             "out_of_order": self.out_of_order,
             "strangers": self.strangers,
         }
-        return {**told, **{f"event_{name}": count for name, count in self.named.items()}}
+        return {**counts, **{f"event_{name}": count for name, count in self.named.items()}}
 
 
 class _Parsed:
-    """The tokens of one piece of body, in order. Stamps in microseconds."""
+    """The tokens of one piece of a body, in order. Stamps are in microseconds."""
 
     __slots__ = ("alike", "contiguous", "count", "first", "named", "number", "numbers", "offsets", "stamps")
 
@@ -128,10 +128,10 @@ class _Parsed:
         self.count = len(found)
         self.first = 0
         self.number = b""
-        """Of the stream whose tokens these all are."""
+        """The number of the stream, if all tokens are of one stream and have matching ids; else empty."""
         self.numbers: tuple[bytes, ...] = ()
         self.alike: list[bool] = []
-        """Whether each one's id is its offset."""
+        """For each token whether its id matches its offset; empty if all do."""
         self.contiguous = False
         self.offsets: list[int] = []
         self.stamps: list[int] = []
@@ -142,14 +142,16 @@ class _Parsed:
             self.stamps = list(map(int, stamps))
             self.first = self.offsets[0]
             self.numbers = numbers
-            self.alike = [one == other for one, other in zip(ids, offsets, strict=True)] if ids != offsets else []
+            self.alike = (
+                [event_id == offset for event_id, offset in zip(ids, offsets, strict=True)] if ids != offsets else []
+            )
             if not self.alike and numbers.count(numbers[0]) == self.count:
                 self.number = numbers[0]
                 self.contiguous = self.offsets == list(range(self.first, self.first + self.count))
 
 
 class Scanner:
-    """One reader's body."""
+    """Checks the body of one reader."""
 
     __slots__ = ("_number", "_own", "_rest", "next", "reader", "tally")
 
@@ -157,13 +159,13 @@ class Scanner:
         self.tally = tally
         self.reader = reader
         self.next = first
-        """The offset that is to come."""
+        """The offset that must come next."""
         self._number = number
         self._own = b"%05d" % number
         self._rest = b""
 
     def feed(self, body: bytes, now_us: int) -> None:
-        """Take the next bytes of the body. Raises Broken."""
+        """Checks the next bytes of the body, received at `now_us`. Raises Broken."""
         if self._rest:
             body = self._rest + body
             self._rest = b""
@@ -179,9 +181,9 @@ class Scanner:
         known = tally.parsed
         if known is None:
             if body.count(b"\n\n") == 1:  # the common case of a reader with a stream of its own
-                one = TOKEN.match(body)
-                if one is not None:
-                    event_id, number, offset, stamp = one.groups()
+                token = TOKEN.match(body)
+                if token is not None:
+                    event_id, number, offset, stamp = token.groups()
                     if event_id == offset and number == self._own and int(offset) == self.next:
                         self.next += 1
                         tally.events += 1
@@ -215,7 +217,7 @@ class Scanner:
             tally.settle()
 
     def _examine(self, parsed: _Parsed) -> None:
-        """Event by event, when something is not as it should be."""
+        """Counts the faults of each event, when at least one is not the expected one."""
         tally = self.tally
         for index, offset in enumerate(parsed.offsets):
             if parsed.numbers[index] != self._own or (parsed.alike and not parsed.alike[index]):
@@ -225,7 +227,7 @@ class Scanner:
             elif offset > self.next:
                 tally.missing += offset - self.next
                 room = _GAPS_KEPT_MAX - len(tally.gaps)
-                tally.gaps.update((self.reader, one) for one in range(self.next, min(offset, self.next + room)))
+                tally.gaps.update((self.reader, missing) for missing in range(self.next, min(offset, self.next + room)))
                 self.next = offset + 1
             elif (self.reader, offset) in tally.gaps:
                 tally.gaps.discard((self.reader, offset))

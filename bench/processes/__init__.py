@@ -1,1 +1,1 @@
-"""What is measured and what measures, each a process of its own: started here, told what to do over pipes."""
+"""The bench's processes: those that are measured, and those that measure and take orders over pipes."""

@@ -1,6 +1,6 @@
-"""`python -m bench.processes.any_face`: a reader for each stream, through whichever face: SSE, lines, text, WebSocket frames.
+"""`python -m bench.processes.any_face`: one reader per stream, through any face: SSE, NDJSON, text, WebSocket.
 
-Tokens are found by their stamps, so that the same reader measures all faces, and its own cost is the same for each.
+Readers find tokens by their stamps, so that one reader measures all faces, at equal cost of its own.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class AnyFace(Stamped):
         self._epoll = select.epoll()
         self._epoll.register(orders.fd, select.EPOLLIN)
         self._open: dict[int, tuple[socket.socket, bytes]] = {}
-        """By file descriptor: the connection, and what its last read left."""
+        """By file descriptor: the connection, and the unused end of its last read."""
         self.closed = 0
 
     def do_connect(self, within_seconds: float) -> dict[str, Any]:
-        """Open all readers, one after the other; each has the head of its response."""
+        """Opens all readers one after the other, each up to the head of its response."""
         deadline = time.monotonic() + within_seconds
         for request in self._requests:
             sock = socket.create_connection(self._address, timeout=max(0.01, deadline - time.monotonic()))
@@ -49,8 +49,8 @@ class AnyFace(Stamped):
         return {"connected": len(self._open), "why": ""}
 
     def do_drain(self, last: int, within_seconds: float) -> dict[str, Any]:
-        told = super().do_drain(last, within_seconds)
-        return {**told, "faults": {**told["faults"], "closed": self.closed}}
+        account = super().do_drain(last, within_seconds)
+        return {**account, "faults": {**account["faults"], "closed": self.closed}}
 
     def turn(self, seconds: float) -> None:
         for fd, _ in self._epoll.poll(seconds):

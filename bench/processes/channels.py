@@ -1,4 +1,4 @@
-"""`python -m bench.processes.channels`: a subscriber of streams' channels, that takes the time of each token as a gateway gets it."""
+"""`python -m bench.processes.channels`: subscribes to streams' channels as a gateway does, and times each token."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Channels(Stamped):
         super().__init__(orders, len(streams))
         self._sock = connect(RedisAddress.parse(plan["redis"]))
         self._rest = b""
-        self._sock.sendall(b"".join(pack(("SSUBSCRIBE", live_channel(one))) for one in streams))
+        self._sock.sendall(b"".join(pack(("SSUBSCRIBE", live_channel(stream))) for stream in streams))
         confirmed, received = 0, b""
-        while confirmed < len(streams):  # before anything is published: these replies stand alone
+        while confirmed < len(streams):  # nothing is published yet, so only these replies come
             received += self._sock.recv(65_536)
             confirmed = received.count(_CONFIRMED)
         self._sock.setblocking(False)

@@ -1,4 +1,4 @@
-"""Starts a program on given cores, to end when its parent ends: `python child.py 0,1 PROGRAM ARGUMENT...`"""
+"""Runs a program on given cores, killed when its parent ends (Linux): `python child.py 0,1 PROGRAM ARGUMENT...`"""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""How the measuring processes are told what to do: JSON lines in on standard input, JSON lines out on standard output."""
+"""Orders to the measuring processes and their answers: JSON lines on standard input and standard output."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _END_SECONDS = 5.0
 
 
 class Gone(MidstreamError):
-    """A measuring process ended, or did not answer in time."""
+    """A measuring process has ended, or did not answer in time."""
 
 
 class Orders:
-    """The side of the process: lines from standard input. Its end is the order to go: nobody outlives the bench."""
+    """Reads orders, in the measuring process. The end of standard input ends the process: none outlives the bench."""
 
     def __init__(self) -> None:
         self.fd = sys.stdin.fileno()
@@ -34,7 +34,7 @@ class Orders:
         self._ready: list[dict[str, Any]] = []
 
     def read(self) -> list[dict[str, Any]]:
-        """What was ordered since. Exits when there is nobody to order anything any more."""
+        """Returns the orders that have come since the last call. Exits at the end of standard input."""
         data = os.read(self.fd, 1 << 20)
         if not data:
             sys.exit(0)
@@ -42,7 +42,7 @@ class Orders:
         return [orjson.loads(line) for line in lines if line]
 
     def next(self) -> dict[str, Any]:
-        """Wait for one order."""
+        """Waits for the next order."""
         while not self._ready:
             self._ready = self.read()
         return self._ready.pop(0)
@@ -54,7 +54,7 @@ def answer(body: Mapping[str, Any]) -> None:
 
 
 class Helper:
-    """The side of the bench: a process of ours, `python -m <module>`."""
+    """A measuring process, `python -m <module>`, as the bench sees it."""
 
     def __init__(self, module: str, plan: Mapping[str, Any], *, log: Path, cores: set[int] | None) -> None:
         self._module = module
@@ -68,9 +68,9 @@ class Helper:
                 stderr=output,
             )
         self._rest = b""
-        self._ready: list[Any] = []
-        self.told: dict[str, Any] = {}
-        """What it said when it was ready."""
+        self._answers: list[Any] = []
+        self.ready: dict[str, Any] = {}
+        """The answer to the plan: the process is ready."""
         if cores:
             os.sched_setaffinity(self._process.pid, cores)
         self.tell(plan)
@@ -88,24 +88,25 @@ class Helper:
             raise self._gone("has ended") from None
 
     def hear(self, *, within_seconds: float) -> dict[str, Any]:
-        """Its next answer. Raises Gone."""
+        """Waits for the next answer. Raises Gone."""
         assert self._process.stdout is not None
         fd, deadline = self._process.stdout.fileno(), time.monotonic() + within_seconds
-        while not self._ready:
+        while not self._answers:
             if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 raise self._gone(f"did not answer within {within_seconds:g} s")
             data = os.read(fd, 1 << 20)
             if not data:
                 raise self._gone("has ended")
             *lines, self._rest = (self._rest + data).split(b"\n")
-            self._ready = [orjson.loads(line) for line in lines]
-        told: dict[str, Any] = self._ready.pop(0)
-        if "error" in told:
-            raise Gone(f"{self._module}: {told['error']}")
-        return told
+            self._answers = [orjson.loads(line) for line in lines]
+        answer: dict[str, Any] = self._answers.pop(0)
+        if "error" in answer:
+            raise Gone(f"{self._module}: {answer['error']}")
+        return answer
 
-    def ask(self, op: str, *, wait_seconds: float = 90.0, **more: Any) -> dict[str, Any]:
-        self.tell({"op": op, **more})
+    def ask(self, op: str, *, wait_seconds: float = 90.0, **arguments: Any) -> dict[str, Any]:
+        """Sends an order and waits for its answer. Raises Gone."""
+        self.tell({"op": op, **arguments})
         return self.hear(within_seconds=wait_seconds)
 
     def close(self) -> None:
@@ -128,6 +129,6 @@ class Helper:
     ) -> None:
         self.close()
 
-    def _gone(self, what: str) -> Gone:
-        said = self._log.read_text()[-1500:] if self._log.exists() else ""
-        return Gone(f"{self._module} {what}\n{said}".rstrip())
+    def _gone(self, reason: str) -> Gone:
+        log_text = self._log.read_text()[-1500:] if self._log.exists() else ""
+        return Gone(f"{self._module} {reason}\n{log_text}".rstrip())

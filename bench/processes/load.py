@@ -1,6 +1,6 @@
-"""`python -m bench.processes.load`: many readers of Server-Sent Events in one process. It measures, and must not be what is measured.
+"""`python -m bench.processes.load`: many readers of Server-Sent Events in one process, cheap enough not to limit the measurement.
 
-One epoll, large reads, no task and no object per event. Orders come from bench.workloads.follow: connect, mark, cut, drain, storm.
+It has one epoll, large reads, and no task or object per event. bench.workloads.follow orders: connect, mark, cut, drain, storm.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _READ_BYTES = 65_536
 _STORM_READ_BYTES = 262_144
 _HEAD_BYTES_MAX = 16_384
 _STORM_BYTES_MAX = 1 << 30
-"""A storm's bodies are kept, and checked when the clock has stopped: a gigabyte in all."""
+"""The bodies of a storm are kept, at most a gigabyte in all, and checked when the clock has stopped."""
 _AT_ONCE = 1024
 
 
@@ -35,7 +35,7 @@ class Reader:
         self.unchunker = Unchunker()
         self.chunked = True
         self.head: bytes | None = None
-        """What has come of the response's head; None before the connection stands, b"" is kept while it is read."""
+        """What has come of the response's head so far; None until connected, b"-" once it is complete."""
         self.sock: socket.socket
         self.opened_at = self.done_at = 0.0
         self.body: list[bytes] = []
@@ -80,25 +80,25 @@ class Load:
     # --- orders
 
     def do_connect(self, after: str, at_once: int, within_seconds: float) -> dict[str, Any]:
-        """Open all readers, at most so many at once; done when each has the head of its response."""
+        """Opens all readers, at most `at_once` at a time, each up to the head of its response."""
         deadline = time.monotonic() + within_seconds
         waiting = list(reversed(self._readers))
         while (waiting or self._connecting) and time.monotonic() < deadline:
             while waiting and len(self._connecting) < at_once:
                 self._connect(waiting.pop(), after)
             self._turn(0.05)
-        self._rest_from_collecting()
+        self._stop_garbage_collection()
         return {"connected": len(self._open) - len(self._connecting), "refused": self.refused, "why": self._why}
 
     def do_mark(self) -> dict[str, Any]:
-        """From here on events are counted and timed."""
+        """Begins to count and time events."""
         self._tally.reset()
         self.reads = self.wire_bytes = 0
         self._marked_at, self._marked_cpu = time.monotonic(), time.process_time()
         return {"at": self._marked_at}
 
     def do_cut(self) -> dict[str, Any]:
-        """How much came since the mark. Times go on being taken until the drain's end."""
+        """Returns the counts since the mark. Latencies are taken until the drain has ended."""
         seconds = time.monotonic() - self._marked_at
         cpu = time.process_time() - self._marked_cpu
         return {
@@ -110,7 +110,7 @@ class Load:
         }
 
     def do_drain(self, last: int, within_seconds: float) -> dict[str, Any]:
-        """Wait until every reader has everything up to an offset; the whole account."""
+        """Waits until every reader has every event up to offset `last`; returns latencies and faults."""
         began = time.monotonic()
         looked_at = 0.0
         behind = 1
@@ -118,12 +118,12 @@ class Load:
             self._turn(0.02)
             if now - looked_at > 0.02:
                 looked_at = now
-                behind = sum(one.scanner.next <= last for one in self._readers)
+                behind = self._behind(last)
         tally = self._tally
         tally.settle()
         return {
             "behind": behind,
-            "lacking": sum(max(0, last + 1 - one.scanner.next) for one in self._readers),
+            "lacking": self._lacking(last),
             "drain_seconds": time.monotonic() - began,
             "latency": tally.latencies.stored(),
             "faults": {**tally.faults(), "closed": self.closed, "refused": self.refused, "broken": self.broken},
@@ -131,7 +131,7 @@ class Load:
         }
 
     def do_storm(self, after: str, last: int, within_seconds: float) -> dict[str, Any]:
-        """All readers come back at once and catch up to an offset. Bodies are kept, and checked afterwards."""
+        """Connects all readers at once, and waits until they have caught up to offset `last`; checks the bodies afterwards."""
         marker = b"id: 1-%d\n" % last
         gc.disable()
         began, cpu = time.monotonic(), time.process_time()
@@ -164,19 +164,19 @@ class Load:
                         reader.done_at = time.monotonic()
                         done += 1
                     reader.tail = tail[-256:]
-        seconds = max((one.done_at for one in self._readers), default=0.0) - began if done else 0.0
+        seconds = max((reader.done_at for reader in self._readers), default=0.0) - began if done else 0.0
         times = Histogram()
         for reader in self._readers:
             if reader.done_at:
                 times.record(int((reader.done_at - reader.opened_at) * 1e6))
         utilisation = (time.process_time() - cpu) / max(0.001, time.monotonic() - began)
-        lacking = self._check_bodies(last)
+        self._check_bodies()
         tally = self._tally
         return {
             "seconds": seconds,
             "caught_up": done,
-            "behind": sum(one.scanner.next <= last for one in self._readers),
-            "lacking": lacking,
+            "behind": self._behind(last),
+            "lacking": self._lacking(last),
             "events": tally.events,
             "wire_bytes": kept,
             "utilisation": utilisation,
@@ -215,18 +215,18 @@ class Load:
             self._lose(reader, errno.errorcode.get(failed, "not connected"))
             return
         reader.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        reader.sock.send(reader.body.pop())  # a new socket's buffer takes a request
+        reader.sock.send(reader.body.pop())  # fits into the buffer of a new socket
         reader.head = b""
         self._epoll.modify(reader.sock.fileno(), select.EPOLLIN)
 
     def _head(self, reader: Reader, data: bytes) -> bytes:
-        """Read the response's head; what of the body came with it. Raises Broken."""
+        """Reads the response's head; returns the part of the body that came with it. Raises Broken."""
         assert reader.head is not None
         reader.head += data
         head, blank, body = reader.head.partition(b"\r\n\r\n")
         if not blank:
             if len(head) > _HEAD_BYTES_MAX:
-                raise Broken("a response head without an end")
+                raise Broken(f"the head of a response has more than {_HEAD_BYTES_MAX} bytes")
             return b""
         status = head.split(b" ", 2)[1] if head.startswith(b"HTTP/1.") else b"?"
         if status != b"200":
@@ -238,7 +238,7 @@ class Load:
         return body
 
     def _turn(self, seconds: float) -> None:
-        """One look at all sockets."""
+        """Reads every socket that is ready, and orders."""
         is_open, connecting = self._open, self._connecting
         for fd, events in self._epoll.poll(seconds, _AT_ONCE):
             reader = is_open.get(fd)
@@ -283,8 +283,8 @@ class Load:
             self._epoll.unregister(fd)
         reader.sock.close()
 
-    def _check_bodies(self, last: int) -> int:
-        """Read what a storm has kept; how many events are lacking."""
+    def _check_bodies(self) -> None:
+        """Checks the bodies that a storm has kept."""
         for reader in self._readers:
             body, reader.body = b"".join(reader.body), []
             head, _, body = body.partition(b"\r\n\r\n")
@@ -298,11 +298,16 @@ class Load:
             except Broken as error:
                 self.broken += 1
                 self._why = self._why or str(error)
-        return sum(max(0, last + 1 - one.scanner.next) for one in self._readers)
+
+    def _behind(self, last: int) -> int:
+        return sum(reader.scanner.next <= last for reader in self._readers)
+
+    def _lacking(self, last: int) -> int:
+        return sum(max(0, last + 1 - reader.scanner.next) for reader in self._readers)
 
     @staticmethod
-    def _rest_from_collecting() -> None:
-        """Nothing here makes cycles: the collector would only be measured."""
+    def _stop_garbage_collection() -> None:
+        """Turns the collector off: nothing here makes cycles, and its time would be measured."""
         gc.collect()
         gc.freeze()
         gc.disable()

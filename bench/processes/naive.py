@@ -1,7 +1,7 @@
-"""`python -m bench.processes.naive PORT`: the ordinary way, to compare with: FastAPI, sse-starlette, a blocking XREAD per reader.
+"""`python -m bench.processes.naive PORT`: the peer to compare with: FastAPI, sse-starlette, one blocking XREAD per reader.
 
-It serves the same logs, written by the same publisher. Done well for what it is: uvloop, httptools, orjson, up to 100
-entries per read. (sse-starlette patches uvicorn's way to leave, in whatever process imports it: it is imported here only.)
+It serves the logs that a gateway would, and is well tuned: uvloop, httptools, orjson, up to 100 entries per read.
+Only this process may import sse-starlette, which patches uvicorn's shutdown.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def make_app(redis_url: str) -> Any:
 
 
 def tokens(entry_id: bytes, fields: dict[bytes, bytes]) -> list[tuple[str, str]]:
-    """Ids and texts of the tokens that an entry carries."""
+    """Returns the id and text of each token in an entry."""
     if TOKEN in fields:
         return [(entry_id.decode(), fields[TOKEN].decode())]
     if BATCH in fields:

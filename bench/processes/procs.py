@@ -1,4 +1,4 @@
-"""What processes used, read from outside: /proc on Linux. A process stands for itself and its children."""
+"""What processes use, read from /proc (Linux). A pid stands for the process and its descendants."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """CPU since its start, in seconds (to 10 ms), and memory now, in KB. `pss` shares shared pages among their users."""
+    """CPU time since the start in seconds (to 10 ms), and memory now in KB. `pss` divides shared pages among their users."""
 
     cpu_seconds: float = 0.0
     rss_kb: int = 0
@@ -24,22 +24,22 @@ class Usage:
 
 
 def usage(pid: int) -> Usage:
-    """Of a process and all its descendants. Raises OSError where /proc tells nothing."""
+    """Returns the usage of a process and its descendants. Raises OSError if /proc does not show it."""
     total = Usage()
-    for one in tree(pid):
+    for member in tree(pid):
         try:
-            total = _add(total, _usage_of(one))
+            total = _add(total, _usage_of(member))
         except FileNotFoundError:
-            if one == pid:
+            if member == pid:
                 raise
     return total
 
 
 def tree(pid: int) -> list[int]:
-    """A process and its descendants, oldest first."""
+    """Returns a process and its descendants, oldest first."""
     found = [pid]
-    for one in found:
-        for children in sorted(_PROC.glob(f"{one}/task/*/children")):
+    for parent in found:
+        for children in sorted(_PROC.glob(f"{parent}/task/*/children")):
             try:
                 found += [int(child) for child in children.read_text().split()]
             except OSError:
@@ -48,8 +48,8 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """The cheap part of `usage`, for windows of time."""
-    return sum(_cpu_of(one) for one in tree(pid) if (_PROC / str(one)).exists())
+    """Returns the CPU time of a process and its descendants, in seconds; cheaper than `usage`."""
+    return sum(_cpu_of(member) for member in tree(pid) if (_PROC / str(member)).exists())
 
 
 def _cpu_of(pid: int) -> float:
@@ -83,11 +83,11 @@ def _add(one: Usage, other: Usage) -> Usage:
 
 
 def pin(pid: int, cores: set[int] | None) -> None:
-    """Let a process, all its threads and its children run on these cores alone. None: wherever they like."""
+    """Binds a process, its threads and its descendants to these cores. None: leaves them as they are."""
     if cores is None or not hasattr(os, "sched_setaffinity"):
         return
-    for one in tree(pid):
-        for thread in _PROC.glob(f"{one}/task/*"):
+    for member in tree(pid):
+        for thread in _PROC.glob(f"{member}/task/*"):
             try:
                 os.sched_setaffinity(int(thread.name), cores)
             except ProcessLookupError:
@@ -95,7 +95,7 @@ def pin(pid: int, cores: set[int] | None) -> None:
 
 
 def listener_of(port: int) -> int | None:
-    """The process of this machine that listens on a TCP port, the oldest if there are several; None if that cannot be seen."""
+    """Returns the local process that listens on a TCP port (the lowest pid of several); None if /proc does not show it."""
     inodes = set()
     for table in ("tcp", "tcp6"):
         try:
@@ -116,15 +116,15 @@ def listener_of(port: int) -> int | None:
 
 
 def machine() -> dict[str, object]:
-    """What a figure cannot be read without."""
+    """Returns what a reader of the figures must know of this machine."""
     try:
         model = re.findall(r"^model name\s*:\s*(.+)$", (_PROC / "cpuinfo").read_text(), re.MULTILINE)[:1]
     except OSError:
         model = []
-    about = os.uname()
+    system = os.uname()
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     return {
-        "system": f"{about.sysname} {about.release} {about.machine}",
+        "system": f"{system.sysname} {system.release} {system.machine}",
         "processor": model[0] if model else "unknown",
         "cores": cores,
         "load_average": os.getloadavg(),

@@ -1,7 +1,7 @@
-"""`python -m bench.processes.provider`: an OpenAI-compatible server that is cheap enough to measure a worker with.
+"""`python -m bench.processes.provider`: an OpenAI-compatible server, cheap enough to measure a worker with.
 
-HTTP by hand over one epoll. Flat out, an answer's bytes were made beforehand and leave as fast as the worker takes them.
-Paced, every answer gets a token at the same rate, each stamped as it leaves. Orders: status, go.
+It speaks HTTP itself, over one epoll. Flat out, it sends prepared bytes as fast as the worker reads them. Paced, it sends
+tokens to all answers at one rate, each stamped when sent. Orders: status, go.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _NUMBER = re.compile(rb"bench (\d+)")
 _REQUEST_BYTES_MAX = 1 << 20
 _WRITE_BYTES = 32_768
-"""Flat out, so much per write and turn: then the next answer has its turn."""
+"""Bytes per write when flat out; then the next answer has its turn."""
 _TICK_SECONDS = 0.0003
 
 
@@ -44,7 +44,7 @@ class Connection:
         self.sock = sock
         self.received = b""
         self.number = -1
-        """The stream's number, as the prompt tells it; -1 between two requests."""
+        """The stream's number, from the prompt; -1 between two requests."""
         self.unsent: memoryview | None = None
 
 
@@ -72,12 +72,12 @@ class Provider:
                 answer(self._go(order["rate"]) if order["op"] == "go" else self._status())
 
     def _status(self) -> dict[str, Any]:
-        waiting = sum(one.number >= 0 for one in self._connections.values())
+        waiting = sum(connection.number >= 0 for connection in self._connections.values())
         return {"requests": self.requests, "waiting": waiting, "cpu_seconds": time.process_time()}
 
     def _go(self, rate: float) -> dict[str, Any]:
-        """Give every answer that waits its tokens, one after the other, so many a second in all; then end them."""
-        waiting = [one for one in self._connections.values() if one.number >= 0]
+        """Sends the waiting answers their tokens in turn, `rate` a second over all of them, then ends them."""
+        waiting = [connection for connection in self._connections.values() if connection.number >= 0]
         answer({"began": time.monotonic(), "answers": len(waiting)})
         began, cpu, lag = time.monotonic(), time.process_time(), Histogram()
         sent, total = 0, len(waiting) * self._tokens
@@ -90,14 +90,14 @@ class Provider:
                 continue
             lag.record(int((now - began - sent / rate) * 1e6))
             while sent < due:
-                one = waiting[sent % len(waiting)]
+                connection = waiting[sent % len(waiting)]
                 offset = sent // len(waiting) + 1
-                text = stamp_text(one.number, offset, time.monotonic_ns())
-                self._send(one, _chunked(_CHUNK % (_CHOICE % text)))
+                text = stamp_text(connection.number, offset, time.monotonic_ns())
+                self._send(connection, _chunked(_CHUNK % (_CHOICE % text)))
                 sent += 1
-        for one in waiting:
-            self._send(one, self._end())
-            one.number = -1
+        for connection in waiting:
+            self._send(connection, self._end())
+            connection.number = -1
         wall = time.monotonic() - began
         return {
             "tokens": sent,

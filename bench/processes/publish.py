@@ -1,7 +1,7 @@
-"""`python -m bench.processes.publish`: appends tokens to logs at an exact rate, as a worker does, far cheaper than a worker could.
+"""`python -m bench.processes.publish`: appends tokens to logs at an exact rate, as a worker does, but far cheaper.
 
-The same command that `EventLog.send_append` sends: the append script by its digest, packed by hiredis once per stream and
-cut where the streams differ. An open loop: what is due is sent, however the other side fares; how late, is told.
+It sends the command of `EventLog.send_append`, packed once per stream; only the stream's number is filled in each time.
+The loop is open: tokens are sent when due, however slow the readers are. It reports how late they were.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from shared.log import EventLog
 from shared.redis import RedisAddress
 
 _SLICE = 128
-"""Commands per write: so many share a stamp, which is taken before the first of them is built (0.05 ms)."""
+"""Commands per write. They share a stamp, taken before the first is built (0.05 ms)."""
 _UNANSWERED_MAX = 20_000
 _TICK_SECONDS = 0.0003
 _REPLY_SECONDS = 10.0
 _MARKED, _NUMBER = b"~##### ", b"#####"
-"""Where a stream's number stands in what all streams of a round share."""
+"""The placeholder for the stream's number in the bytes that all streams of a round share."""
 
 
 def connect(address: RedisAddress) -> socket.socket:
-    """A plain blocking connection, logged in. Raises OSError."""
+    """Opens a blocking connection and logs in. Raises OSError."""
     if address.tls:
         raise OSError("the bench publishes without TLS: give it a redis:// or unix:// address")
     if address.path:
@@ -71,18 +71,18 @@ class Publisher:
         self._tokens_per_entry: int = plan["tokens_per_entry"]
         self._padding = b"x" * plan["padding"]
         self._plain: bytes | None = plan["plain"].encode() if plan.get("plain") else None
-        """A text to append as it is, unstamped: where Redis's memory is measured."""
+        """A text to append without a stamp, to measure Redis's memory."""
         self._held: int = plan["held"]
-        """Entries in each log: `accepted` and `started` at first."""
+        """The number of entries in each log, at first `accepted` and `started`."""
         self._offset = 0
         self._at = 0
-        """Entries sent in the present round over all streams."""
+        """Streams that have got their entry in the current round."""
         self.sent = self.answered = 0
         self._refused = ""
         self._lag = Histogram()
 
     def run(self, rate: float, seconds: float, rounds: int) -> dict[str, Any]:
-        """Append for so long, to the end of a round, or so many rounds; `rate` in tokens/s, 0: flat out."""
+        """Appends for `seconds`, to the end of a round, or for `rounds` if that is not 0; `rate` in tokens/s, 0: flat out."""
         streams, unit = len(self._heads), self._tokens_per_entry
         per_second = rate / unit
         total = rounds * streams if rounds else max(streams, -(-int(per_second * seconds) // streams) * streams)
@@ -118,7 +118,7 @@ class Publisher:
         }
 
     def _send(self, count: int) -> None:
-        """The next entry of each of the next streams of this round."""
+        """Sends one entry to each of the next `count` streams of this round."""
         first, last = self._at, self._at + count
         tail = self._tail()
         replace = tail.replace
@@ -138,7 +138,7 @@ class Publisher:
             self._offset += self._tokens_per_entry
 
     def _tail(self) -> bytes:
-        """held, id, field, value: the same for all streams of a round but for the stream's number."""
+        """Packs length, id, field and value: equal for all streams of a round except for the placeholder."""
         now, unit = time.monotonic_ns(), self._tokens_per_entry
         offsets = range(self._offset + 1, self._offset + unit + 1)
         if self._plain is not None:
@@ -151,7 +151,7 @@ class Publisher:
         )
 
     def _hear(self, *, block: bool) -> None:
-        """Count replies; all but whole numbers are refusals."""
+        """Counts replies; a reply that is no integer is a refusal."""
         if block and not select.select([self._sock], [], [], _REPLY_SECONDS)[0]:
             self._refused = f"no reply within {_REPLY_SECONDS:g} s"
             return

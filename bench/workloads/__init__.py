@@ -1,1 +1,1 @@
-"""W1 to W8, and the same by face and by growth: what each offers, for how long, and which figures come of it."""
+"""The workloads: W1 to W8, W1 through each face, and growth. Each offers a load and returns figures."""

@@ -1,4 +1,4 @@
-"""W1 through each of the gateway's faces: what an event costs where it is not the native one. At most 1.3 times as much."""
+"""W1 through each of the gateway's faces: an event may cost at most 1.3 times as much as through the native one."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from bench.histogram import Histogram
 from bench.processes import procs
 from bench.processes.parts import Parts, Server
+from bench.progress import Show
 from bench.sizes import Sizes
 from bench.workloads import streams
 from bench.workloads.follow import BUSY, LATE_MS, Figures, Void, account_of, sleep_until
 from bench.workloads.streams import HELD
 from shared.keys import chat_key
 
-Told = Callable[[str], None]
 _WEBSOCKET = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bWlkc3RyZWFtIGJlbmNoIQ==\r\n"
 NATIVE = "native"
 FACES = {
@@ -27,26 +27,27 @@ FACES = {
     "responses": ("/v1/responses/resp_%s?stream=true", ""),
     "ai_sdk": ("/api/chat/%s/stream", ""),
 }
-"""Path, with %s for the stream's id, and further headers."""
+"""For each face its path, with %s for the stream's id, and further request headers."""
 
 
-def faces(parts: Parts, start: Callable[[], Server], sizes: Sizes, tell: Told) -> Figures:
-    """Each face in turn, with as many streams, a reader each, and the rate of W1; and the native one's cost beside it."""
-    told: Figures = {"void": False, "generators": False}
+def faces(parts: Parts, start: Callable[[], Server], sizes: Sizes, show: Show) -> Figures:
+    """Measures each face in turn, with the streams, readers and rate of W1, and its cost relative to the native one."""
+    result: Figures = {"void": False, "generators": False}
     for name, (path, headers) in FACES.items():
-        tell(f"faces: {name}")
+        show(f"faces: {name}")
         figures = _one(parts, start, sizes, path, headers)
-        told |= {f"{name}_{figure}": value for figure, value in figures.items()}
-        if name != NATIVE and told[f"{NATIVE}_server_us_per_event"]:  # in very small, the clock's ticks show nothing
-            told[f"{name}_ratio"] = figures["server_us_per_event"] / told[f"{NATIVE}_server_us_per_event"]
-        told["void"] |= figures["void"]
-        told["generators"] |= figures["generators"]
-    return told
+        result |= {f"{name}_{figure}": value for figure, value in figures.items()}
+        # A very short run may show no tick of the CPU clock.
+        if name != NATIVE and result[f"{NATIVE}_server_us_per_event"]:
+            result[f"{name}_ratio"] = figures["server_us_per_event"] / result[f"{NATIVE}_server_us_per_event"]
+        result["void"] |= figures["void"]
+        result["generators"] |= figures["generators"]
+    return result
 
 
 def _one(parts: Parts, start: Callable[[], Server], sizes: Sizes, path: str, headers: str) -> Figures:
     server = start()
-    assert server.pid is not None  # one of ours: `Bench` lets no other through
+    assert server.pid is not None  # `Bench` allows only gateways that it has started
     with ExitStack() as stack:
         names = stack.enter_context(streams.begun(parts.redis, sizes.w1_streams))
         chats = [chat_key("anonymous", name) for name in names]

@@ -1,4 +1,4 @@
-"""Streams, readers and a publisher put together: offer a rate for a while, and see what becomes of it."""
+"""Connects readers to streams, publishes at a rate for a while, and collects the figures."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from bench.workloads.streams import HELD, RedisCounts
 from shared.errors import MidstreamError
 
 BUSY = 0.8
-"""A measuring process that is busier than this is what was measured."""
+"""A measuring process that is busier than this, as a share of its core, distorts the figures."""
 LATE_MS = 20.0
-"""So is a publisher whose 99th percentile is later than this."""
+"""A publisher whose 99th percentile is later than this distorts the figures, too."""
 _CONNECT_SECONDS = 60.0
 _DRAIN_SECONDS_MAX = 45.0
-"""How long readers may take to get what has been published; what has not come by then is missing."""
+"""How long readers may take to get what was published; an event that comes later counts as missing."""
 _FAULTS = ("missing", "doubled", "out_of_order", "strangers", "closed", "refused", "broken")
 
 Figures = dict[str, Any]
 
 
 class Void(MidstreamError):
-    """What was to be measured did not work at all."""
+    """The workload failed, so that there is nothing to measure."""
 
 
 class Following:
-    """Readers that are connected, and a publisher for their streams."""
+    """Readers, and a publisher for their streams."""
 
     def __init__(self, parts: Parts, server: Server, loads: list[Helper], publisher: Helper, readers_per: int) -> None:
         self._parts = parts
@@ -43,7 +43,7 @@ class Following:
         self._readers_per_stream = readers_per
 
     def measure(self, rate: float, *, seconds: float, warm_up_seconds: float) -> Figures:
-        """Append so many tokens a second, over all streams together; the account of it. Raises Gone."""
+        """Publishes `rate` tokens a second over all streams; returns the figures. Raises Gone."""
         order = {"op": "run", "rate": rate, "seconds": warm_up_seconds + seconds, "rounds": 0}
         self._publisher.tell(order)
         began = self._publisher.hear(within_seconds=10)["began"]
@@ -60,29 +60,29 @@ class Following:
         return self._figures(rate, cuts, drains, published, after - before, redis_seconds, commands)
 
     def fill(self, rounds: int) -> int:
-        """Append so many entries to every stream, flat out; the offset that they have reached."""
-        self._publisher.tell({"op": "run", "rate": 0, "seconds": 0, "rounds": rounds})
-        self._publisher.hear(within_seconds=10)
-        return int(self._publisher.hear(within_seconds=600)["last"])
+        """Appends `rounds` entries to every stream, flat out; returns the last offset."""
+        return int(self.publish(0, rounds=rounds)["last"])
 
     def publish(self, rate: float, *, rounds: int) -> Figures:
-        """Append so many rounds and say how it went, whoever reads."""
+        """Appends `rounds` entries to every stream at `rate` tokens a second; returns the publisher's account."""
         self._publisher.tell({"op": "run", "rate": rate, "seconds": 0, "rounds": rounds})
         self._publisher.hear(within_seconds=10)
         return self._publisher.hear(within_seconds=600)
 
     def connect(self, *, after: str = "", at_once: int = 256) -> int:
-        """Open the readers; how many are there. Raises Void when not all are."""
-        told = self.ask_all("connect", after=after, at_once=at_once, within_seconds=_CONNECT_SECONDS, wait_seconds=90.0)
-        lacking = [one for one in told if one["refused"] or one["why"]]
-        if lacking:
-            raise Void(f"{self._server.name}: readers could not connect: {lacking[0]['why']}")
-        return sum(one["connected"] for one in told)
+        """Connects all readers; returns their number. Raises Void if one cannot connect."""
+        answers = self.ask_all(
+            "connect", after=after, at_once=at_once, within_seconds=_CONNECT_SECONDS, wait_seconds=90.0
+        )
+        failed = [answer for answer in answers if answer["refused"] or answer["why"]]
+        if failed:
+            raise Void(f"{self._server.name}: readers could not connect: {failed[0]['why']}")
+        return sum(answer["connected"] for answer in answers)
 
-    def ask_all(self, op: str, *, wait_seconds: float = 30.0, **more: Any) -> list[dict[str, Any]]:
-        """One order for all loads, at the same time."""
+    def ask_all(self, op: str, *, wait_seconds: float = 30.0, **arguments: Any) -> list[dict[str, Any]]:
+        """Sends one order to all reader processes at the same time; returns their answers."""
         for load in self.loads:
-            load.tell({"op": op, **more})
+            load.tell({"op": op, **arguments})
         return [load.hear(within_seconds=wait_seconds) for load in self.loads]
 
     def _usage(self) -> float:
@@ -98,12 +98,12 @@ class Following:
         redis_seconds: float,
         commands: dict[str, int],
     ) -> Figures:
-        events = sum(one["events"] for one in cuts)
-        seconds = max(one["seconds"] for one in cuts)
+        events = sum(cut["events"] for cut in cuts)
+        seconds = max(cut["seconds"] for cut in cuts)
         latency, faults = account_of(drains)
         lag = Histogram.load(published["lag_us"])
         offered = rate * self._readers_per_stream
-        load_busy = max(one["utilisation"] for one in cuts)
+        load_busy = max(cut["utilisation"] for cut in cuts)
         lag_p99_ms = lag.quantile(0.99) / 1000
         per_event = 1e6 / max(1, events)
         return {
@@ -116,13 +116,13 @@ class Following:
             "redis_us_per_event": redis_seconds * per_event,
             "redis_utilisation": redis_seconds / seconds,
             "redis_calls": commands,
-            "reads_per_event": sum(one["reads"] for one in cuts) / max(1, events),
-            "wire_bytes_per_event": sum(one["wire_bytes"] for one in cuts) / max(1, events),
+            "reads_per_event": sum(cut["reads"] for cut in cuts) / max(1, events),
+            "wire_bytes_per_event": sum(cut["wire_bytes"] for cut in cuts) / max(1, events),
             "load_utilisation": load_busy,
             "publisher_utilisation": published["utilisation"],
             "publisher_lag_p99_ms": lag_p99_ms,
-            "drain_seconds": max(one["drain_seconds"] for one in drains),
-            "behind": sum(one["behind"] for one in drains),
+            "drain_seconds": max(drain["drain_seconds"] for drain in drains),
+            "behind": sum(drain["behind"] for drain in drains),
             **faults,
             "void": any(faults.values()),
             "generators": max(load_busy, published["utilisation"]) > BUSY or lag_p99_ms > LATE_MS,
@@ -130,14 +130,14 @@ class Following:
 
 
 def account_of(drains: list[dict[str, Any]]) -> tuple[Histogram, dict[str, int]]:
-    """Latencies and faults of several loads put together. What has not come at all is missing, too."""
+    """Adds up latencies and faults of several reader processes. Events that have not come count as missing."""
     latency = Histogram()
-    for one in drains:
-        latency.merge(Histogram.load(one["latency"]))
-    names = sorted({name for one in drains for name in one["faults"]} | set(_FAULTS))
-    faults = {name: sum(one["faults"].get(name, 0) for one in drains) for name in names}
+    for drain in drains:
+        latency.merge(Histogram.load(drain["latency"]))
+    names = sorted({name for drain in drains for name in drain["faults"]} | set(_FAULTS))
+    faults = {name: sum(drain["faults"].get(name, 0) for drain in drains) for name in names}
     faults["gapped"] = faults["missing"]
-    faults["missing"] += sum(one["lacking"] for one in drains)
+    faults["missing"] += sum(drain["lacking"] for drain in drains)
     return latency, faults
 
 
@@ -155,9 +155,9 @@ def following(
     load_processes: int = 1,
     padding: int = 0,
 ) -> Iterator[Following]:
-    """`readers` readers spread over `count` new streams that have `history` entries of tokens each.
+    """Spreads `readers` readers over `count` new streams, each with a log of `history` entries of tokens.
 
-    They begin after the history; with `resume_at` they are not connected yet, and will come back after that offset.
+    Readers begin after the history; with `resume_at` they are not connected yet, and must resume after that offset.
     """
     with ExitStack() as stack:
         names = stack.enter_context(streams.begun(parts.redis, count))

@@ -1,11 +1,11 @@
-"""W6: what a token costs Redis, in time and in memory, at several tokens per entry."""
+"""W6: what a token costs Redis, in CPU and memory, at several numbers of tokens per entry."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 
 from bench.processes.parts import Parts
+from bench.progress import Show
 from bench.sizes import Sizes
 from bench.workloads import streams
 from bench.workloads.follow import Figures
@@ -18,21 +18,19 @@ _WORD = " word"
 """Five bytes: about an English token."""
 
 
-def w6(
-    parts: Parts, sizes: Sizes, tell: Callable[[str], None], *, units: tuple[int, ...] = TOKENS_PER_ENTRY
-) -> Figures:
-    told: Figures = {"void": False, "generators": False}
+def w6(parts: Parts, sizes: Sizes, show: Show, *, units: tuple[int, ...] = TOKENS_PER_ENTRY) -> Figures:
+    result: Figures = {"void": False, "generators": False}
     for unit in units:
-        tell(f"W6: {unit} tokens per entry")
+        show(f"W6: {unit} tokens per entry")
         for heard in (True, False):
             name = f"us_per_token_{unit}" + ("" if heard else "_unheard")
-            told[name] = _time(parts, sizes, unit, heard=heard)
-        told[f"bytes_per_token_{unit}"] = _memory(parts, unit)
-    return told
+            result[name] = _time(parts, sizes, unit, heard=heard)
+        result[f"bytes_per_token_{unit}"] = _memory(parts, unit)
+    return result
 
 
 def _time(parts: Parts, sizes: Sizes, unit: int, *, heard: bool) -> float:
-    """Microseconds of Redis's CPU per token appended and published, pipelined; heard by one subscriber, or by none."""
+    """Returns Redis's CPU in µs per token appended and published, pipelined, with one subscriber or none."""
     with ExitStack() as stack:
         names = stack.enter_context(streams.begun(parts.redis, sizes.w6_streams))
         plan = {"redis": parts.redis_url, "streams": names, "tokens_per_entry": unit, "padding": 0, "held": HELD}
@@ -48,7 +46,7 @@ def _time(parts: Parts, sizes: Sizes, unit: int, *, heard: bool) -> float:
 
 
 def _memory(parts: Parts, unit: int) -> float:
-    """Bytes of Redis per token of a stream of 500, its request and its beginning included."""
+    """Returns Redis's memory in bytes per token of a stream of 500 tokens, including the request."""
     with streams.begun(parts.redis, 10) as names:
         plan = {"redis": parts.redis_url, "streams": names, "tokens_per_entry": unit, "padding": 0, "held": HELD}
         with parts.helper("bench.processes.publish", {**plan, "plain": _WORD}) as publisher:

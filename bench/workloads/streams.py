@@ -1,4 +1,4 @@
-"""Logs to measure with: begun as a gateway and a worker begin them, and taken away afterwards."""
+"""Makes logs to measure with, as a gateway and a worker would begin them, and removes them afterwards."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from shared.log import EventLog
 from shared.queue import RequestQueue
 
 HELD = 2
-"""Entries of a log that has begun: `accepted` and `started`."""
+"""The number of entries of a log that has begun: `accepted` and `started`."""
 _LOG_SECONDS = 1800
-"""How long a log of the bench lives if nobody takes it away: longer than any run."""
+"""Expiry of the bench's logs, in case they are not removed: longer than any run."""
 _PIPELINE = 500
 
 
 @contextmanager
 def begun(client: redis.Redis, count: int) -> Iterator[list[str]]:
-    """So many streams whose first attempt has started; their logs are gone at the end."""
+    """Makes `count` streams whose first attempt has started; removes their logs at the end."""
     streams = [new_stream_id() for _ in range(count)]
     client.script_load(EventLog.APPEND.source)
     started = orjson.dumps({"attempt": 1, "model": "bench", "worker": "bench", "time": time.time()})
     try:
-        for some in _batches(streams):
+        for batch in _batches(streams):
             pipeline = client.pipeline(transaction=False)
-            for stream_id in some:
+            for stream_id in batch:
                 _append(pipeline, stream_id, 0, b"0-1", ACCEPTED, _request({}), _LOG_SECONDS)
                 _append(pipeline, stream_id, 1, b"1-0", STARTED, started)
             pipeline.execute()
@@ -43,14 +43,14 @@ def begun(client: redis.Redis, count: int) -> Iterator[list[str]]:
 
 @contextmanager
 def queued(client: redis.Redis, requests: list[dict[str, Any]]) -> Iterator[list[str]]:
-    """Streams of these requests, put before the workers as `POST /v1/streams` does; nobody need follow them."""
+    """Makes streams of these requests, as `POST /v1/streams` does, but not yet in the queue; removes them at the end."""
     streams = [new_stream_id() for _ in requests]
     for script in (EventLog.APPEND, RequestQueue.ENQUEUE):
         client.script_load(script.source)
     try:
-        for some in _batches(list(zip(streams, requests, strict=True))):
+        for batch in _batches(list(zip(streams, requests, strict=True))):
             pipeline = client.pipeline(transaction=False)
-            for stream_id, request in some:
+            for stream_id, request in batch:
                 _append(pipeline, stream_id, 0, b"0-1", ACCEPTED, _request(request), _LOG_SECONDS)
             pipeline.execute()
         yield streams
@@ -59,10 +59,10 @@ def queued(client: redis.Redis, requests: list[dict[str, Any]]) -> Iterator[list
 
 
 def enqueue(client: redis.Redis, streams: list[str]) -> None:
-    """Let workers have them."""
-    for some in _batches(streams):
+    """Puts streams into the queue."""
+    for batch in _batches(streams):
         pipeline: Any = client.pipeline(transaction=False)
-        for stream_id in some:
+        for stream_id in batch:
             pipeline.execute_command(
                 *("EVALSHA", RequestQueue.ENQUEUE.digest, 1, REQUESTS, stream_id, 1_000_000, _LOG_SECONDS)
             )
@@ -70,11 +70,11 @@ def enqueue(client: redis.Redis, streams: list[str]) -> None:
 
 
 def forget(client: redis.Redis, streams: list[str]) -> None:
-    for some in _batches(streams):
+    for batch in _batches(streams):
         try:
-            client.unlink(*[key(one) for one in some for key in (log_key, deliveries_key)])
+            client.unlink(*[key(stream_id) for stream_id in batch for key in (log_key, deliveries_key)])
         except redis.RedisError:
-            return  # they expire
+            return  # the keys expire
 
 
 def _request(request: dict[str, Any]) -> bytes:
@@ -94,21 +94,21 @@ def _batches(items: list[Any]) -> Iterable[list[Any]]:
 
 
 class RedisCounts:
-    """What Redis did between two looks: its CPU, and how often it ran each command."""
+    """Counts Redis's CPU time and calls of each command, from the creation of this object on."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
-        self._began = self._look()
+        self._began = self._read()
 
-    def _look(self) -> tuple[float, dict[str, int]]:
+    def _read(self) -> tuple[float, dict[str, int]]:
         cpu: Any = self._client.info("cpu")
         calls: Any = self._client.info("commandstats")
         seconds = float(cpu["used_cpu_user"]) + float(cpu["used_cpu_sys"])
-        return seconds, {name.removeprefix("cmdstat_"): int(about["calls"]) for name, about in calls.items()}
+        return seconds, {name.removeprefix("cmdstat_"): int(stats["calls"]) for name, stats in calls.items()}
 
     def since(self) -> tuple[float, dict[str, int]]:
-        """CPU seconds, and calls by command (also those that scripts made), since this was made."""
-        seconds, calls = self._look()
+        """Returns CPU seconds, and calls by command, including those of scripts, since the beginning."""
+        seconds, calls = self._read()
         before = self._began[1]
         grown = {name: count - before.get(name, 0) for name, count in calls.items()}
         return seconds - self._began[0], {name: count for name, count in grown.items() if count}

@@ -1,6 +1,6 @@
-"""W5, W7, W8: the worker, the whole path from the provider to a reader, and a request on an idle system.
+"""W5, W7, W8: a worker, the path from the provider to a reader, and a request on an idle system.
 
-They need a worker and a provider of their own, so they run on a Midstream that the bench has started.
+They need a worker and a provider, so they run only on a Midstream that the bench has started.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from bench.histogram import Histogram
 from bench.processes import procs
 from bench.processes.control import Helper
 from bench.processes.parts import Parts, Server
+from bench.progress import Show
 from bench.sizes import Sizes
 from bench.workloads import streams
 from bench.workloads.follow import BUSY, Figures, Void, account_of
@@ -25,22 +26,21 @@ from bench.workloads.streams import RedisCounts
 from shared.events import DONE
 from shared.keys import REQUESTS, log_key
 
-Told = Callable[[str], None]
 _ANSWER_SECONDS_MAX = 180.0
 _CLAIMED_SECONDS_MAX = 60.0
 _COUNTED_TIMES = 15
 _FIRST, _TOKEN = b"event: started\n", b'data: {"token"'
 
 
-def w5(parts: Parts, sizes: Sizes, tell: Told) -> Figures:
-    """One worker alone on its core: flat out without a provider, flat out over HTTP, and what it adds at an easy pace."""
-    tell("W5: simulated, flat out")
+def w5(parts: Parts, sizes: Sizes, show: Show) -> Figures:
+    """One worker on a core of its own: flat out with simulated answers, flat out over HTTP, and added latency at a slow pace."""
+    show("W5: simulated, flat out")
     request = {"simulate": {"tokens": sizes.w5_tokens, "tokens_per_second": 0}}
     worker = parts.worker(parts.cores.server, worker_concurrency=sizes.w5_attempts, provider="simulated")
     simulated = _flat_out(parts, worker, [request] * sizes.w5_attempts, sizes.w5_tokens)
     _end(parts, worker)
 
-    tell("W5: over HTTP, flat out")
+    show("W5: over HTTP, flat out")
     with _provider(parts, sizes.w5_http_tokens, paced=False) as provider:
         worker = _worker_for(parts, provider, sizes.w5_attempts, parts.cores.server)
         before = provider.ask("status")["cpu_seconds"]
@@ -48,7 +48,7 @@ def w5(parts: Parts, sizes: Sizes, tell: Told) -> Figures:
         provider_busy = (provider.ask("status")["cpu_seconds"] - before) / http["seconds"]
         _end(parts, worker)
 
-    tell(f"W5: {sizes.w5_paced} attempts at {sizes.w5_paced_rate:g} tokens/s")
+    show(f"W5: {sizes.w5_paced} attempts at {sizes.w5_paced_rate:g} tokens/s")
     with ExitStack() as stack:
         names = stack.enter_context(streams.queued(parts.redis, _prompts(sizes.w5_paced)))
         plan = {"redis": parts.redis_url, "streams": names}
@@ -67,11 +67,11 @@ def w5(parts: Parts, sizes: Sizes, tell: Told) -> Figures:
     }
 
 
-def w7(parts: Parts, start: Callable[[], Server], sizes: Sizes, tell: Told) -> Figures:
-    """Provider, worker, Redis, gateway, reader: from the chunk's stamp to the socket. The worker has the load's core."""
+def w7(parts: Parts, start: Callable[[], Server], sizes: Sizes, show: Show) -> Figures:
+    """The path from provider to reader: latency from a chunk's stamp to the reader's socket. The worker shares the load's cores."""
     server = start()
     with ExitStack() as stack:
-        tell(f"W7: {sizes.w7_streams} streams at {sizes.w7_rate:g} tokens/s")
+        show(f"W7: {sizes.w7_streams} streams at {sizes.w7_rate:g} tokens/s")
         names = stack.enter_context(streams.queued(parts.redis, _prompts(sizes.w7_streams)))
         plan = {
             "host": server.host,
@@ -85,22 +85,22 @@ def w7(parts: Parts, start: Callable[[], Server], sizes: Sizes, tell: Told) -> F
         load = stack.enter_context(parts.helper("bench.processes.load", plan))
         provider = stack.enter_context(_provider(parts, sizes.w7_tokens, paced=True))
         worker = _worker_for(parts, provider, sizes.w7_streams, parts.cores.load)
-        told = load.ask("connect", after="", at_once=256, within_seconds=60.0)
-        if told["refused"] or told["why"]:
-            raise Void(f"readers could not connect: {told['why']}")
-        who = {"worker": worker, **({"gateway": server.pid} if server.pid else {})}
-        figures = _paced(parts, names, [load], provider, sizes.w7_rate, sizes, who)
+        connected = load.ask("connect", after="", at_once=256, within_seconds=60.0)
+        if connected["refused"] or connected["why"]:
+            raise Void(f"readers could not connect: {connected['why']}")
+        pids = {"worker": worker, **({"gateway": server.pid} if server.pid else {})}
+        figures = _paced(parts, names, [load], provider, sizes.w7_rate, sizes, pids)
         _end(parts, worker)
     parts.end(server.pid)
     return figures
 
 
-def w8(parts: Parts, start: Callable[[], Server], sizes: Sizes, tell: Told) -> Figures:
-    """A request on an idle system, one after the other: until its first event, until its first token."""
+def w8(parts: Parts, start: Callable[[], Server], sizes: Sizes, show: Show) -> Figures:
+    """Single requests on an idle system: time to the first event, and to the first token."""
     server = start()
     worker = parts.worker(parts.cores.load, provider="simulated")
     try:
-        tell(f"W8: {sizes.w8_times} requests, one after the other")
+        show(f"W8: {sizes.w8_times} requests, one after the other")
         to_event, to_token = Histogram(), Histogram()
         for _ in range(sizes.w8_times):
             event, token = _one_request(server, {"tokens": 5, "tokens_per_second": 0})
@@ -110,14 +110,14 @@ def w8(parts: Parts, start: Callable[[], Server], sizes: Sizes, tell: Told) -> F
     finally:
         _end(parts, worker)
         parts.end(server.pid)
-    names = sorted({name for one in counts for name in one["commands"]})
+    names = sorted({name for count in counts for name in count["commands"]})
     return {
         "event_p50_ms": to_event.quantile(0.5) / 1000,
         "event_p99_ms": to_event.quantile(0.99) / 1000,
         "token_p50_ms": to_token.quantile(0.5) / 1000,
         "token_p99_ms": to_token.quantile(0.99) / 1000,
-        "round_trips": statistics.median(one["round_trips"] for one in counts),
-        "commands": {name: statistics.median(one["commands"].get(name, 0) for one in counts) for name in names},
+        "round_trips": statistics.median(count["round_trips"] for count in counts),
+        "commands": {name: statistics.median(count["commands"].get(name, 0) for count in counts) for name in names},
         "void": False,
         "generators": False,
     }
@@ -148,7 +148,7 @@ def _flat_out(parts: Parts, worker: int, requests: list[dict[str, Any]], tokens:
 
 
 def _wait_for_answers(parts: Parts) -> None:
-    """Until the queue is empty: each answer is in its log, and acknowledged."""
+    """Waits until the queue is empty: each answer is in its log, and acknowledged. Raises Void."""
     deadline = time.monotonic() + _ANSWER_SECONDS_MAX
     while parts.redis.xlen(REQUESTS):
         if time.monotonic() > deadline:
@@ -157,19 +157,19 @@ def _wait_for_answers(parts: Parts) -> None:
 
 
 def _end(parts: Parts, worker: int) -> None:
-    """End a worker that has nothing left: what it owed would be taken over by the next one, and measured there."""
+    """Ends a worker when its queue is empty; otherwise the next worker would take over its answers and be measured with them."""
     _wait_for_answers(parts)
     parts.end(worker)
 
 
 def _wrong(parts: Parts, names: list[str], tokens: int) -> int:
-    """How many logs do not end as they must: `done` right after the last token."""
+    """Returns how many logs do not end with `done` right after the last token."""
     pipeline = parts.redis.pipeline(transaction=False)
     for name in names:
         pipeline.xrevrange(log_key(name), count=1)
-    wanted = b"1-%d" % (tokens + 1)
+    last_id = b"1-%d" % (tokens + 1)
     newest: list[Any] = pipeline.execute()
-    return sum(not one or one[0][0] != wanted or DONE not in one[0][1] for one in newest)
+    return sum(not entries or entries[0][0] != last_id or DONE not in entries[0][1] for entries in newest)
 
 
 def _prompts(count: int) -> list[dict[str, Any]]:
@@ -181,7 +181,7 @@ def _worker_for(parts: Parts, provider: Helper, concurrency: int, cores: set[int
         cores,
         worker_concurrency=concurrency,
         provider="openai",
-        openai_base_url=f"http://127.0.0.1:{provider.told['port']}/v1",
+        openai_base_url=f"http://127.0.0.1:{provider.ready['port']}/v1",
         openai_api_key="bench",
     )
 
@@ -202,9 +202,9 @@ def _paced(
     provider: Helper,
     rate: float,
     sizes: Sizes,
-    who: dict[str, int],
+    pids: dict[str, int],
 ) -> Figures:
-    """All answers begun and waiting; then tokens at an exact rate, each timed from the provider to the watchers."""
+    """Waits until all answers have begun, then sends tokens at an exact rate, timed from the provider to the watchers."""
     streams.enqueue(parts.redis, names)
     deadline = time.monotonic() + _CLAIMED_SECONDS_MAX
     while provider.ask("status")["waiting"] < len(names):
@@ -217,26 +217,26 @@ def _paced(
     counts = RedisCounts(parts.redis)
     for watcher in watchers:
         watcher.ask("mark")
-    before = {name: procs.cpu_seconds(pid) for name, pid in who.items()}
+    before = {name: procs.cpu_seconds(pid) for name, pid in pids.items()}
     result = provider.hear(within_seconds=600)
     cuts = [watcher.ask("cut") for watcher in watchers]
-    used = {name: procs.cpu_seconds(pid) - before[name] for name, pid in who.items()}
+    used = {name: procs.cpu_seconds(pid) - before[name] for name, pid in pids.items()}
     redis_seconds, calls = counts.since()
     drains = [watcher.ask("drain", last=result["last"], within_seconds=20.0) for watcher in watchers]
     latency, faults = account_of(drains)
-    events, seconds = sum(one["events"] for one in cuts), cuts[0]["seconds"]
+    events, seconds = sum(cut["events"] for cut in cuts), cuts[0]["seconds"]
     lag_p99_ms = Histogram.load(result["lag_us"]).quantile(0.99) / 1000
-    busiest = max(result["utilisation"], *(one["utilisation"] for one in cuts))
+    busiest = max(result["utilisation"], *(cut["utilisation"] for cut in cuts))
     return {
         "tokens_per_s": events / seconds,
         **latency.milliseconds(),
-        **{f"{name}_us_per_token": 1e6 * used[name] / max(1, events) for name in who},
-        **{f"{name}_utilisation": used[name] / seconds for name in who},
+        **{f"{name}_us_per_token": 1e6 * used[name] / max(1, events) for name in pids},
+        **{f"{name}_utilisation": used[name] / seconds for name in pids},
         "redis_us_per_token": 1e6 * redis_seconds / max(1, events),
         "tokens_per_entry": events / max(1, calls.get("xadd", 0)),
         "provider_lag_p99_ms": lag_p99_ms,
         "provider_utilisation": result["utilisation"],
-        "load_utilisation": max(one["utilisation"] for one in cuts),
+        "load_utilisation": max(cut["utilisation"] for cut in cuts),
         **faults,
         "void": any(faults.values()),
         "generators": busiest > BUSY or lag_p99_ms > 20.0,
@@ -247,7 +247,7 @@ def _paced(
 
 
 def _one_request(server: Server, simulate: dict[str, Any]) -> tuple[int, int]:
-    """Microseconds from the request to its first event, and to its first token, over two connections that stand."""
+    """Returns the µs from a request to its first event and to its first token, over two open connections."""
     with _connection(server) as create, _connection(server) as follow:
         began = time.monotonic_ns()
         stream_id = _create(create, simulate)
@@ -265,9 +265,9 @@ def _one_request(server: Server, simulate: dict[str, Any]) -> tuple[int, int]:
 
 
 def _counted_request(parts: Parts, server: Server) -> dict[str, Any]:
-    """What Redis did from a request until its first event: the answer then waits, so nothing of it comes later.
+    """Counts Redis's commands and round trips from a request to its first event. The answer stalls there, so nothing else counts.
 
-    Redis's own count of its reads from clients is the number of round trips: what leaves together is read at once.
+    Round trips are Redis's count of reads from clients: commands sent together are read at once.
     """
     with _connection(server) as create, _connection(server) as follow:
         reads, counts = _reads(parts), RedisCounts(parts.redis)
@@ -281,13 +281,13 @@ def _counted_request(parts: Parts, server: Server) -> dict[str, Any]:
             f"POST /v1/streams/{stream_id}/cancel HTTP/1.1\r\nHost: bench\r\nContent-Length: 0\r\n\r\n".encode()
         )
         _response(create)
-    for own in ("info", "client|list"):
-        commands.pop(own, None)
+    for command in ("info", "client|list"):
+        commands.pop(command, None)
     return {"round_trips": round_trips - _OWN_READS, "commands": commands}
 
 
 _OWN_READS = 5
-"""Of the reads between two looks at their number, so many are our own: two INFO before, two after, and the last look."""
+"""Reads that the counting itself causes: two INFO before, two after, and the last count."""
 
 
 def _reads(parts: Parts) -> int:
@@ -314,7 +314,7 @@ def _follow(sock: socket.socket, stream_id: str) -> bytes:
 
 
 def _response(sock: socket.socket) -> bytes:
-    """The body of a short response with a length. Raises Void when it is not a success."""
+    """Returns the body of a response with a Content-Length. Raises Void if it is not a success."""
     received = b""
     while True:
         data = sock.recv(65_536)

@@ -181,4 +181,4 @@ def test_options_that_cannot_work_say_why(arguments: list[str], said: str, capsy
 def test_cores_are_told_by_name() -> None:
     with pytest.raises(Unusable, match="of the cores"):
         Cores.of("server=0")
-    assert "not pinned" in Cores().told()
+    assert "not pinned" in Cores().describe()
