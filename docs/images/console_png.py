@@ -1,6 +1,6 @@
-"""Take the console's pictures: `python docs/images/console_png.py`, with Chromium and this directory's project installed.
+"""Takes the console's pictures: `python docs/images/console_png.py`, with Chromium and this project installed.
 
-A whole Midstream runs for half a minute with simulated answers; in the middle of it the worker that has the most of them is killed.
+Midstream runs for half a minute with simulated answers; then the worker of the stream in the timeline is killed.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ _READERS_PER_STREAM = 3
 
 
 def start() -> tuple[subprocess.Popen[str], str]:
-    """`midstream up` on a free port, and its address."""
+    """Starts `midstream up` on a free port; returns the process and its URL."""
     command = [sys.executable, "-m", "midstream.cli", "up", "--port", "0", "--workers", "2", "--provider", "simulated"]
     environment = {**os.environ, "MIDSTREAM_LEASE_SECONDS": "3"}
     process = subprocess.Popen(  # noqa: S603
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=_HERE.parents[1]
     )
     assert process.stdout is not None
-    told = re.search(r"http://\S+", process.stdout.readline())
-    assert told, "midstream up did not start"
-    return process, told[0]
+    url = re.search(r"http://\S+", process.stdout.readline())
+    assert url, "midstream up did not start"
+    return process, url[0]
 
 
 class Load:
-    """Answers of several lengths and paces, each with a few readers, for as long as it is open."""
+    """Creates answers of several lengths and paces, each with a few readers, until it is closed."""
 
     def __init__(self, url: str) -> None:
         self._http = httpx2.AsyncClient(base_url=url, timeout=60.0, limits=httpx2.Limits(max_connections=None))
@@ -55,8 +55,8 @@ class Load:
         return str((await self._http.post("/v1/streams", json=body)).json()["id"])
 
     async def overview(self) -> dict[str, Any]:
-        told: dict[str, Any] = (await self._http.get("/v1/overview")).json()
-        return told
+        snapshot: dict[str, Any] = (await self._http.get("/v1/overview")).json()
+        return snapshot
 
     def follow(self, stream_id: str) -> None:
         self._tasks.add(asyncio.create_task(self._read(stream_id)))
@@ -102,7 +102,7 @@ async def take(page: Page, name: str, *, whole: bool = False) -> None:
 
 
 def keep(picture: bytes, name: str) -> None:
-    """With 256 colours, which nobody sees, it has a third of the bytes."""
+    """Stores a picture with 256 colours: it looks alike, in a third of the bytes."""
     Image.open(io.BytesIO(picture)).convert("RGB").quantize(256).save(_HERE / f"console-{name}.png", optimize=True)
 
 
@@ -126,8 +126,8 @@ async def pictures(browser: Browser, url: str) -> None:
         phone = await open_page(browser, url, size=_PHONE)
         timeline = await open_page(browser, f"{url}/#{watched}", dark=True)
         await asyncio.sleep(4)
-        rows = {one["id"]: one for one in (await load.overview())["streams"]["newest"]}
-        pids = {one["name"]: one["pid"] for one in (await load.overview())["processes"]}
+        rows = {row["id"]: row for row in (await load.overview())["streams"]["newest"]}
+        pids = {row["name"]: row["pid"] for row in (await load.overview())["processes"]}
         os.kill(pids[rows[watched]["worker"]], signal.SIGKILL)
         await asyncio.sleep(16)
         keep(await timeline.locator("#stream").screenshot(), "timeline")

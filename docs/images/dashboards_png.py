@@ -1,8 +1,8 @@
-"""Draw what the dashboards show: `python docs/images/dashboards_png.py [SECONDS]`, with prometheus on the PATH.
+"""Draws the dashboards: `python docs/images/dashboards_png.py [SECONDS]`, with prometheus on the PATH.
 
-A gateway of two processes and two workers run under load for two minutes; in the middle of it a worker is killed, and
-started again. Prometheus scrapes them, and every panel's own expressions are asked of it over that time. The drawing is
-matplotlib's, at the places that the dashboard's file gives; in Grafana it looks like Grafana.
+A gateway of two processes and two workers run under load for two minutes; after one minute a worker is killed, and
+restarted. Prometheus scrapes them and evaluates the expressions of every panel. matplotlib draws the panels, in the
+layout of the dashboard's file; Grafana's drawings look different.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image
 
 _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE.parents[1]
-sys.path.insert(0, str(_ROOT))  # the tests' parts start the processes
+sys.path.insert(0, str(_ROOT))  # tests.support starts the processes
 
 from tests.support.load import a_bit_of_everything, metrics_address  # noqa: E402
 from tests.support.prometheus import Prometheus  # noqa: E402
@@ -40,7 +40,7 @@ _UNITS = {"s": "s", "bytes": "B", "percentunit": "%", "ops": "/s", "short": ""}
 
 
 async def load(system: System, seconds: float) -> None:
-    """Everything that happens to answers, several at a time; half-way a worker is killed."""
+    """Creates answers with all outcomes, several at a time; half-way a worker is killed."""
     until = time.monotonic() + seconds
 
     async def again_and_again() -> None:
@@ -58,16 +58,16 @@ async def load(system: System, seconds: float) -> None:
 
 async def series_of(http: httpx2.AsyncClient, url: str, target: dict[str, Any], start: float, end: float) -> list[Any]:
     expression = target["expr"].replace("$__rate_interval", "15s").replace("$__range", f"{int(end - start)}s")
-    told = await http.get(
+    response = await http.get(
         f"{url}/api/v1/query_range", params={"query": expression, "start": start, "end": end, "step": 1}
     )
-    answer = told.json()
+    answer = response.json()
     assert answer["status"] == "success", f"{expression}: {answer}"
     found = []
-    for one in answer["data"]["result"]:
-        points = [(float(at) - start, float(value)) for at, value in one["values"] if value != "NaN"]
+    for series in answer["data"]["result"]:
+        points = [(float(at) - start, float(value)) for at, value in series["values"] if value != "NaN"]
         legend = target.get("legendFormat") or ""
-        name = re.sub(r"\{\{(\w+)\}\}", lambda label, one=one: one["metric"].get(label[1], ""), legend)
+        name = re.sub(r"\{\{(\w+)\}\}", lambda label, series=series: series["metric"].get(label[1], ""), legend)
         found.append(("" if legend == "__auto" else name, points))
     return found
 
@@ -93,7 +93,7 @@ def draw(board: dict[str, Any], panels: list[tuple[dict[str, Any], list[Any]]], 
             1.3,
             0.95,
             2.3,
-        )  # room for the title, the ticks and the legend, in parts of a column and of a row
+        )  # room for title, ticks and legend, in parts of a column and of a row
         left, bottom = place["x"] / _COLUMNS, 1 - (place["y"] + place["h"]) / rows
         width, height = place["w"] / _COLUMNS, place["h"] / rows
         axes = figure.add_axes(

@@ -1,4 +1,4 @@
-"""Draw what `midstream demo` printed: `midstream demo | python docs/images/demo_svg.py > docs/images/demo.svg`."""
+"""Draws the output of `midstream demo`: `midstream demo | python docs/images/demo_svg.py > docs/images/demo.svg`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COLOURS = {"✂": "#ff7b72", "↻": "#7ee787", "✔": "#7ee787", "y": "#79c0ff",
 
 
 def rows(printed: str) -> list[tuple[str, str]]:
-    """Each line of the terminal with its colour. A cut stands on the line of the token before it; here it begins one."""
+    """Returns each line of the terminal with its colour. The note of a cut gets a line of its own."""
     drawn = [("$ make demo", "#e6edf3")]
     for line in printed.rstrip().replace("  ✂", "\n  ✂").splitlines():
         colour = COLOURS.get(line.strip()[:1], "#e6edf3")
