@@ -8,7 +8,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import resource
 import signal
 import sys
 import time
@@ -66,8 +65,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise Unusable("--peer naive needs sse-starlette: pip install 'midstream[bench]'")
     if not os.path.exists("/proc/self/stat"):
         raise Unusable("the bench needs Linux: it reads /proc")
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    procs.raise_open_files_limit()
 
 
 def _has_peer() -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import re
-import socket
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -13,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.histogram import Histogram
-from bench.processes.control import Orders, answer
+from bench.processes.control import Orders, answer, errors_answered
 from bench.scan import now_us
 
 _TOKEN = re.compile(rb"~(\d{5}) (\d+) (\d+)\d{3}~")
@@ -117,11 +115,8 @@ class Stamped(ABC):
 def run(kind: Callable[[dict[str, Any], Orders], Stamped]) -> None:
     """Runs a process of this kind; the first order is its plan."""
     orders = Orders()
-    try:
+    with errors_answered():
         process = kind(orders.next(), orders)
         answer({"ready": True})
         gc.disable()
         process.serve()
-    except (OSError, KeyError, ValueError, socket.gaierror) as error:
-        answer({"error": f"{type(error).__name__}: {error}"})
-        sys.exit(1)

@@ -7,8 +7,8 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -51,6 +51,16 @@ class Orders:
 def answer(body: Mapping[str, Any]) -> None:
     sys.stdout.buffer.write(orjson.dumps(body) + b"\n")
     sys.stdout.buffer.flush()
+
+
+@contextmanager
+def errors_answered() -> Iterator[None]:
+    """Sends an error to the bench as the last answer, and exits with code 1."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError) as error:
+        answer({"error": f"{type(error).__name__}: {error}"})
+        sys.exit(1)
 
 
 class Helper:

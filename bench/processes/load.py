@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import errno
 import gc
-import resource
 import select
 import socket
-import sys
 import time
 from typing import Any
 
 from bench.histogram import Histogram
-from bench.processes.control import Orders, answer
+from bench.processes import procs
+from bench.processes.control import Orders, answer, errors_answered
 from bench.scan import Broken, Scanner, Tally, Unchunker, now_us
 
 _READ_BYTES = 65_536
@@ -314,16 +313,12 @@ class Load:
 
 
 def main() -> None:
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    procs.raise_open_files_limit()
     orders = Orders()
-    try:
+    with errors_answered():
         load = Load(orders.next(), orders)
         answer({"ready": True})
         load.serve()
-    except (OSError, KeyError, ValueError) as error:
-        answer({"error": f"{type(error).__name__}: {error}"})
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Only this process may import sse-starlette, which patches uvicorn's shutdown.
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -16,6 +15,7 @@ import orjson
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from bench.processes import procs
 from shared.events import BATCH, TOKEN
 from shared.keys import log_key
 from shared.settings import Settings
@@ -69,8 +69,7 @@ def tokens(entry_id: bytes, fields: dict[bytes, bytes]) -> list[tuple[str, str]]
 def main() -> None:
     import uvicorn
 
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    procs.raise_open_files_limit()
     app = make_app(Settings.from_environment(os.environ).redis_url)
     uvicorn.run(
         app,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,12 @@ def pin(pid: int, cores: set[int] | None) -> None:
                 os.sched_setaffinity(int(thread.name), cores)
             except ProcessLookupError:
                 continue
+
+
+def raise_open_files_limit() -> None:
+    """Lets this process and its children open as many files as the system allows: each reader is one."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def listener_of(port: int) -> int | None:

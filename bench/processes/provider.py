@@ -11,12 +11,11 @@ import gc
 import re
 import select
 import socket
-import sys
 import time
 from typing import Any
 
 from bench.histogram import Histogram
-from bench.processes.control import Orders, answer
+from bench.processes.control import Orders, answer, errors_answered
 from bench.scan import stamp_text
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -205,14 +204,11 @@ def _chunked(data: bytes) -> bytes:
 
 def main() -> None:
     orders = Orders()
-    try:
+    with errors_answered():
         provider = Provider(orders.next(), orders)
         gc.disable()
         answer({"port": provider.port})
         provider.serve()
-    except (OSError, KeyError, ValueError) as error:
-        answer({"error": f"{type(error).__name__}: {error}"})
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import select
 import socket
-import sys
 import time
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ import hiredis
 import orjson
 
 from bench.histogram import Histogram
-from bench.processes.control import Orders, answer
+from bench.processes.control import Orders, answer, errors_answered
 from bench.scan import stamp_text
 from shared.events import BATCH, TOKEN
 from shared.keys import live_channel, log_key
@@ -168,16 +167,13 @@ class Publisher:
 
 def main() -> None:
     orders = Orders()
-    try:
+    with errors_answered():
         publisher = Publisher(orders.next())
         answer({"ready": True})
         gc.disable()
         while True:
             order = orders.next()
             answer(publisher.run(order["rate"], order["seconds"], order["rounds"]))
-    except (OSError, KeyError, ValueError) as error:
-        answer({"error": f"{type(error).__name__}: {error}"})
-        sys.exit(1)
 
 
 if __name__ == "__main__":

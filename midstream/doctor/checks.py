@@ -17,7 +17,7 @@ LAST_EVENT_ID = "7-42"
 _HELD_SECONDS_MAX = 0.15
 """Nine of ten events may be at most this much later than the quickest. Readers see more as stutter; networks vary by less."""
 _CLUMP_SHARE = 0.25
-"""Two events arrived together if they are this much closer, as a share of the interval at which they were sent."""
+"""Two events arrived together if less than this share of the time between their sending lies between their arrivals."""
 _MARGIN_SECONDS = 2.0
 """How much longer than the keep-alive interval a silent connection must stay open: comments may be slightly late."""
 
