@@ -10,7 +10,7 @@ from tests.support.left_in_redis import assert_nothing_left_in
 from tests.support.needs import needs
 from tests.support.redis_server import RedisServer, binary_of
 
-pytest_plugins = ["tests.support.left_running", "tests.support.alone"]
+pytest_plugins = ["tests.support.left_running", "tests.support.alone", "tests.support.timed_out"]
 
 
 @pytest.fixture(scope="session")

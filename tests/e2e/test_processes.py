@@ -56,7 +56,7 @@ def metrics_dir_of(pid: int) -> Path:
     return Path(variables[b"PROMETHEUS_MULTIPROC_DIR"].decode())
 
 
-_ENDLESS = {"tokens": 5000, "tokens_per_second": 25}
+_ENDLESS = {"tokens": 5000, "tokens_per_second": 10}
 """Longer than any test: it is cancelled when its readers have shown what they are to show."""
 _ALONE = {"connection": "close"}
 """Asked for over a connection of its own, which any of the processes may get."""

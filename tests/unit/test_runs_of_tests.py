@@ -17,7 +17,7 @@ _RUN_SECONDS_MAX = 60.0
 _CONFTEST = """
 from tests.support import waiting
 waiting.GO_SECONDS_MAX = 0.2
-pytest_plugins = ["tests.support.left_running", "tests.support.alone"]
+pytest_plugins = ["tests.support.left_running", "tests.support.alone", "tests.support.timed_out"]
 """
 _LEAVES = """
 import subprocess
@@ -27,6 +27,15 @@ def test_that_cleans_up():
 
 def test_that_leaves_one_behind():
     subprocess.run("sleep 60 >/dev/null 2>&1 &", shell=True, check=True)  # whose parent is gone at once
+"""
+_HAS_NO_LINE = """
+def fail():
+    assert 1 == 2
+
+fail.__code__ = fail.__code__.replace(co_linetable=b"")
+
+def test_that_fails_nowhere():
+    fail()
 """
 _RECORDS = """
 import os, pathlib, time, pytest
@@ -64,6 +73,14 @@ def test_a_process_that_is_left_behind_fails_the_run(tmp_path: Path, processes: 
     assert found
     stat = Path(f"/proc/{found[1]}/stat")
     assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z", "it was killed"
+
+
+def test_a_failure_at_an_instruction_that_has_no_line_does_not_end_the_run(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_lines.py").write_text(_HAS_NO_LINE + "\ndef test_the_next():\n    pass\n")
+    done = run(tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1 failed, 1 passed" in done.stdout.splitlines()[-1]
 
 
 def test_who_is_marked_alone_runs_last_and_while_nobody_else_does(tmp_path: Path) -> None:
