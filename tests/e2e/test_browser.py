@@ -72,13 +72,13 @@ async def delivered(system: System, stream_id: str) -> dict[str, Any]:
 
 
 async def test_cut_by_the_server_it_resumes_by_itself_and_stops_after_done(browser: Browser) -> None:
-    """The gateway ends every response that is half a second old."""
-    settings = {"connection_seconds": 0.5, "retry_milliseconds": 50}
+    """The gateway ends every response that is 0.4 s old."""
+    settings = {"connection_seconds": 0.4, "retry_milliseconds": 50}
     async with System(settings=settings) as system:
-        stream_id = await system.create(simulate={"tokens": 100, "tokens_per_second": 40})
+        stream_id = await system.create(simulate={"tokens": 150, "tokens_per_second": 40})
         follower = await Follower.open(browser, system, f"/v1/streams/{stream_id}/events")
         answer = answer_of(await follower.until_closed())
-        assert len(answer.tokens) == 100
+        assert len(answer.tokens) == 150
         assert answer.text == (await delivered(system, stream_id))["text"]
         assert answer.end == "done"
         statuses = follower.statuses

@@ -65,7 +65,7 @@ def test_a_process_that_is_left_behind_fails_the_run(tmp_path: Path, processes: 
     needs("/proc (Linux)", sys.platform == "linux")
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_leaves.py").write_text(_LEAVES)
-    done = run(tmp_path, "-n", processes, "--dist", "loadgroup")
+    done = run(tmp_path, "-n", processes, "--dist", "loadfile")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "(sleep 60), which tests/test_leaves.py::test_that_leaves_one_behind started, still ran" in done.stdout
     assert "2 passed, 1 error" in done.stdout.splitlines()[-1]
@@ -90,10 +90,11 @@ def test_who_is_marked_alone_runs_last_and_while_nobody_else_does(tmp_path: Path
         directory = tmp_path / "tests" / str(number)
         directory.mkdir()
         (directory / f"test_{number}.py").write_text(_RECORDS.format(mark=mark))
-    done = run(tmp_path, "-n", "3", "--dist", "loadgroup")
+    done = run(tmp_path, "-n", "3", "--dist", "loadfile")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "16 passed" in done.stdout.splitlines()[-1]
     times: dict[str, list[tuple[float, float]]] = {"alone": [], "ordinary": []}
+    assert len({path.name.split("-")[1] for path in tmp_path.rglob("alone-*.times")}) == 1, "one process has them all"
     for path in tmp_path.rglob("*.times"):
         began, ended = map(float, path.read_text().split())
         times[path.name.split("-")[0]].append((began, ended))
