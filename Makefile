@@ -31,8 +31,9 @@ check: setup ## Formatting, lint, types, boundaries between the packages
 	@$(BIN)/python deploy/grafana/make_dashboards.py --check
 	@$(BIN)/midstream settings --markdown | diff docs/reference/settings.md - || (echo "docs/reference/settings.md is out of date: midstream settings --markdown > docs/reference/settings.md"; exit 1)
 
-test: setup ## All tests; what this machine lacks is skipped with its reason
-	@$(BIN)/python -m pytest
+# Five processes also on two cores: half of the time tests wait. A part (ARGS) is run by one, which starts at once.
+test: setup ## All tests, or a part: make test ARGS="tests/unit -k ids"; what this machine lacks is skipped with its reason
+	@$(BIN)/python -m pytest -n $(or $(WORKERS),$(if $(ARGS),0,5)) --dist loadfile $(ARGS)
 
 stress: setup ## Faults of every kind, at random but seeded, with exact invariants: make stress SEED=7 MINUTES=10
 	@$(BIN)/python -m tests.stress --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)

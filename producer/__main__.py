@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from producer.metrics import WorkerMeasuring
-from producer.openai_provider import OpenAIProvider
 from producer.presence import presence
 from producer.provider import Provider, provider_name
 from producer.simulated_provider import SimulatedProvider
@@ -70,6 +69,8 @@ def make_provider(settings: Settings) -> Provider:
         why = "as asked for" if settings.provider else "neither OPENAI_API_KEY nor OPENAI_BASE_URL is set"
         logger.warning("answers are SIMULATED: %s", why)
         return SimulatedProvider()
+    from producer.openai_provider import OpenAIProvider  # takes a quarter of a second, so only who needs it waits
+
     return OpenAIProvider(
         api_key=settings.openai_api_key,
         base_url=settings.openai_base_url,

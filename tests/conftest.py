@@ -1,4 +1,4 @@
-"""Real servers for all tests: one embedded Valkey and one Redis for the whole run; whoever kills one starts its own."""
+"""Real servers for all tests: one embedded Valkey and one Redis for each process; whoever kills one starts its own."""
 
 from __future__ import annotations
 
@@ -6,20 +6,35 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.left_in_redis import assert_nothing_left_in
 from tests.support.needs import needs
 from tests.support.redis_server import RedisServer, binary_of
 
+pytest_plugins = ["tests.support.left_running", "tests.support.alone", "tests.support.timed_out"]
+
 
 @pytest.fixture(scope="session")
-def valkey_server() -> Iterator[RedisServer]:
-    """The run's embedded Valkey. Shared: flush it, use keys of your own, never stop it."""
+def _valkey() -> Iterator[RedisServer]:
     with RedisServer("valkey") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def redis_server() -> Iterator[RedisServer]:
-    """The run's Redis from the machine's own package, on the same terms."""
+def _redis() -> Iterator[RedisServer]:
     needs("redis-server (Debian: apt install redis-server)", binary_of("redis"))
     with RedisServer("redis") as server:
         yield server
+
+
+@pytest.fixture
+def valkey_server(_valkey: RedisServer) -> Iterator[RedisServer]:
+    """The shared Valkey, empty. Never stop it; after the test, no key may be without an expiry, and nobody connected."""
+    yield _valkey
+    assert_nothing_left_in(_valkey)
+
+
+@pytest.fixture
+def redis_server(_redis: RedisServer) -> Iterator[RedisServer]:
+    """The shared Redis from the machine's own package, on the same terms."""
+    yield _redis
+    assert_nothing_left_in(_redis)

@@ -7,9 +7,8 @@ import importlib.util
 import json
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import redis.asyncio
@@ -22,11 +21,13 @@ from bench.workloads import store
 from bench.workloads.faces import FACES
 from midstream import cli
 from shared.errors import Unusable
+from tests.support.http_server import Closed, HttpServer, Request, head
 from tests.support.needs import needs
 from tests.support.redis_server import RedisServer
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 needs_linux = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the bench reads /proc")
+measures = pytest.mark.alone("its figures are of this machine, and what they are held against is absolute")
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -35,6 +36,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @needs_linux
+@measures
 def test_quick_runs_through_beside_the_ordinary_way(tmp_path: Path) -> None:
     for part in ("matplotlib", "sse_starlette"):
         needs(part, importlib.util.find_spec(part))
@@ -66,6 +68,7 @@ def test_quick_runs_through_beside_the_ordinary_way(tmp_path: Path) -> None:
 
 
 @needs_linux
+@measures
 def test_redis_pays_less_for_tokens_that_share_an_entry() -> None:
     with Parts(Cores()) as parts:
         one, many = (store.w6(parts, QUICK, print, units=(unit,)) for unit in (1, 16))
@@ -73,35 +76,29 @@ def test_redis_pays_less_for_tokens_that_share_an_entry() -> None:
     assert 0.05 < many["us_per_token_16"] < one["us_per_token_1"] < 500
 
 
-class Lossy:
+class Lossy(HttpServer):
     """A gateway that serves logs as they grow, and leaves out one token of each."""
 
     def __init__(self, redis_url: str, *, without: int) -> None:
+        super().__init__()
         self._client = redis.asyncio.Redis.from_url(redis_url, protocol=2, max_connections=100, socket_timeout=None)
         self._without = b"1-%d" % without
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
+        await super().__aexit__()
         await self._client.aclose()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError, redis.RedisError, asyncio.CancelledError):
-            request = await reader.readuntil(b"\r\n\r\n")
-            stream_id, last = request.split(b"/")[3].decode(), b"0-0"
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
-            while not writer.is_closing() and not reader.at_eof():
-                reply: Any = await self._client.xread({f"midstream:{{{stream_id}}}:log": last}, block=200)
-                for last, fields in reply[0][1] if reply else ():
-                    text = fields.get(b"t")
-                    if text is not None and last != self._without:
-                        writer.write(b'id: %b\ndata: {"token":"%b"}\n\n' % (last, text))
-                await writer.drain()
-        writer.close()
+    async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        stream_id, last = request.path.split("/")[3], b"0-0"
+        writer.write(head(200, {"content-type": "text/event-stream"}))
+        while not writer.is_closing() and not reader.at_eof():
+            reply: Any = await self._client.xread({f"midstream:{{{stream_id}}}:log": last}, block=200)
+            for last, fields in reply[0][1] if reply else ():
+                text = fields.get(b"t")
+                if text is not None and last != self._without:
+                    writer.write(b'id: %b\ndata: {"token":"%b"}\n\n' % (last, text))
+            await writer.drain()
+        raise Closed
 
 
 @needs_linux
@@ -109,7 +106,7 @@ async def test_a_gateway_that_loses_a_token_makes_the_figure_void(tmp_path: Path
     out = tmp_path / "bench.json"
     with RedisServer() as server:
         async with Lossy(server.url, without=5) as lossy:
-            where = ("--url", lossy.url, "--redis", server.url)
+            where = ("--url", lossy.origin, "--redis", server.url)
             small = ("--quick", "--readers", "4", "--rate", "80", "--seconds", "0.5", "--json", str(out))
             ran = await asyncio.to_thread(bench, "W1", "W5", *where, *small)
     assert ran.returncode == 1, ran.stdout + ran.stderr
@@ -122,6 +119,7 @@ async def test_a_gateway_that_loses_a_token_makes_the_figure_void(tmp_path: Path
 
 
 @needs_linux
+@measures
 def test_every_face_is_measured_beside_the_native_one(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     ran = bench("--faces", "--quick", "--readers", "10", "--rate", "200", "--seconds", "0.5", "--json", str(out))
@@ -135,6 +133,7 @@ def test_every_face_is_measured_beside_the_native_one(tmp_path: Path) -> None:
 
 
 @needs_linux
+@measures
 def test_the_guard_sees_a_gateway_whose_readers_share_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with Parts(Cores()) as parts:
         assert judge(storm(parts)) == 0, capsys.readouterr().out

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
 from bench.processes.control import Helper
 from bench.scan import Broken, Scanner, Tally, Unchunker, stamp_text
+from tests.support.http_server import Closed, HttpServer, Request
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 _FIRST = b":\nretry: 2000\nid: 1-0\nevent: started\ndata: {}\n\n"
@@ -32,33 +32,24 @@ def chunked(body: bytes, size: int) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
 
 
-class Misbehaving:
+class Misbehaving(HttpServer):
     """A server that answers every request with the same body, in pieces of its own choice, and then waits."""
 
     def __init__(self, body: bytes, *, seed: int, whole: bool = False) -> None:
+        super().__init__()
         self._dice = random.Random(seed)
         self._answer = _HEAD + (chunked(body, 1 << 20) if whole else chunked(body, self._dice.randint(5, 700)))
         self._whole = whole
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port: int = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
-            await reader.readuntil(b"\r\n\r\n")
-            rest = self._answer
-            while rest:
-                size = len(rest) if self._whole else self._dice.randint(1, 997)
-                writer.write(rest[:size])
-                await writer.drain()
-                rest = rest[size:]
-            await reader.read()  # until it goes
-        writer.close()
+    async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        rest = self._answer
+        while rest:
+            size = len(rest) if self._whole else self._dice.randint(1, 997)
+            writer.write(rest[:size])
+            await writer.drain()
+            rest = rest[size:]
+        await reader.read()  # until it goes
+        raise Closed
 
 
 def load(port: int, tmp_path: Path, *, last: int, storm: bool = False, readers: int = 3) -> dict[str, Any]:

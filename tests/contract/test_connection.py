@@ -132,6 +132,7 @@ async def test_it_waits_for_a_server_that_comes_later(server: RedisServer) -> No
         await connection.close()
 
 
+@pytest.mark.alone("noticed within tenths of a second")
 async def test_a_server_that_falls_silent_is_noticed(server: RedisServer) -> None:
     async with connected(server.url, reply_seconds=REPLY_SECONDS) as connection:
         server.freeze()
@@ -250,6 +251,7 @@ async def test_a_subscriber_gets_its_pushes_in_order_and_subscribes_anew(server:
         await wait_until(lambda: published() == [b"again"])
 
 
+@pytest.mark.alone("noticed within tenths of a second")
 async def test_a_subscriber_notices_a_server_that_falls_silent(server: RedisServer) -> None:
     """It owes no reply, so it pings: else a dead subscription would look like a quiet one."""
     options: dict[str, Any] = {"on_push": lambda _: None, "reply_seconds": REPLY_SECONDS}

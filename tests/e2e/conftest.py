@@ -1,17 +1,58 @@
-"""What the end-to-end tests share: a system per module where no test breaks it."""
+"""What the end-to-end tests share: a system per module where no test breaks it, and what stands on either side of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
+import openai
 import pytest
+import pytest_asyncio
+from playwright.async_api import Browser
 
+from tests.support.browser import chromium
+from tests.support.openai_server import OpenAIServer
 from tests.support.system import System
 
 
 @pytest.fixture
 def system(running: System) -> Iterator[System]:
-    """The module's system (its own fixture `running`); after each test, no process may have logged a trace."""
+    """The module's system (a fixture `running` of the module); after each test, no process may have logged a trace."""
     yield running
     print(running.tails())  # shown when the test fails
     running.assert_no_complaints()
+    running.assert_keys_expire()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server() -> AsyncIterator[OpenAIServer]:
+    """The provider of the module's system."""
+    async with OpenAIServer() as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """Chromium, for pages of the module's tests."""
+    async with chromium() as started:
+        yield started
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def clients(running: System) -> AsyncIterator[list[openai.AsyncOpenAI]]:
+    """OpenAI's own client, one for each gateway of the module's system."""
+    urls = [f"{running.gateway_url(index)}/v1" for index in range(len(running.gateways))]
+    clients = [openai.AsyncOpenAI(base_url=url, api_key="any", max_retries=0) for url in urls]
+    yield clients
+    for client in clients:
+        await client.close()
+
+
+@pytest.fixture
+def client(clients: list[openai.AsyncOpenAI]) -> openai.AsyncOpenAI:
+    return clients[0]
+
+
+@pytest.fixture
+def other(clients: list[openai.AsyncOpenAI]) -> openai.AsyncOpenAI:
+    """The client of the other gateway."""
+    return clients[1]

@@ -25,12 +25,6 @@ LOOK = {"id": "call_7", "type": "function", "function": {"name": "look", "argume
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server() -> AsyncIterator[OpenAIServer]:
-    async with OpenAIServer() as server:
-        yield server
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server: OpenAIServer) -> AsyncIterator[System]:
     settings = {"provider": "openai", "openai_base_url": server.url, "keepalive_seconds": 1}  # comments in between
     async with System(gateways=2, settings=settings) as system:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import asyncio
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any
@@ -11,20 +11,15 @@ from urllib.parse import urlencode
 import httpx2
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, Request, Route, async_playwright
+from playwright.async_api import Browser, Page, Request, Route
 
 from tests.support import ai_sdk
-from tests.support.needs import needs
 from tests.support.openai_server import OpenAIServer
 from tests.support.system import System
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-_ARGUMENTS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 _HTML = '<!doctype html><meta charset="utf-8"><div id="root"></div><script src="/test-page.js"></script>'
 _STATE = """() => ({
     status: chat.status, error: chat.error?.message ?? null, messages: chat.messages, finished, seen,
@@ -33,27 +28,11 @@ _STATE = """() => ({
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server() -> AsyncIterator[OpenAIServer]:
-    async with OpenAIServer() as server:
-        yield server
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server: OpenAIServer) -> AsyncIterator[System]:
+    await asyncio.to_thread(ai_sdk.page)  # once for all, or a reason to skip them
     settings = {"provider": "openai", "openai_base_url": server.url, "keepalive_seconds": 1}  # comments in between
     async with System(gateways=2, settings=settings) as system:
         yield system
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    needs("chromium (Debian: apt install chromium)", program)
-    ai_sdk.page()
-    async with async_playwright() as playwright:
-        started = await playwright.chromium.launch(executable_path=program, args=_ARGUMENTS)
-        yield started
-        await started.close()
 
 
 class Chat:

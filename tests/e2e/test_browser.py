@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from playwright.async_api import Browser, Page, Request
 
 from shared.sse import Message
-from tests.support.browser import chromium
 from tests.support.system import System, answer_of
 from tests.support.waiting import wait_until
 
@@ -24,12 +21,6 @@ _OPEN_SOURCE = """url => {
     for (const name of ['accepted', 'started', 'restarted', 'done', 'failed', 'cancelled', 'gap'])
         window.source.addEventListener(name, told => received.push([told.lastEventId, name, told.data]));
 }"""
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as started:
-        yield started
 
 
 class Follower:
@@ -81,8 +72,8 @@ async def delivered(system: System, stream_id: str) -> dict[str, Any]:
 
 
 async def test_cut_by_the_server_it_resumes_by_itself_and_stops_after_done(browser: Browser) -> None:
-    """The gateway ends every response that is a second old."""
-    settings = {"connection_seconds": 1, "retry_milliseconds": 50}
+    """The gateway ends every response that is 0.4 s old."""
+    settings = {"connection_seconds": 0.4, "retry_milliseconds": 50}
     async with System(settings=settings) as system:
         stream_id = await system.create(simulate={"tokens": 150, "tokens_per_second": 40})
         follower = await Follower.open(browser, system, f"/v1/streams/{stream_id}/events")

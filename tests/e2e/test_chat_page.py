@@ -8,21 +8,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
-from tests.support.browser import Opened, chromium
+from tests.support.browser import Opened
 from tests.support.system import System
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 _SHOW_MS = 20_000
 _WHOLE = "none lost, none doubled, and the text equals what the server keeps."
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as started:
-        yield started
 
 
 @asynccontextmanager

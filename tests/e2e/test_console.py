@@ -9,10 +9,9 @@ from itertools import pairwise
 from urllib.parse import urlsplit
 
 import pytest
-import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
-from tests.support.browser import Opened, chromium
+from tests.support.browser import Opened
 from tests.support.proxies import Proxy
 from tests.support.system import System
 from tests.support.waiting import wait_until
@@ -21,12 +20,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 _HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><b>bold</b>"
 _LONG = {"tokens": 2000, "tokens_per_second": 40}
 _SHOW_MS = 15_000
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as started:
-        yield started
 
 
 @asynccontextmanager

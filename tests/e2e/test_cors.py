@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,7 +13,7 @@ from playwright.async_api import Browser, Page
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from tests.support.browser import chromium
+from tests.support.http_server import HttpServer, Request, response
 from tests.support.system import System
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -222,35 +219,11 @@ async def test_a_setting_that_is_wrong_is_named(system: System, origins: str) ->
 # --- Chromium
 
 
-class _Blank(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("content-type", "text/html")
-        self.end_headers()
-        self.wfile.write(b"<!doctype html><title>a page</title>")
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-@contextmanager
-def site() -> Iterator[str]:
+class Site(HttpServer):
     """Another origin: a server of blank pages."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Blank)
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as started:
-        yield started
+    async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(response(200, "text/html", b"<!doctype html><title>a page</title>"))
 
 
 _USE = """async ([base, id, prompt]) => {
@@ -293,16 +266,19 @@ async def used(browser: Browser, origin: str, *arguments: str) -> Any:
 
 
 async def test_pages_in_chromium(system: System, stream_id: str, browser: Browser) -> None:
-    with site() as friend, site() as stranger:
-        async with System(gateway_settings={"cors_origins": friend}) as own:
-            created = await own.create("mine", simulate=FAST)
-            await own.until_status(created, "completed")
-            assert await used(browser, friend, own.gateway_url(), created, "friend") == _EVERYTHING
-            home = f"{own.gateway_url()}/healthz"
-            assert await used(browser, home, own.gateway_url(), created, "home") == _EVERYTHING
-            before = len(await own.logs())
-            assert await used(browser, stranger, own.gateway_url(), created, "stranger") == _NOTHING
-            assert len(await own.logs()) == before, "nothing was generated for a stranger's page"
+    async with (
+        Site() as friend,
+        Site() as stranger,
+        System(gateway_settings={"cors_origins": friend.origin}) as own,
+    ):
+        created = await own.create("mine", simulate=FAST)
+        await own.until_status(created, "completed")
+        assert await used(browser, friend.origin, own.gateway_url(), created, "friend") == _EVERYTHING
+        home = f"{own.gateway_url()}/healthz"
+        assert await used(browser, home, own.gateway_url(), created, "home") == _EVERYTHING
+        before = len(await own.logs())
+        assert await used(browser, stranger.origin, own.gateway_url(), created, "stranger") == _NOTHING
+        assert len(await own.logs()) == before, "nothing was generated for a stranger's page"
 
 
 _IMAGE = """url => new Promise((resolve, reject) => {
@@ -328,8 +304,8 @@ async def test_a_strangers_form_and_link_in_chromium(system: System, browser: Br
     """What needs no script's leave at all; but for the origin, the request is as good as any."""
     before = len(await system.logs())
     page = await browser.new_page()
-    with site() as stranger:
-        await page.goto(stranger)
+    async with Site() as stranger:
+        await page.goto(stranger.origin)
         url = system.gateway_url(1) + path
         async with page.expect_response(url) as answer, asyncio.timeout(20):
             await page.evaluate(script, url)
@@ -341,8 +317,8 @@ async def test_a_strangers_form_and_link_in_chromium(system: System, browser: Br
 async def test_a_strangers_image_in_chromium(system: System, browser: Browser) -> None:
     before = len(await system.logs())
     page = await browser.new_page()
-    with site() as stranger:
-        await page.goto(stranger)
+    async with Site() as stranger:
+        await page.goto(stranger.origin)
         await page.evaluate(_IMAGE, f"{system.gateway_url(1)}/stream?prompt=image")
         await page.close()
     assert len(await system.logs()) == before

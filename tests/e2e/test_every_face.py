@@ -36,12 +36,6 @@ async def running() -> AsyncIterator[System]:
             yield system
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(running: System) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=f"{running.gateway_url()}/v1", api_key="any", max_retries=0) as client:
-        yield client
-
-
 def check(said: Said, name: str, face: str) -> None:
     """All that this face says is what the recording says."""
     wanted = said_in(name)

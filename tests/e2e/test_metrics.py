@@ -82,7 +82,8 @@ async def test_what_is_counted_is_what_happened(processes: int) -> None:
         async def all_handed_over() -> bool:
             closes = total(await of_gateway(system), "midstream_reader_closes_total")
             delivered = total(await of_gateway(system), "midstream_tokens_delivered_total")
-            return closes == len(connections) and delivered >= sum(one["tokens"] for one in connections)
+            up = total(await of_gateway(system), "midstream_redis_up")  # each process asks its connection now and then
+            return closes == len(connections) and delivered >= sum(one["tokens"] for one in connections) and up == 1
 
         await wait_until(all_handed_over, what="the other process has handed over too")
         gateway, worker = await of_gateway(system), await of_workers(system)

@@ -113,7 +113,7 @@ async def test_jq_reads_keep_alives_too(system: System) -> None:
 
 async def test_node_comes_back_after_the_gateway_has_sent_it_away(system: System) -> None:
     """Redeployed in mid-answer: a last line says when to come back, and the rest follows with no hole."""
-    async with System(gateway_settings={"connection_seconds": 0.5, "retry_milliseconds": 100}) as own:
+    async with System(gateway_settings={"connection_seconds": 0.3, "retry_milliseconds": 100}) as own:
         stream_id = await own.create("node", simulate={"tokens": 90, "tokens_per_second": 45})
         said = await (await Node.run("ndjson.mjs", own.events_url(stream_id))).until_end()
         statuses = [one["status"] for one in said if "status" in one]

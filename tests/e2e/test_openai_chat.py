@@ -27,22 +27,10 @@ TEXT = ["Grü", "ße", ' "quoted"\n\n', " \u2028", " data: [DONE]", " 😀"]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server() -> AsyncIterator[OpenAIServer]:
-    async with OpenAIServer() as server:
-        yield server
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server: OpenAIServer) -> AsyncIterator[System]:
     told = {"provider": "openai", "openai_base_url": server.url, "provider_backoff_seconds": 0.01}
     async with System(settings=told) as system:
         yield system
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(running: System) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=f"{running.gateway_url()}/v1", api_key="any", max_retries=0) as client:
-        yield client
 
 
 async def chunks_of(client: openai.AsyncOpenAI, script: dict[str, Any], **more: Any) -> list[ChatCompletionChunk]:

@@ -22,38 +22,11 @@ TOOL: Any = {"type": "function", "name": "weather", "parameters": {"type": "obje
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server() -> AsyncIterator[OpenAIServer]:
-    async with OpenAIServer() as server:
-        yield server
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server: OpenAIServer) -> AsyncIterator[System]:
     told = {"provider": "openai", "openai_base_url": server.url, "provider_backoff_seconds": 0.01}
     # A small ring, so that most who come late read the log.
     async with System(gateways=2, settings=told, gateway_settings={"ring_events": 16}) as system:
         yield system
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def clients(running: System) -> AsyncIterator[list[openai.AsyncOpenAI]]:
-    """One for each gateway."""
-    urls = [f"{running.gateway_url(index)}/v1" for index in range(2)]
-    clients = [openai.AsyncOpenAI(base_url=url, api_key="any", max_retries=0) for url in urls]
-    yield clients
-    for client in clients:
-        await client.close()
-
-
-@pytest.fixture
-def client(clients: list[openai.AsyncOpenAI]) -> openai.AsyncOpenAI:
-    return clients[0]
-
-
-@pytest.fixture
-def other(clients: list[openai.AsyncOpenAI]) -> openai.AsyncOpenAI:
-    """The client of the other gateway."""
-    return clients[1]
 
 
 def native(response_id: str) -> str:

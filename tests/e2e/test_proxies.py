@@ -36,11 +36,12 @@ def ports(system: System) -> list[int]:
     return [int(str(one.settings["port"])) for one in system.gateways]
 
 
+@pytest.mark.alone("a token may be 0.1 s late")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_two_thousand_tokens_are_not_late(system: System, kind: Kind) -> None:
     """Event by event: when it came through the proxy, against when it came to a reader of the gateway, at the same time."""
     with deployed(kind, ports(system)) as proxy:
-        stream_id = await system.create(kind, simulate={"tokens": TOKENS, "tokens_per_second": 400})
+        stream_id = await system.create(kind, simulate={"tokens": TOKENS, "tokens_per_second": 1000})
         path = f"/v1/streams/{stream_id}/events"
         through, direct = EventSource(proxy.port, path), EventSource(ports(system)[0], path)
         async with asyncio.timeout(60):
@@ -57,10 +58,11 @@ async def test_two_thousand_tokens_are_not_late(system: System, kind: Kind) -> N
     assert late[worst] < LATE_SECONDS_MAX, f"{worst} came {late[worst] * 1000:.0f} ms after the direct way"
 
 
+@pytest.mark.alone("an event may be 0.1 s late")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_two_thousand_timed_events_keep_their_pace(system: System, kind: Kind) -> None:
     """When each was sent, against when it came; and the same without the proxy, at the same time on the same machine."""
-    plan, client = {"events": TOKENS, "interval_ms": 2}, Client(timeout_seconds=20)
+    plan, client = {"events": TOKENS, "interval_ms": 1}, Client(timeout_seconds=20)
 
     def measured(told: Observation) -> Pace:
         found = pace(told.arrivals)
@@ -71,7 +73,7 @@ async def test_two_thousand_timed_events_keep_their_pace(system: System, kind: K
 
     with deployed(kind, ports(system)) as proxy:
         urls = [f"{proxy.url}/v1/probe", f"{system.gateway_url()}/v1/probe"]
-        both = await asyncio.gather(*(client.observe(url, plan, planned_seconds=4) for url in urls))
+        both = await asyncio.gather(*(client.observe(url, plan, planned_seconds=2) for url in urls))
     through, direct = map(measured, both)
     print(f"{kind}: {through.held_seconds_max * 1000:.1f} ms at worst, direct {direct.held_seconds_max * 1000:.1f} ms")
     assert through.held_seconds_max < direct.held_seconds_max + LATE_SECONDS_MAX

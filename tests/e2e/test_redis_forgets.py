@@ -16,7 +16,7 @@ from tests.support.system import Reader, System, answer_of
 from tests.support.waiting import wait_until
 
 STREAMS = 20
-TOKENS = 400
+TOKENS = 240
 
 
 async def start_all(system: System) -> dict[str, Reader]:

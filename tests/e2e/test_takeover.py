@@ -160,6 +160,7 @@ async def test_all_workers_die_in_mid_answer() -> None:
         assert len(answer.tokens) >= 30
 
 
+@pytest.mark.alone("it leaves within a second, with 200 readers of this process")
 async def test_gateway_asked_to_stop_sends_its_readers_on() -> None:
     streams, readers_each = 20, 10
     async with System(gateways=2) as system:

@@ -276,6 +276,7 @@ async def test_the_last_spans_are_sent_as_a_process_leaves() -> None:
     assert named(spans, "chat simulated")["midstream.outcome"] == "handed_back"
 
 
+@pytest.mark.alone("it leaves within 1.5 s")
 @pytest.mark.parametrize("collector_is", ["hanging", "absent"])
 async def test_a_collector_that_does_not_answer_costs_no_time_and_no_log(collector_is: str) -> None:
     async with Collector(hangs=True) as collector:

@@ -203,7 +203,8 @@ async def test_sent_away_and_back(system: System) -> None:
         assert "".join(one["data"]["token"] for one in tokens) == (await own.state(stream_id))["text"]
 
 
-async def test_drained(system: System) -> None:
+@pytest.mark.alone("it leaves within a second or so")
+async def test_drained() -> None:
     """SIGTERM: everybody is sent away, and the process has ended within a second or so, also with a client that is stuck."""
     async with System() as own:
         stream_id = await own.create("drained", simulate=SLOW)

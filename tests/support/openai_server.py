@@ -20,11 +20,11 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from http import HTTPStatus
-from typing import Any, Self
+from typing import Any
+
+from tests.support.http_server import Closed, HttpServer, Request, head, response
 
 _WORDS = "river stone light morning letter garden window paper harbour signal bridge winter orchard".split()
-_BODY_BYTES_MAX = 16 << 20
 _AT_ONCE_MAX = 64
 
 
@@ -74,15 +74,9 @@ _NO_FAULT: dict[str, Any] = {
 }
 
 
-class _BrokenOff(Exception):
-    """The script wants the connection closed here."""
-
-
-class OpenAIServer:
+class OpenAIServer(HttpServer):
     def __init__(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        self._host, self._port = host, port
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        super().__init__(host=host, port=port)
         self._struck: Counter[str] = Counter()
         self.requests = self.running = self.tokens = self.aborted = 0
         self.bodies: list[dict[str, Any]] = []
@@ -92,55 +86,20 @@ class OpenAIServer:
 
     @property
     def url(self) -> str:
-        assert self._server is not None
-        return f"http://{self._host}:{self._server.sockets[0].getsockname()[1]}/v1"
+        return f"{self.origin}/v1"
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._connected, self._host, self._port, backlog=4096)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-
-    # --- HTTP
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                request_line, *lines = head.decode("latin-1").split("\r\n")
-                headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-                length = min(int(headers.get("content-length") or 0), _BODY_BYTES_MAX)
-                self.traceparents = [*self.traceparents[-99:], headers.get("traceparent")]
-                method, path, _ = request_line.split(" ", 2)
-                await self._route(method, path.partition("?")[0], await reader.readexactly(length), reader, writer)
-                await writer.drain()
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError, _BrokenOff):
-            pass  # the client left, or is sent away
-        finally:
-            self._connections.discard(task)
-            writer.close()
-            with suppress(OSError, asyncio.CancelledError):
-                await writer.wait_closed()
-
-    async def _route(
-        self, method: str, path: str, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        if (method, path) == ("GET", "/stats"):
+    async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.traceparents = [*self.traceparents[-99:], request.headers.get("traceparent")]
+        route = (request.method, request.path.partition("?")[0])
+        if route == ("GET", "/stats"):
             _answer(writer, 200, {name: getattr(self, name) for name in ("requests", "running", "tokens", "aborted")})
-        elif (method, path) == ("GET", "/v1/models"):
+        elif route == ("GET", "/v1/models"):
             model = {"id": "scripted", "object": "model", "created": 0, "owned_by": "tests"}
             _answer(writer, 200, {"object": "list", "data": [model]})
-        elif (method, path) == ("POST", "/v1/chat/completions"):
-            await self._complete(json.loads(body), reader, writer)
+        elif route == ("POST", "/v1/chat/completions"):
+            await self._complete(json.loads(request.body), reader, writer)
         else:
-            _answer(writer, 404, {"error": {"message": f"no such path: {path}", "type": "invalid_request_error"}})
+            _answer(writer, 404, {"error": {"message": f"no such path: {route[1]}", "type": "invalid_request_error"}})
 
     async def _complete(self, body: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.requests += 1
@@ -179,8 +138,6 @@ class OpenAIServer:
         self._struck[key] += 1
         return script if self._struck[key] <= script.times else dataclasses.replace(script, **_NO_FAULT)
 
-    # --- answering
-
     async def _stream(
         self, answer_id: str, body: dict[str, Any], script: Script, writer: asyncio.StreamWriter
     ) -> bytes:
@@ -190,7 +147,7 @@ class OpenAIServer:
             choices = _merged([chunk async for chunk in self._chunks(body, script)])
             whole = {**about, "object": "chat.completion", "choices": choices, "usage": self._usage(body, choices)}
             return _response(200, whole)
-        writer.write(_head(200, {"content-type": "text/event-stream; charset=utf-8", "transfer-encoding": "chunked"}))
+        writer.write(head(200, {"content-type": "text/event-stream; charset=utf-8", "transfer-encoding": "chunked"}))
         spoken = 0
         async for chunk in self._chunks(body, script):
             event = _event({**about, "object": "chat.completion.chunk", **chunk})
@@ -215,7 +172,7 @@ class OpenAIServer:
         began = time.monotonic()
         for count, delta in enumerate(_deltas(body, script)):
             if count == script.break_after:
-                raise _BrokenOff
+                raise Closed
             if count == script.error_chunk_after:
                 yield {"error": script.error or {"message": "as the script says", "type": "server_error"}}
                 return
@@ -310,15 +267,8 @@ def _event(chunk: dict[str, Any]) -> bytes:
     return b"data: %b\n\n" % json.dumps(chunk, separators=(",", ":")).encode()
 
 
-def _head(status: int, headers: dict[str, str]) -> bytes:
-    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {it}" for name, it in headers.items())]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()
-
-
 def _response(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> bytes:
-    payload = json.dumps(body).encode()
-    told = {"content-type": "application/json", "content-length": str(len(payload)), **(headers or {})}
-    return _head(status, told) + payload
+    return response(status, "application/json", json.dumps(body).encode(), headers)
 
 
 def _answer(

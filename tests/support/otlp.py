@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from tests.support.http_server import HttpServer, Request, response
+
 _KINDS = {1: "internal", 2: "server", 3: "client"}
-_BODY_BYTES_MAX = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,19 @@ class Received:
         return [name for name, _ in self.events]
 
 
-class Collector:
+class Collector(HttpServer):
     """Answers every export, or, told to hang, none."""
 
     def __init__(self, *, hangs: bool = False) -> None:
+        super().__init__()
         self._hangs = hangs
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
         self.spans: list[Received] = []
         self.bodies: list[bytes] = []
         self.requests = 0
 
-    @property
-    def url(self) -> str:
-        assert self._server is not None
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
     def environment(self, **more: str) -> dict[str, str]:
         """What makes a process send its spans here, soon after they have ended."""
-        return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.url, "OTEL_BSP_SCHEDULE_DELAY": "50", **more}
+        return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.origin, "OTEL_BSP_SCHEDULE_DELAY": "50", **more}
 
     def of(self, stream_id: str) -> list[Received]:
         """The spans of a stream, by when they began."""
@@ -67,42 +61,15 @@ class Collector:
             (one for one in self.spans if one["midstream.stream.id"] == stream_id), key=lambda one: one.began_at
         )
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                request_line, *lines = head.decode("latin-1").split("\r\n")
-                headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-                body = await reader.readexactly(min(int(headers["content-length"]), _BODY_BYTES_MAX))
-                self.requests += 1
-                if self._hangs:
-                    await asyncio.Event().wait()
-                assert request_line == "POST /v1/traces HTTP/1.1", request_line
-                assert headers["content-type"] == "application/x-protobuf"
-                self.bodies.append(body)
-                self.spans.extend(_spans_of(body))
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n")
-                await writer.drain()
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # the exporter has left, or the test is over
-        finally:
-            self._connections.discard(task)
-            writer.close()
-            with suppress(OSError, asyncio.CancelledError):
-                await writer.wait_closed()
+    async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.requests += 1
+        if self._hangs:
+            await asyncio.Event().wait()
+        assert (request.method, request.path) == ("POST", "/v1/traces")
+        assert request.headers["content-type"] == "application/x-protobuf"
+        self.bodies.append(request.body)
+        self.spans.extend(_spans_of(request.body))
+        writer.write(response(200, "application/x-protobuf", b""))
 
 
 def _spans_of(body: bytes) -> Iterator[Received]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.needs import needs
@@ -24,17 +27,27 @@ def packages(folder: str) -> Path:
         if source.is_file():
             digest.update(source.read_bytes())
     place = Path(tempfile.gettempdir()) / f"midstream-{folder}-{digest.hexdigest()[:16]}"
-    if not place.exists():
-        made = Path(tempfile.mkdtemp(prefix=f"midstream-{folder}-"))
-        ignored = shutil.ignore_patterns("node_modules")
-        shutil.copytree(_SOURCES / folder, made, dirs_exist_ok=True, ignore=ignored)
-        command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
-        done = subprocess.run(command, cwd=made, capture_output=True, text=True, timeout=_INSTALL_SECONDS_MAX)
-        if done.returncode:
-            print(done.stderr)
-            needs(f"what tests/e2e/{folder}/package.json names (npm ci failed; is its registry reachable?)", False)
-        try:
-            made.rename(place)
-        except OSError:  # another run was faster
-            shutil.rmtree(made, ignore_errors=True)
+    with _lock(folder):
+        if not place.exists():
+            _install(folder, place)
     return place
+
+
+def _install(folder: str, place: Path) -> None:
+    made = Path(tempfile.mkdtemp(prefix=f"midstream-{folder}-"))
+    ignored = shutil.ignore_patterns("node_modules")
+    shutil.copytree(_SOURCES / folder, made, dirs_exist_ok=True, ignore=ignored)
+    command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
+    done = subprocess.run(command, cwd=made, capture_output=True, text=True, timeout=_INSTALL_SECONDS_MAX)
+    if done.returncode:
+        print(done.stderr)
+        needs(f"what tests/e2e/{folder}/package.json names (npm ci failed; is its registry reachable?)", False)
+    made.rename(place)
+
+
+@contextmanager
+def _lock(folder: str) -> Iterator[None]:
+    """Hold the machine's lock for this folder: of several processes one installs, and the others wait for it."""
+    with Path(tempfile.gettempdir(), f"midstream-{folder}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

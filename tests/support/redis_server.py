@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -25,10 +28,30 @@ def binary_of(kind: Kind) -> str | None:
     return str(get_binary_path()) if kind == "valkey" else shutil.which("redis-server")
 
 
+_PORTS = range(10_000, 30_000)
+"""Below those that systems give to outgoing connections and to port 0, which another process may take at any moment."""
+_PORTS_OF_ONE = 1000
+"""Each process of a run draws from ports of its own, so that none is promised twice."""
+
+
+def _ports() -> Iterator[int]:
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    own = _PORTS[worker * _PORTS_OF_ONE % len(_PORTS) :][:_PORTS_OF_ONE]
+    start = random.randrange(len(own))  # another run on the same machine begins elsewhere
+    return itertools.cycle((*own[start:], *own[:start]))
+
+
+_candidates = _ports()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 at which nobody listens, for a program that cannot choose one itself."""
+    while True:
+        port = next(_candidates)
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class RedisServer:
@@ -50,6 +73,7 @@ class RedisServer:
         self._socket = "" if tcp else str(Path(self._directory, "redis.sock"))
         self.port = (port or free_port()) if tcp else 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._frozen = False
         self._command = [
             *(binary, "--dir", self._directory, "--save", "", "--maxmemory-policy", "noeviction"),
             *("--bind", "127.0.0.1", "--port", str(self.port)),
@@ -67,6 +91,11 @@ class RedisServer:
     def pid(self) -> int:
         assert self._process is not None, "the server is not running"
         return self._process.pid
+
+    @property
+    def runs(self) -> bool:
+        """It was started, and neither ended nor frozen."""
+        return self._process is not None and self._process.poll() is None and not self._frozen
 
     def start(self) -> RedisServer:
         """Start, and return when it answers. What it said stands in the error if it does not."""
@@ -98,9 +127,11 @@ class RedisServer:
     def freeze(self) -> None:
         """SIGSTOP: the kernel still accepts connections, and nothing is answered."""
         os.kill(self.pid, signal.SIGSTOP)
+        self._frozen = True
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
+        self._frozen = False
 
     def close(self) -> None:
         """End it and remove its files."""
@@ -118,7 +149,7 @@ class RedisServer:
         assert self._process is not None, "the server is not running"
         self._process.send_signal(how)
         self._process.wait(timeout=_START_SECONDS_MAX)
-        self._process = None
+        self._process, self._frozen = None, False
 
     def _answers(self) -> bool:
         family = socket.AF_UNIX if self._socket else socket.AF_INET

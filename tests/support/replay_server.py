@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
+
+from tests.support.http_server import Closed, HttpServer, Request, head
 
 RECORDINGS = Path(__file__).resolve().parents[1] / "recordings"
 
@@ -75,38 +75,16 @@ def said_in(name: str) -> Said:
     return gathering.said(finish_reason, usage)
 
 
-class ReplayServer:
-    async def __aenter__(self) -> Self:
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
-        return self
+class ReplayServer(HttpServer):
+    @property
+    def url(self) -> str:
+        return f"{self.origin}/v1"
 
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-            length = int(head.partition("content-length:")[2].split()[0])
-            name = json.loads(await reader.readexactly(length))["model"]
-            body = (RECORDINGS / f"{name}.txt").read_bytes()
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
-            for place in range(len(body)):
-                writer.write(body[place : place + 1])
-                await writer.drain()
-                await asyncio.sleep(0)  # a turn of the loop: each byte is a write of its own
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # the client left
-        finally:
-            self._tasks.discard(task)
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
+    async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        body = (RECORDINGS / f"{json.loads(request.body)['model']}.txt").read_bytes()
+        writer.write(head(200, {"content-type": "text/event-stream", "connection": "close"}))
+        for place in range(len(body)):
+            writer.write(body[place : place + 1])
+            await writer.drain()
+            await asyncio.sleep(0)  # a turn of the loop: each byte is a write of its own
+        raise Closed

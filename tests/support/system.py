@@ -29,9 +29,10 @@ from typing import Any, Self
 import httpx2
 import redis.asyncio
 
-from shared.keys import log_key
+from shared.keys import live_channel, log_key
 from shared.settings import described
 from shared.sse import Decoder, Message
+from tests.support.left_in_redis import keys_without_expiry
 from tests.support.redis_server import RedisServer, binary_of
 from tests.support.waiting import wait_until
 
@@ -320,7 +321,7 @@ class System:
             error.add_note(self.tails())
         try:
             if error is None:
-                self.assert_no_complaints()
+                await self._assert_nothing_left()
         finally:
             await self._close()
 
@@ -409,6 +410,12 @@ class System:
         """The keys of all streams' logs."""
         return [key async for key in self.commands.scan_iter(match="midstream:{*}:log")]
 
+    def assert_keys_expire(self) -> None:
+        """None of our keys stays for good; a Redis that the test has frozen or ended cannot be asked."""
+        if self.redis.runs:
+            immortal = keys_without_expiry(self.redis, "midstream:*")
+            assert not immortal, f"keys that never expire: {immortal}"
+
     # --- helpers
 
     def _process(self, module: str, index: int, settings: Mapping[str, object]) -> Process:
@@ -438,6 +445,17 @@ class System:
             return " is up: " in worker.logged()
 
         await wait_until(up, within_seconds=_START_SECONDS_MAX, what=f"worker {index} is up")
+
+    async def _assert_nothing_left(self) -> None:
+        self.assert_no_complaints()
+        await asyncio.to_thread(self.assert_keys_expire)
+        for reader in self._readers:
+            await reader.leave()
+        if self.redis.runs and all(gateway.runs for gateway in self.gateways):
+            await wait_until(self._nothing_is_followed, what="the gateways have unsubscribed when all readers had left")
+
+    async def _nothing_is_followed(self) -> bool:
+        return not await self.commands.execute_command("PUBSUB", "SHARDCHANNELS", live_channel("*"))
 
     async def _close(self) -> None:
         for reader in self._readers:

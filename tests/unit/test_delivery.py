@@ -15,6 +15,7 @@ from shared import events, sse
 from shared.events import Event
 from shared.ids import EventId, new_stream_id
 from shared.settings import Settings
+from tests.support.waiting import wait_until
 
 
 class Noted:
@@ -47,11 +48,10 @@ async def test_a_keep_alive_leaves_nobody_behind_who_has_news_to_come() -> None:
             ring.append(Event(EventId(1, offset), events.TOKEN, b"x"))
         tail.reach(EventId(1, count))
         delivery.on_new(tail)
-        await asyncio.sleep(1.2)
-        assert sse.KEEP_ALIVE in sink.body  # it was its turn meanwhile
+        await wait_until(lambda: sse.KEEP_ALIVE in sink.body, what="it was its turn meanwhile")
         assert b"id: 1-1\n" not in sink.body
-        await asyncio.sleep(0.6)
-        assert [f"id: 1-{offset}\n".encode() in sink.body for offset in (1, count)] == [True, True]
+        ends = [f"id: 1-{offset}\n".encode() for offset in (1, count)]
+        await wait_until(lambda: all(end in sink.body for end in ends), what="what had come is sent")
         assert (reader.reached(), len(ring)) == ((1, count), settings.ring_events)
     finally:
         await delivery.close()
