@@ -25,6 +25,7 @@ from gateway.pages import Pages
 from gateway.ring import Ring
 from gateway.tail import Tail
 from gateway.tails import FIRST_READ_ENTRIES
+from shared.background import keep_running
 from shared.errors import Disconnected, RedisRefused
 from shared.events import DONE
 from shared.ids import BEGINNING, EventId
@@ -115,6 +116,8 @@ class Delivery:
         self._governor = Governor()
         self.readers = 0
         self.flushes = self.fallen_out = self.pages_sent = 0  # handed to Prometheus once a second
+        self._beat_slot = self._aged = 0
+        """The parts of the readers that were last sent a comment, and last looked at for their age."""
         self._beats: list[set[Reader]] = [set() for _ in range(settings.keepalive_seconds * _BEATS_PER_SECOND)]
         self._ages: defaultdict[int, set[Reader]] = defaultdict(set)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -130,9 +133,9 @@ class Delivery:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._spawn(self._beat())
-        self._spawn(self._send_the_old_away())
-        self._spawn(self._governor.run())
+        self._aged = int(self._loop.time() * _AGE_SLOTS_PER_SECOND)
+        works = (("beats", self._beat), ("ages", self._send_the_old_away), ("governor", self._governor.run))
+        self._tasks.update(keep_running(name, work) for name, work in works)
 
     async def close(self) -> None:
         for task in list(self._tasks):
@@ -404,11 +407,10 @@ class Delivery:
 
     async def _beat(self) -> None:
         """A comment to every reader, each at its own moment, so that no proxy takes it for dead."""
-        slot = 0
         while True:
             await asyncio.sleep(1 / _BEATS_PER_SECOND)
-            slot = (slot + 1) % len(self._beats)
-            for reader in self._beats[slot]:
+            self._beat_slot = (self._beat_slot + 1) % len(self._beats)
+            for reader in self._beats[self._beat_slot]:
                 ring = reader.ring
                 if len(ring.encoded) > self._ring_events_most and not reader.tail.dirty:
                     self._trim(ring)  # of a stream that has been silent since it was read: all have what there is
@@ -417,17 +419,19 @@ class Delivery:
                     self._is_full(reader)
 
     async def _send_the_old_away(self) -> None:
-        done = int(self._loop.time() * _AGE_SLOTS_PER_SECOND)
         while True:
             await asyncio.sleep(1 / _AGE_SLOTS_PER_SECOND)
             now = int(self._loop.time() * _AGE_SLOTS_PER_SECOND)
-            for slot in range(done + 1, now + 1):
-                for reader in self._ages.pop(slot, set()):
+            while self._aged < now:
+                slot = self._ages.get(self._aged + 1)
+                while slot:  # one by one: whom this breaks over has left the slot, and the others are still in it
+                    reader = slot.pop()
                     self.close_reader(reader, "rotated")
                     if not reader.closed:  # its socket is full, or it is in mid-history: once more, later
                         reader.age_slot = now + _BUSY_GRACE_SECONDS * _AGE_SLOTS_PER_SECOND
                         self._ages[reader.age_slot].add(reader)
-            done = now
+                self._aged += 1
+                self._ages.pop(self._aged, None)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

@@ -15,6 +15,7 @@ from gateway import metrics
 from gateway.tail import Tail
 from gateway.tails import Tails
 from shared import events
+from shared.background import keep_running
 from shared.errors import Disconnected, LogFull, RedisRefused
 from shared.events import Entry
 from shared.ids import created_at
@@ -49,7 +50,7 @@ class Sweep:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._task = self._loop.create_task(self._run())
+        self._task = keep_running("sweep", self._run)
 
     async def close(self) -> None:
         for task in (self._task, *self._ending):

@@ -44,6 +44,18 @@ class RedisRefused(MidstreamError):
         return self.code in {"LOADING", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS"}
 
 
+class Unreadable(MidstreamError):
+    """The stream's log holds what no version of Midstream has written."""
+
+
+class WrongType(Unreadable, RedisRefused):
+    """WRONGTYPE Under the name of the stream's log stands something else."""
+
+
+class OddReply(RedisRefused):
+    """ODDREPLY Redis answered with what this command never answers: a proxy, or a server of another kind."""
+
+
 class LogFull(MidstreamError):
     """There is no room for the answer: it reached its own bound, or Redis reached its maxmemory."""
 

@@ -12,11 +12,14 @@ from collections.abc import Callable
 from importlib import resources
 from typing import Any, NamedTuple, Protocol
 
-from shared.errors import LogFull, RedisRefused
+from shared.errors import LogFull, MidstreamError, OddReply, RedisRefused, WrongType
 from shared.events import TERMINAL, Entry
 from shared.ids import BEGINNING, EventId
 from shared.keys import deliveries_key, live_channel, log_key
 
+_NOT_AS_EXPECTED = (TypeError, ValueError, IndexError, KeyError, AttributeError)
+"""What Python raises over a reply of another shape; UnicodeDecodeError is a ValueError."""
+_SHOWN_BYTES_MAX, _SHOWN_PARTS_MAX, _SHOWN_CHARACTERS_MAX = 60, 4, 240
 READ_ENTRIES_MAX = 1000
 """Entries per read: about 100 KB and 1 ms of Redis, so that no long history holds up the other streams."""
 
@@ -82,7 +85,10 @@ class Appended(NamedTuple):
     def of(cls, reply: Any) -> Appended:
         if isinstance(reply, int):
             return cls("applied", reply)
-        return cls(reply[0].decode(), 0, EventId.of(reply[1]), reply[2])
+        try:
+            return cls(reply[0].decode(), 0, EventId.of(reply[1]), int(reply[2]))
+        except _NOT_AS_EXPECTED:
+            raise OddReply(f"ODDREPLY an append was answered by {shown(reply)}") from None
 
 
 class EventLog:
@@ -108,12 +114,12 @@ class EventLog:
         expiry = () if ttl_seconds is None else (ttl_seconds,)
         keys = [log_key(stream_id), live_channel(stream_id)]
         script = self.APPEND_LAST if entry.field in TERMINAL else self.APPEND
-        return Appended.of(await script.run(self._commands, keys, held, *_arguments(entry), *expiry))
+        return Appended.of(await self._run(script, keys, held, *_arguments(entry), *expiry))
 
     async def probe(self, stream_id: str, held: int, last: EventId) -> Appended:
         """Whether the log still holds `held` entries up to `last`, and how many listeners it has. Writes nothing."""
         keys = [log_key(stream_id), live_channel(stream_id)]
-        return Appended.of(await self.APPEND.run(self._commands, keys, held, bytes(last)))
+        return Appended.of(await self._run(self.APPEND, keys, held, bytes(last)))
 
     def send_append(self, keys: tuple[bytes, bytes], held: int, entry: Entry, on_reply: Callable[[Any], None]) -> None:
         """`append` for the hot path: no task and no future. `on_reply` gets the bare reply (`Appended.of`) or an error."""
@@ -121,21 +127,25 @@ class EventLog:
 
     async def read(self, stream_id: str, after: EventId = BEGINNING, count: int = READ_ENTRIES_MAX) -> list[Entry]:
         """The next at most `count` entries after an id. An entry of several tokens is given whole."""
-        return _entries(await self._commands.execute(*_xrange(stream_id, after, count)))
+        return _entries(await self._read(*_xrange(stream_id, after, count)))
 
     def send_read(self, stream_id: str, after: EventId, count: int, on_read: OnRead) -> None:
         """The same without a task, as Redis sent them: no object is made of any."""
-        self._commands.send(_xrange(stream_id, after, count), on_read)
+
+        def on_reply(reply: Any) -> None:
+            on_read(reply if isinstance(reply, list) else _not_read(reply))
+
+        self._commands.send(_xrange(stream_id, after, count), on_reply)
 
     async def read_between(self, stream_id: str, first: EventId, last: EventId) -> list[Entry]:
         """The entries with ids from `first` to `last`, both included."""
-        return _entries(await self._commands.execute("XRANGE", log_key(stream_id), bytes(first), bytes(last)))
+        return _entries(await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last)))
 
     async def read_page(self, stream_id: str, first: EventId, last: EventId) -> tuple[list[RawEntry], bool]:
         """The same as Redis sent them, and whether the log goes on behind them. In one round trip."""
         newest: list[Entry | Exception | None] = []
         self.send_newest(stream_id, newest.append)  # answered first, since replies come in order
-        raw: list[RawEntry] = await self._commands.execute("XRANGE", log_key(stream_id), bytes(first), bytes(last))
+        raw: list[RawEntry] = await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last))
         return raw, bool(newest) and isinstance(newest[0], Entry) and newest[0].id > last
 
     async def read_all(self, stream_id: str) -> list[Entry]:
@@ -149,14 +159,13 @@ class EventLog:
 
     async def newest(self, stream_id: str, count: int = 1) -> list[Entry]:
         """The newest at most `count` entries, oldest first."""
-        reply = await self._commands.execute("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", count)
-        return _entries(reply[::-1])
+        return _entries((await self._read("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", count))[::-1])
 
     def send_newest_raw(self, stream_id: str, count: int, on_read: OnRead) -> None:
         """The same without a task, as Redis sent them."""
 
         def on_reply(reply: Any) -> None:
-            on_read(reply if isinstance(reply, Exception) else reply[::-1])
+            on_read(reply[::-1] if isinstance(reply, list) else _not_read(reply))
 
         self._commands.send(("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", count), on_reply)
 
@@ -164,10 +173,12 @@ class EventLog:
         """The newest entry without a task: told with it, with None if there is no log, or with what went wrong."""
 
         def on_reply(reply: Any) -> None:
-            if isinstance(reply, Exception):
-                on_newest(reply)
-            else:
-                on_newest(_entries(reply)[0] if reply else None)
+            newest: Entry | Exception | None
+            try:
+                newest = _entries(reply)[-1] if reply else None
+            except MidstreamError as error:
+                newest = error
+            on_newest(newest)
 
         self._commands.send(("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", 1), on_reply)
 
@@ -180,15 +191,32 @@ class EventLog:
         """
         condition = () if only_after is None else (bytes(only_after),)
         keys = [log_key(stream_id), live_channel(stream_id)]
-        reply = await self.END.run(self._commands, keys, field, value, self.ended_ttl_seconds, *condition)
+        reply = await self._run(self.END, keys, field, value, self.ended_ttl_seconds, *condition)
+        if reply is not None and not isinstance(reply, list):
+            raise OddReply(f"ODDREPLY the end of a stream was answered by {shown(reply)}")
         return None if reply is None else bool(reply[0])
 
     async def delete(self, stream_id: str) -> bool:
         """Forget a stream; a tombstone bars its name. False if there was none."""
-        reply = await self.DELETE.run(
-            self._commands, [log_key(stream_id), deliveries_key(stream_id)], self._tombstone_ttl_seconds
-        )
-        return bool(reply)
+        keys = [log_key(stream_id), deliveries_key(stream_id)]
+        return bool(await self._run(self.DELETE, keys, self._tombstone_ttl_seconds))
+
+    async def _read(self, *command: bytes | str | int) -> list[RawEntry]:
+        """Raises Disconnected, RedisRefused; of these WrongType where something else than a log stands there."""
+        try:
+            reply = await self._commands.execute(*command)
+        except RedisRefused as error:
+            raise _known(error) from None
+        if not isinstance(reply, list):
+            raise _not_read(reply)
+        return reply
+
+    async def _run(self, script: Script, keys: list[bytes], *arguments: bytes | str | int) -> Any:
+        """Raises Disconnected, LogFull, RedisRefused; of these WrongType as `_read` does."""
+        try:
+            return await script.run(self._commands, keys, *arguments)
+        except RedisRefused as error:
+            raise _known(error) from None
 
 
 def _xrange(stream_id: str, after: EventId, count: int) -> tuple[bytes | str | int, ...]:
@@ -200,4 +228,31 @@ def _arguments(entry: Entry) -> tuple[bytes, bytes, bytes]:
 
 
 def _entries(reply: Any) -> list[Entry]:
-    return [Entry(EventId.of(entry_id), fields[0], fields[1]) for entry_id, fields in reply]
+    """Raises RedisRefused: the reply, if it is one, or OddReply."""
+    try:
+        return [Entry(EventId.of(entry_id), fields[0], fields[1]) for entry_id, fields in reply]
+    except _NOT_AS_EXPECTED:
+        raise _not_read(reply) from None
+
+
+def _not_read(reply: Any) -> Exception:
+    """Why a reply is no entries: the error that it is, or OddReply."""
+    if isinstance(reply, Exception):
+        return _known(reply) if isinstance(reply, RedisRefused) else reply
+    return OddReply(f"ODDREPLY the entries of a log were asked for, and the answer was {shown(reply)}")
+
+
+def _known(error: RedisRefused) -> RedisRefused:
+    return WrongType(str(error)) if error.code == "WRONGTYPE" else error
+
+
+def shown(reply: Any) -> str:
+    """What somebody else wrote, as a line of a log may show it: escaped, and not long."""
+    if isinstance(reply, bytes):
+        text = repr(reply[:_SHOWN_BYTES_MAX]) + "..." * (len(reply) > _SHOWN_BYTES_MAX)
+    elif isinstance(reply, list | tuple):
+        more = ", ..." * (len(reply) > _SHOWN_PARTS_MAX)
+        text = f"[{', '.join(shown(part) for part in reply[:_SHOWN_PARTS_MAX])}{more}]"
+    else:
+        text = repr(reply)
+    return text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "..."

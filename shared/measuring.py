@@ -12,6 +12,7 @@ from typing import Any
 from prometheus_client import Counter, Gauge
 
 from shared import metrics
+from shared.background import keep_running
 from shared.resp import RespConnection
 
 _LOOKS_PER_SECOND = 10
@@ -64,7 +65,7 @@ class Measuring:
         handover.show(metrics.RESIDENT_BYTES.gauge(), resident_bytes)
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._measure())
+        self._task = keep_running("measure", self._measure)
 
     async def close(self) -> None:
         if self._task is not None:

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import hiredis
 
+from shared.background import keep_running
 from shared.errors import Disconnected, RedisRefused
 from shared.redis import RedisAddress
 
@@ -71,11 +72,13 @@ class RespConnection(asyncio.Protocol):
         self._closed = False
         self._task: asyncio.Task[None] | None = None
         self.reconnects = self.writes = 0
+        self.refusal: RedisRefused | None = None
+        """Why Redis did not let it in at the last try: a password, a permission. None while it is up, or Redis is away."""
 
     def start(self) -> None:
         """Begin to connect, in the background. Once, inside a running loop."""
         self._loop = asyncio.get_running_loop()
-        self._task = self._loop.create_task(self._keep_connected())
+        self._task = keep_running("connection", self._keep_connected)
 
     async def close(self) -> None:
         """Close for good; unanswered commands get `Disconnected`."""
@@ -158,16 +161,25 @@ class RespConnection(asyncio.Protocol):
         self._up.clear()
         self._unsent.clear()
         unanswered, self._unanswered = self._unanswered, deque()
-        for on_reply in unanswered:
-            on_reply(Disconnected())
         self._lost.set()
+        for on_reply in unanswered:
+            try:
+                on_reply(Disconnected())
+            except Exception:  # as above
+                logger.exception("%s: a lost reply could not be taken", self._name)
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
         reader, size = self._reader, len(data)
-        for start in range(0, size, _FEED_BYTES):
-            reader.feed(data, start, min(_FEED_BYTES, size - start))
-            self._take_replies(reader)
+        try:
+            for start in range(0, size, _FEED_BYTES):
+                reader.feed(data, start, min(_FEED_BYTES, size - start))
+                self._take_replies(reader)
+        except hiredis.HiredisError as error:
+            # Nobody can say where the next reply begins, or whose it is. What is owed is answered by `Disconnected`.
+            logger.warning("%s: what %s sent is no reply that was asked for: %r", self._name, self._address, error)
+            if self._transport is not None:
+                self._transport.abort()
 
     def _take_replies(self, reader: hiredis.Reader) -> None:
         if self._on_push is not None and self._up.is_set():
@@ -181,7 +193,14 @@ class RespConnection(asyncio.Protocol):
         while (reply := reader.gets()) is not False:
             if isinstance(reply, hiredis.ReplyError):
                 reply = RedisRefused(str(reply))
-            unanswered.popleft()(reply)
+            try:
+                on_reply = unanswered.popleft()
+            except IndexError:
+                raise hiredis.ProtocolError("a reply to no command") from None
+            try:
+                on_reply(reply)
+            except Exception:  # a bug of one sender's: the replies behind it are others'
+                logger.exception("%s: a reply of %s could not be taken", self._name, type(reply).__name__)
 
     # --- keeping it up
 
@@ -194,13 +213,19 @@ class RespConnection(asyncio.Protocol):
                     await self._shake_hands()
                 logger.debug("%s: connected to %s", self._name, self._address)
                 pause_seconds = _FIRST_PAUSE_SECONDS
+                self.refusal = None
                 self._up.set()
                 if self._on_up is not None:
                     self._on_up()
                 await self._watch()
                 self.reconnects += 1
                 logger.warning("%s: the connection to %s was lost; reconnecting", self._name, self._address)
-            except (OSError, Disconnected, RedisRefused, TimeoutError) as error:
+            except RedisRefused as error:
+                if str(error) != str(self.refusal):
+                    logger.warning("%s: %s does not let this process in: %s", self._name, self._address, error)
+                self.refusal = error
+            except (OSError, Disconnected, TimeoutError) as error:
+                self.refusal = None
                 logger.debug("%s: cannot reach %s: %s", self._name, self._address, error or type(error).__name__)
             finally:
                 if self._transport is not None:
@@ -209,12 +234,15 @@ class RespConnection(asyncio.Protocol):
             pause_seconds = min(pause_seconds * 2, self._pause_seconds_max)
 
     async def _shake_hands(self) -> None:
-        """Log in, name the connection, load the scripts, see that Redis answers. Pipelined: one round trip."""
+        """Log in, see that Redis answers, name the connection, load the scripts. Pipelined: one round trip.
+
+        Raises RedisRefused. A Redis that bars the last two is used as it is: a script that it does not know is sent whole.
+        """
+        needed: list[tuple[Argument, ...]] = [*self._address.login_commands(), ("PING",)]
         commands: list[tuple[Argument, ...]] = [
-            *self._address.login_commands(),
+            *needed,
             ("CLIENT", "SETNAME", f"midstream-{self._name}"),
             *(("SCRIPT", "LOAD", source) for source in self._scripts),
-            ("PING",),
         ]
         answers = []
         for command in commands:
@@ -222,8 +250,10 @@ class RespConnection(asyncio.Protocol):
             self._unanswered.append(lambda reply, answer=answer: answer.done() or answer.set_result(reply))  # type: ignore[misc]
             self._write(_pack(command))
             answers.append(answer)
-        for reply in await asyncio.gather(*answers):
-            if isinstance(reply, Exception):
+        for index, reply in enumerate(await asyncio.gather(*answers)):
+            if isinstance(reply, RedisRefused) and index >= len(needed) and not reply.passing:
+                logger.debug("%s: %s bars %s: %s", self._name, self._address, commands[index][0], reply)
+            elif isinstance(reply, Exception):
                 raise reply
 
     async def _watch(self) -> None:
