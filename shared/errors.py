@@ -54,3 +54,7 @@ class QueueFull(MidstreamError):
 
 class Fenced(MidstreamError):
     """A later attempt, a cancel or a delete stands in the log: this attempt may write nothing more."""
+
+
+class Unreadable(MidstreamError):
+    """The stream's log holds what cannot be read."""

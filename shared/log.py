@@ -13,8 +13,8 @@ from importlib import resources
 from typing import Any, NamedTuple, Protocol
 
 from shared.errors import LogFull, RedisRefused
-from shared.events import TERMINAL, Entry
-from shared.ids import BEGINNING, EventId
+from shared.events import TERMINAL, Entry, entry_of
+from shared.ids import ACCEPTED, BEGINNING, EventId
 from shared.keys import deliveries_key, live_channel, log_key
 
 READ_ENTRIES_MAX = 1000
@@ -22,7 +22,10 @@ READ_ENTRIES_MAX = 1000
 
 
 RawEntry = tuple[bytes, tuple[bytes, bytes]]
-"""An entry as Redis sends it: its id, and its field and value."""
+"""An entry as Redis sends it: its id, and its field and value. One that is none of ours may have more (`entry_of`)."""
+
+_NO_LOG: list[Any] = [[bytes(ACCEPTED), ()]]
+"""What is read of a key that is no stream: an entry that cannot be read."""
 
 
 OnRead = Callable[[list[RawEntry] | Exception], None]
@@ -121,21 +124,24 @@ class EventLog:
 
     async def read(self, stream_id: str, after: EventId = BEGINNING, count: int = READ_ENTRIES_MAX) -> list[Entry]:
         """The next at most `count` entries after an id. An entry of several tokens is given whole."""
-        return _entries(await self._commands.execute(*_xrange(stream_id, after, count)))
+        return _entries(await self._read(*_xrange(stream_id, after, count), or_else=_NO_LOG if after < ACCEPTED else []))
 
     def send_read(self, stream_id: str, after: EventId, count: int, on_read: OnRead) -> None:
         """The same without a task, as Redis sent them: no object is made of any."""
-        self._commands.send(_xrange(stream_id, after, count), on_read)
+        or_else = _NO_LOG if after < ACCEPTED else []
+        self._commands.send(
+            _xrange(stream_id, after, count), lambda reply: on_read(or_else if _is_no_stream(reply) else reply)
+        )
 
     async def read_between(self, stream_id: str, first: EventId, last: EventId) -> list[Entry]:
         """The entries with ids from `first` to `last`, both included."""
-        return _entries(await self._commands.execute("XRANGE", log_key(stream_id), bytes(first), bytes(last)))
+        return _entries(await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last)))
 
     async def read_page(self, stream_id: str, first: EventId, last: EventId) -> tuple[list[RawEntry], bool]:
         """The same as Redis sent them, and whether the log goes on behind them. In one round trip."""
         newest: list[Entry | Exception | None] = []
         self.send_newest(stream_id, newest.append)  # answered first, since replies come in order
-        raw: list[RawEntry] = await self._commands.execute("XRANGE", log_key(stream_id), bytes(first), bytes(last))
+        raw: list[RawEntry] = await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last))
         return raw, bool(newest) and isinstance(newest[0], Entry) and newest[0].id > last
 
     async def read_all(self, stream_id: str) -> list[Entry]:
@@ -149,13 +155,15 @@ class EventLog:
 
     async def newest(self, stream_id: str, count: int = 1) -> list[Entry]:
         """The newest at most `count` entries, oldest first."""
-        reply = await self._commands.execute("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", count)
+        reply = await self._read("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", count, or_else=_NO_LOG)
         return _entries(reply[::-1])
 
     def send_newest_raw(self, stream_id: str, count: int, on_read: OnRead) -> None:
         """The same without a task, as Redis sent them."""
 
         def on_reply(reply: Any) -> None:
+            if _is_no_stream(reply):
+                reply = _NO_LOG
             on_read(reply if isinstance(reply, Exception) else reply[::-1])
 
         self._commands.send(("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", count), on_reply)
@@ -164,7 +172,9 @@ class EventLog:
         """The newest entry without a task: told with it, with None if there is no log, or with what went wrong."""
 
         def on_reply(reply: Any) -> None:
-            if isinstance(reply, Exception):
+            if _is_no_stream(reply):
+                on_newest(_entries(_NO_LOG)[0])
+            elif isinstance(reply, Exception):
                 on_newest(reply)
             else:
                 on_newest(_entries(reply)[0] if reply else None)
@@ -176,11 +186,17 @@ class EventLog:
     ) -> bool | None:
         """End a stream that has not ended: true if this did it, false if there was no need, None if there is no log.
 
-        With `only_after`, only if that is still the last id: whoever wrote meanwhile is alive.
+        With `only_after`, only if that is still the last id: whoever wrote meanwhile is alive. What is no stream is as good
+        as ended: nothing can be written to it.
         """
         condition = () if only_after is None else (bytes(only_after),)
         keys = [log_key(stream_id), live_channel(stream_id)]
-        reply = await self.END.run(self._commands, keys, field, value, self.ended_ttl_seconds, *condition)
+        try:
+            reply = await self.END.run(self._commands, keys, field, value, self.ended_ttl_seconds, *condition)
+        except RedisRefused as error:
+            if not _is_no_stream(error):
+                raise
+            return False
         return None if reply is None else bool(reply[0])
 
     async def delete(self, stream_id: str) -> bool:
@@ -189,6 +205,20 @@ class EventLog:
             self._commands, [log_key(stream_id), deliveries_key(stream_id)], self._tombstone_ttl_seconds
         )
         return bool(reply)
+
+
+    async def _read(self, *command: bytes | str | int, or_else: list[Any] | None = None) -> Any:
+        """What Redis replies; `or_else`, or nothing, if the key is no stream. Raises Disconnected, RedisRefused."""
+        try:
+            return await self._commands.execute(*command)
+        except RedisRefused as error:
+            if not _is_no_stream(error):
+                raise
+            return or_else or []
+
+
+def _is_no_stream(reply: Any) -> bool:
+    return isinstance(reply, RedisRefused) and reply.code == "WRONGTYPE"
 
 
 def _xrange(stream_id: str, after: EventId, count: int) -> tuple[bytes | str | int, ...]:
@@ -200,4 +230,4 @@ def _arguments(entry: Entry) -> tuple[bytes, bytes, bytes]:
 
 
 def _entries(reply: Any) -> list[Entry]:
-    return [Entry(EventId.of(entry_id), fields[0], fields[1]) for entry_id, fields in reply]
+    return [entry_of(entry_id, fields) for entry_id, fields in reply]
