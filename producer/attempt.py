@@ -49,8 +49,6 @@ _PROBE_SECONDS = 0.4
 
 _GARBAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What Python raises over a log that nobody of us has written."""
-_ATTEMPT_MAX = 2**53
-"""Beyond it the scripts, whose numbers are floats, cannot tell an id from the next."""
 
 
 class LastReaderGone(MidstreamError):
@@ -123,7 +121,12 @@ class Run:
                 await self._drain_for_usage()
             return ended
         except Unreadable as error:
-            await self._end_unreadable(error)
+            await self._end_unreadable(str(error))
+            return True
+        except RedisRefused as error:
+            if error.code != "WRONGTYPE":
+                raise
+            await self._end_unreadable(str(error))
             return True
         except LogFull as error:  # before the attempt could begin
             told = self._failed("log_full", str(error), retryable=False)
@@ -212,23 +215,21 @@ class Run:
             if entries and not history.ended:
                 if history.accepted is None:
                     raise Unreadable("its first entry is no request")
-                if history.last.attempt != history.attempt or history.attempt >= _ATTEMPT_MAX:
-                    raise Unreadable(f"its last entry is {history.last}, and there is no such attempt")
                 self._provider.model_of(history.accepted.request)
                 _ = history.text if history.items else ""
         except _GARBAGE as error:
             raise Unreadable(f"{type(error).__name__}: {error}") from None
         return entries, history
 
-    async def _end_unreadable(self, error: Unreadable) -> None:
-        """End the stream, where its end can be written: the log of another worker that tries it would read no better."""
+    async def _end_unreadable(self, reason: str) -> None:
+        """End the stream, where that can be written: another worker would read its log no better."""
         failed = self._failed("unreadable", "the stream's log cannot be read", retryable=False)
         try:
             ended = await patiently(lambda: self._log.end(self.stream_id, events.FAILED, failed))
-            how = "" if ended else " (it has an end already)"
+            how = "" if ended else " (it has an end already, or none can be written)"
         except (RedisRefused, LogFull) as refusal:
-            ended, how = False, f" (its end cannot be written: {shown(str(refusal))})"
-        logger.error("stream %s: failed: unreadable: %s%s", self.stream_id, shown(str(error)), how)
+            ended, how = False, f" (none can be written: {shown(str(refusal))})"
+        logger.error("stream %s: failed: unreadable: %s%s", self.stream_id, shown(reason), how)
         self.tally()
         self.meter.ended("failed", code="unreadable")
         if ended:

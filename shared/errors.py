@@ -44,14 +44,6 @@ class RedisRefused(MidstreamError):
         return self.code in {"LOADING", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS"}
 
 
-class Unreadable(MidstreamError):
-    """The stream's log holds what no version of Midstream has written."""
-
-
-class WrongType(Unreadable, RedisRefused):
-    """WRONGTYPE Under the name of the stream's log stands something else."""
-
-
 class OddReply(RedisRefused):
     """ODDREPLY Redis answered with what this command never answers: a proxy, or a server of another kind."""
 
@@ -66,3 +58,7 @@ class QueueFull(MidstreamError):
 
 class Fenced(MidstreamError):
     """A later attempt, a cancel or a delete stands in the log: this attempt may write nothing more."""
+
+
+class Unreadable(MidstreamError):
+    """The stream's log holds what cannot be read."""

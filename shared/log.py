@@ -12,9 +12,9 @@ from collections.abc import Callable
 from importlib import resources
 from typing import Any, NamedTuple, Protocol
 
-from shared.errors import LogFull, MidstreamError, OddReply, RedisRefused, WrongType
-from shared.events import TERMINAL, Entry
-from shared.ids import BEGINNING, EventId
+from shared.errors import LogFull, MidstreamError, OddReply, RedisRefused
+from shared.events import TERMINAL, Entry, entry_of
+from shared.ids import ACCEPTED, BEGINNING, EventId
 from shared.keys import deliveries_key, live_channel, log_key
 
 _NOT_AS_EXPECTED = (TypeError, ValueError, IndexError, KeyError, AttributeError)
@@ -25,7 +25,10 @@ READ_ENTRIES_MAX = 1000
 
 
 RawEntry = tuple[bytes, tuple[bytes, bytes]]
-"""An entry as Redis sends it: its id, and its field and value."""
+"""An entry as Redis sends it: its id, and its field and value. One that is none of ours may have more (`entry_of`)."""
+
+_NO_LOG: list[Any] = [[bytes(ACCEPTED), ()]]
+"""What is read of a key that is no stream: an entry that cannot be read."""
 
 
 OnRead = Callable[[list[RawEntry] | Exception], None]
@@ -114,12 +117,12 @@ class EventLog:
         expiry = () if ttl_seconds is None else (ttl_seconds,)
         keys = [log_key(stream_id), live_channel(stream_id)]
         script = self.APPEND_LAST if entry.field in TERMINAL else self.APPEND
-        return Appended.of(await self._run(script, keys, held, *_arguments(entry), *expiry))
+        return Appended.of(await script.run(self._commands, keys, held, *_arguments(entry), *expiry))
 
     async def probe(self, stream_id: str, held: int, last: EventId) -> Appended:
         """Whether the log still holds `held` entries up to `last`, and how many listeners it has. Writes nothing."""
         keys = [log_key(stream_id), live_channel(stream_id)]
-        return Appended.of(await self._run(self.APPEND, keys, held, bytes(last)))
+        return Appended.of(await self.APPEND.run(self._commands, keys, held, bytes(last)))
 
     def send_append(self, keys: tuple[bytes, bytes], held: int, entry: Entry, on_reply: Callable[[Any], None]) -> None:
         """`append` for the hot path: no task and no future. `on_reply` gets the bare reply (`Appended.of`) or an error."""
@@ -127,15 +130,14 @@ class EventLog:
 
     async def read(self, stream_id: str, after: EventId = BEGINNING, count: int = READ_ENTRIES_MAX) -> list[Entry]:
         """The next at most `count` entries after an id. An entry of several tokens is given whole."""
-        return _entries(await self._read(*_xrange(stream_id, after, count)))
+        return _entries(
+            await self._read(*_xrange(stream_id, after, count), or_else=_NO_LOG if after < ACCEPTED else [])
+        )
 
     def send_read(self, stream_id: str, after: EventId, count: int, on_read: OnRead) -> None:
         """The same without a task, as Redis sent them: no object is made of any."""
-
-        def on_reply(reply: Any) -> None:
-            on_read(reply if isinstance(reply, list) else _not_read(reply))
-
-        self._commands.send(_xrange(stream_id, after, count), on_reply)
+        or_else = _NO_LOG if after < ACCEPTED else []
+        self._commands.send(_xrange(stream_id, after, count), lambda reply: on_read(_read_of(reply, or_else)))
 
     async def read_between(self, stream_id: str, first: EventId, last: EventId) -> list[Entry]:
         """The entries with ids from `first` to `last`, both included."""
@@ -159,15 +161,16 @@ class EventLog:
 
     async def newest(self, stream_id: str, count: int = 1) -> list[Entry]:
         """The newest at most `count` entries, oldest first."""
-        return _entries((await self._read("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", count))[::-1])
+        return _entries((await self._read(*_xrevrange(stream_id, count), or_else=_NO_LOG))[::-1])
 
     def send_newest_raw(self, stream_id: str, count: int, on_read: OnRead) -> None:
         """The same without a task, as Redis sent them."""
 
         def on_reply(reply: Any) -> None:
-            on_read(reply[::-1] if isinstance(reply, list) else _not_read(reply))
+            read = _read_of(reply, _NO_LOG)
+            on_read(read if isinstance(read, Exception) else read[::-1])
 
-        self._commands.send(("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", count), on_reply)
+        self._commands.send(_xrevrange(stream_id, count), on_reply)
 
     def send_newest(self, stream_id: str, on_newest: Callable[[Entry | Exception | None], None]) -> None:
         """The newest entry without a task: told with it, with None if there is no log, or with what went wrong."""
@@ -175,23 +178,30 @@ class EventLog:
         def on_reply(reply: Any) -> None:
             newest: Entry | Exception | None
             try:
-                newest = _entries(reply)[-1] if reply else None
+                read = _read_of(reply, _NO_LOG)
+                newest = read if isinstance(read, Exception) else _entries(read)[-1] if read else None
             except MidstreamError as error:
                 newest = error
             on_newest(newest)
 
-        self._commands.send(("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", 1), on_reply)
+        self._commands.send(_xrevrange(stream_id, 1), on_reply)
 
     async def end(
         self, stream_id: str, field: bytes, value: bytes, *, only_after: EventId | None = None
     ) -> bool | None:
         """End a stream that has not ended: true if this did it, false if there was no need, None if there is no log.
 
-        With `only_after`, only if that is still the last id: whoever wrote meanwhile is alive.
+        With `only_after`, only if that is still the last id: whoever wrote meanwhile is alive. What is no stream is as good
+        as ended: nothing can be written to it.
         """
         condition = () if only_after is None else (bytes(only_after),)
         keys = [log_key(stream_id), live_channel(stream_id)]
-        reply = await self._run(self.END, keys, field, value, self.ended_ttl_seconds, *condition)
+        try:
+            reply = await self.END.run(self._commands, keys, field, value, self.ended_ttl_seconds, *condition)
+        except RedisRefused as error:
+            if not _is_no_stream(error):
+                raise
+            return False
         if reply is not None and not isinstance(reply, list):
             raise OddReply(f"ODDREPLY the end of a stream was answered by {shown(reply)}")
         return None if reply is None else bool(reply[0])
@@ -199,28 +209,29 @@ class EventLog:
     async def delete(self, stream_id: str) -> bool:
         """Forget a stream; a tombstone bars its name. False if there was none."""
         keys = [log_key(stream_id), deliveries_key(stream_id)]
-        return bool(await self._run(self.DELETE, keys, self._tombstone_ttl_seconds))
+        return bool(await self.DELETE.run(self._commands, keys, self._tombstone_ttl_seconds))
 
-    async def _read(self, *command: bytes | str | int) -> list[RawEntry]:
-        """Raises Disconnected, RedisRefused; of these WrongType where something else than a log stands there."""
+    async def _read(self, *command: bytes | str | int, or_else: list[Any] | None = None) -> list[Any]:
+        """What Redis replies; `or_else`, or nothing, if the key is no stream. Raises Disconnected, RedisRefused."""
         try:
-            reply = await self._commands.execute(*command)
+            read = _read_of(await self._commands.execute(*command), or_else or [])
         except RedisRefused as error:
-            raise _known(error) from None
-        if not isinstance(reply, list):
-            raise _not_read(reply)
-        return reply
+            read = _read_of(error, or_else or [])
+        if isinstance(read, Exception):
+            raise read
+        return read
 
-    async def _run(self, script: Script, keys: list[bytes], *arguments: bytes | str | int) -> Any:
-        """Raises Disconnected, LogFull, RedisRefused; of these WrongType as `_read` does."""
-        try:
-            return await script.run(self._commands, keys, *arguments)
-        except RedisRefused as error:
-            raise _known(error) from None
+
+def _is_no_stream(reply: Any) -> bool:
+    return isinstance(reply, RedisRefused) and reply.code == "WRONGTYPE"
 
 
 def _xrange(stream_id: str, after: EventId, count: int) -> tuple[bytes | str | int, ...]:
     return "XRANGE", log_key(stream_id), b"(%b" % bytes(after) if after > BEGINNING else b"-", "+", "COUNT", count
+
+
+def _xrevrange(stream_id: str, count: int) -> tuple[bytes | str | int, ...]:
+    return "XREVRANGE", log_key(stream_id), "+", "-", "COUNT", count
 
 
 def _arguments(entry: Entry) -> tuple[bytes, bytes, bytes]:
@@ -228,22 +239,24 @@ def _arguments(entry: Entry) -> tuple[bytes, bytes, bytes]:
 
 
 def _entries(reply: Any) -> list[Entry]:
-    """Raises RedisRefused: the reply, if it is one, or OddReply."""
+    """Raises OddReply."""
     try:
-        return [Entry(EventId.of(entry_id), fields[0], fields[1]) for entry_id, fields in reply]
+        return [entry_of(entry_id, fields) for entry_id, fields in reply]
     except _NOT_AS_EXPECTED:
-        raise _not_read(reply) from None
+        raise _odd(reply) from None
 
 
-def _not_read(reply: Any) -> Exception:
-    """Why a reply is no entries: the error that it is, or OddReply."""
-    if isinstance(reply, Exception):
-        return _known(reply) if isinstance(reply, RedisRefused) else reply
+def _read_of(reply: Any, or_else: list[Any]) -> list[Any] | Exception:
+    """The entries that Redis replied, `or_else` if the key is no stream, or why there are none."""
+    if isinstance(reply, list):
+        return reply
+    if _is_no_stream(reply):
+        return or_else
+    return reply if isinstance(reply, Exception) else _odd(reply)
+
+
+def _odd(reply: Any) -> OddReply:
     return OddReply(f"ODDREPLY the entries of a log were asked for, and the answer was {shown(reply)}")
-
-
-def _known(error: RedisRefused) -> RedisRefused:
-    return WrongType(str(error)) if error.code == "WRONGTYPE" else error
 
 
 def shown(reply: Any) -> str:

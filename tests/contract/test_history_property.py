@@ -161,7 +161,7 @@ class LogMachine(RuleBasedStateMachine):
     def finish(self, writer: WriterModel, reply_lost: bool) -> None:
         if writer.under_way is None and not writer.fenced and not writer.said_end:
             writer.said_end = True
-            self._send(writer, Entry(EventId(writer.attempt, writer.offset + 1), events.DONE, b"{}"), reply_lost)
+            self._send(writer, Entry(EventId(writer.attempt, writer.offset + 1), events.DONE, b'{"finish_reason":"stop","usage":null}'), reply_lost)
 
     @rule(writer=writers, reply_lost=st.booleans())
     def repeat(self, writer: WriterModel, reply_lost: bool) -> None:
@@ -193,7 +193,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule()
     def cancel(self) -> None:
         before = told(self.everything())
-        did = self.do(self.log.end(self.stream_id, events.CANCELLED, b"{}"))
+        did = self.do(self.log.end(self.stream_id, events.CANCELLED, b'{"by":"client"}'))
         assert did is (before[-1].field not in events.TERMINAL)
 
     @rule(seen=snapshots)
