@@ -87,6 +87,8 @@ class GatewayMeasuring(Measuring):
                     await look()
                 except (Disconnected, RedisRefused) as error:  # away, or a managed one that bars the command
                     logger.debug("Redis does not tell: %s", error)
+                except (TypeError, ValueError, LookupError, AttributeError) as error:  # a proxy that tells it otherwise
+                    logger.debug("what Redis tells is not understood: %r", error)
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _look_at_queue(self) -> None:

@@ -7,22 +7,26 @@ with the newest entry of its log. Two round trips, a hundred short reads; never 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 from prometheus_client import Gauge
 
 from gateway.ledger import gateway_name
+from gateway.problems import no_log
 from shared import events, metrics
-from shared.errors import MidstreamError, RedisRefused
-from shared.ids import EventId, created_at, is_stream_id
+from shared.errors import MidstreamError, RedisRefused, Unreadable
+from shared.ids import EventId, created_at
 from shared.keys import GROUP, PROCESSES_ABOUT, PROCESSES_UNTIL, REQUESTS, log_key
 from shared.lifecycle import base_of
 from shared.log import Commands
 from shared.presence import PROCESSES_MAX, THERE_SECONDS
+from shared.queue import claim_of
 from shared.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -80,6 +84,8 @@ class Overview:
         except (MidstreamError, TimeoutError) as error:
             logger.debug("no overview: %s", error)
             redis["up"] = False
+            if isinstance(error, RedisRefused) and not error.passing:
+                redis["refusal"] = no_log(error).detail
         there = [one for one in self._processes if not one["silent"]]
         return {
             "time": time.time(),
@@ -110,8 +116,9 @@ class Overview:
             if name in said:
                 heard_seconds = (now_ms - float(until_ms)) / 1000 + THERE_SECONDS
                 silent = heard_seconds > THERE_SECONDS
-                row = {**orjson.loads(said[name]), "heard_seconds": round(max(0.0, heard_seconds), 1), "silent": silent}
-                processes.append(row)
+                row = word_of(said[name])
+                if row is not None:
+                    processes.append({**row, "heard_seconds": round(max(0.0, heard_seconds), 1), "silent": silent})
         return sorted(processes, key=lambda row: (row["kind"], row["started_at"]))
 
     # --- streams
@@ -135,9 +142,9 @@ class Overview:
         oldest, claims, rows = await asyncio.gather(
             execute("XRANGE", REQUESTS, b"(" + last_claimed, "+", "COUNT", 1),
             self._unless_missing("XPENDING", REQUESTS, GROUP, first_id, "+", STREAMS_MAX),
-            self._read_streams([(entry_id, fields[1].decode()) for entry_id, fields in newest if fields], now),
+            self._read_streams([claim for entry in newest if (claim := claim_of(entry)) is not None], now),
         )
-        worker_of = {entry_id: (worker.decode(), idle / 1000) for entry_id, worker, idle, _ in claims}
+        worker_of = {entry_id: (worker.decode(errors="replace"), idle / 1000) for entry_id, worker, idle, _ in claims}
         for entry_id, row in rows:
             row["worker"], row["lease_age_seconds"] = worker_of.get(entry_id, (None, None))
         told = {
@@ -149,15 +156,18 @@ class Overview:
         }
         return told, now
 
-    async def _read_streams(self, listed: list[tuple[bytes, str]], now: float) -> list[tuple[bytes, Row]]:
+    async def _read_streams(self, listed: Sequence[tuple[bytes, str]], now: float) -> list[tuple[bytes, Row]]:
         """Each stream as its log's newest entry tells, and those that have left the list since the last time."""
-        ids = [stream_id for _, stream_id in listed if is_stream_id(stream_id)]
+        ids = [stream_id for _, stream_id in listed]
         left = [stream_id for stream_id in self._seen if stream_id not in set(ids)]
         replies = await asyncio.gather(
-            *(self._commands.execute("XREVRANGE", log_key(one), "+", "-", "COUNT", 1) for one in (*ids, *left))
+            *(self._unless_missing("XREVRANGE", log_key(one), "+", "-", "COUNT", 1) for one in (*ids, *left))
         )
-        rows = {one: self._row(one, reply, now) for one, reply in zip((*ids, *left), replies, strict=True)}
-        self._seen = {one: self._seen[one] for one in ids}
+        rows: dict[str, Row] = {}
+        for stream_id, reply in zip((*ids, *left), replies, strict=True):
+            with contextlib.suppress(Unreadable, ValueError, TypeError, AttributeError):  # a log that is none of ours
+                rows[stream_id] = self._row(stream_id, reply, now)
+        self._seen = {one: self._seen[one] for one in ids if one in self._seen}
         for stream_id, row in rows.items():
             if row["status"] in ("completed", "failed", "cancelled") and stream_id not in self._ended:
                 self._ended[stream_id] = {**row, "ended_at": now}
@@ -199,12 +209,29 @@ class Overview:
         }
 
     async def _unless_missing(self, *command: bytes | str | int) -> list[Any]:
-        """A queue that nobody has used yet does not exist: nothing, then."""
+        """A queue that nobody has used yet does not exist, and a log may be of another type: nothing, then."""
         try:
-            return list(await self._commands.execute(*command))
+            reply = await self._commands.execute(*command)
         except RedisRefused as error:
-            logger.debug("the queue is not there: %s", error)
+            if error.forbids:
+                raise
+            logger.debug("it is not there: %s", error)
             return []
+        return reply if isinstance(reply, list) else []
+
+
+def word_of(raw: bytes) -> Row | None:
+    """What a process says of itself; None for what no process of ours has said."""
+    try:
+        word = orjson.loads(raw)
+        kind, name, started_at = word["kind"], word["name"], word["started_at"]
+        numbers = [started_at, word.get("readers", 0), *word["totals"].values(), *word["per_second"].values()]
+        numbers += [lag["p99_ms"] for lag in word["lag"].values()]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    if kind not in ("gateway", "worker") or type(name) is not str:
+        return None
+    return word if all(type(number) in (int, float) for number in numbers) else None
 
 
 def _time_of(entry_id: bytes) -> float:

@@ -14,7 +14,7 @@ import orjson
 
 from gateway import metrics
 from gateway.ledger import gateway_name
-from gateway.problems import Problem, away, expired, full, not_found
+from gateway.problems import Problem, away, expired, full, no_log, not_found
 from gateway.tails import Tails
 from shared import events
 from shared.errors import Disconnected, LogFull, MidstreamError, QueueFull, RedisRefused
@@ -92,8 +92,8 @@ class Streams:
             raise Problem(503, f"{error}; try again later", retry_after_seconds=5) from None
         except LogFull:
             raise full() from None
-        except (Disconnected, RedisRefused):
-            raise away() from None
+        except (Disconnected, RedisRefused) as error:
+            raise no_log(error) from None
         metrics.CREATED.inc()
         return self._created(stream_id)
 
@@ -254,5 +254,15 @@ class Streams:
         try:
             async with asyncio.timeout(self._settings.redis_wait_seconds):
                 return await call
-        except (TimeoutError, Disconnected, RedisRefused):
-            raise away() from None
+        except (TimeoutError, Disconnected, RedisRefused) as error:
+            raise no_log(error) from None
+
+    async def why_not_read(self, stream_id: str) -> Problem:
+        """Why the log of a stream has not been read in time."""
+        if self._tails.refusal is not None:
+            return no_log(self._tails.refusal)
+        try:
+            await self._bounded(self._log.newest(stream_id))
+        except Problem as problem:
+            return problem
+        return away()

@@ -22,6 +22,7 @@ from gateway.faces import Face, gap_event
 from gateway.runs import Run, run_of_batch, runs
 from gateway.tail import Tail
 from shared import events
+from shared.errors import RedisRefused
 from shared.events import Entry, Event, events_of
 from shared.ids import ACCEPTED, BEGINNING, EventId
 from shared.lifecycle import base_of
@@ -57,6 +58,8 @@ class Tails:
         self._by_id: dict[str, Tail] = {}
         self._by_channel: dict[bytes, Tail] = {}
         self.subscriber = subscriber_for(self._on_push, self._on_up)
+        self.refusal: RedisRefused | None = None
+        """Why Redis did not take the last subscription; None when it did."""
         self._asked = 0
         self._to_ask: deque[Tail] = deque()
         self._put_off: list[Tail] = []
@@ -148,9 +151,11 @@ class Tails:
         if type(message) is not list:
             if message != b"PONG":  # a list, too, except while nothing is subscribed to
                 logger.warning("the subscription was refused: %s", message)
+                self.refusal = RedisRefused(str(message))
             return
         kind = message[0]
         if kind == b"ssubscribe":
+            self.refusal = None
             tail = self._by_channel.get(message[1])
             if tail is not None:
                 self.read(tail, "subscribed")

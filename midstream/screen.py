@@ -55,7 +55,11 @@ def _head(now: Row, server: str, rates: Sequence[float], columns: int, trouble: 
     waiting = f"{streams['waiting']} waiting"
     if streams["waiting"]:
         waiting += f" (oldest {_age(streams['oldest_waiting_seconds'])})"
-    memory = f"{_bytes(redis['memory_bytes'])} used, {_bytes(redis['headroom_bytes'])} left" if redis["up"] else "AWAY"
+    memory = (
+        f"{_bytes(redis['memory_bytes'])} used, {_bytes(redis['headroom_bytes'])} left"
+        if redis["up"]
+        else redis.get("refusal") or "AWAY"
+    )
     p99 = {name: f"{one['p99_ms']:.3g} ms" for name, one in lag.items()}
     head: list[Line] = [
         [("midstream top", _BOLD), (f"  {server}  version {now['version']}  from {now['gateway']}", _DIM)],

@@ -10,6 +10,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from prometheus_client import Counter
+
 from shared import metrics
 
 logger = logging.getLogger(__name__)
@@ -28,11 +30,11 @@ def keep_running(name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task
     `name` is one of `shared.metrics.BACKGROUND_TASKS`. What the work keeps between its rounds must not be its local
     variables where a new start would lose by that.
     """
-    assert name in metrics.BACKGROUND_TASKS, name
-    return asyncio.get_running_loop().create_task(_kept_running(name, work), name=name)
+    failures = metrics.BACKGROUND_FAILURES.counter().labels(name)
+    return asyncio.get_running_loop().create_task(_kept_running(name, work, failures), name=name)
 
 
-async def _kept_running(name: str, work: Callable[[], Awaitable[None]]) -> None:
+async def _kept_running(name: str, work: Callable[[], Awaitable[None]], failures: Counter) -> None:
     pause_seconds = FIRST_PAUSE_SECONDS
     while True:
         began_at = time.monotonic()
@@ -43,7 +45,7 @@ async def _kept_running(name: str, work: Callable[[], Awaitable[None]]) -> None:
             if time.monotonic() - began_at > _SETTLED_SECONDS:
                 pause_seconds = FIRST_PAUSE_SECONDS
             logger.exception("the background task %s broke; starting it again in %g s", name, pause_seconds)
-            metrics.BACKGROUND_FAILURES.counter().labels(name).inc()
+            failures.inc()
         await asyncio.sleep(pause_seconds)
         pause_seconds = min(pause_seconds * 2, _PAUSE_SECONDS_MAX)
 

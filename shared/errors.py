@@ -6,6 +6,9 @@ The docstring is the default message. An error says who is at fault: ``Rejected`
 
 from __future__ import annotations
 
+_FORBIDDEN = ("ACL failure in script", "The user executing the script can't", "unknown command", "nknown Redis command")
+"""What else than NOPERM Redis and Valkey say of what a user may not do, or of a command that they do not know."""
+
 
 class MidstreamError(Exception):
     """Something went wrong in Midstream."""
@@ -37,6 +40,12 @@ class RedisRefused(MidstreamError):
     def code(self) -> str:
         """The first word of the reply, by Redis's convention the kind of error: ERR, OOM, NOSCRIPT, LOADING, ..."""
         return str(self).split(" ", 1)[0]
+
+    @property
+    def forbids(self) -> bool:
+        """Whether Redis's user lacks a permission, or the server does not know the command."""
+        message = str(self)
+        return self.code == "NOPERM" or any(words in message for words in _FORBIDDEN)
 
     @property
     def passing(self) -> bool:

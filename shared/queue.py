@@ -145,7 +145,7 @@ class RequestQueue:
         """The claims among what was read. The other entries leave the queue, or they would come back for ever."""
         claims, strange, gone = [], [], []
         for entry in entries:
-            claim = _claim_of(entry)
+            claim = claim_of(entry)
             if claim is not None:
                 claims.append(claim)
             elif isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], bytes):
@@ -175,7 +175,7 @@ class RequestQueue:
         return True
 
 
-def _claim_of(entry: Any) -> Claim | None:
+def claim_of(entry: Any) -> Claim | None:
     """The claim on an entry as Redis sent it: `[id, [b"id", stream id]]` and nothing else; None for any other."""
     try:
         entry_id, (field, value) = entry
