@@ -84,8 +84,9 @@ class Refusals:
         if self.read_only:
             return "is a read-only replica, and nothing can be written there: name its primary in MIDSTREAM_REDIS_URL"
         if self.commands or self.keys or self.channels:
-            missing = [f"the command{'s' * (len(self.commands) > 1)} {_listed(self.commands)}"] * bool(self.commands)
-            missing += ["the keys midstream:*"] * self.keys + ["the channels midstream:*"] * self.channels
+            missing = ["the keys midstream:*"] * self.keys + ["the channels midstream:*"] * self.channels
+            if self.commands:
+                missing.insert(0, f"the command{'s' * (len(self.commands) > 1)} {_listed(self.commands)}")
             rules = [f"+{name.lower().replace(' ', '|')}" for name in sorted(self.commands)]
             rules += ["~midstream:*"] * self.keys + ["&midstream:*"] * self.channels
             return (

@@ -127,7 +127,7 @@ class OrdinaryCommands:
         task.add_done_callback(self._tasks.discard)
 
 
-_CODES: dict[type[Exception], str] = {
+_CODES: dict[type[BaseException], str] = {
     redis.exceptions.NoScriptError: "NOSCRIPT ",
     redis.exceptions.OutOfMemoryError: "OOM ",
     redis.exceptions.BusyLoadingError: "LOADING ",
@@ -136,7 +136,7 @@ _CODES: dict[type[Exception], str] = {
 }
 
 
-def _code_of(error: Exception) -> str:
+def _code_of(error: BaseException) -> str:
     """redis-py takes the error code off the message of the errors that it has a class for."""
     code = _CODES.get(type(error), "")
     return "" if str(error).startswith(code) else code
@@ -163,19 +163,21 @@ async def check(url: str, *, within_seconds: float) -> str:
                 async with asyncio.timeout(max(0.1, deadline - time.monotonic())):
                     about = await client.info("server")
                 break
-            except redis.exceptions.AuthenticationError as error:
-                raise Unusable(f"Redis at {address} refuses the login: {error}") from None
-            except redis.exceptions.ResponseError as error:
-                if not RedisRefused(_code_of(error) + str(error)).passing:
+            except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
+                # What is refused while a connection is made comes wrapped in an error that says it could not be made.
+                cause = error.__cause__
+                reason = cause if isinstance(cause, redis.exceptions.RedisError) else error
+                if isinstance(reason, redis.exceptions.AuthenticationError):
+                    raise Unusable(f"Redis at {address} refuses the login: {reason}") from None
+                refused = isinstance(reason, redis.exceptions.ResponseError)
+                if refused and not RedisRefused(_code_of(reason) + str(reason)).passing:
                     about = {}  # who may not run INFO may still be let in: `shared.grants` tries what is needed
                     break
                 if time.monotonic() > deadline:
-                    raise Unusable(f"Redis at {address} answers: {error}") from None
-            except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
-                if time.monotonic() > deadline:
-                    reason = _reason_of(error)
+                    if refused:
+                        raise Unusable(f"Redis at {address} answers: {reason}") from None
                     raise Unusable(
-                        f"Redis at {address} cannot be reached within {within_seconds:g} s: {reason}. "
+                        f"Redis at {address} cannot be reached within {within_seconds:g} s: {_reason_of(error)}. "
                         "Is it running, and is MIDSTREAM_REDIS_URL right?"
                     ) from None
             await asyncio.sleep(0.1)
