@@ -88,8 +88,7 @@ class Watchers:
                 raise stopping()
             return
         watcher.takes = True
-        if self._task is None or self._task.done():
-            self._task = keep_running("watchers", self._tell)
+        self._keep_telling()
 
     def forget(self, watcher: Watcher) -> None:
         self._watching.discard(watcher)
@@ -105,6 +104,10 @@ class Watchers:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    def _keep_telling(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = keep_running("watchers", self._tell)
 
     async def _tell(self) -> None:
         while self._watching:

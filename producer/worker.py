@@ -33,6 +33,7 @@ BLOCK_SECONDS = 1.0
 _CLAIM_AT_ONCE_MAX = 64
 _WATCH_SECONDS = 0.2
 _CONSUMER_IDLE_MILLISECONDS = 3_600_000
+_FORGET_SECONDS = 600.0
 _HAND_BACK_SECONDS = 3.0
 
 
@@ -87,7 +88,7 @@ class Worker:
             for name, loop, pause_seconds in (
                 ("renew", self._renew, self._settings.lease_seconds / 3),
                 ("take_over", self._take_over, self._settings.lease_seconds / 10),
-                ("forget", self._forget, 600.0),
+                ("forget", self._forget, _FORGET_SECONDS),
             )
         ]
         loops.append(keep_running("watch", self._watch))

@@ -30,6 +30,7 @@ def keep_running(name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task
     `name` is one of `shared.metrics.BACKGROUND_TASKS`. What the work keeps between its rounds must not be its local
     variables where a new start would lose by that.
     """
+    assert name in metrics.BACKGROUND_TASKS, name
     failures = metrics.BACKGROUND_FAILURES.counter().labels(name)
     return asyncio.get_running_loop().create_task(_kept_running(name, work, failures), name=name)
 
