@@ -202,7 +202,7 @@ class EventLog:
             if not _is_no_stream(error):
                 raise
             return False
-        if reply is not None and not isinstance(reply, list):
+        if reply is not None and not (isinstance(reply, list) and reply):
             raise OddReply(f"ODDREPLY the end of a stream was answered by {shown(reply)}")
         return None if reply is None else bool(reply[0])
 

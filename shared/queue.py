@@ -118,14 +118,21 @@ class RequestQueue:
 
     async def waiting(self) -> int:
         """How many requests wait or run."""
-        return int(await self._commands.execute("XLEN", REQUESTS))
+        reply = await self._commands.execute("XLEN", REQUESTS)
+        if not isinstance(reply, int):
+            raise OddReply(f"ODDREPLY XLEN was answered by {shown(reply)}")
+        return reply
 
     async def forget_idle_consumers(self, idle_milliseconds: int) -> None:
         """Drop the names of workers that are long gone and hold nothing."""
-        for row in await self._commands.execute("XINFO", "CONSUMERS", REQUESTS, GROUP):
-            about = dict(zip(row[::2], row[1::2], strict=True))
-            if about[b"pending"] == 0 and about[b"idle"] > idle_milliseconds:
-                await self._commands.execute("XGROUP", "DELCONSUMER", REQUESTS, GROUP, about[b"name"])
+        rows = await self._commands.execute("XINFO", "CONSUMERS", REQUESTS, GROUP)
+        try:
+            consumers = [dict(zip(row[::2], row[1::2], strict=True)) for row in rows]
+            gone = [one[b"name"] for one in consumers if one[b"pending"] == 0 and one[b"idle"] > idle_milliseconds]
+        except (TypeError, ValueError, LookupError):
+            raise OddReply(f"ODDREPLY XINFO CONSUMERS was answered by {shown(rows)}") from None
+        for name in gone:
+            await self._commands.execute("XGROUP", "DELCONSUMER", REQUESTS, GROUP, name)
 
     async def _renewed(self, claims: list[Claim], idle_milliseconds: int) -> list[bytes]:
         entry_ids = [one.entry_id for one in claims]
