@@ -124,13 +124,18 @@ class EventLog:
 
     async def read(self, stream_id: str, after: EventId = BEGINNING, count: int = READ_ENTRIES_MAX) -> list[Entry]:
         """The next at most `count` entries after an id. An entry of several tokens is given whole."""
-        return _entries(await self._read(*_xrange(stream_id, after, count), or_else=_NO_LOG if after < ACCEPTED else []))
+        return _entries(
+            await self._read(*_xrange(stream_id, after, count), or_else=_NO_LOG if after < ACCEPTED else [])
+        )
 
-    def send_read(self, stream_id: str, after: EventId, count: int, on_read: OnRead) -> None:
-        """The same without a task, as Redis sent them: no object is made of any."""
+    def send_read(
+        self, stream_id: str, after: EventId, count: int, on_read: OnRead, *, inclusive: bool = False
+    ) -> None:
+        """The same without a task, as Redis sent them: no object is made of any. `inclusive`: also the entry with that id."""
         or_else = _NO_LOG if after < ACCEPTED else []
         self._commands.send(
-            _xrange(stream_id, after, count), lambda reply: on_read(or_else if _is_no_stream(reply) else reply)
+            _xrange(stream_id, after, count, inclusive=inclusive),
+            lambda reply: on_read(or_else if _is_no_stream(reply) else reply),
         )
 
     async def read_between(self, stream_id: str, first: EventId, last: EventId) -> list[Entry]:
@@ -206,7 +211,6 @@ class EventLog:
         )
         return bool(reply)
 
-
     async def _read(self, *command: bytes | str | int, or_else: list[Any] | None = None) -> Any:
         """What Redis replies; `or_else`, or nothing, if the key is no stream. Raises Disconnected, RedisRefused."""
         try:
@@ -221,8 +225,9 @@ def _is_no_stream(reply: Any) -> bool:
     return isinstance(reply, RedisRefused) and reply.code == "WRONGTYPE"
 
 
-def _xrange(stream_id: str, after: EventId, count: int) -> tuple[bytes | str | int, ...]:
-    return "XRANGE", log_key(stream_id), b"(%b" % bytes(after) if after > BEGINNING else b"-", "+", "COUNT", count
+def _xrange(stream_id: str, after: EventId, count: int, *, inclusive: bool = False) -> tuple[bytes | str | int, ...]:
+    first = b"-" if after <= BEGINNING else bytes(after) if inclusive else b"(%b" % bytes(after)
+    return "XRANGE", log_key(stream_id), first, "+", "COUNT", count
 
 
 def _arguments(entry: Entry) -> tuple[bytes, bytes, bytes]:

@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 Argument = bytes | str | int | float
 OnReply = Callable[[Any], None]
-"""Gets the reply, or a `Disconnected` or `RedisRefused` instance. It must not raise."""
+"""Gets the reply, or a `Disconnected` or `RedisRefused` instance. An exception that it raises is logged and counted, and
+touches nothing else: not the connection, and not the other replies."""
 
 _FIRST_PAUSE_SECONDS = 0.02
 _FEED_BYTES = 16_384
@@ -70,7 +71,7 @@ class RespConnection(asyncio.Protocol):
         self._lost = asyncio.Event()
         self._closed = False
         self._task: asyncio.Task[None] | None = None
-        self.reconnects = self.writes = 0
+        self.reconnects = self.writes = self.failed_callbacks = 0
 
     def start(self) -> None:
         """Begin to connect, in the background. Once, inside a running loop."""
@@ -158,16 +159,23 @@ class RespConnection(asyncio.Protocol):
         self._up.clear()
         self._unsent.clear()
         unanswered, self._unanswered = self._unanswered, deque()
-        for on_reply in unanswered:
-            on_reply(Disconnected())
         self._lost.set()
+        for on_reply in unanswered:
+            self._hand(on_reply, Disconnected())
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
         reader, size = self._reader, len(data)
         for start in range(0, size, _FEED_BYTES):
-            reader.feed(data, start, min(_FEED_BYTES, size - start))
-            self._take_replies(reader)
+            try:
+                reader.feed(data, start, min(_FEED_BYTES, size - start))
+                self._take_replies(reader)
+            except (hiredis.ProtocolError, IndexError) as error:
+                # Nobody knows any more which reply belongs to what: only a new connection does.
+                logger.warning("%s: %s does not speak as Redis does: %s", self._name, self._address, error)
+                if self._transport is not None:
+                    self._transport.abort()
+                return
 
     def _take_replies(self, reader: hiredis.Reader) -> None:
         if self._on_push is not None and self._up.is_set():
@@ -175,13 +183,28 @@ class RespConnection(asyncio.Protocol):
             while (reply := reader.gets()) is not False:
                 pushed.append(reply)
             if pushed:
-                self._on_push(pushed)
+                self._hand(self._on_push, pushed)
             return
         unanswered = self._unanswered
         while (reply := reader.gets()) is not False:
             if isinstance(reply, hiredis.ReplyError):
                 reply = RedisRefused(str(reply))
-            unanswered.popleft()(reply)
+            on_reply = unanswered.popleft()  # an IndexError: a reply to nothing
+            try:
+                on_reply(reply)
+            except Exception:
+                self._failed(on_reply)
+
+    def _hand(self, callback: Callable[[Any], None], reply: Any) -> None:
+        try:
+            callback(reply)
+        except Exception:
+            self._failed(callback)
+
+    def _failed(self, callback: Callable[[Any], None]) -> None:
+        """A callback has raised what is being handled: a bug, and nobody else's trouble."""
+        self.failed_callbacks += 1
+        logger.exception("%s: a reply could not be taken by %r", self._name, callback)
 
     # --- keeping it up
 

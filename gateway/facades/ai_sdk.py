@@ -124,9 +124,17 @@ class AiSdk:
         return status
 
     async def _newest(self, chat_id: str) -> str | None:
-        """The chat's newest stream, whatever has become of it."""
-        found = await self._redis("GET", self._key(chat_id))
-        return None if found is None else found.decode()
+        """The chat's newest stream, whatever has become of it. What is no stream's id counts as none."""
+        try:
+            found = await self._bounded(self._commands.execute("GET", self._key(chat_id)))
+        except RedisRefused as error:
+            if error.code != "WRONGTYPE":
+                raise away() from None
+            return None
+        except Disconnected:
+            raise away() from None
+        stream_id = b"" if found is None else bytes(found)
+        return stream_id.decode() if stream_id.isascii() and is_stream_id(stream_id.decode()) else None
 
     @staticmethod
     def _key(chat_id: str) -> bytes:

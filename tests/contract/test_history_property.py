@@ -200,7 +200,7 @@ class LogMachine(RuleBasedStateMachine):
     def give_up(self, seen: list[Entry]) -> None:
         """End a stream whose worker seems to be gone, unless it has written since."""
         before = self.everything()
-        did = self.do(self.log.end(self.stream_id, events.FAILED, b"{}", only_after=seen[-1].id))
+        did = self.do(self.log.end(self.stream_id, events.FAILED, b'{"code":"c","message":"m","retryable":true}', only_after=seen[-1].id))
         assert did is (before == seen and before[-1].field not in events.TERMINAL)
 
     @rule(target=readers)
