@@ -7,7 +7,6 @@ with the newest entry of its log. Two round trips, a hundred short reads; never 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import OrderedDict
@@ -20,10 +19,11 @@ from prometheus_client import Gauge
 from gateway.ledger import gateway_name
 from gateway.problems import no_log
 from shared import events, metrics
+from shared.deltas import too_deep
 from shared.errors import MidstreamError, RedisRefused, Unreadable
-from shared.ids import EventId, created_at
+from shared.events import Entry, entry_of
+from shared.ids import BEGINNING, EventId, created_at
 from shared.keys import GROUP, PROCESSES_ABOUT, PROCESSES_UNTIL, REQUESTS, log_key
-from shared.lifecycle import base_of
 from shared.log import Commands
 from shared.presence import PROCESSES_MAX, THERE_SECONDS
 from shared.queue import claim_of
@@ -106,19 +106,18 @@ class Overview:
         execute = self._commands.execute
         time_now, until, about = await asyncio.gather(
             execute("TIME"),
-            execute("ZRANGE", PROCESSES_UNTIL, 0, PROCESSES_MAX - 1, "WITHSCORES"),
-            execute("HGETALL", PROCESSES_ABOUT),
+            self._unless_refused("ZRANGE", PROCESSES_UNTIL, 0, PROCESSES_MAX - 1, "WITHSCORES"),
+            self._unless_refused("HGETALL", PROCESSES_ABOUT),
         )
         now_ms = int(time_now[0]) * 1000 + int(time_now[1]) / 1000
         said = dict(zip(about[::2], about[1::2], strict=True))
         processes = []
         for name, until_ms in zip(until[::2], until[1::2], strict=True):
-            if name in said:
+            word = _word_of(said.get(name, b""))
+            if word is not None:
                 heard_seconds = (now_ms - float(until_ms)) / 1000 + THERE_SECONDS
                 silent = heard_seconds > THERE_SECONDS
-                row = word_of(said[name])
-                if row is not None:
-                    processes.append({**row, "heard_seconds": round(max(0.0, heard_seconds), 1), "silent": silent})
+                processes.append({**word, "heard_seconds": round(max(0.0, heard_seconds), 1), "silent": silent})
         return sorted(processes, key=lambda row: (row["kind"], row["started_at"]))
 
     # --- streams
@@ -130,7 +129,7 @@ class Overview:
             execute("TIME"),
             execute("XLEN", REQUESTS),
             execute("XREVRANGE", REQUESTS, "+", "-", "COUNT", STREAMS_MAX),
-            self._unless_missing("XINFO", "GROUPS", REQUESTS),
+            self._unless_refused("XINFO", "GROUPS", REQUESTS),
         )
         now = int(time_now[0]) + int(time_now[1]) / 1e6
         claimed, last_claimed = 0, b"0-0"
@@ -141,7 +140,7 @@ class Overview:
         first_id = newest[-1][0] if newest else b"+"
         oldest, claims, rows = await asyncio.gather(
             execute("XRANGE", REQUESTS, b"(" + last_claimed, "+", "COUNT", 1),
-            self._unless_missing("XPENDING", REQUESTS, GROUP, first_id, "+", STREAMS_MAX),
+            self._unless_refused("XPENDING", REQUESTS, GROUP, first_id, "+", STREAMS_MAX),
             self._read_streams([claim for entry in newest if (claim := claim_of(entry)) is not None], now),
         )
         worker_of = {entry_id: (worker.decode(errors="replace"), idle / 1000) for entry_id, worker, idle, _ in claims}
@@ -161,13 +160,10 @@ class Overview:
         ids = [stream_id for _, stream_id in listed]
         left = [stream_id for stream_id in self._seen if stream_id not in set(ids)]
         replies = await asyncio.gather(
-            *(self._unless_missing("XREVRANGE", log_key(one), "+", "-", "COUNT", 1) for one in (*ids, *left))
+            *(self._unless_refused("XREVRANGE", log_key(one), "+", "-", "COUNT", 1) for one in (*ids, *left))
         )
-        rows: dict[str, Row] = {}
-        for stream_id, reply in zip((*ids, *left), replies, strict=True):
-            with contextlib.suppress(Unreadable, ValueError, TypeError, AttributeError):  # a log that is none of ours
-                rows[stream_id] = self._row(stream_id, reply, now)
-        self._seen = {one: self._seen[one] for one in ids if one in self._seen}
+        rows = {one: self._row(one, reply, now) for one, reply in zip((*ids, *left), replies, strict=True)}
+        self._seen = {one: self._seen[one] for one in ids}
         for stream_id, row in rows.items():
             if row["status"] in ("completed", "failed", "cancelled") and stream_id not in self._ended:
                 self._ended[stream_id] = {**row, "ended_at": now}
@@ -176,8 +172,7 @@ class Overview:
         return [(entry_id, rows[one]) for entry_id, one in listed if one in rows]
 
     def _row(self, stream_id: str, reply: Any, now: float) -> Row:
-        (raw_id, (field, value)) = reply[0] if reply else (b"0-0", (events.DELETED, b""))
-        newest = EventId.of(raw_id)
+        newest, field, value = entry_of(*reply[0]) if reply else Entry(BEGINNING, events.DELETED, b"")
         # Of one that is seen for the first time only the mean is known.
         mean = newest.offset / max(0.1, now - created_at(stream_id))
         before, seen_at, rate = self._seen.get(stream_id, (newest, now, mean))
@@ -191,7 +186,7 @@ class Overview:
         else:
             status = "running"
             if field in (events.STARTED, events.RESTARTED):
-                tokens = base_of(value)
+                tokens = _base_of(field, value)
         if now > seen_at:
             rate = (newest.offset - before.offset) / (now - seen_at) if newest.attempt == before.attempt else 0.0
         if status in ("waiting", "running"):
@@ -208,30 +203,51 @@ class Overview:
             "tokens_per_second": round(max(0.0, rate), 1) if status == "running" else 0.0,
         }
 
-    async def _unless_missing(self, *command: bytes | str | int) -> list[Any]:
-        """A queue that nobody has used yet does not exist, and a log may be of another type: nothing, then."""
+    async def _unless_refused(self, *command: bytes | str | int) -> list[Any]:
+        """A queue that nobody has used yet does not exist, and a key may be none of ours: nothing, then."""
         try:
             reply = await self._commands.execute(*command)
         except RedisRefused as error:
             if error.forbids:
                 raise
-            logger.debug("it is not there: %s", error)
+            logger.debug("nothing is known of it: %s", error)
             return []
         return reply if isinstance(reply, list) else []
 
 
-def word_of(raw: bytes) -> Row | None:
-    """What a process says of itself; None for what no process of ours has said."""
+def _word_of(word: bytes) -> Row | None:
+    """What a process says of itself, as `shared.presence` writes it; None for what is none of ours."""
     try:
-        word = orjson.loads(raw)
-        kind, name, started_at = word["kind"], word["name"], word["started_at"]
-        numbers = [started_at, word.get("readers", 0), *word["totals"].values(), *word["per_second"].values()]
-        numbers += [lag["p99_ms"] for lag in word["lag"].values()]
-    except (ValueError, TypeError, KeyError, AttributeError):
+        said = orjson.loads(word)
+    except orjson.JSONDecodeError:
         return None
-    if kind not in ("gateway", "worker") or type(name) is not str:
+    if not isinstance(said, dict) or too_deep(said):
         return None
-    return word if all(type(number) in (int, float) for number in numbers) else None
+    if not (
+        isinstance(said.get("kind"), str) and isinstance(said.get("name"), str) and _is_number(said.get("started_at"))
+    ):
+        return None
+    for of in ("totals", "per_second"):
+        if not isinstance(said.get(of, {}), dict) or not all(map(_is_number, said.get(of, {}).values())):
+            return None
+    lags = said.get("lag", {})
+    if not isinstance(lags, dict) or not all(
+        isinstance(one, dict) and _is_number(one.get("p99_ms")) for one in lags.values()
+    ):
+        return None
+    return said if _is_number(said.get("readers", 0)) else None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _base_of(field: bytes, value: bytes) -> int:
+    """How many deltas an attempt began with; 0 where that cannot be read."""
+    try:
+        return int(events.control_of(field, value).get("base") or 0)
+    except Unreadable:
+        return 0
 
 
 def _time_of(entry_id: bytes) -> float:

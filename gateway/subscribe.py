@@ -142,7 +142,8 @@ class Subscribe:
         never will be. Raises Problem 404, 410, 503.
         """
         async with self.ready(stream_id, face, cursor) as tail:
-            if cursor is not None and tail.ended is not None and cursor >= tail.ended:
+            end = tail.end_for(face)
+            if cursor is not None and end is not None and cursor >= end:
                 await _nothing_more(send)
                 return
             if representation and tail.ended is not None and cursor is None and not at_tail:

@@ -223,7 +223,7 @@ def unreadable_failure(event_id: EventId, error: Unreadable) -> dict[str, Any]:
     """The value of the `failed` as which the entry with this id reads. Every reader makes the same of it."""
     at = f"{min(event_id.attempt, ID_PART_MAX)}-{min(event_id.offset, ID_PART_MAX)}"
     message = f"the stream's log cannot be read from {at} on: {error}"
-    return {"code": UNREADABLE_CODE, "message": message, "retryable": False}
+    return {"code": UNREADABLE_CODE, "message": message, "retryable": False, "at": at}
 
 
 def text_of(field: bytes, value: bytes) -> str:
@@ -312,7 +312,9 @@ def _wrong_of_accepted(stored: Any) -> str:
             return name
     policies, metadata = stored["policies"], stored["metadata"]
     cancel_after = policies.get("cancel_after")
-    if policies.get("on_interrupt") not in _INTERRUPT_POLICIES or not (cancel_after is None or _is_number(cancel_after)):
+    if policies.get("on_interrupt") not in _INTERRUPT_POLICIES or not (
+        cancel_after is None or _is_number(cancel_after)
+    ):
         return "policies"
     if not all(isinstance(text, str) for text in metadata.values()):
         return "metadata"

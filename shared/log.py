@@ -134,10 +134,13 @@ class EventLog:
             await self._read(*_xrange(stream_id, after, count), or_else=_NO_LOG if after < ACCEPTED else [])
         )
 
-    def send_read(self, stream_id: str, after: EventId, count: int, on_read: OnRead) -> None:
-        """The same without a task, as Redis sent them: no object is made of any."""
+    def send_read(
+        self, stream_id: str, after: EventId, count: int, on_read: OnRead, *, inclusive: bool = False
+    ) -> None:
+        """The same without a task, as Redis sent them: no object is made of any. `inclusive`: also the entry with that id."""
         or_else = _NO_LOG if after < ACCEPTED else []
-        self._commands.send(_xrange(stream_id, after, count), lambda reply: on_read(_read_of(reply, or_else)))
+        command = _xrange(stream_id, after, count, inclusive=inclusive)
+        self._commands.send(command, lambda reply: on_read(_read_of(reply, or_else)))
 
     async def read_between(self, stream_id: str, first: EventId, last: EventId) -> list[Entry]:
         """The entries with ids from `first` to `last`, both included."""
@@ -226,8 +229,9 @@ def _is_no_stream(reply: Any) -> bool:
     return isinstance(reply, RedisRefused) and reply.code == "WRONGTYPE"
 
 
-def _xrange(stream_id: str, after: EventId, count: int) -> tuple[bytes | str | int, ...]:
-    return "XRANGE", log_key(stream_id), b"(%b" % bytes(after) if after > BEGINNING else b"-", "+", "COUNT", count
+def _xrange(stream_id: str, after: EventId, count: int, *, inclusive: bool = False) -> tuple[bytes | str | int, ...]:
+    first = b"-" if after <= BEGINNING else bytes(after) if inclusive else b"(%b" % bytes(after)
+    return "XRANGE", log_key(stream_id), first, "+", "COUNT", count
 
 
 def _xrevrange(stream_id: str, count: int) -> tuple[bytes | str | int, ...]:

@@ -57,6 +57,8 @@ class Measuring:
             if connection is not None:
                 reconnects = metrics.REDIS_RECONNECTS.counter().labels(name)
                 handover.count(reconnects, lambda connection=connection: connection.reconnects)  # type: ignore[misc]
+                failed = metrics.REDIS_CALLBACKS_FAILED.counter().labels(name)
+                handover.count(failed, lambda connection=connection: connection.failed_callbacks)  # type: ignore[misc]
                 writes = metrics.REDIS_WRITES.counter().labels(name)
                 handover.count(writes, lambda connection=connection: connection.writes)  # type: ignore[misc]
         up = metrics.REDIS_UP.gauge()

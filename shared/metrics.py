@@ -161,6 +161,20 @@ RING_FALLOUTS = Metric(
 )
 PAGES_SENT = Metric("midstream_pages_sent", "counter", "Pages of history sent to readers", "gateway", _SECOND)
 GAPS = Metric("midstream_gaps", "counter", "Holes found in logs, of which readers are told by `gap`", "gateway", _RARE)
+FACE_FAILURES = Metric(
+    "midstream_face_failures",
+    "counter",
+    "Events that an API of the gateway could not show: those who follow that stream through it were told that it failed. It is a bug; the log has its trace",
+    "gateway",
+    _RARE,
+)
+PUSHES_PASSED_OVER = Metric(
+    "midstream_pushes_passed_over",
+    "counter",
+    "Messages on a stream's channel that are no entry of a log; the log was read instead",
+    "gateway",
+    _RARE,
+)
 
 # --- gateway: following logs
 
@@ -473,6 +487,14 @@ REDIS_RECONNECTS = Metric(
     "midstream_redis_reconnects",
     "counter",
     "Connections to Redis that were lost",
+    "both",
+    _SECOND,
+    {"connection": ("commands", "subscriber")},
+)
+REDIS_CALLBACKS_FAILED = Metric(
+    "midstream_redis_callbacks_failed",
+    "counter",
+    "Replies of Redis at which our own code raised an exception. It is a bug; the log has its trace",
     "both",
     _SECOND,
     {"connection": ("commands", "subscriber")},

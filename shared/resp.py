@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 Argument = bytes | str | int | float
 OnReply = Callable[[Any], None]
-"""Gets the reply, or a `Disconnected` or `RedisRefused` instance. It must not raise."""
+"""Gets the reply, or a `Disconnected` or `RedisRefused` instance. An exception that it raises is logged and counted, and
+touches nothing else: not the connection, and not the other replies."""
 
 _FIRST_PAUSE_SECONDS = 0.02
 _FEED_BYTES = 16_384
@@ -71,7 +72,7 @@ class RespConnection(asyncio.Protocol):
         self._lost = asyncio.Event()
         self._closed = False
         self._task: asyncio.Task[None] | None = None
-        self.reconnects = self.writes = 0
+        self.reconnects = self.writes = self.failed_callbacks = 0
         self.refusal: RedisRefused | None = None
         """Why Redis did not let it in at the last try: a password, a permission. None while it is up, or Redis is away."""
 
@@ -163,10 +164,7 @@ class RespConnection(asyncio.Protocol):
         unanswered, self._unanswered = self._unanswered, deque()
         self._lost.set()
         for on_reply in unanswered:
-            try:
-                on_reply(Disconnected())
-            except Exception:  # as above
-                logger.exception("%s: a lost reply could not be taken", self._name)
+            self._hand(on_reply, Disconnected())
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
@@ -176,8 +174,8 @@ class RespConnection(asyncio.Protocol):
                 reader.feed(data, start, min(_FEED_BYTES, size - start))
                 self._take_replies(reader)
         except hiredis.HiredisError as error:
-            # Nobody can say where the next reply begins, or whose it is. What is owed is answered by `Disconnected`.
-            logger.warning("%s: what %s sent is no reply that was asked for: %r", self._name, self._address, error)
+            # Nobody knows any more which reply belongs to what: only a new connection does.
+            logger.warning("%s: %s does not speak as Redis does: %s", self._name, self._address, error)
             if self._transport is not None:
                 self._transport.abort()
 
@@ -187,7 +185,7 @@ class RespConnection(asyncio.Protocol):
             while (reply := reader.gets()) is not False:
                 pushed.append(reply)
             if pushed:
-                self._on_push(pushed)
+                self._hand(self._on_push, pushed)
             return
         unanswered = self._unanswered
         while (reply := reader.gets()) is not False:
@@ -199,8 +197,19 @@ class RespConnection(asyncio.Protocol):
                 raise hiredis.ProtocolError("a reply to no command") from None
             try:
                 on_reply(reply)
-            except Exception:  # a bug of one sender's: the replies behind it are others'
-                logger.exception("%s: a reply of %s could not be taken", self._name, type(reply).__name__)
+            except Exception:
+                self._failed(on_reply)
+
+    def _hand(self, callback: Callable[[Any], None], reply: Any) -> None:
+        try:
+            callback(reply)
+        except Exception:
+            self._failed(callback)
+
+    def _failed(self, callback: Callable[[Any], None]) -> None:
+        """A callback has raised what is being handled: a bug, and nobody else's trouble."""
+        self.failed_callbacks += 1
+        logger.exception("%s: a reply could not be taken by %r", self._name, callback)
 
     # --- keeping it up
 

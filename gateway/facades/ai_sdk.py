@@ -125,20 +125,23 @@ class AiSdk:
         return status
 
     async def _newest(self, chat_id: str) -> str | None:
-        """The chat's newest stream, whatever has become of it."""
+        """The chat's newest stream, whatever has become of it. What is no stream's id counts as none."""
         found = await self._redis("GET", self._key(chat_id))
-        return None if found is None else found.decode()
+        stream_id = found if isinstance(found, bytes) else b""
+        return stream_id.decode() if stream_id.isascii() and is_stream_id(stream_id.decode()) else None
 
     @staticmethod
     def _key(chat_id: str) -> bytes:
         return chat_key(ANONYMOUS, chat_id)
 
     async def _redis(self, *command: bytes | str | int) -> Any:
-        """Raises Problem 503."""
+        """Raises Problem 503. None where the key is of another type than the command's."""
         try:
             async with asyncio.timeout(self._settings.redis_wait_seconds):
                 return await self._commands.execute(*command)
         except (TimeoutError, Disconnected, RedisRefused) as error:
+            if isinstance(error, RedisRefused) and error.code == "WRONGTYPE":
+                return None
             raise no_log(error) from None
 
 

@@ -161,4 +161,5 @@ async def test_who_cannot_take_a_reply_does_not_keep_others_from_theirs(caplog: 
         connection._transport.abort()
         with pytest.raises(Disconnected):
             await lost
+    assert connection.failed_callbacks == 2
     assert len([record for record in caplog.records if record.exc_info]) == 2

@@ -415,7 +415,7 @@ SHORT_LIVED = {
     "gateway/readiness.py": {"complaint"},
     "gateway/streams.py": {"cancel"},
     "gateway/supervisor.py": {"__init__"},
-    "gateway/sweep.py": {"_end_if_orphaned"},
+    "gateway/sweep.py": {"_begin_to_end"},
     "gateway/tracing.py": {"parent_of"},
     "producer/attempt.py": {"_generate", "_pause", "watch"},
     "producer/worker.py": {"_first_of", "_run", "_start"},
