@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
+import json
 import os
 import shutil
 import signal
@@ -23,10 +25,11 @@ from gateway.supervisor import processes_wanted
 from midstream import guard
 from producer.provider import provider_name
 from shared.errors import Unusable
-from shared.redis import check
+from shared.grants import check_for_all
 from shared.settings import Settings
 
 _READY_SECONDS = 20.0
+_ANSWER_BYTES_MAX = 16_384
 _EARLY_SECONDS = 5.0
 """A child that ends within so many seconds of its start would do so again: it is not started anew."""
 _STOP_SECONDS = 10.0
@@ -95,7 +98,7 @@ class LocalMidstream:
         )
         if self._redis_url is None:
             self._redis_url = self._start_valkey()
-        asyncio.run(check(self._redis_url, within_seconds=self._settings.redis_start_seconds))
+        asyncio.run(check_for_all(self._redis_url, self._settings))  # said once, and before anybody else says it
         gateways = processes_wanted(self._settings)
         self._listening = listen(self._settings) if gateways == 1 else reserve(self._settings)
         host, port = self._listening.getsockname()[:2]
@@ -172,7 +175,7 @@ class LocalMidstream:
             connection.request("GET", "/readyz")
             answer = connection.getresponse()
             if answer.status != 200:
-                raise Unusable(f"the gateway is not ready: {answer.read().decode(errors='replace')}")
+                raise Unusable(f"the gateway is not ready: {_detail_of(answer.read(_ANSWER_BYTES_MAX))}")
             return True
         except OSError:
             return False
@@ -246,6 +249,13 @@ class LocalMidstream:
                 self._guard.stdin.flush()
             except BrokenPipeError:
                 pass
+
+
+def _detail_of(problem: bytes) -> str:
+    """What a problem document says."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(problem)["detail"])
+    return problem.decode(errors="replace")
 
 
 def settings_for(options: Mapping[str, str | None], environment: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:

@@ -12,7 +12,7 @@ import secrets
 from typing import Any, Literal
 
 from shared import events
-from shared.errors import Disconnected, LogFull, MidstreamError, RedisRefused, Unusable
+from shared.errors import Disconnected, LogFull, MidstreamError, OddReply, RedisRefused, Unusable
 from shared.events import Entry
 from shared.ids import ACCEPTED, EventId
 from shared.keys import (
@@ -25,14 +25,16 @@ from shared.keys import (
     live_channel,
     log_key,
 )
-from shared.log import Commands, EventLog, Script
+from shared.log import Commands, EventLog, Script, shown
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import Deliveries
-from shared.redis import RedisAddress
+from shared.redis import RedisAddress, check
 from shared.resp import RespConnection
+from shared.settings import Settings
 
 Role = Literal["gateway", "worker"]
+ROLES: tuple[Role, ...] = ("gateway", "worker")
 Command = tuple[bytes | str | int, ...]
 
 _PROBE_TTL_SECONDS = 10
@@ -201,7 +203,9 @@ async def refusals(commands: Commands, role: Role) -> Refusals:
     # One after the other: a script that Redis has forgotten is sent whole, and the next builds on what it wrote.
     for script, keys, arguments in _scripts(role, name):
         try:
-            await script.run(commands, keys, *arguments)
+            reply = await script.run(commands, keys, *arguments)
+            if script is EventLog.APPEND and not isinstance(reply, int | list):
+                raise OddReply(f"ODDREPLY an append was answered by {shown(reply)}")
         except MidstreamError as error:
             _note(found, ("EVALSHA", *keys), error)
     for key in (log_key(name), deliveries_key(name), b"midstream:{%b}:requests" % name.encode()):
@@ -269,6 +273,29 @@ async def until_up(connection: RespConnection, address: RedisAddress, *, within_
     except TimeoutError:
         reason = f"refuses this process: {connection.refusal}" if connection.refusal else "does not answer any more"
         raise Unusable(f"Redis at {address} {reason}") from None
+
+
+async def check_for_all(url: str, settings: Settings) -> None:
+    """`check`, and `check_grants` for processes of both kinds, over connections made for it. Raises Unusable."""
+    await check(url, within_seconds=settings.redis_start_seconds)
+    address = RedisAddress.parse(url)
+    connection = RespConnection(address, name="start", reply_seconds=settings.redis_reply_seconds)
+    subscription = Subscription(address, reply_seconds=settings.redis_reply_seconds)
+    connection.start()
+    subscription.start()
+    try:
+        await until_up(connection, address, within_seconds=settings.redis_start_seconds)
+        for role in ROLES:
+            await check_grants(
+                connection,
+                role,
+                address,
+                within_seconds=settings.redis_start_seconds,
+                subscription=subscription if role == "gateway" else None,
+            )
+    finally:
+        await connection.close()
+        await subscription.close()
 
 
 async def check_grants(

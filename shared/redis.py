@@ -163,6 +163,9 @@ async def check(url: str, *, within_seconds: float) -> str:
                 async with asyncio.timeout(max(0.1, deadline - time.monotonic())):
                     about = await client.info("server")
                 break
+            except (TypeError, ValueError, LookupError, AttributeError):
+                about = {}  # a proxy's INFO; whether the rest is as it should be, `shared.grants` tries
+                break
             except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
                 # What is refused while a connection is made comes wrapped in an error that says it could not be made.
                 cause = error.__cause__

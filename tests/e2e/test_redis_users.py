@@ -7,6 +7,8 @@ import json
 import re
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -18,19 +20,19 @@ import redis.asyncio
 from gateway.server import serve
 from producer.__main__ import work
 from shared.errors import Unusable
-from shared.grants import Role, Subscription, refusals, until_up
-from shared.keys import PROCESSES_UNTIL, REQUESTS
+from shared.grants import ROLES, Role, Subscription, refusals, until_up
+from shared.ids import new_stream_id
+from shared.keys import PROCESSES_UNTIL, REQUESTS, log_key
 from shared.redis import RedisAddress, ordinary_client
 from shared.resp import RespConnection
 from shared.settings import Settings
 from tests.support.needs import needs
 from tests.support.redis_server import Kind, RedisServer, binary_of
-from tests.support.system import Process, System, answer_of
+from tests.support.system import Process, System, answer_of, environment_of
 from tests.support.waiting import wait_until
 
 _PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "run-with-your-own-redis.md"
 KINDS: tuple[Kind, ...] = ("valkey", "redis")
-ROLES: tuple[Role, ...] = ("gateway", "worker")
 _OPTIONAL = {"+client|setname", "+info"}
 """Without these everything works, as the page says."""
 
@@ -326,6 +328,34 @@ async def test_what_is_taken_away_later_is_told_by_every_route_and_not_as_a_redi
     assert len((await system.follow(ended).until_end()).tokens) == 3
 
 
+async def test_a_password_that_was_changed_is_told_as_one(small: System) -> None:
+    system, url = small, small.gateway_url()
+    await system.commands.execute_command("ACL", "SETUSER", "u", "resetpass", ">other")
+    await system.commands.execute_command("CLIENT", "KILL", "USER", "u")
+
+    async def readyz(status: int, words: str) -> bool:
+        answer = await system.http.get(f"{url}/readyz")
+        return answer.status_code == status and words in answer.text
+
+    await wait_until(lambda: readyz(503, "does not let this process in: WRONGPASS"), what="told as a wrong password")
+    await system.commands.execute_command("ACL", "SETUSER", "u", ">p")
+    await wait_until(lambda: readyz(200, "ready"), what="ready again")
+
+
+async def test_midstream_up_says_what_its_redis_refuses_once(tmp_path: Path) -> None:
+    user = ["--user", "u", "on", ">p", "~*", "resetchannels", "+@all"]
+    with server_of("redis" if binary_of("redis") else "valkey", *user) as server:
+        command = [sys.executable, "-m", "midstream.cli", "up", "--port", "0", "--redis", server.url_of("u", "p")]
+        said = await asyncio.to_thread(
+            subprocess.run, command, env=environment_of({}), capture_output=True, timeout=30, check=False
+        )
+        assert said.returncode == 1
+        lines = said.stderr.decode().strip().splitlines()
+        assert [
+            line for line in lines if "refuses the user u what a gateway needs: the channels midstream:*" in line
+        ] == lines
+
+
 async def test_a_redis_that_becomes_a_replica_is_told_as_one_until_it_is_a_primary_again(small: System) -> None:
     system, http, url = small, small.http, small.gateway_url()
 
@@ -364,7 +394,7 @@ async def test_readyz_looks_at_redis_once_a_second_however_often_it_is_asked(sma
         await client.aclose()
 
 
-async def test_strange_entries_of_the_queue_and_logs_that_are_none_hold_up_no_takeover(tmp_path: Path) -> None:
+async def test_strange_entries_of_the_queue_and_logs_that_are_none_hold_up_no_takeover() -> None:
     async with System(workers=2, settings={"lease_seconds": 1}) as system:
         for fields in (["id", b"\xff\xfe"], ["id", "nobody\nforged"], ["x", "y"], ["id", "a", "id", "b"]):
             await system.commands.execute_command("XADD", REQUESTS, "*", *fields)
@@ -375,6 +405,11 @@ async def test_strange_entries_of_the_queue_and_logs_that_are_none_hold_up_no_ta
         await reader.until_tokens(3)
         # As left behind by a worker of another make that died over it: claimed, never acknowledged.
         await system.commands.execute_command("XADD", REQUESTS, "*", "id", b"\xff")
+        for entry in (("SET", "x", "EX", "60"), ("XADD", "0-1", "accepted", "{"), ("XADD", "0-1", "t", b"\xff")):
+            strange = new_stream_id()
+            await system.commands.execute_command(entry[0], log_key(strange), *entry[1:])
+            await system.commands.execute_command("EXPIRE", log_key(strange), 60)
+            await system.commands.execute_command("XADD", REQUESTS, "*", "id", strange)
         (await system.worker_of(stream_id)).kill()
         await reader.until_end()
         assert len(answer_of(reader.messages).tokens) == 120
@@ -384,4 +419,6 @@ async def test_strange_entries_of_the_queue_and_logs_that_are_none_hold_up_no_ta
 
         await wait_until(only_ours, within_seconds=10.0, what="the queue is empty")
         logged = [line for worker in system.workers for line in worker.logged().splitlines()]
-        assert any("name no stream" in json.loads(line)["message"] for line in logged)
+        told = [json.loads(line)["message"] for line in logged if line.startswith("{")]
+        assert any("name no stream" in message for message in told)
+        assert sum("failed: unreadable" in message for message in told) == 3, "each once"
