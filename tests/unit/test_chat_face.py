@@ -192,7 +192,9 @@ PIECES = st.lists(
             st.text(max_size=3),
             st.integers(0, 2),
         ),
-        st.builds(lambda text: {"delta": {"content": text}, "logprobs": {"content": [{"token": text}]}}, st.text(max_size=3)),
+        st.builds(
+            lambda text: {"delta": {"content": text}, "logprobs": {"content": [{"token": text}]}}, st.text(max_size=3)
+        ),
     ),
     max_size=12,
 )

@@ -137,7 +137,9 @@ def test_every_face_encodes_many_as_it_does_one(face: Face) -> None:
     ids = [b"1-%d" % offset for offset in range(1, len(_TEXTS) + 1)]
     values = [text.encode() for text in _TEXTS]
     one, many = face.encoder(STREAM_ID), face.encoder(STREAM_ID)
-    assert list(many.tokens(ids, values)) == [one.token(event_id, value) for event_id, value in zip(ids, values, strict=True)]
+    assert list(many.tokens(ids, values)) == [
+        one.token(event_id, value) for event_id, value in zip(ids, values, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("seed", range(40))
