@@ -297,7 +297,7 @@ def test_a_hole_is_told_and_is_no_damage() -> None:
     assert fold_readable(entry_of(*one) for one in raw).status == "completed"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(unsafe_hash=True)
 class FailingFace:
     """A face whose encoder fails at one text, as a bug would."""
 
@@ -326,12 +326,12 @@ class _Failing(Encoder):
         self._at = at
 
     def token(self, event_id: bytes, value: bytes) -> bytes:
-        if value == self._at:
+        if value.decode() == self._at.decode():
             raise LookupError("as it should")
         return event_id + b";"
 
     def other(self, event: Event) -> bytes:
-        return event.field + b"@%d-%d;" % event.id
+        return b"" if event.field == events.ACCEPTED else event.field + b"@%d-%d;" % event.id
 
 
 @pytest.mark.parametrize("bad", range(1, 8))
