@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 NextNews = Callable[["Tail"], Awaitable[None]]
 
 _FIRST = (ACCEPTED, DELETED, FAILED)
-"""With what a log may begin: the last for one whose first entry cannot be read."""
+"""With what a log may begin: the last where the first entry cannot be read."""
 _NEWS_SECONDS = 0.5
 """How long a push may take that tells what a read has shown already; then the log is looked at once more."""
 
