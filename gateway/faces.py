@@ -19,7 +19,10 @@ class Encoder(Protocol):
     """From an event to its bytes; empty where this face does not show it."""
 
     def token(self, event_id: bytes, value: bytes) -> bytes:
-        """A token, the event that comes by the thousand: its id as the log has it, and its text in UTF-8."""
+        """A token, the event that comes by the thousand: its id as the log has it, and its text in UTF-8.
+
+        Raises UnicodeDecodeError, before anything is remembered, where it is not: a pushed token is not checked before.
+        """
 
     def tokens(self, event_ids: Sequence[bytes], values: Sequence[bytes]) -> Iterable[bytes]:
         """Many tokens, in their order: the same pieces as one by one."""

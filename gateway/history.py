@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 from gateway.faces import encode
 from gateway.pages import Pages
 from gateway.ring import broken_off
-from gateway.runs import unreadable_from
-from shared.events import FAILED
+from gateway.runs import unreadable, unreadable_from
+from shared.errors import Unreadable
+from shared.events import ACCEPTED, DELETED, FAILED
 from shared.ids import BEGINNING
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 NextNews = Callable[["Tail"], Awaitable[None]]
 
+_FIRST = (ACCEPTED, DELETED, FAILED)
+"""With what a log may begin: the last where the first entry cannot be read."""
 _NEWS_SECONDS = 0.5
 """How long a push may take that tells what a read has shown already; then the log is looked at once more."""
 
@@ -87,10 +90,16 @@ class _Remembering:
             except TimeoutError:
                 pass
             if self._seen >= reader.tail.last:
+                self.ended = (
+                    reader.tail.ended is not None and self._seen > reader.tail.last
+                )  # it will never come so far
                 return b""
         listed = await self._pages.events_after(reader.tail.stream_id, self._seen)
         if not listed:
             return None
+        if self._seen == BEGINNING and listed[0].field not in _FIRST:
+            no_request = Unreadable("the log does not begin with `accepted`")
+            listed = unreadable(listed[0].id, no_request).events
         body = []
         for event in listed:
             try:

@@ -17,7 +17,7 @@ from gateway.ring import broken_off
 from gateway.runs import Carried, Run, parts
 from shared import events
 from shared.events import TOKEN, Event
-from shared.ids import ACCEPTED, BEGINNING, EventId
+from shared.ids import ACCEPTED, BEGINNING, ID_PART_MAX, EventId
 from shared.lifecycle import base_of
 from shared.log import EventLog, RawEntry
 
@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 _EVENT_BYTES = 150
 """Of Python, for each event that a page keeps as such."""
+BEFORE_FIRST_SHOWN = EventId(1, -1)
+"""Nothing that readers of a face see that does not remember stands before 1-0."""
+_REDIS_OFFSET_MAX = (1 << 64) - 1
 _PIECE_BYTES = 40
 """Of Python, for each encoded event."""
 
@@ -144,7 +147,7 @@ class Pages:
         For faces that do not remember. Raises Disconnected.
         """
         if cursor == BEGINNING:
-            cursor = EventId(1, -1)  # nothing that readers see stands before 1-0
+            cursor = BEFORE_FIRST_SHOWN
 
         async def read(key: _Key, start: EventId) -> Piece | None:
             page: EncodedPage = await self._page(key, lambda *of: EncodedPage(face, stream_id, *of))
@@ -168,12 +171,14 @@ class Pages:
         found = await read(self._key(stream_id, face, cursor.attempt, cursor.offset + 1), cursor)
         if found is not None:
             return found
-        following = await self._log.read(stream_id, cursor, 1)
+        # Nothing has an offset below 0: what comes after all of the attempt before.
+        after = cursor if cursor.offset >= 0 else EventId(cursor.attempt - 1, _REDIS_OFFSET_MAX)
+        following = await self._log.read(stream_id, after, 1)
         if not following:
             return None
         attempt, offset = following[0].id
         if attempt > cursor.attempt:
-            cursor, offset = EventId(attempt, -1), 0
+            cursor, offset = EventId(min(attempt, ID_PART_MAX), -1), 0
         return await read(self._key(stream_id, face, attempt, offset), cursor)
 
     def _key(self, stream_id: str, face: Face | None, attempt: int, offset: int) -> _Key:
@@ -192,7 +197,7 @@ class Pages:
 
     async def _read(self, key: _Key, make: Callable[[list[RawEntry], EventId | None], Any]) -> Any:
         stream_id, _, attempt, first = key
-        last = EventId(attempt, first + self._page_events - 1)
+        last = EventId(attempt, min(first + self._page_events - 1, _REDIS_OFFSET_MAX))
         # Complete is a page behind which the log goes on: asked at once, since Redis may have forgotten what a tail has seen.
         raw, goes_on = await self._log.read_page(stream_id, EventId(attempt, first), last)
         self.reads += 1

@@ -21,7 +21,7 @@ from gateway.connection import Sink, chunk_of
 from gateway.governor import Governor
 from gateway.history import history_of
 from gateway.ledger import Ledger, Note
-from gateway.pages import Pages
+from gateway.pages import BEFORE_FIRST_SHOWN, Pages
 from gateway.ring import Ring, broken_off
 from gateway.tail import Tail
 from gateway.tails import FIRST_READ_ENTRIES
@@ -352,7 +352,7 @@ class Delivery:
         tail, ring = reader.tail, reader.ring
         if reader.cursor > tail.last and not _is_over(reader):
             tail.ahead.append(reader)
-        elif reader.cursor >= ring.base and ring not in tail.unprimed:
+        elif (reader.cursor >= ring.base or _lacks_nothing(reader)) and ring not in tail.unprimed:
             self._admit(reader)
         else:
             reader.busy = True
@@ -450,6 +450,11 @@ class Delivery:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _lacks_nothing(reader: Reader) -> bool:
+    """The ring has all that is shown to a reader who begins at the beginning."""
+    return reader.cursor == BEGINNING and reader.ring.base <= BEFORE_FIRST_SHOWN
 
 
 def _is_over(reader: Reader) -> bool:

@@ -233,7 +233,7 @@ class Streams:
     def _folded(self, stream_id: str, entries: list[Entry]) -> History:
         """A log as far as it can be read. Raises Problem 404, 410."""
         history = fold_readable(entries)
-        if history.unreadable and entries[-1].field not in events.TERMINAL:
+        if history.unreadable and not any(entry.field in events.TERMINAL for entry in entries[history.entries :]):
             failed = Event(history.last, events.FAILED, orjson.dumps(history.terminal))
             self.on_unreadable(stream_id, failed)
         if history.accepted is None and not history.unreadable:

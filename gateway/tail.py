@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.faces import Encoder, Face
 from gateway.ring import Ring
+from shared.events import Event
 from shared.ids import BEGINNING, EventId
 from shared.keys import live_channel
 
@@ -31,6 +32,7 @@ class Tail:
         "ended",
         "ended_as",
         "exists",
+        "failed",
         "heard_at",
         "holders",
         "id_format",
@@ -73,6 +75,8 @@ class Tail:
         """Its field."""
         self.unreadable_from: EventId | None = None
         """The id of the entry as which its log has failed, if it was found unreadable: who has that event has the end."""
+        self.failed: Event | None = None
+        """As what its log reads from there on."""
         self.end_sent_at = 0.0
         """When its sender sent it (Unix seconds), if it was pushed; 0 once that has been measured."""
         self.overtaken: tuple[tuple[int, int, int], ...] = ()
@@ -118,6 +122,10 @@ class Tail:
         ring = self.ring(face)
         if ring is None:
             ring = Ring(face, face.encoder(self.stream_id), self.last)
+            if self.failed is not None and not face.remembers:
+                place = self.failed.id
+                ring.begin_at(EventId(place.attempt, place.offset - 1), ring.encoder)
+                ring.append(self.failed)
             if face.remembers and self.ready.done():
                 self.unprimed.append(ring)
             else:

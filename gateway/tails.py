@@ -43,7 +43,7 @@ _READS_AT_ONCE = 16
 """Logs asked for and not yet answered: 1.6 MB in Redis, and 10 ms for whoever else waits on this connection."""
 _SUBSCRIBE_AT_ONCE = 500
 _BROKEN_MAX = 1000
-"""Streams of which it is remembered that a face cannot show them, when nobody follows them: 2 MB."""
+"""Streams of which it is remembered that a face cannot show them, or that their log cannot be read: 2 MB, and 0.2 MB."""
 _AGAIN_SECONDS = 0.25
 """After so long is a log asked for once more that Redis did not give."""
 
@@ -73,6 +73,8 @@ class Tails:
         self._again: asyncio.TimerHandle | None = None
         self._broken: OrderedDict[str, list[Ring]] = OrderedDict()
         """Of streams that nobody follows now, the rings that are broken."""
+        self._unreadable: OrderedDict[str, EventId] = OrderedDict()
+        """Of streams whose log was found unreadable, from where on: a reader who comes back with that id has had the end."""
         self.on_unreadable: Callable[[str, Event], None] = lambda stream_id, failed: None
         """Told of a stream whose log cannot be read on, and of the `failed` as which it reads."""
         self.pushed = 0  # these and the next are handed to Prometheus once a second
@@ -111,6 +113,7 @@ class Tails:
             tail = Tail(stream_id, self._loop.time())
             tail.sought = after
             tail.broken = self._broken.pop(stream_id, [])
+            tail.unreadable_from = self._unreadable.get(stream_id)
             self._by_id[stream_id] = self._by_channel[tail.channel] = tail
             self.subscriber.push(b"SSUBSCRIBE", tail.channel)
         if face is not None and not tail.ready.done():
@@ -174,7 +177,7 @@ class Tails:
         if len(parts) != 3 or parts[1] != events.TOKEN or parts[0] != bytes(tail.last):
             self._pass_over(tail, message)  # it never was the next one
             return
-        event_id, _, value = parts
+        value = parts[2]
         try:
             events.check_text(value)
         except Unreadable:  # no encoder takes it: nothing has changed but this
@@ -257,7 +260,7 @@ class Tails:
         if part.field in events.TERMINAL:
             tail.ended, tail.ended_as = part.last, part.field
             if part.field == events.FAILED:
-                tail.unreadable_from = unreadable_from(part.events[0])
+                tail.unreadable_from = tail.unreadable_from or unreadable_from(part.events[0])
         elif part.field == events.RESTARTED:
             tail.kept = tail.base = base_of(part.events[0].value)
 
@@ -276,7 +279,7 @@ class Tails:
         tail.disarm()
         if tail.reading:
             tail.again = True
-        else:
+        elif tail.ended is None:  # what stands behind the end must not be read
             tail.reading = True
             self.reads["begin" if tail.last == BEGINNING else reason] += 1
             self._ask(tail)
@@ -320,7 +323,9 @@ class Tails:
     def _give_up(self, tail: Tail) -> None:
         """A tail that cannot go on ends for those who follow it here."""
         place = EventId(tail.attempt, tail.offset + 1)
-        self._apply(tail, unreadable(place, Unreadable("this gateway does not understand what stands there")))
+        part = unreadable(place, Unreadable("this gateway does not understand what stands there"))
+        self._apply(tail, part)
+        tail.failed = part.events[0]
         self._tell(tail)
         self._has_read(tail, more=False)
 
@@ -374,14 +379,24 @@ class Tails:
 
     def _apply_raw(self, tail: Tail, raw: list[RawEntry], reached: EventId | None) -> None:
         """What was read, up to the end of the stream."""
+        if tail.ended is not None:
+            return
         for part in parts(raw, reached):
             self._mark_gap(tail, part.first)
             if isinstance(part, Run):
                 self._apply_run(tail, part)
                 continue
             self._apply(tail, part)
-            if part.unreadable and field_of(raw[-1]) not in events.TERMINAL:
-                self.on_unreadable(tail.stream_id, part.events[0])
+            if part.unreadable:
+                tail.failed = part.events[0]
+                self._found_unreadable(tail.stream_id, part, raw)
+
+    def _found_unreadable(self, stream_id: str, part: Carried, raw: list[RawEntry]) -> None:
+        self._unreadable[stream_id] = part.last
+        if len(self._unreadable) > _BROKEN_MAX:
+            self._unreadable.popitem(last=False)
+        if not any(field_of(one) in events.TERMINAL for one in raw):
+            self.on_unreadable(stream_id, part.events[0])
 
     @staticmethod
     def _mark_gap(tail: Tail, first: EventId) -> None:

@@ -52,7 +52,7 @@ class Order:
         before, self.reached = self.reached, last
         if field in _ATTEMPTS:
             self.reached = EventId(last.attempt, base)
-        if before is None or field in events.TERMINAL:
+        if before is None or field == events.DELETED or (field in events.TERMINAL and before != BEGINNING):
             return
         if field == events.ACCEPTED:
             if before != BEGINNING:

@@ -150,7 +150,8 @@ class EventLog:
         """The same as Redis sent them, and whether the log goes on behind them. In one round trip."""
         newest: list[Entry | Exception | None] = []
         self.send_newest(stream_id, newest.append)  # answered first, since replies come in order
-        raw: list[RawEntry] = await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last))
+        or_else = _NO_LOG if first <= ACCEPTED <= last else []
+        raw: list[RawEntry] = await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last), or_else=or_else)
         return raw, bool(newest) and isinstance(newest[0], Entry) and newest[0].id > last
 
     async def read_all(self, stream_id: str) -> list[Entry]:

@@ -193,7 +193,6 @@ class Responses:
                 for event in part.events:
                     yield event
                 if part.unreadable:
-                    self._streams.on_unreadable(stream_id, part.events[0])
                     return
             if len(entries) < READ_ENTRIES_MAX:
                 return
