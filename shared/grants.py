@@ -25,7 +25,7 @@ from shared.keys import (
     live_channel,
     log_key,
 )
-from shared.log import Commands, EventLog, Script, shown
+from shared.log import Appended, Commands, EventLog, Script, shown
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import Deliveries
@@ -54,7 +54,12 @@ class Refusals:
         self.commands: set[str] = set()
         self.unknown: set[str] = set()
         self.keys = self.channels = self.read_only = False
-        self.other = ""
+        self.other = self._otherwise = ""
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it is about what only an operator changes; a failover, say, may pass."""
+        return bool(self.commands or self.unknown or self.keys or self.channels)
 
     def note(self, command: Command, error: RedisRefused) -> None:
         """Take an error; most say only that what the command names is not there, which was to be shown."""
@@ -74,12 +79,16 @@ class Refusals:
                 self.unknown.add(_name_of(command))
         elif error.code == "READONLY":
             self.read_only = True
-        elif error.code == "WRONGTYPE":
-            named_keys = [part for part in command if isinstance(part, bytes) and part.startswith(b"midstream:")]
-            key = named_keys[0].decode(errors="replace") if named_keys else "one of its keys"
-            self.other = self.other or f"{key} holds something else than Midstream keeps there: delete or rename it"
+        elif error.code == "WRONGTYPE" and REQUESTS in command:  # without any other key of ours, all but itself works
+            key = REQUESTS.decode()
+            self.other = self.other or f"{key} holds something else than the queue: delete or rename it"
         elif error.passing or error.code in ("MISCONF", "MOVED", "CROSSSLOT", "NOAUTH", "ODDREPLY"):
             self.other = self.other or f"it answers: {message[:_MESSAGE_CHARACTERS_MAX]}"
+
+    def script_failed(self, error: MidstreamError) -> None:
+        """Take an error of what must work: it is told if nothing else explains it."""
+        if not isinstance(error, LogFull):
+            self._otherwise = f"it answers a script: {str(error)[:_MESSAGE_CHARACTERS_MAX]}"
 
     def sentence(self, who: Role, user: str) -> str | None:
         """What is refused and how to grant it, to be put behind `Redis at <address>`; None where nothing is."""
@@ -100,7 +109,8 @@ class Refusals:
                 f"does not know {_listed(self.unknown)}, which a {who} needs: renamed or disabled (rename-command), "
                 "or no Redis 7.0 and no Valkey"
             )
-        return f"cannot be used: {self.other}" if self.other else None
+        other = self.other or self._otherwise
+        return f"cannot be used: {other}" if other else None
 
 
 def _name_of(command: Command) -> str:
@@ -201,13 +211,16 @@ async def refusals(commands: Commands, role: Role) -> Refusals:
     for command, reply in zip(needed, replies, strict=True):
         _note(found, command, reply)
     # One after the other: a script that Redis has forgotten is sent whole, and the next builds on what it wrote.
+    expected = ["duplicate", "applied"]
     for script, keys, arguments in _scripts(role, name):
         try:
             reply = await script.run(commands, keys, *arguments)
-            if script is EventLog.APPEND and not isinstance(reply, int | list):
+            if script is EventLog.APPEND and Appended.of(reply).status != expected.pop():
                 raise OddReply(f"ODDREPLY an append was answered by {shown(reply)}")
         except MidstreamError as error:
             _note(found, ("EVALSHA", *keys), error)
+            found.script_failed(error)
+            break
     for key in (log_key(name), deliveries_key(name), b"midstream:{%b}:requests" % name.encode()):
         _note(found, ("EXPIRE", key), await _outcome(commands, "EXPIRE", key, 0))
     return found
@@ -321,7 +334,7 @@ async def check_grants(
                     sentence = found.sentence(role, address.username)
                     if sentence is None:
                         return
-                    if not (found.read_only or found.other):
+                    if found.lasts:
                         break
                 except Disconnected:
                     pass

@@ -15,7 +15,7 @@ import redis.exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from shared.errors import Disconnected, RedisRefused, Unusable
+from shared.errors import Disconnected, OddReply, RedisRefused, Unusable
 
 OLDEST_VERSION = (7, 0)
 """Sharded pub/sub (SPUBLISH) came with Redis 7.0."""
@@ -111,8 +111,10 @@ class OrdinaryCommands:
                 await self._client.connection_pool.release(connection)
         except redis.exceptions.ResponseError as error:
             raise RedisRefused(_code_of(error) + str(error)) from None
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
+        except (redis.exceptions.RedisError, OSError) as error:
             raise Disconnected(f"Redis is away: {error}") from None
+        except UnicodeDecodeError as error:  # in an error's message
+            raise OddReply(f"ODDREPLY {error}") from None
 
     def send(self, arguments: tuple[bytes | str | int | float, ...], on_reply: Callable[[Any], None]) -> None:
         async def run() -> None:

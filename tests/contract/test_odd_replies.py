@@ -11,14 +11,16 @@ from typing import Any
 import hiredis
 import pytest
 
-from shared.errors import Disconnected, MidstreamError
+from shared.errors import Disconnected, MidstreamError, Unusable
 from shared.events import CANCELLED, TOKEN, Entry
+from shared.grants import check_for_all
 from shared.ids import EventId, new_stream_id
 from shared.log import EventLog
 from shared.queue import Claim, RequestQueue
 from shared.receipt import Deliveries
-from shared.redis import RedisAddress, eviction_policy
+from shared.redis import OrdinaryCommands, RedisAddress, eviction_policy, ordinary_client
 from shared.resp import RespConnection
+from shared.settings import Settings
 from tests.support.waiting import wait_until
 
 
@@ -146,6 +148,35 @@ async def test_after_what_was_not_asked_for_the_connection_is_made_anew(unasked:
         assert await connection.execute("ECHO", "before") == b"before"
         await wait_until(lambda: server.connections == 2 and connection.is_up, what="a new connection")
         assert await connection.execute("ECHO", "after") == b"after"
+
+
+@pytest.mark.parametrize("reply", [*REPLIES, "no RESP"])
+async def test_a_claim_that_is_answered_oddly_is_an_error_and_the_next_is_a_claim_again(reply: str) -> None:
+    """Claims have a connection of their own, through redis-py."""
+    server, stream_id = OddServer(), new_stream_id()
+    async with connected(server) as connection, server.serving() as port:
+        server.reply = REPLIES.get(reply, b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        client = ordinary_client(f"redis://127.0.0.1:{port}/0", reply_seconds=2.0)
+        blocking = OrdinaryCommands(client)
+        queue = RequestQueue(connection, ttl_seconds=9, requests_max=9, consumer="ann")
+        with contextlib.suppress(MidstreamError):
+            assert await queue.claim(blocking, 1, 1) == []
+        server.reply = (
+            b"*1\r\n*2\r\n$1\r\nq\r\n*1\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$2\r\nid\r\n$36\r\n%b\r\n" % stream_id.encode()
+        )
+        assert await queue.claim(blocking, 1, 1) == [Claim(b"1-1", stream_id)]
+        await client.aclose()
+
+
+@pytest.mark.parametrize("reply", [*REPLIES, "no RESP"])
+async def test_at_the_start_an_odd_server_is_refused_or_used_and_never_a_crash(reply: str) -> None:
+    server = OddServer()
+    server.reply = REPLIES.get(reply, b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    async with server.serving() as port:
+        settings = Settings(redis_start_seconds=0.2, redis_reply_seconds=0.5)
+        with pytest.raises(Unusable) as refused:
+            await check_for_all(f"redis://127.0.0.1:{port}/0", settings)
+        assert "Redis at 127.0.0.1" in str(refused.value)
 
 
 async def test_who_cannot_take_a_reply_does_not_keep_others_from_theirs(caplog: pytest.LogCaptureFixture) -> None:

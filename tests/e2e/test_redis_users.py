@@ -222,11 +222,6 @@ FAULTS: dict[str, tuple[list[str], list[str], str]] = {
         ["ACL SETUSER u on >p ~* &* +@all", f"SET {REQUESTS.decode()} x"],
         "midstream:requests holds something else",
     ),
-    "processes that are none": (
-        [],
-        ["ACL SETUSER u on >p ~* &* +@all", f"SET {PROCESSES_UNTIL.decode()} x"],
-        "holds something else",
-    ),
 }
 
 
@@ -257,6 +252,21 @@ async def test_a_process_that_cannot_work_ends_with_that_sentence(module: str, t
         (line,) = [line for line in process.logged().splitlines() if not line.startswith("{")]
         assert line.startswith(f"{module}: Redis at unix:///")
         assert "the command SCRIPT LOAD, the channels midstream:*" in line
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_a_key_that_somebody_else_uses_is_said_where_it_is_the_queue(role: Role) -> None:
+    """Without any other, everything but itself works: the rest must not be refused for its sake."""
+    with server_of(
+        "redis" if binary_of("redis") else "valkey", "--user", "u", "on", ">p", "~*", "&*", "+@all"
+    ) as server:
+        admin: Any = redis.asyncio.Redis.from_url(server.url)
+        await admin.set(PROCESSES_UNTIL, "x")
+        async with connected(server, role) as (connection, subscription):
+            assert await sentence(connection, subscription, role) is None
+            await admin.set(REQUESTS, "x")
+            assert "midstream:requests holds something else" in str(await sentence(connection, subscription, role))
+        await admin.aclose()
 
 
 async def test_without_client_and_info_everything_works() -> None:
