@@ -24,6 +24,7 @@ from gateway.metrics import exposition, refused
 from gateway.probe import Probe
 from gateway.problems import Problem, stopping
 from gateway.readers import Delivery
+from gateway.readiness import Readiness
 from gateway.request_id import take_request_id
 from gateway.requests import (
     IDEMPOTENCY_KEY_CHARACTERS_MAX,
@@ -34,9 +35,7 @@ from gateway.requests import (
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
 from gateway.watchers import Watchers
-from shared.errors import Disconnected
 from shared.log import Commands
-from shared.redis import complaint_about, eviction_policy
 from shared.settings import Settings
 from shared.version import VERSION
 
@@ -52,10 +51,11 @@ def make_app(
     delivery: Delivery,
     watchers: Watchers | None,
     commands: Commands,
+    readiness: Readiness,
     settings: Settings,
 ) -> ASGI:
     """The gateway's ASGI application; with `watchers` it has a console, and what feeds it."""
-    api = _routes(streams, delivery, commands, settings)
+    api = _routes(streams, delivery, readiness, settings)
     cors = Cors(settings.cors_origins)
     websockets = WebSockets(streams, subscribe)  # the first part: it takes all that is not HTTP
     parts: list[Part] = [
@@ -99,7 +99,7 @@ def make_app(
     return app
 
 
-def _routes(streams: Streams, delivery: Delivery, commands: Commands, settings: Settings) -> FastAPI:
+def _routes(streams: Streams, delivery: Delivery, readiness: Readiness, settings: Settings) -> FastAPI:
     api = FastAPI(title="Midstream", version=VERSION, redoc_url=None)
 
     @api.exception_handler(Problem)
@@ -174,13 +174,10 @@ def _routes(streams: Streams, delivery: Delivery, commands: Commands, settings: 
 
     @api.get("/readyz", tags=["operations"])
     async def readyz() -> Response:
-        """Redis answers, it may not evict, and this process is not about to stop."""
+        """Redis answers, lets this process do what it must, may not evict, and this process is not about to stop."""
         if delivery.draining:
             raise Problem(503, "this gateway is about to stop")
-        try:
-            complaint = complaint_about(await eviction_policy(commands))
-        except Disconnected:
-            raise Problem(503, "Redis is away") from None
+        complaint = await readiness.complaint()
         if complaint:
             raise Problem(503, complaint)
         return json_response({"status": "ready", "readers": delivery.readers})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import orjson
@@ -19,14 +19,21 @@ class Encoder(Protocol):
     """From an event to its bytes; empty where this face does not show it."""
 
     def token(self, event_id: bytes, value: bytes) -> bytes:
-        """A token, the event that comes by the thousand: its id as the log has it, and its text in UTF-8."""
+        """A token, the event that comes by the thousand: its id as the log has it, and its text in UTF-8.
 
-    def tokens(self, event_ids: Sequence[bytes], values: Sequence[bytes]) -> list[bytes]:
+        Raises UnicodeDecodeError, before anything is remembered, where it is not: a pushed token is not checked before.
+        """
+
+    def tokens(self, event_ids: Sequence[bytes], values: Sequence[bytes]) -> Iterable[bytes]:
         """Many tokens, in their order: the same pieces as one by one."""
-        return list(map(self.token, event_ids, values))
+        return map(self.token, event_ids, values)
 
     def other(self, event: Event) -> bytes:
-        """Any other event."""
+        """Any other event. Its value is checked (`shared.events.events_of`)."""
+
+    def give_up(self, failed: Event) -> bytes:
+        """The end of the stream as this face tells it, `failed`, after an event at which `token` or `other` has raised."""
+        return self.other(failed)
 
 
 class Face(Protocol):

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from gateway.faces import encode
 from gateway.pages import Pages
+from gateway.ring import broken_off
+from gateway.runs import unreadable, unreadable_from
+from shared.errors import Unreadable
+from shared.events import ACCEPTED, DELETED, FAILED
 from shared.ids import BEGINNING
 
 if TYPE_CHECKING:
@@ -20,11 +24,16 @@ if TYPE_CHECKING:
 
 NextNews = Callable[["Tail"], Awaitable[None]]
 
+_FIRST = (ACCEPTED, DELETED, FAILED)
+"""With what a log may begin: the last where the first entry cannot be read."""
 _NEWS_SECONDS = 0.5
 """How long a push may take that tells what a read has shown already; then the log is looked at once more."""
 
 
 class History(Protocol):
+    ended: bool
+    """The last piece was the end for this reader: the log cannot be read on, or its face cannot show it."""
+
     def arrive(self) -> bool:
         """Whether the reader may go on from the ring."""
 
@@ -41,6 +50,7 @@ def history_of(reader: Reader, pages: Pages, next_news: NextNews) -> History:
 class _Forgetful:
     def __init__(self, reader: Reader, pages: Pages) -> None:
         self._reader, self._pages = reader, pages
+        self.ended = False
 
     def arrive(self) -> bool:
         return self._reader.cursor >= self._reader.ring.base
@@ -50,8 +60,9 @@ class _Forgetful:
         found = await self._pages.after(reader.tail.stream_id, reader.ring.face, reader.cursor)
         if found is None:
             return None
-        body, reader.cursor = found
-        return body
+        self.ended = found.is_end
+        reader.cursor = found.reached
+        return found.body
 
 
 class _Remembering:
@@ -59,6 +70,7 @@ class _Remembering:
         self._reader, self._pages, self._next_news = reader, pages, next_news
         self._encoder = reader.ring.face.encoder(reader.tail.stream_id)
         self._seen = BEGINNING
+        self.ended = False
 
     def arrive(self) -> bool:
         tail, ring = self._reader.tail, self._reader.ring
@@ -78,15 +90,29 @@ class _Remembering:
             except TimeoutError:
                 pass
             if self._seen >= reader.tail.last:
+                self.ended = (
+                    reader.tail.ended is not None and self._seen > reader.tail.last
+                )  # it will never come so far
                 return b""
         listed = await self._pages.events_after(reader.tail.stream_id, self._seen)
         if not listed:
             return None
+        if self._seen == BEGINNING and listed[0].field not in _FIRST:
+            no_request = Unreadable("the log does not begin with `accepted`")
+            listed = unreadable(listed[0].id, no_request).events
         body = []
         for event in listed:
-            encoded = encode(self._encoder, event)
-            if event.id > reader.cursor:
+            try:
+                encoded = encode(self._encoder, event)
+            except Exception:
+                encoded, self.ended = broken_off(reader.ring.face, self._encoder, event), True
+            if event.id > reader.cursor or self.ended:
                 body.append(encoded)
-        self._seen = listed[-1].id
+            self._seen = event.id
+            if self.ended:
+                break
+        newest = listed[-1]
+        if newest.field == FAILED and unreadable_from(newest) == newest.id:
+            self.ended = True
         reader.cursor = max(reader.cursor, self._seen)
         return b"".join(body)

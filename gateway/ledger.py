@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gateway.metrics import tokens_between
+from shared.background import keep_running
 from shared.errors import MidstreamError, RedisRefused
 from shared.ids import EventId
 from shared.receipt import Delivered, Deliveries
@@ -45,7 +46,7 @@ class Ledger:
         self._pause_seconds = settings.delivery_report_seconds / _SLOTS
         self.gateway = gateway_name()
         self._slots: list[dict[Reader, Note]] = [{} for _ in range(_SLOTS)]
-        self._opened = 0
+        self._opened = self._reported = 0
         self._under_way = 0
         self.tokens = 0
         """Sent to connections, as far as noted."""
@@ -53,7 +54,7 @@ class Ledger:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._reporter = self._loop.create_task(self._report())
+        self._reporter = keep_running("ledger", self._report)
 
     async def close(self) -> None:
         """Let the last notes reach Redis."""
@@ -90,11 +91,11 @@ class Ledger:
     async def _report(self) -> None:
         """Each slot in its turn: all at once would hold up the readers for as long as it takes."""
         while True:
-            for slot in self._slots:
-                await asyncio.sleep(self._pause_seconds)
-                for reader, note in slot.items():
-                    if reader.reached() != note.noted:
-                        self._send(reader, note)
+            await asyncio.sleep(self._pause_seconds)
+            self._reported = (self._reported + 1) % _SLOTS
+            for reader, note in self._slots[self._reported].items():
+                if reader.reached() != note.noted:
+                    self._send(reader, note)
 
     def _send(self, reader: Reader, note: Note, outcome: str | None = None) -> None:
         if self._under_way >= _UNDER_WAY_MAX:

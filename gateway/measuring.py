@@ -12,6 +12,7 @@ from gateway.pages import Pages
 from gateway.readers import Delivery
 from gateway.sweep import Sweep
 from gateway.tails import Tails
+from shared.background import keep_running
 from shared.errors import Disconnected, RedisRefused
 from shared.keys import GROUP, REQUESTS
 from shared.measuring import Measuring
@@ -71,7 +72,7 @@ class GatewayMeasuring(Measuring):
 
     def start(self) -> None:
         super().start()
-        self._looking = asyncio.get_running_loop().create_task(self._look_again_and_again())
+        self._looking = keep_running("look", self._look_again_and_again)
 
     async def close(self) -> None:
         if self._looking is not None:
@@ -86,6 +87,8 @@ class GatewayMeasuring(Measuring):
                     await look()
                 except (Disconnected, RedisRefused) as error:  # away, or a managed one that bars the command
                     logger.debug("Redis does not tell: %s", error)
+                except (TypeError, ValueError, LookupError, AttributeError) as error:  # a proxy that tells it otherwise
+                    logger.debug("what Redis tells is not understood: %r", error)
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _look_at_queue(self) -> None:

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from shared import metrics
-from shared.events import Entry
+from shared.events import Event
 from shared.ids import EventId
 from shared.measuring import Handover
 from shared.metric import bounded
@@ -38,6 +38,8 @@ FALLEN_OUT = metrics.RING_FALLOUTS.counter()
 PAGES_SENT = metrics.PAGES_SENT.counter()
 PAGE_CACHE_BYTES = metrics.PAGE_CACHE_BYTES.gauge()
 GAPS = metrics.GAPS.counter()
+PUSHES_PASSED_OVER = metrics.PUSHES_PASSED_OVER.counter()
+FACE_FAILURES = metrics.FACE_FAILURES.counter()
 PUSHED = metrics.ENTRIES_PUSHED.counter()
 FLUSHES = metrics.FLUSHES.counter()
 LOG_CHECKS = metrics.LOG_CHECKS.counter()
@@ -92,9 +94,9 @@ def came_back(reader: Reader) -> None:
     _RESUME_EVENTS_BACK.observe(max(0, last.offset - (cursor.offset if cursor.attempt == last.attempt else 0)))
 
 
-def sent_at(entry: Entry) -> float:
-    """When a terminal entry left its worker or gateway, by its own clock; 0 where it does not say."""
-    return float(orjson.loads(entry.value).get("time", 0.0)) if entry.value else 0.0
+def sent_at(event: Event) -> float:
+    """When a terminal event left its worker or gateway, by its own clock; 0 where it does not say."""
+    return float(orjson.loads(event.value).get("time") or 0.0) if event.value else 0.0
 
 
 def written(sent_at: float) -> None:

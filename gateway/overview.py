@@ -10,19 +10,23 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 from prometheus_client import Gauge
 
 from gateway.ledger import gateway_name
+from gateway.problems import no_log
 from shared import events, metrics
-from shared.errors import MidstreamError, RedisRefused
-from shared.ids import EventId, created_at, is_stream_id
+from shared.deltas import too_deep
+from shared.errors import MidstreamError, RedisRefused, Unreadable
+from shared.events import Entry, entry_of
+from shared.ids import BEGINNING, EventId, created_at
 from shared.keys import GROUP, PROCESSES_ABOUT, PROCESSES_UNTIL, REQUESTS, log_key
-from shared.lifecycle import base_of
 from shared.log import Commands
 from shared.presence import PROCESSES_MAX, THERE_SECONDS
+from shared.queue import claim_of
 from shared.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -80,6 +84,8 @@ class Overview:
         except (MidstreamError, TimeoutError) as error:
             logger.debug("no overview: %s", error)
             redis["up"] = False
+            if isinstance(error, RedisRefused) and not error.passing:
+                redis["refusal"] = no_log(error).detail
         there = [one for one in self._processes if not one["silent"]]
         return {
             "time": time.time(),
@@ -100,18 +106,18 @@ class Overview:
         execute = self._commands.execute
         time_now, until, about = await asyncio.gather(
             execute("TIME"),
-            execute("ZRANGE", PROCESSES_UNTIL, 0, PROCESSES_MAX - 1, "WITHSCORES"),
-            execute("HGETALL", PROCESSES_ABOUT),
+            self._unless_refused("ZRANGE", PROCESSES_UNTIL, 0, PROCESSES_MAX - 1, "WITHSCORES"),
+            self._unless_refused("HGETALL", PROCESSES_ABOUT),
         )
         now_ms = int(time_now[0]) * 1000 + int(time_now[1]) / 1000
         said = dict(zip(about[::2], about[1::2], strict=True))
         processes = []
         for name, until_ms in zip(until[::2], until[1::2], strict=True):
-            if name in said:
+            word = _word_of(said.get(name, b""))
+            if word is not None:
                 heard_seconds = (now_ms - float(until_ms)) / 1000 + THERE_SECONDS
                 silent = heard_seconds > THERE_SECONDS
-                row = {**orjson.loads(said[name]), "heard_seconds": round(max(0.0, heard_seconds), 1), "silent": silent}
-                processes.append(row)
+                processes.append({**word, "heard_seconds": round(max(0.0, heard_seconds), 1), "silent": silent})
         return sorted(processes, key=lambda row: (row["kind"], row["started_at"]))
 
     # --- streams
@@ -123,7 +129,7 @@ class Overview:
             execute("TIME"),
             execute("XLEN", REQUESTS),
             execute("XREVRANGE", REQUESTS, "+", "-", "COUNT", STREAMS_MAX),
-            self._unless_missing("XINFO", "GROUPS", REQUESTS),
+            self._unless_refused("XINFO", "GROUPS", REQUESTS),
         )
         now = int(time_now[0]) + int(time_now[1]) / 1e6
         claimed, last_claimed = 0, b"0-0"
@@ -134,10 +140,10 @@ class Overview:
         first_id = newest[-1][0] if newest else b"+"
         oldest, claims, rows = await asyncio.gather(
             execute("XRANGE", REQUESTS, b"(" + last_claimed, "+", "COUNT", 1),
-            self._unless_missing("XPENDING", REQUESTS, GROUP, first_id, "+", STREAMS_MAX),
-            self._read_streams([(entry_id, fields[1].decode()) for entry_id, fields in newest if fields], now),
+            self._unless_refused("XPENDING", REQUESTS, GROUP, first_id, "+", STREAMS_MAX),
+            self._read_streams([claim for entry in newest if (claim := claim_of(entry)) is not None], now),
         )
-        worker_of = {entry_id: (worker.decode(), idle / 1000) for entry_id, worker, idle, _ in claims}
+        worker_of = {entry_id: (worker.decode(errors="replace"), idle / 1000) for entry_id, worker, idle, _ in claims}
         for entry_id, row in rows:
             row["worker"], row["lease_age_seconds"] = worker_of.get(entry_id, (None, None))
         told = {
@@ -149,12 +155,12 @@ class Overview:
         }
         return told, now
 
-    async def _read_streams(self, listed: list[tuple[bytes, str]], now: float) -> list[tuple[bytes, Row]]:
+    async def _read_streams(self, listed: Sequence[tuple[bytes, str]], now: float) -> list[tuple[bytes, Row]]:
         """Each stream as its log's newest entry tells, and those that have left the list since the last time."""
-        ids = [stream_id for _, stream_id in listed if is_stream_id(stream_id)]
+        ids = [stream_id for _, stream_id in listed]
         left = [stream_id for stream_id in self._seen if stream_id not in set(ids)]
         replies = await asyncio.gather(
-            *(self._commands.execute("XREVRANGE", log_key(one), "+", "-", "COUNT", 1) for one in (*ids, *left))
+            *(self._unless_refused("XREVRANGE", log_key(one), "+", "-", "COUNT", 1) for one in (*ids, *left))
         )
         rows = {one: self._row(one, reply, now) for one, reply in zip((*ids, *left), replies, strict=True)}
         self._seen = {one: self._seen[one] for one in ids}
@@ -166,8 +172,7 @@ class Overview:
         return [(entry_id, rows[one]) for entry_id, one in listed if one in rows]
 
     def _row(self, stream_id: str, reply: Any, now: float) -> Row:
-        (raw_id, (field, value)) = reply[0] if reply else (b"0-0", (events.DELETED, b""))
-        newest = EventId.of(raw_id)
+        newest, field, value = entry_of(*reply[0]) if reply else Entry(BEGINNING, events.DELETED, b"")
         # Of one that is seen for the first time only the mean is known.
         mean = newest.offset / max(0.1, now - created_at(stream_id))
         before, seen_at, rate = self._seen.get(stream_id, (newest, now, mean))
@@ -181,7 +186,7 @@ class Overview:
         else:
             status = "running"
             if field in (events.STARTED, events.RESTARTED):
-                tokens = base_of(value)
+                tokens = _base_of(field, value)
         if now > seen_at:
             rate = (newest.offset - before.offset) / (now - seen_at) if newest.attempt == before.attempt else 0.0
         if status in ("waiting", "running"):
@@ -198,13 +203,51 @@ class Overview:
             "tokens_per_second": round(max(0.0, rate), 1) if status == "running" else 0.0,
         }
 
-    async def _unless_missing(self, *command: bytes | str | int) -> list[Any]:
-        """A queue that nobody has used yet does not exist: nothing, then."""
+    async def _unless_refused(self, *command: bytes | str | int) -> list[Any]:
+        """A queue that nobody has used yet does not exist, and a key may be none of ours: nothing, then."""
         try:
-            return list(await self._commands.execute(*command))
+            reply = await self._commands.execute(*command)
         except RedisRefused as error:
-            logger.debug("the queue is not there: %s", error)
+            if error.forbids:
+                raise
+            logger.debug("nothing is known of it: %s", error)
             return []
+        return reply if isinstance(reply, list) else []
+
+
+def _word_of(word: bytes) -> Row | None:
+    """What a process says of itself, as `shared.presence` writes it; None for what is none of ours."""
+    try:
+        said = orjson.loads(word)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(said, dict) or too_deep(said):
+        return None
+    if not (
+        isinstance(said.get("kind"), str) and isinstance(said.get("name"), str) and _is_number(said.get("started_at"))
+    ):
+        return None
+    for of in ("totals", "per_second"):
+        if not isinstance(said.get(of, {}), dict) or not all(map(_is_number, said.get(of, {}).values())):
+            return None
+    lags = said.get("lag", {})
+    if not isinstance(lags, dict) or not all(
+        isinstance(one, dict) and _is_number(one.get("p99_ms")) for one in lags.values()
+    ):
+        return None
+    return said if _is_number(said.get("readers", 0)) else None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _base_of(field: bytes, value: bytes) -> int:
+    """How many deltas an attempt began with; 0 where that cannot be read."""
+    try:
+        return int(events.control_of(field, value).get("base") or 0)
+    except Unreadable:
+        return 0
 
 
 def _time_of(entry_id: bytes) -> float:

@@ -5,22 +5,29 @@ through them share one read and one encoding. Bounded in bytes; the least recent
 from __future__ import annotations
 
 import asyncio
+import logging
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from gateway import metrics
-from gateway.faces import Encoder, Face, encode, gap_event
-from gateway.runs import Run, runs
+from gateway.faces import Face, encode, gap_event
+from gateway.ring import broken_off
+from gateway.runs import Carried, Run, parts
 from shared import events
-from shared.events import Entry, Event, events_of
-from shared.ids import BEGINNING, EventId
+from shared.events import TOKEN, Event
+from shared.ids import ACCEPTED, BEGINNING, ID_PART_MAX, EventId
 from shared.lifecycle import base_of
 from shared.log import EventLog, RawEntry
 
+logger = logging.getLogger(__name__)
+
 _EVENT_BYTES = 150
 """Of Python, for each event that a page keeps as such."""
+BEFORE_FIRST_SHOWN = EventId(1, -1)
+"""Nothing that readers of a face see that does not remember stands before 1-0."""
+_REDIS_OFFSET_MAX = (1 << 64) - 1
 _PIECE_BYTES = 40
 """Of Python, for each encoded event."""
 
@@ -31,30 +38,63 @@ class Page(Protocol):
     size_bytes: int
 
 
+class Piece(NamedTuple):
+    """What a reader gets of a page."""
+
+    body: bytes
+    reached: EventId
+    """The cursor that it then has."""
+    is_end: bool = False
+    """Nothing comes after it: the log cannot be read on, or the face cannot show it."""
+
+
 class EncodedPage:
     """A page as one face shows it."""
 
-    __slots__ = ("_body", "_encoder", "_ids", "_pieces", "size_bytes")
+    __slots__ = ("_body", "_encoder", "_ids", "_pieces", "ends_at", "size_bytes")
 
-    def __init__(self, encoder: Encoder, raw: list[RawEntry]) -> None:
-        self._encoder = encoder
-        self._pieces: list[bytes]
+    def __init__(self, face: Face, stream_id: str, raw: list[RawEntry], reached: EventId | None) -> None:
+        self._encoder = face.encoder(stream_id)
+        self._pieces: list[bytes] = []
         self._ids: list[EventId] | tuple[int, int, int]
-        parts = list(runs(raw))
-        if len(parts) == 1 and isinstance(plain := parts[0], Run):  # as most pages are
-            self._ids = plain.attempt, plain.first_offset, plain.last.offset
-            self._pieces = encoder.tokens(plain.ids, plain.values)
-            each_bytes = _PIECE_BYTES
-        else:
-            listed = _listed([Entry(EventId.of(event_id), *fields) for event_id, fields in raw])
-            self._ids = [event.id for event in listed]
-            self._pieces = [encode(encoder, event) for event in listed]
+        self.ends_at: EventId | None = None
+        """The event after which readers are sent away, because what follows cannot be read or shown."""
+        content = list(parts(raw, reached))
+        each_bytes = _PIECE_BYTES
+        if not (len(content) == 1 and isinstance(content[0], Run) and self._take_run(content[0])):
+            self._take_all(face, content)
             each_bytes = _EVENT_BYTES
         self._body = b"".join(self._pieces)
         self.size_bytes = 2 * len(self._body) + len(self._pieces) * each_bytes
 
-    def after(self, cursor: EventId) -> tuple[bytes, EventId] | None:
-        """What a reader at `cursor` gets of this page, and the cursor that it then has; None for nothing."""
+    def _take_run(self, plain: Run) -> bool:
+        """All of a page that is nothing but tokens, as most pages are. False where that must be done one by one."""
+        try:
+            self._pieces = list(self._encoder.tokens(plain.ids, plain.values))
+        except Exception:
+            logger.debug("a page cannot be encoded in one piece", exc_info=True)
+            return False
+        self._ids = plain.attempt, plain.first_offset, plain.last.offset
+        return True
+
+    def _take_all(self, face: Face, content: list[Run | Carried]) -> None:
+        listed, self.ends_at = _listed(content)
+        ids: list[EventId] = []
+        for event in listed:
+            try:
+                piece = encode(self._encoder, event)
+            except Exception:
+                piece, self.ends_at = broken_off(face, self._encoder, event), event.id
+            self._pieces.append(piece)
+            ids.append(event.id)
+            if event.id == self.ends_at:
+                break
+        self._ids = ids
+
+    def after(self, cursor: EventId) -> Piece | None:
+        """What a reader at `cursor` gets of this page; None for nothing."""
+        if self.ends_at is not None and cursor >= self.ends_at:
+            return Piece(b"", cursor, is_end=True)
         count, ids = len(self._pieces), self._ids
         if isinstance(ids, tuple):
             attempt, first_offset, last_offset = ids
@@ -73,7 +113,7 @@ class EncodedPage:
         if first.attempt == wanted.attempt and first.offset > wanted.offset and not after_restart:
             metrics.GAPS.inc()
             body = self._encoder.other(gap_event(wanted, first)) + body
-        return body, last
+        return Piece(body, last, is_end=last == self.ends_at)
 
 
 class EventsPage:
@@ -81,8 +121,8 @@ class EventsPage:
 
     __slots__ = ("listed", "size_bytes")
 
-    def __init__(self, raw: list[RawEntry]) -> None:
-        self.listed = _listed([Entry(EventId.of(event_id), *fields) for event_id, fields in raw])
+    def __init__(self, raw: list[RawEntry], reached: EventId | None) -> None:
+        self.listed, _ = _listed(list(parts(raw, reached)))
         self.size_bytes = sum(_EVENT_BYTES + len(event.value) for event in self.listed)
 
 
@@ -101,23 +141,24 @@ class Pages:
         self._under_way: dict[_Key, asyncio.Task[Any]] = {}
         self.reads = 0
 
-    async def after(self, stream_id: str, face: Face, cursor: EventId) -> tuple[bytes, EventId] | None:
-        """The next piece of history after `cursor`, and the cursor behind it; None when the log has nothing there.
+    async def after(self, stream_id: str, face: Face, cursor: EventId) -> Piece | None:
+        """The next piece of history after `cursor`; None when the log has nothing there.
 
         For faces that do not remember. Raises Disconnected.
         """
         if cursor == BEGINNING:
-            cursor = EventId(1, -1)  # nothing that readers see stands before 1-0
+            cursor = BEFORE_FIRST_SHOWN
 
-        async def read(key: _Key, start: EventId) -> tuple[bytes, EventId] | None:
-            page: EncodedPage = await self._page(key, lambda raw: EncodedPage(face.encoder(stream_id), raw))
+        async def read(key: _Key, start: EventId) -> Piece | None:
+            page: EncodedPage = await self._page(key, lambda *of: EncodedPage(face, stream_id, *of))
             return page.after(start)
 
-        found: tuple[bytes, EventId] | None = await self._next(stream_id, face, cursor, read)
+        found: Piece | None = await self._next(stream_id, face, cursor, read)
         return found
 
     async def events_after(self, stream_id: str, cursor: EventId) -> list[Event]:
-        """The next events after `cursor`, those of one page; empty when the log has nothing there. Raises Disconnected."""
+        """The next events after `cursor`, those of one page, up to the stream's end; empty when the log has nothing there.
+        Raises Disconnected."""
 
         async def read(key: _Key, start: EventId) -> list[Event] | None:
             page: EventsPage = await self._page(key, EventsPage)
@@ -130,18 +171,20 @@ class Pages:
         found = await read(self._key(stream_id, face, cursor.attempt, cursor.offset + 1), cursor)
         if found is not None:
             return found
-        following = await self._log.read(stream_id, cursor, 1)
+        # Nothing has an offset below 0: what comes after all of the attempt before.
+        after = cursor if cursor.offset >= 0 else EventId(cursor.attempt - 1, _REDIS_OFFSET_MAX)
+        following = await self._log.read(stream_id, after, 1)
         if not following:
             return None
         attempt, offset = following[0].id
         if attempt > cursor.attempt:
-            cursor, offset = EventId(attempt, -1), 0
+            cursor, offset = EventId(min(attempt, ID_PART_MAX), -1), 0
         return await read(self._key(stream_id, face, attempt, offset), cursor)
 
     def _key(self, stream_id: str, face: Face | None, attempt: int, offset: int) -> _Key:
         return stream_id, face, attempt, offset - offset % self._page_events
 
-    async def _page(self, key: _Key, make: Callable[[list[RawEntry]], Any]) -> Any:
+    async def _page(self, key: _Key, make: Callable[[list[RawEntry], EventId | None], Any]) -> Any:
         page = self._kept.get(key)
         if page is not None:
             self._kept.move_to_end(key)
@@ -152,13 +195,14 @@ class Pages:
             task.add_done_callback(lambda task: self._read_has_ended(key, task))
         return await asyncio.shield(task)
 
-    async def _read(self, key: _Key, make: Callable[[list[RawEntry]], Any]) -> Any:
+    async def _read(self, key: _Key, make: Callable[[list[RawEntry], EventId | None], Any]) -> Any:
         stream_id, _, attempt, first = key
-        last = EventId(attempt, first + self._page_events - 1)
+        last = EventId(attempt, min(first + self._page_events - 1, _REDIS_OFFSET_MAX))
         # Complete is a page behind which the log goes on: asked at once, since Redis may have forgotten what a tail has seen.
         raw, goes_on = await self._log.read_page(stream_id, EventId(attempt, first), last)
         self.reads += 1
-        page = make(raw)
+        # At an attempt's first offset nothing of it stands before; elsewhere it is not known what does.
+        page = make(raw, None if first else ACCEPTED if attempt else BEGINNING)
         if goes_on:
             self._keep(key, page)
         return page
@@ -176,18 +220,24 @@ class Pages:
             self.kept_bytes -= dropped.size_bytes
 
 
-def _listed(entries: list[Entry]) -> list[Event]:
-    """The events of these entries, with a gap where offsets are missing between two of them."""
+def _listed(content: list[Run | Carried]) -> tuple[list[Event], EventId | None]:
+    """These events, with a gap where offsets are missing between two of them; and the id of the last if it is where the log
+    cannot be read on."""
     listed: list[Event] = []
     reached: EventId | None = None
-    for entry in entries:
-        carried = events_of(entry)
-        first = carried[0].id
+    for part in content:
+        first = part.first
         if reached is not None and first.attempt == reached.attempt and first.offset > reached.offset + 1:
             metrics.GAPS.inc()
             listed.append(gap_event(EventId(reached.attempt, reached.offset + 1), first))
-        listed += carried
-        reached = entry.id
-        if entry.field == events.RESTARTED:
-            reached = EventId(entry.id.attempt, base_of(entry.value))
-    return listed
+        reached = part.last
+        if isinstance(part, Run):
+            ids = (EventId(part.attempt, offset) for offset in range(part.first_offset, part.last.offset + 1))
+            listed += [Event(event_id, TOKEN, value) for event_id, value in zip(ids, part.values, strict=True)]
+            continue
+        listed += part.events
+        if part.unreadable:
+            return listed, part.last
+        if part.field == events.RESTARTED:
+            reached = EventId(part.last.attempt, base_of(part.events[0].value))
+    return listed, None

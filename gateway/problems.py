@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
 from typing import Any
 
 import orjson
 from starlette.responses import Response
+
+from shared.background import Complaints
+from shared.errors import RedisRefused
+
+_complaints = Complaints(logging.getLogger(__name__).error)
 
 
 class Problem(Exception):
@@ -56,6 +62,21 @@ def expired() -> Problem:
 
 def away() -> Problem:
     return Problem(503, "the log (Redis) is away at the moment; try again", retry_after_seconds=1)
+
+
+def no_log(error: BaseException) -> Problem:
+    """Why nothing came of a command to Redis. What only waiting helps against is `away`, and nothing else."""
+    if not isinstance(error, RedisRefused) or (error.passing and error.code != "READONLY"):
+        return away()
+    _complaints.say(f"a request was answered 503, since Redis refuses it: {error}")
+    if error.code == "READONLY":
+        detail = "Redis is a read-only replica now: nothing can be stored until it, or another, is made the primary"
+        return Problem(503, detail, retry_after_seconds=5)
+    if error.code == "OOM":
+        return full()
+    if error.forbids:
+        return Problem(503, "Redis refuses this gateway a permission that it needs; GET /readyz says which")
+    return Problem(503, f"Redis refuses this ({error.code[:32]}); the gateway's log says more", retry_after_seconds=5)
 
 
 def full() -> Problem:

@@ -21,12 +21,13 @@ from gateway.connection import Sink, chunk_of
 from gateway.governor import Governor
 from gateway.history import history_of
 from gateway.ledger import Ledger, Note
-from gateway.pages import Pages
-from gateway.ring import Ring
+from gateway.pages import BEFORE_FIRST_SHOWN, Pages
+from gateway.ring import Ring, broken_off
 from gateway.tail import Tail
 from gateway.tails import FIRST_READ_ENTRIES
+from shared.background import keep_running
 from shared.errors import Disconnected, RedisRefused
-from shared.events import DONE
+from shared.events import DONE, TOKEN, Event
 from shared.ids import BEGINNING, EventId
 from shared.settings import Settings
 
@@ -115,6 +116,8 @@ class Delivery:
         self._governor = Governor()
         self.readers = 0
         self.flushes = self.fallen_out = self.pages_sent = 0  # handed to Prometheus once a second
+        self._beat_slot = self._aged = 0
+        """The parts of the readers that were last sent a comment, and last looked at for their age."""
         self._beats: list[set[Reader]] = [set() for _ in range(settings.keepalive_seconds * _BEATS_PER_SECOND)]
         self._ages: defaultdict[int, set[Reader]] = defaultdict(set)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -130,9 +133,9 @@ class Delivery:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._spawn(self._beat())
-        self._spawn(self._send_the_old_away())
-        self._spawn(self._governor.run())
+        self._aged = int(self._loop.time() * _AGE_SLOTS_PER_SECOND)
+        works = (("beats", self._beat), ("ages", self._send_the_old_away), ("governor", self._governor.run))
+        self._tasks.update(keep_running(name, work) for name, work in works)
 
     async def close(self) -> None:
         for task in list(self._tasks):
@@ -199,7 +202,7 @@ class Delivery:
         if 0 <= reader.position < ring.end:
             body = ring.body(reader.position)
             reader.position = ring.end
-        if reader.tail.ended is None or reader.position < 0:
+        if (reader.tail.ended is None and ring.broken is None) or reader.position < 0:
             body += ring.face.farewell(int(self._settings.retry_milliseconds * random.uniform(0.25, 1.0)))
             reader.outcome = outcome
             if ring.face.cut_unless_done or not ring.face.comes_back:
@@ -210,10 +213,11 @@ class Delivery:
         else:
             self._complete(reader, body)
 
-    def _complete(self, reader: Reader, body: bytes) -> None:
-        """Send a reader the end of its stream."""
+    def _complete(self, reader: Reader, body: bytes, *, failed: bool = False) -> None:
+        """Send a reader the end of its stream. `failed`: of what it can read of it, or be shown."""
         reader.outcome = "completed"
-        if reader.ring.face.cut_unless_done and reader.tail.ended_as != DONE:
+        failed = failed or reader.ring.broken is not None or reader.tail.ended_as != DONE
+        if reader.ring.face.cut_unless_done and failed:
             reader.sink.cut(body)
         else:
             reader.sink.finish(body)
@@ -228,7 +232,7 @@ class Delivery:
 
     def lose(self, tail: Tail) -> None:
         """The tail's log is gone: its readers are sent away, and told 404 or 410 when they come back."""
-        for ring in (*tail.rings, *tail.unprimed):
+        for ring in (*tail.rings, *tail.unprimed, *tail.broken):
             for reader in list(ring.readers):
                 self.close_reader(reader, "error")
 
@@ -258,6 +262,8 @@ class Delivery:
                 self._tell_waiting(tail)
             if tail.ahead:
                 self._place_those_ahead(tail)
+            if tail.broken:
+                self._send_to_end(tail.broken)
             if tail.ended is not None:
                 self._flush_end(tail)
                 continue
@@ -280,15 +286,19 @@ class Delivery:
 
     def _flush_end(self, tail: Tail) -> None:
         """The same for a stream that has ended: its readers leave."""
-        for ring in list(tail.rings):
+        self._send_to_end(list(tail.rings))
+        if tail.end_sent_at:
+            metrics.written(tail.end_sent_at)
+            tail.end_sent_at = 0.0
+
+    def _send_to_end(self, rings: list[Ring]) -> None:
+        """To these rings nothing is added any more: their readers get the rest, and leave."""
+        for ring in rings:
             for reader in list(ring.readers):
                 if reader.position >= 0 and not reader.busy and not reader.closed:
                     body = ring.body(reader.position) if reader.position < ring.end else b""
                     reader.position = ring.end
                     self._complete(reader, body)
-        if tail.end_sent_at:
-            metrics.written(tail.end_sent_at)
-            tail.end_sent_at = 0.0
 
     async def next_news(self, tail: Tail) -> None:
         """Wait for the next time that a tail has something new. Its log must have been read."""
@@ -322,7 +332,7 @@ class Delivery:
         reader.busy = False
         if reader.position < 0:
             self._place(reader)
-        elif (reader.position < reader.ring.end or reader.tail.ended is not None) and not reader.tail.dirty:
+        elif (reader.position < reader.ring.end or _is_over(reader)) and not reader.tail.dirty:
             self.on_new(reader.tail)
 
     def _trim(self, ring: Ring) -> None:
@@ -340,9 +350,9 @@ class Delivery:
     def _place(self, reader: Reader) -> None:
         """Put a reader where its cursor is: into the ring, ahead of it, or on the way through history."""
         tail, ring = reader.tail, reader.ring
-        if reader.cursor > tail.last and tail.ended is None:
+        if reader.cursor > tail.last and not _is_over(reader):
             tail.ahead.append(reader)
-        elif reader.cursor >= ring.base and ring not in tail.unprimed:
+        elif (reader.cursor >= ring.base or _lacks_nothing(reader)) and ring not in tail.unprimed:
             self._admit(reader)
         else:
             reader.busy = True
@@ -350,7 +360,7 @@ class Delivery:
 
     def _place_those_ahead(self, tail: Tail) -> None:
         for reader in tail.ahead.copy():
-            if reader.cursor <= tail.last or tail.ended is not None:
+            if reader.cursor <= tail.last or _is_over(reader):
                 tail.ahead.remove(reader)
                 self._place(reader)
 
@@ -360,7 +370,7 @@ class Delivery:
         position = ring.position_after(reader.cursor)
         reader.position = ring.end
         body = ring.body(position) if position < ring.end else b""
-        if tail.ended is not None:
+        if _is_over(reader):
             self._complete(reader, body)
             return
         if reader.replaying:
@@ -374,13 +384,17 @@ class Delivery:
         tail = reader.tail
         history = history_of(reader, self._pages, self.next_news)
         pause_seconds, misses = 0.02, 0
-        while not reader.closed and not history.arrive():
+        while not reader.closed and not history.ended and not history.arrive():
             try:
                 body = await history.next()
             except (Disconnected, RedisRefused):
                 await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))
                 pause_seconds = min(pause_seconds * 2, 0.5)
                 continue
+            except Exception:  # a bug: this reader must not wait for ever
+                face, place = reader.ring.face, EventId(reader.cursor.attempt, reader.cursor.offset + 1)
+                body = broken_off(face, face.encoder(tail.stream_id), Event(place, TOKEN, b""))
+                history.ended = True
             if body is None:
                 # The log lacks what was there: deleted, expired, or forgotten until its worker repairs it.
                 misses += 1
@@ -397,18 +411,19 @@ class Delivery:
                 await reader.drained
                 reader.drained = None
         reader.busy = False
-        if not reader.closed:
+        if history.ended and not reader.closed:
+            self._complete(reader, b"", failed=True)
+        elif not reader.closed:
             self._place(reader)
 
     # --- the clock
 
     async def _beat(self) -> None:
         """A comment to every reader, each at its own moment, so that no proxy takes it for dead."""
-        slot = 0
         while True:
             await asyncio.sleep(1 / _BEATS_PER_SECOND)
-            slot = (slot + 1) % len(self._beats)
-            for reader in self._beats[slot]:
+            self._beat_slot = (self._beat_slot + 1) % len(self._beats)
+            for reader in self._beats[self._beat_slot]:
                 ring = reader.ring
                 if len(ring.encoded) > self._ring_events_most and not reader.tail.dirty:
                     self._trim(ring)  # of a stream that has been silent since it was read: all have what there is
@@ -417,19 +432,31 @@ class Delivery:
                     self._is_full(reader)
 
     async def _send_the_old_away(self) -> None:
-        done = int(self._loop.time() * _AGE_SLOTS_PER_SECOND)
         while True:
             await asyncio.sleep(1 / _AGE_SLOTS_PER_SECOND)
             now = int(self._loop.time() * _AGE_SLOTS_PER_SECOND)
-            for slot in range(done + 1, now + 1):
-                for reader in self._ages.pop(slot, set()):
+            while self._aged < now:
+                slot = self._ages.get(self._aged + 1)
+                while slot:  # one by one: whom this breaks over has left the slot, and the others are still in it
+                    reader = slot.pop()
                     self.close_reader(reader, "rotated")
                     if not reader.closed:  # its socket is full, or it is in mid-history: once more, later
                         reader.age_slot = now + _BUSY_GRACE_SECONDS * _AGE_SLOTS_PER_SECOND
                         self._ages[reader.age_slot].add(reader)
-            done = now
+                self._aged += 1
+                self._ages.pop(self._aged, None)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _lacks_nothing(reader: Reader) -> bool:
+    """The ring has all that is shown to a reader who begins at the beginning."""
+    return reader.cursor == BEGINNING and reader.ring.base <= BEFORE_FIRST_SHOWN
+
+
+def _is_over(reader: Reader) -> bool:
+    """Nothing will be added to what this reader can get."""
+    return reader.tail.ended is not None or reader.ring.broken is not None

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import logging
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway import metrics
 from gateway.faces import Encoder, Face, encode
-from gateway.runs import Run
+from gateway.runs import Run, unreadable
+from shared import events
+from shared.errors import Unreadable
 from shared.events import Event
 from shared.ids import EventId
 
 if TYPE_CHECKING:
     from gateway.readers import Reader
+
+
+logger = logging.getLogger(__name__)
+
+
+def broken_off(face: Face, encoder: Encoder, event: Event) -> bytes:
+    """The end that a face's readers get where its encoder raised an exception, as it handles this event: of their own kind.
+
+    To be called where the exception is handled. It is theirs alone: other faces and other streams do not notice.
+    """
+    logger.exception("%s cannot show the event %s of a stream: its readers are told that it failed", face, event.id)
+    metrics.FACE_FAILURES.inc()
+    failed = unreadable(event.id, Unreadable("this event cannot be shown")).events[0]
+    return encoder.give_up(failed)
 
 
 class Mark(NamedTuple):
@@ -28,7 +47,7 @@ class Ring:
     have no holes, so a position says which one it is, but for the few places that `_marks` lists.
     """
 
-    __slots__ = ("_marks", "base", "encoded", "encoder", "face", "readers", "start")
+    __slots__ = ("_marks", "base", "broken", "encoded", "encoder", "face", "readers", "start")
 
     def __init__(self, face: Face, encoder: Encoder, base: EventId) -> None:
         self.face = face
@@ -36,6 +55,8 @@ class Ring:
         self.encoded: list[bytes] = []
         """Whoever adds a token with the very next id may append here directly; everything else goes through `append`."""
         self.readers: set[Reader] = set()
+        self.broken: EventId | None = None
+        """The event at which the encoder failed. In its place stands the end as this face tells it; nothing comes after."""
         self.begin_at(base, encoder)
 
     def begin_at(self, base: EventId, encoder: Encoder) -> None:
@@ -53,13 +74,29 @@ class Ring:
         return len(self.encoded)
 
     def append(self, event: Event) -> None:
+        """The next event; at one that the face cannot show the ring ends."""
+        if self.broken is not None:
+            return
         self._mark(event.id)
-        self.encoded.append(encode(self.encoder, event))
+        try:
+            piece = encode(self.encoder, event)
+        except Exception:
+            piece, self.broken = broken_off(self.face, self.encoder, event), event.id
+        self.encoded.append(piece)
 
     def extend(self, run: Run) -> None:
         """The tokens of a run, one after the other."""
+        if self.broken is not None:
+            return
         self._mark(run.first)
-        self.encoded += self.encoder.tokens(run.ids, run.values)
+        before = len(self.encoded)
+        try:
+            self.encoded += self.encoder.tokens(run.ids, run.values)
+        except Exception:
+            # Those before the one that failed may be here; from there on one by one, to find it.
+            done = len(self.encoded) - before
+            for offset, value in enumerate(islice(run.values, done, None), run.first_offset + done):
+                self.append(Event(EventId(run.attempt, offset), events.TOKEN, value))
 
     def _mark(self, first: EventId) -> None:
         """What comes next begins with this id."""

@@ -30,6 +30,7 @@ from gateway.overview import Overview
 from gateway.pages import Pages
 from gateway.presence import presence
 from gateway.readers import Delivery
+from gateway.readiness import Readiness
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
 from gateway.sweep import Sweep
@@ -38,10 +39,9 @@ from gateway.tracing import TracedLedger, TracedStreams, Traces
 from gateway.unasked import Unasked
 from gateway.watchers import Watchers
 from shared.log import EventLog
-from shared.patience import patiently
 from shared.queue import RequestQueue
 from shared.receipt import Deliveries
-from shared.redis import RedisAddress, check, complaint_about, eviction_policy
+from shared.redis import RedisAddress, check
 from shared.resp import RespConnection
 from shared.settings import Settings
 
@@ -102,14 +102,17 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
     )
     sweep = Sweep(tails, log, settings, on_lost=delivery.lose)
     delivery.release = tails.release
+    tails.on_unreadable = sweep.end_unreadable
     parts = (commands, log, queue, tails, deliveries, settings)
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
+    streams.on_unreadable = sweep.end_unreadable
     subscribe = Subscribe(streams, tails, delivery, settings)
     measuring = GatewayMeasuring(delivery, tails, sweep, pages, commands, settings)
     unasked = Unasked(settings.request_seconds)
     there = presence(delivery, tails, commands, settings)
     watchers = Watchers(Overview(commands)) if is_wanted(settings) else None
-    app = make_app(streams, subscribe, delivery, watchers, commands, settings)
+    readiness = Readiness(commands, settings)
+    app = make_app(streams, subscribe, delivery, watchers, commands, readiness, settings)
     if traces is not None:
         app = traces.joining(app)
         sweep.on_ended = traces.failed_here
@@ -122,10 +125,12 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
             watchers.drain()
 
     commands.start()
-    await commands.wait_until_up()
-    complaint = complaint_about(await patiently(lambda: eviction_policy(commands)))
-    if complaint:
-        logger.error(complaint)
+    try:
+        await readiness.start()
+    except BaseException:
+        await readiness.close()
+        await commands.close()
+        raise
     tails.start()
     sweep.start()
     ledger.start()
@@ -161,6 +166,7 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
         measuring,
         sweep,
         tails,
+        readiness,
         commands,
         *([traces] if traces is not None else []),
     ):

@@ -5,23 +5,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import re
 import secrets
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import orjson
 
 from gateway import metrics
 from gateway.ledger import gateway_name
-from gateway.problems import Problem, away, expired, full, not_found
+from gateway.problems import Problem, away, expired, full, no_log, not_found
 from gateway.tails import Tails
 from shared import events
-from shared.errors import Disconnected, LogFull, MidstreamError, QueueFull, RedisRefused
-from shared.events import Accepted, Entry, Policies
+from shared.errors import Disconnected, LogFull, MidstreamError, QueueFull, RedisRefused, Unreadable
+from shared.events import Accepted, Entry, Event, Policies
 from shared.ids import ACCEPTED, BEGINNING, EventId, created_at, is_stream_id, new_stream_id
 from shared.keys import idempotency_key
-from shared.lifecycle import History, fold
+from shared.lifecycle import History, fold_readable
 from shared.log import Commands, EventLog
 from shared.queue import RequestQueue
 from shared.receipt import RECEIPT_LINE_SECONDS, Delivered, Deliveries, receipt, write_line
@@ -35,6 +36,8 @@ T = TypeVar("T")
 
 ANONYMOUS = "anonymous"
 """The principal of everybody, while there is no access control."""
+_REMEMBERED = re.compile(rb"([0-9a-z]{36}) ([0-9a-f]{64})")
+"""What an idempotency key holds: a stream's id, and the hash of its request."""
 _FIRST_CREATE_LOOKS, _FIRST_CREATE_PAUSE_SECONDS = 25, 0.02
 """For half a second a create waits for the log of another one with its Idempotency-Key, which may have begun just now."""
 
@@ -58,6 +61,8 @@ class Streams:
         self._deliveries = deliveries
         self._receipts: set[asyncio.Task[None]] = set()
         self._settings = settings
+        self.on_unreadable: Callable[[str, Event], None] = lambda stream_id, failed: None
+        """Told of a stream whose log cannot be read on, and of the `failed` as which it reads."""
 
     async def create(
         self,
@@ -92,8 +97,8 @@ class Streams:
             raise Problem(503, f"{error}; try again later", retry_after_seconds=5) from None
         except LogFull:
             raise full() from None
-        except (Disconnected, RedisRefused):
-            raise away() from None
+        except (Disconnected, RedisRefused) as error:
+            raise no_log(error) from None
         metrics.CREATED.inc()
         return self._created(stream_id)
 
@@ -166,8 +171,7 @@ class Streams:
         """What was generated, what was delivered."""
         self._known(stream_id)
         entries = await self._bounded(self._log.read_all(stream_id))
-        if fold(entries).accepted is None:
-            raise self.missing(stream_id)
+        self._folded(stream_id, entries)
         return receipt(stream_id, entries, await self._bounded(self._deliveries.read(stream_id)))
 
     async def delete(self, stream_id: str) -> None:
@@ -195,13 +199,25 @@ class Streams:
     async def _remember(self, stream_id: str, key: str, request: bytes) -> tuple[str, bool]:
         """The stream that this idempotency key stands for, and whether it did already. Raises Problem 422."""
         name = idempotency_key(hashlib.sha256(key.encode()).hexdigest())
-        value = f"{stream_id} {hashlib.sha256(request).hexdigest()}".encode()
-        ttl_seconds = self._settings.log_ttl_seconds
-        previous = await self._commands.execute("SET", name, value, "NX", "GET", "EX", ttl_seconds)
-        if previous is None:
+        digest = hashlib.sha256(request).hexdigest()
+        command = "SET", name, f"{stream_id} {digest}".encode(), "NX", "GET", "EX", self._settings.log_ttl_seconds
+        for _ in range(2):
+            try:
+                previous = await self._commands.execute(*command)
+            except RedisRefused as error:
+                if error.code != "WRONGTYPE":
+                    raise
+                previous = b""
+            if previous is None:
+                return stream_id, False
+            known = _REMEMBERED.fullmatch(previous)
+            if known is not None:
+                break
+            await self._commands.execute("DEL", name)  # none of ours: as if it were not there
+        else:
             return stream_id, False
-        first_id, _, first_request = bytes(previous).decode().partition(" ")
-        if first_request != value.decode().partition(" ")[2]:
+        first_id, first_request = known[1].decode(), known[2].decode()
+        if first_request != digest:
             raise Problem(422, "this Idempotency-Key was used for another request; use a new key for a new request")
         for _ in range(_FIRST_CREATE_LOOKS):
             if await self._log.newest(first_id):
@@ -212,8 +228,15 @@ class Streams:
     async def history(self, stream_id: str) -> History:
         """The whole log, folded. Raises Problem 404, 410, 503."""
         self._known(stream_id)
-        history = fold(await self._bounded(self._log.read_all(stream_id)))
-        if history.accepted is None:
+        return self._folded(stream_id, await self._bounded(self._log.read_all(stream_id)))
+
+    def _folded(self, stream_id: str, entries: list[Entry]) -> History:
+        """A log as far as it can be read. Raises Problem 404, 410."""
+        history = fold_readable(entries)
+        if history.unreadable and not any(entry.field in events.TERMINAL for entry in entries[history.entries :]):
+            failed = Event(history.last, events.FAILED, orjson.dumps(history.terminal))
+            self.on_unreadable(stream_id, failed)
+        if history.accepted is None and not history.unreadable:
             raise self.missing(stream_id)
         return history
 
@@ -223,11 +246,13 @@ class Streams:
         return await self._bounded(self._log.read(stream_id, after))
 
     async def accepted(self, stream_id: str) -> Accepted:
-        """The request as it was accepted. Raises Problem 404, 410, 503."""
+        """The request as it was accepted. Raises Problem 404, 410, 503, and Unreadable."""
         self._known(stream_id)
         first = await self._bounded(self._log.read(stream_id, BEGINNING, 1))
-        if not first or first[0].field != events.ACCEPTED:
+        if not first or first[0].field == events.DELETED:
             raise self.missing(stream_id)
+        if first[0].field != events.ACCEPTED:
+            raise Unreadable
         return Accepted.load(first[0].value)
 
     def missing(self, stream_id: str) -> Problem:
@@ -254,5 +279,15 @@ class Streams:
         try:
             async with asyncio.timeout(self._settings.redis_wait_seconds):
                 return await call
-        except (TimeoutError, Disconnected, RedisRefused):
-            raise away() from None
+        except (TimeoutError, Disconnected, RedisRefused) as error:
+            raise no_log(error) from None
+
+    async def why_not_read(self, stream_id: str) -> Problem:
+        """Why the log of a stream has not been read in time."""
+        if self._tails.refusal is not None:
+            return no_log(self._tails.refusal)
+        try:
+            await self._bounded(self._log.newest(stream_id))
+        except Problem as problem:
+            return problem
+        return away()

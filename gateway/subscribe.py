@@ -19,7 +19,7 @@ from gateway.caching import etag_of_end, is_known, not_modified
 from gateway.connection import Connection, Receive, Scope, Send, Sink
 from gateway.exchange import last_event_id, query_of
 from gateway.faces import NATIVE, NDJSON, PROMPT, Face
-from gateway.problems import Problem, away, not_found, stopping
+from gateway.problems import Problem, not_found, stopping
 from gateway.readers import Delivery, Reader
 from gateway.requests import prompt_request
 from gateway.streams import Streams
@@ -142,7 +142,8 @@ class Subscribe:
         never will be. Raises Problem 404, 410, 503.
         """
         async with self.ready(stream_id, face, cursor) as tail:
-            if cursor is not None and tail.ended is not None and cursor >= tail.ended:
+            end = tail.end_for(face)
+            if cursor is not None and end is not None and cursor >= end:
                 await _nothing_more(send)
                 return
             if representation and tail.ended is not None and cursor is None and not at_tail:
@@ -171,7 +172,7 @@ class Subscribe:
                     async with asyncio.timeout(self._settings.redis_wait_seconds):
                         await asyncio.shield(tail.ready)
                 except TimeoutError:
-                    raise away() from None
+                    raise await self._streams.why_not_read(stream_id) from None
             if not tail.exists:
                 raise self._streams.missing(stream_id)
             yield tail

@@ -253,7 +253,8 @@ class Membership:
 
     def _end_with(self, lifeline: int) -> None:
         """Drain when the supervisor has been killed: nobody would start us again or could tell us to stop."""
-        os.read(lifeline, 1)
+        with contextlib.suppress(OSError):  # it cannot be listened to any more: then nobody would notice either
+            os.read(lifeline, 1)
         self._orphaned = True
         logger.error("the supervisor is gone")
         os.kill(os.getpid(), signal.SIGTERM)

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import orjson
 
@@ -15,9 +16,10 @@ from gateway import metrics
 from gateway.tail import Tail
 from gateway.tails import Tails
 from shared import events
+from shared.background import keep_running
 from shared.errors import Disconnected, LogFull, RedisRefused
-from shared.events import Entry
-from shared.ids import created_at
+from shared.events import Entry, Event
+from shared.ids import EventId, created_at
 from shared.log import EventLog
 from shared.settings import Settings
 
@@ -29,6 +31,10 @@ _PAUSE_SWEEPS_MAX = 4
 """Between two looks at the same tail: who has been silent for long is likely to stay so."""
 _MISSING_MAX = 3
 """A log that is missing at so many looks in a row is gone. A worker that lives writes it anew within one."""
+
+
+_ENDING_MAX = 1000
+"""Ends that are being written; a log that cannot be read is ended by whoever reads it next, too."""
 
 
 class Sweep:
@@ -49,7 +55,7 @@ class Sweep:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._task = self._loop.create_task(self._run())
+        self._task = keep_running("sweep", self._run)
 
     async def close(self) -> None:
         for task in (self._task, *self._ending):
@@ -103,16 +109,25 @@ class Sweep:
             code, message = "worker_lost", f"nothing was heard of the worker for {settings.orphan_seconds:g} s"
         else:
             return
-        logger.warning("stream %s: failed: %s: %s", tail.stream_id, code, message)
-        told = {"code": code, "message": message, "retryable": True, "time": time.time()}
-        task = self._loop.create_task(self._end(tail, code, orjson.dumps(told)))
+        failure = {"code": code, "message": message, "retryable": True}
+        self._begin_to_end(tail.stream_id, failure, only_after=tail.last)
+
+    def end_unreadable(self, stream_id: str, failed: Event) -> None:
+        """Write `failed` to a log that cannot be read on, so that whoever writes it stops. For everybody who finds one."""
+        if len(self._ending) < _ENDING_MAX:
+            self._begin_to_end(stream_id, orjson.loads(failed.value))
+
+    def _begin_to_end(self, stream_id: str, failure: dict[str, Any], only_after: EventId | None = None) -> None:
+        task = self._loop.create_task(self._end(stream_id, failure, only_after))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
-    async def _end(self, tail: Tail, code: str, told: bytes) -> None:
+    async def _end(self, stream_id: str, failure: dict[str, Any], only_after: EventId | None) -> None:
+        code, value = failure["code"], orjson.dumps({**failure, "time": time.time()})
         try:
-            if await self._log.end(tail.stream_id, events.FAILED, told, only_after=tail.last):
+            if await self._log.end(stream_id, events.FAILED, value, only_after=only_after):
+                logger.warning("stream %s: failed: %s: %s", stream_id, code, failure["message"])
                 metrics.failed(code)
-                self.on_ended(tail.stream_id, code)
+                self.on_ended(stream_id, code)
         except (Disconnected, RedisRefused, LogFull) as error:
-            logger.debug("stream %s: not ended: %s", tail.stream_id, error)
+            logger.debug("stream %s: not ended: %s", stream_id, error)

@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.faces import Encoder, Face
 from gateway.ring import Ring
+from shared.events import Event
 from shared.ids import BEGINNING, EventId
 from shared.keys import live_channel
 
@@ -23,6 +24,7 @@ class Tail:
         "ahead",
         "attempt",
         "base",
+        "broken",
         "channel",
         "check_at",
         "dirty",
@@ -30,6 +32,7 @@ class Tail:
         "ended",
         "ended_as",
         "exists",
+        "failed",
         "heard_at",
         "holders",
         "id_format",
@@ -45,6 +48,7 @@ class Tail:
         "sought",
         "stream_id",
         "unprimed",
+        "unreadable_from",
     )
 
     def __init__(self, stream_id: str, now: float) -> None:
@@ -54,6 +58,8 @@ class Tail:
         """One for each face that has readers."""
         self.unprimed: list[Ring] = []
         """The same of faces that remember, until somebody has brought an encoder that has seen the whole log."""
+        self.broken: list[Ring] = []
+        """Those whose encoder has failed. They stay, with the end that their face tells: a reader who comes later gets it, too."""
         self.sought = BEGINNING
         """What is first read of the log need not go back behind this: where the first of its readers are."""
         self.attempt = self.offset = 0
@@ -67,6 +73,10 @@ class Tail:
         """The id of the terminal event, once it is known."""
         self.ended_as = b""
         """Its field."""
+        self.unreadable_from: EventId | None = None
+        """The id of the entry as which its log has failed, if it was found unreadable: who has that event has the end."""
+        self.failed: Event | None = None
+        """As what its log reads from there on."""
         self.end_sent_at = 0.0
         """When its sender sent it (Unix seconds), if it was pushed; 0 once that has been measured."""
         self.overtaken: tuple[tuple[int, int, int], ...] = ()
@@ -101,8 +111,8 @@ class Tail:
         return self.ended is not None or (self.attempt > 0 and self.offset > 0)
 
     def ring(self, face: Face) -> Ring | None:
-        """The ring of a face, also one that is not primed yet."""
-        for ring in (*self.rings, *self.unprimed):
+        """The ring of a face, also one that is not primed yet, or broken."""
+        for ring in (*self.rings, *self.unprimed, *self.broken):
             if ring.face == face:
                 return ring
         return None
@@ -112,6 +122,10 @@ class Tail:
         ring = self.ring(face)
         if ring is None:
             ring = Ring(face, face.encoder(self.stream_id), self.last)
+            if self.failed is not None and not face.remembers:
+                place = self.failed.id
+                ring.begin_at(EventId(place.attempt, place.offset - 1), ring.encoder)
+                ring.append(self.failed)
             if face.remembers and self.ready.done():
                 self.unprimed.append(ring)
             else:
@@ -134,11 +148,28 @@ class Tail:
                 ring.begin_at(base, ring.encoder)
 
     def close_ring(self, ring: Ring) -> None:
-        """Forget a ring that has no readers any more."""
+        """Forget a ring that has no readers any more; of a broken one the end is kept."""
+        if ring in self.broken:
+            ring.trim(1)
+            return
         (self.unprimed if ring in self.unprimed else self.rings).remove(ring)
+
+    def end_for(self, face: Face) -> EventId | None:
+        """The id of the last event that readers of a face get, once it is known. Who has it has all there will be."""
+        for ring in self.broken:
+            if ring.face == face:
+                return ring.broken
+        return self.unreadable_from or self.ended
+
+    def set_broken_aside(self) -> None:
+        """Rings whose encoder has failed get nothing more."""
+        for ring in [ring for ring in self.rings if ring.broken is not None]:
+            self.rings.remove(ring)
+            self.broken.append(ring)
 
     def reach(self, last: EventId) -> None:
         """This is the newest entry in the rings now."""
+        self.set_broken_aside()
         if last.attempt != self.attempt:
             self.overtaken = (*self.overtaken, (self.attempt, self.base, self.offset))
             self.base = 0

@@ -54,6 +54,7 @@ class _TextEncoder(Encoder):
         """How many deltas stand, and how many of them up to the last that has text."""
 
     def token(self, event_id: bytes, value: bytes) -> bytes:
+        value.decode()  # no other byte than of UTF-8 may leave, as in any other face
         self._deltas += 1
         self._deltas_to_text = self._deltas
         return value

@@ -23,7 +23,7 @@ from gateway.metrics import tokens_between
 from gateway.problems import Problem
 from gateway.streams import Streams
 from shared import events
-from shared.errors import Disconnected, RedisRefused
+from shared.errors import Disconnected, RedisRefused, Unreadable
 from shared.events import Accepted, Policies
 from shared.ids import BEGINNING, EventId
 from shared.lifecycle import History
@@ -158,8 +158,12 @@ class Traces:
                 first = await self._log.read(stream_id, BEGINNING, 1)
         except (TimeoutError, Disconnected, RedisRefused):
             return ""
-        found = bool(first) and first[0].field == events.ACCEPTED
-        return Accepted.load(first[0].value).traceparent if found else ""
+        if not first or first[0].field != events.ACCEPTED:
+            return ""
+        try:
+            return Accepted.load(first[0].value).traceparent
+        except Unreadable:
+            return ""
 
 
 class TracedStreams(Streams):

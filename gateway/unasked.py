@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from shared.background import keep_running
+
 _LOOK_SECONDS = 1.0
 
 
@@ -25,7 +27,7 @@ class Unasked:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._task = self._loop.create_task(self._run())
+        self._task = keep_running("unasked", self._run)
 
     async def close(self) -> None:
         self._task.cancel()

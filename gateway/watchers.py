@@ -15,6 +15,7 @@ from gateway.exchange import ASGI
 from gateway.overview import Overview
 from gateway.problems import Problem, stopping
 from shared import sse
+from shared.background import keep_running
 
 PATH = "/v1/overview"
 SNAPSHOT_SECONDS = 1.0
@@ -87,8 +88,7 @@ class Watchers:
                 raise stopping()
             return
         watcher.takes = True
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._tell())
+        self._keep_telling()
 
     def forget(self, watcher: Watcher) -> None:
         self._watching.discard(watcher)
@@ -105,16 +105,18 @@ class Watchers:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    def _keep_telling(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = keep_running("watchers", self._tell)
+
     async def _tell(self) -> None:
-        try:
-            while self._watching:
-                await asyncio.sleep(SNAPSHOT_SECONDS)
-                event = _event(await self._overview.current())
-                chunk = chunk_of(event)
-                for watcher in [one for one in self._watching if one.takes]:
-                    watcher.takes = watcher.connection.send(event, chunk)
-        finally:
-            self._task = None
+        while self._watching:
+            await asyncio.sleep(SNAPSHOT_SECONDS)
+            event = _event(await self._overview.current())
+            chunk = chunk_of(event)
+            for watcher in [one for one in self._watching if one.takes]:
+                watcher.takes = False  # and so it stays if this raises: the others get the next one
+                watcher.takes = watcher.connection.send(event, chunk)
 
 
 def _event(snapshot: bytes) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import shutil
 import signal
@@ -23,7 +25,7 @@ from midstream import guard
 from producer.provider import provider_name
 from shared.child_processes import ReadyPipe, get, valkey_command
 from shared.errors import Unusable
-from shared.redis import check
+from shared.grants import check_for_all
 from shared.settings import Settings
 
 _READY_SECONDS = 20.0
@@ -95,7 +97,7 @@ class LocalMidstream:
         )
         if self._redis_url is None:
             self._redis_url = self._start_valkey()
-        asyncio.run(check(self._redis_url, within_seconds=self._settings.redis_start_seconds))
+        asyncio.run(check_for_all(self._redis_url, self._settings))  # said once, and before anybody else says it
         gateways = processes_wanted(self._settings)
         self._listening = listen(self._settings) if gateways == 1 else reserve(self._settings)
         host, port = self._listening.getsockname()[:2]
@@ -158,7 +160,7 @@ class LocalMidstream:
     def _gateway_is_ready(host: str, port: int) -> bool:
         answer = get(host, port, "/readyz")
         if answer is not None and answer[0] != 200:
-            raise Unusable(f"the gateway is not ready: {answer[1].decode(errors='replace')}")
+            raise Unusable(f"the gateway is not ready: {_detail_of(answer[1])}")
         return answer is not None
 
     # --- while it runs
@@ -213,6 +215,13 @@ class LocalMidstream:
                 self._guard.stdin.flush()
             except BrokenPipeError:
                 pass
+
+
+def _detail_of(problem: bytes) -> str:
+    """What a problem document says."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(problem)["detail"])
+    return problem.decode(errors="replace")
 
 
 def settings_for(options: Mapping[str, str | None], environment: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:

@@ -58,7 +58,7 @@ def _head(snapshot: Row, server: str, rates: Sequence[float], columns: int, trou
     memory = (
         f"{_bytes(redis['memory_bytes'])} used, {_bytes(redis['headroom_bytes'])} left"
         if redis["up"]
-        else "unreachable"
+        else redis.get("refusal") or "unreachable"
     )
     p99 = {name: f"{quantiles['p99_ms']:.3g} ms" for name, quantiles in lag.items()}
     head: list[Line] = [

@@ -23,6 +23,7 @@ from producer.provider import Provider, provider_name
 from producer.simulated_provider import SimulatedProvider
 from producer.worker import BLOCK_SECONDS, Worker
 from shared.errors import Unusable
+from shared.grants import check_grants, until_up
 from shared.log import EventLog
 from shared.patience import patiently
 from shared.queue import RequestQueue
@@ -84,15 +85,22 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     provider = make_provider(settings)
     server = await check(settings.redis_url, within_seconds=settings.redis_start_seconds)
+    address = RedisAddress.parse(settings.redis_url)
     connection = RespConnection(
-        RedisAddress.parse(settings.redis_url),
+        address,
         name="worker",
         reply_seconds=settings.redis_reply_seconds,
         reconnect_seconds_max=settings.reconnect_seconds_max,
         scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS),
     )
     connection.start()
-    await connection.wait_until_up()
+    try:
+        await until_up(connection, address, within_seconds=settings.redis_start_seconds)
+        await check_grants(connection, "worker", address, within_seconds=settings.redis_start_seconds)
+    except BaseException:
+        await connection.close()
+        await provider.close()
+        raise
     complaint = complaint_about(await patiently(lambda: eviction_policy(connection)))
     if complaint:
         logger.error(complaint)

@@ -27,11 +27,11 @@ from producer.metrics import Meter
 from producer.provider import Finish, Provider, ProviderError, Refused, Unavailable
 from producer.writer import Writer
 from shared import events
-from shared.errors import Fenced, LogFull, MidstreamError
-from shared.events import Item
+from shared.errors import Fenced, LogFull, MidstreamError, RedisRefused, Unreadable
+from shared.events import Entry, Item
 from shared.ids import created_at
 from shared.lifecycle import History, fold
-from shared.log import EventLog
+from shared.log import EventLog, shown
 from shared.patience import patiently
 from shared.queue import Claim
 from shared.receipt import Deliveries
@@ -45,6 +45,10 @@ _RETRY_AFTER_SECONDS_MAX = 120.0
 """A provider that asks for more patience than this is as good as gone: the reader is told."""
 _PROBE_SECONDS = 0.4
 """A writer that is silent for so long compares its log: a cancel is to reach the provider within a second."""
+
+
+_GARBAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What Python raises over a log that nobody of us has written."""
 
 
 class LastReaderGone(MidstreamError):
@@ -116,6 +120,14 @@ class Run:
             if ended:
                 await self._drain_for_usage()
             return ended
+        except Unreadable as error:
+            await self._end_unreadable(str(error))
+            return True
+        except RedisRefused as error:
+            if error.code != "WRONGTYPE":
+                raise
+            await self._end_unreadable(str(error))
+            return True
         except LogFull as error:  # before the attempt could begin
             told = self._failed("log_full", str(error), retryable=False)
             await patiently(lambda: self._log.end(self.stream_id, events.FAILED, told))
@@ -171,8 +183,7 @@ class Run:
     async def _take_over(self) -> tuple[Writer, History] | None:
         """The writer of a new attempt and what stands before it; None when there is nothing (more) to do."""
         while True:
-            entries = await patiently(lambda: self._log.read_all(self.stream_id))
-            history = fold(entries)
+            entries, history = await self._read()
             if history.ended or history.accepted is None:
                 return None
             request_id.set(history.accepted.request_id)
@@ -195,6 +206,34 @@ class Run:
             if await self._begin(writer, history, history.attempt + 1, "worker_lost"):
                 self._writer = writer
                 return writer, history
+
+    async def _read(self) -> tuple[list[Entry], History]:
+        """The log, and what it tells. Raises Unreadable where that is nothing that could be gone on with."""
+        entries = await patiently(lambda: self._log.read_all(self.stream_id))
+        try:
+            history = fold(entries)
+            if entries and not history.ended:
+                if history.accepted is None:
+                    raise Unreadable("its first entry is no request")
+                self._provider.model_of(history.accepted.request)
+                _ = history.text if history.items else ""
+        except _GARBAGE as error:
+            raise Unreadable(f"{type(error).__name__}: {error}") from None
+        return entries, history
+
+    async def _end_unreadable(self, reason: str) -> None:
+        """End the stream, where that can be written: another worker would read its log no better."""
+        failed = self._failed("unreadable", "the stream's log cannot be read", retryable=False)
+        try:
+            ended = await patiently(lambda: self._log.end(self.stream_id, events.FAILED, failed))
+            how = "" if ended else " (it has an end already, or none can be written)"
+        except (RedisRefused, LogFull) as refusal:
+            ended, how = False, f" (none can be written: {shown(str(refusal))})"
+        logger.error("stream %s: failed: unreadable: %s%s", self.stream_id, shown(reason), how)
+        self.tally()
+        self.meter.ended("failed", code="unreadable")
+        if ended:
+            self.meter.failed_before("unreadable")
 
     def _refusal(self, history: History) -> tuple[str, str] | None:
         """The code and message with which a stream ends instead of being taken over, if so."""
@@ -377,7 +416,7 @@ class Run:
         if not in_mid_answer:
             return True
         await writer.drained()
-        history_now = fold(await patiently(lambda: self._log.read_all(self.stream_id)))
+        _, history_now = await self._read()
         if history_now.ended or history_now.attempt != history.attempt:
             raise Fenced
         history.items = history_now.items

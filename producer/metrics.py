@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 TAKEOVERS = metrics.TAKEOVERS.counter()
 LEASES_LOST = metrics.LEASES_LOST.counter()
+QUEUE_UNREADABLE = metrics.QUEUE_UNREADABLE.counter()
 LOG_REPAIRS = metrics.LOG_REPAIRS.counter()
 APPEND = metrics.APPEND_SECONDS.histogram()
 _FENCED = metrics.FENCED_WRITES.counter()

@@ -6,14 +6,16 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from producer import metrics
 from producer.attempt import HandedBack, Run
 from producer.metrics import Meter
 from producer.provider import Provider
 from producer.tracing import TracedMeter
+from shared.background import Complaints, keep_running
 from shared.errors import Disconnected, RedisRefused
 from shared.log import Commands, EventLog
 from shared.patience import patiently
@@ -31,6 +33,7 @@ BLOCK_SECONDS = 1.0
 _CLAIM_AT_ONCE_MAX = 64
 _WATCH_SECONDS = 0.2
 _CONSUMER_IDLE_MILLISECONDS = 3_600_000
+_FORGET_SECONDS = 600.0
 _HAND_BACK_SECONDS = 3.0
 
 
@@ -58,6 +61,7 @@ class Worker:
         self._tracing = tracing
         self._runs: dict[bytes, Run] = {}
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
+        self._complaints = Complaints(logger.error)
         self._changed = asyncio.Event()
         self._draining = asyncio.Event()
 
@@ -80,14 +84,14 @@ class Worker:
     async def run(self) -> None:
         """Work until drained: then every claim is finished or handed back."""
         loops = [
-            asyncio.create_task(self._repeat(loop, pause_seconds))
-            for loop, pause_seconds in (
-                (self._renew, self._settings.lease_seconds / 3),
-                (self._take_over, self._settings.lease_seconds / 10),
-                (self._forget, 600.0),
+            keep_running(name, partial(self._repeat, loop, pause_seconds))
+            for name, loop, pause_seconds in (
+                ("renew", self._renew, self._settings.lease_seconds / 3),
+                ("take_over", self._take_over, self._settings.lease_seconds / 10),
+                ("forget", self._forget, _FORGET_SECONDS),
             )
         ]
-        loops.append(asyncio.create_task(self._watch()))
+        loops.append(keep_running("watch", self._watch))
         try:
             try:
                 await self._queue.open()
@@ -115,6 +119,8 @@ class Worker:
             try:
                 claims = await self._queue.claim(self._blocking, count, int(BLOCK_SECONDS * 1000))
             except (Disconnected, RedisRefused) as error:
+                if isinstance(error, RedisRefused) and not error.passing:
+                    self._complaints.say(f"no request can be claimed: {error}")
                 logger.debug("no claim: %s", error)
                 await asyncio.sleep(random.uniform(0.1, 0.5))
                 continue
@@ -164,6 +170,9 @@ class Worker:
                 task.add_done_callback(self._receipts.discard)
         except asyncio.CancelledError:
             raise
+        except RedisRefused as error:  # a permission taken away, say: its lease runs out, and whoever may goes on
+            logger.error("stream %s: the attempt broke off: Redis refuses it: %s", claim.stream_id, error)
+            run.meter.ended("error")
         except Exception:  # a bug must not end the worker; the lease runs out, and attempts_max bounds the rest
             logger.exception("stream %s: the attempt broke", claim.stream_id)
             run.meter.ended("error")
@@ -194,7 +203,11 @@ class Worker:
                     run.slept_through_its_lease()
             looked_at = now
             for run in list(self._runs.values()):
-                run.watch(now)
+                try:
+                    run.watch(now)
+                except Exception:  # a bug that one run meets must not leave the others unwatched
+                    logger.exception("stream %s: it cannot be watched", run.stream_id)
+                    run.stop(HandedBack())
 
     async def _forget(self) -> None:
         await self._queue.forget_idle_consumers(_CONSUMER_IDLE_MILLISECONDS)
@@ -228,7 +241,8 @@ class Worker:
 
     # --- helpers
 
-    async def _repeat(self, once: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
+    async def _repeat(self, once: Callable[[], Coroutine[Any, Any, None]], pause_seconds: float) -> None:
+        complaints = Complaints(logger.warning)
         while True:
             await asyncio.sleep(pause_seconds * random.uniform(0.8, 1.0))
             try:
@@ -236,7 +250,7 @@ class Worker:
             except Disconnected as error:
                 logger.debug("%s", error)
             except RedisRefused as error:
-                logger.warning("%s", error)
+                complaints.say(f"{once.__name__.strip('_')}: {error}")
 
     @staticmethod
     async def _first_of(*happenings: asyncio.Event) -> None:

@@ -6,6 +6,9 @@ The docstring is the default message. An error says who is at fault: ``Rejected`
 
 from __future__ import annotations
 
+_FORBIDDEN = ("ACL failure in script", "The user executing the script can't", "unknown command", "nknown Redis command")
+"""What else than NOPERM Redis and Valkey say of what a user may not do, or of a command that they do not know."""
+
 
 class MidstreamError(Exception):
     """Something went wrong in Midstream."""
@@ -39,9 +42,19 @@ class RedisRefused(MidstreamError):
         return str(self).split(" ", 1)[0]
 
     @property
+    def forbids(self) -> bool:
+        """Whether Redis's user lacks a permission, or the server does not know the command."""
+        message = str(self)
+        return self.code == "NOPERM" or any(words in message for words in _FORBIDDEN)
+
+    @property
     def passing(self) -> bool:
         """Whether the same command may succeed a moment later (start-up, failover, a script that runs long)."""
         return self.code in {"LOADING", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS"}
+
+
+class OddReply(RedisRefused):
+    """ODDREPLY Redis answered with what this command never answers: a proxy, or a server of another kind."""
 
 
 class LogFull(MidstreamError):
@@ -54,3 +67,7 @@ class QueueFull(MidstreamError):
 
 class Fenced(MidstreamError):
     """A later attempt, a cancel or a delete stands in the log: this attempt may write nothing more."""
+
+
+class Unreadable(MidstreamError):
+    """The stream's log holds what cannot be read."""

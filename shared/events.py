@@ -14,18 +14,24 @@ names of one letter, because Redis keeps a field's name in every entry that diff
 | `failed` | JSON: code, message, retryable, time; status, provider_error, retry_after where the provider said so |
 | `cancelled` | JSON: by, time |
 | `deleted` | empty: a tombstone, so that no late write brings a deleted stream back |
+
+Whatever reads a log reads it through `events_of` and `control_of`, which raise Unreadable where it is not so. What may stand
+behind what is checked by `shared.lifecycle`. An entry of another kind counts as one delta, which says nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import orjson
 
-from shared.ids import EventId
+from shared.deltas import SILENT, checked_delta, delta_of, loaded, too_deep
+from shared.errors import Unreadable
+from shared.ids import ID_PART_MAX, EventId
 
 ACCEPTED = b"accepted"
 STARTED = b"started"
@@ -40,6 +46,14 @@ DELETED = b"deleted"
 
 TERMINAL = frozenset({DONE, FAILED, CANCELLED, DELETED})
 COUNTED = frozenset({TOKEN, DELTA, BATCH})
+
+UNREADABLE = b""
+"""The field of an entry that does not have exactly one field and its value."""
+UNREADABLE_CODE = "unreadable"
+"""The failure code of a stream whose log cannot be read on."""
+_TIME_MAX = 1e11
+"""Unix seconds: the year 5138."""
+_INTERRUPT_POLICIES = ("fail", "restart", "continue")
 
 _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 """W3C Trace Context, section 3.2."""
@@ -72,21 +86,144 @@ def encode_items(items: list[Item]) -> tuple[bytes, bytes]:
     return BATCH, orjson.dumps([item if isinstance(item, str) else orjson.Fragment(item) for item in items])
 
 
+def entry_of(event_id: bytes, fields: Sequence[bytes]) -> Entry:
+    """An entry as Redis sent it: its id, and its fields each followed by its value. It is read by `events_of`."""
+    field, value = fields if len(fields) == 2 else (UNREADABLE, b"")
+    return Entry(EventId.of(event_id), field, value)
+
+
 def events_of(entry: Entry) -> list[Event]:
-    """The events that an entry carries, in order; the entry's id is the id of the last."""
-    if entry.field != BATCH:
+    """The events that an entry carries, in order; the entry's id is the id of the last. Their values are checked: what is
+    not of its documented shape and can be done without is left out. Raises Unreadable."""
+    (attempt, last), field, value = entry
+    if attempt > ID_PART_MAX or last > ID_PART_MAX:
+        raise Unreadable("an id has more than 16 digits")
+    if field == TOKEN:
+        check_text(value)
         return [Event(*entry)]
-    items: list[Any] = orjson.loads(entry.value)
+    if field == DELTA:
+        return [Event(entry.id, DELTA, checked_delta(value))]
+    if field == BATCH:
+        return _events_of_batch(entry)
+    if field in _CHECKS:
+        stored = loaded(value)
+        checked = _checked(field, stored)
+        return [Event(entry.id, field, value if checked == stored else orjson.dumps(checked))]
+    if field in (ACCEPTED, DELETED):
+        if field == ACCEPTED:
+            Accepted.load(value)
+        return [Event(*entry)]
+    if field == UNREADABLE or not last:
+        raise Unreadable("an entry has not one field that is known")
+    return [Event(entry.id, DELTA, SILENT)]
+
+
+def check_text(value: bytes) -> None:
+    """Raises Unreadable for what is not UTF-8."""
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        raise Unreadable("a text is not UTF-8") from None
+
+
+def items_of(value: bytes) -> list[Any]:
+    """The items of a `b` entry: texts and objects. Raises Unreadable."""
+    items = loaded(value)
+    if type(items) is not list or not items:
+        raise Unreadable("an entry of several deltas is no list of them")
+    return items
+
+
+def _events_of_batch(entry: Entry) -> list[Event]:
+    items = items_of(entry.value)
     attempt, last = entry.id
     offset = last - len(items)
+    if offset < 0:
+        raise Unreadable("an entry has more deltas than its offset says")
     events = []
     for item in items:
         offset += 1
         if type(item) is str:
             events.append(Event(EventId(attempt, offset), TOKEN, item.encode()))
+        elif type(item) is dict:
+            events.append(Event(EventId(attempt, offset), DELTA, delta_of(item)))
         else:
-            events.append(Event(EventId(attempt, offset), DELTA, orjson.dumps(item)))
+            raise Unreadable("a delta is neither a text nor a JSON object")
     return events
+
+
+def control_of(field: bytes, value: bytes) -> dict[str, Any]:
+    """What the value of `started`, `restarted` or a terminal event says. Raises Unreadable."""
+    return {} if field == DELETED else _checked(field, loaded(value))
+
+
+def _checked(field: bytes, stored: Any) -> dict[str, Any]:
+    """Without what is not of its shape and can be done without. Raises Unreadable for the rest."""
+    name = field.decode()
+    if not isinstance(stored, dict):
+        raise Unreadable(f"the value of `{name}` is not a JSON object")
+    for key, fits in _CHECKS[field].items():
+        if key not in stored or not fits(stored[key]):
+            raise Unreadable(f"`{key}` of `{name}` is missing, or not of its type")
+    checked = {key: it for key, it in stored.items() if key not in _OPTIONAL or it is None or _OPTIONAL[key](it)}
+    if field == DONE:
+        checked = {"finish_reason": None, "usage": None, **checked}
+    return checked
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= ID_PART_MAX
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= _TIME_MAX
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text_or_null(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_shallow_object(value: Any) -> bool:
+    return isinstance(value, dict) and not too_deep(value)
+
+
+def _is_anything(value: Any) -> bool:
+    return True
+
+
+_ATTEMPT = {"attempt": _is_count, "model": _is_text_or_null, "time": _is_number}
+_CHECKS: dict[bytes, dict[str, Any]] = {
+    STARTED: _ATTEMPT,
+    RESTARTED: {**_ATTEMPT, "base": _is_count, "reason": _is_text},
+    DONE: {"finish_reason": _is_anything, "usage": _is_anything},
+    FAILED: {"code": _is_text, "message": _is_text, "retryable": lambda value: isinstance(value, bool)},
+    CANCELLED: {"by": _is_text},
+}
+"""What must be there, of those entries whose value is a JSON object."""
+_OPTIONAL: dict[str, Any] = {
+    "base": _is_count,
+    "worker": _is_text,
+    "time": _is_number,
+    "finish_reason": _is_text,
+    "usage": _is_shallow_object,
+    "provider": _is_shallow_object,
+    "choice": _is_shallow_object,
+    "status": lambda value: type(value) is int,
+    "provider_error": _is_shallow_object,
+    "retry_after": _is_number,
+}
+"""What is left out unless it is of its shape; most of it is what a provider said."""
+
+
+def unreadable_failure(event_id: EventId, error: Unreadable) -> dict[str, Any]:
+    """The value of the `failed` as which the entry with this id reads. Every reader makes the same of it."""
+    at = f"{min(event_id.attempt, ID_PART_MAX)}-{min(event_id.offset, ID_PART_MAX)}"
+    message = f"the stream's log cannot be read from {at} on: {error}"
+    return {"code": UNREADABLE_CODE, "message": message, "retryable": False, "at": at}
 
 
 def text_of(field: bytes, value: bytes) -> str:
@@ -148,8 +285,12 @@ class Accepted:
 
     @classmethod
     def load(cls, value: bytes) -> Accepted:
-        stored = orjson.loads(value)
-        traceparent = stored.get("traceparent", "")
+        """Raises Unreadable."""
+        stored = loaded(value)
+        wrong = _wrong_of_accepted(stored)
+        if wrong:
+            raise Unreadable(f"`{wrong}` of `accepted` is missing, or not of its type")
+        request_id, traceparent = stored.get("request_id", ""), stored.get("traceparent", "")
         return cls(
             stored["request"],
             Policies.load(stored["policies"]),
@@ -157,6 +298,28 @@ class Accepted:
             stored["principal"],
             stored["metadata"],
             stored.get("facade", {}),
-            stored.get("request_id", ""),
+            request_id if isinstance(request_id, str) else "",
             traceparent if isinstance(traceparent, str) and _TRACEPARENT.fullmatch(traceparent) else "",
         )
+
+
+def _wrong_of_accepted(stored: Any) -> str:
+    """The name of what is not as `Accepted.stored` writes it; empty if all is."""
+    if not isinstance(stored, dict):
+        return "value"
+    for name in ("request", "policies", "metadata"):
+        if not isinstance(stored.get(name), dict):
+            return name
+    policies, metadata = stored["policies"], stored["metadata"]
+    cancel_after = policies.get("cancel_after")
+    if policies.get("on_interrupt") not in _INTERRUPT_POLICIES or not (
+        cancel_after is None or _is_number(cancel_after)
+    ):
+        return "policies"
+    if not all(isinstance(text, str) for text in metadata.values()):
+        return "metadata"
+    if not _is_number(stored.get("created_at")):
+        return "created_at"
+    if not isinstance(stored.get("principal"), str):
+        return "principal"
+    return "" if isinstance(stored.get("facade", {}), dict) else "facade"

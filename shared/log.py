@@ -12,17 +12,23 @@ from collections.abc import Callable
 from importlib import resources
 from typing import Any, NamedTuple, Protocol
 
-from shared.errors import LogFull, RedisRefused
-from shared.events import TERMINAL, Entry
-from shared.ids import BEGINNING, EventId
+from shared.errors import LogFull, MidstreamError, OddReply, RedisRefused
+from shared.events import TERMINAL, Entry, entry_of
+from shared.ids import ACCEPTED, BEGINNING, EventId
 from shared.keys import deliveries_key, live_channel, log_key
 
+_NOT_AS_EXPECTED = (TypeError, ValueError, IndexError, KeyError, AttributeError)
+"""What Python raises over a reply of another shape; UnicodeDecodeError is a ValueError."""
+_SHOWN_BYTES_MAX, _SHOWN_PARTS_MAX, _SHOWN_CHARACTERS_MAX = 60, 4, 240
 READ_ENTRIES_MAX = 1000
 """Entries per read: about 100 KB and 1 ms of Redis, so that no long history holds up the other streams."""
 
 
 RawEntry = tuple[bytes, tuple[bytes, bytes]]
-"""An entry as Redis sends it: its id, and its field and value."""
+"""An entry as Redis sends it: its id, and its field and value. One that is none of ours may have more (`entry_of`)."""
+
+_NO_LOG: list[Any] = [[bytes(ACCEPTED), ()]]
+"""What is read of a key that is no stream: an entry that cannot be read."""
 
 
 OnRead = Callable[[list[RawEntry] | Exception], None]
@@ -82,7 +88,10 @@ class Appended(NamedTuple):
     def of(cls, reply: Any) -> Appended:
         if isinstance(reply, int):
             return cls("applied", reply)
-        return cls(reply[0].decode(), 0, EventId.of(reply[1]), reply[2])
+        try:
+            return cls(reply[0].decode(), 0, EventId.of(reply[1]), int(reply[2]))
+        except _NOT_AS_EXPECTED:
+            raise OddReply(f"ODDREPLY an append was answered by {shown(reply)}") from None
 
 
 class EventLog:
@@ -121,21 +130,28 @@ class EventLog:
 
     async def read(self, stream_id: str, after: EventId = BEGINNING, count: int = READ_ENTRIES_MAX) -> list[Entry]:
         """The next at most `count` entries after an id. An entry of several tokens is given whole."""
-        return _entries(await self._commands.execute(*_xrange(stream_id, after, count)))
+        return _entries(
+            await self._read(*_xrange(stream_id, after, count), or_else=_NO_LOG if after < ACCEPTED else [])
+        )
 
-    def send_read(self, stream_id: str, after: EventId, count: int, on_read: OnRead) -> None:
-        """The same without a task, as Redis sent them: no object is made of any."""
-        self._commands.send(_xrange(stream_id, after, count), on_read)
+    def send_read(
+        self, stream_id: str, after: EventId, count: int, on_read: OnRead, *, inclusive: bool = False
+    ) -> None:
+        """The same without a task, as Redis sent them: no object is made of any. `inclusive`: also the entry with that id."""
+        or_else = _NO_LOG if after < ACCEPTED else []
+        command = _xrange(stream_id, after, count, inclusive=inclusive)
+        self._commands.send(command, lambda reply: on_read(_read_of(reply, or_else)))
 
     async def read_between(self, stream_id: str, first: EventId, last: EventId) -> list[Entry]:
         """The entries with ids from `first` to `last`, both included."""
-        return _entries(await self._commands.execute("XRANGE", log_key(stream_id), bytes(first), bytes(last)))
+        return _entries(await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last)))
 
     async def read_page(self, stream_id: str, first: EventId, last: EventId) -> tuple[list[RawEntry], bool]:
         """The same as Redis sent them, and whether the log goes on behind them. In one round trip."""
         newest: list[Entry | Exception | None] = []
         self.send_newest(stream_id, newest.append)  # answered first, since replies come in order
-        raw: list[RawEntry] = await self._commands.execute("XRANGE", log_key(stream_id), bytes(first), bytes(last))
+        or_else = _NO_LOG if first <= ACCEPTED <= last else []
+        raw: list[RawEntry] = await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last), or_else=or_else)
         return raw, bool(newest) and isinstance(newest[0], Entry) and newest[0].id > last
 
     async def read_all(self, stream_id: str) -> list[Entry]:
@@ -149,50 +165,78 @@ class EventLog:
 
     async def newest(self, stream_id: str, count: int = 1) -> list[Entry]:
         """The newest at most `count` entries, oldest first."""
-        reply = await self._commands.execute("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", count)
-        return _entries(reply[::-1])
+        return _entries((await self._read(*_xrevrange(stream_id, count), or_else=_NO_LOG))[::-1])
 
     def send_newest_raw(self, stream_id: str, count: int, on_read: OnRead) -> None:
         """The same without a task, as Redis sent them."""
 
         def on_reply(reply: Any) -> None:
-            on_read(reply if isinstance(reply, Exception) else reply[::-1])
+            read = _read_of(reply, _NO_LOG)
+            on_read(read if isinstance(read, Exception) else read[::-1])
 
-        self._commands.send(("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", count), on_reply)
+        self._commands.send(_xrevrange(stream_id, count), on_reply)
 
     def send_newest(self, stream_id: str, on_newest: Callable[[Entry | Exception | None], None]) -> None:
         """The newest entry without a task: told with it, with None if there is no log, or with what went wrong."""
 
         def on_reply(reply: Any) -> None:
-            if isinstance(reply, Exception):
-                on_newest(reply)
-            else:
-                on_newest(_entries(reply)[0] if reply else None)
+            newest: Entry | Exception | None
+            try:
+                read = _read_of(reply, _NO_LOG)
+                newest = read if isinstance(read, Exception) else _entries(read)[-1] if read else None
+            except MidstreamError as error:
+                newest = error
+            on_newest(newest)
 
-        self._commands.send(("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", 1), on_reply)
+        self._commands.send(_xrevrange(stream_id, 1), on_reply)
 
     async def end(
         self, stream_id: str, field: bytes, value: bytes, *, only_after: EventId | None = None
     ) -> bool | None:
         """End a stream that has not ended: true if this did it, false if there was no need, None if there is no log.
 
-        With `only_after`, only if that is still the last id: whoever wrote meanwhile is alive.
+        With `only_after`, only if that is still the last id: whoever wrote meanwhile is alive. What is no stream is as good
+        as ended: nothing can be written to it.
         """
         condition = () if only_after is None else (bytes(only_after),)
         keys = [log_key(stream_id), live_channel(stream_id)]
-        reply = await self.END.run(self._commands, keys, field, value, self.ended_ttl_seconds, *condition)
+        try:
+            reply = await self.END.run(self._commands, keys, field, value, self.ended_ttl_seconds, *condition)
+        except RedisRefused as error:
+            if not _is_no_stream(error):
+                raise
+            return False
+        if reply is not None and not (isinstance(reply, list) and reply):
+            raise OddReply(f"ODDREPLY the end of a stream was answered by {shown(reply)}")
         return None if reply is None else bool(reply[0])
 
     async def delete(self, stream_id: str) -> bool:
         """Forget a stream; a tombstone bars its name. False if there was none."""
-        reply = await self.DELETE.run(
-            self._commands, [log_key(stream_id), deliveries_key(stream_id)], self._tombstone_ttl_seconds
-        )
-        return bool(reply)
+        keys = [log_key(stream_id), deliveries_key(stream_id)]
+        return bool(await self.DELETE.run(self._commands, keys, self._tombstone_ttl_seconds))
+
+    async def _read(self, *command: bytes | str | int, or_else: list[Any] | None = None) -> list[Any]:
+        """What Redis replies; `or_else`, or nothing, if the key is no stream. Raises Disconnected, RedisRefused."""
+        try:
+            read = _read_of(await self._commands.execute(*command), or_else or [])
+        except RedisRefused as error:
+            read = _read_of(error, or_else or [])
+        if isinstance(read, Exception):
+            raise read
+        return read
 
 
-def _xrange(stream_id: str, after: EventId, count: int) -> tuple[bytes | str | int, ...]:
-    return "XRANGE", log_key(stream_id), b"(%b" % bytes(after) if after > BEGINNING else b"-", "+", "COUNT", count
+def _is_no_stream(reply: Any) -> bool:
+    return isinstance(reply, RedisRefused) and reply.code == "WRONGTYPE"
+
+
+def _xrange(stream_id: str, after: EventId, count: int, *, inclusive: bool = False) -> tuple[bytes | str | int, ...]:
+    first = b"-" if after <= BEGINNING else bytes(after) if inclusive else b"(%b" % bytes(after)
+    return "XRANGE", log_key(stream_id), first, "+", "COUNT", count
+
+
+def _xrevrange(stream_id: str, count: int) -> tuple[bytes | str | int, ...]:
+    return "XREVRANGE", log_key(stream_id), "+", "-", "COUNT", count
 
 
 def _arguments(entry: Entry) -> tuple[bytes, bytes, bytes]:
@@ -200,4 +244,33 @@ def _arguments(entry: Entry) -> tuple[bytes, bytes, bytes]:
 
 
 def _entries(reply: Any) -> list[Entry]:
-    return [Entry(EventId.of(entry_id), fields[0], fields[1]) for entry_id, fields in reply]
+    """Raises OddReply."""
+    try:
+        return [entry_of(entry_id, fields) for entry_id, fields in reply]
+    except _NOT_AS_EXPECTED:
+        raise _odd(reply) from None
+
+
+def _read_of(reply: Any, or_else: list[Any]) -> list[Any] | Exception:
+    """The entries that Redis replied, `or_else` if the key is no stream, or why there are none."""
+    if isinstance(reply, list):
+        return reply
+    if _is_no_stream(reply):
+        return or_else
+    return reply if isinstance(reply, Exception) else _odd(reply)
+
+
+def _odd(reply: Any) -> OddReply:
+    return OddReply(f"ODDREPLY the entries of a log were asked for, and the answer was {shown(reply)}")
+
+
+def shown(reply: Any) -> str:
+    """What somebody else wrote, as a line of a log may show it: escaped, and not long."""
+    if isinstance(reply, bytes):
+        text = repr(reply[:_SHOWN_BYTES_MAX]) + "..." * (len(reply) > _SHOWN_BYTES_MAX)
+    elif isinstance(reply, list | tuple):
+        more = ", ..." * (len(reply) > _SHOWN_PARTS_MAX)
+        text = f"[{', '.join(shown(part) for part in reply[:_SHOWN_PARTS_MAX])}{more}]"
+    else:
+        text = repr(reply)
+    return text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "..."

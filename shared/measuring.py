@@ -12,6 +12,7 @@ from typing import Any
 from prometheus_client import Counter, Gauge
 
 from shared import metrics
+from shared.background import keep_running
 from shared.resp import RespConnection
 
 _LOOKS_PER_SECOND = 10
@@ -56,6 +57,8 @@ class Measuring:
             if connection is not None:
                 reconnects = metrics.REDIS_RECONNECTS.counter().labels(name)
                 handover.count(reconnects, lambda connection=connection: connection.reconnects)  # type: ignore[misc]
+                failed = metrics.REDIS_CALLBACKS_FAILED.counter().labels(name)
+                handover.count(failed, lambda connection=connection: connection.failed_callbacks)  # type: ignore[misc]
                 writes = metrics.REDIS_WRITES.counter().labels(name)
                 handover.count(writes, lambda connection=connection: connection.writes)  # type: ignore[misc]
         up = metrics.REDIS_UP.gauge()
@@ -64,7 +67,7 @@ class Measuring:
         handover.show(metrics.RESIDENT_BYTES.gauge(), resident_bytes)
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._measure())
+        self._task = keep_running("measure", self._measure)
 
     async def close(self) -> None:
         if self._task is not None:

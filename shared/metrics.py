@@ -26,6 +26,7 @@ FAILURE_CODES = (
     "queue_timeout",
     "worker_lost",
     "attempts_exhausted",
+    "unreadable",
 )
 PROVIDER_CODES = FAILURE_CODES[:6]
 READER_OUTCOMES = ("completed", "disconnected", "rotated", "drained", "slow", "error")
@@ -50,6 +51,24 @@ STATUSES = (
     "504",
     OTHER,
 )
+BACKGROUND_TASKS = (
+    "ages",
+    "beats",
+    "connection",
+    "forget",
+    "governor",
+    "ledger",
+    "look",
+    "measure",
+    "presence",
+    "renew",
+    "sweep",
+    "take_over",
+    "unasked",
+    "watch",
+    "watchers",
+)
+"""What runs as long as its process: `shared.background` starts it again when it breaks."""
 LOG_READ_REASONS = ("begin", "subscribed", "hole", "check", "page")
 
 _LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -142,6 +161,20 @@ RING_FALLOUTS = Metric(
 )
 PAGES_SENT = Metric("midstream_pages_sent", "counter", "Pages of history sent to readers", "gateway", _SECOND)
 GAPS = Metric("midstream_gaps", "counter", "Holes found in logs, of which readers are told by `gap`", "gateway", _RARE)
+FACE_FAILURES = Metric(
+    "midstream_face_failures",
+    "counter",
+    "Events that an API of the gateway could not show: those who follow that stream through it were told that it failed. It is a bug; the log has its trace",
+    "gateway",
+    _RARE,
+)
+PUSHES_PASSED_OVER = Metric(
+    "midstream_pushes_passed_over",
+    "counter",
+    "Messages on a stream's channel that are no entry of a log; the log was read instead",
+    "gateway",
+    _RARE,
+)
 
 # --- gateway: following logs
 
@@ -427,6 +460,13 @@ RECEIPT_TOKENS = Metric(
     _STREAM,
     {"fate": ("delivered", "undelivered")},
 )
+QUEUE_UNREADABLE = Metric(
+    "midstream_queue_unreadable",
+    "counter",
+    "Entries of the request queue that name no stream, and were taken out of it: somebody else writes there",
+    "worker",
+    _RARE,
+)
 REDIS_ROUND_TRIP = Metric(
     "midstream_redis_round_trip_seconds",
     "histogram",
@@ -447,6 +487,14 @@ REDIS_RECONNECTS = Metric(
     "midstream_redis_reconnects",
     "counter",
     "Connections to Redis that were lost",
+    "both",
+    _SECOND,
+    {"connection": ("commands", "subscriber")},
+)
+REDIS_CALLBACKS_FAILED = Metric(
+    "midstream_redis_callbacks_failed",
+    "counter",
+    "Replies of Redis at which our own code raised an exception. It is a bug; the log has its trace",
     "both",
     _SECOND,
     {"connection": ("commands", "subscriber")},
@@ -472,6 +520,16 @@ CPU_SECONDS = Metric(
 )
 RESIDENT_BYTES = Metric(
     "midstream_resident_bytes", "gauge", "Memory, of all its processes (Linux)", "both", _SECOND, processes="livesum"
+)
+
+
+BACKGROUND_FAILURES = Metric(
+    "midstream_background_failures",
+    "counter",
+    "How often a task that is to run as long as its process broke, and was started again: each is a bug, and its log line has the trace",
+    "both",
+    _RARE,
+    {"task": BACKGROUND_TASKS},
 )
 
 

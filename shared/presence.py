@@ -20,6 +20,7 @@ import orjson
 from prometheus_client import Counter
 
 from shared import metrics
+from shared.background import keep_running
 from shared.errors import MidstreamError
 from shared.keys import PROCESSES_ABOUT, PROCESSES_UNTIL
 from shared.lately import Lately
@@ -69,7 +70,7 @@ class Presence:
         self._totals: dict[str, float] = {}
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._beat())
+        self._task = keep_running("presence", self._beat)
 
     async def close(self) -> None:
         """Say goodbye, if Redis is there to hear it."""

@@ -2,7 +2,8 @@
 
 A queue entry holds a stream's id and nothing else: the request is in the log. Claiming is a lease: a worker renews it
 while it works; one that is not renewed goes to whoever looks first. That two workers run the same request is possible
-by nature, and harmless by the log's fence.
+by nature, and harmless by the log's fence. An entry that names no stream, which somebody else must have put there, is
+taken out of the queue by whoever comes upon it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,17 @@ from __future__ import annotations
 import logging
 from typing import Any, NamedTuple
 
-from shared.errors import QueueFull, RedisRefused
+from shared import metrics
+from shared.errors import Disconnected, OddReply, QueueFull, RedisRefused
+from shared.ids import is_stream_id
 from shared.keys import GROUP, REQUESTS
-from shared.log import Commands, Script
+from shared.log import Commands, Script, shown
 
 logger = logging.getLogger(__name__)
+
+
+_LOOKS_MAX = 32
+"""XAUTOCLAIM looks at ten entries for each that it may take; so many calls, at most, look for those that have expired."""
 
 
 class Claim(NamedTuple):
@@ -35,6 +42,8 @@ class RequestQueue:
         self._ttl_seconds = ttl_seconds
         self._requests_max = requests_max
         self._consumer = consumer
+        self._looked_to: bytes | str = "0-0"
+        """Where the next look for expired leases begins."""
 
     async def enqueue(self, stream_id: str) -> None:
         """Raises QueueFull."""
@@ -62,19 +71,35 @@ class RequestQueue:
             if not await self._opened_anew(error):
                 raise
             return []
-        return [claim for _, entries in reply or [] for claim in _claims(entries)]
+        if reply is None:
+            return []
+        if not isinstance(reply, list) or not all(isinstance(part, list) and len(part) == 2 for part in reply):
+            raise OddReply(f"ODDREPLY XREADGROUP was answered by {shown(reply)}")
+        return await self._claims([entry for _, entries in reply for entry in entries or ()])
 
     async def claim_expired(self, count: int, lease_milliseconds: int) -> list[Claim]:
         """Take over at most `count` requests whose worker has not renewed its lease."""
-        try:
-            reply = await self._commands.execute(
-                "XAUTOCLAIM", REQUESTS, GROUP, self._consumer, lease_milliseconds, "0-0", "COUNT", count
-            )
-        except RedisRefused as error:
-            if not await self._opened_anew(error):
-                raise
-            return []
-        return _claims(reply[1])
+        claims: list[Claim] = []
+        for _ in range(_LOOKS_MAX):
+            wanted = count - len(claims)
+            try:
+                reply = await self._commands.execute(
+                    *("XAUTOCLAIM", REQUESTS, GROUP, self._consumer, lease_milliseconds),
+                    *(self._looked_to, "COUNT", wanted),
+                )
+            except RedisRefused as error:
+                self._looked_to = "0-0"
+                if not claims and not await self._opened_anew(error):
+                    raise
+                break
+            if not isinstance(reply, list) or len(reply) < 2 or not isinstance(reply[1], list):
+                raise OddReply(f"ODDREPLY XAUTOCLAIM was answered by {shown(reply)}")
+            # The first that hold a lease are often all alive, more of them than one call looks at: it goes on behind them.
+            self._looked_to = reply[0]
+            claims += await self._claims(reply[1])
+            if self._looked_to == b"0-0" or len(claims) >= count:
+                break
+        return claims
 
     async def renew(self, claims: list[Claim]) -> list[bytes]:
         """Renew these leases; the entry ids that this worker has lost to another, or to a Redis that forgot."""
@@ -93,14 +118,21 @@ class RequestQueue:
 
     async def waiting(self) -> int:
         """How many requests wait or run."""
-        return int(await self._commands.execute("XLEN", REQUESTS))
+        reply = await self._commands.execute("XLEN", REQUESTS)
+        if not isinstance(reply, int):
+            raise OddReply(f"ODDREPLY XLEN was answered by {shown(reply)}")
+        return reply
 
     async def forget_idle_consumers(self, idle_milliseconds: int) -> None:
         """Drop the names of workers that are long gone and hold nothing."""
-        for row in await self._commands.execute("XINFO", "CONSUMERS", REQUESTS, GROUP):
-            about = dict(zip(row[::2], row[1::2], strict=True))
-            if about[b"pending"] == 0 and about[b"idle"] > idle_milliseconds:
-                await self._commands.execute("XGROUP", "DELCONSUMER", REQUESTS, GROUP, about[b"name"])
+        rows = await self._commands.execute("XINFO", "CONSUMERS", REQUESTS, GROUP)
+        try:
+            consumers = [dict(zip(row[::2], row[1::2], strict=True)) for row in rows]
+            gone = [one[b"name"] for one in consumers if one[b"pending"] == 0 and one[b"idle"] > idle_milliseconds]
+        except (TypeError, ValueError, LookupError):
+            raise OddReply(f"ODDREPLY XINFO CONSUMERS was answered by {shown(rows)}") from None
+        for name in gone:
+            await self._commands.execute("XGROUP", "DELCONSUMER", REQUESTS, GROUP, name)
 
     async def _renewed(self, claims: list[Claim], idle_milliseconds: int) -> list[bytes]:
         entry_ids = [one.entry_id for one in claims]
@@ -112,7 +144,34 @@ class RequestQueue:
             if not await self._opened_anew(error):
                 raise
             return entry_ids
-        return list(reply)
+        if not isinstance(reply, list):
+            raise OddReply(f"ODDREPLY the script renew was answered by {shown(reply)}")
+        return reply
+
+    async def _claims(self, entries: list[Any]) -> list[Claim]:
+        """The claims among what was read. The other entries leave the queue, or they would come back for ever."""
+        claims, strange, gone = [], [], []
+        for entry in entries:
+            claim = claim_of(entry)
+            if claim is not None:
+                claims.append(claim)
+            elif isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], bytes):
+                gone.append(entry[0])
+                if entry[1] is not None:  # else deleted while it was claimed
+                    strange.append(entry)
+        if strange:
+            metrics.QUEUE_UNREADABLE.counter().inc(len(strange))
+            logger.error(
+                "%d entries of %s name no stream and are taken out; the first: %s",
+                *(len(strange), REQUESTS.decode(), shown(strange[0])),
+            )
+        if gone:
+            try:  # in the order of `acknowledge`
+                await self._commands.execute("XDEL", REQUESTS, *gone)
+                await self._commands.execute("XACK", REQUESTS, GROUP, *gone)
+            except (Disconnected, RedisRefused) as error:  # they come back when their lease has run out
+                logger.debug("they could not be taken out: %s", error)
+        return claims
 
     async def _opened_anew(self, error: RedisRefused) -> bool:
         """Whether the error was a missing queue or group (expired while idle, or forgotten), which is now there again."""
@@ -123,5 +182,12 @@ class RequestQueue:
         return True
 
 
-def _claims(entries: Any) -> list[Claim]:
-    return [Claim(entry_id, fields[1].decode()) for entry_id, fields in entries if fields]
+def claim_of(entry: Any) -> Claim | None:
+    """The claim on an entry as Redis sent it: `[id, [b"id", stream id]]` and nothing else; None for any other."""
+    try:
+        entry_id, (field, value) = entry
+        stream_id = value.decode()
+        known = type(entry_id) is bytes and field == b"id" and is_stream_id(stream_id)
+    except (TypeError, ValueError, AttributeError):  # also bytes that are no UTF-8
+        return None
+    return Claim(entry_id, stream_id) if known else None

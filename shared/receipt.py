@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from typing import Any
 import orjson
 
 from shared import events
-from shared.errors import MidstreamError
-from shared.events import Entry
+from shared.deltas import too_deep
+from shared.errors import MalformedId, MidstreamError, OddReply, RedisRefused
+from shared.events import Entry, control_of
 from shared.ids import EventId
 from shared.keys import deliveries_key, log_key
-from shared.lifecycle import base_of, fold
-from shared.log import Commands, EventLog, Script
+from shared.lifecycle import fold_readable
+from shared.log import Commands, EventLog, Script, shown
 from shared.patience import patiently
 
 logger = logging.getLogger(__name__)
@@ -105,11 +107,48 @@ class Deliveries:
         await self.DELIVER.run(self._commands, keys, _USAGE, orjson.dumps(usage), CONNECTIONS_MAX + 1)
 
     async def read(self, stream_id: str) -> Notes:
-        """All notes of a stream."""
-        reply = await self._commands.execute("HGETALL", deliveries_key(stream_id))
-        noted = {name: orjson.loads(note) for name, note in zip(reply[::2], reply[1::2], strict=True)}
-        late_usage = noted.pop(_USAGE, None)
-        return Notes(sorted(noted.values(), key=lambda note: float(note["opened_at"])), late_usage)
+        """All notes of a stream. What is none of ours is passed over. Raises Disconnected, RedisRefused."""
+        try:
+            reply = await self._commands.execute("HGETALL", deliveries_key(stream_id))
+        except RedisRefused as error:
+            if error.code != "WRONGTYPE":
+                raise
+            return Notes([])
+        if not isinstance(reply, list) or not all(isinstance(part, bytes) for part in reply):
+            raise OddReply(f"ODDREPLY the notes of a stream were asked for, and the answer was {shown(reply)}")
+        noted = dict(zip(reply[::2], reply[1::2], strict=False))
+        late_usage = _object(noted.pop(_USAGE, b""))
+        connections = [note for note in map(_note, noted.values()) if note is not None]
+        return Notes(sorted(connections, key=lambda note: float(note["opened_at"])), late_usage)
+
+
+def _object(value: bytes) -> dict[str, Any] | None:
+    """The JSON object that this is, if it is one that can be written again."""
+    try:
+        found = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) and not too_deep(found) else None
+
+
+def _note(value: bytes) -> dict[str, Any] | None:
+    """A note as `Delivered.stored` writes it; None for anything else."""
+    note = _object(value)
+    if note is None or not all(isinstance(note.get(name), str) for name in ("id", "gateway", "from", "to")):
+        return None
+    if not _is_time(note.get("opened_at")) or not (note.get("closed_at") is None or _is_time(note["closed_at"])):
+        return None
+    if not isinstance(note.get("outcome"), str | None):
+        return None
+    try:
+        EventId.parse(note["from"]), EventId.parse(note["to"])
+    except MalformedId:
+        return None
+    return {name: note.get(name) for name in ("id", "gateway", "from", "to", "opened_at", "closed_at", "outcome")}
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 @dataclass(slots=True)
@@ -123,28 +162,36 @@ class _Attempt:
 
 
 def _attempts(entries: list[Entry]) -> dict[int, _Attempt]:
+    """Of entries that can be read."""
     attempts: dict[int, _Attempt] = {}
     for entry in entries:
         attempt, offset = entry.id
         if entry.field in (events.STARTED, events.RESTARTED):
-            base, about = base_of(entry.value), orjson.loads(entry.value)
+            about = control_of(entry.field, entry.value)
+            base = about.get("base") or 0
             if attempt - 1 in attempts:
                 attempts[attempt - 1].outcome = about.get("reason")
             attempts[attempt] = _Attempt(base, base, worker=about.get("worker"), started_at=about.get("time"))
-        elif entry.field in events.COUNTED:
-            attempts[attempt].reached = offset
         elif entry.field in events.TERMINAL:
-            last = attempts.get(max(attempts, default=0))
-            if last is not None:
-                last.outcome = {events.DONE: "completed", events.FAILED: "failed"}.get(entry.field, "cancelled")
+            _end(attempts, {events.DONE: "completed", events.FAILED: "failed"}.get(entry.field, "cancelled"))
             break
+        elif attempt in attempts:
+            attempts[attempt].reached = offset
     return attempts
+
+
+def _end(attempts: dict[int, _Attempt], outcome: str) -> None:
+    last = attempts.get(max(attempts, default=0))
+    if last is not None:
+        last.outcome = outcome
 
 
 def receipt(stream_id: str, entries: list[Entry], notes: Notes) -> dict[str, Any]:
     """The body of `GET /v1/streams/{id}/receipt` (api.md section 1), from a log and the notes on its connections."""
-    history = fold(entries)
-    attempts = _attempts(entries)
+    history = fold_readable(entries)
+    attempts = _attempts(entries[: history.entries])
+    if history.unreadable:
+        _end(attempts, "failed")
     state = history.state(stream_id)
     standing = len(history.items)
     highest = max((EventId.parse(note["to"]) for note in notes.connections), default=EventId(0, 0))
@@ -228,7 +275,7 @@ async def write_line(
         logger.warning("stream %s: no receipt: %s", stream_id, error or "Redis was away for too long")
         return
     on_receipt(whole)
-    history = fold(entries)
+    history = fold_readable(entries)
     line = line_of(whole, history.accepted.request_id if history.accepted else "")
     if with_texts and history.accepted:
         line |= {"messages": history.accepted.request.get("messages"), "text": history.text}

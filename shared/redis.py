@@ -15,7 +15,7 @@ import redis.exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from shared.errors import Disconnected, RedisRefused, Unusable
+from shared.errors import Disconnected, OddReply, RedisRefused, Unusable
 
 OLDEST_VERSION = (7, 0)
 """Sharded pub/sub (SPUBLISH) came with Redis 7.0."""
@@ -84,6 +84,7 @@ def ordinary_client(url: str, *, reply_seconds: float | None) -> redis.asyncio.R
         socket_connect_timeout=reply_seconds or 5.0,
         max_connections=16,
         protocol=2,
+        driver_info=None,  # CLIENT SETINFO is no use of ours, and a permission more
         retry=Retry(NoBackoff(), 0),  # by default it tries ten times more, and hides from its caller for how long
     )
 
@@ -110,8 +111,10 @@ class OrdinaryCommands:
                 await self._client.connection_pool.release(connection)
         except redis.exceptions.ResponseError as error:
             raise RedisRefused(_code_of(error) + str(error)) from None
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
+        except (redis.exceptions.RedisError, OSError) as error:
             raise Disconnected(f"Redis is away: {error}") from None
+        except UnicodeDecodeError as error:  # in an error's message
+            raise OddReply(f"ODDREPLY {error}") from None
 
     def send(self, arguments: tuple[bytes | str | int | float, ...], on_reply: Callable[[Any], None]) -> None:
         async def run() -> None:
@@ -126,15 +129,16 @@ class OrdinaryCommands:
         task.add_done_callback(self._tasks.discard)
 
 
-_CODES: dict[type[Exception], str] = {
+_CODES: dict[type[BaseException], str] = {
     redis.exceptions.NoScriptError: "NOSCRIPT ",
     redis.exceptions.OutOfMemoryError: "OOM ",
     redis.exceptions.BusyLoadingError: "LOADING ",
     redis.exceptions.ReadOnlyError: "READONLY ",
+    redis.exceptions.NoPermissionError: "NOPERM ",
 }
 
 
-def _code_of(error: Exception) -> str:
+def _code_of(error: BaseException) -> str:
     """redis-py takes the error code off the message of the errors that it has a class for."""
     code = _CODES.get(type(error), "")
     return "" if str(error).startswith(code) else code
@@ -148,7 +152,10 @@ def _reason_of(error: BaseException) -> str:
 
 
 async def check(url: str, *, within_seconds: float) -> str:
-    """The server's name and version, once it answers. Raises Unusable when it cannot be reached, or cannot serve."""
+    """The server's name and version, once it answers. Raises Unusable when it cannot be reached, or is too old.
+
+    Whether it lets this process do what it must is for `shared.grants` to try.
+    """
     address = RedisAddress.parse(url)
     deadline = time.monotonic() + within_seconds
     client = ordinary_client(url, reply_seconds=within_seconds)
@@ -158,24 +165,33 @@ async def check(url: str, *, within_seconds: float) -> str:
                 async with asyncio.timeout(max(0.1, deadline - time.monotonic())):
                     about = await client.info("server")
                 break
-            except redis.exceptions.AuthenticationError as error:
-                raise Unusable(f"Redis at {address} refuses the login: {error}") from None
-            except redis.exceptions.ResponseError as error:
-                if not RedisRefused(_code_of(error) + str(error)).passing or time.monotonic() > deadline:
-                    raise Unusable(f"Redis at {address} answers: {error}") from None
+            except (TypeError, ValueError, LookupError, AttributeError):
+                about = {}  # a proxy's INFO; whether the rest is as it should be, `shared.grants` tries
+                break
             except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
+                # What is refused while a connection is made comes wrapped in an error that says it could not be made.
+                cause = error.__cause__
+                reason = cause if isinstance(cause, redis.exceptions.RedisError) else error
+                if isinstance(reason, redis.exceptions.AuthenticationError):
+                    raise Unusable(f"Redis at {address} refuses the login: {reason}") from None
+                refused = isinstance(reason, redis.exceptions.ResponseError)
+                if refused and not RedisRefused(_code_of(reason) + str(reason)).passing:
+                    about = {}  # who may not run INFO may still be let in: `shared.grants` tries what is needed
+                    break
                 if time.monotonic() > deadline:
-                    reason = _reason_of(error)
+                    if refused:
+                        raise Unusable(f"Redis at {address} answers: {reason}") from None
                     raise Unusable(
-                        f"Redis at {address} cannot be reached within {within_seconds:g} s: {reason}. "
+                        f"Redis at {address} cannot be reached within {within_seconds:g} s: {_reason_of(error)}. "
                         "Is it running, and is MIDSTREAM_REDIS_URL right?"
                     ) from None
             await asyncio.sleep(0.1)
     finally:
         await client.aclose()
     name = str(about.get("server_name", "redis"))
-    version = str(about.get("valkey_version") or about["redis_version"])
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
+    version = str(about.get("valkey_version") or about.get("redis_version") or "of unknown version")
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    if numbers and numbers < OLDEST_VERSION:
         raise Unusable(
             f"{name} {version} at {address} is too old: Redis 7.0, or Valkey, is the oldest that has SPUBLISH"
         )
@@ -188,7 +204,9 @@ async def eviction_policy(commands: Any) -> str | None:
         reply = await commands.execute("INFO", "memory")
     except RedisRefused:
         return None
-    for line in bytes(reply).decode().splitlines():
+    if not isinstance(reply, bytes):
+        return None
+    for line in reply.decode(errors="replace").splitlines():
         name, _, value = line.partition(":")
         if name == "maxmemory_policy":
             return value

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import hiredis
 
+from shared.background import keep_running
 from shared.errors import Disconnected, RedisRefused
 from shared.redis import RedisAddress
 
@@ -26,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 Argument = bytes | str | int | float
 OnReply = Callable[[Any], None]
-"""Gets the reply, or a `Disconnected` or `RedisRefused` instance. It must not raise."""
+"""Gets the reply, or a `Disconnected` or `RedisRefused` instance. An exception that it raises is logged and counted, and
+touches nothing else: not the connection, and not the other replies."""
 
 _FIRST_PAUSE_SECONDS = 0.02
 _FEED_BYTES = 16_384
@@ -70,12 +72,14 @@ class RespConnection(asyncio.Protocol):
         self._lost = asyncio.Event()
         self._closed = False
         self._task: asyncio.Task[None] | None = None
-        self.reconnects = self.writes = 0
+        self.reconnects = self.writes = self.failed_callbacks = 0
+        self.refusal: RedisRefused | None = None
+        """Why Redis did not let it in at the last try: a password, a permission. None while it is up, or Redis is away."""
 
     def start(self) -> None:
         """Begin to connect, in the background. Once, inside a running loop."""
         self._loop = asyncio.get_running_loop()
-        self._task = self._loop.create_task(self._keep_connected())
+        self._task = keep_running("connection", self._keep_connected)
 
     async def close(self) -> None:
         """Close for good; unanswered commands get `Disconnected`."""
@@ -158,16 +162,22 @@ class RespConnection(asyncio.Protocol):
         self._up.clear()
         self._unsent.clear()
         unanswered, self._unanswered = self._unanswered, deque()
-        for on_reply in unanswered:
-            on_reply(Disconnected())
         self._lost.set()
+        for on_reply in unanswered:
+            self._hand(on_reply, Disconnected())
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
         reader, size = self._reader, len(data)
-        for start in range(0, size, _FEED_BYTES):
-            reader.feed(data, start, min(_FEED_BYTES, size - start))
-            self._take_replies(reader)
+        try:
+            for start in range(0, size, _FEED_BYTES):
+                reader.feed(data, start, min(_FEED_BYTES, size - start))
+                self._take_replies(reader)
+        except hiredis.HiredisError as error:
+            # Nobody knows any more which reply belongs to what: only a new connection does.
+            logger.warning("%s: %s does not speak as Redis does: %s", self._name, self._address, error)
+            if self._transport is not None:
+                self._transport.abort()
 
     def _take_replies(self, reader: hiredis.Reader) -> None:
         if self._on_push is not None and self._up.is_set():
@@ -175,13 +185,31 @@ class RespConnection(asyncio.Protocol):
             while (reply := reader.gets()) is not False:
                 pushed.append(reply)
             if pushed:
-                self._on_push(pushed)
+                self._hand(self._on_push, pushed)
             return
         unanswered = self._unanswered
         while (reply := reader.gets()) is not False:
             if isinstance(reply, hiredis.ReplyError):
                 reply = RedisRefused(str(reply))
-            unanswered.popleft()(reply)
+            try:
+                on_reply = unanswered.popleft()
+            except IndexError:
+                raise hiredis.ProtocolError("a reply to no command") from None
+            try:
+                on_reply(reply)
+            except Exception:
+                self._failed(on_reply)
+
+    def _hand(self, callback: Callable[[Any], None], reply: Any) -> None:
+        try:
+            callback(reply)
+        except Exception:
+            self._failed(callback)
+
+    def _failed(self, callback: Callable[[Any], None]) -> None:
+        """A callback has raised what is being handled: a bug, and nobody else's trouble."""
+        self.failed_callbacks += 1
+        logger.exception("%s: a reply could not be taken by %r", self._name, callback)
 
     # --- keeping it up
 
@@ -194,13 +222,19 @@ class RespConnection(asyncio.Protocol):
                     await self._shake_hands()
                 logger.debug("%s: connected to %s", self._name, self._address)
                 pause_seconds = _FIRST_PAUSE_SECONDS
+                self.refusal = None
                 self._up.set()
                 if self._on_up is not None:
                     self._on_up()
                 await self._watch()
                 self.reconnects += 1
                 logger.warning("%s: the connection to %s was lost; reconnecting", self._name, self._address)
-            except (OSError, Disconnected, RedisRefused, TimeoutError) as error:
+            except RedisRefused as error:
+                if str(error) != str(self.refusal):
+                    logger.warning("%s: %s does not let this process in: %s", self._name, self._address, error)
+                self.refusal = error
+            except (OSError, Disconnected, TimeoutError) as error:
+                self.refusal = None
                 logger.debug("%s: cannot reach %s: %s", self._name, self._address, error or type(error).__name__)
             finally:
                 if self._transport is not None:
@@ -209,12 +243,15 @@ class RespConnection(asyncio.Protocol):
             pause_seconds = min(pause_seconds * 2, self._pause_seconds_max)
 
     async def _shake_hands(self) -> None:
-        """Log in, name the connection, load the scripts, see that Redis answers. Pipelined: one round trip."""
+        """Log in, see that Redis answers, name the connection, load the scripts. Pipelined: one round trip.
+
+        Raises RedisRefused. A Redis that bars the last two is used as it is: a script that it does not know is sent whole.
+        """
+        needed: list[tuple[Argument, ...]] = [*self._address.login_commands(), ("PING",)]
         commands: list[tuple[Argument, ...]] = [
-            *self._address.login_commands(),
+            *needed,
             ("CLIENT", "SETNAME", f"midstream-{self._name}"),
             *(("SCRIPT", "LOAD", source) for source in self._scripts),
-            ("PING",),
         ]
         answers = []
         for command in commands:
@@ -222,8 +259,10 @@ class RespConnection(asyncio.Protocol):
             self._unanswered.append(lambda reply, answer=answer: answer.done() or answer.set_result(reply))  # type: ignore[misc]
             self._write(_pack(command))
             answers.append(answer)
-        for reply in await asyncio.gather(*answers):
-            if isinstance(reply, Exception):
+        for index, reply in enumerate(await asyncio.gather(*answers)):
+            if isinstance(reply, RedisRefused) and index >= len(needed) and not reply.passing:
+                logger.debug("%s: %s bars %s: %s", self._name, self._address, commands[index][0], reply)
+            elif isinstance(reply, Exception):
                 raise reply
 
     async def _watch(self) -> None:

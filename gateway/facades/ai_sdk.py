@@ -7,8 +7,7 @@ whether that stream is active its log says. So there is nothing to clear, and no
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.requests import Request
 
@@ -16,7 +15,7 @@ from gateway.connection import Receive, Scope, Send
 from gateway.exchange import ASGI, body_of, json_response, query_of
 from gateway.facades.ai_sdk_face import AI_SDK, AI_SDK_REPLAY
 from gateway.facades.ai_sdk_messages import chat_messages, told_again
-from gateway.problems import Problem, away, full
+from gateway.problems import Problem, no_log
 from gateway.requests import check_generation, check_idempotency_key, parse_body
 from gateway.streams import ANONYMOUS, Streams
 from gateway.subscribe import Subscribe
@@ -25,8 +24,6 @@ from shared.ids import is_stream_id
 from shared.keys import chat_key
 from shared.log import Commands
 from shared.settings import Settings
-
-T = TypeVar("T")
 
 _CHAT, _CHAT_HEAD, _STREAM_TAIL, _STOP_TAIL = "/api/chat", "/api/chat/", "/stream", "/stop"
 CHAT_ID_CHARACTERS_MAX = 255
@@ -87,7 +84,11 @@ class AiSdk:
         stream_id = await self._newest(chat_id)
         if stream_id is not None:
             with self._subscribe.holding(stream_id, AI_SDK_REPLAY) as tail:
-                await self._bounded(asyncio.shield(tail.ready))
+                try:
+                    async with asyncio.timeout(self._settings.redis_wait_seconds):
+                        await asyncio.shield(tail.ready)
+                except TimeoutError:
+                    raise await self._streams.why_not_read(stream_id) from None
                 if tail.exists and (tail.ended is None or ended):
                     await self._subscribe.follow(
                         stream_id, None, AI_SDK_REPLAY, scope, send, headers=_headers(stream_id)
@@ -124,29 +125,24 @@ class AiSdk:
         return status
 
     async def _newest(self, chat_id: str) -> str | None:
-        """The chat's newest stream, whatever has become of it."""
+        """The chat's newest stream, whatever has become of it. What is no stream's id counts as none."""
         found = await self._redis("GET", self._key(chat_id))
-        return None if found is None else found.decode()
+        stream_id = found if isinstance(found, bytes) else b""
+        return stream_id.decode() if stream_id.isascii() and is_stream_id(stream_id.decode()) else None
 
     @staticmethod
     def _key(chat_id: str) -> bytes:
         return chat_key(ANONYMOUS, chat_id)
 
     async def _redis(self, *command: bytes | str | int) -> Any:
-        """Raises Problem 503."""
-        try:
-            return await self._bounded(self._commands.execute(*command))
-        except RedisRefused as error:
-            raise (full() if error.code == "OOM" else away()) from None
-        except Disconnected:
-            raise away() from None
-
-    async def _bounded(self, call: Awaitable[T]) -> T:
+        """Raises Problem 503. None where the key is of another type than the command's."""
         try:
             async with asyncio.timeout(self._settings.redis_wait_seconds):
-                return await call
-        except TimeoutError:
-            raise away() from None
+                return await self._commands.execute(*command)
+        except (TimeoutError, Disconnected, RedisRefused) as error:
+            if isinstance(error, RedisRefused) and error.code == "WRONGTYPE":
+                return None
+            raise no_log(error) from None
 
 
 def _checked_chat_id(chat_id: Any) -> str:

@@ -21,6 +21,7 @@ import orjson
 
 from gateway.faces import GAP, Encoder, SseFace, encode, without_tombstone
 from shared import events
+from shared.deltas import NESTED_MAX, too_deep
 from shared.events import Accepted, Event
 from shared.ids import BEGINNING
 from shared.lifecycle import base_of
@@ -102,12 +103,13 @@ class _Encoder(Encoder):
         """Of a stream whose next attempt may keep some: the deltas so far. The log's own bounds hold for it."""
 
     def token(self, event_id: bytes, value: bytes) -> bytes:
+        text = orjson.dumps(value.decode())
         if self._said is not None:
             self._said.append(Event(BEGINNING, events.TOKEN, value))  # whose id does not matter any more
         if self._text_delta:
-            return self._text_delta % orjson.dumps(value.decode())
+            return self._text_delta % text
         opening = self._open("text")  # which sets the other
-        return opening + self._text_delta % orjson.dumps(value.decode())
+        return opening + self._text_delta % text
 
     def other(self, event: Event) -> bytes:
         _, field, value = without_tombstone(event)
@@ -128,6 +130,19 @@ class _Encoder(Encoder):
             return self._ended(field, orjson.loads(value))
         return b""
 
+    def give_up(self, failed: Event) -> bytes:
+        try:
+            return self.other(failed)
+        except Exception:  # the open parts are what cannot be shown: the end without them
+            told = orjson.loads(failed.value)
+            return b"".join(
+                (
+                    _chunk({"type": "error", "errorText": told["message"]}),
+                    _chunk({"type": "finish", "finishReason": "error"}),
+                    _DONE,
+                )
+            )
+
     # --- the attempts
 
     def _accepted(self, accepted: Accepted) -> bytes:
@@ -135,8 +150,8 @@ class _Encoder(Encoder):
             self._said = []
         message_id = accepted.facade.get("message") or message_id_of(self._stream_id)
         start = {"type": "start", "messageId": message_id, "messageMetadata": {"streamId": self._stream_id}}
-        before = accepted.facade.get("before", ()) if self._replay else ()
-        return b"".join(_chunk(part) for part in (start, *before))
+        before = accepted.facade.get("before") if self._replay else None
+        return b"".join(_chunk(part) for part in (start, *(before if isinstance(before, list) else ())))
 
     def _restarted(self, base: int) -> bytes:
         said = self._said or []
@@ -160,8 +175,8 @@ class _Encoder(Encoder):
         finish: dict[str, Any] = {"type": "finish", "finishReason": "error"}
         if field == events.DONE:
             pieces += [self._complete(call) for call in self._calls.values()]
-            finish["finishReason"] = _FINISH_REASONS.get(told["finish_reason"], "other")
-            usage = _usage(told["usage"])
+            finish["finishReason"] = _FINISH_REASONS.get(told.get("finish_reason") or "", "other")
+            usage = _usage(told.get("usage"))
             if usage:
                 finish["messageMetadata"] = {"usage": usage}
         else:
@@ -244,6 +259,9 @@ class _Encoder(Encoder):
         except orjson.JSONDecodeError as error:
             wrong = f"the model's input for {call.name} is not complete JSON: {error}"
             return _chunk({"type": "tool-input-error", **about, "input": call.arguments, "errorText": wrong})
+        if too_deep(given):
+            wrong = f"the model's input for {call.name} is nested too deeply: {NESTED_MAX} levels are the most"
+            return _chunk({"type": "tool-input-error", **about, "input": call.arguments, "errorText": wrong})
         return _chunk({"type": "tool-input-available", **about, "input": given})
 
 
@@ -251,7 +269,7 @@ def _usage(told: Any) -> dict[str, int]:
     """The provider's usage in the AI SDK's words."""
     if not isinstance(told, dict):
         return {}
-    return {name: told[theirs] for theirs, name in _USAGE.items() if isinstance(told.get(theirs), int)}
+    return {name: told[theirs] for theirs, name in _USAGE.items() if type(told.get(theirs)) is int}
 
 
 def _chunk(part: dict[str, Any]) -> bytes:

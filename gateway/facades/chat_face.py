@@ -60,15 +60,24 @@ class ResumedChatFace(ChatFace):
 def chat_face(request: dict[str, Any], policies: Policies, include_usage: bool) -> ChatFace:
     """The face for who asked for this."""
     return ChatFace(
-        model=str(request["model"]),
-        choices=min(request.get("n") or 1, CHAT_CHOICES_MAX),
+        model=str(request.get("model") or ""),
+        choices=choices_of(request),
         include_usage=include_usage,
         tells_restarts=policies.on_interrupt != "fail",
     )
 
 
-def resumed_chat_face(accepted: Accepted) -> ChatFace:
-    """The face for who comes back, whichever API the stream came through: one that had no say about the usage gets it."""
+def choices_of(request: dict[str, Any]) -> int:
+    """How many choices were asked for."""
+    wanted = request.get("n")
+    return min(wanted, CHAT_CHOICES_MAX) if type(wanted) is int and wanted > 0 else 1
+
+
+def resumed_chat_face(accepted: Accepted | None) -> ChatFace:
+    """The face for who comes back, whichever API the stream came through: one that had no say about the usage gets it.
+    Without a request, of a log that cannot be read."""
+    if accepted is None:
+        return ResumedChatFace("")
     include_usage = accepted.facade.get("include_usage", True) if accepted.facade.get("api") == "chat" else True
     first = chat_face(accepted.request, accepted.policies, bool(include_usage))
     return ResumedChatFace(first.model, first.choices, first.include_usage, first.tells_restarts)
@@ -150,11 +159,11 @@ class ChatEncoder(Encoder):
 
     def end(self, event_id: EventId, done: dict[str, Any]) -> list[bytes]:
         """The pieces of the last bundle, the last of them `[DONE]`."""
-        provider = {name: it for name, it in done.get("provider", {}).items() if name not in self._ours}
-        choice = {**done.get("choice", {}), **_choice(0, {}, done["finish_reason"])}
+        provider = {name: it for name, it in (done.get("provider") or {}).items() if name not in self._ours}
+        choice = {**(done.get("choice") or {}), **_choice(0, {}, done.get("finish_reason"))}
         pieces = [self._chunk(b"%d-%d.1" % event_id, [choice], provider)]
         if self._face.include_usage:
-            pieces.append(self._chunk(b"%d-%d.2" % event_id, [], {**provider, "usage": done["usage"]}))
+            pieces.append(self._chunk(b"%d-%d.2" % event_id, [], {**provider, "usage": done.get("usage")}))
         return [*pieces, _sse(b"%d-%d" % event_id, _DONE)]
 
     def _delta(self, event_id: EventId, value: bytes) -> bytes:

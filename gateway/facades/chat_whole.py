@@ -6,8 +6,7 @@ from typing import Any
 
 import orjson
 
-from gateway.facades.chat_face import completion_id
-from gateway.requests import CHAT_CHOICES_MAX
+from gateway.facades.chat_face import choices_of, completion_id
 from shared import events
 from shared.ids import created_at
 from shared.lifecycle import History
@@ -22,8 +21,8 @@ def completion(stream_id: str, history: History) -> dict[str, Any]:
     assert history.accepted is not None
     assert history.terminal is not None
     done, request = history.terminal, history.accepted.request
-    provider = done.get("provider", {})
-    choices = {index: _Choice(index) for index in range(min(request.get("n") or 1, CHAT_CHOICES_MAX))}
+    provider = done.get("provider") or {}
+    choices = {index: _Choice(index) for index in range(choices_of(request))}
     first = choices[0]
     for field, value in history.items:
         if field == events.TOKEN:
@@ -32,16 +31,16 @@ def completion(stream_id: str, history: History) -> dict[str, Any]:
             entry = orjson.loads(value)
             index = entry.get("index") or 0
             choices.setdefault(index, _Choice(index)).add(entry)
-    first.finish_reason = done["finish_reason"]
-    first.more = done.get("choice", {})
+    first.finish_reason = done.get("finish_reason")
+    first.more = done.get("choice") or {}
     return {
         **provider,
         "id": completion_id(stream_id),
         "object": "chat.completion",
         "created": int(created_at(stream_id)),
-        "model": provider.get("model") or request["model"],
+        "model": provider.get("model") or request.get("model") or "",
         "choices": [choices[index].whole() for index in sorted(choices)],
-        "usage": done["usage"],
+        "usage": done.get("usage"),
     }
 
 

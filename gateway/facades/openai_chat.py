@@ -24,6 +24,7 @@ from gateway.problems import Problem, not_found
 from gateway.requests import ChatRequest, check_chat, check_idempotency_key, parse_body
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
+from shared.errors import Unreadable
 from shared.events import DONE
 from shared.ids import EventId, is_stream_id
 from shared.lifecycle import History
@@ -82,7 +83,10 @@ class ChatCompletions:
         if not is_stream_id(stream_id):
             raise not_found()
         cursor, pieces = chat_cursor(last_event_id(scope, query_of(scope)))
-        face = resumed_chat_face(await self._streams.accepted(stream_id))
+        try:
+            face = resumed_chat_face(await self._streams.accepted(stream_id))
+        except Unreadable:
+            face = resumed_chat_face(None)
         Connection.add_headers(send, [(_STREAM_ID, stream_id.encode())])
         if cursor is not None and pieces:
             await (await self._rest_of_the_end(stream_id, face, cursor, pieces))(scope, receive, send)

@@ -29,6 +29,7 @@ _STATUSES = {
     "queue_timeout": 503,
     "worker_lost": 502,
     "attempts_exhausted": 502,
+    "unreadable": 424,  # a status that no SDK tries again by itself: it would find the same
 }
 """Of failures for which the provider gave no status."""
 

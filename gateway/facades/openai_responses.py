@@ -27,10 +27,14 @@ from gateway.facades.responses_request import Asked, asked
 from gateway.faces import encode
 from gateway.problems import Problem
 from gateway.requests import check_chat, check_idempotency_key, parse_body
+from gateway.ring import broken_off
+from gateway.runs import checked
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
-from shared.events import FAILED, Event, events_of
+from shared.errors import Unreadable
+from shared.events import FAILED, Event
 from shared.ids import BEGINNING, EventId, is_stream_id
+from shared.lifecycle import Order
 from shared.log import READ_ENTRIES_MAX
 from shared.settings import Settings
 
@@ -162,7 +166,7 @@ class Responses:
         give_up_at = asyncio.get_running_loop().time() + _AHEAD_SECONDS_MAX
         while True:
             async for event in self._events(stream_id, cursor):
-                told, cursor = encode(encoder, event), event.id
+                told, cursor = _said_of(encoder, event), event.id
                 more = encoder.next_number - 1 - number
                 if more >= 0:
                     pieces = told.split(b"\n\n")[:-1]  # JSON has no line feed of its own
@@ -182,11 +186,14 @@ class Responses:
 
     async def _events(self, stream_id: str, after: EventId = BEGINNING) -> AsyncIterator[Event]:
         """What the log holds now, after an id."""
+        order = Order(BEGINNING if after == BEGINNING else None)
         while True:
             entries = await self._streams.read(stream_id, after)
-            for entry in entries:
-                for event in events_of(entry):
+            for part in checked(entries, order):
+                for event in part.events:
                     yield event
+                if part.unreadable:
+                    return
             if len(entries) < READ_ENTRIES_MAX:
                 return
             after = entries[-1].id
@@ -197,7 +204,7 @@ class Responses:
         async for event in self._events(stream_id):
             if event.field == FAILED and not encoder.ended:
                 failed = orjson.loads(event.value)
-            encode(encoder, event)
+            _said_of(encoder, event)
         if not encoder.exists:
             raise self._streams.missing(stream_id)
         return encoder, failed
@@ -222,13 +229,15 @@ class Responses:
             accepted = await self._streams.accepted(stream_id)
         except Problem as problem:
             raise gone if problem.status in (404, 410) else problem from None
+        except Unreadable:
+            raise gone from None
         response = encoder.snapshot()
         if not encoder.ended:
             what = "must be a response that has ended: wait for it, or cancel it"
             raise Problem(400, f"previous_response_id {what}", param="previous_response_id")
         if not response["store"]:
             raise gone
-        asked_before = accepted.request["messages"][1 if accepted.facade.get("instructions") else 0 :]
+        asked_before = (accepted.request.get("messages") or [])[1 if accepted.facade.get("instructions") else 0 :]
         # Of an answer that was cut off, a call may be half of one.
         stands = [one for one in response["output"] if one["type"] == "message" or response["status"] == "completed"]
         messages = [*asked_before, *messages_of(stands, "previous_response_id")]
@@ -238,6 +247,16 @@ class Responses:
             )
             raise Problem(400, f"{bound}; begin a new one with a shorter input", param="previous_response_id")
         return messages
+
+
+def _said_of(encoder: ResponsesEncoder, event: Event) -> bytes:
+    """What an event of the log becomes; the end, where it cannot be shown."""
+    if encoder.ended:
+        return b""
+    try:
+        return encode(encoder, event)
+    except Exception:
+        return broken_off(RESPONSES, encoder, event)
 
 
 def _of(response_id: str, handler: _OfOne) -> ASGI:

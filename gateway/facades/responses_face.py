@@ -97,22 +97,25 @@ class ResponsesEncoder(Encoder):
         head = self._head
         if head is None:
             return self._speak(TEXT, value.decode())
+        text = value.decode()
         self._pieces.append(value)
         number = self.next_number
         self.next_number = number + 1
         if not number % _PIECES_MAX:
             self._pieces = [b"".join(self._pieces)]
         # An f-string and json's own C function: a fifth less than orjson and a format of bytes, for so long a line.
-        return f'{head}{encode_basestring_ascii(value.decode())},"sequence_number":{number}}}\n\n'.encode()
+        return f'{head}{encode_basestring_ascii(text)},"sequence_number":{number}}}\n\n'.encode()
 
     def other(self, event: Event) -> bytes:
         _, field, value = without_tombstone(event)
-        if self.ended or not (self._response or field == events.ACCEPTED):
+        if self.ended or not (self._response or field in (events.ACCEPTED, events.FAILED)):
             return b""  # the first terminal event is the last that counts
         if field == events.DELTA:
             return self._delta(orjson.loads(value))
         if field == events.ACCEPTED:
             return self._accepted(Accepted.load(value))
+        if field == events.FAILED and not self._response:
+            self._response = described(self._stream_id, None)  # what was asked for cannot be read
         told = orjson.loads(value)
         if field == events.STARTED:
             self._response |= {"status": "in_progress", "model": told["model"]}
@@ -123,6 +126,14 @@ class ResponsesEncoder(Encoder):
             message = f"the events from {told['requested']} to before {told['first_available']} are gone"
             return self._event("error", code="events_missing", message=message, param=None)
         return self._end(field, told)
+
+    def give_up(self, failed: Event) -> bytes:
+        try:
+            return self.other(failed)
+        except Exception:  # the open items are what cannot be shown: the end without them
+            self._item, self._part, self._head, self._calls, self._done = None, None, None, [], {}
+            self._response = described(self._stream_id, None)
+            return self.other(failed)
 
     def snapshot(self) -> dict[str, Any]:
         """The response as it is by now, with what has been said of the items that are open."""
@@ -153,14 +164,13 @@ class ResponsesEncoder(Encoder):
         return dropped + self._event("response.in_progress", response=self._response)
 
     def _end(self, field: bytes, told: dict[str, Any]) -> bytes:
-        self.ended = True
         response, error = self._response, b""
         if field == events.DONE:
-            cut_off = _CUT_OFF.get(told["finish_reason"])
-            response["usage"] = usage_of(told["usage"])
+            cut_off = _CUT_OFF.get(told.get("finish_reason") or "")
+            response["usage"] = usage_of(told.get("usage"))
             if cut_off is None:
                 kind = status = "completed"
-                response["completed_at"] = int(told["time"])
+                response["completed_at"] = None if told.get("time") is None else int(told["time"])
             else:
                 kind = status = "incomplete"
                 response["incomplete_details"] = {"reason": cut_off}
@@ -174,7 +184,9 @@ class ResponsesEncoder(Encoder):
         if status == "failed":
             failed = response["error"]
             error = self._event("error", code=failed["type"], message=failed["message"], param=None)
-        return closed + error + self._event(f"response.{kind}", response=response)
+        last = self._event(f"response.{kind}", response=response)
+        self.ended = True
+        return closed + error + last
 
     # --- what is said
 
@@ -331,8 +343,8 @@ class ResponsesEncoder(Encoder):
 
     def _event(self, kind: str, **told: Any) -> bytes:
         number = self.next_number
-        self.next_number = number + 1
         data = orjson.dumps({"type": kind, **told, "sequence_number": number})
+        self.next_number = number + 1
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
 
 
@@ -361,6 +373,7 @@ class _Call:
 
 def _logprob(told: dict[str, Any]) -> dict[str, Any]:
     """A token's log probability; providers leave out what the type requires."""
-    top = [one for one in told.get("top_logprobs") or () if isinstance(one, dict)]
+    listed = told.get("top_logprobs")
+    top = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     one = {"token": told.get("token") or "", "logprob": told.get("logprob") or 0.0, "bytes": told.get("bytes") or []}
     return {**one, "top_logprobs": [{**_logprob(other)} for other in top]}

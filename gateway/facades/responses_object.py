@@ -15,13 +15,16 @@ _SAME_NAME = ("prompt_cache_key", "safety_identifier", "service_tier", "top_logp
 PREFIX = "resp_"
 """What stands before the stream's id in a response's."""
 
+_COUNT_MAX = 1 << 53
 _INVALID = frozenset({"content_filtered", "provider_refused"})
 
 
-def described(stream_id: str, accepted: Accepted) -> dict[str, Any]:
-    """The object as it is when the request has been accepted."""
-    request, facade = accepted.request, accepted.facade
-    instructions = request["messages"][0]["content"] if facade.get("instructions") else None
+def described(stream_id: str, accepted: Accepted | None) -> dict[str, Any]:
+    """The object as it is when the request has been accepted; without it, of a log that cannot be read."""
+    request, facade, metadata = (
+        ({}, {}, {}) if accepted is None else (accepted.request, accepted.facade, accepted.metadata)
+    )
+    instructions = _instructions(request) if facade.get("instructions") else None
     background = bool(facade.get("background"))
     return {
         "id": PREFIX + stream_id,
@@ -33,7 +36,7 @@ def described(stream_id: str, accepted: Accepted) -> dict[str, Any]:
         "incomplete_details": None,
         "instructions": instructions,
         "max_output_tokens": request.get("max_completion_tokens") or request.get("max_tokens"),
-        "metadata": accepted.metadata,
+        "metadata": metadata,
         "model": request.get("model"),
         "output": [],
         "parallel_tool_calls": request.get("parallel_tool_calls") is not False,
@@ -51,22 +54,33 @@ def described(stream_id: str, accepted: Accepted) -> dict[str, Any]:
     }
 
 
-def usage_of(chat: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A provider's usage under the names of the Responses API."""
-    if chat is None:
+def usage_of(chat: Any) -> dict[str, Any] | None:
+    """A provider's usage under the names of the Responses API. What is no count there counts as 0."""
+    if not isinstance(chat, dict):
         return None
-    asked, answered = chat.get("prompt_tokens") or 0, chat.get("completion_tokens") or 0
-    of_prompt, of_answer = chat.get("prompt_tokens_details") or {}, chat.get("completion_tokens_details") or {}
+    asked, answered = _count(chat, "prompt_tokens"), _count(chat, "completion_tokens")
+    of_prompt, of_answer = chat.get("prompt_tokens_details"), chat.get("completion_tokens_details")
     return {
         "input_tokens": asked,
         "input_tokens_details": {
-            "cached_tokens": of_prompt.get("cached_tokens") or 0,
-            "cache_write_tokens": of_prompt.get("cache_write_tokens") or 0,
+            "cached_tokens": _count(of_prompt, "cached_tokens"),
+            "cache_write_tokens": _count(of_prompt, "cache_write_tokens"),
         },
         "output_tokens": answered,
-        "output_tokens_details": {"reasoning_tokens": of_answer.get("reasoning_tokens") or 0},
-        "total_tokens": chat.get("total_tokens") or asked + answered,
+        "output_tokens_details": {"reasoning_tokens": _count(of_answer, "reasoning_tokens")},
+        "total_tokens": _count(chat, "total_tokens") or asked + answered,
     }
+
+
+def _count(usage: Any, name: str) -> int:
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if type(count) is int and 0 <= count <= _COUNT_MAX else 0
+
+
+def _instructions(request: dict[str, Any]) -> Any:
+    messages = request.get("messages")
+    first = messages[0] if isinstance(messages, list) and messages else None
+    return first.get("content") if isinstance(first, dict) else None
 
 
 def error_of(failed: dict[str, Any]) -> dict[str, Any]:

@@ -212,7 +212,8 @@ class WebSockets:
             cursor, at_tail = place_of(scope)
             async with self._subscribe.ready(stream_id, FACE, cursor) as tail:
                 await send({"type": "websocket.accept"})
-                if cursor is not None and tail.ended is not None and cursor >= tail.ended:
+                end = tail.end_for(FACE)
+                if cursor is not None and end is not None and cursor >= end:
                     connection.end(_ENDED, "")
                     return
                 reader = self._subscribe.reader(tail, FACE, _Frames(connection), cursor, at_tail=at_tail)

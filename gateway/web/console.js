@@ -39,13 +39,13 @@ function showNumbers(now) {
   const gateways = now.processes.filter((one) => one.kind === "gateway" && !one.silent);
   const readersMax = gateways.reduce((sum, one) => sum + one.readers_max, 0);
   const waiting = streams.waiting ? `${count(streams.waiting)} waiting, ${duration(streams.oldest_waiting_seconds)} the oldest` : "none waiting";
-  tiles.show("Streams running", count(streams.running), redis.up ? waiting : "not known: Redis is away");
+  tiles.show("Streams running", count(streams.running), redis.up ? waiting : redis.refusal ?? "not known: Redis is away");
   tiles.show("Readers", count(now.readers), `of ${count(readersMax)} possible`);
   tiles.show("Tokens/s generated", rate(per.tokens_generated), `${count(now.totals.tokens_generated)} so far`);
   tiles.show("Tokens/s delivered", rate(per.tokens_delivered), `${count(now.totals.resumes)} resumes so far`);
   const toSocket = lag.append_to_socket;
   tiles.show("Append to socket", ms(toSocket?.p50_ms), toSocket ? `99 % within ${ms(toSocket.p99_ms)}` : "known as streams end");
-  tiles.show("Redis", redis.up ? bytes(redis.memory_bytes) : "away", redis.up ? `${bytes(redis.headroom_bytes)} left` : "readers wait, nothing is lost");
+  tiles.show("Redis", redis.up ? bytes(redis.memory_bytes) : redis.refusal ? "refused" : "away", redis.up ? `${bytes(redis.headroom_bytes)} left` : redis.refusal ?? "readers wait, nothing is lost");
   charts.tokens.add(now.time, [per.tokens_generated ?? 0, per.tokens_delivered ?? 0]);
   charts.streams.add(now.time, [streams.running, now.readers, streams.waiting]);
   charts.lag.add(now.time, [lag.append_to_socket?.p99_ms, lag.event_loop?.p99_ms, lag.redis?.p99_ms]);

@@ -6,8 +6,12 @@ if not last then return nil end
 local field = last[2][1]
 if field == 'done' or field == 'failed' or field == 'cancelled' or field == 'deleted' then return {0, last[1]} end
 if ARGV[4] and ARGV[4] ~= last[1] then return {0, last[1]} end
-local id = string.format('%d-0', tonumber(string.match(last[1], '^(%d+)-')) + 1)
-redis.call('XADD', KEYS[1], id, ARGV[1], ARGV[2])
+local id = string.format('%d-0', math.min(tonumber(string.match(last[1], '^(%d+)-')), 9007199254740990) + 1)
+-- Refused where the last id is none of ours, and so large that nothing can follow it.
+local added = redis.pcall('XADD', KEYS[1], id, ARGV[1], ARGV[2])
+if type(added) ~= 'string' then
+  return string.find(tostring(added.err), 'equal or smaller', 1, true) and {0, last[1]} or added
+end
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 redis.call('SPUBLISH', KEYS[2], id .. ' ' .. ARGV[1] .. ' ' .. ARGV[2])
 return {1, id}

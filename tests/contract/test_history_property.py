@@ -161,7 +161,13 @@ class LogMachine(RuleBasedStateMachine):
     def finish(self, writer: WriterModel, reply_lost: bool) -> None:
         if writer.under_way is None and not writer.fenced and not writer.said_end:
             writer.said_end = True
-            self._send(writer, Entry(EventId(writer.attempt, writer.offset + 1), events.DONE, b"{}"), reply_lost)
+            self._send(
+                writer,
+                Entry(
+                    EventId(writer.attempt, writer.offset + 1), events.DONE, b'{"finish_reason":"stop","usage":null}'
+                ),
+                reply_lost,
+            )
 
     @rule(writer=writers, reply_lost=st.booleans())
     def repeat(self, writer: WriterModel, reply_lost: bool) -> None:
@@ -193,14 +199,18 @@ class LogMachine(RuleBasedStateMachine):
     @rule()
     def cancel(self) -> None:
         before = told(self.everything())
-        did = self.do(self.log.end(self.stream_id, events.CANCELLED, b"{}"))
+        did = self.do(self.log.end(self.stream_id, events.CANCELLED, b'{"by":"client"}'))
         assert did is (before[-1].field not in events.TERMINAL)
 
     @rule(seen=snapshots)
     def give_up(self, seen: list[Entry]) -> None:
         """End a stream whose worker seems to be gone, unless it has written since."""
         before = self.everything()
-        did = self.do(self.log.end(self.stream_id, events.FAILED, b"{}", only_after=seen[-1].id))
+        did = self.do(
+            self.log.end(
+                self.stream_id, events.FAILED, b'{"code":"c","message":"m","retryable":true}', only_after=seen[-1].id
+            )
+        )
         assert did is (before == seen and before[-1].field not in events.TERMINAL)
 
     @rule(target=readers)

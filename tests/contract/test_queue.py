@@ -14,6 +14,8 @@ from tests.contract.conftest import QUEUE_TTL_SECONDS, REAL_BACKENDS, Backend
 from tests.support.waiting import wait_until
 
 LONG_MILLISECONDS = 60_000
+STREAMS = tuple(f"000{number}" + "0" * 32 for number in range(5))
+STREAM, OTHER = STREAMS[:2]
 
 
 async def owner_of(backend: Backend, claim: Claim) -> bytes | None:
@@ -26,7 +28,7 @@ async def idle_milliseconds(backend: Backend, claim: Claim) -> int:
     return int(rows[0][2])
 
 
-async def one_claimed(backend: Backend, consumer: str = "ann", stream_id: str = "stream") -> Claim:
+async def one_claimed(backend: Backend, consumer: str = "ann", stream_id: str = STREAM) -> Claim:
     queue = backend.queue(consumer)
     await queue.open()
     await queue.enqueue(stream_id)
@@ -38,11 +40,11 @@ async def test_requests_are_claimed_in_order_each_by_one_worker(backend: Backend
     ann, bob = backend.queue("ann"), backend.queue("bob")
     await ann.open()
     for number in range(5):
-        await ann.enqueue(f"stream-{number}")
+        await ann.enqueue(STREAMS[number])
     hers = await ann.claim(backend.commands, 2, 1000)
     his = await bob.claim(backend.commands, 10, 1000)
-    assert [one.stream_id for one in hers] == ["stream-0", "stream-1"]
-    assert [one.stream_id for one in his] == ["stream-2", "stream-3", "stream-4"]
+    assert [one.stream_id for one in hers] == list(STREAMS[:2])
+    assert [one.stream_id for one in his] == list(STREAMS[2:])
     assert await ann.claim(backend.commands, 10, 1) == [], "an empty queue answers when the wait is over"
     assert await bob.waiting() == 5, "until they are acknowledged, they count"
 
@@ -57,16 +59,16 @@ async def test_a_claim_waits_for_a_request(backend: Backend) -> None:
         return int((await backend.client.info("clients"))["blocked_clients"]) == 1
 
     await wait_until(blocked)
-    await queue.enqueue("stream")
-    assert [one.stream_id for one in await waiting] == ["stream"]
+    await queue.enqueue(STREAM)
+    assert [one.stream_id for one in await waiting] == [STREAM]
 
 
 async def test_a_request_enqueued_before_the_first_worker_came_is_claimed(backend: Backend) -> None:
-    await backend.queue("").enqueue("stream")
+    await backend.queue("").enqueue(STREAM)
     queue = backend.queue("ann")
     await queue.open()
     await queue.open()
-    assert [one.stream_id for one in await queue.claim(backend.commands, 1, 1000)] == ["stream"]
+    assert [one.stream_id for one in await queue.claim(backend.commands, 1, 1000)] == [STREAM]
 
 
 async def test_a_lease_that_runs_out_goes_to_another_worker(backend: Backend) -> None:
@@ -99,7 +101,7 @@ async def test_a_renewed_lease_does_not_run_out(backend: Backend) -> None:
 async def test_renewing_does_not_steal_a_lost_lease_back(backend: Backend) -> None:
     lost = await one_claimed(backend)
     assert await backend.queue("bob").claim_expired(10, 0) == [lost]
-    kept = await one_claimed(backend, stream_id="another")
+    kept = await one_claimed(backend, stream_id=OTHER)
     assert await backend.queue("ann").renew([lost, kept]) == [lost.entry_id]
     assert await owner_of(backend, lost) == b"bob"
     assert await owner_of(backend, kept) == b"ann"
@@ -169,15 +171,15 @@ async def test_a_worker_that_died_and_came_back_takes_its_own_over(backend: Back
 async def test_a_full_queue_says_so_and_takes_requests_again_when_one_is_done(backend: Backend) -> None:
     queue = backend.queue("ann", requests_max=2)
     await queue.open()
-    await queue.enqueue("one")
-    await queue.enqueue("two")
+    await queue.enqueue(STREAMS[0])
+    await queue.enqueue(STREAMS[1])
     with pytest.raises(QueueFull, match="2 requests"):
-        await queue.enqueue("three")
+        await queue.enqueue(STREAMS[2])
     [claim] = await queue.claim(backend.commands, 1, 1000)
     with pytest.raises(QueueFull):
-        await queue.enqueue("three")
+        await queue.enqueue(STREAMS[2])
     await queue.acknowledge(claim)
-    await queue.enqueue("three")
+    await queue.enqueue(STREAMS[2])
     assert await queue.waiting() == 2
 
 
@@ -185,8 +187,8 @@ async def test_a_full_queue_says_so_and_takes_requests_again_when_one_is_done(ba
 async def test_a_queue_that_is_missing_is_made_anew(backend: Backend) -> None:
     queue = backend.queue("ann")
     assert await queue.claim(backend.commands, 1, 1) == []
-    await queue.enqueue("stream")
-    assert [one.stream_id for one in await queue.claim(backend.commands, 1, 1000)] == ["stream"]
+    await queue.enqueue(STREAM)
+    assert [one.stream_id for one in await queue.claim(backend.commands, 1, 1000)] == [STREAM]
 
 
 async def test_a_queue_that_was_forgotten_in_mid_work_is_made_anew(backend: Backend) -> None:
@@ -198,14 +200,14 @@ async def test_a_queue_that_was_forgotten_in_mid_work_is_made_anew(backend: Back
     assert await queue.claim_expired(10, 0) == []
     await backend.client.delete(REQUESTS)
     await queue.acknowledge(claim)
-    await queue.enqueue("stream")
+    await queue.enqueue(STREAM)
     assert await queue.claim(backend.commands, 1, 1) == []
-    assert [one.stream_id for one in await queue.claim(backend.commands, 1, 1000)] == ["stream"]
+    assert [one.stream_id for one in await queue.claim(backend.commands, 1, 1000)] == [STREAM]
 
 
 async def test_names_of_workers_that_hold_nothing_are_forgotten(backend: Backend) -> None:
     claim = await one_claimed(backend)
-    await one_claimed(backend, "bob", "another")
+    await one_claimed(backend, "bob", OTHER)
     await backend.queue("ann").acknowledge(claim)
 
     async def names() -> set[bytes]:
@@ -237,7 +239,71 @@ async def test_a_redis_that_is_full_takes_no_request(backend: Backend) -> None:
     await backend.client.config_set("maxmemory", 1)
     try:
         with pytest.raises(LogFull):
-            await queue.enqueue("stream")
+            await queue.enqueue(STREAM)
     finally:
         await backend.client.config_set("maxmemory", 0)
     assert await queue.waiting() == 0
+
+
+STRANGE: dict[str, list[bytes]] = {
+    "no UTF-8": [b"id", b"\xff\xfe\x80"],
+    "no id": [b"stream", STREAM.encode()],
+    "several fields": [b"id", STREAM.encode(), b"more", b"1"],
+    "no stream's id": [b"id", b"../../etc/passwd\r\nforged line"],
+    "empty": [b"", b""],
+    "large": [b"id", b"x" * 1_000_000],
+    "another script's digits": [b"id", ("\u0661" * 36).encode()],
+}
+
+
+@pytest.mark.parametrize("how", ["claimed", "taken over"])
+@pytest.mark.parametrize("strange", STRANGE)
+@pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)
+async def test_an_entry_that_names_no_stream_leaves_the_queue_and_holds_up_nobody(
+    backend: Backend, strange: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ann, bob = backend.queue("ann"), backend.queue("bob")
+    await ann.open()
+    await backend.commands.execute("XADD", REQUESTS, "*", *STRANGE[strange])
+    await ann.enqueue(STREAM)
+    if how == "claimed":
+        claims = await ann.claim(backend.commands, 10, 1000)
+    else:  # as by a worker that died over it
+        await backend.commands.execute("XREADGROUP", "GROUP", GROUP, "ann", "STREAMS", REQUESTS, ">")
+        await wait_until(lambda: idle_of_first(backend, 5))
+        claims = await bob.claim_expired(10, 5)
+    assert [claim.stream_id for claim in claims] == [STREAM]
+    assert await backend.commands.execute("XLEN", REQUESTS) == 1
+    assert (await backend.commands.execute("XPENDING", REQUESTS, GROUP))[0] == 1
+    (line,) = [record.getMessage() for record in caplog.records if "name no stream" in record.getMessage()]
+    assert len(line) < 500
+    assert line.isprintable(), "nobody forges a line of the log"
+
+
+async def idle_of_first(backend: Backend, milliseconds: int) -> bool:
+    rows = await backend.commands.execute("XPENDING", REQUESTS, GROUP, "-", "+", 1)
+    return bool(rows) and int(rows[0][2]) >= milliseconds
+
+
+@pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)
+async def test_an_expired_lease_is_found_behind_many_that_are_alive(backend: Backend) -> None:
+    """XAUTOCLAIM looks at ten entries for each that it may take, and no further."""
+    ann, bob = backend.queue("ann"), backend.queue("bob")
+    await ann.open()
+    for _ in range(65):
+        await ann.enqueue(STREAM)
+    claims = await ann.claim(backend.commands, 65, 1000)
+    await ann.hand_back(claims[-1:], LONG_MILLISECONDS)
+    assert await bob.claim_expired(1, LONG_MILLISECONDS // 2) == claims[-1:]
+    assert await bob.claim_expired(1, LONG_MILLISECONDS // 2) == []
+    await ann.hand_back(claims[:1], LONG_MILLISECONDS)
+    assert await bob.claim_expired(1, LONG_MILLISECONDS // 2) == claims[:1]
+
+
+@pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)
+async def test_an_entry_that_was_deleted_while_it_was_claimed_is_passed_over(backend: Backend) -> None:
+    claim = await one_claimed(backend)
+    await backend.commands.execute("XDEL", REQUESTS, claim.entry_id)
+    await wait_until(lambda: idle_of_first(backend, 5))
+    assert await backend.queue("bob").claim_expired(10, 5) == []
+    assert (await backend.commands.execute("XPENDING", REQUESTS, GROUP))[0] == 0

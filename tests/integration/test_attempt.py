@@ -14,6 +14,7 @@ from producer.provider import Finish, Hearer, Unavailable
 from shared import events
 from shared.events import Accepted, Entry, Policies
 from shared.ids import ACCEPTED, new_stream_id
+from shared.keys import log_key
 from shared.lifecycle import fold
 from shared.log import EventLog
 from shared.queue import Claim
@@ -37,7 +38,7 @@ class ScriptedProvider:
         self.calls = 0
 
     def model_of(self, request: dict[str, Any]) -> str:
-        return "scripted"
+        return str(request.get("model") or "scripted")
 
     async def generate(self, request: dict[str, Any], partial: str, hearer: Hearer) -> Finish:
         self.calls += 1
@@ -97,3 +98,81 @@ async def test_a_provider_that_ends_as_it_is_stopped_leaves_no_hole(log: EventLo
     assert (history.status, history.attempt, provider.calls) == ("completed", 2, 2)
     kept = [WORDS[0]] if on_interrupt == "continue" else []
     assert history.text == "".join([*kept, *WORDS])
+
+
+_ACCEPTED = Accepted({"model": "m", "messages": []}, Policies(None, "restart"), 0.0, "anonymous", {}).stored()
+_STARTED = b'{"attempt":1,"model":"m","worker":"w","time":1.0}'
+UNREADABLE_LOGS: dict[str, list[tuple[str, bytes, bytes]]] = {
+    "no JSON": [("0-1", b"accepted", b"{")],
+    "no UTF-8 where JSON is": [("0-1", b"accepted", b"\xff\xfe")],
+    "a list where an object is": [("0-1", b"accepted", b"[]")],
+    "without what must be there": [("0-1", b"accepted", b"{}")],
+    "a request that is a text": [("0-1", b"accepted", _ACCEPTED.replace(b'{"model":"m","messages":[]}', b'"hello"'))],
+    "no request at all": [("1-1", b"t", b"hello")],
+    "a field that there is not": [("0-1", b"accepted", _ACCEPTED), ("1-0", b"stranger", b"")],
+    "an attempt that nobody began": [("0-1", b"accepted", _ACCEPTED), ("7-5", b"t", b"hello")],
+    "an attempt that began with nothing": [("0-1", b"accepted", _ACCEPTED), ("1-0", b"started", b"")],
+    "a batch that is none": [("0-1", b"accepted", _ACCEPTED), ("1-0", b"started", _STARTED), ("1-2", b"b", b'"ab"x')],
+    "a text that is none": [("0-1", b"accepted", _ACCEPTED), ("1-0", b"started", _STARTED), ("1-1", b"t", b"\xff")],
+    "ids at their end": [
+        ("0-1", b"accepted", _ACCEPTED),
+        ("18446744073709551615-18446744073709551615", b"started", _STARTED),
+    ],
+    "ids beyond what a script can count": [
+        ("0-1", b"accepted", _ACCEPTED),
+        ("9007199254740993-0", b"started", _STARTED),
+    ],
+}
+
+
+@pytest.mark.parametrize("garbage", UNREADABLE_LOGS)
+async def test_a_log_that_cannot_be_read_ends_as_failed_once(
+    log: EventLog, garbage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream_id = new_stream_id()
+    commands = log._commands
+    for entry_id, field, value in UNREADABLE_LOGS[garbage]:
+        await commands.execute("XADD", log_key(stream_id), entry_id, field, value)
+    await commands.execute("EXPIRE", log_key(stream_id), 60)
+    provider = ScriptedProvider()
+    for _ in range(2):  # a second worker, should the first die before it acknowledges
+        assert await run_of(log, stream_id, provider).run(), "the request is done with"
+    assert provider.calls == 0
+    newest = await commands.execute("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", 2)
+    if not garbage.startswith("ids"):  # nothing can be written behind these
+        assert newest[0][1][0] == b"failed"
+        assert b'"code":"unreadable"' in newest[0][1][1]
+        assert newest[1][1][0] != b"failed", "once"
+    assert not any(record.exc_info for record in caplog.records), "said in a line, without a trace"
+
+
+@pytest.mark.parametrize("when", ["before", "in mid-answer"])
+async def test_a_log_of_the_wrong_type_is_given_up_once(
+    log: EventLog, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    commands, provider = log._commands, ScriptedProvider()
+    stream_id = await accepted(log, "restart")
+    if when == "before":
+        await commands.execute("SET", log_key(stream_id), "something else", "EX", 60)
+        assert await run_of(log, stream_id, provider).run()
+    else:
+        running = asyncio.create_task(run_of(log, stream_id, provider).run())
+        await wait_until(lambda: provider.calls == 1)
+        await commands.execute("SET", log_key(stream_id), "something else", "EX", 60)
+        provider.cue.set()
+        assert await running
+    assert await commands.execute("GET", log_key(stream_id)) == b"something else", "it is not ours"
+    (line,) = [record.getMessage() for record in caplog.records if "unreadable" in record.getMessage()]
+    assert "none can be written" in line
+    assert not any(record.exc_info for record in caplog.records)
+
+
+def run_of(log: EventLog, stream_id: str, provider: ScriptedProvider) -> Run:
+    return Run(
+        Claim(b"1-1", stream_id),
+        log=log,
+        deliveries=Deliveries(log._commands),
+        provider=provider,
+        settings=Settings(provider_backoff_seconds=0.01),
+        worker="test",
+    )

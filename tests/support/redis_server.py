@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -58,11 +58,18 @@ class RedisServer:
     """One server on one address, which it keeps over restarts: a unix socket, or with `tcp` a port of 127.0.0.1.
 
     With `durable` every write is in the append-only file before it is answered, so that nothing acknowledged is lost.
-    Ends only the process that it started.
+    `arguments` are more of its command line. Ends only the process that it started.
     """
 
     def __init__(
-        self, kind: Kind = "valkey", *, tcp: bool = False, durable: bool = False, password: str = "", port: int = 0
+        self,
+        kind: Kind = "valkey",
+        *,
+        tcp: bool = False,
+        durable: bool = False,
+        password: str = "",
+        port: int = 0,
+        arguments: Sequence[str] = (),
     ) -> None:
         binary = binary_of(kind)
         if binary is None:
@@ -80,12 +87,18 @@ class RedisServer:
             *(("--unixsocket", self._socket) if self._socket else ()),
             *("--appendonly", "yes" if durable else "no", "--appendfsync", "always"),
             *(("--requirepass", password) if password else ()),
+            *arguments,
         ]
 
     @property
     def url(self) -> str:
         login = f":{quote(self.password, safe='')}@" if self.password else ""
         return f"unix://{login}{self._socket}" if self._socket else f"redis://{login}127.0.0.1:{self.port}/0"
+
+    def url_of(self, user: str, password: str) -> str:
+        """The address with the login of one of its users."""
+        scheme, _, rest = self.url.partition("://")
+        return f"{scheme}://{user}:{password}@{rest.rpartition('@')[2]}"
 
     @property
     def pid(self) -> int:

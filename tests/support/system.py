@@ -33,7 +33,7 @@ from shared.keys import live_channel, log_key
 from shared.settings import described
 from shared.sse import Decoder, Message
 from tests.support.left_in_redis import keys_without_expiry
-from tests.support.redis_server import RedisServer, binary_of
+from tests.support.redis_server import Kind, RedisServer, binary_of
 from tests.support.waiting import wait_until
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -265,7 +265,7 @@ def answer_of(*connections: Iterable[Message]) -> Answer:
 class System:
     """Redis, gateways and workers of its own.
 
-    `tcp` and `durable` are as in RedisServer. `redis` is one that the caller runs. `settings` are named as in shared.settings, and go
+    `tcp` and `durable` are as in RedisServer; `redis` is one that is not started yet. `settings` are named as in shared.settings, and go
     to all processes, `gateway_settings` and `worker_settings` to these. `environment` is what
     else all processes find in theirs.
     """
@@ -281,10 +281,12 @@ class System:
         environment: Mapping[str, str] | None = None,
         tcp: bool = False,
         durable: bool = False,
+        redis: RedisServer | None = None,
     ) -> None:
         self._environment = environment
         self._directory = Path(tempfile.mkdtemp(prefix="midstream-system-"))
-        self.redis = RedisServer("redis" if binary_of("redis") else "valkey", tcp=tcp, durable=durable)
+        kind: Kind = "redis" if binary_of("redis") else "valkey"
+        self.redis = redis or RedisServer(kind, tcp=tcp, durable=durable)
         common = {"redis_url": self.redis.url, **(settings or {})}
         self.gateways = [
             self._process("gateway", index, {**common, "port": 0, **(gateway_settings or {})})

@@ -192,7 +192,9 @@ PIECES = st.lists(
             st.text(max_size=3),
             st.integers(0, 2),
         ),
-        st.builds(lambda text: {"delta": {"content": text}, "logprobs": {"content": [text]}}, st.text(max_size=3)),
+        st.builds(
+            lambda text: {"delta": {"content": text}, "logprobs": {"content": [{"token": text}]}}, st.text(max_size=3)
+        ),
     ),
     max_size=12,
 )
@@ -215,7 +217,7 @@ def test_nothing_of_the_pieces_is_lost_and_nothing_is_added(pieces: list[Any]) -
     """Against a plain reading of the same pieces, field by field."""
     choices = {one["index"]: one for one in whole_of(pieces)["choices"]}
     texts = {0: "", 1: ""}
-    reasoning, calls, logprobs = "", dict[int, str](), list[str]()
+    reasoning, calls, logprobs = "", dict[int, str](), list[dict[str, str]]()
     for piece in pieces:
         delta: dict[str, Any] = {"content": piece} if isinstance(piece, str) else piece["delta"]
         texts[0 if isinstance(piece, str) else piece.get("index", 0)] += delta.get("content", "")

@@ -12,6 +12,7 @@ import pytest
 from midstream import cli
 from producer.attempt import Run
 from producer.provider import ProviderError, Refused
+from shared.events import UNREADABLE_CODE
 from shared.metrics import FAILURE_CODES, defined
 from shared.settings import described
 
@@ -90,7 +91,7 @@ def texts(node: ast.expr) -> Iterator[str]:
 
 def failure_codes() -> set[str]:
     """Every failure code in the code: given as `code`, to `_fail`, or as the first of a `code, message` pair."""
-    found = {ProviderError.code, Refused.code}
+    found = {ProviderError.code, Refused.code, UNREADABLE_CODE}
     for source in [*_ROOT.glob("producer/*.py"), *_ROOT.glob("gateway/*.py")]:
         for node in ast.walk(ast.parse(source.read_text())):
             if isinstance(node, ast.Call):

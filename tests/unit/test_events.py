@@ -17,7 +17,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(encodable, inner, max_size=3),
     max_leaves=8,
 )
-deltas = st.dictionaries(encodable, json_values).map(orjson.dumps)
+deltas = st.dictionaries(encodable, json_values).map(lambda delta: orjson.dumps({"delta": delta}))
 
 
 @given(st.lists(encodable | deltas, min_size=1, max_size=20), st.integers(1, 9), st.integers(0, 10**9))
@@ -38,9 +38,17 @@ def test_one_item_is_stored_bare() -> None:
     assert encode_items(["a", b'{"delta":{}}', ""]) == (b"b", b'["a",{"delta":{}},""]')
 
 
-@pytest.mark.parametrize("field", [events.ACCEPTED, events.STARTED, events.DONE, events.DELETED])
-def test_an_entry_that_is_not_a_batch_is_one_event(field: bytes) -> None:
-    assert events_of(Entry(EventId(1, 2), field, b"{}")) == [(EventId(1, 2), field, b"{}")]
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (events.ACCEPTED, Accepted({}, Policies(), 1.0, "p", {}).stored()),
+        (events.STARTED, b'{"attempt":1,"model":"m","worker":"w","time":2.0}'),
+        (events.DONE, b'{"finish_reason":"stop","usage":null,"time":3.0}'),
+        (events.DELETED, b""),
+    ],
+)
+def test_an_entry_that_is_not_a_batch_is_one_event(field: bytes, value: bytes) -> None:
+    assert events_of(Entry(EventId(1, 2), field, value)) == [(EventId(1, 2), field, value)]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,9 @@ class Log:
         return [event for event in self.listed if event.id > cursor]
 
 
+_ACCEPTED = Event(EventId(0, 1), events.ACCEPTED, b"{}")
+
+
 def _token(offset: int) -> Event:
     return Event(EventId(1, offset), events.TOKEN, b"x")
 
@@ -65,7 +68,10 @@ async def test_what_was_read_ahead_of_its_push_is_encoded_once() -> None:
     tail.reach(EventId(1, 2))
     ring = tail.open_ring(face)
     assert ring in tail.unprimed
-    log.listed = [_token(offset) for offset in range(1, 5)]  # 1-3 and 1-4 are in the log, their pushes are on the way
+    log.listed = [
+        _ACCEPTED,
+        *(_token(offset) for offset in range(1, 5)),
+    ]  # 1-3 and 1-4 are in the log, their pushes are on the way
     reader = cast(Reader, SimpleNamespace(tail=tail, ring=ring, cursor=BEGINNING))
     pushed = asyncio.Event()
 
@@ -76,14 +82,14 @@ async def test_what_was_read_ahead_of_its_push_is_encoded_once() -> None:
 
     history = history_of(reader, cast(Any, log), next_news)
     encoder = face.made[-1]
-    assert await history.next() == b"1-11-21-31-4"
+    assert await history.next() == b"0-11-11-21-31-4"
     assert not history.arrive()  # the ring would be given 1-3 and 1-4 once more
     assert await history.next() == b""
     assert (pushed.is_set(), log.reads) == (True, 1)
     assert history.arrive()
     assert (ring.encoder, ring.base, ring in tail.rings) == (encoder, EventId(1, 4), True)
     ring.append(_token(5))
-    assert encoder.given == [b"1-1", b"1-2", b"1-3", b"1-4", b"1-5"]
+    assert encoder.given == [b"0-1", b"1-1", b"1-2", b"1-3", b"1-4", b"1-5"]
 
 
 async def test_a_push_that_never_comes_is_looked_for_in_the_log() -> None:
@@ -92,17 +98,17 @@ async def test_a_push_that_never_comes_is_looked_for_in_the_log() -> None:
     tail.ready.set_result(None)
     tail.reach(EventId(1, 1))
     ring = tail.open_ring(face)
-    log.listed = [_token(1), _token(2)]
+    log.listed = [_ACCEPTED, _token(1), _token(2)]
     reader = cast(Reader, SimpleNamespace(tail=tail, ring=ring, cursor=BEGINNING))
 
     async def silence(_: Tail) -> None:
         await asyncio.Event().wait()
 
     history = history_of(reader, cast(Pages, log), silence)
-    assert await history.next() == b"1-11-2"
+    assert await history.next() == b"0-11-11-2"
     async with asyncio.timeout(5):
         assert await history.next() == b""
     assert not history.arrive()
     tail.reach(EventId(1, 2))  # the sweep found it
     assert history.arrive()
-    assert face.made[-1].given == [b"1-1", b"1-2"]
+    assert face.made[-1].given == [b"0-1", b"1-1", b"1-2"]

@@ -15,11 +15,13 @@ from gateway.ring import Ring
 from gateway.runs import Run, run_of_batch, runs
 from gateway.text import TEXT
 from shared import events
-from shared.events import Entry, Event
+from shared.events import Accepted, Entry, Event, Policies
 from shared.ids import BEGINNING, EventId, new_stream_id
 from shared.log import RawEntry
 
 STREAM_ID = new_stream_id()
+_ACCEPTED = Accepted({"model": "m"}, Policies(), 1.0, "p", {}).stored()
+_STARTED = b'{"attempt":1,"model":"m","time":1.0,"base":0,"reason":"r"}'
 _TEXTS = [
     "a",
     " word",
@@ -42,10 +44,10 @@ _TEXTS = [
 
 def _log(seed: int) -> list[RawEntry]:
     choose = random.Random(seed)
-    raw: list[RawEntry] = [(b"0-1", (events.ACCEPTED, b"{}"))]
+    raw: list[RawEntry] = [(b"0-1", (events.ACCEPTED, _ACCEPTED))]
     for attempt in range(1, choose.randint(2, 4)):
         field = events.STARTED if attempt == 1 else events.RESTARTED
-        raw.append((b"%d-0" % attempt, (field, b'{"attempt":1,"model":"m","base":0,"reason":"r"}')))
+        raw.append((b"%d-0" % attempt, (field, _STARTED)))
         offset = 0
         for _ in range(choose.randint(0, 30)):
             offset += 1 if choose.random() < 0.97 else 3
@@ -135,7 +137,9 @@ def test_every_face_encodes_many_as_it_does_one(face: Face) -> None:
     ids = [b"1-%d" % offset for offset in range(1, len(_TEXTS) + 1)]
     values = [text.encode() for text in _TEXTS]
     one, many = face.encoder(STREAM_ID), face.encoder(STREAM_ID)
-    assert many.tokens(ids, values) == [one.token(event_id, value) for event_id, value in zip(ids, values, strict=True)]
+    assert list(many.tokens(ids, values)) == [
+        one.token(event_id, value) for event_id, value in zip(ids, values, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -1,0 +1,80 @@
+"""Whether this process can serve: Redis answers, lets it do all that it must, may not evict, and it is not about to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from shared.background import Complaints
+from shared.errors import Disconnected
+from shared.grants import Subscription, check_grants, refusals, until_up
+from shared.redis import RedisAddress, complaint_about, eviction_policy
+from shared.resp import RespConnection
+from shared.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_FRESH_SECONDS = 1.0
+"""So long an answer is given again: a look is 1 ms of Redis, and whoever asks more often costs nothing more."""
+AWAY = "Redis is away"
+
+
+class Readiness:
+    """What `/readyz` says. One look at Redis serves all who ask meanwhile."""
+
+    def __init__(self, commands: RespConnection, settings: Settings) -> None:
+        self._commands = commands
+        self._settings = settings
+        self._address = RedisAddress.parse(settings.redis_url)
+        self._subscription = Subscription(self._address, reply_seconds=settings.redis_reply_seconds)
+        self._complaints = Complaints(logger.error)
+        self._complaint: str | None = None
+        self._looked_at = -_FRESH_SECONDS
+        self._looking: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Return when Redis lets this process do what it must. Raises Unusable that says what it refuses."""
+        seconds = self._settings.redis_start_seconds
+        await until_up(self._commands, self._address, within_seconds=seconds)
+        self._subscription.start()
+        await check_grants(
+            self._commands, "gateway", self._address, within_seconds=seconds, subscription=self._subscription
+        )
+        complaint = await self._evicts()
+        if complaint:
+            self._complaints.say(complaint)
+
+    async def close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+        await self._subscription.close()
+
+    async def complaint(self) -> str | None:
+        """Why this process cannot serve; None if it can. At most a second old."""
+        if time.monotonic() - self._looked_at >= _FRESH_SECONDS:
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.get_running_loop().create_task(self._look())
+            await asyncio.shield(self._looking)
+        return self._complaint
+
+    async def _look(self) -> None:
+        try:
+            async with asyncio.timeout(self._settings.redis_wait_seconds):
+                found = await refusals(self._commands, "gateway")
+                await self._subscription.note_refusals(found)
+                sentence = found.sentence("gateway", self._address.username)
+                complaint = f"Redis {sentence}" if sentence else await self._evicts()
+        except (Disconnected, TimeoutError):
+            refusal = self._commands.refusal
+            complaint = f"Redis does not let this process in: {refusal}" if refusal else AWAY
+        except Exception as error:  # this is asked for; nobody else would see what broke
+            logger.exception("whether Redis can be used cannot be found out")
+            complaint = f"whether Redis can be used cannot be found out: {type(error).__name__}"
+        if complaint is not None and complaint != AWAY:
+            self._complaints.say(complaint)
+        self._complaint, self._looked_at = complaint, time.monotonic()
+
+    async def _evicts(self) -> str | None:
+        return complaint_about(await eviction_policy(self._commands))

@@ -1,0 +1,67 @@
+"""Tasks that live as long as their process: one that breaks is logged, counted, and started again after a pause.
+
+A task that nobody awaits ends without a word when it raises: nothing would renew leases, or look for the dead, any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from prometheus_client import Counter
+
+from shared import metrics
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_SECONDS = 0.1
+"""Before a task that broke is started again; doubled each time that it breaks soon after."""
+_PAUSE_SECONDS_MAX = 5.0
+"""Half a lease; and a task that always breaks writes at most 12 traces a minute."""
+_SETTLED_SECONDS = 60.0
+"""A task that ran for so long did not break for the reason for which it broke before."""
+
+
+def keep_running(name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+    """Run `work` as a task until it returns or is cancelled; start it anew, after a pause, whenever it raises.
+
+    `name` is one of `shared.metrics.BACKGROUND_TASKS`. What the work keeps between its rounds must not be its local
+    variables where a new start would lose by that.
+    """
+    assert name in metrics.BACKGROUND_TASKS, name
+    failures = metrics.BACKGROUND_FAILURES.counter().labels(name)
+    return asyncio.get_running_loop().create_task(_kept_running(name, work, failures), name=name)
+
+
+async def _kept_running(name: str, work: Callable[[], Awaitable[None]], failures: Counter) -> None:
+    pause_seconds = FIRST_PAUSE_SECONDS
+    while True:
+        began_at = time.monotonic()
+        try:
+            await work()
+            return
+        except Exception:  # a cancellation is none
+            if time.monotonic() - began_at > _SETTLED_SECONDS:
+                pause_seconds = FIRST_PAUSE_SECONDS
+            logger.exception("the background task %s broke; starting it again in %g s", name, pause_seconds)
+            failures.inc()
+        await asyncio.sleep(pause_seconds)
+        pause_seconds = min(pause_seconds * 2, _PAUSE_SECONDS_MAX)
+
+
+class Complaints:
+    """A warning that would come several times a second: written when it is another than before, and once a minute."""
+
+    _AGAIN_SECONDS = 60.0
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._last, self._next_at = "", 0.0
+
+    def say(self, complaint: str) -> None:
+        now = time.monotonic()
+        if complaint != self._last or now >= self._next_at:
+            self._last, self._next_at = complaint, now + self._AGAIN_SECONDS
+            self._warn(complaint)

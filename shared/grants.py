@@ -1,0 +1,344 @@
+"""What a process needs of its Redis user: each command, key and channel tried, and what is refused said in one sentence.
+
+All that is tried has no effect, or one on keys of its own under the real prefix, which are removed at once and expire
+by themselves. About 50 commands in one write, 1 ms of Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from typing import Any, Literal
+
+from shared import events
+from shared.errors import Disconnected, LogFull, MidstreamError, OddReply, RedisRefused, Unusable
+from shared.events import Entry
+from shared.ids import ACCEPTED, EventId
+from shared.keys import (
+    GROUP,
+    PROCESSES_ABOUT,
+    PROCESSES_UNTIL,
+    REQUESTS,
+    deliveries_key,
+    idempotency_key,
+    live_channel,
+    log_key,
+)
+from shared.log import Appended, Commands, EventLog, Script, shown
+from shared.presence import Presence
+from shared.queue import RequestQueue
+from shared.receipt import Deliveries
+from shared.redis import RedisAddress, check
+from shared.resp import RespConnection
+from shared.settings import Settings
+
+Role = Literal["gateway", "worker"]
+ROLES: tuple[Role, ...] = ("gateway", "worker")
+Command = tuple[bytes | str | int, ...]
+
+_PROBE_TTL_SECONDS = 10
+"""What this leaves behind if it is cut off is gone after so long."""
+_NEVER_IDLE_MILLISECONDS = 10**12
+_WITH_SUBCOMMANDS = ("CLIENT", "PUBSUB", "SCRIPT", "XGROUP", "XINFO")
+_IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
+_COMMAND = re.compile(r"run the '([a-z|]{1,40})' command")
+_UNKNOWN = re.compile(r"unknown (sub)?command|Unknown (Redis )?command", re.IGNORECASE)
+_MESSAGE_CHARACTERS_MAX = 200
+
+
+class Refusals:
+    """What Redis refused, gathered from its replies."""
+
+    def __init__(self) -> None:
+        self.commands: set[str] = set()
+        self.unknown: set[str] = set()
+        self.keys = self.channels = self.read_only = False
+        self.other = self._otherwise = ""
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it is about what only an operator changes; a failover, say, may pass."""
+        return bool(self.commands or self.unknown or self.keys or self.channels)
+
+    def note(self, command: Command, error: RedisRefused) -> None:
+        """Take an error; most say only that what the command names is not there, which was to be shown."""
+        message = str(error)
+        if error.code == "NOPERM" or any(words in message for words in _IN_SCRIPT):
+            if (named := _COMMAND.search(message)) is not None:  # first: the user's name stands there, too
+                self.commands.add(named[1].upper().replace("|", " "))
+            elif "channel" in message:
+                self.channels = True
+            elif "key" in message:
+                self.keys = True
+            elif error.code == "NOPERM":
+                self.commands.add(_name_of(command))
+            # else an old Redis, whose scripts do not tell which: it was tried by itself as well
+        elif _UNKNOWN.search(message):
+            if command[0] not in ("EVAL", "EVALSHA") or "script" not in message:
+                self.unknown.add(_name_of(command))
+        elif error.code == "READONLY":
+            self.read_only = True
+        elif error.code == "WRONGTYPE" and REQUESTS in command:  # without any other key of ours, all but itself works
+            key = REQUESTS.decode()
+            self.other = self.other or f"{key} holds something else than the queue: delete or rename it"
+        elif error.passing or error.code in ("MISCONF", "MOVED", "CROSSSLOT", "NOAUTH", "ODDREPLY"):
+            self.other = self.other or f"it answers: {message[:_MESSAGE_CHARACTERS_MAX]}"
+
+    def script_failed(self, error: MidstreamError) -> None:
+        """Take an error of what must work: it is told if nothing else explains it."""
+        if not isinstance(error, LogFull):
+            self._otherwise = f"it answers a script: {str(error)[:_MESSAGE_CHARACTERS_MAX]}"
+
+    def sentence(self, who: Role, user: str) -> str | None:
+        """What is refused and how to grant it, to be put behind `Redis at <address>`; None where nothing is."""
+        if self.read_only:
+            return "is a read-only replica, and nothing can be written there: name its primary in MIDSTREAM_REDIS_URL"
+        if self.commands or self.keys or self.channels:
+            missing = ["the keys midstream:*"] * self.keys + ["the channels midstream:*"] * self.channels
+            if self.commands:
+                missing.insert(0, f"the command{'s' * (len(self.commands) > 1)} {_listed(self.commands)}")
+            rules = [f"+{name.lower().replace(' ', '|')}" for name in sorted(self.commands)]
+            rules += ["~midstream:*"] * self.keys + ["&midstream:*"] * self.channels
+            return (
+                f"refuses the user {user or 'default'} what a {who} needs: {', '.join(missing)}. "
+                f"To grant it: ACL SETUSER {user or 'default'} {' '.join(rules)}"
+            )
+        if self.unknown:
+            return (
+                f"does not know {_listed(self.unknown)}, which a {who} needs: renamed or disabled (rename-command), "
+                "or no Redis 7.0 and no Valkey"
+            )
+        other = self.other or self._otherwise
+        return f"cannot be used: {other}" if other else None
+
+
+def _name_of(command: Command) -> str:
+    return " ".join(str(part) for part in command[: 1 + (command[0] in _WITH_SUBCOMMANDS)])
+
+
+def _listed(names: set[str]) -> str:
+    *others, last = sorted(names)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _needed(role: Role, name: str) -> list[Command]:
+    """Every command that such a process sends, or that a script of ours calls, where it changes nothing.
+
+    Whether Redis lets a user run a command is decided before it looks at what the command says.
+    """
+    log, deliveries, live = log_key(name), deliveries_key(name), live_channel(name)
+    both: list[Command] = [
+        ("PING",),
+        ("SCRIPT", "LOAD", EventLog.APPEND.source),
+        ("EVAL", "return 1", 0),
+        ("TIME",),
+        ("XADD", log, "NOMKSTREAM", "0-0", "probe", ""),
+        ("XADD", REQUESTS, "NOMKSTREAM", "0-0", "probe", ""),  # 0-0 is no id that XADD takes
+        ("XLEN", REQUESTS),
+        ("XRANGE", log, "-", "+", "COUNT", 1),
+        ("XREVRANGE", log, "+", "-", "COUNT", 1),
+        ("XPENDING", REQUESTS, GROUP, "-", "+", 1),
+        ("EXPIRE", REQUESTS, 1, "GT"),
+        ("EXPIRE", log, 1),
+        ("PEXPIRE", deliveries, 1),
+        ("HGETALL", deliveries),
+        ("HDEL", deliveries, "probe"),
+        ("HSET", deliveries, "probe", ""),
+        ("EXPIRE", deliveries, 0),
+        ("HEXISTS", deliveries, "probe"),
+        ("HLEN", deliveries),
+        ("PTTL", deliveries),
+        ("ZADD", PROCESSES_UNTIL, "XX", 1, "probe"),
+        ("ZCARD", PROCESSES_UNTIL),
+        ("ZSCORE", PROCESSES_UNTIL, "probe"),
+        ("ZREM", PROCESSES_UNTIL, "probe"),
+        ("ZRANGEBYSCORE", PROCESSES_UNTIL, "-inf", "-inf", "LIMIT", 0, 1),
+        ("HDEL", PROCESSES_ABOUT, "probe"),
+        ("SPUBLISH", live, ""),
+    ]
+    if role == "gateway":
+        return [
+            *both,
+            ("GET", idempotency_key(name)),
+            ("SET", idempotency_key(name), "", "XX", "GET", "EX", 1),
+            ("DEL", log),
+            ("XINFO", "GROUPS", REQUESTS),
+            ("ZRANGE", PROCESSES_UNTIL, 0, 0),
+        ]
+    return [
+        *both,
+        ("PUBSUB", "SHARDNUMSUB", live),
+        ("XGROUP", "CREATE", REQUESTS, GROUP, "0"),
+        ("XREADGROUP", "GROUP", GROUP, "probe", "COUNT", 1, "STREAMS", REQUESTS, "0"),  # its own, of which it has none
+        ("XCLAIM", REQUESTS, GROUP, "probe", 0, "0-0", "JUSTID"),
+        ("XAUTOCLAIM", REQUESTS, GROUP, "probe", _NEVER_IDLE_MILLISECONDS, "0-0", "COUNT", 1, "JUSTID"),
+        ("XACK", REQUESTS, GROUP, "0-0"),
+        ("XDEL", REQUESTS, "0-0"),
+        ("XINFO", "CONSUMERS", REQUESTS, GROUP),
+        ("XGROUP", "DELCONSUMER", REQUESTS, GROUP, "probe"),
+    ]
+
+
+def _scripts(role: Role, name: str) -> list[tuple[Script, list[bytes], Command]]:
+    """Each script of such a process, on keys of its own: a stream begins, is written to, ends."""
+    log, deliveries, live = log_key(name), deliveries_key(name), live_channel(name)
+    queue, until, about = (b"midstream:{%b}:%b" % (name.encode(), end) for end in (b"requests", b"until", b"about"))
+    entry = Entry(ACCEPTED, events.ACCEPTED, b"{}")
+    first: Command = (0, bytes(entry.id), entry.field, entry.value, _PROBE_TTL_SECONDS)
+    scripts: list[tuple[Script, list[bytes], Command]] = [
+        (EventLog.APPEND, [log, live], first),
+        (EventLog.APPEND, [log, live], first),  # a duplicate: it asks for the last entry
+        (Deliveries.DELIVER, [log, deliveries], ("probe", b"{}", 1)),
+        (EventLog.APPEND_LAST, [log, live], (1, bytes(EventId(1, 1)), events.TOKEN, b"", _PROBE_TTL_SECONDS)),
+        (EventLog.END, [log, live], (events.FAILED, b"{}", _PROBE_TTL_SECONDS)),
+        (Presence.BEAT, [until, about], ("probe", b"{}", 1000, _PROBE_TTL_SECONDS * 1000, 1)),
+        (Presence.BEAT, [until, about], ("probe", b"", 1000, _PROBE_TTL_SECONDS * 1000, 1)),
+    ]
+    if role == "gateway":
+        scripts.append((RequestQueue.ENQUEUE, [queue], (name, 1, _PROBE_TTL_SECONDS)))
+        scripts.append((EventLog.DELETE, [log, deliveries], (_PROBE_TTL_SECONDS,)))
+    else:
+        scripts.append((RequestQueue.RENEW, [queue], (GROUP, "probe", _PROBE_TTL_SECONDS, 0)))
+    return scripts
+
+
+async def refusals(commands: Commands, role: Role) -> Refusals:
+    """Try all that such a process does but for its subscription. Raises Disconnected."""
+    found, name = Refusals(), f"probe-{secrets.token_hex(6)}"
+    needed = _needed(role, name)
+    replies = await asyncio.gather(*(commands.execute(*command) for command in needed), return_exceptions=True)
+    for command, reply in zip(needed, replies, strict=True):
+        _note(found, command, reply)
+    # One after the other: a script that Redis has forgotten is sent whole, and the next builds on what it wrote.
+    expected = ["duplicate", "applied"]
+    for script, keys, arguments in _scripts(role, name):
+        try:
+            reply = await script.run(commands, keys, *arguments)
+            if script is EventLog.APPEND and Appended.of(reply).status != expected.pop():
+                raise OddReply(f"ODDREPLY an append was answered by {shown(reply)}")
+        except MidstreamError as error:
+            _note(found, ("EVALSHA", *keys), error)
+            found.script_failed(error)
+            break
+    for key in (log_key(name), deliveries_key(name), b"midstream:{%b}:requests" % name.encode()):
+        _note(found, ("EXPIRE", key), await _outcome(commands, "EXPIRE", key, 0))
+    return found
+
+
+async def _outcome(commands: Commands, *command: bytes | str | int) -> Any:
+    try:
+        return await commands.execute(*command)
+    except RedisRefused as error:
+        return error
+
+
+def _note(found: Refusals, command: Command, reply: Any) -> None:
+    if isinstance(reply, RedisRefused):
+        found.note(command, reply)
+    elif isinstance(reply, BaseException) and not isinstance(reply, LogFull):  # full: what has begun can go on
+        raise reply
+
+
+class Subscription:
+    """A connection that subscribes, only to see whether it may."""
+
+    CHANNEL = live_channel("probe")
+
+    def __init__(self, address: RedisAddress, *, reply_seconds: float) -> None:
+        self._replies: asyncio.Queue[Any] = asyncio.Queue(16)
+        self._connection = RespConnection(address, name="readiness", reply_seconds=reply_seconds, on_push=self._on_push)
+        self._reply_seconds = reply_seconds
+
+    def start(self) -> None:
+        self._connection.start()
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    async def note_refusals(self, found: Refusals) -> None:
+        """Subscribe and unsubscribe once. Raises Disconnected when Redis is away."""
+        try:
+            async with asyncio.timeout(self._reply_seconds):
+                await self._connection.wait_until_up()
+                for command in (b"SSUBSCRIBE", b"SUNSUBSCRIBE"):
+                    while not self._replies.empty():
+                        self._replies.get_nowait()
+                    self._connection.push(command, self.CHANNEL)
+                    reply = await self._replies.get()
+                    if isinstance(reply, Exception):
+                        found.note((command.decode(),), RedisRefused(str(reply)))
+        except TimeoutError:
+            raise Disconnected(f"no subscription came about within {self._reply_seconds:g} s") from None
+
+    def _on_push(self, pushed: list[Any]) -> None:
+        for reply in pushed:
+            pong = reply == b"PONG" or (isinstance(reply, list) and reply[:1] == [b"pong"])
+            if not pong and not self._replies.full():
+                self._replies.put_nowait(reply)
+
+
+async def until_up(connection: RespConnection, address: RedisAddress, *, within_seconds: float) -> None:
+    """Return when the connection is up. Raises Unusable, with what Redis has against it, when it is not in time."""
+    try:
+        async with asyncio.timeout(within_seconds):
+            await connection.wait_until_up()
+    except TimeoutError:
+        reason = f"refuses this process: {connection.refusal}" if connection.refusal else "does not answer any more"
+        raise Unusable(f"Redis at {address} {reason}") from None
+
+
+async def check_for_all(url: str, settings: Settings) -> None:
+    """`check`, and `check_grants` for processes of both kinds, over connections made for it. Raises Unusable."""
+    await check(url, within_seconds=settings.redis_start_seconds)
+    address = RedisAddress.parse(url)
+    connection = RespConnection(address, name="start", reply_seconds=settings.redis_reply_seconds)
+    subscription = Subscription(address, reply_seconds=settings.redis_reply_seconds)
+    connection.start()
+    subscription.start()
+    try:
+        await until_up(connection, address, within_seconds=settings.redis_start_seconds)
+        for role in ROLES:
+            await check_grants(
+                connection,
+                role,
+                address,
+                within_seconds=settings.redis_start_seconds,
+                subscription=subscription if role == "gateway" else None,
+            )
+    finally:
+        await connection.close()
+        await subscription.close()
+
+
+async def check_grants(
+    commands: Commands,
+    role: Role,
+    address: RedisAddress,
+    *,
+    within_seconds: float,
+    subscription: Subscription | None = None,
+) -> None:
+    """Return when Redis lets such a process do all that it must. Raises Unusable that says what it refuses.
+
+    What may pass (a failover, a Redis that loads its data) is waited for.
+    """
+    sentence: str | None = "does not answer any more"
+    try:
+        async with asyncio.timeout(within_seconds):
+            while True:
+                try:
+                    found = await refusals(commands, role)
+                    if subscription is not None:
+                        await subscription.note_refusals(found)
+                    sentence = found.sentence(role, address.username)
+                    if sentence is None:
+                        return
+                    if found.lasts:
+                        break
+                except Disconnected:
+                    pass
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        pass
+    raise Unusable(f"Redis at {address} {sentence}")

@@ -1,0 +1,446 @@
+"""What runs as long as its process, each task in its own real object: it breaks once, and goes on."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+import gateway.governor
+import gateway.measuring
+import gateway.metrics
+import gateway.watchers
+import producer.worker
+import shared.presence
+from gateway.connection import Connection
+from gateway.faces import NATIVE
+from gateway.ledger import Ledger
+from gateway.measuring import GatewayMeasuring
+from gateway.overview import Overview
+from gateway.pages import Pages
+from gateway.readers import Delivery, Reader
+from gateway.sweep import Sweep
+from gateway.tail import Tail
+from gateway.tails import Tails
+from gateway.unasked import Unasked
+from gateway.watchers import Watcher, Watchers
+from producer.simulated_provider import SimulatedProvider
+from producer.worker import Worker
+from shared import background, metrics
+from shared.background import keep_running
+from shared.ids import BEGINNING, new_stream_id
+from shared.log import EventLog
+from shared.measuring import Handover, Measuring
+from shared.presence import Presence
+from shared.queue import RequestQueue
+from shared.receipt import Deliveries
+from shared.redis import OrdinaryCommands, RedisAddress, ordinary_client
+from shared.resp import RespConnection
+from shared.settings import Settings
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class Once:
+    """A function that breaks when it is first called, and does as it should from then on."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self.__name__ = getattr(function, "__name__", "once")
+        self.calls = 0
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self.calls += 1
+        if self.calls == 1:
+            raise RuntimeError("broken, as a bug would break it")
+        return self._function(*arguments, **named)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Callable[..., Any]:
+        return self if instance is None else lambda *arguments: self(instance, *arguments)
+
+
+class Sink:
+    """Takes everything, and notes it."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.ended = False
+
+    def send(self, body: bytes, chunk: bytes) -> bool:
+        self.sent += 1
+        return True
+
+    def finish(self, body: bytes) -> None:
+        self.ended = True
+
+    cut = finish
+
+
+class Parts:
+    """What the cases are made of: real connections to a real Valkey."""
+
+    def __init__(self, url: str, patch: pytest.MonkeyPatch) -> None:
+        self.url = url
+        self.patch = patch
+        self.settings = Settings(
+            redis_url=url, lease_seconds=0.3, keepalive_seconds=1, sweep_seconds=0.2, delivery_report_seconds=0.2
+        )
+
+    def connection(self, **more: Any) -> RespConnection:
+        return RespConnection(
+            RedisAddress.parse(self.url), name="test", reply_seconds=5.0, reconnect_seconds_max=0.05, **more
+        )
+
+    @asynccontextmanager
+    async def commands(self) -> AsyncIterator[RespConnection]:
+        connection = self.connection()
+        connection.start()
+        await connection.wait_until_up()
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    def log(self, commands: RespConnection) -> EventLog:
+        return EventLog(commands, log_ttl_seconds=60, ended_ttl_seconds=60, tombstone_ttl_seconds=60)
+
+    def tails(self, commands: RespConnection) -> Tails:
+        return Tails(
+            self.log(commands),
+            lambda on_push, on_up: self.connection(on_push=on_push, on_up=on_up),
+            self.settings,
+            on_new=lambda tail: None,
+        )
+
+    @asynccontextmanager
+    async def delivery(self, connection_seconds: float = 900.0) -> AsyncIterator[tuple[Delivery, list[Sink]]]:
+        """A delivery with readers, and what these are sent."""
+        settings = Settings(keepalive_seconds=1, connection_seconds=connection_seconds)
+        async with self.commands() as commands:
+            pages = Pages(self.log(commands), page_events=256, cache_bytes_max=1 << 20)
+            delivery = Delivery(pages, Ledger(Deliveries(commands), settings), settings)
+            delivery.ledger._loop = asyncio.get_running_loop()
+            delivery.start()
+            sinks = [Sink() for _ in range(20)]
+            for sink in sinks:
+                tail = Tail(new_stream_id(), 0.0)
+                tail.ready.set_result(None)
+                delivery.attach(Reader(delivery, tail, tail.open_ring(NATIVE), sink, BEGINNING))
+            try:
+                yield delivery, sinks
+            finally:
+                await delivery.close()
+
+
+Case = Callable[[Parts], AbstractAsyncContextManager[Callable[[], bool]]]
+"""Makes the task break once while it is open; what it gives tells whether the task has gone on since."""
+CASES: dict[str, Case] = {}
+
+
+def case(name: str) -> Callable[[Any], Any]:
+    def keep(function: Any) -> Any:
+        CASES[name] = asynccontextmanager(function)
+        return function
+
+    return keep
+
+
+@case("ages")
+async def _ages(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    async with parts.delivery(connection_seconds=0.5) as (delivery, sinks):
+        once = Once(delivery.close_reader)
+        parts.patch.setattr(delivery, "close_reader", once)
+        yield lambda: once.calls >= len(sinks) and sum(sink.ended for sink in sinks) == len(sinks) - 1
+
+
+@case("beats")
+async def _beats(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    async with parts.delivery() as (_, sinks):
+        once = Once(sinks[0].send)
+        parts.patch.setattr(sinks[0], "send", once)
+        yield lambda: once.calls > 1 and all(sink.sent for sink in sinks)
+
+
+@case("governor")
+async def _governor(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    once = Once(time.process_time)
+    clock = SimpleNamespace(process_time=once, monotonic=time.monotonic)
+    parts.patch.setattr(gateway.governor, "time", clock)
+    async with parts.delivery():
+        yield lambda: once.calls > 3
+
+
+@case("connection")
+async def _connection(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    once = Once(lambda: None)
+    connection = parts.connection(on_up=once)
+    connection.start()
+    try:
+        yield lambda: once.calls == 2 and connection.is_up
+    finally:
+        await connection.close()
+
+
+async def _worker(parts: Parts, method: str) -> AsyncIterator[Callable[[], bool]]:
+    client = ordinary_client(parts.url, reply_seconds=5.0)
+    async with parts.commands() as commands:
+        queue = RequestQueue(commands, ttl_seconds=60, requests_max=10, consumer="ann")
+        worker = Worker(
+            name="ann",
+            log=parts.log(commands),
+            queue=queue,
+            deliveries=Deliveries(commands),
+            blocking=OrdinaryCommands(client),
+            provider=SimulatedProvider(),
+            settings=parts.settings,
+        )
+        once = Once(getattr(worker, method))
+        if method != "_watch":
+            parts.patch.setattr(worker, method, once)
+        else:
+            once = Once(time.monotonic)
+            parts.patch.setattr(producer.worker, "time", SimpleNamespace(monotonic=once))
+        running = asyncio.create_task(worker.run())
+        try:
+            yield lambda: once.calls > 2
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await client.aclose()
+
+
+@case("forget")
+async def _forget(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(producer.worker, "_FORGET_SECONDS", 0.02)
+    async for went_on in _worker(parts, "_forget"):
+        yield went_on
+
+
+@case("renew")
+async def _renew(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    async for went_on in _worker(parts, "_renew"):
+        yield went_on
+
+
+@case("take_over")
+async def _take_over(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    async for went_on in _worker(parts, "_take_over"):
+        yield went_on
+
+
+@case("watch")
+async def _watch(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    async for went_on in _worker(parts, "_watch"):
+        yield went_on
+
+
+@case("ledger")
+async def _ledger(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    async with parts.commands() as commands:
+        ledger = Ledger(Deliveries(commands), parts.settings)
+        tail = Tail(new_stream_id(), 0.0)
+        reader = Reader(cast(Delivery, None), tail, tail.open_ring(NATIVE), Sink(), BEGINNING)
+        ledger.opened(reader)
+        once = Once(Reader.reached)
+        parts.patch.setattr(Reader, "reached", once)
+        ledger.start()
+        try:
+            yield lambda: once.calls > 2
+        finally:
+            await ledger.close()
+
+
+@case("look")
+async def _look(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(gateway.measuring, "_LOOK_SECONDS", 0.02)
+    async with parts.commands() as commands, parts.delivery() as (delivery, _):
+        tails = parts.tails(commands)
+        sweep = Sweep(tails, parts.log(commands), parts.settings, on_lost=delivery.lose)
+        pages = Pages(parts.log(commands), page_events=256, cache_bytes_max=1 << 20)
+        parts.patch.setattr(gateway.metrics, "handover", Handover())
+        measuring = GatewayMeasuring(delivery, tails, sweep, pages, commands, parts.settings)
+        once = Once(measuring._look_at_redis)
+        parts.patch.setattr(measuring, "_look_at_redis", once)
+        measuring.start()
+        try:
+            yield lambda: once.calls > 2
+        finally:
+            await measuring.close()
+
+
+@case("measure")
+async def _measure(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    async with parts.commands() as commands:
+        measuring = Measuring(Handover(), commands)
+        once = Once(measuring._loop_lag.observe)
+        parts.patch.setattr(measuring._loop_lag, "observe", once)
+        measuring.start()
+        try:
+            yield lambda: once.calls > 2
+        finally:
+            await measuring.close()
+
+
+@case("presence")
+async def _presence(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(shared.presence, "BEAT_SECONDS", 0.02)
+    once = Once(lambda: {"totals": {}})
+    async with parts.commands() as commands:
+        presence = Presence(commands, "worker", "ann", once, {})
+        presence.start()
+        try:
+            yield lambda: once.calls > 2
+        finally:
+            await presence.close()
+
+
+@case("sweep")
+async def _sweep(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    async with parts.commands() as commands:
+        tails = parts.tails(commands)
+        once = Once(Tails.__iter__)
+        parts.patch.setattr(Tails, "__iter__", once)
+        sweep = Sweep(tails, parts.log(commands), parts.settings, on_lost=lambda tail: None)
+        tails.start()
+        sweep.start()
+        try:
+            yield lambda: once.calls > 2
+        finally:
+            await sweep.close()
+            await tails.close()
+
+
+@case("unasked")
+async def _unasked(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    unasked = Unasked(0.1)
+    once = Once(unasked._late)
+    parts.patch.setattr(unasked, "_late", once)
+    unasked.start()
+    try:
+        yield lambda: once.calls > 2
+    finally:
+        await unasked.close()
+
+
+@case("watchers")
+async def _watchers(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(gateway.watchers, "SNAPSHOT_SECONDS", 0.02)
+    async with parts.commands() as commands:
+        watchers = Watchers(Overview(commands))
+        sinks = [Sink(), Sink()]
+        for sink in sinks:
+            watcher = Watcher(watchers, cast(Connection, sink))
+            watcher.takes = True
+            watchers._watching.add(watcher)
+        once = Once(sinks[0].send)
+        parts.patch.setattr(sinks[0], "send", once)
+        watchers._keep_telling()
+        try:
+            yield lambda: once.calls == 1 and sinks[1].sent > 1
+        finally:
+            await watchers.close()
+
+
+@pytest.mark.parametrize("name", metrics.BACKGROUND_TASKS)
+async def test_a_task_that_breaks_is_told_counted_and_goes_on(
+    name: str, valkey_server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(background, "FIRST_PAUSE_SECONDS", 0.01)
+    failures = metrics.BACKGROUND_FAILURES.counter().labels(name)
+    before = failures._value.get()
+    async with CASES[name](Parts(valkey_server.url, monkeypatch)) as went_on:
+        await wait_until(went_on, what=f"{name} goes on")
+    assert failures._value.get() - before == 1
+    (record,) = [record for record in caplog.records if record.name == "shared.background"]
+    assert record.exc_info is not None
+    assert f"the background task {name} broke" in record.getMessage()
+
+
+async def test_it_pauses_longer_each_time_up_to_a_bound_and_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", noted)
+
+    async def break_down() -> None:
+        raise RuntimeError("again")
+
+    task = keep_running("sweep", break_down)
+    while len(pauses) < 12:
+        await sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert pauses[:3] == [0.1, 0.2, 0.4]
+    assert set(pauses[6:]) == {5.0}
+
+
+async def test_what_returns_has_ended_and_a_cancellation_is_no_failure() -> None:
+    ran: list[str] = []
+
+    async def once() -> None:
+        ran.append("once")
+
+    await keep_running("sweep", once)
+    assert ran == ["once"]
+    waiting = keep_running("sweep", asyncio.Event().wait)  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+SHORT_LIVED = {
+    "shared/background.py": {"keep_running"},
+    "shared/redis.py": {"send"},
+    "shared/spans.py": {"close"},
+    "gateway/exchange.py": {"unless_disconnected"},
+    "gateway/facades/openai_models.py": {"_models"},
+    "gateway/ledger.py": {"_sent"},
+    "gateway/pages.py": {"_page"},
+    "gateway/readers.py": {"_spawn"},
+    "gateway/readiness.py": {"complaint"},
+    "gateway/streams.py": {"cancel"},
+    "gateway/supervisor.py": {"__init__"},
+    "gateway/sweep.py": {"_begin_to_end"},
+    "gateway/tracing.py": {"parent_of"},
+    "producer/attempt.py": {"_generate", "_pause", "watch"},
+    "producer/worker.py": {"_first_of", "_run", "_start"},
+    "producer/writer.py": {"_on_reply", "probe"},
+}
+"""Where a task or a thread is made that ends by itself: with a request, a stream, a reply, or its process (the thread of a
+supervisor's child). All others are made by `keep_running`."""
+
+
+def test_every_other_task_is_kept_running() -> None:
+    makers = {"create_task", "ensure_future", "start_soon", "run_coroutine_threadsafe", "Thread", "TaskGroup"}
+    found: dict[str, set[str]] = {}
+    for folder in ("shared", "gateway", "producer"):
+        for path in (_ROOT / folder).rglob("*.py"):
+            for function in ast.walk(ast.parse(path.read_text())):
+                if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                    continue
+                for node in ast.walk(function):
+                    called = (
+                        getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
+                    )
+                    if called in makers:
+                        found.setdefault(path.relative_to(_ROOT).as_posix(), set()).add(function.name)
+    assert found == SHORT_LIVED, "long-lived tasks are made by shared.background.keep_running"
+
+
+def test_every_background_task_has_a_case_here() -> None:
+    assert set(CASES) == set(metrics.BACKGROUND_TASKS)
