@@ -90,6 +90,7 @@ class Connection(Incoming):
         """Begin a response with status 200 and take it over, from uvicorn's `send`. False if the client has gone."""
         cycle: RequestResponseCycle = send.__self__
         if self.transport.is_closing() or cycle.disconnected:
+            cycle.disconnected = True  # its end is on the way: nobody is owed an answer
             return False
         self._chunked = cycle.scope["http_version"] != "1.0"
         self._keep_open = cycle.keep_alive and self._chunked and self._body is None and not self._half_closed

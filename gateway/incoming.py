@@ -18,7 +18,7 @@ from httptools import HttpParserInvalidURLError, parse_url
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from gateway.framing import REQUEST_LINE_BYTES_MAX, Body, Head, Lines, check_begun, read_head
+from gateway.framing import REQUEST_LINE_BYTES_MAX, Body, Head, Lines, check_begun, no_request, read_head
 from gateway.metrics import refused
 from gateway.problems import Problem
 from gateway.unasked import Unasked
@@ -26,6 +26,8 @@ from gateway.unasked import Unasked
 EXTENSION = "midstream.connection"
 """Where a request's scope has its connection."""
 _NO_PIPELINE: deque[Any] = deque(maxlen=0)
+_EMPTY_LINES_BYTES_MAX = 64
+"""In one piece before a request: a client may send one after a body, and no more."""
 _UNREAD_BYTES_MAX = 64 << 10
 """Of requests that wait for the answer to the one before them. Nothing more is read, until it is answered or stays away."""
 _BEHIND_SECONDS = 1.0
@@ -104,8 +106,7 @@ class Incoming(HttpToolsProtocol):
     def _take_head(self) -> bool:
         """Begin the request whose head is the first that was not looked at; False if it is not whole."""
         if self._lines is None:
-            self._unread = self._unread.lstrip(b"\r\n")  # RFC 9112, section 2.2
-            if not self._unread:
+            if self._unread[:1] in b"\r\n" and not self._pass_over_empty_lines():
                 return False
             self._lines = Lines()
             self._unasked.begun(self)
@@ -122,6 +123,15 @@ class Incoming(HttpToolsProtocol):
         self._unread = data[end:]
         self._begin(data[:end], since_earlier=True)
         return True
+
+    def _pass_over_empty_lines(self) -> bool:
+        """Those before a request (RFC 9112, section 2.2); False if nothing is left."""
+        begun = self._unread[:_EMPTY_LINES_BYTES_MAX].lstrip(b"\r\n")
+        if not begun and len(self._unread) > _EMPTY_LINES_BYTES_MAX:
+            self._refuse(no_request())
+            return False
+        self._unread = begun + self._unread[_EMPTY_LINES_BYTES_MAX:]
+        return bool(self._unread)
 
     def _begin(self, raw: bytes, *, since_earlier: bool = False) -> None:
         """A request whose head this is. Its time runs already if the head came in pieces."""

@@ -15,6 +15,7 @@ import logging
 from typing import Any
 
 import orjson
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from gateway.connection import Receive, Scope, Send
@@ -36,6 +37,8 @@ _FRAGMENTS_MAX = 64
 """Of one message: also of empty ones, which count for nothing against its size."""
 _CONTROL_FRAMES_MAX = 64
 """Pings and pongs in one piece of what comes: a client sends one now and then."""
+_EARLY_BYTES_MAX = 16 << 10
+"""Of frames that come before the handshake is answered, as a hasty client sends them."""
 _PIECE_BYTES = 4096
 """So much is gone through before it is asked whether that was too much already: each frame costs 10 µs, and may have 6 bytes."""
 _ENDED, _COME_BACK, _TOO_MUCH = 1000, 1012, 1008
@@ -105,6 +108,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         self.reader: Reader | None = None
         self.write_paused = False
         self._control_frames = 0
+        self._early = b""
 
     def follow(self, reader: Reader) -> bool:
         """This reader is to be told what becomes of the connection. False if the client has gone."""
@@ -136,9 +140,28 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         if reader is not None:
             reader.lost()
 
+    async def send(self, message: Any) -> None:
+        if self.transport.is_closing():
+            raise ClientDisconnected  # uvicorn would drop it, and complain of an answer that never came
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = (
+                True  # refused, with an answer of our own: else uvicorn complains that there was none
+            )
+        if self._early and self.handshake_complete and not self.close_sent:
+            early, self._early = self._early, b""
+            self.data_received(early)
+
     # --- what comes, within bounds
 
     def data_received(self, data: bytes) -> None:
+        if (
+            self.handshake_initiated and not self.handshake_complete
+        ):  # the library takes no frame before it has accepted
+            self._early += data
+            if len(self._early) > _EARLY_BYTES_MAX:
+                self.transport.close()
+            return
         for at in range(0, len(data), _PIECE_BYTES):
             if self.transport.is_closing():
                 return

@@ -67,12 +67,16 @@ class RawHttp:
 
     async def read_to_end(self) -> bytes:
         """Everything up to the end of the connection. TimeoutError if it is not closed."""
-        parts = []
+        received = bytearray()
         async with asyncio.timeout(_SECONDS):
-            with suppress(ConnectionError):
-                while part := await asyncio.get_running_loop().sock_recv(self._socket, 65536):
-                    parts.append(part)
-        return b"".join(parts)
+            await self.read_into(received)
+        return bytes(received)
+
+    async def read_into(self, received: bytearray) -> None:
+        """Add what comes, up to the end of the connection."""
+        with suppress(ConnectionError):
+            while part := await asyncio.get_running_loop().sock_recv(self._socket, 65536):
+                received += part
 
 
 async def exchange(port: int, *parts: bytes, close_half: bool = False) -> bytes:
