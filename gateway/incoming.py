@@ -137,14 +137,17 @@ class Incoming(HttpToolsProtocol):
         """A request whose head this is. Its time runs already if the head came in pieces."""
         try:
             head = read_head(raw)
-            self._body = head.body()
+            body = head.body()
             path, raw_path, query = _target(head.url)
+            if head.is_websocket and body is not None:
+                raise Problem(400, "a WebSocket handshake has no body")
         except Problem as problem:
             self._refuse(problem)
             return
         if head.is_websocket:
             self._become_a_websocket(head)
             return
+        self._body = body
         if self._body is None:
             self._unasked.ended(self)
         elif not since_earlier:
@@ -226,12 +229,8 @@ class Incoming(HttpToolsProtocol):
     # --- what does not become a request
 
     def time_is_up(self) -> None:
-        cycle = self.cycle
         if self._body is None and not self._unread:
             self.transport.close()  # nothing was asked
-            self._watch_the_rest()
-        elif self._body is not None and (cycle is None or cycle.response_started):
-            self.transport.close()  # it is answered already
             self._watch_the_rest()
         else:
             self._refuse(Problem(408, f"the request did not come whole within {self._unasked.seconds:g} s"))
@@ -239,13 +238,14 @@ class Incoming(HttpToolsProtocol):
     def _refuse(self, problem: Problem) -> None:
         """Answer what cannot be a request, and end the connection. No byte of it is looked at any more."""
         cycle = self.cycle
-        started = cycle is not None and cycle.response_started
-        if cycle is not None:  # its body is at fault
+        answered = self._body is not None  # by now: what is at fault is the rest of a body that nobody waited for
+        if cycle is not None:
+            answered = cycle.response_started
             cycle.disconnected = True
             cycle.waiting_for_100_continue = False
             cycle.message_event.set()
         self._forget_request()
-        if not started:
+        if not answered:
             refused(problem.status)
             body = problem.body()
             told = {**problem.headers(), "content-length": str(len(body)), "connection": "close"}
@@ -270,9 +270,6 @@ class Incoming(HttpToolsProtocol):
         self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
 
     def _become_a_websocket(self, head: Head) -> None:
-        if self._body is not None:
-            self._refuse(Problem(400, "a WebSocket handshake has no body"))
-            return
         self._unasked.ended(self)
         self.connections.discard(self)
         lines = [head.method.encode(), b" ", head.url, b" HTTP/1.1\r\n"]
@@ -320,6 +317,8 @@ class Incoming(HttpToolsProtocol):
     def _await_next(self) -> None:
         if self._unread:
             self._go_on()
+            if self._half_closed and (self._lines is not None or self._body is not None):
+                self._refuse(_cut_short())
         if self._deaf or self.cycle is not None or self._lines is not None or self._body is not None:
             return
         if self._half_closed:
@@ -387,7 +386,7 @@ class Incoming(HttpToolsProtocol):
             return False
         if self.cycle is None or self._body is not None:
             if self._unread or self._body is not None:
-                self._refuse(Problem(400, "the connection ended before the request did"))
+                self._refuse(_cut_short())
             return False
         self._half_closed = True
         self._end_wait()
@@ -415,6 +414,10 @@ class Incoming(HttpToolsProtocol):
         self._deaf = True
         self._unread, self._lines, self._body = b"", None, None
         self._forget_request()
+
+
+def _cut_short() -> Problem:
+    return Problem(400, "the connection ended before the request did")
 
 
 def _nothing() -> None:

@@ -263,6 +263,20 @@ async def test_a_body_that_nobody_wanted_does_not_keep_its_connection(system: Sy
         assert statuses(await raw.read_to_end()) == []
 
 
+@pytest.mark.parametrize("then", [b"zz\r\n", b"1\r\nxyz\r\n", b"0\r\nA: " + b"a" * 20_000, b"", None])
+async def test_a_body_that_goes_wrong_when_it_is_answered_gets_no_second_answer(
+    system: System, then: bytes | None
+) -> None:
+    async with RawHttp(port_of(system)) as raw:
+        await raw.send(post(b"Transfer-Encoding: chunked\r\n", b"1\r\nx\r\n", path=b"/nowhere"))
+        assert statuses(await raw.read_until(b"}")) == [404]
+        if then is None:
+            raw.close_half()
+        else:
+            await raw.send(then)  # nothing: until its time is up
+        assert await raw.read_to_end() == b""
+
+
 # --- trailers are no headers
 
 
@@ -461,6 +475,7 @@ async def test_a_reader_whose_client_closes_its_half_with_the_request_is_served(
 async def test_half_a_request_and_then_the_end(system: System, half: bytes) -> None:
     answer = await exchange(port_of(system), half, close_half=True)
     assert statuses(answer) == [400]
+    assert statuses(await exchange(port_of(system), HEALTH + half, close_half=True)) == [200, 400]
     assert "ended before the request did" in str(body_of(answer)["detail"])
 
 
