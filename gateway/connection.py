@@ -7,19 +7,13 @@ same for many. So once a reader is admitted, its connection is written to direct
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from httptools import HttpRequestParser
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from gateway.metrics import refused
-from gateway.problems import Problem
-from gateway.unasked import Unasked
-
-_EXTENSION = "midstream.connection"
+from gateway.incoming import EXTENSION, Incoming
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -73,24 +67,17 @@ class _Flow:
         """It was never paused."""
 
 
-_NO_PIPELINE: deque[Any] = deque(maxlen=0)
-
-
-class Connection(HttpToolsProtocol):
-    """uvicorn's connection, and a Sink."""
+class Connection(Incoming):
+    """A connection, and a Sink."""
 
     _follower: Follower | None = None
     _chunked = True
     _keep_open = False
 
-    def __init__(self, unasked: Unasked, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self._unasked = unasked
-
     @classmethod
     def of(cls, scope: dict[str, Any]) -> Connection:
         """The connection on which a request came."""
-        connection: Connection = scope["extensions"][_EXTENSION]
+        connection: Connection = scope["extensions"][EXTENSION]
         return connection
 
     @staticmethod
@@ -101,11 +88,12 @@ class Connection(HttpToolsProtocol):
 
     def open(self, send: Any, follower: Follower, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
         """Begin a response with status 200 and take it over, from uvicorn's `send`. False if the client has gone."""
-        cycle: RequestResponseCycle = send.__self__  # of this request: `self.cycle` may be the next one's already
+        cycle: RequestResponseCycle = send.__self__
         if self.transport.is_closing() or cycle.disconnected:
+            cycle.disconnected = True  # its end is on the way: nobody is owed an answer
             return False
         self._chunked = cycle.scope["http_version"] != "1.0"
-        self._keep_open = cycle.keep_alive and self._chunked
+        self._keep_open = cycle.keep_alive and self._chunked and self._body is None and not self._half_closed
         lines = [STATUS_LINE[200]]
         for name, value in (*cycle.default_headers, *headers):
             lines += (name, b": ", value, b"\r\n")
@@ -114,26 +102,24 @@ class Connection(HttpToolsProtocol):
         if not self._keep_open:
             lines.append(b"connection: close\r\n")
         self.transport.write(b"%b\r\n%b" % (b"".join(lines), chunk_of(body) if self._chunked and body else body))
-        self._unasked.ended(self)
         cycle.response_started = cycle.response_complete = True  # as far as uvicorn has to do with it
-        if self.cycle is cycle:
-            self.cycle = self.scope = self.headers = None  # type: ignore[assignment]  # the next request sets them
-        if not self.pipeline:
-            self._slim_down()
+        if self._body is not None:
+            self._body = None  # nobody reads it
+            self._unasked.ended(self)
+        if not self._keep_open:
+            self._unread = b""
+        self._forget_request()
+        self._slim_down()
+        self._deaf = True
         self._follower = follower
         return True
 
     def _slim_down(self) -> None:
         """Do without what only a request needs, a third of an idle reader's memory, until the response has ended."""
+        if not self._half_closed:
+            self._end_wait()
         self.flow.resume_reading()
-        self.parser = None  # type: ignore[assignment]
         self.flow = _Flow()  # type: ignore[assignment]
-        self.pipeline = _NO_PIPELINE
-
-    def _be_ready_again(self) -> None:
-        self.parser = HttpRequestParser(self)
-        self.flow = FlowControl(self.transport)
-        self.pipeline = deque()
 
     # --- Sink
 
@@ -147,10 +133,11 @@ class Connection(HttpToolsProtocol):
             self.transport.write(chunk_of(body) + b"0\r\n\r\n" if body else b"0\r\n\r\n")
         else:
             self.transport.write(body)
-        if not self._keep_open:
+        if self._keep_open:
+            self._deaf = False
+            self.flow = FlowControl(self.transport)
+        else:
             self.transport.close()
-        elif self.parser is None:
-            self._be_ready_again()
         self.on_response_complete()
 
     def cut(self, body: bytes) -> None:
@@ -158,56 +145,19 @@ class Connection(HttpToolsProtocol):
         if body:
             self.transport.write(chunk_of(body) if self._chunked else body)
         self.transport.close()
-
-    # --- what does not become a request
-
-    def time_is_up(self) -> None:
-        cycle = self.cycle
-        if cycle is not None and cycle.scope is not self.scope and not cycle.response_complete:
-            self._unasked.begun(self)  # the answer to the request before it is not cut off for that
-        elif self.headers is None or (cycle is not None and cycle.scope is self.scope and cycle.response_started):
-            self.transport.close()  # nothing was asked, or it is answered already
-        else:
-            self._refuse(Problem(408, f"the request did not come whole within {self._unasked.seconds:g} s"))
-
-    def send_400_response(self, msg: str) -> None:
-        """uvicorn's answer to what its parser cannot read, in the shape that ours have."""
-        self._refuse(Problem(400, "this is no HTTP/1.1 request"))
-
-    def _refuse(self, problem: Problem) -> None:
-        refused(problem.status)
-        body = problem.body()
-        told = {**problem.headers(), "content-length": str(len(body)), "connection": "close"}
-        lines = "".join(f"{name}: {value}\r\n" for name, value in told.items())
-        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[problem.status], lines.encode("ascii"), body))
-        self.transport.close()
+        self._watch_the_rest()
 
     # --- asyncio.Protocol
 
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._unasked.begun(self)
+    def passed_over(self) -> None:
+        self._keep_open = False  # a request before the answer to the last: HTTP lets us close after that
+        self._unread = b""
 
-    def on_message_complete(self) -> None:
-        self._unasked.ended(self)
-        super().on_message_complete()
-
-    def handle_websocket_upgrade(self) -> None:
-        self._unasked.ended(self)
-        super().handle_websocket_upgrade()
-
-    def on_message_begin(self) -> None:
-        self._unasked.begun(self)
-        super().on_message_begin()
-        self.scope["extensions"] = {_EXTENSION: self}  # type: ignore[dict-item]  # any value of one's own is allowed
-
-    def data_received(self, data: bytes) -> None:
-        if self._follower is not None:
-            self._keep_open = False  # a request before the answer to the last: HTTP lets us close after that
-            return
-        if self.timeout_keep_alive_task is not None:
-            self._unasked.begun(self)  # also of what begins no request: empty lines end uvicorn's own wait
-        super().data_received(data)
+    def pause_writing(self) -> None:
+        if self._follower is None:
+            super().pause_writing()
+        else:
+            self.flow.pause_writing()  # a reader may take its time
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -215,7 +165,6 @@ class Connection(HttpToolsProtocol):
             self._follower.writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._unasked.ended(self)
         super().connection_lost(exc)
         follower, self._follower = self._follower, None
         if follower is not None:

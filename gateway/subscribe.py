@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import orjson
 
@@ -49,6 +50,8 @@ class Subscribe:
         self._tails = tails
         self._delivery = delivery
         self._settings = settings
+        self._coming: set[asyncio.Task[Any]] = set()
+        """Requests that have a reader's place and do not follow yet: they wait for Redis, or for their own body."""
 
     def route(self, scope: Scope) -> Callable[[Scope, Receive, Send], Awaitable[None]] | None:
         """The handler for a request of the hot path; None for everything else."""
@@ -78,7 +81,7 @@ class Subscribe:
         stream_id = stream_of(scope)
         cursor, at_tail = place_of(scope)
         after_bytes = _after_bytes(query_of(scope).get("after_bytes", ""))
-        self.refuse_if_full()
+        self.take_place()
         history = await self._streams.history(stream_id)
         if cursor is not None and history.ended and cursor >= history.last:
             await _nothing_more(send)
@@ -112,7 +115,7 @@ class Subscribe:
             raise Problem(400, "prompt is missing: GET /stream?prompt=...")
         if len(prompt.encode()) > self._settings.body_bytes_max:
             raise Problem(413, f"the prompt is longer than {self._settings.body_bytes_max} bytes")
-        self.refuse_if_full()
+        self.take_place()
         model = query.get("model") or self._settings.default_model
         created = await self._streams.create(prompt_request(prompt, model), Policies(), {})
         stream_id = created["id"]
@@ -165,7 +168,7 @@ class Subscribe:
     @contextlib.asynccontextmanager
     async def ready(self, stream_id: str, face: Face, cursor: EventId | None = None) -> AsyncIterator[Tail]:
         """The tail of a stream that exists, as far as its log goes. Raises Problem 404, 410, 503."""
-        self.refuse_if_full()
+        self.take_place()
         with self.holding(stream_id, face, cursor) as tail:
             if not tail.ready.done():
                 try:
@@ -185,6 +188,7 @@ class Subscribe:
 
     def begin(self, reader: Reader) -> None:
         """Deliver to a reader whose response has begun, until one side ends it."""
+        self._coming.discard(asyncio.current_task())
         reader.tail.holders += 1  # its own, until it is detached
         self._delivery.attach(reader)
 
@@ -208,12 +212,21 @@ class Subscribe:
             pass
         return tail.begun
 
-    def refuse_if_full(self) -> None:
-        """Raises Problem 503."""
+    def take_place(self) -> None:
+        """Take a reader's place for the request of this task, before anything is waited for. Raises Problem 503.
+
+        It is the request's until it follows or its task ends; to take it twice is to have it once.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        if task in self._coming:
+            return
         if self._delivery.draining:
             raise stopping()
-        if self._delivery.readers >= self._settings.connections_max:
+        if self._delivery.readers + len(self._coming) >= self._settings.connections_max:
             raise Problem(503, "this gateway has as many readers as it may have", retry_after_seconds=2)
+        self._coming.add(task)
+        task.add_done_callback(self._coming.discard)
 
 
 def _just_before_the_end(tail: Tail) -> EventId:

@@ -245,7 +245,7 @@ class Settings:
     request_seconds: float = _setting(
         60.0,
         "seconds",
-        "How long a request may take to come whole, from its first byte; and a new connection to begin one.",
+        "How long a request may take to come whole, from its first byte; a new connection to begin one; and a client to take the next part of an answer that is no reader's.",
         least=0.1,
     )
     retry_milliseconds: int = _setting(

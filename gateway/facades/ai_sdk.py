@@ -53,7 +53,7 @@ class AiSdk:
 
     async def ask(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /api/chat`: makes a stream, from now on the chat's active one, and follows it."""
-        self._subscribe.refuse_if_full()
+        self._subscribe.take_place()
         asked = Request(scope, receive)
         body = parse_body(await body_of(asked, self._settings.body_bytes_max))
         chat_id = _checked_chat_id(body.get("id"))

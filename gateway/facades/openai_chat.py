@@ -58,7 +58,7 @@ class ChatCompletions:
 
     async def create(self, scope: Scope, receive: Any, send: Any) -> None:
         """`POST /v1/chat/completions`"""
-        self._subscribe.refuse_if_full()
+        self._subscribe.take_place()
         request = Request(scope, receive)
         body = parse_body(await body_of(request, self._settings.body_bytes_max))
         asked = check_chat(body, request.headers, self._settings.default_model)

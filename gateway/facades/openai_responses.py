@@ -74,7 +74,7 @@ class Responses:
 
     async def create(self, scope: Scope, receive: Receive, send: Any) -> None:
         """`POST /v1/responses`"""
-        self._subscribe.refuse_if_full()
+        self._subscribe.take_place()
         request = Request(scope, receive)
         wanted = asked(parse_body(await body_of(request, self._settings.body_bytes_max)))
         before = [] if wanted.previous is None else await self._conversation(wanted.previous)

@@ -15,11 +15,13 @@ import logging
 from typing import Any
 
 import orjson
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from gateway.connection import Receive, Scope, Send
 from gateway.exchange import ASGI
 from gateway.faces import Encoder, event_object, live_object, retry_object
+from gateway.metrics import refused
 from gateway.problems import Problem
 from gateway.readers import Reader
 from gateway.streams import Streams
@@ -31,6 +33,14 @@ MESSAGE_BYTES_MAX = 4096
 """A client says `{"type": "cancel"}`, and no more; a longer message is answered with 1009."""
 _MESSAGES_MAX = 16
 """Of a client, per connection: one is enough."""
+_FRAGMENTS_MAX = 64
+"""Of one message: also of empty ones, which count for nothing against its size."""
+_CONTROL_FRAMES_MAX = 64
+"""Pings and pongs in one piece of what comes: a client sends one now and then."""
+_EARLY_BYTES_MAX = 16 << 10
+"""Of frames that come before the handshake is answered, as a hasty client sends them."""
+_PIECE_BYTES = 4096
+"""So much is gone through before it is asked whether that was too much already: each frame costs 10 µs, and may have 6 bytes."""
 _ENDED, _COME_BACK, _TOO_MUCH = 1000, 1012, 1008
 _CLIENT_ERROR = 4000
 """Added to the HTTP status that would have been the answer."""
@@ -97,6 +107,8 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         self.conn.debug = False
         self.reader: Reader | None = None
         self.write_paused = False
+        self._control_frames = 0
+        self._early = b""
 
     def follow(self, reader: Reader) -> bool:
         """This reader is to be told what becomes of the connection. False if the client has gone."""
@@ -128,6 +140,67 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         if reader is not None:
             reader.lost()
 
+    async def send(self, message: Any) -> None:
+        if self.transport.is_closing():
+            raise ClientDisconnected  # uvicorn would drop it, and complain of an answer that never came
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = (
+                True  # refused, with an answer of our own: else uvicorn complains that there was none
+            )
+        if self._early and self.handshake_complete and not self.close_sent:
+            early, self._early = self._early, b""
+            self.data_received(early)
+
+    # --- what comes, within bounds
+
+    def data_received(self, data: bytes) -> None:
+        if (
+            self.handshake_initiated and not self.handshake_complete
+        ):  # the library takes no frame before it has accepted
+            self._early += data
+            if len(self._early) > _EARLY_BYTES_MAX:
+                self.transport.close()
+            return
+        for at in range(0, len(data), _PIECE_BYTES):
+            if self.transport.is_closing():
+                return
+            self._control_frames = 0
+            super().data_received(data[at : at + _PIECE_BYTES])
+
+    def handle_connect(self, event: Any) -> None:
+        super().handle_connect(event)
+        if self.response.status_code != 101:
+            refused(self.response.status_code)
+
+    def handle_cont(self, event: Any) -> None:
+        if len(self.frames) < _FRAGMENTS_MAX:
+            super().handle_cont(event)
+        else:
+            self._too_much(f"a message has no more than {_FRAGMENTS_MAX} fragments")
+
+    def send_receive_event_to_app(self) -> None:
+        if self.queue.qsize() <= _MESSAGES_MAX:  # then as many as are looked at wait
+            super().send_receive_event_to_app()
+
+    def handle_ping(self) -> None:
+        super().handle_ping()
+        self._count_control_frame()
+
+    def handle_pong(self, event: Any) -> None:
+        super().handle_pong(event)
+        self._count_control_frame()
+
+    def _count_control_frame(self) -> None:
+        self._control_frames += 1
+        if self._control_frames == _CONTROL_FRAMES_MAX:
+            self._too_much("too many pings")
+
+    def _too_much(self, reason: str) -> None:
+        """End the connection of a client that wants to keep this process busy."""
+        self.end(_TOO_MUCH, reason)
+        self.transport.close()
+
     async def receive(self) -> Any:
         message = await super().receive()
         if self.write_paused and not self.transport.is_closing():
@@ -151,6 +224,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self.conn.parser.close()  # it knows what knows it: both would wait for the collector
         self._leave()
 
 
