@@ -385,14 +385,19 @@ class Tails:
             self._apply(tail, part)
             if part.unreadable:
                 tail.failed = part.events[0]
-                self._found_unreadable(tail.stream_id, part, raw)
+                ended = any(field_of(one) in events.TERMINAL for one in raw)
+                self.found_unreadable(tail.stream_id, part.events[0], ended=ended)
 
-    def _found_unreadable(self, stream_id: str, part: Carried, raw: list[RawEntry]) -> None:
-        self._unreadable[stream_id] = part.last
+    def found_unreadable(self, stream_id: str, failed: Event, *, ended: bool = False) -> None:
+        """A log reads as failed from this event on, wherever that was found. `ended`: it is known to have an end already."""
+        self._unreadable[stream_id] = failed.id
         if len(self._unreadable) > _BROKEN_MAX:
             self._unreadable.popitem(last=False)
-        if not any(field_of(one) in events.TERMINAL for one in raw):
-            self.on_unreadable(stream_id, part.events[0])
+        tail = self._by_id.get(stream_id)
+        if tail is not None:
+            tail.unreadable_from = failed.id
+        if not ended:
+            self.on_unreadable(stream_id, failed)
 
     @staticmethod
     def _mark_gap(tail: Tail, first: EventId) -> None:

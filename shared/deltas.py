@@ -63,11 +63,16 @@ def too_deep(value: Any) -> bool:
     """Whether a value that was read is nested too deeply to be written within other objects."""
     for _ in range(_MARGIN_LEVELS):
         value = [value]
+    return not writable(value)
+
+
+def writable(value: Any) -> bool:
+    """Whether a value that was read can be written: it has not too many levels."""
     try:
         orjson.dumps(value)
     except TypeError:  # JSONEncodeError is one
-        return True
-    return False
+        return False
+    return True
 
 
 def _is_documented(stored: dict[str, Any]) -> bool:

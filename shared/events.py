@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from shared.deltas import SILENT, checked_delta, delta_of, loaded, too_deep
+from shared.deltas import NESTED_MAX, SILENT, checked_delta, delta_of, loaded, too_deep, writable
 from shared.errors import Unreadable
 from shared.ids import ID_PART_MAX, EventId
 
@@ -288,6 +288,8 @@ class Accepted:
         """Raises Unreadable."""
         stored = loaded(value)
         wrong = _wrong_of_accepted(stored)
+        if not wrong and value.count(b"{") + value.count(b"[") > NESTED_MAX and not writable(stored):
+            wrong = "request"
         if wrong:
             raise Unreadable(f"`{wrong}` of `accepted` is missing, or not of its type")
         request_id, traceparent = stored.get("request_id", ""), stored.get("traceparent", "")

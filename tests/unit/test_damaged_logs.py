@@ -97,7 +97,7 @@ def shown(face: Face, raw: list[RawEntry]) -> bytes:
     assert ring.broken is None, face
     body = ring.body(0) if ring.end else b""
     if not face.remembers:
-        page = EncodedPage(face, STREAM_ID, raw, BEGINNING).after(BEGINNING)
+        page = EncodedPage(face, STREAM_ID, list(parts(raw, BEGINNING))).after(BEGINNING)
         assert (page.body if page else b"").endswith(ring.encoded[-1] if ring.end else b"")
     return body
 
@@ -238,6 +238,10 @@ def value_without(value: bytes, name: str, instead: Any = None) -> bytes:
     return orjson.dumps(stored if instead is None else {**stored, name: instead})
 
 
+def deep_request() -> bytes:
+    return ACCEPTED.replace(b'"messages":', b'"tools":' + b"[" * 400 + b"]" * 400 + b',"messages":')
+
+
 DAMAGED: dict[str, list[RawEntry]] = {
     "no field": replaced(2, b"1-1"),
     "no value": replaced(2, b"1-1", b"t"),
@@ -257,6 +261,7 @@ DAMAGED: dict[str, list[RawEntry]] = {
     "accepted is no JSON": replaced(0, b"0-1", b"accepted", b"{"),
     "accepted is a list": replaced(0, b"0-1", b"accepted", b"[]"),
     "accepted is not there": without(0),
+    "accepted that is nested too deeply": replaced(0, b"0-1", b"accepted", deep_request()),
     "accepted twice": replaced(2, b"1-1", b"accepted", ACCEPTED),
     "started is no JSON": replaced(1, b"1-0", b"started", b"\xff"),
     "started without a model": replaced(1, b"1-0", b"started", value_without(STARTED, "model")),
