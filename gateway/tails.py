@@ -238,7 +238,8 @@ class Tails:
         if isinstance(part, Run):
             self._apply_run(tail, part)
         else:
-            Order(reached).take(part.field, first, part.last)
+            if part.field not in events.COUNTED or not first.attempt:
+                Order(reached).take(part.field, first, part.last)
             self._apply(tail, part)
         tail.arm()
         return True

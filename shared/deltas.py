@@ -35,7 +35,7 @@ def checked_delta(value: bytes) -> bytes:
         raise Unreadable("a delta is not a JSON object")
     if b"\n" in value or b"\r" in value or not _is_documented(stored):
         return delta_of(stored)
-    if value.count(b"{") + value.count(b"[") > NESTED_MAX and too_deep(stored):
+    if len(value) > NESTED_MAX and value.count(b"{") + value.count(b"[") > NESTED_MAX and too_deep(stored):
         return delta_of(stored)
     return value
 
