@@ -291,7 +291,7 @@ class Tails:
             self._log.send_read(tail.stream_id, tail.last, _READ_ENTRIES, self._then(tail, self._read_on))
         elif tail.rings:
             # The entry with this id, too: it may be the log's end.
-            first = self._then(tail, self._read_first)
+            first = self._then(tail, partial(self._read_first, tail.sought))
             self._log.send_read(tail.stream_id, tail.sought, FIRST_READ_ENTRIES, first, inclusive=True)
         else:
             self._log.send_newest_raw(tail.stream_id, 1, self._then(tail, self._read_newest))
@@ -331,14 +331,15 @@ class Tails:
         for tail in put_off:
             self._ask(tail)
 
-    def _read_first(self, tail: Tail, raw: list[RawEntry]) -> None:
-        """From the first of the readers on, if that is not far back; what is older than the ring is read in pages."""
+    def _read_first(self, sought: EventId, tail: Tail, raw: list[RawEntry]) -> None:
+        """From the first of the readers on, if that is not far back; what is older than the ring is read in pages. A reader
+        may have come meanwhile who is further back than what was `sought`."""
         if len(raw) == FIRST_READ_ENTRIES:
             newest = self._settings.ring_events
-        elif not raw and tail.sought > BEGINNING:  # they have all that there is, or more
+        elif not raw and sought > BEGINNING:  # they have all that there is, or more
             newest = 1
         else:
-            self._begin(tail, raw, BEGINNING if tail.sought == BEGINNING else None)
+            self._begin(tail, raw, BEGINNING if sought == BEGINNING else None)
             return
         self._asked += 1
         self._log.send_newest_raw(tail.stream_id, newest, self._then(tail, self._read_newest))
@@ -391,12 +392,13 @@ class Tails:
 
     def found_unreadable(self, stream_id: str, failed: Event, *, ended: bool = False) -> None:
         """A log reads as failed from this event on, wherever that was found. `ended`: it is known to have an end already."""
-        self._unreadable[stream_id] = failed.id
+        # Who begins to read behind the place does not see it, and may find another one.
+        place = self._unreadable[stream_id] = min(failed.id, self._unreadable.get(stream_id, failed.id))
         if len(self._unreadable) > _BROKEN_MAX:
             self._unreadable.popitem(last=False)
         tail = self._by_id.get(stream_id)
         if tail is not None:
-            tail.unreadable_from = failed.id
+            tail.unreadable_from = place
         if not ended:
             self.on_unreadable(stream_id, failed)
 

@@ -146,7 +146,7 @@ class Faces:
         events = of(body)
         assert [one.event for one in events if one.event in TERMINAL] == [events[-1].event], events
         again, _ = await self.get(f"/v1/streams/{self.stream_id}/events", **{"last-event-id": events[-1].id})
-        assert (status, again) == (200, 204)
+        assert (status, again) == (200, 204), body
 
     async def ndjson(self) -> None:
         _, body = await self.get(f"/v1/streams/{self.stream_id}/events", accept="application/x-ndjson")
