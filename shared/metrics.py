@@ -26,8 +26,31 @@ FAILURE_CODES = (
     "queue_timeout",
     "worker_lost",
     "attempts_exhausted",
+    "internal_error",
 )
 PROVIDER_CODES = FAILURE_CODES[:6]
+PROVIDER_ODDITY_KINDS = (
+    "choices",
+    "choice",
+    "index",
+    "delta",
+    "content",
+    "refusal",
+    "reasoning_content",
+    "reasoning",
+    "reasoning_details",
+    "tool_calls",
+    "function_call",
+    "annotations",
+    "audio",
+    "logprobs",
+    "usage",
+    "finish_reason",
+    "model",
+    "system_fingerprint",
+    "service_tier",
+    "unstorable",
+)
 READER_OUTCOMES = ("completed", "disconnected", "rotated", "drained", "slow", "error")
 ATTEMPT_OUTCOMES = ("completed", "cancelled", "failed", "restarted", "fenced", "handed_back", "error")
 FINISH_REASONS = ("stop", "length", "tool_calls", "function_call", "content_filter", OTHER)
@@ -325,6 +348,14 @@ PROVIDER_ERRORS = Metric(
     "worker",
     _CALL,
     {"code": (*PROVIDER_CODES, OTHER)},
+)
+PROVIDER_ODDITIES = Metric(
+    "midstream_provider_oddities",
+    "counter",
+    "Values in the provider's chunks that had not their documented shape, or could not be stored, by field: each was left out or made text",
+    "worker",
+    _RARE,
+    {"kind": (*PROVIDER_ODDITY_KINDS, OTHER)},
 )
 TAKEOVERS = Metric(
     "midstream_lease_takeovers", "counter", "Requests taken over from a worker whose lease had expired", "worker", _RARE

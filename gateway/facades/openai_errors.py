@@ -29,6 +29,7 @@ _STATUSES = {
     "queue_timeout": 503,
     "worker_lost": 502,
     "attempts_exhausted": 502,
+    "internal_error": 502,
 }
 """Of failures for which the provider gave no status."""
 
