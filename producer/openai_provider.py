@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from typing import Any, NoReturn
 
 import httpx2
@@ -32,11 +33,12 @@ _CONNECT_SECONDS = 10.0
 _LINE_BYTES_MAX = 8 << 20
 """A provider's line may carry an image or a long tool call; without any bound it could fill the worker's memory."""
 _LARGE_LINE_BYTES = 64 << 10
-_PLACES_MAX = 500_000
+_PLACES_MAX = 100_000
 """Values in one line: as Python objects they take 20 times the bytes of `[[],[],…`, and so much time that all others wait."""
 _MESSAGE_CHARACTERS_MAX = 500
 _ABOUT_BYTES_MAX = 16 << 10
 """What is kept of the fields beside an answer's text, or of an error object."""
+_ABOUT_FIELDS_MAX = 100
 _ENVELOPE = frozenset({"id", "object", "created", "choices", "usage", "obfuscation", "error"})
 _CHOICE = frozenset({"index", "delta", "logprobs", "finish_reason"})
 _RETRYABLE_STATUSES = frozenset({408, 409, 425, 429})
@@ -389,7 +391,7 @@ def _fitting(fields: dict[str, Any], odd: Callable[[], None] = lambda: None) -> 
     """The fields that can be stored and fit into the bound."""
     room = _ABOUT_BYTES_MAX
     fitting: dict[str, Any] = {}
-    for name, value in fields.items():
+    for name, value in islice(fields.items(), _ABOUT_FIELDS_MAX):
         try:
             size = len(orjson.dumps({name: value}))
         except TypeError:  # half of a surrogate pair, a number of more than 64 bits
