@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -143,6 +144,8 @@ class _ChunkReader:
 
     def __init__(self, odd: Callable[[str], None] = lambda kind: None) -> None:
         self._odd = odd
+        self._found: set[str] = set()
+        """The kinds of odd values in the chunk that is being read."""
         self._rest = bytearray()
         self.finish_reason: str | None = None
         self._usage: Any = None
@@ -162,7 +165,9 @@ class _ChunkReader:
     def usage(self) -> dict[str, Any] | None:
         """The last that was said. Looked at once, at the end: some providers say it with each token."""
         shaped = shapes.usage(self._usage, self._told("usage")) if self._usage else None
-        return None if shaped is None or shaped is shapes.LEFT_OUT else _fitting(shaped, self._told("usage"))
+        usage = None if shaped is None or shaped is shapes.LEFT_OUT else _fitting(shaped, self._told("usage"))
+        self._report()
+        return usage
 
     def take_error(self) -> ProviderError:
         """The error, to be raised: kept here it would hold, by its traceback, the answer that it ended."""
@@ -180,6 +185,7 @@ class _ChunkReader:
             rest.clear()
         rest += lines.pop()
         items: list[Item] = []
+        found = self._found
         try:
             for line in lines:
                 if not line.startswith(b"data:"):
@@ -190,10 +196,13 @@ class _ChunkReader:
                     return items
                 if payload:
                     self._chunk(self._json(payload), payload, items)
+                    if found:
+                        self._report()
             if len(rest) > _LINE_BYTES_MAX:
                 raise Unavailable(f"the provider sent a line of more than {_LINE_BYTES_MAX} bytes")
         except ProviderError as error:
             self.error = error.with_traceback(None)  # which leads back here
+            self._report()
         return items
 
     def _chunk(self, chunk: Any, payload: bytes, items: list[Item]) -> None:
@@ -210,10 +219,10 @@ class _ChunkReader:
         choices = chunk.get("choices")
         if type(choices) is not list:
             if choices:
-                self._odd("choices")
+                self._found.add("choices")
             return
         if len(choices) > CHOICES_MAX:
-            self._odd("choices")
+            self._found.add("choices")
             choices = choices[:CHOICES_MAX]
         for choice in choices:
             if (
@@ -231,7 +240,7 @@ class _ChunkReader:
             elif type(choice) is dict:
                 self._unusual(chunk, choices, choice, payload, items)
             elif choice is not None:
-                self._odd("choice")
+                self._found.add("choice")
 
     def _end(self, chunk: dict[str, Any], choice: dict[str, Any]) -> None:
         """The first choice has said how it ended."""
@@ -272,7 +281,7 @@ class _ChunkReader:
     def _shaped(self, delta: Any) -> dict[str, Any]:
         """What a delta says, without what says nothing: each field in its documented shape."""
         if type(delta) is not dict:
-            self._odd("delta")
+            self._found.add("delta")
             return {}
         kept: dict[str, Any] = {}
         for name, value in delta.items():
@@ -298,7 +307,13 @@ class _ChunkReader:
         self.about[name] = noted
 
     def _told(self, kind: str) -> Callable[[], None]:
-        return lambda: self._odd(kind)
+        return partial(self._found.add, kind)
+
+    def _report(self) -> None:
+        """Tell each kind once per chunk: a list may have a hundred thousand odd elements."""
+        for kind in sorted(self._found):
+            self._odd(kind)
+        self._found.clear()
 
     def _json(self, payload: bytes) -> Any:
         try:
@@ -311,7 +326,7 @@ class _ChunkReader:
             text = payload.decode("utf-8", "replace")
             return json.loads(text, parse_constant=lambda _: None, parse_int=_finite, parse_float=_finite)
         except RecursionError:
-            self._odd("unstorable")
+            self._found.add("unstorable")
             return {}
         except ValueError:
             raise Unavailable("the provider sent what is not JSON") from None

@@ -352,7 +352,7 @@ PROVIDER_ERRORS = Metric(
 PROVIDER_ODDITIES = Metric(
     "midstream_provider_oddities",
     "counter",
-    "Values in the provider's chunks that had not their documented shape, or could not be stored, by field: each was left out or made text",
+    "Chunks of the provider in which a value had not its documented shape, or could not be stored, by field: it was left out or made text",
     "worker",
     _RARE,
     {"kind": (*PROVIDER_ODDITY_KINDS, OTHER)},

@@ -231,8 +231,8 @@ class HostileProvider:
                 await asyncio.sleep(0.002)
             if hangs:
                 await reader.read()
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # the client has left
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client has left, or this server ends
         finally:
             writer.close()
             with suppress(OSError):
