@@ -164,8 +164,8 @@ class _ChunkReader:
     @property
     def usage(self) -> dict[str, Any] | None:
         """The last that was said. Looked at once, at the end: some providers say it with each token."""
-        shaped = shapes.usage(self._usage, self._told("usage")) if self._usage else None
-        usage = None if shaped is None or shaped is shapes.LEFT_OUT else _fitting(shaped, self._told("usage"))
+        shaped = shapes.usage(self._usage, self._odd_at("usage")) if self._usage else None
+        usage = None if shaped is None or shaped is shapes.LEFT_OUT else _fitting(shaped, self._odd_at("usage"))
         self._report()
         return usage
 
@@ -244,7 +244,7 @@ class _ChunkReader:
 
     def _end(self, chunk: dict[str, Any], choice: dict[str, Any]) -> None:
         """The first choice has said how it ended."""
-        reason = shapes.finish_reason(choice["finish_reason"], self._told("finish_reason"))
+        reason = shapes.finish_reason(choice["finish_reason"], self._odd_at("finish_reason"))
         if reason is not None:
             self.finish_reason = reason
             self._note("provider", chunk, _ENVELOPE)
@@ -256,21 +256,21 @@ class _ChunkReader:
         """A choice that is more, or less, than a piece of plain text."""
         index = 0
         if choice.get("index"):
-            index = shapes.INDEX(choice["index"], self._told("index"))
+            index = shapes.INDEX(choice["index"], self._odd_at("index"))
             if index is shapes.LEFT_OUT:
                 index = next(place for place, it in enumerate(choices) if it is choice)
         delta = self._shaped(choice.get("delta") or {})
         more: dict[str, Any] = {}
         if choice.get("logprobs"):
-            logprobs = shapes.LOGPROBS(choice["logprobs"], self._told("logprobs"))
+            logprobs = shapes.LOGPROBS(choice["logprobs"], self._odd_at("logprobs"))
             if logprobs is not shapes.LEFT_OUT:
                 more["logprobs"] = logprobs
         if index:
             more["index"] = index
-            reason = shapes.finish_reason(choice.get("finish_reason"), self._told("finish_reason"))
+            reason = shapes.finish_reason(choice.get("finish_reason"), self._odd_at("finish_reason"))
             if reason is not None:
                 beside = {key: value for key, value in choice.items() if key not in _CHOICE and value is not None}
-                more = {**_fitting(beside, self._told("unstorable")), **more, "finish_reason": reason}
+                more = {**_fitting(beside, self._odd_at("unstorable")), **more, "finish_reason": reason}
         elif choice.get("finish_reason"):
             self._end(chunk, choice)
         if not more and len(delta) == 1 and type(delta.get("content")) is str:
@@ -289,7 +289,7 @@ class _ChunkReader:
                 continue
             shape = shapes.DELTA.get(name)
             if shape is not None:
-                value = shape(value, self._told(name))
+                value = shape(value, self._odd_at(name))
                 if value is shapes.LEFT_OUT or value in ("", []):
                     continue
             kept[name] = value
@@ -301,12 +301,12 @@ class _ChunkReader:
         fields = {key: value for key, value in said.items() if key not in known and value not in (None, "", [], {})}
         if any(noted.get(key) != value for key, value in fields.items()):
             for key in fields.keys() & shapes.CHUNK.keys():
-                if shapes.CHUNK[key](fields[key], self._told(key)) is shapes.LEFT_OUT:
+                if shapes.CHUNK[key](fields[key], self._odd_at(key)) is shapes.LEFT_OUT:
                     del fields[key]
-            noted = _fitting(noted | fields, self._told("unstorable"))
+            noted = _fitting(noted | fields, self._odd_at("unstorable"))
         self.about[name] = noted
 
-    def _told(self, kind: str) -> Callable[[], None]:
+    def _odd_at(self, kind: str) -> Callable[[], None]:
         return partial(self._found.add, kind)
 
     def _report(self) -> None:
@@ -338,7 +338,7 @@ class _ChunkReader:
                 return orjson.dumps(value)
             except TypeError:
                 pass  # half of a surrogate pair, a number of more than 64 bits
-        return orjson.dumps(storable(value, self._told("unstorable")))
+        return orjson.dumps(storable(value, self._odd_at("unstorable")))
 
 
 def _places_in(payload: bytes) -> int:

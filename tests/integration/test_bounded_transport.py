@@ -287,6 +287,30 @@ async def test_of_a_redirect_s_body_nothing_is_read() -> None:
     assert peak < 8 * MEGABYTE
 
 
+async def test_through_a_proxy_the_bounds_hold_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy that the environment names is the server itself, which answers for every host."""
+    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    redirects = redirect("/v1/x", "308 Permanent Redirect")
+    error = [head("400 No", b"Content-Encoding: gzip, gzip", b"Content-Length: %d" % len(BOMB)), BOMB]
+    elsewhere = redirect("http://other.invalid/v1")
+    async with serving(redirects, answer(CHUNK + LAST), error, elsewhere) as server:
+        monkeypatch.setenv("HTTP_PROXY", server.url.removesuffix("/v1"))
+        provider = OpenAIProvider(
+            api_key="", base_url="http://provider.invalid/v1", default_model="m", connections_max=2
+        )
+        heard = Heard()
+        finish = await provider.generate({"messages": []}, "", heard)
+        assert (heard.items, finish.reason) == (["a"], "stop")
+        with pytest.raises(Refused):
+            await provider.generate({"messages": []}, "", heard)
+        with pytest.raises(Refused, match=r"other\.invalid"):
+            await provider.generate({"messages": []}, "", heard)
+        await provider.close()
+        assert server.requests[1].startswith(b"POST http://provider.invalid/v1/x HTTP/1.1\r\n")
+        assert len(server.requests) == 4
+
+
 # --- heads, trailers, framing
 
 

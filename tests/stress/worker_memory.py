@@ -42,17 +42,18 @@ class WorkerMemory:
         settings: dict[str, object] = {
             "redis_url": server.url,
             "openai_base_url": provider_url,
-            "ended_ttl_seconds": 2,
+            "ended_ttl_seconds": 5,
             "worker_concurrency": _UNDER_WAY_MAX,
         }
         self.worker = Process("producer", settings, directory / "worker.log")
+        self._asked = 0
 
     async def start(self) -> None:
         scripts = (*EventLog.SCRIPTS, *RequestQueue.SCRIPTS)
         self._connection = RespConnection(self._address, name="test", reply_seconds=10.0, scripts=scripts)
         self._connection.start()
         await self._connection.wait_until_up()
-        self._log = EventLog(self._connection, log_ttl_seconds=600, ended_ttl_seconds=2, tombstone_ttl_seconds=2)
+        self._log = EventLog(self._connection, log_ttl_seconds=600, ended_ttl_seconds=5, tombstone_ttl_seconds=2)
         self._queue = RequestQueue(self._connection, ttl_seconds=600, requests_max=100_000, consumer="test")
         self.worker.start()
         await wait_until(lambda: " is up: " in self.worker.logged(), within_seconds=30.0)
@@ -89,7 +90,8 @@ class WorkerMemory:
         async with asyncio.TaskGroup() as group:
             for _ in range(count):
                 group.create_task(answer())
-        await asyncio.sleep(2.0)  # receipts are written a second after the end
+        self._asked += count
+        await wait_until(lambda: self.worker.logged().count('"event":"receipt"') >= self._asked, within_seconds=30.0)
 
     def megabytes(self) -> float:
         """The worker's resident memory."""

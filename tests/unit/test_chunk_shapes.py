@@ -103,22 +103,22 @@ def shape_of(delta: dict[str, Any]) -> None:
     reason = delta.get("finish_reason", "stop")
     assert type(reason) is str
     assert 1 <= len(reason) <= 64
-    said = delta["delta"]
-    content = said.get("content", "")
+    fields = delta["delta"]
+    content = fields.get("content", "")
     assert type(content) is str or all(type(part) is dict for part in content)
     for name in ("refusal", "reasoning_content", "reasoning"):
-        assert type(said.get(name, "")) is str
+        assert type(fields.get(name, "")) is str
     for name in ("reasoning_details", "annotations"):
-        assert type(said.get(name, [])) is list
-        assert all(type(it) is dict for it in said.get(name, []))
-    for call in said.get("tool_calls", []):
+        assert type(fields.get(name, [])) is list
+        assert all(type(it) is dict for it in fields.get(name, []))
+    for call in fields.get("tool_calls", []):
         assert type(call) is dict
         assert type(call["index"]) is int
         assert 0 <= call["index"] <= 1023
         assert all(type(call.get(name, "")) is str for name in ("id", "type"))
         function_of(call.get("function", {}))
-    function_of(said.get("function_call", {}))
-    audio = said.get("audio", {})
+    function_of(fields.get("function_call", {}))
+    audio = fields.get("audio", {})
     assert type(audio) is dict
     assert all(type(audio.get(name, "")) is str for name in ("id", "data", "transcript"))
     logprobs = delta.get("logprobs", {})
@@ -171,9 +171,9 @@ def fed(payload: bytes) -> tuple[_ChunkReader, list[str]]:
     usage = reader.usage
     assert set(odd) <= {*PROVIDER_ODDITY_KINDS}
     assert reader.finish_reason is None or 1 <= len(reader.finish_reason) <= 64
-    told = {"finish_reason": reader.finish_reason, "usage": usage, **reader.about}
-    assert depth_of(json.loads(orjson.dumps(told))) <= shapes.LEVELS_MAX + 2
-    assert len(orjson.dumps(told)) < 3 * _ABOUT_BYTES_MAX + 1000
+    done = {"finish_reason": reader.finish_reason, "usage": usage, **reader.about}
+    assert depth_of(json.loads(orjson.dumps(done))) <= shapes.LEVELS_MAX + 2
+    assert len(orjson.dumps(done)) < 3 * _ABOUT_BYTES_MAX + 1000
     for name in ("model", "system_fingerprint", "service_tier"):
         assert type(reader.about.get("provider", {}).get(name, "")) is str
     if usage is not None:
@@ -282,13 +282,13 @@ def test_what_is_made_of_an_odd_value(field: str, value: Any, kept: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("value", "reason"),
     [("x" * 3_000_000, "x" * 64), (1, "1"), ({"type": "stop"}, '{"type":"stop"}'), (["\ud83d"], "unknown"), ("\ud83d", "\ufffd"), (0, None), ([], None)],
 )  # fmt: skip
-def test_a_finish_reason_is_a_short_text(said: Any, reason: str | None) -> None:
-    reader, odd = fed(json.dumps({"choices": [{"index": 0, "delta": {}, "finish_reason": said}]}).encode())
+def test_a_finish_reason_is_a_short_text(value: Any, reason: str | None) -> None:
+    reader, odd = fed(json.dumps({"choices": [{"index": 0, "delta": {}, "finish_reason": value}]}).encode())
     assert reader.finish_reason == reason
-    assert odd == ([] if said in ("\ud83d", 0, []) else ["finish_reason"])
+    assert odd == ([] if value in ("\ud83d", 0, []) else ["finish_reason"])
 
 
 def test_of_thousands_of_choices_a_hundred_and_twenty_eight_are_kept() -> None:
