@@ -18,11 +18,13 @@ import asyncio
 import logging
 import random
 import time
+import traceback
 from typing import Any
 
 import orjson
 
 from producer import metrics
+from producer.chunk_shapes import storable
 from producer.metrics import Meter
 from producer.provider import Finish, Provider, ProviderError, Refused, Unavailable
 from producer.writer import Writer
@@ -43,6 +45,7 @@ logger = logging.getLogger(__name__)
 _BACKOFF_SECONDS_MAX = 30.0
 _RETRY_AFTER_SECONDS_MAX = 120.0
 """A provider that asks for more patience than this is as good as gone: the reader is told."""
+_FRAMES_SHOWN = 5
 _PROBE_SECONDS = 0.4
 """A writer that is silent for so long compares its log: a cancel is to reach the provider within a second."""
 
@@ -91,6 +94,8 @@ class Run:
         self._cancel_after_seconds: float | None = None
         self._began_at = self._heard_at = time.monotonic()
         self._first_token_came = False
+        self._oddities: set[str] = set()
+        """The kinds that are logged already."""
         self._probing: asyncio.Task[None] | None = None
         self.meter = meter or Meter(provider.name)
 
@@ -136,12 +141,24 @@ class Run:
             self.ended_here = True
             return True
         finally:
-            if self._unread is not None:
-                self._unread.cancel()
+            unread, self._unread = self._unread, None
+            if unread is not None:
+                await self._closed(unread)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Give up what leads back here, so that the last reference to this run frees it, and its copy of the log.
+
+        The collector is set to come once in a million objects. Exceptions lead back by the frames in their tracebacks.
+        """
+        self.tally()
+        if self._writer is not None:
+            self._writer.let_go()
+        self._writer = self._stopped = self._probing = None
 
     def stop(self, why: MidstreamError) -> None:
         """Stop generating, for the first reason that comes."""
-        if self._stopped is None:
+        if self._stopped is None and not self._halted.done():
             self._stopped = why
             self._halted.set_result(None)
 
@@ -284,10 +301,12 @@ class Run:
     async def _answer(self, writer: Writer, history: History) -> None:
         try:
             finish = await self._generate_with_tries(writer, history)
-            told = {"finish_reason": finish.reason, "usage": finish.usage, **finish.about, "time": time.time()}
-            await self._finish(writer, events.DONE, orjson.dumps(told))
+            done = {"finish_reason": finish.reason, "usage": finish.usage, **finish.about, "time": time.time()}
+            await self._finish(writer, events.DONE, _terminal(done))
             metrics.completed(finish.reason)
             self._tell(logging.INFO, "completed", f"done: {finish.reason}", writer, finish_reason=finish.reason)
+        except (Fenced, HandedBack):
+            raise
         except LastReaderGone:
             await self._finish(writer, events.CANCELLED, orjson.dumps({"by": "disconnect", "time": time.time()}))
             metrics.cancelled("disconnect")
@@ -296,6 +315,12 @@ class Run:
             await self._fail(writer, error, "log_full", retryable=False)
         except ProviderError as error:
             await self._fail(writer, error, error.code, retryable=error.retryable, **error.about())
+        except (
+            Exception
+        ) as error:  # Redis refuses, or a bug: another attempt would meet it again, and be paid for again
+            logger.error("stream %s: the attempt broke: %s", self.stream_id, _place_of(error))
+            code, message = "internal_error", f"the worker could not go on: {type(error).__name__}"
+            await self._fail(writer, MidstreamError(message), code, retryable=True)
 
     async def _generate_with_tries(self, writer: Writer, history: History) -> Finish:
         tries = 0
@@ -343,12 +368,14 @@ class Run:
         except MidstreamError:
             raise
         except Exception as error:
-            logger.exception("stream %s: the provider's answer could not be read", self.stream_id)
-            raise Refused(f"the provider's answer could not be read: {error!r}", code="provider_unreadable") from None
+            logger.error("stream %s: the provider's answer could not be read: %s", self.stream_id, _place_of(error))
+            message = f"the provider's answer could not be read: {type(error).__name__}"
+            raise Refused(message, code="provider_unreadable") from None
         finally:
             self._pump = None
             if self._unread is not pump:
                 await self._closed(pump)
+            del pump  # its exception leads to this frame, which must not lead back
 
     async def _until_done_or_halted(self, task: asyncio.Task[Any]) -> None:
         await asyncio.wait({task, self._halted}, return_when=asyncio.FIRST_COMPLETED)
@@ -371,7 +398,10 @@ class Run:
             if finish.usage is not None:
                 await self._deliveries.note_usage(self.stream_id, finish.usage)
         except (MidstreamError, TimeoutError) as error:
-            logger.info("stream %s: the usage of what was cancelled is not known: %s", self.stream_id, error)
+            shown = self._shown(error) if isinstance(error, MidstreamError) else "it did not end in time"
+            logger.info("stream %s: the usage of what was cancelled is not known: %s", self.stream_id, shown)
+        except Exception as error:
+            logger.error("stream %s: what was cancelled could not be read: %s", self.stream_id, _place_of(error))
 
     # --- Hearer
 
@@ -386,6 +416,15 @@ class Run:
             return True
         self._writer.push(items)
         return not self._writer.crowded
+
+    def odd(self, kind: str) -> None:
+        """Count what the provider said in a shape that it should not have, and log each kind once."""
+        metrics.odd(kind)
+        if kind not in self._oddities:
+            self._oddities.add(kind)
+            logger.info(
+                "stream %s: the provider sent something odd as %s; left out, or made text", self.stream_id, kind
+            )
 
     async def room(self) -> None:
         assert self._writer is not None
@@ -439,7 +478,7 @@ class Run:
 
     @staticmethod
     def _failed(code: str, message: str, *, retryable: bool, **more: Any) -> bytes:
-        return orjson.dumps({"code": code, "message": message, "retryable": retryable, **more, "time": time.time()})
+        return _terminal({"code": code, "message": message, "retryable": retryable, **more, "time": time.time()})
 
     async def _fail(self, writer: Writer, error: MidstreamError, code: str, *, retryable: bool, **more: Any) -> None:
         await self._finish(writer, events.FAILED, self._failed(code, str(error), retryable=retryable, **more))
@@ -465,3 +504,17 @@ class Run:
         self.meter.ended(how, **more)
         about = outcome("attempt", self.stream_id, attempt=writer.attempt, outcome=how, tokens=writer.offset, **more)
         logger.log(level, "stream %s: %s, %d tokens", self.stream_id, message, writer.offset, extra=about)
+
+
+def _terminal(value: dict[str, Any]) -> bytes:
+    """The JSON of a terminal event. It can always be made: what cannot be stored is null in it."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return orjson.dumps(storable(value, lambda: None))
+
+
+def _place_of(error: BaseException) -> str:
+    """An unexpected exception as the log may show it: kind and place, not the message, which may hold an answer's text."""
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES_SHOWN:]
+    return " < ".join([type(error).__name__, *(f"{it.name}:{it.lineno}" for it in reversed(frames))])

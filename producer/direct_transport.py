@@ -25,6 +25,11 @@ _IDLE_SECONDS = 5.0
 """A connection that waits for its next request is closed so long after its last: before most servers close theirs."""
 _IDLE_MAX = 100
 _HEAD_BYTES_MAX = 64 << 10
+"""Of a response's head, with the interim ones before it; and of what stands between two pieces of its body, or behind the
+last: sizes and extensions of chunks, trailers."""
+_HEADERS_MAX = 100
+_PART_BYTES = 64
+"""What a piece of the body takes in memory beside its bytes: a chunk may have one."""
 _UNREAD_BYTES_MAX = 256 << 10
 """What one connection holds unread before it stops taking: a reader that waits for Redis must not fill the memory."""
 
@@ -34,12 +39,14 @@ FOLLOW = "midstream.follow"
 Origin = tuple[str, str, int]
 
 
-def is_proxied(url: str) -> bool:
-    """Whether the environment names a proxy for this URL, as httpx2 would find it."""
+def proxy_of(url: str) -> str | None:
+    """The address of the proxy that the environment names for this URL, as httpx2 would find it."""
     parts = urlsplit(url)
     proxies = urllib.request.getproxies()
-    named = parts.scheme in proxies or "all" in proxies
-    return named and not urllib.request.proxy_bypass(parts.hostname or "")
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(parts.hostname or ""):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 class DirectTransport(httpx2.AsyncBaseTransport):
@@ -161,7 +168,13 @@ class _Connection(asyncio.Protocol):
         self.headers: list[tuple[bytes, bytes]] = []
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
-        self._head_bytes = 0
+        self._headers_count = self._headers_bytes = 0
+        """Of one response, with its interim ones and its trailers."""
+        self._framing_bytes = 0
+        """Since the beginning of the response, or since the last piece of its body."""
+        self._body_came = False
+        self._excess = ""
+        """What was too much, where a callback of the parser found it."""
         self._until_closed = True
         """The response tells no length: the end of the connection is its end."""
         self._parts: list[bytes] = []
@@ -169,7 +182,8 @@ class _Connection(asyncio.Protocol):
         self._paused = False
         self._complete = False
         self._may_go_on = True
-        self._trouble: httpx2.TransportError | None = None
+        self._trouble: tuple[type[httpx2.TransportError], str] | None = None
+        """Not an exception: that would hold, by its traceback, all that ever waited here."""
         self._waiter: asyncio.Future[None] | None = None
         self._take: Callable[[bytes], bool] | None = None
         """Whoever follows the body; None while somebody reads it instead."""
@@ -193,8 +207,9 @@ class _Connection(asyncio.Protocol):
         assert self._transport is not None
         self.requests += 1
         self.status, self.headers = 0, []
+        self._headers_count = self._headers_bytes = 0
         self._parser = httptools.HttpResponseParser(self)
-        self._head_bytes, self._until_closed, self._complete = 0, True, False
+        self._framing_bytes, self._body_came, self._until_closed, self._complete = 0, False, True, False
         self._transport.write(said)
         while not self.status:
             await self._news()
@@ -251,7 +266,8 @@ class _Connection(asyncio.Protocol):
 
     async def _news(self) -> None:
         if self._trouble is not None:
-            raise self._trouble
+            kind, message = self._trouble
+            raise kind(message)
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
@@ -262,8 +278,9 @@ class _Connection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _fail(self, trouble: httpx2.TransportError) -> None:
-        self._trouble = self._trouble or trouble
+    def _fail(self, message: str) -> None:
+        """The response cannot be read on: it breaks HTTP's rules, or our bounds."""
+        self._trouble = self._trouble or (httpx2.RemoteProtocolError, message)
         self.close()
         self._wake()
 
@@ -276,32 +293,35 @@ class _Connection(asyncio.Protocol):
         if self._parser is None or self._complete:
             self.close()  # nothing was asked: whatever it is, it must not be taken for the next answer
             return
-        if not self.status:
-            self._head_bytes += len(data)
+        if self._trouble is not None:
+            return  # it is being closed
+        self._body_came = False
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(httpx2.RemoteProtocolError(f"the provider does not speak HTTP/1.1: {error}"))
+            self._fail(self._excess or f"the provider does not speak HTTP/1.1: {error}")
             return
         if self.status:
             self._tell()
-        if not self.status and self._head_bytes > _HEAD_BYTES_MAX:
-            self._fail(httpx2.RemoteProtocolError(f"the provider sent a head of more than {_HEAD_BYTES_MAX} bytes"))
+        self._framing_bytes = 0 if self._body_came else self._framing_bytes + len(data)
+        if self._framing_bytes > _HEAD_BYTES_MAX:
+            self._fail(f"the provider sent {_HEAD_BYTES_MAX} bytes of head, trailers or chunk extensions")
         elif self._unread_bytes > _UNREAD_BYTES_MAX and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+        self._transport = self._parser = None  # which knows this connection: they would hold one another
         if self.on_lost is not None:
             self.on_lost(self)
         if self.status and self._until_closed and exc is None:
             self._complete = True
         elif exc is not None:
-            self._trouble = self._trouble or httpx2.ReadError(str(exc) or type(exc).__name__)
+            self._trouble = self._trouble or (httpx2.ReadError, str(exc) or type(exc).__name__)
         else:
             what = "before its response was whole" if self.status else "without a response"
-            self._trouble = self._trouble or httpx2.RemoteProtocolError(f"the provider closed the connection {what}")
+            message = f"the provider closed the connection {what}"
+            self._trouble = self._trouble or (httpx2.RemoteProtocolError, message)
         self._wake()
 
     # --- what the parser finds
@@ -311,12 +331,22 @@ class _Connection(asyncio.Protocol):
             raise ValueError("it answers what was not asked")  # in the packet that ended the response
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers_count += 1
+        self._headers_bytes += len(name) + len(value)
+        if self._headers_count > _HEADERS_MAX or self._headers_bytes > _HEAD_BYTES_MAX:
+            self._excess = f"the provider sent more than {_HEADERS_MAX} headers or {_HEAD_BYTES_MAX} bytes of them"
+            raise ValueError(self._excess)
+        if self.status:
+            return  # a trailer: nothing that we know of says anything with it
         self.headers.append((name, value))
         self._until_closed = self._until_closed and name.lower() not in (b"content-length", b"transfer-encoding")
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None
         status = self._parser.get_status_code()
+        if status < 100:
+            self._excess = f"the provider does not speak HTTP/1.1: its status is {status}"
+            raise ValueError(self._excess)
         if status < 200:  # "100 Continue": the response itself is still to come
             self.headers, self._until_closed = [], True
             return
@@ -325,7 +355,8 @@ class _Connection(asyncio.Protocol):
 
     def on_body(self, part: bytes) -> None:
         self._parts.append(part)
-        self._unread_bytes += len(part)
+        self._body_came = True
+        self._unread_bytes += len(part) + _PART_BYTES
 
     def on_message_complete(self) -> None:
         if self.status:

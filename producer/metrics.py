@@ -19,7 +19,7 @@ from shared.errors import Unusable
 from shared.events import Accepted
 from shared.measuring import Handover, Measuring
 from shared.metric import OTHER, bounded
-from shared.metrics import FAILURE_CODES, FINISH_REASONS, MODELS_MAX, PROVIDER_CODES
+from shared.metrics import FAILURE_CODES, FINISH_REASONS, MODELS_MAX, PROVIDER_CODES, PROVIDER_ODDITY_KINDS
 from shared.resp import RespConnection
 from shared.settings import Settings
 
@@ -38,6 +38,7 @@ _ATTEMPTS = metrics.ATTEMPTS.counter()
 _ANSWERS = metrics.ANSWERS.counter()
 _CALLS = metrics.PROVIDER_CALLS.counter()
 _ERRORS = metrics.PROVIDER_ERRORS.counter()
+_ODDITIES = metrics.PROVIDER_ODDITIES.counter()
 _ENDED = metrics.STREAMS_ENDED.counter()
 _CANCELS = metrics.CANCELS.counter()
 _FAILURES = metrics.FAILURES.counter()
@@ -127,6 +128,11 @@ class Meter:
 
     def _labels(self) -> tuple[str, str, str]:
         return "chat", self._provider, self._model if self._model in _models else OTHER
+
+
+def odd(kind: str) -> None:
+    """The provider said something of a shape that nothing documents."""
+    _ODDITIES.labels(bounded(kind, PROVIDER_ODDITY_KINDS)).inc()
 
 
 # --- ends of streams

@@ -65,6 +65,9 @@ class Hearer(Protocol):
     def take(self, items: list[Item]) -> bool:
         """Take what came together. False: that is enough; the provider is to wait for `room` before it says more."""
 
+    def odd(self, kind: str) -> None:
+        """Note that the provider said something of a shape that nothing documents: it was left out, or made text."""
+
     async def room(self) -> None:
         """Wait until more may come. Raises what has ended the answer meanwhile."""
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from producer import metrics
 from producer.log_copy import LogCopy
+from producer.provider import Refused
 from shared.errors import Disconnected, Fenced, LogFull, MidstreamError, RedisRefused
 from shared.events import ACCEPTED, Entry, Item, encode_items
 from shared.ids import EventId
@@ -87,7 +88,11 @@ class Writer:
         else:
             items, self._waiting = items[:most], items[most:]
             self._waiting_bytes -= sum(map(len, items))
-        field, value = encode_items(items)
+        try:
+            field, value = encode_items(items)
+        except (TypeError, ValueError):  # no provider of ours says such; here it would break the connection to Redis
+            self._fail(Refused("the provider's answer cannot be stored", code="provider_unreadable"))
+            return
         self._id = EventId(self._id.attempt, self._id.offset + len(items))
         if len(self._copy) >= self._entries_max or self._copy.value_bytes + len(value) > self._bytes_max:
             self._fail(
@@ -122,9 +127,14 @@ class Writer:
         elif self.unheard_since is None:
             self.unheard_since = time.monotonic()
 
+    def let_go(self) -> None:
+        """Forget whom this writer tells of trouble, and the trouble: nothing may hold a run that has ended."""
+        self._on_trouble = lambda trouble: None
+        self._trouble = self._repair = None
+
     def _fail(self, trouble: MidstreamError) -> None:
         if self._trouble is None:
-            self._trouble = trouble
+            self._trouble = trouble.with_traceback(None)  # which leads back here
             self._on_trouble(trouble)
         self._progress.set()
 
@@ -241,9 +251,9 @@ class Writer:
             if outcome.status == "fenced":
                 raise Fenced
             self._applied(entry, outcome.listeners)
-        except MidstreamError as trouble:
+        except Exception as error:
             self._under_way, self._busy = None, False
-            self._fail(trouble)
+            self._fail(error if isinstance(error, MidstreamError) else MidstreamError(f"{type(error).__name__}"))
 
     async def _append_once_settled(self, entry: Entry, ttl_seconds: int | None = None) -> Appended:
         """Append until it is known what became of it: applied, duplicate or fenced."""

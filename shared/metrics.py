@@ -27,8 +27,31 @@ FAILURE_CODES = (
     "worker_lost",
     "attempts_exhausted",
     "unreadable",
+    "internal_error",
 )
 PROVIDER_CODES = FAILURE_CODES[:6]
+PROVIDER_ODDITY_KINDS = (
+    "choices",
+    "choice",
+    "index",
+    "delta",
+    "content",
+    "refusal",
+    "reasoning_content",
+    "reasoning",
+    "reasoning_details",
+    "tool_calls",
+    "function_call",
+    "annotations",
+    "audio",
+    "logprobs",
+    "usage",
+    "finish_reason",
+    "model",
+    "system_fingerprint",
+    "service_tier",
+    "unstorable",
+)
 READER_OUTCOMES = ("completed", "disconnected", "rotated", "drained", "slow", "error")
 ATTEMPT_OUTCOMES = ("completed", "cancelled", "failed", "restarted", "fenced", "handed_back", "error")
 FINISH_REASONS = ("stop", "length", "tool_calls", "function_call", "content_filter", OTHER)
@@ -361,6 +384,14 @@ PROVIDER_ERRORS = Metric(
     "worker",
     _CALL,
     {"code": (*PROVIDER_CODES, OTHER)},
+)
+PROVIDER_ODDITIES = Metric(
+    "midstream_provider_oddities",
+    "counter",
+    "Chunks of the provider in which a value had not its documented shape, or could not be stored, by field: it was left out or made text",
+    "worker",
+    _RARE,
+    {"kind": (*PROVIDER_ODDITY_KINDS, OTHER)},
 )
 TAKEOVERS = Metric(
     "midstream_lease_takeovers", "counter", "Requests taken over from a worker whose lease had expired", "worker", _RARE

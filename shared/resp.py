@@ -15,6 +15,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, cast
 
 import hiredis
@@ -36,6 +37,16 @@ _FEED_BYTES = 16_384
 _CLOSE_SECONDS = 0.5
 """How long what was written may take to leave when a connection is closed for good."""
 _pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
+
+
+def _settle(future: asyncio.Future[Any], reply: Any) -> None:
+    """Give a reply to whoever waits for it, unless nobody does any more."""
+    if future.done():
+        return
+    if isinstance(reply, Exception):
+        future.set_exception(reply)
+    else:
+        future.set_result(reply)
 
 
 class RespConnection(asyncio.Protocol):
@@ -121,17 +132,11 @@ class RespConnection(asyncio.Protocol):
         A caller that is cancelled leaves the connection in order: the reply is read and passed over.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
-
-        def on_reply(reply: Any) -> None:
-            if future.done():
-                return
-            if isinstance(reply, Exception):
-                future.set_exception(reply)
-            else:
-                future.set_result(reply)
-
-        self.send(arguments, on_reply)
-        return await future
+        self.send(arguments, partial(_settle, future))
+        try:
+            return await future
+        finally:
+            del future  # an error in it leads, by its traceback, to this frame, which must not lead back
 
     def push(self, *arguments: Argument) -> None:
         """Send what is answered by pushes, on a subscriber. Passed over while disconnected: `on_up` says it again."""

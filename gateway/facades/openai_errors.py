@@ -30,6 +30,7 @@ _STATUSES = {
     "worker_lost": 502,
     "attempts_exhausted": 502,
     "unreadable": 424,  # a status that no SDK tries again by itself: it would find the same
+    "internal_error": 502,
 }
 """Of failures for which the provider gave no status."""
 

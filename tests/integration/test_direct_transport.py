@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from producer import direct_transport
-from producer.direct_transport import DirectTransport, is_proxied
+from producer.direct_transport import DirectTransport, proxy_of
 from producer.openai_provider import OpenAIProvider
 from tests.support.hearing import answer_of
 from tests.support.needs import needs
@@ -326,24 +326,25 @@ async def test_over_tls_the_certificate_counts(certificate: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("named", "url", "proxied"),
+    ("named", "url", "proxy"),
     [
-        ({}, "https://api.openai.com/v1", False),
-        ({"HTTPS_PROXY": "http://p:1"}, "https://api.openai.com/v1", True),
-        ({"HTTPS_PROXY": "http://p:1"}, "http://localhost:9/v1", False),
-        ({"ALL_PROXY": "http://p:1"}, "http://localhost:9/v1", True),
-        ({"ALL_PROXY": "http://p:1", "NO_PROXY": "localhost"}, "http://localhost:9/v1", False),
+        ({}, "https://api.openai.com/v1", None),
+        ({"HTTPS_PROXY": "http://p:1"}, "https://api.openai.com/v1", "http://p:1"),
+        ({"HTTPS_PROXY": "p:1"}, "https://api.openai.com/v1", "http://p:1"),
+        ({"HTTPS_PROXY": "http://p:1"}, "http://localhost:9/v1", None),
+        ({"ALL_PROXY": "http://p:1"}, "http://localhost:9/v1", "http://p:1"),
+        ({"ALL_PROXY": "http://p:1", "NO_PROXY": "localhost"}, "http://localhost:9/v1", None),
     ],
 )
 def test_a_proxy_that_the_environment_names_is_used(
-    monkeypatch: pytest.MonkeyPatch, named: dict[str, str], url: str, proxied: bool
+    monkeypatch: pytest.MonkeyPatch, named: dict[str, str], url: str, proxy: str | None
 ) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     for name, value in named.items():
         monkeypatch.setenv(name, value)
-    assert is_proxied(url) is proxied
+    assert proxy_of(url) == proxy
 
 
 async def test_an_answer_that_comes_compressed_is_read() -> None:

@@ -14,6 +14,7 @@ class Heard:
 
     def __init__(self, *, enough: bool = False, on_take: Callable[[list[Item]], None] = lambda items: None) -> None:
         self.items: list[Item] = []
+        self.oddities: list[str] = []
         self.times = self.waits = 0
         self._enough = enough
         self._on_take = on_take
@@ -23,6 +24,9 @@ class Heard:
         self.items += items
         self._on_take(items)
         return not self._enough
+
+    def odd(self, kind: str) -> None:
+        self.oddities.append(kind)
 
     async def room(self) -> None:
         self.waits += 1

@@ -35,6 +35,8 @@ class Script:
     tokens: int = 20
     text: list[str] | None = None
     """The tokens themselves, instead of made-up ones."""
+    token_characters: int = 0
+    """How long each made-up token is at least."""
     tokens_per_second: float = 0
     """0: flat out."""
     finish_reason: str = "stop"
@@ -222,7 +224,10 @@ def _tokens(body: dict[str, Any], script: Script) -> Iterator[str]:
     if messages[-1]["role"] == "assistant":
         partial = messages.pop()["content"]
     dice = random.Random(hashlib.sha256(json.dumps(messages).encode()).digest())
-    made_up = (("" if number == 0 else " ") + dice.choice(_WORDS) for number in range(script.tokens))
+    made_up = (
+        (("" if number == 0 else " ") + dice.choice(_WORDS)).ljust(script.token_characters, ".")
+        for number in range(script.tokens)
+    )
     for token in made_up if script.text is None else script.text:
         if partial and partial.startswith(token):
             partial = partial.removeprefix(token)

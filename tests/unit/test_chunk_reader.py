@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -168,6 +169,29 @@ def test_what_came_before_an_error_is_told() -> None:
     error = b"data: " + orjson.dumps({"error": {"message": "overloaded"}}) + b"\n\n"
     assert reader.feed(chunk({"content": "a"}) + error + chunk({"content": "b"})) == ["a"]
     assert isinstance(reader.error, Unavailable)
+
+
+def test_bytes_that_are_no_utf_8_are_replaced() -> None:
+    [text, rest] = read(b'data: {"choices":[{"delta":{"content":"a\xf0\x9f"}}]}\n', chunk({"content": "rest"}))
+    assert isinstance(text, str)
+    assert (text[0], set(text[1:]), rest) == ("a", {"\ufffd"}, "rest")
+
+
+def test_an_error_shows_nothing_of_what_was_said() -> None:
+    with pytest.raises(Unavailable) as raised:
+        read(b'data: {"choices":[{"delta":{"content":"a secret \n')
+    assert "secret" not in str(raised.value)
+
+
+def test_a_line_that_comes_byte_by_byte_is_not_copied_each_time() -> None:
+    """8 MB in pieces of a byte must not take hours: a single packet would then cost a millisecond."""
+    reader = _ChunkReader()
+    began = time.process_time()
+    for _ in range(200_000):
+        reader.feed(b"x")
+    assert time.process_time() - began < 2.0
+    with_line = reader.feed(b"\n" + chunk({"content": "a"}))
+    assert with_line == ["a"]
 
 
 @pytest.mark.parametrize("payload", [b"not json", b"[1]", b'"text"', b"1", b"{", b"\xff"])

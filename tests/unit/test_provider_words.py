@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from producer.openai_provider import _ABOUT_BYTES_MAX, _bounded, _ChunkReader, _own_error
+from producer.openai_provider import _ABOUT_BYTES_MAX, _ChunkReader, _fitting, _own_error
 
 
 def line(**chunk: Any) -> bytes:
@@ -48,15 +48,13 @@ def test_a_further_choice_keeps_what_it_says_at_its_end() -> None:
 
 @pytest.mark.parametrize("odd", ["a\ud83db", 2**70, float("nan"), {"deep": ["\ude00", 2**70, float("nan")]}])
 def test_whatever_it_says_can_be_stored(odd: Any) -> None:
-    assert orjson.dumps(_bounded({"provider": {"odd": odd, "system_fingerprint": "fp"}})).endswith(b'"fp"}}')
+    assert orjson.dumps(_fitting({"odd": odd, "system_fingerprint": "fp"})).endswith(b'"fp"}')
     assert orjson.loads(orjson.dumps(_own_error({"message": "m\ud83d", "odd": odd}, "m")))["message"] == "m\ufffd"
 
 
 def test_what_is_too_long_is_left_out_and_the_rest_is_kept() -> None:
     large = "x" * _ABOUT_BYTES_MAX
-    assert _bounded({"provider": {"large": large, "system_fingerprint": "fp"}, "choice": {"large": large}}) == {
-        "provider": {"system_fingerprint": "fp"}
-    }
+    assert _fitting({"large": large, "system_fingerprint": "fp"}) == {"system_fingerprint": "fp"}
     error = _own_error({"message": large, "code": "c", "large": large}, "m")
     assert (len(error["message"]), error["code"], error["type"], "large" in error) == (500, "c", None, False)
     assert _own_error({"message": None}, "ours")["message"] == "ours"

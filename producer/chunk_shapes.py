@@ -1,0 +1,239 @@
+"""The shapes that the fields of a provider's chunk have, checked once: where the chunk is read.
+
+Providers, proxies and local servers send what no documentation has: a call that is null, arguments as an object, a list as
+the log probabilities. Behind this room everybody may rely on the shapes (docs/reference/log-format.md). A value of another shape
+is made text where that keeps its meaning, else left out; `odd` is called for each. Null counts as absent. A field
+that has no shape here belongs to one provider and is kept as it is, if it can be stored.
+
+Shapes change objects in place: they own what they are given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+
+Odd = Callable[[], None]
+Shape = Callable[[Any, Odd], Any]
+"""Gives the value as it is kept, or LEFT_OUT."""
+
+LEFT_OUT: Any = object()
+CHOICES_MAX = 128
+"""Of one answer: OpenAI's own bound of `n`."""
+LEVELS_MAX = 32
+"""How deep what is stored may be nested: three times as deep as any documented field, and far from what JSON libraries
+bear (orjson writes 254 levels)."""
+FINISH_REASON_CHARACTERS_MAX = 64
+_CALLS_MAX = 128
+"""In one chunk: as many as OpenAI allows functions."""
+_CALL_INDEX_MAX = 1023
+_NAME_CHARACTERS_MAX = 256
+"""Of a model, a fingerprint, a tier."""
+_TOKENS_MAX = 1 << 53
+"""What every JSON library reads as a whole number; counts go into metrics and traces, too."""
+
+
+# --- what can be stored
+
+
+def clean(text: str) -> str:
+    """Text that can be encoded: half of a surrogate pair becomes the replacement character."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def storable(value: Any, odd: Odd, levels: int = LEVELS_MAX) -> Any:
+    """A copy that any JSON library can write and read: null instead of numbers beyond 64 bits, infinite ones and depths."""
+    kind = type(value)
+    if kind is str:
+        return clean(value)
+    if kind is dict and levels:
+        return {clean(name): storable(it, odd, levels - 1) for name, it in value.items()}
+    if kind is list and levels:
+        return [storable(it, odd, levels - 1) for it in value]
+    if value is None or kind is bool or (kind is int and -(1 << 63) <= value < 1 << 64):
+        return value
+    if kind is float and math.isfinite(value):
+        return value
+    odd()
+    return None
+
+
+def json_text(value: Any) -> str:
+    """A value's JSON, for where a text is wanted; empty if there is none."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        return ""
+
+
+# --- kinds of shapes
+
+
+def text(value: Any, odd: Odd) -> Any:
+    """A text; of a number its digits."""
+    if type(value) is str:
+        return value
+    odd()
+    return json_text(value) if type(value) in (int, float) else LEFT_OUT
+
+
+def json_as_text(value: Any, odd: Odd) -> Any:
+    """A text; whatever else there is, its JSON: some servers send a call's arguments as an object."""
+    if type(value) is str:
+        return value
+    odd()
+    return json_text(storable(value, odd))
+
+
+def name(value: Any, odd: Odd) -> Any:
+    """A short text."""
+    if type(value) is str and len(value) <= _NAME_CHARACTERS_MAX:
+        return value
+    odd()
+    return LEFT_OUT
+
+
+def number(value: Any, odd: Odd) -> Any:
+    if type(value) in (int, float):
+        return value
+    odd()
+    return LEFT_OUT
+
+
+def whole(most: int) -> Shape:
+    """A whole number from 0 to `most`; also as decimal digits, as some servers send an index."""
+
+    def shape(value: Any, odd: Odd) -> Any:
+        if type(value) is int and 0 <= value <= most:
+            return value
+        odd()
+        if type(value) is str and len(value) <= len(str(most)) and value.isascii() and value.isdecimal():
+            return int(value) if int(value) <= most else LEFT_OUT
+        return LEFT_OUT
+
+    return shape
+
+
+def object_of(fields: Mapping[str, Shape], *, keeps_null: bool = False) -> Shape:
+    """An object with these fields, each of which may be absent, and any others."""
+
+    def shape(value: Any, odd: Odd) -> Any:
+        if type(value) is not dict:
+            odd()
+            return LEFT_OUT
+        for field in fields.keys() & value.keys():
+            given = value[field]
+            if given is None:
+                kept = None if keeps_null else LEFT_OUT
+            else:
+                kept = fields[field](given, odd)
+            if kept is LEFT_OUT:
+                del value[field]
+            else:
+                value[field] = kept
+        return value
+
+    return shape
+
+
+def list_of(element: Shape) -> Shape:
+    def shape(value: Any, odd: Odd) -> Any:
+        if type(value) is not list:
+            odd()
+            return LEFT_OUT
+        return [kept for it in value if (kept := element(it, odd)) is not LEFT_OUT]
+
+    return shape
+
+
+_any_object = object_of({})
+
+
+# --- what has a shape of its own
+
+
+def content(value: Any, odd: Odd) -> Any:
+    """A text, or a list of parts, each an object."""
+    return list_of(_any_object)(value, odd) if type(value) is list else text(value, odd)
+
+
+def calls(value: Any, odd: Odd) -> Any:
+    """Pieces of tool calls, each with an index: without one of its own its place in the list."""
+    if type(value) is dict:
+        odd()
+        value = [value]
+    if type(value) is list and len(value) > _CALLS_MAX:
+        odd()
+        value = value[:_CALLS_MAX]
+    pieces = list_of(_CALL)(value, odd)
+    for place, piece in enumerate(pieces if pieces is not LEFT_OUT else ()):
+        if "index" not in piece:
+            odd()
+            piece["index"] = place
+    return pieces
+
+
+def usage(value: Any, odd: Odd) -> Any:
+    """An object. What is named `..._tokens` is a count, what is named `..._tokens_details` an object of such."""
+    kept = _counts(value, odd)
+    for field in () if kept is LEFT_OUT else tuple(kept):
+        if field.endswith("_tokens_details") and kept[field] is not None:
+            details = _counts(kept[field], odd)
+            if details is LEFT_OUT:
+                del kept[field]
+    return kept
+
+
+def _counts(value: Any, odd: Odd) -> Any:
+    if type(value) is not dict:
+        odd()
+        return LEFT_OUT
+    for field, given in tuple(value.items()):
+        if field.endswith("_tokens") and given is not None:
+            count = _COUNT(given, odd)
+            if count is LEFT_OUT:
+                del value[field]
+            else:
+                value[field] = count
+    return value
+
+
+def finish_reason(value: Any, odd: Odd) -> str | None:
+    """A short text, whatever it was said with: that the answer is at its end counts most. None: it is not."""
+    if not value:
+        return None
+    if type(value) is not str:
+        odd()
+        value = json_text(value) or "unknown"
+    if len(value) > FINISH_REASON_CHARACTERS_MAX:
+        odd()
+        value = value[:FINISH_REASON_CHARACTERS_MAX]
+    return clean(value)
+
+
+# --- the table
+
+_COUNT = whole(_TOKENS_MAX)
+_FUNCTION = object_of({"name": text, "arguments": json_as_text})
+_CALL = object_of({"index": whole(_CALL_INDEX_MAX), "id": text, "type": text, "function": _FUNCTION})
+_TOP = {"token": text, "logprob": number, "bytes": list_of(whole(255))}
+_LOGPROB = object_of({**_TOP, "top_logprobs": list_of(object_of(_TOP, keeps_null=True))}, keeps_null=True)
+
+DELTA: dict[str, Shape] = {
+    "content": content,
+    "refusal": text,
+    "reasoning_content": text,
+    "reasoning": text,
+    "reasoning_details": list_of(_any_object),
+    "tool_calls": calls,
+    "function_call": _FUNCTION,
+    "annotations": list_of(_any_object),
+    "audio": object_of({"id": text, "data": text, "transcript": text, "expires_at": number}),
+}
+LOGPROBS = object_of({"content": list_of(_LOGPROB), "refusal": list_of(_LOGPROB)}, keeps_null=True)
+INDEX = whole(CHOICES_MAX - 1)
+CHUNK: dict[str, Shape] = {"model": name, "system_fingerprint": name, "service_tier": name}
+"""Of a chunk's fields those that are kept beside the answer."""

@@ -1,0 +1,16 @@
+"""A small version of `python -m tests.stress.worker_memory`."""
+
+from __future__ import annotations
+
+from tests.stress.worker_memory import measure
+
+_GROWTH_MEGABYTES_MAX = 12.0
+"""What the allocator keeps. A worker that kept these answers grew by 45, and by as much again."""
+
+
+async def test_a_worker_keeps_nothing_of_answers_that_have_ended() -> None:
+    small = {"tokens": 1000}
+    large = {"tokens": 64, "token_characters": 16_384}
+    _idle, warm, after_small, after_large = await measure([(24, small), (80, small), (12, large)])
+    assert after_small - warm < _GROWTH_MEGABYTES_MAX, (warm, after_small)
+    assert after_large - warm < 2 * _GROWTH_MEGABYTES_MAX, (warm, after_large)
