@@ -16,7 +16,7 @@ from tests.support.system import System
 
 @pytest.fixture
 def system(running: System) -> Iterator[System]:
-    """The module's system (a fixture `running` of the module); after each test, no process may have logged a trace."""
+    """The module's system (its own fixture `running`). A test must leave no trace in a log, and no key without an expiry."""
     yield running
     print(running.tails())  # shown when the test fails
     running.assert_no_complaints()

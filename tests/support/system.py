@@ -5,7 +5,8 @@
         reader = system.follow(stream_id, gateway=1)
         await reader.until_end()
 
-When it is left, nothing runs any more, and no process may have logged a trace.
+When it is left, nothing runs any more; no process may have logged a trace, no key may be without an expiry, and the
+gateways must have unsubscribed from what their readers followed.
 """
 
 from __future__ import annotations
