@@ -100,7 +100,7 @@ def make_app(
 
 
 def _routes(streams: Streams, delivery: Delivery, commands: Commands, settings: Settings) -> FastAPI:
-    api = FastAPI(title="Midstream", version=VERSION, redoc_url=None)
+    api = FastAPI(title="Midstream", version=VERSION, redoc_url=None, redirect_slashes=False)
 
     @api.exception_handler(Problem)
     async def _(request: Request, problem: Problem) -> Response:
