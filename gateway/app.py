@@ -20,6 +20,7 @@ from gateway.exchange import ASGI, Part, body_of, json_response, unless_disconne
 from gateway.facades import facades
 from gateway.facades.openai_errors import openai_error
 from gateway.facades.websocket import WebSockets
+from gateway.hosts import Hosts
 from gateway.metrics import exposition, refused
 from gateway.probe import Probe
 from gateway.problems import Problem, stopping
@@ -56,6 +57,7 @@ def make_app(
 ) -> ASGI:
     """The gateway's ASGI application; with `watchers` it has a console, and what feeds it."""
     api = _routes(streams, delivery, commands, settings)
+    hosts = Hosts(settings)
     cors = Cors(settings.cors_origins)
     websockets = WebSockets(streams, subscribe)  # the first part: it takes all that is not HTTP
     parts: list[Part] = [
@@ -67,7 +69,8 @@ def make_app(
     ]
 
     def admitted(scope: dict[str, Any], send: Any) -> ASGI | None:
-        """What answers a preflight; None for a request to be handled. Raises Problem 403."""
+        """What answers a preflight; None for a request to be handled. Raises Problem 403, 421."""
+        hosts.check(scope)
         if scope["type"] == "http":
             headers = cors.headers(scope)
             if headers:

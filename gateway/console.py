@@ -5,7 +5,6 @@ They are read once, at the start. Their names never change, so each is compared 
 
 from __future__ import annotations
 
-import ipaddress
 from importlib import resources
 from typing import Any
 
@@ -14,6 +13,7 @@ from starlette.responses import Response
 from gateway.caching import etag_of_body, is_known
 from gateway.connection import Scope
 from gateway.exchange import ASGI
+from gateway.hosts import is_loopback
 from shared.errors import Unusable
 from shared.settings import Settings
 
@@ -70,7 +70,4 @@ def is_wanted(settings: Settings) -> bool:
         raise Unusable(f"MIDSTREAM_CONSOLE={settings.console!r}: auto, on or off is wanted")
     if settings.console != "auto":
         return settings.console == "on"
-    try:
-        return settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(settings.host)
