@@ -25,11 +25,10 @@ _MEDIA_TYPES = {
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
-_HEADERS = {
+PAGE_HEADERS = {
     "cache-control": "no-cache",
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
@@ -56,7 +55,7 @@ class Console:
 
     async def file(self, scope: Scope, receive: Any, send: Any) -> None:
         body, media_type, etag = self._answers[scope["path"]]
-        headers = {**_HEADERS, "etag": etag.decode()}
+        headers = {**PAGE_HEADERS, "etag": etag.decode()}
         if is_known(scope["headers"], etag):
             response = Response(status_code=304, headers=headers)
         else:

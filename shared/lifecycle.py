@@ -31,6 +31,10 @@ _NEXT = {
 }
 
 
+_ITEM_BYTES = 100
+"""Of Python, for each delta beside its value."""
+
+
 class History:
     """A log, folded: what was asked, what stands as the answer, how it ended."""
 
@@ -42,6 +46,10 @@ class History:
         self.attempt = 0
         self.items: list[tuple[bytes, bytes]] = []
         """The deltas that stand, as (field, value): the first `base` of earlier attempts and those of this one."""
+        self.last_item = BEGINNING
+        """The id of the newest delta."""
+        self.value_bytes = 0
+        """Of all deltas that were ever there."""
         self.bases: dict[int, int] = {}
         """For each attempt, how many deltas of those before it stand."""
         self.took_back_text = False
@@ -58,6 +66,8 @@ class History:
         self.entries += 1
         self.last = entry.id
         if entry.field in events.COUNTED:
+            self.value_bytes += len(entry.value)
+            self.last_item = entry.id
             self.items.extend((event.field, event.value) for event in events_of(entry))
             return
         self.status = _NEXT[entry.field]
@@ -76,6 +86,11 @@ class History:
         self.model = value["model"]
         if self.started_at is None:
             self.started_at = value["time"]
+
+    @property
+    def size_bytes(self) -> int:
+        """About how much memory the deltas take."""
+        return self.value_bytes + _ITEM_BYTES * len(self.items)
 
     @property
     def ended(self) -> bool:
