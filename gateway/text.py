@@ -15,7 +15,7 @@ from gateway.connection import Connection
 from gateway.faces import Encoder
 from gateway.problems import Problem
 from gateway.readers import Reader
-from gateway.whole import SHORT_BYTES
+from gateway.whole import UNCOUNTED_BYTES
 from shared import events
 from shared.events import Event, text_of
 from shared.ids import EventId
@@ -129,7 +129,7 @@ def text_after(
     for count, item in enumerate(items[index:], index + 1):
         pieces.append(text_of(*item).encode())
         size += len(pieces[-1])
-        if size >= SHORT_BYTES and count < len(items) and _is_in_the_log(history, count):
+        if size >= UNCOUNTED_BYTES and count < len(items) and _is_in_the_log(history, count):
             reached = EventId(history.attempt, count)
             break
     return b"".join(pieces)[skipped:], had, reached

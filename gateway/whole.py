@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 WHOLE_BYTES_MAX = 128 << 20
 """In one process: eight answers of the most bytes that a stream may have, in a container of 768 MiB."""
-SHORT_BYTES = 256 << 10
-"""What is shorter is not counted: a process has room for it thousands of times, and for connections less often. Encoding it takes
-about 1 ms."""
-_PIECE_BYTES = 64 << 10
-"""Is sent when the socket has taken what came before: so a client that does not read holds one body, and not two."""
+UNCOUNTED_BYTES = 64 << 10
+"""What is shorter is not counted. It is what a connection may have waiting before it counts as full, whatever it is used for; and so
+the pieces in which a long body is sent, each when the socket has taken what came before."""
+_SHORT_BYTES = 256 << 10
+"""Work on less than this is done at once: about 1 ms."""
 _RETRY_SECONDS = 2
 
 
@@ -62,7 +62,7 @@ class Held:
 
     def grow_to(self, count: int) -> None:
         """Raises Problem 503."""
-        if count > max(SHORT_BYTES, self._bytes):
+        if count > max(UNCOUNTED_BYTES, self._bytes):
             ROOM.take(count - self._bytes)
             self._bytes = count
 
@@ -76,7 +76,7 @@ _LONG_WORK = ThreadPoolExecutor(1, thread_name_prefix="long-work")
 
 async def made(count: int, make: Callable[[], T]) -> T:
     """What `make` returns; it works on so many bytes, and so in a thread where these are many."""
-    if count <= SHORT_BYTES:
+    if count <= _SHORT_BYTES:
         return make()
     return await asyncio.get_running_loop().run_in_executor(_LONG_WORK, make)
 
@@ -89,14 +89,15 @@ class WholeResponse(Response):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         body = bytes(self.body)
-        if len(body) <= SHORT_BYTES:
+        if len(body) <= UNCOUNTED_BYTES:
             await super().__call__(scope, receive, send)
             return
         ROOM.take(len(body))
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            for start in range(0, len(body), _PIECE_BYTES):
-                end = start + _PIECE_BYTES
-                await send({"type": "http.response.body", "body": body[start:end], "more_body": end < len(body)})
+            for start in range(0, len(body), UNCOUNTED_BYTES):
+                piece = body[start : start + UNCOUNTED_BYTES]
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})  # when the socket has taken the last piece
         finally:
             ROOM.give(len(body))
