@@ -7,6 +7,7 @@ import contextlib
 import logging
 from typing import Any
 
+import orjson
 from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -16,10 +17,12 @@ from gateway.caching import etag_of_body, is_known
 from gateway.connection import Connection
 from gateway.console import Console
 from gateway.cors import Cors
+from gateway.docs import Docs, describe_all
 from gateway.exchange import ASGI, Part, body_of, json_response, unless_disconnected
 from gateway.facades import facades
 from gateway.facades.openai_errors import openai_error
 from gateway.facades.websocket import WebSockets
+from gateway.hosts import Hosts
 from gateway.metrics import exposition, refused
 from gateway.probe import Probe
 from gateway.problems import Problem, stopping
@@ -35,6 +38,8 @@ from gateway.requests import (
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
 from gateway.watchers import Watchers
+from gateway.whole import made
+from shared.lifecycle import History
 from shared.log import Commands
 from shared.settings import Settings
 from shared.version import VERSION
@@ -56,6 +61,8 @@ def make_app(
 ) -> ASGI:
     """The gateway's ASGI application; with `watchers` it has a console, and what feeds it."""
     api = _routes(streams, delivery, readiness, settings)
+    docs = Docs(describe_all(api, console=watchers is not None))
+    hosts = Hosts(settings)
     cors = Cors(settings.cors_origins)
     websockets = WebSockets(streams, subscribe)  # the first part: it takes all that is not HTTP
     parts: list[Part] = [
@@ -63,11 +70,13 @@ def make_app(
         subscribe,
         Probe(delivery, settings),
         *facades(streams, subscribe, settings, commands),
+        docs,
         *((watchers, Console()) if watchers is not None else ()),
     ]
 
     def admitted(scope: dict[str, Any], send: Any) -> ASGI | None:
-        """What answers a preflight; None for a request to be handled. Raises Problem 403."""
+        """What answers a preflight; None for a request to be handled. Raises Problem 403, 421."""
+        hosts.check(scope)
         if scope["type"] == "http":
             headers = cors.headers(scope)
             if headers:
@@ -88,7 +97,10 @@ def make_app(
         except Problem as problem:
             refused(problem.status)
             in_openai_shape = scope["path"].startswith(_OPENAI_PATHS)
-            await (openai_error(problem) if in_openai_shape else problem.response())(scope, receive, send)
+            response = openai_error(problem) if in_openai_shape else problem.response()
+            if scope["type"] == "websocket":  # a refused handshake is not given the connection's own headers
+                response.headers["x-content-type-options"] = "nosniff"
+            await response(scope, receive, send)
         except asyncio.CancelledError:
             if not delivery.draining:
                 raise
@@ -99,8 +111,17 @@ def make_app(
     return app
 
 
+async def whole_state(stream_id: str, history: History) -> bytes:
+    """The body of `GET /v1/streams/{id}`."""
+    return await made(history.size_bytes, lambda: orjson.dumps(history.state(stream_id)))
+
+
+def _with_etag(body: bytes) -> tuple[bytes, bytes]:
+    return body, etag_of_body(body)
+
+
 def _routes(streams: Streams, delivery: Delivery, readiness: Readiness, settings: Settings) -> FastAPI:
-    api = FastAPI(title="Midstream", version=VERSION, redoc_url=None)
+    api = FastAPI(title="Midstream", version=VERSION, docs_url=None, redoc_url=None, redirect_slashes=False)
 
     @api.exception_handler(Problem)
     async def _(request: Request, problem: Problem) -> Response:
@@ -142,19 +163,21 @@ def _routes(streams: Streams, delivery: Delivery, readiness: Readiness, settings
         """A stream's state; with `?wait=SECONDS`, when it has ended or the time is up."""
         wait = request.query_params.get("wait")
         wait_seconds = seconds("wait", wait, _WAIT_SECONDS_MAX) if wait else 0.0
-        state = await unless_disconnected(request.receive, streams.state(stream_id, wait_seconds)) or {}
-        response = json_response(state)
-        if state.get("status") in ("completed", "failed", "cancelled"):
-            etag = etag_of_body(bytes(response.body))
-            if is_known(request.headers.raw, etag):
-                response = Response(status_code=304)
-            response.headers.update({"etag": etag.decode(), "cache-control": "private, no-cache"})
-        return response
+        history = await unless_disconnected(request.receive, streams.state(stream_id, wait_seconds))
+        if history is None:
+            return Response()  # to nobody
+        if history.status not in ("completed", "failed", "cancelled"):
+            return json_response(await whole_state(stream_id, history))
+        body, etag = await made(history.size_bytes, lambda: _with_etag(orjson.dumps(history.state(stream_id))))
+        headers = {"etag": etag.decode(), "cache-control": "private, no-cache"}
+        if is_known(request.headers.raw, etag):
+            return Response(status_code=304, headers=headers)
+        return json_response(body, headers=headers)
 
     @api.post("/v1/streams/{stream_id}/cancel", tags=["streams"])
     async def cancel(stream_id: str) -> Response:
         """Stop a stream. Idempotent; an ended stream stays as it is."""
-        return json_response(await streams.cancel(stream_id))
+        return json_response(await whole_state(stream_id, await streams.cancel(stream_id)))
 
     @api.get("/v1/streams/{stream_id}/receipt", tags=["streams"])
     async def receipt(stream_id: str) -> Response:

@@ -5,7 +5,6 @@ They are read once, at the start. Their names never change, so each is compared 
 
 from __future__ import annotations
 
-import ipaddress
 from importlib import resources
 from typing import Any
 
@@ -14,6 +13,7 @@ from starlette.responses import Response
 from gateway.caching import etag_of_body, is_known
 from gateway.connection import Scope
 from gateway.exchange import ASGI
+from gateway.hosts import is_loopback
 from shared.errors import Unusable
 from shared.settings import Settings
 
@@ -25,11 +25,10 @@ _MEDIA_TYPES = {
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
-_HEADERS = {
+PAGE_HEADERS = {
     "cache-control": "no-cache",
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
@@ -56,7 +55,7 @@ class Console:
 
     async def file(self, scope: Scope, receive: Any, send: Any) -> None:
         body, media_type, etag = self._answers[scope["path"]]
-        headers = {**_HEADERS, "etag": etag.decode()}
+        headers = {**PAGE_HEADERS, "etag": etag.decode()}
         if is_known(scope["headers"], etag):
             response = Response(status_code=304, headers=headers)
         else:
@@ -70,7 +69,4 @@ def is_wanted(settings: Settings) -> bool:
         raise Unusable(f"MIDSTREAM_CONSOLE={settings.console!r}: auto, on or off is wanted")
     if settings.console != "auto":
         return settings.console == "on"
-    try:
-        return settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(settings.host)

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from gateway.connection import Receive, Scope
 from gateway.problems import Problem
+from gateway.whole import WholeResponse
 
 ASGI = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 T = TypeVar("T")
@@ -65,8 +66,10 @@ def last_event_id(scope: Scope, query: dict[str, str]) -> str:
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(
-        orjson.dumps(body), status, {"cache-control": "no-store", **(headers or {})}, media_type="application/json"
+    """`body` as JSON, or what it is already encoded to."""
+    encoded = body if isinstance(body, bytes) else orjson.dumps(body)
+    return WholeResponse(
+        encoded, status, {"cache-control": "no-store", **(headers or {})}, media_type="application/json"
     )
 
 

@@ -250,7 +250,8 @@ class Incoming(HttpToolsProtocol):
             body = problem.body()
             told = {**problem.headers(), "content-length": str(len(body)), "connection": "close"}
             lines = "".join(f"{name}: {value}\r\n" for name, value in told.items())
-            self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[problem.status], lines.encode("ascii"), body))
+            default = b"".join(b"%b: %b\r\n" % pair for pair in self.server_state.default_headers)
+            self.transport.write(b"%b%b%b\r\n%b" % (STATUS_LINE[problem.status], default, lines.encode("ascii"), body))
         self._linger()
 
     def _linger(self) -> None:

@@ -150,6 +150,7 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
         log_config=None,
         access_log=False,
         server_header=False,
+        headers=[("x-content-type-options", "nosniff")],  # whatever is answered is no script and no page by mistake
         proxy_headers=False,  # nothing here asks where a request came from
         backlog=BACKLOG,
         timeout_keep_alive=settings.idle_connection_seconds,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import orjson
@@ -17,15 +18,16 @@ from gateway import metrics
 from gateway.ledger import gateway_name
 from gateway.problems import Problem, away, expired, full, no_log, not_found
 from gateway.tails import Tails
+from gateway.whole import Held
 from shared import events
 from shared.errors import Disconnected, LogFull, MidstreamError, QueueFull, RedisRefused, Unreadable
 from shared.events import Accepted, Entry, Event, Policies
 from shared.ids import ACCEPTED, BEGINNING, EventId, created_at, is_stream_id, new_stream_id
 from shared.keys import idempotency_key
-from shared.lifecycle import History, fold_readable
-from shared.log import Commands, EventLog
+from shared.lifecycle import Folding, History
+from shared.log import READ_ENTRIES_MAX, Commands, EventLog
 from shared.queue import RequestQueue
-from shared.receipt import RECEIPT_LINE_SECONDS, Delivered, Deliveries, receipt, write_line
+from shared.receipt import RECEIPT_LINE_SECONDS, Delivered, Deliveries, Generated, receipt, write_line
 from shared.settings import Settings
 from shared.telemetry import request_id
 from shared.tracing import traceparent
@@ -40,6 +42,10 @@ _REMEMBERED = re.compile(rb"([0-9a-z]{36}) ([0-9a-f]{64})")
 """What an idempotency key holds: a stream's id, and the hash of its request."""
 _FIRST_CREATE_LOOKS, _FIRST_CREATE_PAUSE_SECONDS = 25, 0.02
 """For half a second a create waits for the log of another one with its Idempotency-Key, which may have begun just now."""
+_ENTRIES_AT_ONCE = 50
+"""Are folded before the loop goes on: 3,200 tokens at most, 3 ms."""
+_LONG_READS_MAX = 4
+"""Logs of more than one read that are read at once."""
 
 
 class Streams:
@@ -63,6 +69,7 @@ class Streams:
         self._settings = settings
         self.on_unreadable: Callable[[str, Event], None] = lambda stream_id, failed: None
         """Told of a stream whose log cannot be read on, and of the `failed` as which it reads."""
+        self._long_reads = asyncio.Semaphore(_LONG_READS_MAX)
 
     async def create(
         self,
@@ -113,13 +120,14 @@ class Streams:
         elif (await append).status == "applied":
             await self._queue.enqueue(stream_id)
 
-    async def state(self, stream_id: str, wait_seconds: float = 0.0) -> dict[str, Any]:
+    async def state(self, stream_id: str, wait_seconds: float = 0.0) -> History:
         """The state now, or when the stream has ended or the time is up. Who waits counts as a reader."""
         history = await self.history(stream_id)
         if wait_seconds and not history.ended:
+            del history  # it may be long, and the wait too
             await self.until_ended(stream_id, wait_seconds)
             history = await self.history(stream_id)
-        return history.state(stream_id)
+        return history
 
     async def until_ended(self, stream_id: str, wait_seconds: float) -> None:
         """Return when the stream has ended or the time is up. Who waits counts as a reader."""
@@ -138,7 +146,7 @@ class Streams:
                 tail.on_end.remove(ended.set)
             self._tails.release(tail)
 
-    async def cancel(self, stream_id: str, by: str = "client") -> dict[str, Any]:
+    async def cancel(self, stream_id: str, by: str = "client") -> History:
         """End a stream that has not ended, and its state. The worker is fenced, and closes the provider's connection."""
         told = orjson.dumps({"by": by, "time": time.time()})
         self._known(stream_id)
@@ -162,7 +170,7 @@ class Streams:
         history = await self.history(stream_id)
         if ended_here:
             self.cancelled_here(stream_id, history, by)
-        return history.state(stream_id)
+        return history
 
     def cancelled_here(self, stream_id: str, history: History, by: str) -> None:
         """A cancel has ended this stream, and no other end came before it. For who traces."""
@@ -170,9 +178,11 @@ class Streams:
     async def receipt(self, stream_id: str) -> dict[str, Any]:
         """What was generated, what was delivered."""
         self._known(stream_id)
-        entries = await self._bounded(self._log.read_all(stream_id))
-        self._folded(stream_id, entries)
-        return receipt(stream_id, entries, await self._bounded(self._deliveries.read(stream_id)))
+        generated = Generated()
+        await self._read_all(stream_id, generated, generated.history)
+        self._check_exists(stream_id, generated.history)
+        notes = await self._bounded(self._deliveries.read(stream_id))
+        return receipt(stream_id, generated, notes)
 
     async def delete(self, stream_id: str) -> None:
         """Cancel a stream if it runs, and forget it."""
@@ -228,17 +238,55 @@ class Streams:
     async def history(self, stream_id: str) -> History:
         """The whole log, folded. Raises Problem 404, 410, 503."""
         self._known(stream_id)
-        return self._folded(stream_id, await self._bounded(self._log.read_all(stream_id)))
+        history = History()
+        await self._read_all(stream_id, history, history)
+        self._check_exists(stream_id, history)
+        return history
 
-    def _folded(self, stream_id: str, entries: list[Entry]) -> History:
-        """A log as far as it can be read. Raises Problem 404, 410."""
-        history = fold_readable(entries)
-        if history.unreadable and not any(entry.field in events.TERMINAL for entry in entries[history.entries :]):
-            failed = Event(history.last, events.FAILED, orjson.dumps(history.terminal))
-            self.on_unreadable(stream_id, failed)
+    def _check_exists(self, stream_id: str, history: History) -> None:
+        """Raises Problem 404, 410 for a stream without a log."""
         if history.accepted is None and not history.unreadable:
             raise self.missing(stream_id)
-        return history
+
+    async def _read_all(self, stream_id: str, folding: Folding, history: History) -> None:
+        """Fold the whole log, which makes `history`, without holding up the loop. What cannot be read has failed.
+
+        Raises Problem 503.
+        """
+        held, after = Held(history), BEGINNING
+        async with contextlib.AsyncExitStack() as long:
+            while True:
+                entries = await self._bounded(self._log.read(stream_id, after))
+                for index, entry in enumerate(entries, 1):
+                    try:
+                        folding.apply(entry)
+                    except Unreadable as error:
+                        folding.break_off(entry.id, error)
+                        if not any(later.field in events.TERMINAL for later in entries[index:]):
+                            failed = Event(history.last, events.FAILED, orjson.dumps(history.terminal))
+                            self.on_unreadable(stream_id, failed)
+                        return
+                    if index % _ENTRIES_AT_ONCE == 0:
+                        await asyncio.sleep(0)
+                held.grow_to(history.size_bytes)
+                if len(entries) < READ_ENTRIES_MAX:
+                    return
+                if after == BEGINNING:
+                    await long.enter_async_context(self._turn())
+                after = entries[-1].id
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """For a log that takes several reads: a few at once, so that what they hold until they are whole is bounded."""
+        try:
+            async with asyncio.timeout(self._settings.redis_wait_seconds):
+                await self._long_reads.acquire()
+        except TimeoutError:
+            raise Problem(503, "too many long answers are being read; try again", retry_after_seconds=5) from None
+        try:
+            yield
+        finally:
+            self._long_reads.release()
 
     async def read(self, stream_id: str, after: EventId = BEGINNING) -> list[Entry]:
         """The next entries of the log after an id; fewer than `READ_ENTRIES_MAX` are all of them. Raises Problem 404, 503."""

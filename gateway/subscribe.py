@@ -89,7 +89,9 @@ class Subscribe:
         reached = max(history.last, cursor or BEGINNING)
         if history.ended:
             reached = EventId(history.last.attempt, history.last.offset - 1)  # so that its end is seen
-        first, had = (b"", reached) if at_tail else text_after(history, cursor, after_bytes)
+        first, had = b"", reached
+        if not at_tail:
+            first, had, reached = text_after(history, cursor, after_bytes, reached)
         headers = [_VARY]
         if history.status == "completed" and cursor is None and not after_bytes and not at_tail:
             etag = etag_of_end(history.last, "text")

@@ -8,8 +8,6 @@ what has been sent cannot be taken back: where an attempt begins anew, the body 
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
-from itertools import accumulate
 
 import orjson
 
@@ -17,6 +15,7 @@ from gateway.connection import Connection
 from gateway.faces import Encoder
 from gateway.problems import Problem
 from gateway.readers import Reader
+from gateway.whole import UNCOUNTED_BYTES
 from shared import events
 from shared.events import Event, text_of
 from shared.ids import EventId
@@ -101,26 +100,51 @@ class TextSink:
         self._connection.cut(standing)
 
 
-def text_after(history: History, cursor: EventId | None, after_bytes: int) -> tuple[bytes, EventId]:
-    """The text that stands, after a cursor or after so many bytes; and the id up to which the client has it.
+def text_after(
+    history: History, cursor: EventId | None, after_bytes: int, reached: EventId
+) -> tuple[bytes, EventId, EventId]:
+    """The text that stands, after a cursor or after so many bytes; the id up to which the client has it already; and the
+    id up to which it has it then. `reached` is where the history ends; a long text ends before, and the log has the rest.
 
     Raises Problem 400, 409.
     """
+    items = history.items
     if cursor is None:
-        pieces = [text_of(*item).encode() for item in history.items]
-        size = sum(map(len, pieces))
+        index = 0  # of the item in which the text begins, after `skipped` bytes of it
+        skipped = after_bytes
         if after_bytes and history.took_back_text:
             raise Problem(409, "text was taken back when an attempt began anew: read it again from the beginning")
-        if after_bytes > size:
+        while skipped and index < len(items) and (size := _size_of(items[index])) <= skipped:
+            skipped -= size
+            index += 1
+        if skipped and index == len(items):
+            size = after_bytes - skipped
             raise Problem(400, f"after_bytes is {after_bytes}, but there are only {size} bytes of text")
-        ends = list(accumulate(map(len, pieces)))
-        had = bisect_right(ends, after_bytes) if after_bytes else 0
-        return b"".join(pieces)[after_bytes:], EventId(history.attempt, had)
-    has = cursor.offset or history.bases.get(cursor.attempt, 0)
-    later = (base for attempt, base in history.bases.items() if attempt > cursor.attempt)
-    if any(base < has for base in later):
-        raise Problem(409, f"text before {cursor} was taken back since: read it again from the beginning")
-    return "".join(text_of(*item) for item in history.items[has:]).encode(), cursor
+        had = EventId(history.attempt, index)
+    else:
+        index, skipped, had = cursor.offset or history.bases.get(cursor.attempt, 0), 0, cursor
+        later = (base for attempt, base in history.bases.items() if attempt > cursor.attempt)
+        if any(base < index for base in later):
+            raise Problem(409, f"text before {cursor} was taken back since: read it again from the beginning")
+    pieces, size = [], 0
+    for count, item in enumerate(items[index:], index + 1):
+        pieces.append(text_of(*item).encode())
+        size += len(pieces[-1])
+        if size >= UNCOUNTED_BYTES and count < len(items) and _is_in_the_log(history, count):
+            reached = EventId(history.attempt, count)
+            break
+    return b"".join(pieces)[skipped:], had, reached
+
+
+def _size_of(item: tuple[bytes, bytes]) -> int:
+    field, value = item
+    return len(value) if field == events.TOKEN else len(text_of(field, value).encode())
+
+
+def _is_in_the_log(history: History, count: int) -> bool:
+    """Whether what comes after so many deltas can be read from the log as it stands: by its ids, with none of it taken back."""
+    whole = history.last_item == EventId(history.attempt, len(history.items))
+    return whole and count >= history.bases.get(history.attempt, 0)
 
 
 TEXT = TextFace()

@@ -15,7 +15,7 @@ A log can be damaged, or be none of ours. The first entry that cannot be read, o
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -69,6 +69,8 @@ class Order:
 
 
 _ATTEMPTS = frozenset({events.STARTED, events.RESTARTED})
+_ITEM_BYTES = 100
+"""Of Python, for each delta beside its value."""
 
 
 class History:
@@ -85,6 +87,10 @@ class History:
         self.attempt = 0
         self.items: list[tuple[bytes, bytes]] = []
         """The deltas that stand, as (field, value): the first `base` of earlier attempts and those of this one."""
+        self.last_item = BEGINNING
+        """The id of the newest delta."""
+        self.value_bytes = 0
+        """Of all deltas that were ever there."""
         self.bases: dict[int, int] = {}
         """For each attempt, how many deltas of those before it stand."""
         self.took_back_text = False
@@ -101,13 +107,16 @@ class History:
         field, order = entry.field, self._order
         if field == events.TOKEN and entry.id.attempt == self.attempt > 0 and (order.reached or BEGINNING) < entry.id:
             check_text(entry.value)  # what `events_of` does, for what comes by the thousand
-            order.reached = entry.id
+            order.reached = self.last_item = entry.id
+            self.value_bytes += len(entry.value)
             self.items.append((field, entry.value))
         elif field in _NEXT:
             self._apply_control(entry)
         else:
             carried = events_of(entry)
             order.take(field, carried[0].id, entry.id)
+            self.last_item = entry.id
+            self.value_bytes += len(entry.value)
             self.items.extend((event.field, event.value) for event in carried)
         self.entries += 1
         self.last = entry.id
@@ -138,6 +147,11 @@ class History:
         self.unreadable = True
         self.status, self.terminal = _NEXT[events.FAILED], unreadable_failure(event_id, error)
         self.last = readable_id(event_id)
+
+    @property
+    def size_bytes(self) -> int:
+        """About how much memory the deltas take."""
+        return self.value_bytes + _ITEM_BYTES * len(self.items)
 
     @property
     def ended(self) -> bool:
@@ -172,6 +186,16 @@ class History:
         }
 
 
+class Folding(Protocol):
+    """What takes a log entry by entry."""
+
+    def apply(self, entry: Entry) -> None:
+        """Take the next entry. Raises Unreadable."""
+
+    def break_off(self, event_id: EventId, error: Unreadable) -> None:
+        """The entry with this id cannot be read: the stream has failed."""
+
+
 def fold(entries: Iterable[Entry]) -> History:
     """The history that a log tells, from its first entry on. Raises Unreadable."""
     history = History()
@@ -183,13 +207,18 @@ def fold(entries: Iterable[Entry]) -> History:
 def fold_readable(entries: Iterable[Entry]) -> History:
     """The history that a log tells as far as it can be read; what cannot be read has failed."""
     history = History()
+    fold_into(history, entries)
+    return history
+
+
+def fold_into(folding: Folding, entries: Iterable[Entry]) -> None:
+    """Give entries to what folds them, up to the first that cannot be read."""
     for entry in entries:
         try:
-            history.apply(entry)
+            folding.apply(entry)
         except Unreadable as error:
-            history.break_off(entry.id, error)
-            break
-    return history
+            folding.break_off(entry.id, error)
+            return
 
 
 def readable_id(event_id: EventId) -> EventId:

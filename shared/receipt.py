@@ -19,11 +19,11 @@ import orjson
 
 from shared import events
 from shared.deltas import too_deep
-from shared.errors import MalformedId, MidstreamError, OddReply, RedisRefused
+from shared.errors import MalformedId, MidstreamError, OddReply, RedisRefused, Unreadable
 from shared.events import Entry, control_of
 from shared.ids import EventId
 from shared.keys import deliveries_key, log_key
-from shared.lifecycle import fold_readable
+from shared.lifecycle import History
 from shared.log import Commands, EventLog, Script, shown
 from shared.patience import patiently
 
@@ -37,6 +37,8 @@ RECEIPT_LINE_SECONDS = 1.0
 """How long after a stream's end its line is written."""
 _LINE_SECONDS_MAX = 60.0
 """How long a Redis that is away may hold up a line."""
+_ENTRIES_AT_ONCE = 50
+"""Are counted before the loop goes on: 3,200 tokens at most, 3 ms."""
 _USAGE = b"usage"
 _ABANDONED_SECONDS = 60.0
 """A connection that is not closed so long after its stream's end belonged to a gateway that was killed."""
@@ -161,11 +163,19 @@ class _Attempt:
     started_at: float | None = None
 
 
-def _attempts(entries: list[Entry]) -> dict[int, _Attempt]:
-    """Of entries that can be read."""
-    attempts: dict[int, _Attempt] = {}
-    for entry in entries:
-        attempt, offset = entry.id
+class Generated:
+    """What a log says of its answer: folded, and by attempt."""
+
+    def __init__(self) -> None:
+        self.history = History()
+        self.attempts: dict[int, _Attempt] = {}
+
+    def apply(self, entry: Entry) -> None:
+        """Take the next entry of the log. Entries behind a terminal event are passed over."""
+        if self.history.ended:
+            return
+        self.history.apply(entry)
+        attempts, (attempt, offset) = self.attempts, entry.id
         if entry.field in (events.STARTED, events.RESTARTED):
             about = control_of(entry.field, entry.value)
             base = about.get("base") or 0
@@ -173,26 +183,26 @@ def _attempts(entries: list[Entry]) -> dict[int, _Attempt]:
                 attempts[attempt - 1].outcome = about.get("reason")
             attempts[attempt] = _Attempt(base, base, worker=about.get("worker"), started_at=about.get("time"))
         elif entry.field in events.TERMINAL:
-            _end(attempts, {events.DONE: "completed", events.FAILED: "failed"}.get(entry.field, "cancelled"))
-            break
+            self._end({events.DONE: "completed", events.FAILED: "failed"}.get(entry.field, "cancelled"))
         elif attempt in attempts:
             attempts[attempt].reached = offset
-    return attempts
+
+    def break_off(self, event_id: EventId, error: Unreadable) -> None:
+        """The entry with this id cannot be read: the stream has failed."""
+        self.history.break_off(event_id, error)
+        self._end("failed")
+
+    def _end(self, outcome: str) -> None:
+        """The newest attempt has ended so."""
+        last = self.attempts.get(max(self.attempts, default=0))
+        if last is not None:
+            last.outcome = outcome
 
 
-def _end(attempts: dict[int, _Attempt], outcome: str) -> None:
-    last = attempts.get(max(attempts, default=0))
-    if last is not None:
-        last.outcome = outcome
-
-
-def receipt(stream_id: str, entries: list[Entry], notes: Notes) -> dict[str, Any]:
+def receipt(stream_id: str, generated: Generated, notes: Notes) -> dict[str, Any]:
     """The body of `GET /v1/streams/{id}/receipt` (api.md section 1), from a log and the notes on its connections."""
-    history = fold_readable(entries)
-    attempts = _attempts(entries[: history.entries])
-    if history.unreadable:
-        _end(attempts, "failed")
-    state = history.state(stream_id)
+    history, attempts = generated.history, generated.attempts
+    terminal = history.terminal or {}
     standing = len(history.items)
     highest = max((EventId.parse(note["to"]) for note in notes.connections), default=EventId(0, 0))
     delivered = _standing_of(highest, attempts, standing)
@@ -205,12 +215,12 @@ def receipt(stream_id: str, entries: list[Entry], notes: Notes) -> dict[str, Any
         connections.append({**note, "tokens": _tokens_between(start, reached, attempts)})
     return {
         "id": stream_id,
-        "status": state["status"],
-        "finish_reason": state["finish_reason"],
-        "metadata": state["metadata"],
+        "status": history.status,
+        "finish_reason": terminal.get("finish_reason"),
+        "metadata": history.accepted.metadata if history.accepted else {},
         "generated": {
             "tokens": standing,
-            "usage": state["usage"] or notes.late_usage,
+            "usage": terminal.get("usage") or notes.late_usage,
             "attempts": [
                 {
                     "attempt": number,
@@ -269,13 +279,21 @@ async def write_line(
     await asyncio.sleep(after_seconds)
     try:
         async with asyncio.timeout(_LINE_SECONDS_MAX):
-            entries = await patiently(lambda: log.read_all(stream_id))
-            whole = receipt(stream_id, entries, await patiently(lambda: deliveries.read(stream_id)))
+            generated = Generated()
+            for count, entry in enumerate(await patiently(lambda: log.read_all(stream_id)), 1):
+                try:
+                    generated.apply(entry)
+                except Unreadable as error:
+                    generated.break_off(entry.id, error)
+                    break
+                if count % _ENTRIES_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            whole = receipt(stream_id, generated, await patiently(lambda: deliveries.read(stream_id)))
     except (MidstreamError, TimeoutError) as error:
         logger.warning("stream %s: no receipt: %s", stream_id, error or "Redis was away for too long")
         return
     on_receipt(whole)
-    history = fold_readable(entries)
+    history = generated.history
     line = line_of(whole, history.accepted.request_id if history.accepted else "")
     if with_texts and history.accepted:
         line |= {"messages": history.accepted.request.get("messages"), "text": history.text}

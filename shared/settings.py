@@ -213,6 +213,11 @@ class Settings:
         "origins",
         "Whose pages may use the gateway beside its own origin's: exact origins, separated by commas, as in https://app.example.com; * for all. Not told: nobody else's.",
     )
+    hosts: str = _setting(
+        "",
+        "names",
+        "The host names that the gateway answers for beside localhost and literal addresses, separated by commas, as in chat.example.com; * for all. Others get 421, so that no page can let its own name point here. Not told: none on a loopback address, all elsewhere.",
+    )
     console: str = _setting(
         "auto",
         "auto, on, off",

@@ -278,7 +278,7 @@ def _counted_request(parts: Parts, server: Server) -> dict[str, Any]:
         commands = counts.since()[1]
         round_trips = _reads(parts) - reads
         create.sendall(
-            f"POST /v1/streams/{stream_id}/cancel HTTP/1.1\r\nHost: bench\r\nContent-Length: 0\r\n\r\n".encode()
+            f"POST /v1/streams/{stream_id}/cancel HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode()
         )
         _response(create)
     for command in ("info", "client|list"):
@@ -303,13 +303,13 @@ def _connection(server: Server) -> socket.socket:
 
 def _create(sock: socket.socket, simulate: dict[str, Any]) -> str:
     body = orjson.dumps({"model": "bench", "messages": [{"role": "user", "content": "hi"}], "simulate": simulate})
-    head = f"POST /v1/streams HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/streams HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     sock.sendall(head.encode() + body)
     return str(orjson.loads(_response(sock))["id"])
 
 
 def _follow(sock: socket.socket, stream_id: str) -> bytes:
-    sock.sendall(f"GET /v1/streams/{stream_id}/events HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
+    sock.sendall(f"GET /v1/streams/{stream_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     return b""
 
 

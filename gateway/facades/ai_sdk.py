@@ -7,6 +7,7 @@ whether that stream is active its log says. So there is nothing to clear, and no
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from gateway.problems import Problem, no_log
 from gateway.requests import check_generation, check_idempotency_key, parse_body
 from gateway.streams import ANONYMOUS, Streams
 from gateway.subscribe import Subscribe
+from gateway.whole import made
 from shared.errors import Disconnected, RedisRefused
 from shared.ids import is_stream_id
 from shared.keys import chat_key
@@ -29,8 +31,8 @@ _CHAT, _CHAT_HEAD, _STREAM_TAIL, _STOP_TAIL = "/api/chat", "/api/chat/", "/strea
 CHAT_ID_CHARACTERS_MAX = 255
 """Ten times what useChat makes up; the id is kept with each stream."""
 _OURS = ("id", "messages", "trigger", "messageId")
-_STOP_BODY_BYTES_MAX = 16 << 20
-"""The SDK's own example sends the whole answer along, which has no use here; it is read and dropped."""
+_STOP_BODY_BYTES_MAX = 1 << 20
+"""The SDK's own example sends the whole answer along, which has no use here: the text of 200,000 tokens, and not its parts."""
 
 
 class AiSdk:
@@ -101,7 +103,7 @@ class AiSdk:
         """`POST /api/chat/{chatId}/stop`: cancels the stream that the body names, else the active one. Idempotent."""
         chat_id = _checked_chat_id(scope["path"][len(_CHAT_HEAD) : -len(_STOP_TAIL)])
         raw = await body_of(Request(scope, receive), _STOP_BODY_BYTES_MAX)
-        named = parse_body(raw).get("activeStreamId") if raw else None
+        named = (await made(len(raw), partial(parse_body, raw))).get("activeStreamId") if raw else None
         if named is not None and not (isinstance(named, str) and is_stream_id(named)):
             raise Problem(400, "activeStreamId must be a stream's id: the X-Stream-Id of the answer to POST /api/chat")
         stream_id = named or await self._newest(chat_id)
@@ -114,10 +116,9 @@ class AiSdk:
     async def _cancel(self, stream_id: str, chat_id: str) -> str | None:
         """The stream's status after it; None if there is no such stream in this chat (any more)."""
         try:
-            history = await self._streams.history(stream_id)
-            if history.accepted is None or history.accepted.facade.get("chat") != chat_id:
+            if (await self._streams.accepted(stream_id)).facade.get("chat") != chat_id:
                 return None
-            status: str = (await self._streams.cancel(stream_id))["status"]
+            status: str = (await self._streams.cancel(stream_id)).status
         except Problem as problem:
             if problem.status not in (404, 410):
                 raise

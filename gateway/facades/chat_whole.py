@@ -65,13 +65,13 @@ class _Choice:
             self.more |= {name: value for name, value in entry.items() if name not in _OF_AN_ENTRY}
 
     def whole(self) -> dict[str, Any]:
-        text = "".join(self.texts)
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, **self._said}
+        text, said = "".join(self.texts), _joined(self._said)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, **said}
         # Without a text its place is empty where it did something else: it called, refused, or spoke.
-        message["content"] = text or (self._said.get("content") if self._said else "")
+        message["content"] = text or (said.get("content") if said else "")
         if isinstance(message.get("tool_calls"), list):
             message["tool_calls"] = [_without_index(call) for call in message["tool_calls"]]
-        logprobs = {"content": None, "refusal": None, **self._logprobs} if self._logprobs else None
+        logprobs = {"content": None, "refusal": None, **_joined(self._logprobs)} if self._logprobs else None
         return {
             **self.more,
             "index": self.index,
@@ -79,6 +79,24 @@ class _Choice:
             "logprobs": logprobs,
             "finish_reason": self.finish_reason,
         }
+
+
+class _Text:
+    """A text that comes in pieces: joined once, since adding each to all before it would take the square of their number."""
+
+    __slots__ = ("pieces",)
+
+    def __init__(self, first: str) -> None:
+        self.pieces = [first]
+
+
+def _joined(said: Any) -> Any:
+    """The same with its texts in one piece."""
+    if isinstance(said, _Text):
+        return "".join(said.pieces)
+    if isinstance(said, dict):
+        return {name: _joined(value) for name, value in said.items()}
+    return [_joined(one) for one in said] if isinstance(said, list) else said
 
 
 def _merge(into: dict[str, Any], delta: dict[str, Any]) -> None:
@@ -90,12 +108,14 @@ def _merge(into: dict[str, Any], delta: dict[str, Any]) -> None:
             known = into[name]
             if not isinstance(value, list | dict):
                 continue
-        if isinstance(known, str) and isinstance(value, str):
+        if isinstance(known, str | _Text) and isinstance(value, str):
             # Some providers repeat a function's name with each piece of its arguments.
-            if name in _SAID_ONCE or (name == "name" and known == value):
+            if name in _SAID_ONCE or (name == "name" and _joined(known) == value):
                 into[name] = value
-            else:
-                into[name] = known + value
+                continue
+            if isinstance(known, str):
+                known = into[name] = _Text(known)
+            known.pieces.append(value)
         elif isinstance(known, dict) and isinstance(value, dict):
             _merge(known, value)
         elif isinstance(known, list) and isinstance(value, list):

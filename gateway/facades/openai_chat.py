@@ -10,8 +10,10 @@ not streaming:  create ─► its end ─► one object, or the provider's statu
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -24,6 +26,7 @@ from gateway.problems import Problem, not_found
 from gateway.requests import ChatRequest, check_chat, check_idempotency_key, parse_body
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
+from gateway.whole import made
 from shared.errors import Unreadable
 from shared.events import DONE
 from shared.ids import EventId, is_stream_id
@@ -114,8 +117,11 @@ class ChatCompletions:
             return  # the client has left
         if history.status != "completed":
             raise _problem_of(history)
-        await json_response(completion(stream_id, history))(scope, receive, send)
-        await self._streams.note_delivered(stream_id, history.last, began_at)
+        body = await made(history.size_bytes, partial(_encoded, stream_id, history))
+        last = history.last
+        del history  # only its bytes are kept while they are sent
+        await json_response(body)(scope, receive, send)
+        await self._streams.note_delivered(stream_id, last, began_at)
 
     async def _at_its_end(self, stream_id: str) -> History:
         await self._streams.until_ended(stream_id, self._settings.log_ttl_seconds)  # no answer lives longer
@@ -129,6 +135,10 @@ class ChatCompletions:
             raise Problem(400, f"{told} is not an event of this stream", param="last_event_id")
         rest = b"".join(face.encoder(stream_id).end(cursor, history.terminal)[pieces:])
         return Response(rest, headers={"content-type": face.media_type.decode(), "cache-control": "no-store"})
+
+
+def _encoded(stream_id: str, history: History) -> bytes:
+    return orjson.dumps(completion(stream_id, history))
 
 
 def _problem_of(history: History) -> Problem:

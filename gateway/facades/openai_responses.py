@@ -31,6 +31,7 @@ from gateway.ring import broken_off
 from gateway.runs import checked
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
+from gateway.whole import Held
 from shared.errors import Unreadable
 from shared.events import FAILED, Event
 from shared.ids import BEGINNING, EventId, is_stream_id
@@ -44,6 +45,9 @@ _HEAD_SECONDS_MAX = 5.0
 """So long a streaming response waits to begin, so that a provider's refusal comes with its status."""
 _AHEAD_SECONDS_MAX, _AHEAD_PAUSE_SECONDS = 5.0, 0.25
 """How long a client may be ahead of the log: a worker that lives writes again what Redis forgot within a second."""
+
+_ENTRIES_AT_ONCE = 20
+"""Are encoded before the loop goes on: 1,280 deltas at most, some milliseconds."""
 
 _OfOne = Callable[[str, Scope, Receive, Any], Awaitable[None]]
 
@@ -98,7 +102,9 @@ class Responses:
         response = encoder.snapshot()
         if failed is not None and not response["output"] and not wanted.background:
             raise failure_problem(failed)
-        await json_response(response, headers={"x-stream-id": stream_id})(scope, receive, send)
+        answer = json_response(response, headers={"x-stream-id": stream_id})
+        del found, encoder, response  # only its bytes are kept while they are sent
+        await answer(scope, receive, send)
 
     async def retrieve(self, stream_id: str, scope: Scope, receive: Receive, send: Any) -> None:
         """`GET /v1/responses/{id}`"""
@@ -114,7 +120,9 @@ class Responses:
             response = encoder.snapshot()
             if encoder.ended and not response["store"]:
                 raise _no_response(stream_id, "; with store=false it is there only until it has ended")
-            await json_response(response)(scope, receive, send)
+            answer = json_response(response)
+            del encoder, response  # only its bytes are kept while they are sent
+            await answer(scope, receive, send)
         elif after is None:
             await self._subscribe.follow(stream_id, None, RESPONSES, scope, send)
         else:
@@ -126,7 +134,9 @@ class Responses:
         """`POST /v1/responses/{id}/cancel`"""
         await self._streams.cancel(stream_id)
         encoder, _ = await self._so_far(stream_id)
-        await json_response(encoder.snapshot())(scope, receive, send)
+        answer = json_response(encoder.snapshot())
+        del encoder
+        await answer(scope, receive, send)
 
     async def delete(self, stream_id: str, scope: Scope, receive: Receive, send: Any) -> None:
         """`DELETE /v1/responses/{id}`"""
@@ -189,11 +199,13 @@ class Responses:
         order = Order(BEGINNING if after == BEGINNING else None)
         while True:
             entries = await self._streams.read(stream_id, after)
-            for part in checked(entries, order):
-                for event in part.events:
-                    yield event
-                if part.unreadable:
-                    return
+            for start in range(0, len(entries), _ENTRIES_AT_ONCE):
+                for part in checked(entries[start : start + _ENTRIES_AT_ONCE], order):
+                    for event in part.events:
+                        yield event
+                    if part.unreadable:
+                        return
+                await asyncio.sleep(0)  # readers of other streams need not wait for a long one
             if len(entries) < READ_ENTRIES_MAX:
                 return
             after = entries[-1].id
@@ -201,7 +213,10 @@ class Responses:
     async def _so_far(self, stream_id: str) -> tuple[ResponsesEncoder, dict[str, Any] | None]:
         """An encoder that has seen the whole log, and the value of its `failed`, if it has one. Raises Problem 404, 410."""
         encoder, failed = RESPONSES.encoder(stream_id), None
+        held, size = Held(encoder), 0
         async for event in self._events(stream_id):
+            size += len(event.value)
+            held.grow_to(size)
             if event.field == FAILED and not encoder.ended:
                 failed = orjson.loads(event.value)
             _said_of(encoder, event)

@@ -37,7 +37,7 @@ PATHS = [
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running() -> AsyncIterator[System]:
     """The first gateway lets one application in, the second nobody, the third everybody."""
-    async with System(gateways=3) as system:
+    async with System(gateways=3, settings={"hosts": "chat.example.com"}) as system:
         for index, origins in ((0, f"{APP}, https://second.example.com:8443"), (2, "*")):
             gateway = system.gateways[index]
             gateway.kill()
@@ -184,6 +184,41 @@ async def test_the_same_origin_and_programs_are_free(system: System) -> None:
         assert (await system.http.post(url, headers=told, json=body)).status_code == 201, told
     link = await system.http.get(f"{system.gateway_url(1)}/stream?prompt=typed", headers={"sec-fetch-site": "none"})
     assert link.status_code == 200
+
+
+async def test_a_name_that_was_pointed_here_is_misdirected(system: System, stream_id: str) -> None:
+    """DNS rebinding: the browser takes the gateway for the page's own origin, and only `Host` tells."""
+    url = system.gateway_url(2)  # which lets pages of all origins in: that is about reading, not about names
+    before = len(await system.logs())
+    page = {"host": "rebound.example:8000", "origin": "http://rebound.example:8000", "sec-fetch-site": "same-origin"}
+    for path in [
+        *PATHS,
+        "/",
+        "/chat",
+        "/v1/overview",
+        "/metrics",
+        "/healthz",
+        "/readyz",
+        "/docs",
+        "/v1/probe",
+        "/none",
+    ]:
+        for method in ("GET", "POST", "DELETE", "OPTIONS", "HEAD"):
+            refused = await system.http.request(method, url + path.format(stream_id), headers=page)
+            assert refused.status_code == 421, f"{method} {path}"
+            assert refused.headers["x-content-type-options"] == "nosniff"
+            if method == "GET" and path.startswith(("/v1/chat", "/v1/responses", "/v1/models")):
+                assert "MIDSTREAM_HOSTS" in refused.json()["error"]["message"]
+            elif method == "GET":
+                assert "MIDSTREAM_HOSTS" in refused.json()["detail"]
+    assert len(await system.logs()) == before
+    socket_url = f"{url.replace('http', 'ws', 1)}/v1/streams/{stream_id}/ws"
+    with pytest.raises(InvalidStatus) as caught:
+        async with connect(socket_url, additional_headers={"Host": "rebound.example"}, proxy=None):
+            pass
+    assert caught.value.response.status_code == 421
+    for host in ("localhost:8000", "127.0.0.1", "[::1]:80", "chat.example.com"):
+        assert (await system.http.get(f"{url}/v1/streams/{stream_id}", headers={"host": host})).status_code == 200
 
 
 async def test_websockets(system: System, stream_id: str) -> None:

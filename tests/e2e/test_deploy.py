@@ -189,7 +189,7 @@ async def test_nginx_as_compose_starts_it(tmp_path: Path) -> None:
             "/tmp/midstream.conf": f"{tmp_path}/midstream.conf",
             "server gateway:8000 max_fails=0 resolve": f"server 127.0.0.1:{gateway_port} max_fails=0",
             "listen 8000": f"listen 127.0.0.1:{port}",
-            "127.0.0.1:8000/healthz": f"127.0.0.1:{port}/healthz",
+            "127.0.0.1:8000/v1/probe": f"127.0.0.1:{port}/v1/probe",
         }
         nginx = await stack.enter_async_context(running(service["command"], {}, others))
         check = service["healthcheck"]["test"][1:]
@@ -199,7 +199,10 @@ async def test_nginx_as_compose_starts_it(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{port}"
         stream_id = await ask(http, url, tokens=30)
         assert (await http.get(f"{url}/v1/streams/{stream_id}?wait=20")).json()["status"] == "completed"
-        assert (await http.get(f"{url}/metrics")).status_code == 404
+        for path in ("/", "/metrics", "/v1/overview", "/readyz"):
+            assert (await http.get(f"{url}{path}")).status_code == 404
+        rebound = await http.get(f"{url}/v1/models", headers={"host": "rebound.example"})
+        assert rebound.status_code == 421
         assert await worker.stop(within_seconds=way.worker.stop_seconds) == 0
         # Idle or not, SIGQUIT lets it end within its time.
         stream_id = await ask(http, url, tokens=10)

@@ -14,8 +14,10 @@ import pytest_asyncio
 
 from midstream.doctor.checks import Pace, pace
 from midstream.doctor.observe import Client, Observation
+from tests.stress import hidden_request
 from tests.support.event_source import EventSource
 from tests.support.proxies import Kind, Proxy, deployed
+from tests.support.raw_websocket import TEXT, RawWebSocket
 from tests.support.system import System
 from tests.support.waiting import wait_until
 
@@ -81,7 +83,7 @@ async def test_two_thousand_timed_events_keep_their_pace(system: System, kind: K
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_what_else_a_reader_relies_on(system: System, kind: Kind) -> None:
-    """204 after the end, the header's resume point, a POST, an error's body; and metrics are nobody's business."""
+    """204 after the end, the header's resume point, a POST, an error's body."""
     with deployed(kind, ports(system)) as proxy:
         body = {"messages": [{"role": "user", "content": kind}], "simulate": {"tokens": 5, "tokens_per_second": 0}}
         created = await system.http.post(f"{proxy.url}/v1/streams", json=body)
@@ -96,7 +98,180 @@ async def test_what_else_a_reader_relies_on(system: System, kind: Kind) -> None:
         assert (await system.http.get(url, headers={"last-event-id": "1-6"})).status_code == 204
         unknown = await system.http.get(f"{proxy.url}/v1/streams/nonsense/events")
         assert (unknown.status_code, unknown.headers["content-type"]) == (404, "application/problem+json")
-        assert (await system.http.get(f"{proxy.url}/metrics")).status_code == 404
+
+
+PRIVATE = (
+    *("/", "/chat", "/console", "/console/", "/console/console.js", "/console/style.css", "/v1/overview"),
+    *("/v1/overview/events", "/metrics", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/readyz", "/healthz"),
+    *(
+        "/redoc",
+        "/v1",
+        "/v1/",
+        "/api",
+        "/api/",
+        "/streams",
+        "/stream/x",
+        "/v1/chats",
+        "/v1/streamsx",
+        "/api/chatx",
+        "/favicon.ico",
+    ),
+)
+PUBLIC = (
+    ("POST", "/v1/streams", 400),
+    ("GET", "/v1/streams/none", 404),
+    ("DELETE", "/v1/streams/none", 404),
+    ("GET", "/v1/streams/none/events", 404),
+    ("GET", "/v1/streams/none/text", 404),
+    ("GET", "/v1/streams/none/receipt", 404),
+    ("GET", "/v1/streams/none/ws", 426),
+    ("POST", "/v1/streams/none/cancel", 404),
+    ("GET", "/stream", 400),
+    ("POST", "/v1/chat/completions", 400),
+    ("GET", "/v1/chat/completions/chatcmpl-none/events", 404),
+    ("POST", "/v1/responses", 400),
+    ("GET", "/v1/responses/resp_none", 404),
+    ("DELETE", "/v1/responses/resp_none", 404),
+    ("POST", "/v1/responses/resp_none/cancel", 404),
+    ("GET", "/v1/models", 200),
+    ("GET", "/v1/models/none", 404),
+    ("POST", "/api/chat", 400),
+    ("GET", "/api/chat/none/stream", 204),
+    ("POST", "/api/chat/none/stop", 200),
+    ("GET", "/v1/probe?events=1", 200),
+)
+"""What the gateway itself answers to a request without a body."""
+ASKED_ABOUT_PROBES = ("GET", "/v1/probe/none-of-them", 404)
+
+
+def spellings(path: str) -> list[str]:
+    """Other ways to write a path that a server might take for it."""
+    encoded = "".join(f"%{ord(one):02x}" for one in path[1:])
+    slashes_encoded = "/" + path[1:].replace("/", "%2f")
+    return [
+        *(
+            path,
+            f"{path}?a=b",
+            f"{path}#x",
+            f"{path}/",
+            f"{path}//",
+            f"/{path}",
+            f"/.{path}",
+            f"//.//{path}",
+            f"{path}/.",
+        ),
+        *(
+            path.upper(),
+            f"/{encoded}",
+            f"/{encoded.upper()}",
+            slashes_encoded,
+            f"/%2f{path[1:]}",
+            f"{path}%00",
+            f"{path}%20",
+        ),
+        *(f"/v1/..{path}", f"/v1/streams/../..{path}", f"/v1/streams/..%2f..{path}", f"/v1/streams%2f..%2f..{path}"),
+        *(f"/stream/..{path}", f"/stream%2f..{path}", f"/api/chat/%2e%2e/..{path}", f"/v1/streams/%2e%2e/%2e%2e{path}"),
+        *(
+            f"/v1/streams/..;{path}",
+            f"/v1/streams;/../..{path}",
+            f"\\{path[1:]}",
+            f"/v1/streams/..\\..{path}",
+            f"{path};.js",
+        ),
+        f"http://gateway.invalid{path}",
+    ]
+
+
+async def answer(port: int, method: str, target: str) -> tuple[int, bytes]:
+    """The status and all bytes of the answer to a request whose target is sent as it is."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        head = f"{method} {target} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
+        writer.write(f"{head}Content-Length: 0\r\n\r\n".encode("latin-1"))
+        async with asyncio.timeout(10):
+            got = await reader.read()
+    finally:
+        writer.close()
+    return int(got.split(b" ", 2)[1]), got
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_only_what_is_for_the_public_is_passed_on(system: System, kind: Kind) -> None:
+    """The console of these gateways is on, so that it is the proxy which keeps it in."""
+    gateway = ports(system)[0]
+    for path in ("/", "/chat", "/v1/overview", "/metrics", "/readyz", "/healthz", "/openapi.json", "/docs"):
+        assert (await answer(gateway, "GET", path))[0] == 200, path
+    wrong = []
+    with deployed(kind, ports(system)) as proxy:
+        for path in PRIVATE:
+            for target in spellings(path):
+                status, got = await answer(proxy.port, "GET", target)
+                # 400: the proxy takes it for no request; not from a gateway, which names each request
+                if status not in (400, 404) or (b"x-request-id" in got.lower() and status != 404):
+                    wrong.append((target, status))
+            for method in ("HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "BREW"):
+                status, got = await answer(proxy.port, method, path)
+                if status not in (400, 404, 405, 501) or b"x-request-id" in got.lower():
+                    wrong.append((f"{method} {path}", status))
+        assert wrong == []
+        for method, target, status in (*PUBLIC, ASKED_ABOUT_PROBES):
+            direct, through = [(await answer(port, method, target))[0] for port in (gateway, proxy.port)]
+            assert (direct, through) == (status, status), f"{method} {target}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_websocket_and_no_other_upgrade_goes_through(system: System, kind: Kind) -> None:
+    with deployed(kind, ports(system)) as proxy:
+        stream_id = await system.create(kind, simulate={"tokens": 5, "tokens_per_second": 100})
+        path = f"/v1/streams/{stream_id}/ws"
+        websocket = await RawWebSocket.open("127.0.0.1", proxy.port, path)
+        names = []
+        async for opcode, payload in websocket.frames():
+            if opcode != TEXT:
+                break  # the close frame
+            names.append(json.loads(payload)["event"])
+        websocket.close()
+        assert [one for one in names if one not in ("started", "live")] == ["message"] * 5 + ["done"]
+        for name in ("WebSocket", "WEBSOCKET"):
+            assert await upgraded(proxy.port, path, name) == 101, name
+        for name in ("h2c", "h2c, websocket", "websocket, h2c", "TLS/1.0", "xwebsocket"):
+            assert await upgraded(proxy.port, path, name) == 426, name
+        for target in ("/v1/models", f"/v1/streams/{stream_id}"):
+            for name in ("websocket", "h2c"):
+                assert await upgraded(proxy.port, target, name) == 200, f"{target} {name}"
+
+
+async def upgraded(port: int, path: str, name: str) -> int:
+    """The status of the answer to a handshake that names this protocol."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: {name}\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n".encode()
+        )
+        async with asyncio.timeout(10):
+            return int((await reader.readline()).split()[1])
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_no_answer_goes_to_somebody_else(system: System, kind: Kind) -> None:
+    """Requests hidden behind an upgrade that is offered: `python -m tests.stress.hidden_request` tries it more often."""
+    found = await hidden_request.through(system, kind, tries=60, seed=3)
+    assert found.wrong == []
+    assert sum(found.statuses.values()) == 60
+    assert len(found.statuses) > 3  # many were let through to the gateway, and answered each in its way
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_host_keeps_its_port(system: System, kind: Kind) -> None:
+    """A page at another port than 80 is of the gateway's own origin, also where the browser says no more than `Origin`."""
+    with deployed(kind, ports(system)) as proxy:
+        body = {"messages": [{"role": "user", "content": kind}], "simulate": {"tokens": 1}}
+        for origin, status in ((proxy.url, 201), ("http://127.0.0.1", 403), ("http://elsewhere.example", 403)):
+            created = await system.http.post(f"{proxy.url}/v1/streams", json=body, headers={"origin": origin})
+            assert created.status_code == status, origin
 
 
 READERS, STREAMS = 500, 10
@@ -150,7 +325,7 @@ async def replace_all(system: System, proxy: Proxy, sources: list[EventSource]) 
             return all(source.events > many for source, many in zip(sources, before, strict=True))
 
         await wait_until(all_go_on, within_seconds=30, what="all readers go on")
-        assert (await system.http.get(f"{proxy.url}/readyz")).status_code == 200
+        assert (await system.http.get(f"{proxy.url}/v1/models")).status_code == 200
 
     await wait_until(lambda: all(source.events > 5 for source in sources), within_seconds=20, what="all follow")
     for index in range(2):

@@ -122,7 +122,7 @@ def deployed(kind: Kind, gateway_ports: Sequence[int]) -> Proxy:
         assert count, f"{_FILES[kind]} has no 127.0.0.1:{shipped}"
     listening = {
         "nginx": (r"^    listen 80;\n    listen \[::\]:80;$", "    listen 127.0.0.1:{port};"),
-        "caddy": (r"^:80 \{$", "http://127.0.0.1:{port} {"),
+        "caddy": (r"^:80 \{$", "http://:{port} {\n\tbind 127.0.0.1"),
         "haproxy": (r"^    bind :80$", "    bind 127.0.0.1:{port}"),
     }
     pattern, instead = listening[kind]

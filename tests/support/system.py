@@ -41,6 +41,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 _START_SECONDS_MAX = 30.0
 _END_SECONDS_MAX = 10.0
 _SHOWN_CHARACTERS = 3000
+_HOSTS = "x,here,stress"
+"""What requests that are written by hand name as their `Host`."""
 _COMPLAINT = re.compile(r"Traceback \(most|was never (awaited|retrieved)|was destroyed|Exception in ASGI")
 """What stands in a log only when something was not thought of."""
 
@@ -288,7 +290,7 @@ class System:
         self._directory = Path(tempfile.mkdtemp(prefix="midstream-system-"))
         kind: Kind = "redis" if binary_of("redis") else "valkey"
         self.redis = redis or RedisServer(kind, tcp=tcp, durable=durable)
-        common = {"redis_url": self.redis.url, **(settings or {})}
+        common = {"redis_url": self.redis.url, "hosts": _HOSTS, **(settings or {})}
         self.gateways = [
             self._process("gateway", index, {**common, "port": 0, **(gateway_settings or {})})
             for index in range(gateways)

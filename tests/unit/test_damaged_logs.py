@@ -26,9 +26,9 @@ from shared.deltas import NESTED_MAX
 from shared.errors import Unreadable
 from shared.events import Accepted, Entry, Event, Policies, entry_of, events_of
 from shared.ids import BEGINNING, EventId, new_stream_id
-from shared.lifecycle import History, fold_readable
+from shared.lifecycle import History, fold_into, fold_readable
 from shared.log import RawEntry
-from shared.receipt import Notes, receipt
+from shared.receipt import Generated, Notes, receipt
 
 STREAM_ID = new_stream_id()
 REQUEST: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -109,7 +109,9 @@ def check_all(raw: list[RawEntry]) -> History:
     entries = [entry_of(event_id, fields) for event_id, fields in raw]
     history = fold_readable(entries)
     orjson.dumps(history.state(STREAM_ID))
-    orjson.dumps(receipt(STREAM_ID, entries, Notes([])))
+    generated = Generated()
+    fold_into(generated, entries)
+    orjson.dumps(receipt(STREAM_ID, generated, Notes([])))
     encoder = ResponsesEncoder(STREAM_ID)
     for part in parts(raw, BEGINNING):
         if isinstance(part, Run):

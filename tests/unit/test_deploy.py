@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from gateway.hosts import Hosts
 from gateway.supervisor import _KILL_SECONDS
 from shared.settings import Settings, described
 from tests.support.deployments import (
@@ -81,6 +82,15 @@ def test_nobody_is_killed_who_is_about_to_stop(way: str) -> None:
         assert pause > readiness["periodSeconds"] * readiness["failureThreshold"]
     assert told.gateway.stop_seconds > pause + gateway.drain_seconds + _KILL_SECONDS
     assert told.worker.stop_seconds >= worker.worker_drain_seconds + 5
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nobody_outside_gets_the_console_or_comes_by_another_name(way: str) -> None:
+    gateway = settings_of(WAYS[way]().gateway)
+    assert gateway.console == "off"
+    assert gateway.hosts
+    assert "*" not in gateway.hosts
+    Hosts(gateway)  # it can be read
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -243,7 +253,7 @@ def test_a_gateway_is_there_while_another_one_is_replaced() -> None:
     assert budget["selector"] == gateway["selector"]
 
 
-def test_the_ingress_streams_and_keeps_metrics_in() -> None:
+def test_the_ingress_streams_and_lets_in_what_is_public() -> None:
     ingress = manifests()["Ingress", "midstream"]
     told = {key.rpartition("/")[2]: value for key, value in ingress["metadata"]["annotations"].items()}
     assert told["proxy-buffering"] == "off"
@@ -252,7 +262,11 @@ def test_the_ingress_streams_and_keeps_metrics_in() -> None:
     assert int(told["proxy-body-size"].removesuffix("m")) << 20 >= Settings().body_bytes_max
     assert all(isinstance(value, str) for value in told.values())  # an annotation is never a number
     paths = ingress["spec"]["rules"][0]["http"]["paths"]
-    assert {path["path"] for path in paths} == {"/v1", "/stream"}
+    assert {path["path"] for path in paths} == {
+        *("/v1/streams", "/v1/chat", "/v1/responses", "/v1/models", "/v1/probe", "/api/chat", "/stream")
+    }
+    (host,) = {rule["host"] for rule in ingress["spec"]["rules"]}
+    assert host in settings_of(WAYS["kubernetes"]().gateway).hosts.split(",")
     services = {name for kind, name in manifests() if kind == "Service"}
     for path in paths:
         service = path["backend"]["service"]

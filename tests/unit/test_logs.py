@@ -76,6 +76,94 @@ def test_what_cannot_be_written_as_json_is_written_as_text() -> None:
     assert json.loads(JsonLines().format(record))["odd"] == "{1}"
 
 
+LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+HOSTILE = (
+    f"stop{LINE_ENDS}2026-11-27 00:00:00,000 INFO gateway forged\x1b[2J\x9b31m\x7f\x00\u202e\u2066\ufeff\ud800 end"
+)
+
+
+def written(log_format: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What one hostile word becomes in a line, in its fields and in the trace of an exception that has it."""
+    set_up_logging("info", log_format)
+    about = outcome("attempt", "abc", reason=HOSTILE, nested={HOSTILE: [HOSTILE]}, request_id=HOSTILE)
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        logging.getLogger("x").exception("it ended: %s", HOSTILE, extra=about)
+    return capsys.readouterr().err
+
+
+def test_nobody_outside_writes_a_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    said = written("json", capsys)
+    assert len(said.splitlines()) == 1  # by Unicode's line ends, too
+    assert said.rstrip("\n").isprintable()
+    line = json.loads(said)
+    shown = HOSTILE.encode("utf-8", "backslashreplace").decode()
+    assert line["message"] == f"it ended: {shown}"  # nothing of it is lost
+    assert line["reason"] == line["request_id"] == shown
+    assert line["nested"] == {shown: [shown]}
+    assert line["exception"].endswith(f"ValueError: {shown}")
+
+
+def test_nobody_outside_writes_a_line_of_text(capsys: pytest.CaptureFixture[str]) -> None:
+    said = written("text", capsys)
+    first, *trace = said.splitlines()
+    assert "ERROR x it ended: stop\\n\\r\\x0b" in first
+    assert "\\x1b[2J" in first
+    assert trace
+    assert all(line.startswith("    ") for line in trace)
+    assert all(line.isprintable() for line in (first, *trace))
+    assert any("ValueError: stop" in line for line in trace)
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_lines_are_bounded(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging("info", log_format)
+    long, deep = "x" * 3_000_000, json.loads("[" * 500 + "]" * 500)
+    values = {
+        "long": long,
+        "many": [long] * 5000,
+        "deep": deep,
+        "number": 1 << 20_000,
+        "odd": {1: {2}},
+        "digits": [[[[[[[1 << 20_000]]]]]]],
+    }
+    for name, value in values.items():
+        logging.getLogger("x").info("it ended: %s", long, extra=outcome("attempt", "abc", **{name: value}))
+    try:
+        raise ValueError(long)
+    except ValueError:
+        logging.getLogger("x").exception("it broke")
+    said = capsys.readouterr().err
+    assert "Logging error" not in said
+    for line in said.splitlines():
+        assert len(line) < 100_000
+        if log_format == "json":
+            assert json.loads(line)["level"] in ("info", "error")
+
+
+def test_a_line_of_many_long_values_keeps_what_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging("info", "json")
+    logging.getLogger("x").info(
+        "it ended", extra=outcome("attempt", "abc", usage={str(n): "y" * 9000 for n in range(999)})
+    )
+    (line,) = lines(capsys)
+    assert (line["event"], line["stream"], line["message"]) == ("attempt", "abc", "it ended")
+    assert line["left_out_of_characters"] > 1_000_000
+    assert "usage" not in line
+
+
+def test_texts_that_the_owner_asks_for_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging("info", "json")
+    about = {
+        "about": {"event": "receipt", "text": "x" * 1_000_000, "messages": [{"role": "user", "content": "y" * 9000}]}
+    }
+    logging.getLogger("midstream.receipt").info("stream abc", extra=about)
+    (line,) = lines(capsys)
+    assert len(line["text"]) == 1_000_000
+    assert len(line["messages"][0]["content"]) == 9000
+
+
 def test_text_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging("info", "text")
     logging.getLogger("x").info("it ended", extra=outcome("attempt", "abc"))
