@@ -106,7 +106,7 @@ class Body:
     whole: bool
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
-        """What of these bytes is the body's, and what is left over: of a later request, or to be told again with what follows.
+        """What of these bytes is the body's, and what is left over: of a later request, or to be given again with what follows.
 
         Raises Problem 400, 431.
         """

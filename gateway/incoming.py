@@ -248,8 +248,8 @@ class Incoming(HttpToolsProtocol):
         if not answered:
             refused(problem.status)
             body = problem.body()
-            told = {**problem.headers(), "content-length": str(len(body)), "connection": "close"}
-            lines = "".join(f"{name}: {value}\r\n" for name, value in told.items())
+            headers = {**problem.headers(), "content-length": str(len(body)), "connection": "close"}
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
             default = b"".join(b"%b: %b\r\n" % pair for pair in self.server_state.default_headers)
             self.transport.write(b"%b%b%b\r\n%b" % (STATUS_LINE[problem.status], default, lines.encode("ascii"), body))
         self._linger()

@@ -41,7 +41,7 @@ _EARLY_BYTES_MAX = 16 << 10
 """Of frames that come before the handshake is answered, as a hasty client sends them."""
 _PIECE_BYTES = 4096
 """So much is gone through before it is asked whether that was too much already: each frame costs 10 µs, and may have 6 bytes."""
-_ENDED, _COME_BACK, _TOO_MUCH = 1000, 1012, 1008
+_ENDED, _COME_BACK, _TOO_MUCH, _NO_UTF8 = 1000, 1012, 1008, 1007
 _CLIENT_ERROR = 4000
 """Added to the HTTP status that would have been the answer."""
 _TOKEN = b'{"id":"%b","event":"message","data":{"token":%b}}'
@@ -177,11 +177,14 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         if len(self.frames) < _FRAGMENTS_MAX:
             super().handle_cont(event)
         else:
-            self._too_much(f"a message has no more than {_FRAGMENTS_MAX} fragments")
+            self._cut_off(_TOO_MUCH, f"a message has no more than {_FRAGMENTS_MAX} fragments")
 
     def send_receive_event_to_app(self) -> None:
-        if self.queue.qsize() <= _MESSAGES_MAX:  # then as many as are looked at wait
+        if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
+            self._cut_off(_NO_UTF8, "a message must be UTF-8")
+        elif self.queue.qsize() <= _MESSAGES_MAX:  # else as many as are looked at wait
             super().send_receive_event_to_app()
+        self.frames = []
 
     def handle_ping(self) -> None:
         super().handle_ping()
@@ -194,11 +197,11 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
     def _count_control_frame(self) -> None:
         self._control_frames += 1
         if self._control_frames == _CONTROL_FRAMES_MAX:
-            self._too_much("too many pings")
+            self._cut_off(_TOO_MUCH, "too many pings")
 
-    def _too_much(self, reason: str) -> None:
-        """End the connection of a client that wants to keep this process busy."""
-        self.end(_TOO_MUCH, reason)
+    def _cut_off(self, code: int, reason: str) -> None:
+        """End the connection of a client that breaks the protocol, or wants to keep this process busy."""
+        self.end(code, reason)
         self.transport.close()
 
     async def receive(self) -> Any:
@@ -332,6 +335,14 @@ def _check_cancel(message: dict[str, Any]) -> None:
     kind = said.get("type") if isinstance(said, dict) else said
     if kind != "cancel" or not isinstance(said, dict):
         raise Problem(400, f'a message must be {{"type": "cancel"}}; {str(kind)[:64]!r} is not known')
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _about(problem: Problem) -> dict[str, Any]:

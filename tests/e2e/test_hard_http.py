@@ -323,6 +323,8 @@ async def test_handshakes_that_cannot_be_read(system: System, fields: bytes, sta
         b"\x8a\x80\0\0\0\0" * 20_000,  # pongs
         b"\x01\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 20_000,  # a message that consists of nothing, without end
         b"\x81\x80\0\0\0\0" * 20_000,  # empty messages
+        b"\x81\x82\0\0\0\0\xff\xfe",  # no UTF-8
+        b"\xff\xff\xff\xff",
     ],
 )
 async def test_floods_of_small_frames_end_the_connection(system: System, flood: bytes) -> None:

@@ -104,7 +104,7 @@ def mutated(rng: random.Random, streams: list[bytes]) -> bytes:
 
 
 class Attack:
-    """What one process does to a gateway, and what it was told."""
+    """What one process does to a gateway, and what it was answered."""
 
     def __init__(self, port: int, seed: int) -> None:
         self._port = port
@@ -170,10 +170,12 @@ class Attack:
         return bytes(received)
 
 
-def _attack_in_this_process(port: int, seed: int, seconds: float, told: Queue[tuple[Counter[str], list[str]]]) -> None:
+def _attack_in_this_process(
+    port: int, seed: int, seconds: float, results: Queue[tuple[Counter[str], list[str]]]
+) -> None:
     attack = Attack(port, seed)
     asyncio.run(attack.run(seconds))
-    told.put((attack.counts, attack.bad))
+    results.put((attack.counts, attack.bad))
 
 
 # --- who reads beside it
@@ -252,8 +254,8 @@ async def _run(gateway: Process, seconds: float, seed: int) -> list[str]:
     beside = Beside(f"http://127.0.0.1:{port}")
     reading = asyncio.create_task(beside.run(started + seconds))
     spawn = multiprocessing.get_context("spawn")
-    told: Queue[tuple[Counter[str], list[str]]] = spawn.Queue()
-    attacker = spawn.Process(target=_attack_in_this_process, args=(port, seed, seconds, told), daemon=True)
+    results: Queue[tuple[Counter[str], list[str]]] = spawn.Queue()
+    attacker = spawn.Process(target=_attack_in_this_process, args=(port, seed, seconds, results), daemon=True)
     attacker.start()
     memory: list[tuple[float, float]] = []
     while attacker.is_alive() and gateway.runs and not reading.done():
@@ -261,11 +263,11 @@ async def _run(gateway: Process, seconds: float, seed: int) -> list[str]:
         if memory[-1][1] > _RESIDENT_MEGABYTES_MAX:
             wrong.append(f"the gateway has {memory[-1][1]:.0f} MB after {memory[-1][0]:.0f} s")
             break
-        if not told.empty():
+        if not results.empty():
             break
         await asyncio.sleep(0.1)
     counts, bad = (
-        (await asyncio.to_thread(told.get, timeout=40)) if gateway.runs and not wrong else (Counter[str](), [])
+        (await asyncio.to_thread(results.get, timeout=40)) if gateway.runs and not wrong else (Counter[str](), [])
     )
     attacker.terminate()
     wrong += bad
@@ -313,11 +315,11 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (default 60)")
     parser.add_argument("--seed", type=int, default=1, help="what is sent, and where it is cut (default 1)")
-    told = parser.parse_args()
-    wrong = asyncio.run(fuzz(told.seconds, told.seed))
+    arguments = parser.parse_args()
+    wrong = asyncio.run(fuzz(arguments.seconds, arguments.seed))
     for line in wrong:
         print(f"WRONG: {line}", flush=True)
-    print(f"seed {told.seed}: {'failed' if wrong else 'held'}", flush=True)
+    print(f"seed {arguments.seed}: {'failed' if wrong else 'held'}", flush=True)
     return 1 if wrong else 0
 
 
