@@ -223,19 +223,20 @@ def _word_of(word: bytes) -> Row | None:
         return None
     if not isinstance(said, dict) or too_deep(said):
         return None
-    if not (
-        isinstance(said.get("kind"), str) and isinstance(said.get("name"), str) and _is_number(said.get("started_at"))
-    ):
+    if not all(isinstance(said.get(name), str) for name in ("kind", "name", "host", "version")):
         return None
-    for of in ("totals", "per_second"):
-        if not isinstance(said.get(of, {}), dict) or not all(map(_is_number, said.get(of, {}).values())):
-            return None
+    if not all(_is_number(said.get(name)) for name in ("pid", "started_at", "cpu", "memory_bytes")):
+        return None
+    if not all(_is_number(said.get(name, 0)) for name in _MAY_HAVE_NUMBERS):
+        return None
     lags = said.get("lag", {})
-    if not isinstance(lags, dict) or not all(
-        isinstance(one, dict) and _is_number(one.get("p99_ms")) for one in lags.values()
-    ):
+    rows = [said.get("totals", {}), said.get("per_second", {}), *(lags.values() if isinstance(lags, dict) else [lags])]
+    if not all(isinstance(row, dict) and all(map(_is_number, row.values())) for row in rows):
         return None
-    return said if _is_number(said.get("readers", 0)) else None
+    return said if all("p99_ms" in lag for lag in lags.values()) else None
+
+
+_MAY_HAVE_NUMBERS = ("readers", "readers_max", "followed", "tick_ms", "running", "capacity")
 
 
 def _is_number(value: Any) -> bool:

@@ -19,7 +19,7 @@ from shared import events
 from shared.events import TOKEN, Event
 from shared.ids import ACCEPTED, BEGINNING, ID_PART_MAX, EventId
 from shared.lifecycle import base_of
-from shared.log import EventLog, RawEntry
+from shared.log import EventLog
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +53,12 @@ class EncodedPage:
 
     __slots__ = ("_body", "_encoder", "_ids", "_pieces", "ends_at", "size_bytes")
 
-    def __init__(self, face: Face, stream_id: str, raw: list[RawEntry], reached: EventId | None) -> None:
+    def __init__(self, face: Face, stream_id: str, content: list[Run | Carried]) -> None:
         self._encoder = face.encoder(stream_id)
         self._pieces: list[bytes] = []
         self._ids: list[EventId] | tuple[int, int, int]
         self.ends_at: EventId | None = None
         """The event after which readers are sent away, because what follows cannot be read or shown."""
-        content = list(parts(raw, reached))
         each_bytes = _PIECE_BYTES
         if not (len(content) == 1 and isinstance(content[0], Run) and self._take_run(content[0])):
             self._take_all(face, content)
@@ -121,8 +120,8 @@ class EventsPage:
 
     __slots__ = ("listed", "size_bytes")
 
-    def __init__(self, raw: list[RawEntry], reached: EventId | None) -> None:
-        self.listed, _ = _listed(list(parts(raw, reached)))
+    def __init__(self, content: list[Run | Carried]) -> None:
+        self.listed, _ = _listed(content)
         self.size_bytes = sum(_EVENT_BYTES + len(event.value) for event in self.listed)
 
 
@@ -139,6 +138,8 @@ class Pages:
         self._kept: OrderedDict[_Key, Any] = OrderedDict()
         self.kept_bytes = 0
         self._under_way: dict[_Key, asyncio.Task[Any]] = {}
+        self.on_unreadable: Callable[[str, Event], None] = lambda stream_id, failed: None
+        """Told of a stream whose log cannot be read on, and of the `failed` as which it reads."""
         self.reads = 0
 
     async def after(self, stream_id: str, face: Face, cursor: EventId) -> Piece | None:
@@ -150,7 +151,7 @@ class Pages:
             cursor = BEFORE_FIRST_SHOWN
 
         async def read(key: _Key, start: EventId) -> Piece | None:
-            page: EncodedPage = await self._page(key, lambda *of: EncodedPage(face, stream_id, *of))
+            page: EncodedPage = await self._page(key, lambda content: EncodedPage(face, stream_id, content))
             return page.after(start)
 
         found: Piece | None = await self._next(stream_id, face, cursor, read)
@@ -184,7 +185,7 @@ class Pages:
     def _key(self, stream_id: str, face: Face | None, attempt: int, offset: int) -> _Key:
         return stream_id, face, attempt, offset - offset % self._page_events
 
-    async def _page(self, key: _Key, make: Callable[[list[RawEntry], EventId | None], Any]) -> Any:
+    async def _page(self, key: _Key, make: Callable[[list[Run | Carried]], Any]) -> Any:
         page = self._kept.get(key)
         if page is not None:
             self._kept.move_to_end(key)
@@ -195,14 +196,17 @@ class Pages:
             task.add_done_callback(lambda task: self._read_has_ended(key, task))
         return await asyncio.shield(task)
 
-    async def _read(self, key: _Key, make: Callable[[list[RawEntry], EventId | None], Any]) -> Any:
+    async def _read(self, key: _Key, make: Callable[[list[Run | Carried]], Any]) -> Any:
         stream_id, _, attempt, first = key
         last = EventId(attempt, min(first + self._page_events - 1, _REDIS_OFFSET_MAX))
         # Complete is a page behind which the log goes on: asked at once, since Redis may have forgotten what a tail has seen.
         raw, goes_on = await self._log.read_page(stream_id, EventId(attempt, first), last)
         self.reads += 1
         # At an attempt's first offset nothing of it stands before; elsewhere it is not known what does.
-        page = make(raw, None if first else ACCEPTED if attempt else BEGINNING)
+        content = list(parts(raw, None if first else ACCEPTED if attempt else BEGINNING))
+        if content and isinstance(newest := content[-1], Carried) and newest.unreadable:
+            self.on_unreadable(stream_id, newest.events[0])
+        page = make(content)
         if goes_on:
             self._keep(key, page)
         return page

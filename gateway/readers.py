@@ -11,6 +11,8 @@ a few sets, and its connection calls it when the full socket takes bytes again, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import random
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
@@ -30,6 +32,8 @@ from shared.errors import Disconnected, RedisRefused
 from shared.events import DONE, TOKEN, Event
 from shared.ids import BEGINNING, EventId
 from shared.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 _OUT_OF_RING = -1
 _BEATS_PER_SECOND = 10
@@ -258,31 +262,41 @@ class Delivery:
         ring_events_most = self._ring_events_most
         for tail in news:
             tail.dirty = False
-            if self._awaited:
-                self._tell_waiting(tail)
-            if tail.ahead:
-                self._place_those_ahead(tail)
-            if tail.broken:
-                self._send_to_end(tail.broken)
-            if tail.ended is not None:
-                self._flush_end(tail)
-                continue
-            for ring in tail.rings:
-                end = ring.start + len(ring.encoded)
-                shared, body, chunk = -1, b"", b""
-                for reader in ring.readers:
-                    position = reader.position
-                    if position == end or position < 0 or reader.busy:
-                        continue
-                    if position != shared:
-                        shared = position
-                        body = ring.body(position)
-                        chunk = chunk_of(body)
-                    reader.position = end
-                    if body and not reader.sink.send(body, chunk):
-                        self._is_full(reader)
-                if len(ring.encoded) > ring_events_most and (ring.readers or len(ring.encoded) > _UNREAD_EVENTS_MAX):
-                    self._trim(ring)
+            reader = None
+            try:
+                if self._awaited:
+                    self._tell_waiting(tail)
+                if tail.ahead:
+                    self._place_those_ahead(tail)
+                if tail.broken:
+                    self._send_to_end(tail.broken)
+                if tail.ended is not None:
+                    self._flush_end(tail)
+                    continue
+                for ring in tail.rings:
+                    end = ring.start + len(ring.encoded)
+                    shared, body, chunk = -1, b"", b""
+                    for reader in ring.readers:
+                        position = reader.position
+                        if position == end or position < 0 or reader.busy:
+                            continue
+                        if position != shared:
+                            shared = position
+                            body = ring.body(position)
+                            chunk = chunk_of(body)
+                        reader.position = end
+                        if body and not reader.sink.send(body, chunk):
+                            self._is_full(reader)
+                    if len(ring.encoded) > ring_events_most and (
+                        ring.readers or len(ring.encoded) > _UNREAD_EVENTS_MAX
+                    ):
+                        self._trim(ring)
+            except Exception:  # a bug, or a socket that is none; the others of this turn must not wait for ever
+                logger.exception("stream %s: what is new could not be sent", tail.stream_id)
+                if reader is not None:
+                    self._give_up(reader)
+                    if not tail.dirty:
+                        self.on_new(tail)
 
     def _flush_end(self, tail: Tail) -> None:
         """The same for a stream that has ended: its readers leave."""
@@ -298,7 +312,20 @@ class Delivery:
                 if reader.position >= 0 and not reader.busy and not reader.closed:
                     body = ring.body(reader.position) if reader.position < ring.end else b""
                     reader.position = ring.end
-                    self._complete(reader, body)
+                    try:
+                        self._complete(reader, body)
+                    except Exception:
+                        logger.exception("stream %s: an end could not be sent", reader.tail.stream_id)
+                        self._give_up(reader)
+
+    def _give_up(self, reader: Reader) -> None:
+        """Cut off a reader that nothing can be sent to, and forget it."""
+        if reader.closed:
+            return
+        reader.outcome = "error"
+        with contextlib.suppress(Exception):
+            reader.sink.cut(b"")
+        self.detach(reader)
 
     async def next_news(self, tail: Tail) -> None:
         """Wait for the next time that a tail has something new. Its log must have been read."""

@@ -55,16 +55,10 @@ class Carried(NamedTuple):
 
     field: bytes
     events: list[Event]
+    first: EventId
+    last: EventId
     unreadable: bool = False
     """It could not be read, and reads as `failed`."""
-
-    @property
-    def first(self) -> EventId:
-        return self.events[0].id
-
-    @property
-    def last(self) -> EventId:
-        return self.events[-1].id
 
 
 def parts(raw: list[RawEntry], reached: EventId | None) -> Iterator[Run | Carried]:
@@ -117,13 +111,14 @@ def _place_of(part: Run | Entry, before: EventId | None) -> EventId:
 
 def carried_by(entry: Entry) -> Carried:
     """Raises Unreadable."""
-    return Carried(entry.field, events_of(entry))
+    carried = events_of(entry)
+    return Carried(entry.field, carried, carried[0].id, entry.id)
 
 
 def unreadable(event_id: EventId, error: Unreadable) -> Carried:
     """As what the entry with this id reads, which cannot be read."""
     failed = Event(readable_id(event_id), FAILED, orjson.dumps(unreadable_failure(event_id, error)))
-    return Carried(FAILED, [failed], unreadable=True)
+    return Carried(FAILED, [failed], failed.id, failed.id, unreadable=True)
 
 
 def unreadable_from(failed: Event) -> EventId | None:

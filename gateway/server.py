@@ -102,10 +102,10 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
     )
     sweep = Sweep(tails, log, settings, on_lost=delivery.lose)
     delivery.release = tails.release
-    tails.on_unreadable = sweep.end_unreadable
+    tails.on_unreadable, pages.on_unreadable = sweep.end_unreadable, tails.found_unreadable
     parts = (commands, log, queue, tails, deliveries, settings)
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
-    streams.on_unreadable = sweep.end_unreadable
+    streams.on_unreadable = tails.found_unreadable
     subscribe = Subscribe(streams, tails, delivery, settings)
     measuring = GatewayMeasuring(delivery, tails, sweep, pages, commands, settings)
     unasked = Unasked(settings.request_seconds)

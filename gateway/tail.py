@@ -169,7 +169,10 @@ class Tail:
 
     def reach(self, last: EventId) -> None:
         """This is the newest entry in the rings now."""
-        self.set_broken_aside()
+        for ring in self.rings:
+            if ring.broken is not None:
+                self.set_broken_aside()
+                break
         if last.attempt != self.attempt:
             self.overtaken = (*self.overtaken, (self.attempt, self.base, self.offset))
             self.base = 0

@@ -242,7 +242,8 @@ class Tails:
         if isinstance(part, Run):
             self._apply_run(tail, part)
         else:
-            Order(reached).take(part.field, first, part.last)
+            if part.field not in events.COUNTED or not first.attempt:
+                Order(reached).take(part.field, first, part.last)
             self._apply(tail, part)
         tail.arm()
         return True
@@ -294,7 +295,7 @@ class Tails:
             self._log.send_read(tail.stream_id, tail.last, _READ_ENTRIES, self._then(tail, self._read_on))
         elif tail.rings:
             # The entry with this id, too: it may be the log's end.
-            first = self._then(tail, self._read_first)
+            first = self._then(tail, partial(self._read_first, tail.sought))
             self._log.send_read(tail.stream_id, tail.sought, FIRST_READ_ENTRIES, first, inclusive=True)
         else:
             self._log.send_newest_raw(tail.stream_id, 1, self._then(tail, self._read_newest))
@@ -334,14 +335,15 @@ class Tails:
         for tail in put_off:
             self._ask(tail)
 
-    def _read_first(self, tail: Tail, raw: list[RawEntry]) -> None:
-        """From the first of the readers on, if that is not far back; what is older than the ring is read in pages."""
+    def _read_first(self, sought: EventId, tail: Tail, raw: list[RawEntry]) -> None:
+        """From the first of the readers on, if that is not far back; what is older than the ring is read in pages. A reader
+        may have come meanwhile who is further back than what was `sought`."""
         if len(raw) == FIRST_READ_ENTRIES:
             newest = self._settings.ring_events
-        elif not raw and tail.sought > BEGINNING:  # they have all that there is, or more
+        elif not raw and sought > BEGINNING:  # they have all that there is, or more
             newest = 1
         else:
-            self._begin(tail, raw, BEGINNING if tail.sought == BEGINNING else None)
+            self._begin(tail, raw, BEGINNING if sought == BEGINNING else None)
             return
         self._asked += 1
         self._log.send_newest_raw(tail.stream_id, newest, self._then(tail, self._read_newest))
@@ -389,14 +391,20 @@ class Tails:
             self._apply(tail, part)
             if part.unreadable:
                 tail.failed = part.events[0]
-                self._found_unreadable(tail.stream_id, part, raw)
+                ended = any(field_of(one) in events.TERMINAL for one in raw)
+                self.found_unreadable(tail.stream_id, part.events[0], ended=ended)
 
-    def _found_unreadable(self, stream_id: str, part: Carried, raw: list[RawEntry]) -> None:
-        self._unreadable[stream_id] = part.last
+    def found_unreadable(self, stream_id: str, failed: Event, *, ended: bool = False) -> None:
+        """A log reads as failed from this event on, wherever that was found. `ended`: it is known to have an end already."""
+        # Who begins to read behind the place does not see it, and may find another one.
+        place = self._unreadable[stream_id] = min(failed.id, self._unreadable.get(stream_id, failed.id))
         if len(self._unreadable) > _BROKEN_MAX:
             self._unreadable.popitem(last=False)
-        if not any(field_of(one) in events.TERMINAL for one in raw):
-            self.on_unreadable(stream_id, part.events[0])
+        tail = self._by_id.get(stream_id)
+        if tail is not None:
+            tail.unreadable_from = place
+        if not ended:
+            self.on_unreadable(stream_id, failed)
 
     @staticmethod
     def _mark_gap(tail: Tail, first: EventId) -> None:

@@ -35,7 +35,7 @@ def checked_delta(value: bytes) -> bytes:
         raise Unreadable("a delta is not a JSON object")
     if b"\n" in value or b"\r" in value or not _is_documented(stored):
         return delta_of(stored)
-    if value.count(b"{") + value.count(b"[") > NESTED_MAX and too_deep(stored):
+    if len(value) > NESTED_MAX and value.count(b"{") + value.count(b"[") > NESTED_MAX and too_deep(stored):
         return delta_of(stored)
     return value
 
@@ -63,11 +63,16 @@ def too_deep(value: Any) -> bool:
     """Whether a value that was read is nested too deeply to be written within other objects."""
     for _ in range(_MARGIN_LEVELS):
         value = [value]
+    return not writable(value)
+
+
+def writable(value: Any) -> bool:
+    """Whether a value that was read can be written: it has not too many levels."""
     try:
         orjson.dumps(value)
     except TypeError:  # JSONEncodeError is one
-        return True
-    return False
+        return False
+    return True
 
 
 def _is_documented(stored: dict[str, Any]) -> bool:

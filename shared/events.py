@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from shared.deltas import SILENT, checked_delta, delta_of, loaded, too_deep
+from shared.deltas import NESTED_MAX, SILENT, checked_delta, delta_of, loaded, too_deep, writable
 from shared.errors import Unreadable
 from shared.ids import ID_PART_MAX, EventId
 
@@ -95,27 +95,27 @@ def entry_of(event_id: bytes, fields: Sequence[bytes]) -> Entry:
 def events_of(entry: Entry) -> list[Event]:
     """The events that an entry carries, in order; the entry's id is the id of the last. Their values are checked: what is
     not of its documented shape and can be done without is left out. Raises Unreadable."""
-    (attempt, last), field, value = entry
-    if attempt > ID_PART_MAX or last > ID_PART_MAX:
+    event_id, field, value = entry
+    if event_id[0] > ID_PART_MAX or event_id[1] > ID_PART_MAX:
         raise Unreadable("an id has more than 16 digits")
+    if field == DELTA:
+        return [Event(event_id, DELTA, checked_delta(value))]
     if field == TOKEN:
         check_text(value)
         return [Event(*entry)]
-    if field == DELTA:
-        return [Event(entry.id, DELTA, checked_delta(value))]
     if field == BATCH:
         return _events_of_batch(entry)
     if field in _CHECKS:
         stored = loaded(value)
         checked = _checked(field, stored)
-        return [Event(entry.id, field, value if checked == stored else orjson.dumps(checked))]
+        return [Event(event_id, field, value if checked == stored else orjson.dumps(checked))]
     if field in (ACCEPTED, DELETED):
         if field == ACCEPTED:
             Accepted.load(value)
         return [Event(*entry)]
-    if field == UNREADABLE or not last:
+    if field == UNREADABLE or not event_id.offset:
         raise Unreadable("an entry has not one field that is known")
-    return [Event(entry.id, DELTA, SILENT)]
+    return [Event(event_id, DELTA, SILENT)]
 
 
 def check_text(value: bytes) -> None:
@@ -288,6 +288,8 @@ class Accepted:
         """Raises Unreadable."""
         stored = loaded(value)
         wrong = _wrong_of_accepted(stored)
+        if not wrong and value.count(b"{") + value.count(b"[") > NESTED_MAX and not writable(stored):
+            wrong = "request"
         if wrong:
             raise Unreadable(f"`{wrong}` of `accepted` is missing, or not of its type")
         request_id, traceparent = stored.get("request_id", ""), stored.get("traceparent", "")

@@ -237,7 +237,9 @@ class Responses:
             raise Problem(400, f"previous_response_id {what}", param="previous_response_id")
         if not response["store"]:
             raise gone
-        asked_before = (accepted.request.get("messages") or [])[1 if accepted.facade.get("instructions") else 0 :]
+        messages_before = accepted.request.get("messages")
+        asked_before = messages_before if isinstance(messages_before, list) else []
+        asked_before = asked_before[1 if accepted.facade.get("instructions") else 0 :]
         # Of an answer that was cut off, a call may be half of one.
         stands = [one for one in response["output"] if one["type"] == "message" or response["status"] == "completed"]
         messages = [*asked_before, *messages_of(stands, "previous_response_id")]

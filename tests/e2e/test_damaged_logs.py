@@ -146,7 +146,7 @@ class Faces:
         events = of(body)
         assert [one.event for one in events if one.event in TERMINAL] == [events[-1].event], events
         again, _ = await self.get(f"/v1/streams/{self.stream_id}/events", **{"last-event-id": events[-1].id})
-        assert (status, again) == (200, 204)
+        assert (status, again) == (200, 204), body
 
     async def ndjson(self) -> None:
         _, body = await self.get(f"/v1/streams/{self.stream_id}/events", accept="application/x-ndjson")
@@ -269,6 +269,60 @@ async def at_least(system: System, metric: str, count: int) -> bool:
 
 async def is_noted(system: System, stream_id: str) -> bool:
     return await failures_in(system, stream_id) == 1
+
+
+@pytest.mark.parametrize("ended", [True, False])
+async def test_a_long_log_that_is_damaged_in_its_middle(system: System, neighbour: Neighbour, ended: bool) -> None:
+    """Further back than a ring goes, and than is read at once."""
+    stream_id = new_stream_id()
+    for entry in BEGUN:
+        await append(system, stream_id, *entry, push=False)
+    pipeline = system.commands.pipeline(transaction=False)
+    for offset in range(2, 1601):
+        pipeline.execute_command("XADD", log_key(stream_id), f"1-{offset}", "t", b"\xff" if offset == 700 else b"x")
+    if ended:
+        pipeline.execute_command("XADD", log_key(stream_id), "1-1601", "done", DONE)
+    await pipeline.execute()
+    held = system.follow(stream_id, query="?from=now")
+    await wait_until(lambda: held.status == 200, what="somebody follows it from its end")
+    await Faces(system, stream_id).all()
+    for after in (1, 650, 699):
+        reader = await system.follow(stream_id, after=f"1-{after}").until_end()
+        assert [one.id for one in reader.messages] == [f"1-{offset}" for offset in range(after + 1, 701)]
+        assert [one.event for one in reader.messages[-1:]] == ["failed"]
+    assert (await system.follow(stream_id, after="1-700").until_end()).status == 204
+    await held.until_end()
+    assert await failures_in(system, stream_id) == (not ended)
+    await neighbour.speaks()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "stream": True}),
+        ("/v1/responses", {"input": "hi"}),
+        ("/v1/responses", {"input": "hi", "stream": True}),
+    ],
+)
+async def test_who_waits_for_a_log_that_is_damaged(
+    system: System, neighbour: Neighbour, path: str, body: dict[str, Any]
+) -> None:
+    """Of the whole answer, or of its first token: a refusal that no SDK tries again by itself."""
+    before = set(await system.logs())
+    waiting = asyncio.create_task(system.http.post(system.gateway_url() + path, json={"model": "m", **body}))
+
+    async def created() -> bool:
+        return len(set(await system.logs()) - before) == 1
+
+    await wait_until(created, what="the stream is there")
+    (key,) = set(await system.logs()) - before
+    stream_id = key.decode().partition("{")[2].partition("}")[0]
+    await append(system, stream_id, b"1-0", (b"started", b"\xff"))
+    async with asyncio.timeout(END_SECONDS_MAX):
+        response = await waiting
+    assert (response.status_code, response.json()["error"]["code"]) == (424, "unreadable")
+    await neighbour.speaks()
 
 
 ODD_DELTAS: list[Any] = [

@@ -19,7 +19,7 @@ from gateway.subscribe import Subscribe
 from gateway.tails import Tails
 from shared import events
 from shared.errors import RedisRefused
-from shared.events import Entry
+from shared.events import Entry, Event
 from shared.ids import BEGINNING, EventId, new_stream_id
 from shared.keys import live_channel
 from shared.log import EventLog
@@ -278,3 +278,38 @@ async def test_a_tail_that_a_face_broke_is_forgotten_in_the_end(valkey_server: R
         late = await gateway.follow(writer.stream_id, face, EventId(1, 5))  # from whatever cursor
         await until_ended(late)
         assert len(gateway.tails) == 0
+
+
+@pytest.mark.parametrize("ended", [True, False])
+async def test_who_comes_while_a_log_is_first_read_from_further_on(valkey_server: RedisServer, ended: bool) -> None:
+    """A reader comes back with the newest id; before its read is answered another one comes, from the beginning."""
+    async with running(valkey_server.url) as gateway:
+        writer = Writer(gateway.log, new_stream_id())
+        await writer.begin()
+        for offset in range(1, 4):
+            await writer.write((1, offset), events.TOKEN, b"x")
+        if ended:
+            await writer.write((1, 4), events.DONE, DONE)
+        came, found = asyncio.Event(), list[Event]()
+        gateway.tails.on_unreadable = lambda stream_id, failed: found.append(failed)
+        send_read, held = gateway.log.send_read, list[Any]()
+
+        def reading(stream_id: str, *arguments: Any, **more: Any) -> None:
+            send_read(stream_id, *arguments, **more)
+            if not came.is_set():
+                came.set()
+                held.append(gateway.tails.hold(stream_id, NATIVE))
+
+        gateway.log.send_read = reading  # type: ignore[method-assign]  # it is asked as ever, and then somebody comes
+        async with gateway.subscribe.ready(writer.stream_id, NATIVE, EventId(1, 4)) as tail:
+            assert came.is_set()
+            assert (tail.exists, tail.ended) == (True, EventId(1, 4) if ended else None)
+        sink = await gateway.follow(writer.stream_id, NATIVE)
+        if not ended:
+            await writer.write((1, 4), events.DONE, DONE)
+        await until_ended(sink)
+        assert [line for line in sink.body.split(b"\n") if line.startswith(b"id: ")] == [
+            b"id: 1-%d" % offset for offset in range(5)
+        ]
+        assert found == []
+        gateway.tails.release(held[0])

@@ -97,7 +97,7 @@ def shown(face: Face, raw: list[RawEntry]) -> bytes:
     assert ring.broken is None, face
     body = ring.body(0) if ring.end else b""
     if not face.remembers:
-        page = EncodedPage(face, STREAM_ID, raw, BEGINNING).after(BEGINNING)
+        page = EncodedPage(face, STREAM_ID, list(parts(raw, BEGINNING))).after(BEGINNING)
         assert (page.body if page else b"").endswith(ring.encoded[-1] if ring.end else b"")
     return body
 
@@ -238,6 +238,10 @@ def value_without(value: bytes, name: str, instead: Any = None) -> bytes:
     return orjson.dumps(stored if instead is None else {**stored, name: instead})
 
 
+def deep_request() -> bytes:
+    return ACCEPTED.replace(b'"messages":', b'"tools":' + b"[" * 400 + b"]" * 400 + b',"messages":')
+
+
 DAMAGED: dict[str, list[RawEntry]] = {
     "no field": replaced(2, b"1-1"),
     "no value": replaced(2, b"1-1", b"t"),
@@ -257,6 +261,7 @@ DAMAGED: dict[str, list[RawEntry]] = {
     "accepted is no JSON": replaced(0, b"0-1", b"accepted", b"{"),
     "accepted is a list": replaced(0, b"0-1", b"accepted", b"[]"),
     "accepted is not there": without(0),
+    "accepted that is nested too deeply": replaced(0, b"0-1", b"accepted", deep_request()),
     "accepted twice": replaced(2, b"1-1", b"accepted", ACCEPTED),
     "started is no JSON": replaced(1, b"1-0", b"started", b"\xff"),
     "started without a model": replaced(1, b"1-0", b"started", value_without(STARTED, "model")),
@@ -357,3 +362,33 @@ def test_an_encoder_that_can_no_longer_say_its_open_parts_still_says_the_end(rem
     failed = Event(EventId(1, 2), events.FAILED, b'{"code":"unreadable","message":"m","retryable":false}')
     end = encoder.give_up(failed)
     assert (b"response.failed" in end) if remembering is RESPONSES else end.endswith(b"data: [DONE]\n\n")
+
+
+def test_arguments_that_are_nested_too_deeply_are_said_to_be_wrong() -> None:
+    """The arguments of a call are a text of the model's: the AI SDK wants them read."""
+    deep = '{"a":' + "[" * 900 + "]" * 900 + "}"
+    call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": deep}}
+    raw = log_of((events.DELTA, orjson.dumps({"delta": {"tool_calls": [call]}})))
+    check_all(raw)
+    assert b'"type":"tool-input-error"' in shown(AI_SDK, raw)
+    assert b'"type":"finish"' in shown(AI_SDK, raw)
+
+
+def test_what_a_call_may_be() -> None:
+    """A provider's pieces of calls, in other shapes than the documented one."""
+    odd: list[Any] = [
+        None,
+        5,
+        {"function": 5},
+        {"index": "0", "id": 7, "function": {"name": ["f"], "arguments": {"a": 1}}},
+    ]
+    (event,) = events_of(Entry(EventId(1, 1), events.DELTA, orjson.dumps({"delta": {"tool_calls": odd}})))
+    assert orjson.loads(event.value)["delta"]["tool_calls"] == [{}, {"function": {"arguments": '{"a":1}'}}]
+    good = b'{"delta":{"tool_calls":[{"index":0,"id":"c","type":"function","function":{"name":"f","arguments":"{}"}}]}}'
+    assert events_of(Entry(EventId(1, 1), events.DELTA, good)) == [Event(EventId(1, 1), events.DELTA, good)]
+
+
+def test_json_of_several_lines_is_shown_on_one() -> None:
+    raw = log_of((events.DELTA, b'{"delta":\r\n\n{"role":"x"}\n\n}'))
+    assert b'id: 1-1\ndata: {"delta":{"role":"x"}}\n\n' in shown(NATIVE, raw)
+    check_all(raw)

@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import replace
 from typing import Any, cast
 
+import pytest
+
 from gateway.faces import NATIVE
 from gateway.ledger import Ledger
 from gateway.pages import Pages
@@ -15,6 +17,7 @@ from shared import events, sse
 from shared.events import Event
 from shared.ids import EventId, new_stream_id
 from shared.settings import Settings
+from tests.support.waiting import wait_until
 
 
 class Noted:
@@ -53,5 +56,50 @@ async def test_a_keep_alive_leaves_nobody_behind_who_has_news_to_come() -> None:
         await asyncio.sleep(0.6)
         assert [f"id: 1-{offset}\n".encode() in sink.body for offset in (1, count)] == [True, True]
         assert (reader.reached(), len(ring)) == ((1, count), settings.ring_events)
+    finally:
+        await delivery.close()
+
+
+class Broken(Noted):
+    """A sink that takes the first piece, and raises an exception at the next."""
+
+    def send(self, body: bytes, chunk: bytes) -> bool:
+        if self.body:
+            raise LookupError("as it should")
+        return super().send(body, chunk)
+
+    def finish(self, body: bytes) -> None:
+        raise LookupError("as it should")
+
+
+@pytest.mark.parametrize("ended", [True, False])
+async def test_a_socket_that_fails_is_one_reader_s_trouble(ended: bool) -> None:
+    delivery = Delivery(cast(Pages, None), cast(Ledger, cast(Any, Noted())), Settings())
+    delivery.start()
+    try:
+        given: list[Reader] = []
+        sinks: list[Noted] = []
+        for kind in (Noted, Broken, Noted, Broken, Noted):
+            tail = Tail(new_stream_id(), 0.0)
+            tail.ready.set_result(None)
+            ring = tail.open_ring(NATIVE)
+            for one in (kind(), Noted(), kind()):
+                reader = Reader(delivery, tail, ring, one, EventId(0, 0))
+                delivery.attach(reader)
+                given.append(reader)
+                sinks.append(one)
+            ring.append(Event(EventId(1, 1), events.TOKEN, b"x"))
+            tail.reach(EventId(1, 1))
+            if ended:
+                tail.ended, tail.ended_as = EventId(1, 1), events.DONE
+            delivery.on_new(tail)
+        await wait_until(lambda: all(not reader.tail.dirty for reader in given), what="all have been looked at")
+        for reader, sink in zip(given, sinks, strict=True):
+            if isinstance(sink, Broken):
+                assert (reader.closed, reader.outcome) == (True, "error")
+            else:
+                assert reader.closed == ended
+                assert reader.reached() == (1, 1)
+        assert delivery.readers == (0 if ended else 11)
     finally:
         await delivery.close()
