@@ -31,6 +31,7 @@ class Readiness:
         self._complaints = Complaints(logger.error)
         self._complaint: str | None = None
         self._looked_at = -_FRESH_SECONDS
+        self._was_up = False
         self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -52,8 +53,8 @@ class Readiness:
         await self._subscription.close()
 
     async def complaint(self) -> str | None:
-        """Why this process cannot serve; None if it can. At most a second old."""
-        if time.monotonic() - self._looked_at >= _FRESH_SECONDS:
+        """Why this process cannot serve; None if it can. At most a second old, and of the connection as it is."""
+        if time.monotonic() - self._looked_at >= _FRESH_SECONDS or self._commands.is_up != self._was_up:
             if self._looking is None or self._looking.done():
                 self._looking = asyncio.get_running_loop().create_task(self._look())
             await asyncio.shield(self._looking)
@@ -74,7 +75,7 @@ class Readiness:
             complaint = f"whether Redis can be used cannot be found out: {type(error).__name__}"
         if complaint is not None and complaint != AWAY:
             self._complaints.say(complaint)
-        self._complaint, self._looked_at = complaint, time.monotonic()
+        self._complaint, self._looked_at, self._was_up = complaint, time.monotonic(), self._commands.is_up
 
     async def _evicts(self) -> str | None:
         return complaint_about(await eviction_policy(self._commands))

@@ -493,12 +493,16 @@ async def test_idempotency_key(system: System) -> None:
 
 
 async def test_redis_that_may_evict(system: System) -> None:
+    async def has_readyz(status: int) -> bool:
+        return (await system.http.get(f"{system.gateway_url()}/readyz")).status_code == status
+
     await system.commands.config_set("maxmemory-policy", "allkeys-lru")
     try:
+        await wait_until(lambda: has_readyz(503), what="it is noticed")  # Redis is looked at once a second
         assert_problem(await system.http.get(f"{system.gateway_url()}/readyz"), 503, "allkeys-lru", "noeviction")
     finally:
         await system.commands.config_set("maxmemory-policy", "noeviction")
-    assert (await system.http.get(f"{system.gateway_url()}/readyz")).status_code == 200
+    await wait_until(lambda: has_readyz(200), what="it is noticed again")
 
 
 async def fails_to_start(
