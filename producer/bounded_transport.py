@@ -27,7 +27,7 @@ _LOCATION_CHARACTERS_MAX = 200
 _CODINGS_MAX = 2
 _PIECE_BYTES = 64 << 10
 """Decoded at once: 1 KB of gzip may become 1 MB, and what decodes it holds up every other answer meanwhile."""
-_KEPT_OF_AN_ERROR = ("retry-after", "retry-after-ms")
+_KEPT_OF_AN_ERROR = frozenset({b"retry-after", b"retry-after-ms"})
 
 
 class BoundedTransport(httpx2.AsyncBaseTransport):
@@ -94,10 +94,10 @@ async def _with_bounded_body(response: httpx2.Response) -> httpx2.Response:
         pass  # the status says enough
     finally:
         await response.aclose()
-    headers = {name: response.headers[name] for name in _KEPT_OF_AN_ERROR if name in response.headers}
+    kept = [(name, value) for name, value in response.headers.raw if name.lower() in _KEPT_OF_AN_ERROR]
     return httpx2.Response(
         response.status_code,
-        headers={**headers, "content-type": "application/json; charset=utf-8"},
+        headers=[*kept, (b"content-type", b"application/json; charset=utf-8")],
         content=bytes(body[:ERROR_BYTES_MAX]),
     )
 

@@ -204,11 +204,11 @@ async def test_whatever_an_error_holds_it_can_be_stored(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["9" * 400, "inf", "nan", "-5", "1e999", "Mon, 01 Jan 9999999 00:00:00 GMT", "x" * 9000]
+    "value", ["9" * 400, "inf", "nan", "-5", "1e999", "Mon, 01 Jan 9999999 00:00:00 GMT", "x" * 9000, "\xff\xfe"]
 )
 @pytest.mark.parametrize("name", ["Retry-After", "Retry-After-Ms"])
 async def test_a_time_to_wait_is_a_number_or_none(name: str, value: str) -> None:
-    async with serving([head("503 Busy", f"{name}: {value}".encode(), b"Content-Length: 0")]) as server:
+    async with serving([head("503 Busy", f"{name}: {value}".encode("latin-1"), b"Content-Length: 0")]) as server:
         _, error = await generated(server)
     assert isinstance(error, Unavailable)
     assert error.retry_after_seconds in (None, 0.0)
