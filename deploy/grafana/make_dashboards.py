@@ -194,6 +194,15 @@ STREAMS = [
         {"gaps": "sum(increase(midstream_gaps_total[$__rate_interval]))"},
     ),
     Panel(
+        "What should not be there",
+        "Events that an API could not show; pushed messages that are no entries; replies of Redis that broke their handler.",
+        {
+            "events": "sum(increase(midstream_face_failures_total[$__rate_interval]))",
+            "pushes": "sum(increase(midstream_pushes_passed_over_total[$__rate_interval]))",
+            "replies": "sum(increase(midstream_redis_callbacks_failed_total[$__rate_interval]))",
+        },
+    ),
+    Panel(
         "From append to socket", "Sampled at the end of streams.", quantiles("midstream_append_to_socket_seconds"), "s"
     ),
     Panel(
@@ -334,6 +343,11 @@ PRODUCERS = [
         "Fenced writes",
         "Attempts that a later one, a cancel or a delete refused: the fence at work.",
         {"fenced": "sum(increase(midstream_fenced_writes_total[$__rate_interval]))"},
+    ),
+    Panel(
+        "Oddities of providers",
+        "Values of another shape than the documented one: left out or made text.",
+        {"{{kind}}": "sum by (kind) (increase(midstream_provider_oddities_total[$__rate_interval]))"},
     ),
     Panel(
         "Memory of workers",
