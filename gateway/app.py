@@ -13,22 +13,23 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from gateway.caching import etag_of_body, is_known
-from gateway.connection import Connection
 from gateway.console import Console
-from gateway.cors import Cors
 from gateway.docs import Docs, describe_all
-from gateway.exchange import ASGI, Part, body_of, json_response, unless_disconnected
 from gateway.facades import facades
 from gateway.facades.openai_errors import openai_error
 from gateway.facades.websocket import WebSockets
-from gateway.hosts import Hosts
+from gateway.http.connection import Connection
+from gateway.http.cors import Cors
+from gateway.http.etags import etag_of_body, is_known
+from gateway.http.exchange import ASGI, Part, body_of, json_response, unless_disconnected
+from gateway.http.hosts import Hosts
+from gateway.http.problems import Problem, stopping
+from gateway.http.request_id import take_request_id
+from gateway.http.whole_bodies import made
 from gateway.metrics import exposition, refused
 from gateway.probe import Probe
-from gateway.problems import Problem, stopping
 from gateway.readers import Delivery
 from gateway.readiness import Readiness
-from gateway.request_id import take_request_id
 from gateway.requests import (
     IDEMPOTENCY_KEY_CHARACTERS_MAX,
     check_generation,
@@ -38,7 +39,6 @@ from gateway.requests import (
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
 from gateway.watchers import Watchers
-from gateway.whole import made
 from shared.lifecycle import History
 from shared.log import Commands
 from shared.settings import Settings

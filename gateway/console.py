@@ -10,10 +10,10 @@ from typing import Any
 
 from starlette.responses import Response
 
-from gateway.caching import etag_of_body, is_known
-from gateway.connection import Scope
-from gateway.exchange import ASGI
-from gateway.hosts import is_loopback
+from gateway.http.connection import Scope
+from gateway.http.etags import etag_of_body, is_known
+from gateway.http.exchange import ASGI
+from gateway.http.hosts import is_loopback
 from shared.errors import Unusable
 from shared.settings import Settings
 

@@ -11,9 +11,9 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.responses import Response
 
-from gateway.connection import Scope
 from gateway.console import PAGE_HEADERS
-from gateway.exchange import ASGI
+from gateway.http.connection import Scope
+from gateway.http.exchange import ASGI
 
 _PATH = "/docs"
 _OTHERS = (

@@ -19,9 +19,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from gateway import metrics
-from gateway.connection import Sink, chunk_of
 from gateway.governor import Governor
 from gateway.history import history_of
+from gateway.http.connection import Sink, chunk_of
 from gateway.ledger import Ledger, Note
 from gateway.pages import BEFORE_FIRST_SHOWN, Pages
 from gateway.ring import Ring, broken_off

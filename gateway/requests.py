@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import orjson
 
-from gateway.problems import Problem
+from gateway.http.problems import Problem
 from shared.events import Policies
 
 _MIDSTREAM = {"on_disconnect", "on_interrupt", "metadata"}

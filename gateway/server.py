@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from gateway.app import make_app
-from gateway.connection import Connection
 from gateway.console import is_wanted
 from gateway.facades.websocket import MESSAGE_BYTES_MAX, WebSocketConnection
+from gateway.http.connection import Connection
+from gateway.http.request_timeouts import Unasked
 from gateway.ledger import Ledger
 from gateway.listening import BACKLOG
 from gateway.measuring import GatewayMeasuring
@@ -36,7 +37,6 @@ from gateway.subscribe import Subscribe
 from gateway.sweep import Sweep
 from gateway.tails import Tails
 from gateway.tracing import TracedLedger, TracedStreams, Traces
-from gateway.unasked import Unasked
 from gateway.watchers import Watchers
 from shared.log import EventLog
 from shared.queue import RequestQueue

@@ -15,12 +15,12 @@ from typing import Any
 
 import orjson
 
-from gateway import accept
-from gateway.caching import etag_of_end, is_known, not_modified
-from gateway.connection import Connection, Receive, Scope, Send, Sink
-from gateway.exchange import last_event_id, query_of
 from gateway.faces import NATIVE, NDJSON, PROMPT, Face
-from gateway.problems import Problem, not_found, stopping
+from gateway.http import accept
+from gateway.http.connection import Connection, Receive, Scope, Send, Sink
+from gateway.http.etags import etag_of_end, is_known, not_modified
+from gateway.http.exchange import last_event_id, query_of
+from gateway.http.problems import Problem, not_found, stopping
 from gateway.readers import Delivery, Reader
 from gateway.requests import prompt_request
 from gateway.streams import Streams

@@ -11,11 +11,11 @@ import asyncio
 
 import orjson
 
-from gateway.connection import Connection
 from gateway.faces import Encoder
-from gateway.problems import Problem
+from gateway.http.connection import Connection
+from gateway.http.problems import Problem
+from gateway.http.whole_bodies import UNCOUNTED_BYTES
 from gateway.readers import Reader
-from gateway.whole import UNCOUNTED_BYTES
 from shared import events
 from shared.events import Event, text_of
 from shared.ids import EventId

@@ -16,11 +16,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from gateway.connection import Receive, Scope, Send
-from gateway.exchange import ASGI
+from gateway.http.connection import Receive, Scope, Send
+from gateway.http.exchange import ASGI
+from gateway.http.problems import Problem
 from gateway.ledger import Ledger
 from gateway.metrics import tokens_between
-from gateway.problems import Problem
 from gateway.streams import Streams
 from shared import events
 from shared.errors import Disconnected, RedisRefused, Unreadable

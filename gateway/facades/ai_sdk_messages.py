@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from gateway.problems import Problem
+from gateway.http.problems import Problem
 
 _AUDIO_FORMATS = {"audio/wav": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
 _AS_THEY_ARE = {

@@ -23,7 +23,7 @@ import orjson
 
 from gateway.facades.openai_errors import cancelled, failure
 from gateway.faces import GAP, Encoder, SseFace, json_strings, shown, without_tombstone
-from gateway.problems import Problem
+from gateway.http.problems import Problem
 from gateway.requests import CHAT_CHOICES_MAX
 from gateway.subscribe import cursor_of
 from shared import events

@@ -10,9 +10,9 @@ from typing import Any
 
 from starlette.responses import Response
 
-from gateway.connection import Scope
-from gateway.exchange import ASGI, json_response
-from gateway.problems import Problem
+from gateway.http.connection import Scope
+from gateway.http.exchange import ASGI, json_response
+from gateway.http.problems import Problem
 
 CANCELLED_STATUS = 499
 """Not 409, which the SDKs try again: that would begin the very answer anew that somebody has cancelled."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from gateway.connection import Scope
-from gateway.exchange import ASGI, json_response
-from gateway.problems import Problem
+from gateway.http.connection import Scope
+from gateway.http.exchange import ASGI, json_response
+from gateway.http.problems import Problem
 from shared.settings import Settings
 
 if TYPE_CHECKING:

@@ -16,8 +16,6 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.connection import Receive, Scope
-from gateway.exchange import ASGI, body_of, json_response, query_of, unless_disconnected
 from gateway.facades.openai_errors import answering_in_openai_shape, failure_problem
 from gateway.facades.responses_checks import wrong
 from gateway.facades.responses_face import RESPONSES, ResponsesEncoder
@@ -25,13 +23,15 @@ from gateway.facades.responses_items import messages_of
 from gateway.facades.responses_object import PREFIX
 from gateway.facades.responses_request import Asked, asked
 from gateway.faces import encode
-from gateway.problems import Problem
+from gateway.http.connection import Receive, Scope
+from gateway.http.exchange import ASGI, body_of, json_response, query_of, unless_disconnected
+from gateway.http.problems import Problem
+from gateway.http.whole_bodies import Held
 from gateway.requests import check_chat, check_idempotency_key, parse_body
 from gateway.ring import broken_off
 from gateway.runs import checked
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
-from gateway.whole import Held
 from shared.errors import Unreadable
 from shared.events import FAILED, Event
 from shared.ids import BEGINNING, EventId, is_stream_id

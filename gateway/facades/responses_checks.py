@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import orjson
 
-from gateway.problems import Problem
+from gateway.http.problems import Problem
 
 _SHOWN_CHARACTERS = 80
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway.facades.responses_checks import an_object, objects, one_of, text, truth, unsupported, wrong
 from gateway.facades.responses_items import messages_of
-from gateway.problems import Problem
+from gateway.http.problems import Problem
 
 API = "responses"
 """What `Accepted.facade` says of a stream that was made here."""

@@ -16,7 +16,7 @@ import pytest_asyncio
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from gateway.whole import WHOLE_BYTES_MAX
+from gateway.http.whole_bodies import WHOLE_BYTES_MAX
 from shared.events import Accepted, Policies
 from shared.ids import new_stream_id
 from shared.keys import log_key

@@ -19,8 +19,9 @@ import gateway.metrics
 import gateway.watchers
 import producer.worker
 import shared.presence
-from gateway.connection import Connection
 from gateway.faces import NATIVE
+from gateway.http.connection import Connection
+from gateway.http.request_timeouts import Unasked
 from gateway.ledger import Ledger
 from gateway.measuring import GatewayMeasuring
 from gateway.overview import Overview
@@ -29,7 +30,6 @@ from gateway.readers import Delivery, Reader
 from gateway.sweep import Sweep
 from gateway.tail import Tail
 from gateway.tails import Tails
-from gateway.unasked import Unasked
 from gateway.watchers import Watcher, Watchers
 from producer.simulated_provider import SimulatedProvider
 from producer.worker import Worker
@@ -407,7 +407,7 @@ SHORT_LIVED = {
     "shared/background.py": {"keep_running"},
     "shared/redis.py": {"send"},
     "shared/spans.py": {"close"},
-    "gateway/exchange.py": {"unless_disconnected"},
+    "gateway/http/exchange.py": {"unless_disconnected"},
     "gateway/facades/openai_models.py": {"_models"},
     "gateway/ledger.py": {"_sent"},
     "gateway/pages.py": {"_page"},

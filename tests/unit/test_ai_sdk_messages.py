@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gateway.facades.ai_sdk_messages import chat_messages, told_again
-from gateway.problems import Problem
+from gateway.http.problems import Problem
 
 STEP = {"type": "step-start"}
 

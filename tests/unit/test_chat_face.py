@@ -20,7 +20,7 @@ from gateway.facades.openai_errors import (
     openai_error,
 )
 from gateway.faces import GAP, encode
-from gateway.problems import Problem
+from gateway.http.problems import Problem
 from shared import events
 from shared.events import Accepted, Entry, Event, Policies
 from shared.ids import EventId, created_at

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.hosts import Hosts
+from gateway.http.hosts import Hosts
 from gateway.supervisor import _KILL_SECONDS
 from shared.settings import Settings, described
 from tests.support.deployments import (

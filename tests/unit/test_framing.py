@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.framing import (
+from gateway.http.framing import (
     CHUNK_EXTENSIONS_BYTES_MAX,
     FIELDS_MAX,
     HEAD_BYTES_MAX,
@@ -18,7 +18,7 @@ from gateway.framing import (
     check_begun,
     read_head,
 )
-from gateway.problems import Problem
+from gateway.http.problems import Problem
 
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"
 

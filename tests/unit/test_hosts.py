@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gateway.hosts import Hosts
-from gateway.problems import Problem
+from gateway.http.hosts import Hosts
+from gateway.http.problems import Problem
 from shared.errors import Unusable
 from shared.settings import Settings
 

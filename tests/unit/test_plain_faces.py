@@ -14,11 +14,11 @@ from websockets.frames import Frame
 from websockets.protocol import OPEN
 from websockets.uri import parse_uri
 
-from gateway.accept import NDJSON as LINES
-from gateway.accept import SSE, preferred
-from gateway.accept import TEXT as PLAIN
 from gateway.facades.websocket import FACE, frame
 from gateway.faces import NATIVE, NDJSON, Face, encode, gap_event
+from gateway.http.accept import NDJSON as LINES
+from gateway.http.accept import SSE, preferred
+from gateway.http.accept import TEXT as PLAIN
 from gateway.text import TEXT
 from shared import events
 from shared.events import Event

@@ -11,9 +11,9 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from gateway.connection import Receive, Scope
-from gateway.problems import Problem
-from gateway.whole import WholeResponse
+from gateway.http.connection import Receive, Scope
+from gateway.http.problems import Problem
+from gateway.http.whole_bodies import WholeResponse
 
 ASGI = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 T = TypeVar("T")

@@ -13,8 +13,8 @@ import re
 
 from starlette.responses import Response
 
-from gateway.connection import Scope
-from gateway.problems import Problem
+from gateway.http.connection import Scope
+from gateway.http.problems import Problem
 from shared.errors import Unusable
 
 Headers = list[tuple[bytes, bytes]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
-from gateway.connection import Send
+from gateway.http.connection import Send
 from shared.ids import EventId
 from shared.version import VERSION
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.connection import Scope
+from gateway.http.connection import Scope
 
 SSE, NDJSON, TEXT = "text/event-stream", "application/x-ndjson", "text/plain"
 _ACCEPT_CHARACTERS_MAX = 4096

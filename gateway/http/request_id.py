@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 
-from gateway.connection import Connection, Scope, Send
+from gateway.http.connection import Connection, Scope, Send
 from shared.telemetry import request_id
 
 _GOOD = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from gateway.incoming import EXTENSION, Incoming
+from gateway.http.incoming import EXTENSION, Incoming
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]

@@ -1,6 +1,6 @@
 """What comes in on one HTTP connection: requests within bounds, one at a time, and what becomes of all that is none.
 
-What a client sends is gone through by `gateway.framing`, which says where a request ends and refuses what is too large. A
+What a client sends is gone through by `gateway.http.framing`, which says where a request ends and refuses what is too large. A
 request behind one that is not answered yet is not looked at. A refusal ends the connection: nothing after it is read as HTTP.
 No object of a request knows the connection for longer than it is answered: what a closed one held is free at once.
 """
@@ -18,10 +18,10 @@ from httptools import HttpParserInvalidURLError, parse_url
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from gateway.framing import REQUEST_LINE_BYTES_MAX, Body, Head, Lines, check_begun, no_request, read_head
+from gateway.http.framing import REQUEST_LINE_BYTES_MAX, Body, Head, Lines, check_begun, no_request, read_head
+from gateway.http.problems import Problem
+from gateway.http.request_timeouts import Unasked
 from gateway.metrics import refused
-from gateway.problems import Problem
-from gateway.unasked import Unasked
 
 EXTENSION = "midstream.connection"
 """Where a request's scope has its connection."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from gateway.connection import Scope
-from gateway.problems import Problem
+from gateway.http.connection import Scope
+from gateway.http.problems import Problem
 from shared.errors import Unusable
 from shared.settings import Settings
 

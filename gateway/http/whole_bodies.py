@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from starlette.responses import Response
 
-from gateway.problems import Problem
+from gateway.http.problems import Problem
 
 T = TypeVar("T")
 

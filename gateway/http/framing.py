@@ -13,7 +13,7 @@ import re
 
 from httptools import HttpParserError, HttpParserInvalidURLError, HttpParserUpgrade, HttpRequestParser
 
-from gateway.problems import Problem
+from gateway.http.problems import Problem
 
 REQUEST_LINE_BYTES_MAX = 8 << 10
 """As most servers have it; what is long belongs into a body. RFC 9112 (section 3) wants at least 8,000."""
