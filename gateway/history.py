@@ -11,16 +11,16 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.faces import encode
-from gateway.pages import Pages
-from gateway.ring import broken_off
-from gateway.runs import unreadable, unreadable_from
+from gateway.following.pages import Pages
+from gateway.following.ring import broken_off
+from gateway.following.token_runs import unreadable, unreadable_from
 from shared.errors import Unreadable
 from shared.events import ACCEPTED, DELETED, FAILED
 from shared.ids import BEGINNING
 
 if TYPE_CHECKING:
+    from gateway.following.tail import Tail
     from gateway.readers import Reader
-    from gateway.tail import Tail
 
 NextNews = Callable[["Tail"], Awaitable[None]]
 

@@ -22,20 +22,20 @@ import uvicorn
 from gateway.app import make_app
 from gateway.console import is_wanted
 from gateway.facades.websocket import MESSAGE_BYTES_MAX, WebSocketConnection
+from gateway.following.pages import Pages
+from gateway.following.silence_checks import Sweep
+from gateway.following.tails import Tails
 from gateway.http.connection import Connection
 from gateway.http.request_timeouts import Unasked
 from gateway.ledger import Ledger
 from gateway.listening import BACKLOG
 from gateway.measuring import GatewayMeasuring
 from gateway.overview import Overview
-from gateway.pages import Pages
 from gateway.presence import presence
 from gateway.readers import Delivery
 from gateway.readiness import Readiness
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
-from gateway.sweep import Sweep
-from gateway.tails import Tails
 from gateway.tracing import TracedLedger, TracedStreams, Traces
 from gateway.watchers import Watchers
 from shared.log import EventLog

@@ -16,6 +16,8 @@ from typing import Any
 import orjson
 
 from gateway.faces import NATIVE, NDJSON, PROMPT, Face
+from gateway.following.tail import Tail
+from gateway.following.tails import Tails
 from gateway.http import accept
 from gateway.http.connection import Connection, Receive, Scope, Send, Sink
 from gateway.http.etags import etag_of_end, is_known, not_modified
@@ -24,8 +26,6 @@ from gateway.http.problems import Problem, not_found, stopping
 from gateway.readers import Delivery, Reader
 from gateway.requests import prompt_request
 from gateway.streams import Streams
-from gateway.tail import Tail
-from gateway.tails import Tails
 from gateway.text import TEXT, TextSink, text_after
 from shared.errors import MalformedId
 from shared.events import Policies

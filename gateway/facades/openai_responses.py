@@ -23,13 +23,13 @@ from gateway.facades.responses_items import messages_of
 from gateway.facades.responses_object import PREFIX
 from gateway.facades.responses_request import Asked, asked
 from gateway.faces import encode
+from gateway.following.ring import broken_off
+from gateway.following.token_runs import checked
 from gateway.http.connection import Receive, Scope
 from gateway.http.exchange import ASGI, body_of, json_response, query_of, unless_disconnected
 from gateway.http.problems import Problem
 from gateway.http.whole_bodies import Held
 from gateway.requests import check_chat, check_idempotency_key, parse_body
-from gateway.ring import broken_off
-from gateway.runs import checked
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
 from shared.errors import Unreadable

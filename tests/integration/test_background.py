@@ -20,16 +20,16 @@ import gateway.watchers
 import producer.worker
 import shared.presence
 from gateway.faces import NATIVE
+from gateway.following.pages import Pages
+from gateway.following.silence_checks import Sweep
+from gateway.following.tail import Tail
+from gateway.following.tails import Tails
 from gateway.http.connection import Connection
 from gateway.http.request_timeouts import Unasked
 from gateway.ledger import Ledger
 from gateway.measuring import GatewayMeasuring
 from gateway.overview import Overview
-from gateway.pages import Pages
 from gateway.readers import Delivery, Reader
-from gateway.sweep import Sweep
-from gateway.tail import Tail
-from gateway.tails import Tails
 from gateway.watchers import Watcher, Watchers
 from producer.simulated_provider import SimulatedProvider
 from producer.worker import Worker
@@ -410,12 +410,12 @@ SHORT_LIVED = {
     "gateway/http/exchange.py": {"unless_disconnected"},
     "gateway/facades/openai_models.py": {"_models"},
     "gateway/ledger.py": {"_sent"},
-    "gateway/pages.py": {"_page"},
+    "gateway/following/pages.py": {"_page"},
     "gateway/readers.py": {"_spawn"},
     "gateway/readiness.py": {"complaint"},
     "gateway/streams.py": {"cancel"},
     "gateway/supervisor.py": {"__init__"},
-    "gateway/sweep.py": {"_begin_to_end"},
+    "gateway/following/silence_checks.py": {"_begin_to_end"},
     "gateway/tracing.py": {"parent_of"},
     "producer/attempt.py": {"_generate", "_pause", "watch"},
     "producer/worker.py": {"_first_of", "_run", "_start"},

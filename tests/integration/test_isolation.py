@@ -11,12 +11,12 @@ import pytest
 
 from gateway import metrics
 from gateway.faces import NATIVE, Face
+from gateway.following.pages import Pages
+from gateway.following.tails import Tails
 from gateway.ledger import Ledger
-from gateway.pages import Pages
 from gateway.readers import Delivery, Reader
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
-from gateway.tails import Tails
 from shared import events
 from shared.errors import RedisRefused
 from shared.events import Entry, Event

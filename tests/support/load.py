@@ -6,7 +6,7 @@ import asyncio
 import re
 from typing import Any
 
-from gateway.tails import FIRST_READ_ENTRIES
+from gateway.following.tails import FIRST_READ_ENTRIES
 from tests.support.system import Process, Reader, System
 
 LONG_TOKENS = FIRST_READ_ENTRIES + 400

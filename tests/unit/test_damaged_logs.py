@@ -17,9 +17,9 @@ from gateway.facades.openai_errors import failure_problem
 from gateway.facades.responses_face import RESPONSES, ResponsesEncoder
 from gateway.facades.websocket import FACE as WEBSOCKET
 from gateway.faces import NATIVE, NDJSON, PROMPT, Encoder, Face, encode
-from gateway.pages import EncodedPage
-from gateway.ring import Ring
-from gateway.runs import Run, parts
+from gateway.following.pages import EncodedPage
+from gateway.following.ring import Ring
+from gateway.following.token_runs import Run, parts
 from gateway.text import TEXT
 from shared import events
 from shared.deltas import NESTED_MAX

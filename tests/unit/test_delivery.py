@@ -9,10 +9,10 @@ from typing import Any, cast
 import pytest
 
 from gateway.faces import NATIVE
+from gateway.following.pages import Pages
+from gateway.following.tail import Tail
 from gateway.ledger import Ledger
-from gateway.pages import Pages
 from gateway.readers import Delivery, Reader
-from gateway.tail import Tail
 from shared import events, sse
 from shared.events import Event
 from shared.ids import EventId, new_stream_id

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from gateway.faces import Encoder, SseFace
+from gateway.following.pages import Pages
+from gateway.following.tail import Tail
 from gateway.history import history_of
-from gateway.pages import Pages
 from gateway.readers import Reader
-from gateway.tail import Tail
 from shared import events
 from shared.events import Event
 from shared.ids import BEGINNING, EventId, new_stream_id

@@ -35,10 +35,10 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 
 def test_each_line_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging("info", "json")
-    logging.getLogger("gateway.tail").warning("two\nlines and %r", "a quote")
+    logging.getLogger("gateway.following.tail").warning("two\nlines and %r", "a quote")
     (line,) = lines(capsys)
     assert line["message"] == "two\nlines and 'a quote'"
-    assert (line["level"], line["logger"]) == ("warning", "gateway.tail")
+    assert (line["level"], line["logger"]) == ("warning", "gateway.following.tail")
     assert line["time"].endswith("+00:00")
     assert "request_id" not in line
 

@@ -8,7 +8,7 @@ from bisect import bisect_right
 import pytest
 
 from gateway.faces import NATIVE, encode
-from gateway.ring import Ring
+from gateway.following.ring import Ring
 from shared import events
 from shared.events import Event
 from shared.ids import BEGINNING, EventId

@@ -11,8 +11,8 @@ from gateway.facades.chat_face import ChatFace
 from gateway.facades.responses_face import RESPONSES
 from gateway.facades.websocket import FACE as WEBSOCKET
 from gateway.faces import NATIVE, NDJSON, PROMPT, Face, json_strings
-from gateway.ring import Ring
-from gateway.runs import Run, run_of_batch, runs
+from gateway.following.ring import Ring
+from gateway.following.token_runs import Run, run_of_batch, runs
 from gateway.text import TEXT
 from shared import events
 from shared.events import Accepted, Entry, Event, Policies

@@ -4,7 +4,7 @@ Subscribe first, read the log second: nothing falls between. After that a pushed
 the rings; anything else (a hole, a new attempt, a reconnection) is answered by reading the log. The push is a hint, the
 log decides. What is pushed and is no entry is passed over, and the log is read.
 
-An entry reaches all rings or none: a ring whose encoder fails breaks alone (`gateway.ring`), and the tail goes on. A log
+An entry reaches all rings or none: a ring whose encoder fails breaks alone (`gateway.following.ring`), and the tail goes on. A log
 whose next entry cannot be read ends there, as failed, for all faces; `on_unreadable` is told, who writes that down.
 
 A log is read by callbacks. What came is encoded and forgotten before the next reply is looked at: as tasks a thousand
@@ -22,9 +22,18 @@ from typing import Any
 
 from gateway import metrics
 from gateway.faces import Face, gap_event
-from gateway.ring import Ring
-from gateway.runs import Carried, Run, carried_by, field_of, parts, run_of_batch, unreadable, unreadable_from
-from gateway.tail import Tail
+from gateway.following.ring import Ring
+from gateway.following.tail import Tail
+from gateway.following.token_runs import (
+    Carried,
+    Run,
+    carried_by,
+    field_of,
+    parts,
+    run_of_batch,
+    unreadable,
+    unreadable_from,
+)
 from shared import events
 from shared.errors import RedisRefused, Unreadable
 from shared.events import Entry, Event, entry_of, events_of

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.faces import Encoder, Face
-from gateway.ring import Ring
+from gateway.following.ring import Ring
 from shared.events import Event
 from shared.ids import BEGINNING, EventId
 from shared.keys import live_channel
@@ -17,7 +17,7 @@ _NOTHING = b""
 
 
 class Tail:
-    """Shared by the stream's readers. `gateway.tails` moves it on."""
+    """Shared by the stream's readers. `gateway.following.tails` moves it on."""
 
     __slots__ = (
         "again",

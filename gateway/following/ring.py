@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gateway import metrics
 from gateway.faces import Encoder, Face, encode
-from gateway.runs import Run, unreadable
+from gateway.following.token_runs import Run, unreadable
 from shared import events
 from shared.errors import Unreadable
 from shared.events import Event

@@ -13,8 +13,8 @@ from typing import Any
 import orjson
 
 from gateway import metrics
-from gateway.tail import Tail
-from gateway.tails import Tails
+from gateway.following.tail import Tail
+from gateway.following.tails import Tails
 from shared import events
 from shared.background import keep_running
 from shared.errors import Disconnected, LogFull, RedisRefused

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, Protocol
 
 from gateway import metrics
 from gateway.faces import Face, encode, gap_event
-from gateway.ring import broken_off
-from gateway.runs import Carried, Run, parts
+from gateway.following.ring import broken_off
+from gateway.following.token_runs import Carried, Run, parts
 from shared import events
 from shared.events import TOKEN, Event
 from shared.ids import ACCEPTED, BEGINNING, ID_PART_MAX, EventId
