@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from gateway.console import Console
+from gateway.delivery.delivery import Delivery
 from gateway.docs import Docs, describe_all
 from gateway.facades import facades
 from gateway.facades.openai_errors import openai_error
@@ -28,7 +29,6 @@ from gateway.http.request_id import take_request_id
 from gateway.http.whole_bodies import made
 from gateway.metrics import exposition, refused
 from gateway.probe import Probe
-from gateway.readers import Delivery
 from gateway.readiness import Readiness
 from gateway.requests import (
     IDEMPOTENCY_KEY_CHARACTERS_MAX,

@@ -8,10 +8,10 @@ import time
 from typing import Any
 
 from gateway import metrics
+from gateway.delivery.delivery import Delivery
 from gateway.following.pages import Pages
 from gateway.following.silence_checks import Sweep
 from gateway.following.tails import Tails
-from gateway.readers import Delivery
 from shared.background import keep_running
 from shared.errors import Disconnected, RedisRefused
 from shared.keys import GROUP, REQUESTS

@@ -24,8 +24,8 @@ from shared.metric import bounded
 from shared.metrics import FAILURE_CODES, LOG_READ_REASONS, READER_OUTCOMES, STATUSES
 
 if TYPE_CHECKING:
+    from gateway.delivery.delivery import Reader
     from gateway.following.tail import Tail
-    from gateway.readers import Reader
 
 PROCESSES = metrics.PROCESSES.gauge()
 STARTS = metrics.PROCESS_STARTS.counter()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from gateway import metrics
+from gateway.delivery.delivery import Delivery
+from gateway.delivery.ledger import gateway_name
 from gateway.following.tails import Tails
-from gateway.ledger import gateway_name
-from gateway.readers import Delivery
 from shared.lately import Lately
 from shared.log import Commands
 from shared.metrics import APPEND_TO_SOCKET, READER_CLOSES, RESUMES

@@ -21,10 +21,10 @@ from urllib.parse import parse_qs
 
 import orjson
 
+from gateway.delivery.delivery import Delivery
 from gateway.http.connection import Connection, Receive, Scope, Send, chunk_of
 from gateway.http.exchange import ASGI
 from gateway.http.problems import Problem, stopping
-from gateway.readers import Delivery
 from shared import sse
 from shared.settings import Settings
 from shared.version import VERSION

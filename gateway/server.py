@@ -21,18 +21,18 @@ import uvicorn
 
 from gateway.app import make_app
 from gateway.console import is_wanted
+from gateway.delivery.delivery import Delivery
+from gateway.delivery.ledger import Ledger
 from gateway.facades.websocket import MESSAGE_BYTES_MAX, WebSocketConnection
 from gateway.following.pages import Pages
 from gateway.following.silence_checks import Sweep
 from gateway.following.tails import Tails
 from gateway.http.connection import Connection
 from gateway.http.request_timeouts import Unasked
-from gateway.ledger import Ledger
 from gateway.listening import BACKLOG
 from gateway.measuring import GatewayMeasuring
 from gateway.overview import Overview
 from gateway.presence import presence
-from gateway.readers import Delivery
 from gateway.readiness import Readiness
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe

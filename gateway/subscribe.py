@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from gateway.delivery.delivery import Delivery, Reader
 from gateway.faces import NATIVE, NDJSON, PROMPT, Face
 from gateway.following.tail import Tail
 from gateway.following.tails import Tails
@@ -23,7 +24,6 @@ from gateway.http.connection import Connection, Receive, Scope, Send, Sink
 from gateway.http.etags import etag_of_end, is_known, not_modified
 from gateway.http.exchange import last_event_id, query_of
 from gateway.http.problems import Problem, not_found, stopping
-from gateway.readers import Delivery, Reader
 from gateway.requests import prompt_request
 from gateway.streams import Streams
 from gateway.text import TEXT, TextSink, text_after

@@ -11,11 +11,11 @@ import asyncio
 
 import orjson
 
+from gateway.delivery.delivery import Reader
 from gateway.faces import Encoder
 from gateway.http.connection import Connection
 from gateway.http.problems import Problem
 from gateway.http.whole_bodies import UNCOUNTED_BYTES
-from gateway.readers import Reader
 from shared import events
 from shared.events import Event, text_of
 from shared.ids import EventId

@@ -16,10 +16,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakValueDictionary
 
+from gateway.delivery.ledger import Ledger
 from gateway.http.connection import Receive, Scope, Send
 from gateway.http.exchange import ASGI
 from gateway.http.problems import Problem
-from gateway.ledger import Ledger
 from gateway.metrics import tokens_between
 from gateway.streams import Streams
 from shared import events
@@ -32,7 +32,7 @@ from shared.settings import Settings
 from shared.tracing import traceparent
 
 if TYPE_CHECKING:
-    from gateway.readers import Reader
+    from gateway.delivery.delivery import Reader
     from shared.spans import Attributes, Span, Tracing
 
 _LAST_SPANS_SECONDS, _LEAVING_SECONDS, _LEAST_SECONDS = 0.25, 0.9, 0.05

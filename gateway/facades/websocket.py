@@ -18,12 +18,12 @@ import orjson
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from gateway.delivery.delivery import Reader
 from gateway.faces import Encoder, event_object, live_object, retry_object
 from gateway.http.connection import Receive, Scope, Send
 from gateway.http.exchange import ASGI
 from gateway.http.problems import Problem
 from gateway.metrics import refused
-from gateway.readers import Reader
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe, place_of, stream_of
 from shared.events import Event

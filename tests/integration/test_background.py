@@ -13,12 +13,14 @@ from typing import Any, cast
 
 import pytest
 
-import gateway.governor
+import gateway.delivery.flush_pace
 import gateway.measuring
 import gateway.metrics
 import gateway.watchers
 import producer.worker
 import shared.presence
+from gateway.delivery.delivery import Delivery, Reader
+from gateway.delivery.ledger import Ledger
 from gateway.faces import NATIVE
 from gateway.following.pages import Pages
 from gateway.following.silence_checks import Sweep
@@ -26,10 +28,8 @@ from gateway.following.tail import Tail
 from gateway.following.tails import Tails
 from gateway.http.connection import Connection
 from gateway.http.request_timeouts import Unasked
-from gateway.ledger import Ledger
 from gateway.measuring import GatewayMeasuring
 from gateway.overview import Overview
-from gateway.readers import Delivery, Reader
 from gateway.watchers import Watcher, Watchers
 from producer.simulated_provider import SimulatedProvider
 from producer.worker import Worker
@@ -174,7 +174,7 @@ async def _beats(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 async def _governor(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     once = Once(time.process_time)
     clock = SimpleNamespace(process_time=once, monotonic=time.monotonic)
-    parts.patch.setattr(gateway.governor, "time", clock)
+    parts.patch.setattr(gateway.delivery.flush_pace, "time", clock)
     async with parts.delivery():
         yield lambda: once.calls > 3
 
@@ -409,9 +409,9 @@ SHORT_LIVED = {
     "shared/spans.py": {"close"},
     "gateway/http/exchange.py": {"unless_disconnected"},
     "gateway/facades/openai_models.py": {"_models"},
-    "gateway/ledger.py": {"_sent"},
+    "gateway/delivery/ledger.py": {"_sent"},
     "gateway/following/pages.py": {"_page"},
-    "gateway/readers.py": {"_spawn"},
+    "gateway/delivery/delivery.py": {"_spawn"},
     "gateway/readiness.py": {"complaint"},
     "gateway/streams.py": {"cancel"},
     "gateway/supervisor.py": {"__init__"},

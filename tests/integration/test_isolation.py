@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from gateway import metrics
+from gateway.delivery.delivery import Delivery, Reader
+from gateway.delivery.ledger import Ledger
 from gateway.faces import NATIVE, Face
 from gateway.following.pages import Pages
 from gateway.following.tails import Tails
-from gateway.ledger import Ledger
-from gateway.readers import Delivery, Reader
 from gateway.streams import Streams
 from gateway.subscribe import Subscribe
 from shared import events

@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import pytest
 
+from gateway.delivery.delivery import Delivery, Reader
+from gateway.delivery.ledger import Ledger
 from gateway.faces import NATIVE
 from gateway.following.pages import Pages
 from gateway.following.tail import Tail
-from gateway.ledger import Ledger
-from gateway.readers import Delivery, Reader
 from shared import events, sse
 from shared.events import Event
 from shared.ids import EventId, new_stream_id

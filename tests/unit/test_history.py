@@ -6,11 +6,11 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+from gateway.delivery.catch_up import history_of
+from gateway.delivery.delivery import Reader
 from gateway.faces import Encoder, SseFace
 from gateway.following.pages import Pages
 from gateway.following.tail import Tail
-from gateway.history import history_of
-from gateway.readers import Reader
 from shared import events
 from shared.events import Event
 from shared.ids import BEGINNING, EventId, new_stream_id

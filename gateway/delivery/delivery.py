@@ -19,14 +19,14 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from gateway import metrics
+from gateway.delivery.catch_up import history_of
+from gateway.delivery.flush_pace import Governor
+from gateway.delivery.ledger import Ledger, Note
 from gateway.following.pages import BEFORE_FIRST_SHOWN, Pages
 from gateway.following.ring import Ring, broken_off
 from gateway.following.tail import Tail
 from gateway.following.tails import FIRST_READ_ENTRIES
-from gateway.governor import Governor
-from gateway.history import history_of
 from gateway.http.connection import Sink, chunk_of
-from gateway.ledger import Ledger, Note
 from shared.background import keep_running
 from shared.errors import Disconnected, RedisRefused
 from shared.events import DONE, TOKEN, Event

@@ -19,8 +19,8 @@ from shared.events import ACCEPTED, DELETED, FAILED
 from shared.ids import BEGINNING
 
 if TYPE_CHECKING:
+    from gateway.delivery.delivery import Reader
     from gateway.following.tail import Tail
-    from gateway.readers import Reader
 
 NextNews = Callable[["Tail"], Awaitable[None]]
 

@@ -22,7 +22,7 @@ from shared.receipt import Delivered, Deliveries
 from shared.settings import Settings
 
 if TYPE_CHECKING:
-    from gateway.readers import Reader
+    from gateway.delivery.delivery import Reader
 
 logger = logging.getLogger(__name__)
 
