@@ -13,12 +13,21 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from gateway.api.docs import Docs, describe_all
+from gateway.api.follow import Subscribe
+from gateway.api.probe import Probe
+from gateway.api.readiness import Readiness
+from gateway.api.requests import (
+    IDEMPOTENCY_KEY_CHARACTERS_MAX,
+    check_generation,
+    parse_body,
+    seconds,
+)
+from gateway.api.websocket import WebSockets
 from gateway.console import Console
 from gateway.delivery.delivery import Delivery
-from gateway.docs import Docs, describe_all
 from gateway.facades import facades
 from gateway.facades.openai_errors import openai_error
-from gateway.facades.websocket import WebSockets
 from gateway.http.connection import Connection
 from gateway.http.cors import Cors
 from gateway.http.etags import etag_of_body, is_known
@@ -28,16 +37,7 @@ from gateway.http.problems import Problem, stopping
 from gateway.http.request_id import take_request_id
 from gateway.http.whole_bodies import made
 from gateway.metrics import exposition, refused
-from gateway.probe import Probe
-from gateway.readiness import Readiness
-from gateway.requests import (
-    IDEMPOTENCY_KEY_CHARACTERS_MAX,
-    check_generation,
-    parse_body,
-    seconds,
-)
 from gateway.streams import Streams
-from gateway.subscribe import Subscribe
 from gateway.watchers import Watchers
 from shared.lifecycle import History
 from shared.log import Commands

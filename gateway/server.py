@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from gateway.api.follow import Subscribe
+from gateway.api.readiness import Readiness
+from gateway.api.websocket import MESSAGE_BYTES_MAX, WebSocketConnection
 from gateway.app import make_app
 from gateway.console import is_wanted
 from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import Ledger
-from gateway.facades.websocket import MESSAGE_BYTES_MAX, WebSocketConnection
 from gateway.following.pages import Pages
 from gateway.following.silence_checks import Sweep
 from gateway.following.tails import Tails
@@ -33,9 +35,7 @@ from gateway.listening import BACKLOG
 from gateway.measuring import GatewayMeasuring
 from gateway.overview import Overview
 from gateway.presence import presence
-from gateway.readiness import Readiness
 from gateway.streams import Streams
-from gateway.subscribe import Subscribe
 from gateway.tracing import TracedLedger, TracedStreams, Traces
 from gateway.watchers import Watchers
 from shared.log import EventLog

@@ -12,15 +12,15 @@ from typing import Any
 
 from starlette.requests import Request
 
+from gateway.api.follow import Subscribe
+from gateway.api.requests import check_generation, check_idempotency_key, parse_body
 from gateway.facades.ai_sdk_face import AI_SDK, AI_SDK_REPLAY
 from gateway.facades.ai_sdk_messages import chat_messages, told_again
 from gateway.http.connection import Receive, Scope, Send
 from gateway.http.exchange import ASGI, body_of, json_response, query_of
 from gateway.http.problems import Problem, no_log
 from gateway.http.whole_bodies import made
-from gateway.requests import check_generation, check_idempotency_key, parse_body
 from gateway.streams import ANONYMOUS, Streams
-from gateway.subscribe import Subscribe
 from shared.errors import Disconnected, RedisRefused
 from shared.ids import is_stream_id
 from shared.keys import chat_key

@@ -21,11 +21,11 @@ from typing import Any
 
 import orjson
 
+from gateway.api.follow import cursor_of
+from gateway.api.requests import CHAT_CHOICES_MAX
 from gateway.facades.openai_errors import cancelled, failure
 from gateway.faces import GAP, Encoder, SseFace, json_strings, shown, without_tombstone
 from gateway.http.problems import Problem
-from gateway.requests import CHAT_CHOICES_MAX
-from gateway.subscribe import cursor_of
 from shared import events
 from shared.events import Accepted, Event, Policies
 from shared.ids import EventId, created_at

@@ -17,6 +17,8 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.api.follow import Subscribe
+from gateway.api.requests import ChatRequest, check_chat, check_idempotency_key, parse_body
 from gateway.facades.chat_face import ChatFace, chat_cursor, chat_face, resumed_chat_face, stream_id_of
 from gateway.facades.chat_whole import completion
 from gateway.facades.openai_errors import cancelled_problem, failure_problem
@@ -24,9 +26,7 @@ from gateway.http.connection import Connection, Scope
 from gateway.http.exchange import ASGI, body_of, json_response, last_event_id, query_of, unless_disconnected
 from gateway.http.problems import Problem, not_found
 from gateway.http.whole_bodies import made
-from gateway.requests import ChatRequest, check_chat, check_idempotency_key, parse_body
 from gateway.streams import Streams
-from gateway.subscribe import Subscribe
 from shared.errors import Unreadable
 from shared.events import DONE
 from shared.ids import EventId, is_stream_id

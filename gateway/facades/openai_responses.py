@@ -16,6 +16,8 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.api.follow import Subscribe
+from gateway.api.requests import check_chat, check_idempotency_key, parse_body
 from gateway.facades.openai_errors import answering_in_openai_shape, failure_problem
 from gateway.facades.responses_checks import wrong
 from gateway.facades.responses_face import RESPONSES, ResponsesEncoder
@@ -29,9 +31,7 @@ from gateway.http.connection import Receive, Scope
 from gateway.http.exchange import ASGI, body_of, json_response, query_of, unless_disconnected
 from gateway.http.problems import Problem
 from gateway.http.whole_bodies import Held
-from gateway.requests import check_chat, check_idempotency_key, parse_body
 from gateway.streams import Streams
-from gateway.subscribe import Subscribe
 from shared.errors import Unreadable
 from shared.events import FAILED, Event
 from shared.ids import BEGINNING, EventId, is_stream_id

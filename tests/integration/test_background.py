@@ -412,7 +412,7 @@ SHORT_LIVED = {
     "gateway/delivery/ledger.py": {"_sent"},
     "gateway/following/pages.py": {"_page"},
     "gateway/delivery/delivery.py": {"_spawn"},
-    "gateway/readiness.py": {"complaint"},
+    "gateway/api/readiness.py": {"complaint"},
     "gateway/streams.py": {"cancel"},
     "gateway/supervisor.py": {"__init__"},
     "gateway/following/silence_checks.py": {"_begin_to_end"},

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from gateway import metrics
+from gateway.api.follow import Subscribe
 from gateway.delivery.delivery import Delivery, Reader
 from gateway.delivery.ledger import Ledger
 from gateway.faces import NATIVE, Face
 from gateway.following.pages import Pages
 from gateway.following.tails import Tails
 from gateway.streams import Streams
-from gateway.subscribe import Subscribe
 from shared import events
 from shared.errors import RedisRefused
 from shared.events import Entry, Event

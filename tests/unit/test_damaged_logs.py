@@ -10,17 +10,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gateway.api.text import TEXT
+from gateway.api.websocket import FACE as WEBSOCKET
 from gateway.facades.ai_sdk_face import AI_SDK, AI_SDK_REPLAY
 from gateway.facades.chat_face import ChatFace
 from gateway.facades.chat_whole import completion
 from gateway.facades.openai_errors import failure_problem
 from gateway.facades.responses_face import RESPONSES, ResponsesEncoder
-from gateway.facades.websocket import FACE as WEBSOCKET
 from gateway.faces import NATIVE, NDJSON, PROMPT, Encoder, Face, encode
 from gateway.following.pages import EncodedPage
 from gateway.following.ring import Ring
 from gateway.following.token_runs import Run, parts
-from gateway.text import TEXT
 from shared import events
 from shared.deltas import NESTED_MAX
 from shared.errors import Unreadable

@@ -14,12 +14,12 @@ from websockets.frames import Frame
 from websockets.protocol import OPEN
 from websockets.uri import parse_uri
 
-from gateway.facades.websocket import FACE, frame
+from gateway.api.text import TEXT
+from gateway.api.websocket import FACE, frame
 from gateway.faces import NATIVE, NDJSON, Face, encode, gap_event
 from gateway.http.accept import NDJSON as LINES
 from gateway.http.accept import SSE, preferred
 from gateway.http.accept import TEXT as PLAIN
-from gateway.text import TEXT
 from shared import events
 from shared.events import Event
 from shared.ids import EventId

@@ -6,14 +6,14 @@ import random
 
 import pytest
 
+from gateway.api.text import TEXT
+from gateway.api.websocket import FACE as WEBSOCKET
 from gateway.facades.ai_sdk_face import AI_SDK
 from gateway.facades.chat_face import ChatFace
 from gateway.facades.responses_face import RESPONSES
-from gateway.facades.websocket import FACE as WEBSOCKET
 from gateway.faces import NATIVE, NDJSON, PROMPT, Face, json_strings
 from gateway.following.ring import Ring
 from gateway.following.token_runs import Run, run_of_batch, runs
-from gateway.text import TEXT
 from shared import events
 from shared.events import Accepted, Entry, Event, Policies
 from shared.ids import BEGINNING, EventId, new_stream_id

@@ -15,6 +15,8 @@ from typing import Any
 
 import orjson
 
+from gateway.api.requests import prompt_request
+from gateway.api.text import TEXT, TextSink, text_after
 from gateway.delivery.delivery import Delivery, Reader
 from gateway.faces import NATIVE, NDJSON, PROMPT, Face
 from gateway.following.tail import Tail
@@ -24,9 +26,7 @@ from gateway.http.connection import Connection, Receive, Scope, Send, Sink
 from gateway.http.etags import etag_of_end, is_known, not_modified
 from gateway.http.exchange import last_event_id, query_of
 from gateway.http.problems import Problem, not_found, stopping
-from gateway.requests import prompt_request
 from gateway.streams import Streams
-from gateway.text import TEXT, TextSink, text_after
 from shared.errors import MalformedId
 from shared.events import Policies
 from shared.ids import ACCEPTED, BEGINNING, EventId, is_stream_id

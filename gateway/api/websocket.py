@@ -18,6 +18,7 @@ import orjson
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from gateway.api.follow import Subscribe, place_of, stream_of
 from gateway.delivery.delivery import Reader
 from gateway.faces import Encoder, event_object, live_object, retry_object
 from gateway.http.connection import Receive, Scope, Send
@@ -25,7 +26,6 @@ from gateway.http.exchange import ASGI
 from gateway.http.problems import Problem
 from gateway.metrics import refused
 from gateway.streams import Streams
-from gateway.subscribe import Subscribe, place_of, stream_of
 from shared.events import Event
 
 _PATH_HEAD, _PATH_TAIL = "/v1/streams/", "/ws"
