@@ -24,7 +24,8 @@ from gateway.api.requests import (
     seconds,
 )
 from gateway.api.websocket import WebSockets
-from gateway.console import Console
+from gateway.console.files import Console
+from gateway.console.watchers import Watchers
 from gateway.delivery.delivery import Delivery
 from gateway.facades import facades
 from gateway.facades.openai_errors import openai_error
@@ -38,7 +39,6 @@ from gateway.http.request_id import take_request_id
 from gateway.http.whole_bodies import made
 from gateway.metrics import exposition, refused
 from gateway.streams import Streams
-from gateway.watchers import Watchers
 from shared.lifecycle import History
 from shared.log import Commands
 from shared.settings import Settings

@@ -23,7 +23,9 @@ from gateway.api.follow import Subscribe
 from gateway.api.readiness import Readiness
 from gateway.api.websocket import MESSAGE_BYTES_MAX, WebSocketConnection
 from gateway.app import make_app
-from gateway.console import is_wanted
+from gateway.console.files import is_wanted
+from gateway.console.overview import Overview
+from gateway.console.watchers import Watchers
 from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import Ledger
 from gateway.following.pages import Pages
@@ -33,11 +35,9 @@ from gateway.http.connection import Connection
 from gateway.http.request_timeouts import Unasked
 from gateway.listening import BACKLOG
 from gateway.measuring import GatewayMeasuring
-from gateway.overview import Overview
 from gateway.presence import presence
 from gateway.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
-from gateway.watchers import Watchers
 from shared.log import EventLog
 from shared.queue import RequestQueue
 from shared.receipt import Deliveries

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.responses import Response
 
-from gateway.console import PAGE_HEADERS
+from gateway.console.files import PAGE_HEADERS
 from gateway.http.connection import Scope
 from gateway.http.exchange import ASGI
 

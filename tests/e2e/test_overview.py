@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from gateway.watchers import WATCHERS_MAX
+from gateway.console.watchers import WATCHERS_MAX
 from shared.keys import PROCESSES_ABOUT, PROCESSES_UNTIL
 from tests.support.system import Reader, System
 from tests.support.waiting import wait_until

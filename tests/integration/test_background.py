@@ -13,12 +13,14 @@ from typing import Any, cast
 
 import pytest
 
+import gateway.console.watchers
 import gateway.delivery.flush_pace
 import gateway.measuring
 import gateway.metrics
-import gateway.watchers
 import producer.worker
 import shared.presence
+from gateway.console.overview import Overview
+from gateway.console.watchers import Watcher, Watchers
 from gateway.delivery.delivery import Delivery, Reader
 from gateway.delivery.ledger import Ledger
 from gateway.faces import NATIVE
@@ -29,8 +31,6 @@ from gateway.following.tails import Tails
 from gateway.http.connection import Connection
 from gateway.http.request_timeouts import Unasked
 from gateway.measuring import GatewayMeasuring
-from gateway.overview import Overview
-from gateway.watchers import Watcher, Watchers
 from producer.simulated_provider import SimulatedProvider
 from producer.worker import Worker
 from shared import background, metrics
@@ -333,7 +333,7 @@ async def _unasked(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 
 @case("watchers")
 async def _watchers(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
-    parts.patch.setattr(gateway.watchers, "SNAPSHOT_SECONDS", 0.02)
+    parts.patch.setattr(gateway.console.watchers, "SNAPSHOT_SECONDS", 0.02)
     async with parts.commands() as commands:
         watchers = Watchers(Overview(commands))
         sinks = [Sink(), Sink()]

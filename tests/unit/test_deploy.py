@@ -176,7 +176,7 @@ def test_the_packages_are_installed_with_all_their_files(tmp_path: Path) -> None
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {"shared/scripts/append.lua", "gateway/web/console.html"} <= ours
+    assert {"shared/scripts/append.lua", "gateway/console/web/console.html"} <= ours
     assert ours <= packed
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from starlette.responses import Response
 
+from gateway.console.overview import Overview
 from gateway.http.connection import Connection, Receive, Scope, Send, chunk_of
 from gateway.http.exchange import ASGI
 from gateway.http.problems import Problem, stopping
-from gateway.overview import Overview
 from shared import sse
 from shared.background import keep_running
 

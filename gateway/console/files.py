@@ -40,7 +40,7 @@ class Console:
     """A part of the gateway."""
 
     def __init__(self) -> None:
-        files = {one.name: one.read_bytes() for one in resources.files("gateway").joinpath("web").iterdir()}
+        files = {one.name: one.read_bytes() for one in resources.files("gateway.console").joinpath("web").iterdir()}
         paths = {**_PAGES, **{_FILES_PATH + name: name for name in files if not name.endswith(".html")}}
         self._answers = {
             path: (files[name], _MEDIA_TYPES[name.rpartition(".")[2]], etag_of_body(files[name]))

@@ -1,0 +1,1 @@
+"""The console at /, and what feeds it: the overview of all streams and processes."""
