@@ -28,7 +28,7 @@ from gateway.console.files import Console
 from gateway.console.watchers import Watchers
 from gateway.delivery.delivery import Delivery
 from gateway.facades import facades
-from gateway.facades.openai_errors import openai_error
+from gateway.facades.openai.errors import openai_error
 from gateway.http.connection import Connection
 from gateway.http.cors import Cors
 from gateway.http.etags import etag_of_body, is_known

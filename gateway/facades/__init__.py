@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from gateway.api.follow import Subscribe
-from gateway.facades.ai_sdk import AiSdk
-from gateway.facades.openai_chat import ChatCompletions
-from gateway.facades.openai_models import Models
-from gateway.facades.openai_responses import Responses
+from gateway.facades.ai_sdk.chat import AiSdk
+from gateway.facades.openai.chat import ChatCompletions
+from gateway.facades.openai.models import Models
+from gateway.facades.responses.responses import Responses
 from gateway.http.exchange import Part
 from gateway.streams import Streams
 from shared.log import Commands

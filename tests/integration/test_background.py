@@ -408,7 +408,7 @@ SHORT_LIVED = {
     "shared/redis.py": {"send"},
     "shared/spans.py": {"close"},
     "gateway/http/exchange.py": {"unless_disconnected"},
-    "gateway/facades/openai_models.py": {"_models"},
+    "gateway/facades/openai/models.py": {"_models"},
     "gateway/delivery/ledger.py": {"_sent"},
     "gateway/following/pages.py": {"_page"},
     "gateway/delivery/delivery.py": {"_spawn"},

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.facades.ai_sdk_face import AI_SDK, AI_SDK_REPLAY
+from gateway.facades.ai_sdk.stream_parts import AI_SDK, AI_SDK_REPLAY
 from gateway.faces import encode, gap_event
 from shared import events
 from shared.events import Accepted, Event, Policies

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.facades.ai_sdk_messages import chat_messages, told_again
+from gateway.facades.ai_sdk.messages import chat_messages, told_again
 from gateway.http.problems import Problem
 
 STEP = {"type": "step-start"}

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.facades.chat_face import ChatFace, chat_cursor, chat_face, resumed_chat_face, stream_id_of
-from gateway.facades.chat_whole import completion
-from gateway.facades.openai_errors import (
+from gateway.facades.openai.chat_chunks import ChatFace, chat_cursor, chat_face, resumed_chat_face, stream_id_of
+from gateway.facades.openai.chat_whole import completion
+from gateway.facades.openai.errors import (
     cancelled_problem,
     failure,
     failure_problem,

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from gateway.api.text import TEXT
 from gateway.api.websocket import FACE as WEBSOCKET
-from gateway.facades.ai_sdk_face import AI_SDK, AI_SDK_REPLAY
-from gateway.facades.chat_face import ChatFace
-from gateway.facades.chat_whole import completion
-from gateway.facades.openai_errors import failure_problem
-from gateway.facades.responses_face import RESPONSES, ResponsesEncoder
+from gateway.facades.ai_sdk.stream_parts import AI_SDK, AI_SDK_REPLAY
+from gateway.facades.openai.chat_chunks import ChatFace
+from gateway.facades.openai.chat_whole import completion
+from gateway.facades.openai.errors import failure_problem
+from gateway.facades.responses.events import RESPONSES, ResponsesEncoder
 from gateway.faces import NATIVE, NDJSON, PROMPT, Encoder, Face, encode
 from gateway.following.pages import EncodedPage
 from gateway.following.ring import Ring

@@ -13,7 +13,7 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel
 
-from gateway.facades.responses_face import RESPONSES
+from gateway.facades.responses.events import RESPONSES
 from gateway.faces import GAP, encode
 from shared import events
 from shared.events import Accepted, Entry, Event, Policies

@@ -8,9 +8,9 @@ import pytest
 
 from gateway.api.text import TEXT
 from gateway.api.websocket import FACE as WEBSOCKET
-from gateway.facades.ai_sdk_face import AI_SDK
-from gateway.facades.chat_face import ChatFace
-from gateway.facades.responses_face import RESPONSES
+from gateway.facades.ai_sdk.stream_parts import AI_SDK
+from gateway.facades.openai.chat_chunks import ChatFace
+from gateway.facades.responses.events import RESPONSES
 from gateway.faces import NATIVE, NDJSON, PROMPT, Face, json_strings
 from gateway.following.ring import Ring
 from gateway.following.token_runs import Run, run_of_batch, runs

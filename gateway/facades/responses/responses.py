@@ -18,12 +18,12 @@ from starlette.responses import Response
 
 from gateway.api.follow import Subscribe
 from gateway.api.requests import check_chat, check_idempotency_key, parse_body
-from gateway.facades.openai_errors import answering_in_openai_shape, failure_problem
-from gateway.facades.responses_checks import wrong
-from gateway.facades.responses_face import RESPONSES, ResponsesEncoder
-from gateway.facades.responses_items import messages_of
-from gateway.facades.responses_object import PREFIX
-from gateway.facades.responses_request import Asked, asked
+from gateway.facades.openai.errors import answering_in_openai_shape, failure_problem
+from gateway.facades.responses.checks import wrong
+from gateway.facades.responses.events import RESPONSES, ResponsesEncoder
+from gateway.facades.responses.items import messages_of
+from gateway.facades.responses.object import PREFIX
+from gateway.facades.responses.request import Asked, asked
 from gateway.faces import encode
 from gateway.following.ring import broken_off
 from gateway.following.token_runs import checked

@@ -19,9 +19,9 @@ from starlette.responses import Response
 
 from gateway.api.follow import Subscribe
 from gateway.api.requests import ChatRequest, check_chat, check_idempotency_key, parse_body
-from gateway.facades.chat_face import ChatFace, chat_cursor, chat_face, resumed_chat_face, stream_id_of
-from gateway.facades.chat_whole import completion
-from gateway.facades.openai_errors import cancelled_problem, failure_problem
+from gateway.facades.openai.chat_chunks import ChatFace, chat_cursor, chat_face, resumed_chat_face, stream_id_of
+from gateway.facades.openai.chat_whole import completion
+from gateway.facades.openai.errors import cancelled_problem, failure_problem
 from gateway.http.connection import Connection, Scope
 from gateway.http.exchange import ASGI, body_of, json_response, last_event_id, query_of, unless_disconnected
 from gateway.http.problems import Problem, not_found

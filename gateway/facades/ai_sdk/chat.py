@@ -14,8 +14,8 @@ from starlette.requests import Request
 
 from gateway.api.follow import Subscribe
 from gateway.api.requests import check_generation, check_idempotency_key, parse_body
-from gateway.facades.ai_sdk_face import AI_SDK, AI_SDK_REPLAY
-from gateway.facades.ai_sdk_messages import chat_messages, told_again
+from gateway.facades.ai_sdk.messages import chat_messages, told_again
+from gateway.facades.ai_sdk.stream_parts import AI_SDK, AI_SDK_REPLAY
 from gateway.http.connection import Receive, Scope, Send
 from gateway.http.exchange import ASGI, body_of, json_response, query_of
 from gateway.http.problems import Problem, no_log

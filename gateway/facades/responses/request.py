@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.facades.responses_checks import an_object, objects, one_of, text, truth, unsupported, wrong
-from gateway.facades.responses_items import messages_of
+from gateway.facades.responses.checks import an_object, objects, one_of, text, truth, unsupported, wrong
+from gateway.facades.responses.items import messages_of
 from gateway.http.problems import Problem
 
 API = "responses"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.facades.responses_checks import one_of, text, unsupported, wrong
+from gateway.facades.responses.checks import one_of, text, unsupported, wrong
 
 _ROLES = ("user", "assistant", "system", "developer")
 _ITEMS = "message, function_call, function_call_output and reasoning"

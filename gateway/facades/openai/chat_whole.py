@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from gateway.facades.chat_face import choices_of, completion_id
+from gateway.facades.openai.chat_chunks import choices_of, completion_id
 from shared import events
 from shared.ids import created_at
 from shared.lifecycle import History

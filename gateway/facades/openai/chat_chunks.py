@@ -23,7 +23,7 @@ import orjson
 
 from gateway.api.follow import cursor_of
 from gateway.api.requests import CHAT_CHOICES_MAX
-from gateway.facades.openai_errors import cancelled, failure
+from gateway.facades.openai.errors import cancelled, failure
 from gateway.faces import GAP, Encoder, SseFace, json_strings, shown, without_tombstone
 from gateway.http.problems import Problem
 from shared import events

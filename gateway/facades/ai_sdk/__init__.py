@@ -1,0 +1,1 @@
+"""The AI SDK's useChat, over the same log."""
