@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from gateway.listening import listen, reserve
 from gateway.supervisor import Membership, Supervisor, processes_wanted
 from shared.errors import Unusable
+from shared.logs import set_up_logging
 from shared.settings import Settings
-from shared.telemetry import set_up_logging
 from shared.tracing import set_up_tracing
 from shared.version import VERSION
 

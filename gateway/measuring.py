@@ -15,7 +15,6 @@ from gateway.following.tails import Tails
 from shared.background import keep_running
 from shared.errors import Disconnected, RedisRefused
 from shared.keys import GROUP, REQUESTS
-from shared.measuring import Measuring
 from shared.metrics import (
     QUEUE_OLDEST_SECONDS,
     QUEUE_REQUESTS,
@@ -26,8 +25,9 @@ from shared.metrics import (
     REDIS_KEYS,
     REDIS_MEMORY_BYTES,
 )
-from shared.redis import RedisAddress
+from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
+from shared.self_measuring import Measuring
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)

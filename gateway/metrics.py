@@ -19,9 +19,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from shared import metrics
 from shared.events import Event
 from shared.ids import EventId
-from shared.measuring import Handover
-from shared.metric import bounded
+from shared.metric_definition import bounded
 from shared.metrics import FAILURE_CODES, LOG_READ_REASONS, READER_OUTCOMES, STATUSES
+from shared.self_measuring import Handover
 
 if TYPE_CHECKING:
     from gateway.delivery.delivery import Reader

@@ -38,10 +38,10 @@ from gateway.measuring import GatewayMeasuring
 from gateway.presence import presence
 from gateway.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
-from shared.log import EventLog
+from shared.event_log import EventLog
 from shared.queue import RequestQueue
 from shared.receipt import Deliveries
-from shared.redis import RedisAddress, check
+from shared.redis_server import RedisAddress, check
 from shared.resp import RespConnection
 from shared.settings import Settings
 

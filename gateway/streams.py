@@ -21,15 +21,15 @@ from gateway.http.problems import Problem, away, expired, full, no_log, not_foun
 from gateway.http.whole_bodies import Held
 from shared import events
 from shared.errors import Disconnected, LogFull, MidstreamError, QueueFull, RedisRefused, Unreadable
+from shared.event_log import READ_ENTRIES_MAX, Commands, EventLog
 from shared.events import Accepted, Entry, Event, Policies
 from shared.ids import ACCEPTED, BEGINNING, EventId, created_at, is_stream_id, new_stream_id
 from shared.keys import idempotency_key
 from shared.lifecycle import Folding, History
-from shared.log import READ_ENTRIES_MAX, Commands, EventLog
+from shared.logs import request_id
 from shared.queue import RequestQueue
 from shared.receipt import RECEIPT_LINE_SECONDS, Delivered, Deliveries, Generated, receipt, write_line
 from shared.settings import Settings
-from shared.telemetry import request_id
 from shared.tracing import traceparent
 
 logger = logging.getLogger(__name__)

@@ -24,10 +24,10 @@ from gateway.metrics import tokens_between
 from gateway.streams import Streams
 from shared import events
 from shared.errors import Disconnected, RedisRefused, Unreadable
+from shared.event_log import EventLog
 from shared.events import Accepted, Policies
 from shared.ids import BEGINNING, EventId
 from shared.lifecycle import History
-from shared.log import EventLog
 from shared.settings import Settings
 from shared.tracing import traceparent
 

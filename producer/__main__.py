@@ -23,12 +23,13 @@ from producer.provider import Provider, provider_name
 from producer.simulated_provider import SimulatedProvider
 from producer.worker import BLOCK_SECONDS, Worker
 from shared.errors import Unusable
+from shared.event_log import EventLog
 from shared.grants import check_grants, until_up
-from shared.log import EventLog
-from shared.patience import patiently
+from shared.logs import set_up_logging
 from shared.queue import RequestQueue
 from shared.receipt import Deliveries
-from shared.redis import (
+from shared.redis_retry import patiently
+from shared.redis_server import (
     OrdinaryCommands,
     RedisAddress,
     check,
@@ -38,7 +39,6 @@ from shared.redis import (
 )
 from shared.resp import RespConnection
 from shared.settings import Settings
-from shared.telemetry import set_up_logging
 from shared.tracing import set_up_tracing
 from shared.version import VERSION
 

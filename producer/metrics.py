@@ -17,10 +17,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from shared import metrics
 from shared.errors import Unusable
 from shared.events import Accepted
-from shared.measuring import Handover, Measuring
-from shared.metric import OTHER, bounded
+from shared.metric_definition import OTHER, bounded
 from shared.metrics import FAILURE_CODES, FINISH_REASONS, MODELS_MAX, PROVIDER_CODES, PROVIDER_ODDITY_KINDS
 from shared.resp import RespConnection
+from shared.self_measuring import Handover, Measuring
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)

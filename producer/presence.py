@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from producer.worker import Worker
-from shared.lately import Lately
-from shared.log import Commands
+from shared.event_log import Commands
 from shared.metrics import APPEND_SECONDS, STREAMS_ENDED, TAKEOVERS, TOKENS_GENERATED
 from shared.presence import Facts, Presence, total
+from shared.recent_quantiles import Lately
 
 
 def presence(worker: Worker, commands: Commands, *, name: str, provider: str, capacity: int) -> Presence:

@@ -11,16 +11,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from producer import metrics
-from producer.attempt import HandedBack, Run
 from producer.metrics import Meter
 from producer.provider import Provider
+from producer.run import HandedBack, Run
 from producer.tracing import TracedMeter
 from shared.background import Complaints, keep_running
 from shared.errors import Disconnected, RedisRefused
-from shared.log import Commands, EventLog
-from shared.patience import patiently
+from shared.event_log import Commands, EventLog
 from shared.queue import Claim, RequestQueue
 from shared.receipt import RECEIPT_LINE_SECONDS, Deliveries, write_line
+from shared.redis_retry import patiently
 from shared.settings import Settings
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from producer import metrics
 from producer.log_copy import LogCopy
 from producer.provider import Refused
 from shared.errors import Disconnected, Fenced, LogFull, MidstreamError, RedisRefused
+from shared.event_log import Appended, EventLog
 from shared.events import ACCEPTED, Entry, Item, encode_items
 from shared.ids import EventId
 from shared.keys import live_channel, log_key
-from shared.log import Appended, EventLog
-from shared.patience import patiently
+from shared.redis_retry import patiently
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from shared import events
 from shared.errors import Disconnected, LogFull, MidstreamError, OddReply, RedisRefused, Unusable
+from shared.event_log import Appended, Commands, EventLog, Script, shown
 from shared.events import Entry
 from shared.ids import ACCEPTED, EventId
 from shared.keys import (
@@ -25,11 +26,10 @@ from shared.keys import (
     live_channel,
     log_key,
 )
-from shared.log import Appended, Commands, EventLog, Script, shown
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import Deliveries
-from shared.redis import RedisAddress, check
+from shared.redis_server import RedisAddress, check
 from shared.resp import RespConnection
 from shared.settings import Settings
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shared.metric import OTHER, Metric
+from shared.metric_definition import OTHER, Metric
 
 MODELS_MAX = 20
 """Models that get a label of their own, once they have answered: a client may name any model it likes."""

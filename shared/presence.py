@@ -22,10 +22,10 @@ from prometheus_client import Counter
 from shared import metrics
 from shared.background import keep_running
 from shared.errors import MidstreamError
+from shared.event_log import Commands, Script
 from shared.keys import PROCESSES_ABOUT, PROCESSES_UNTIL
-from shared.lately import Lately
-from shared.log import Commands, Script
-from shared.measuring import resident_bytes
+from shared.recent_quantiles import Lately
+from shared.self_measuring import resident_bytes
 from shared.version import VERSION
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from shared import metrics
 from shared.errors import Disconnected, OddReply, QueueFull, RedisRefused
+from shared.event_log import Commands, Script, shown
 from shared.ids import is_stream_id
 from shared.keys import GROUP, REQUESTS
-from shared.log import Commands, Script, shown
 
 logger = logging.getLogger(__name__)
 

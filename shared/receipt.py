@@ -20,12 +20,12 @@ import orjson
 from shared import events
 from shared.deltas import too_deep
 from shared.errors import MalformedId, MidstreamError, OddReply, RedisRefused, Unreadable
+from shared.event_log import Commands, EventLog, Script, shown
 from shared.events import Entry, control_of
 from shared.ids import EventId
 from shared.keys import deliveries_key, log_key
 from shared.lifecycle import History
-from shared.log import Commands, EventLog, Script, shown
-from shared.patience import patiently
+from shared.redis_retry import patiently
 
 logger = logging.getLogger(__name__)
 line_logger = logging.getLogger("midstream.receipt")

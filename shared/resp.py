@@ -22,7 +22,7 @@ import hiredis
 
 from shared.background import keep_running
 from shared.errors import Disconnected, RedisRefused
-from shared.redis import RedisAddress
+from shared.redis_server import RedisAddress
 
 logger = logging.getLogger(__name__)
 

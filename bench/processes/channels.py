@@ -9,7 +9,7 @@ from bench.processes.control import Orders
 from bench.processes.publish import connect, pack
 from bench.stamped import Stamped, run
 from shared.keys import live_channel
-from shared.redis import RedisAddress
+from shared.redis_server import RedisAddress
 
 _CONFIRMED = b"ssubscribe\r\n"
 

@@ -18,10 +18,10 @@ import orjson
 from bench.histogram import Histogram
 from bench.processes.control import Orders, answer, errors_answered
 from bench.scan import stamp_text
+from shared.event_log import EventLog
 from shared.events import BATCH, TOKEN
 from shared.keys import live_channel, log_key
-from shared.log import EventLog
-from shared.redis import RedisAddress
+from shared.redis_server import RedisAddress
 
 _SLICE = 128
 """Commands per write. They share a stamp, taken before the first is built (0.05 ms)."""

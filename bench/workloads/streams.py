@@ -10,10 +10,10 @@ from typing import Any
 import orjson
 import redis
 
+from shared.event_log import EventLog
 from shared.events import ACCEPTED, STARTED, Accepted, Policies
 from shared.ids import new_stream_id
 from shared.keys import REQUESTS, deliveries_key, live_channel, log_key
-from shared.log import EventLog
 from shared.queue import RequestQueue
 
 HELD = 2

@@ -9,7 +9,7 @@ import time
 from shared.background import Complaints
 from shared.errors import Disconnected
 from shared.grants import Subscription, check_grants, refusals, until_up
-from shared.redis import RedisAddress, complaint_about, eviction_policy
+from shared.redis_server import RedisAddress, complaint_about, eviction_policy
 from shared.resp import RespConnection
 from shared.settings import Settings
 

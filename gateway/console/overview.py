@@ -21,10 +21,10 @@ from gateway.http.problems import no_log
 from shared import events, metrics
 from shared.deltas import too_deep
 from shared.errors import MidstreamError, RedisRefused, Unreadable
+from shared.event_log import Commands
 from shared.events import Entry, entry_of
 from shared.ids import BEGINNING, EventId, created_at
 from shared.keys import GROUP, PROCESSES_ABOUT, PROCESSES_UNTIL, REQUESTS, log_key
-from shared.log import Commands
 from shared.presence import PROCESSES_MAX, THERE_SECONDS
 from shared.queue import claim_of
 from shared.version import VERSION

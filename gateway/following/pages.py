@@ -16,10 +16,10 @@ from gateway.faces import Face, encode, gap_event
 from gateway.following.ring import broken_off
 from gateway.following.token_runs import Carried, Run, parts
 from shared import events
+from shared.event_log import EventLog
 from shared.events import TOKEN, Event
 from shared.ids import ACCEPTED, BEGINNING, ID_PART_MAX, EventId
 from shared.lifecycle import base_of
-from shared.log import EventLog
 
 logger = logging.getLogger(__name__)
 

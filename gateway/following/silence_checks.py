@@ -18,9 +18,9 @@ from gateway.following.tails import Tails
 from shared import events
 from shared.background import keep_running
 from shared.errors import Disconnected, LogFull, RedisRefused
+from shared.event_log import EventLog
 from shared.events import Entry, Event
 from shared.ids import EventId, created_at
-from shared.log import EventLog
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)

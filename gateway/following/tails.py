@@ -36,10 +36,10 @@ from gateway.following.token_runs import (
 )
 from shared import events
 from shared.errors import RedisRefused, Unreadable
+from shared.event_log import EventLog, RawEntry
 from shared.events import Entry, Event, entry_of, events_of
 from shared.ids import ACCEPTED, BEGINNING, EventId
 from shared.lifecycle import Order, base_of, readable_id
-from shared.log import EventLog, RawEntry
 from shared.resp import RespConnection
 from shared.settings import Settings
 

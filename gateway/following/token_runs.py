@@ -14,6 +14,7 @@ import orjson
 
 from shared import events
 from shared.errors import MalformedId, Unreadable
+from shared.event_log import RawEntry
 from shared.events import (
     BATCH,
     FAILED,
@@ -28,7 +29,6 @@ from shared.events import (
 )
 from shared.ids import ID_PART_MAX, EventId
 from shared.lifecycle import Order, base_of, readable_id
-from shared.log import RawEntry
 
 
 class Run(NamedTuple):

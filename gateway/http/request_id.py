@@ -6,7 +6,7 @@ import re
 import secrets
 
 from gateway.http.connection import Connection, Scope, Send
-from shared.telemetry import request_id
+from shared.logs import request_id
 
 _GOOD = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 """What may stand in a log line and in a header; any other is replaced, so that nobody can write lines of his own."""

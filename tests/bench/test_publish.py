@@ -11,10 +11,10 @@ import redis.asyncio
 from bench.processes.control import Gone, Helper
 from bench.processes.parts import Cores, Parts
 from bench.workloads import streams
+from shared.event_log import EventLog
 from shared.ids import EventId
 from shared.lifecycle import fold
-from shared.log import EventLog
-from shared.redis import OrdinaryCommands
+from shared.redis_server import OrdinaryCommands
 
 
 @pytest.mark.parametrize("tokens_per_entry", [1, 4])

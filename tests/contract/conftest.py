@@ -11,10 +11,10 @@ from typing import Any
 import fakeredis
 import pytest
 
+from shared.event_log import Commands, EventLog
 from shared.keys import live_channel
-from shared.log import Commands, EventLog
 from shared.queue import RequestQueue
-from shared.redis import OrdinaryCommands, RedisAddress, ordinary_client
+from shared.redis_server import OrdinaryCommands, RedisAddress, ordinary_client
 from shared.resp import RespConnection
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until

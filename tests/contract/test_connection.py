@@ -12,8 +12,8 @@ import pytest
 import uvloop
 
 from shared.errors import Disconnected, RedisRefused
-from shared.log import EventLog
-from shared.redis import RedisAddress
+from shared.event_log import EventLog
+from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until

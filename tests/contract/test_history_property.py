@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from shared import events
+from shared.event_log import Appended, EventLog
 from shared.events import Entry, Event, encode_items, events_of
 from shared.ids import BEGINNING, EventId, new_stream_id
 from shared.lifecycle import fold
-from shared.log import Appended, EventLog
-from shared.redis import RedisAddress
+from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
 from tests.support.redis_server import RedisServer
 

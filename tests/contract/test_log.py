@@ -9,10 +9,10 @@ import pytest
 
 from shared import events
 from shared.errors import LogFull, RedisRefused
+from shared.event_log import READ_ENTRIES_MAX, Appended, EventLog
 from shared.events import Entry
 from shared.ids import EventId
 from shared.keys import live_channel, log_key
-from shared.log import READ_ENTRIES_MAX, Appended, EventLog
 from tests.contract.conftest import (
     ENDED_TTL_SECONDS,
     LOG_TTL_SECONDS,

@@ -12,13 +12,13 @@ import hiredis
 import pytest
 
 from shared.errors import Disconnected, MidstreamError, Unusable
+from shared.event_log import EventLog
 from shared.events import CANCELLED, TOKEN, Entry
 from shared.grants import check_for_all
 from shared.ids import EventId, new_stream_id
-from shared.log import EventLog
 from shared.queue import Claim, RequestQueue
 from shared.receipt import Deliveries
-from shared.redis import OrdinaryCommands, RedisAddress, eviction_policy, ordinary_client
+from shared.redis_server import OrdinaryCommands, RedisAddress, eviction_policy, ordinary_client
 from shared.resp import RespConnection
 from shared.settings import Settings
 from tests.support.waiting import wait_until

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from shared.metric import OTHER
+from shared.metric_definition import OTHER
 from shared.metrics import MODELS_MAX, defined
 from tests.support.load import a_bit_of_everything, metrics_address
 from tests.support.openai_server import OpenAIServer

@@ -23,7 +23,7 @@ from shared.errors import Unusable
 from shared.grants import ROLES, Role, Subscription, refusals, until_up
 from shared.ids import new_stream_id
 from shared.keys import PROCESSES_UNTIL, REQUESTS, log_key
-from shared.redis import RedisAddress, ordinary_client
+from shared.redis_server import RedisAddress, ordinary_client
 from shared.resp import RespConnection
 from shared.settings import Settings
 from tests.support.needs import needs

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from producer.attempt import Run
 from producer.provider import Finish, Hearer, Unavailable
+from producer.run import Run
 from shared import events
+from shared.event_log import EventLog
 from shared.events import Accepted, Entry, Policies
 from shared.ids import ACCEPTED, new_stream_id
 from shared.keys import log_key
 from shared.lifecycle import fold
-from shared.log import EventLog
 from shared.queue import Claim
 from shared.receipt import Deliveries
-from shared.redis import RedisAddress
+from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
 from shared.settings import Settings
 from tests.support.redis_server import RedisServer

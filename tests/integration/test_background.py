@@ -35,14 +35,14 @@ from producer.simulated_provider import SimulatedProvider
 from producer.worker import Worker
 from shared import background, metrics
 from shared.background import keep_running
+from shared.event_log import EventLog
 from shared.ids import BEGINNING, new_stream_id
-from shared.log import EventLog
-from shared.measuring import Handover, Measuring
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import Deliveries
-from shared.redis import OrdinaryCommands, RedisAddress, ordinary_client
+from shared.redis_server import OrdinaryCommands, RedisAddress, ordinary_client
 from shared.resp import RespConnection
+from shared.self_measuring import Handover, Measuring
 from shared.settings import Settings
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
@@ -405,7 +405,7 @@ async def test_what_returns_has_ended_and_a_cancellation_is_no_failure() -> None
 
 SHORT_LIVED = {
     "shared/background.py": {"keep_running"},
-    "shared/redis.py": {"send"},
+    "shared/redis_server.py": {"send"},
     "shared/spans.py": {"close"},
     "gateway/http/exchange.py": {"unless_disconnected"},
     "gateway/facades/openai/models.py": {"_models"},
@@ -417,7 +417,7 @@ SHORT_LIVED = {
     "gateway/supervisor.py": {"__init__"},
     "gateway/following/silence_checks.py": {"_begin_to_end"},
     "gateway/tracing.py": {"parent_of"},
-    "producer/attempt.py": {"_generate", "_pause", "watch"},
+    "producer/run.py": {"_generate", "_pause", "watch"},
     "producer/worker.py": {"_first_of", "_run", "_start"},
     "producer/writer.py": {"_on_reply", "probe"},
 }

@@ -19,13 +19,13 @@ from gateway.following.tails import Tails
 from gateway.streams import Streams
 from shared import events
 from shared.errors import RedisRefused
+from shared.event_log import EventLog
 from shared.events import Entry, Event
 from shared.ids import BEGINNING, EventId, new_stream_id
 from shared.keys import live_channel
-from shared.log import EventLog
 from shared.queue import RequestQueue
 from shared.receipt import Deliveries
-from shared.redis import RedisAddress
+from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
 from shared.settings import Settings
 from tests.support.redis_server import RedisServer

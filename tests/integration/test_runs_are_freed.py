@@ -13,20 +13,20 @@ from typing import Any
 
 import pytest
 
-from producer import attempt as attempt_module
-from producer.attempt import HandedBack, LastReaderGone, Run
+from producer import run as attempt_module
 from producer.log_copy import LogCopy
 from producer.openai_provider import OpenAIProvider
 from producer.provider import Finish, Hearer, Provider, Refused, Unavailable
+from producer.run import HandedBack, LastReaderGone, Run
 from producer.writer import Writer
 from shared import events
+from shared.event_log import EventLog
 from shared.events import Accepted, Entry, Policies
 from shared.ids import ACCEPTED, EventId, new_stream_id
 from shared.lifecycle import fold
-from shared.log import EventLog
 from shared.queue import Claim
 from shared.receipt import Deliveries
-from shared.redis import RedisAddress
+from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
 from shared.settings import Settings
 from tests.support.openai_server import OpenAIServer

@@ -29,7 +29,7 @@ import os, sys
 from gateway import supervisor
 from gateway.listening import reserve
 from shared.settings import Settings
-from shared.telemetry import set_up_logging
+from shared.logs import set_up_logging
 
 supervisor._PAUSE_SECONDS_MAX, supervisor._KILL_SECONDS = 0.4, 0.3
 set_up_logging("info", "text")

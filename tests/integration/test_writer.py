@@ -14,11 +14,11 @@ import pytest
 from producer.writer import Writer
 from shared import events
 from shared.errors import Fenced, LogFull, MidstreamError
+from shared.event_log import Commands, EventLog
 from shared.events import Entry, Item, events_of
 from shared.ids import EventId
 from shared.keys import live_channel, log_key
-from shared.log import Commands, EventLog
-from shared.redis import RedisAddress
+from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
 from shared.settings import Settings
 from tests.support.lossy import LossyCommands

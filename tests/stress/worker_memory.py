@@ -17,11 +17,11 @@ from typing import Any
 import uvloop
 
 from shared import events
+from shared.event_log import EventLog
 from shared.events import Accepted, Entry, Policies
 from shared.ids import ACCEPTED, new_stream_id
-from shared.log import EventLog
 from shared.queue import RequestQueue
-from shared.redis import RedisAddress
+from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
 from tests.support.openai_server import OpenAIServer
 from tests.support.redis_server import RedisServer

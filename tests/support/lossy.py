@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shared.errors import Disconnected
-from shared.log import Commands
+from shared.event_log import Commands
 
 Argument = bytes | str | int | float
 

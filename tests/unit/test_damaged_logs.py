@@ -24,10 +24,10 @@ from gateway.following.token_runs import Run, parts
 from shared import events
 from shared.deltas import NESTED_MAX
 from shared.errors import Unreadable
+from shared.event_log import RawEntry
 from shared.events import Accepted, Entry, Event, Policies, entry_of, events_of
 from shared.ids import BEGINNING, EventId, new_stream_id
 from shared.lifecycle import History, fold_into, fold_readable
-from shared.log import RawEntry
 from shared.receipt import Generated, Notes, receipt
 
 STREAM_ID = new_stream_id()

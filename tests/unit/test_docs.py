@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from midstream import cli
-from producer.attempt import Run
 from producer.provider import ProviderError, Refused
+from producer.run import Run
 from shared.events import UNREADABLE_CODE
 from shared.metrics import FAILURE_CODES, defined
 from shared.settings import described

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from shared.errors import Unusable
-from shared.telemetry import JsonLines, outcome, request_id, set_up_logging
+from shared.logs import JsonLines, outcome, request_id, set_up_logging
 
 
 class Terminal(io.StringIO):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
 from midstream.screen import frame, sparkline
-from shared.lately import WINDOW_SECONDS, Lately
+from shared.recent_quantiles import WINDOW_SECONDS, Lately
 
 
 def histogram(*buckets: float) -> Histogram:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import Unusable
-from shared.redis import RedisAddress, complaint_about
+from shared.redis_server import RedisAddress, complaint_about
 
 
 @pytest.mark.parametrize(

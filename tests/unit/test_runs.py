@@ -15,9 +15,9 @@ from gateway.faces import NATIVE, NDJSON, PROMPT, Face, json_strings
 from gateway.following.ring import Ring
 from gateway.following.token_runs import Run, run_of_batch, runs
 from shared import events
+from shared.event_log import RawEntry
 from shared.events import Accepted, Entry, Event, Policies
 from shared.ids import BEGINNING, EventId, new_stream_id
-from shared.log import RawEntry
 
 STREAM_ID = new_stream_id()
 _ACCEPTED = Accepted({"model": "m"}, Policies(), 1.0, "p", {}).stored()

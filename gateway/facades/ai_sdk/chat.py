@@ -22,9 +22,9 @@ from gateway.http.problems import Problem, no_log
 from gateway.http.whole_bodies import made
 from gateway.streams import ANONYMOUS, Streams
 from shared.errors import Disconnected, RedisRefused
+from shared.event_log import Commands
 from shared.ids import is_stream_id
 from shared.keys import chat_key
-from shared.log import Commands
 from shared.settings import Settings
 
 _CHAT, _CHAT_HEAD, _STREAM_TAIL, _STOP_TAIL = "/api/chat", "/api/chat/", "/stream", "/stop"

@@ -33,10 +33,10 @@ from gateway.http.problems import Problem
 from gateway.http.whole_bodies import Held
 from gateway.streams import Streams
 from shared.errors import Unreadable
+from shared.event_log import READ_ENTRIES_MAX
 from shared.events import FAILED, Event
 from shared.ids import BEGINNING, EventId, is_stream_id
 from shared.lifecycle import Order
-from shared.log import READ_ENTRIES_MAX
 from shared.settings import Settings
 
 _PATH, _CANCEL_TAIL = "/v1/responses", "/cancel"

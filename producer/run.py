@@ -30,15 +30,15 @@ from producer.provider import Finish, Provider, ProviderError, Refused, Unavaila
 from producer.writer import Writer
 from shared import events
 from shared.errors import Fenced, LogFull, MidstreamError, RedisRefused, Unreadable
+from shared.event_log import EventLog, shown
 from shared.events import Entry, Item
 from shared.ids import created_at
 from shared.lifecycle import History, fold
-from shared.log import EventLog, shown
-from shared.patience import patiently
+from shared.logs import outcome, request_id
 from shared.queue import Claim
 from shared.receipt import Deliveries
+from shared.redis_retry import patiently
 from shared.settings import Settings
-from shared.telemetry import outcome, request_id
 
 logger = logging.getLogger(__name__)
 
