@@ -42,23 +42,23 @@ class Face(Protocol):
     media_type: bytes
     keep_alive: bytes
     """What a silent reader is sent so that no proxy takes its connection for dead; may be empty."""
-    remembers: bool
+    stateful: bool
     """An event's bytes depend on those before it: each encoder must be given the whole log from its beginning."""
     cut_unless_done: bool
     """A body that does not end in `done` is cut off without its last chunk, so that an HTTP client sees it."""
-    comes_back: bool
+    resumable: bool
     """Its readers come back with their cursor: a response may end early. One of the others lasts as long as its stream,
     and is cut off when the gateway stops."""
 
     def encoder(self, stream_id: str) -> Encoder: ...
 
-    def hello(self, retry_milliseconds: int) -> bytes:
+    def prelude(self, retry_milliseconds: int) -> bytes:
         """What stands before everything else in a body; may be empty."""
 
     def live(self, offset: int) -> bytes:
         """What tells a reader that the replay is over; may be empty."""
 
-    def farewell(self, retry_milliseconds: int) -> bytes:
+    def epilogue(self, retry_milliseconds: int) -> bytes:
         """What a reader is sent whose response ends before its stream: it is to come back; may be empty."""
 
 
@@ -67,17 +67,17 @@ class SseFace:
 
     media_type = b"text/event-stream; charset=utf-8"
     keep_alive = sse.KEEP_ALIVE
-    remembers = False
+    stateful = False
     cut_unless_done = False
-    comes_back = True
+    resumable = True
 
-    def hello(self, retry_milliseconds: int) -> bytes:
-        return self.keep_alive + self.farewell(retry_milliseconds)  # at once: some proxies wait for the first byte
+    def prelude(self, retry_milliseconds: int) -> bytes:
+        return self.keep_alive + self.epilogue(retry_milliseconds)  # at once: some proxies wait for the first byte
 
     def live(self, offset: int) -> bytes:
         return b""
 
-    def farewell(self, retry_milliseconds: int) -> bytes:
+    def epilogue(self, retry_milliseconds: int) -> bytes:
         return sse.retry(retry_milliseconds)
 
 
@@ -140,20 +140,20 @@ class NdjsonFace(Encoder):
 
     media_type = b"application/x-ndjson"
     keep_alive = b" "
-    remembers = False
+    stateful = False
     cut_unless_done = False
-    comes_back = True
+    resumable = True
 
     def encoder(self, stream_id: str) -> Encoder:
         return self
 
-    def hello(self, retry_milliseconds: int) -> bytes:
+    def prelude(self, retry_milliseconds: int) -> bytes:
         return b""
 
     def live(self, offset: int) -> bytes:
         return live_object(offset) + b"\n"
 
-    def farewell(self, retry_milliseconds: int) -> bytes:
+    def epilogue(self, retry_milliseconds: int) -> bytes:
         return retry_object(retry_milliseconds) + b"\n"
 
     def token(self, event_id: bytes, value: bytes) -> bytes:

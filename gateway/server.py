@@ -32,7 +32,7 @@ from gateway.following.pages import Pages
 from gateway.following.silence_checks import Sweep
 from gateway.following.tails import Tails
 from gateway.http.connection import Connection
-from gateway.http.request_timeouts import Unasked
+from gateway.http.request_timeouts import RequestTimeouts
 from gateway.listening import BACKLOG
 from gateway.measuring import GatewayMeasuring
 from gateway.presence import presence
@@ -40,7 +40,7 @@ from gateway.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
 from shared.event_log import EventLog
 from shared.queue import RequestQueue
-from shared.receipt import Deliveries
+from shared.receipt import DeliveryNotes
 from shared.redis_server import RedisAddress, check
 from shared.resp import RespConnection
 from shared.settings import Settings
@@ -81,7 +81,7 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
             **more,
         )
 
-    commands = connection("gateway", scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *Deliveries.SCRIPTS))
+    commands = connection("gateway", scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *DeliveryNotes.SCRIPTS))
     log = EventLog(
         commands,
         log_ttl_seconds=settings.log_ttl_seconds,
@@ -90,7 +90,7 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
     )
     queue = RequestQueue(commands, ttl_seconds=settings.log_ttl_seconds, requests_max=settings.queue_requests_max)
     pages = Pages(log, page_events=settings.page_events, cache_bytes_max=settings.page_cache_bytes_max)
-    deliveries = Deliveries(commands)
+    deliveries = DeliveryNotes(commands)
     traces = None if tracing is None else Traces(tracing, log, settings)
     ledger = Ledger(deliveries, settings) if traces is None else TracedLedger(traces, deliveries, settings)
     delivery = Delivery(pages, ledger, settings)
@@ -108,7 +108,7 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
     streams.on_unreadable = tails.found_unreadable
     subscribe = Subscribe(streams, tails, delivery, settings)
     measuring = GatewayMeasuring(delivery, tails, sweep, pages, commands, settings)
-    unasked = Unasked(settings.request_seconds)
+    request_timeouts = RequestTimeouts(settings.request_seconds)
     there = presence(delivery, tails, commands, settings)
     watchers = Watchers(Overview(commands)) if is_wanted(settings) else None
     readiness = Readiness(commands, settings)
@@ -137,10 +137,10 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
     delivery.start()
     measuring.start()
     there.start()
-    unasked.start()
+    request_timeouts.start()
     config = uvicorn.Config(
         app,
-        http=partial(Connection, unasked),  # type: ignore[arg-type]  # it is called, and nothing else
+        http=partial(Connection, request_timeouts),  # type: ignore[arg-type]  # it is called, and nothing else
         ws=WebSocketConnection,
         ws_max_size=MESSAGE_BYTES_MAX,
         ws_ping_interval=settings.keepalive_seconds,
@@ -159,7 +159,7 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
     server = Server(config, leave)
     async with _closing(
         *([watchers] if watchers is not None else []),
-        unasked,
+        request_timeouts,
         there,
         delivery,
         ledger,

@@ -23,12 +23,12 @@ from shared import events
 from shared.errors import Disconnected, LogFull, MidstreamError, QueueFull, RedisRefused, Unreadable
 from shared.event_log import READ_ENTRIES_MAX, Commands, EventLog
 from shared.events import Accepted, Entry, Event, Policies
-from shared.ids import ACCEPTED, BEGINNING, EventId, created_at, is_stream_id, new_stream_id
+from shared.ids import BEGINNING, FIRST_ID, EventId, created_at, is_stream_id, new_stream_id
 from shared.keys import idempotency_key
 from shared.lifecycle import Folding, History
 from shared.logs import request_id
 from shared.queue import RequestQueue
-from shared.receipt import RECEIPT_LINE_SECONDS, Delivered, Deliveries, Generated, receipt, write_line
+from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNote, DeliveryNotes, Generated, receipt, write_line
 from shared.settings import Settings
 from shared.tracing import traceparent
 
@@ -57,7 +57,7 @@ class Streams:
         log: EventLog,
         queue: RequestQueue,
         tails: Tails,
-        deliveries: Deliveries,
+        deliveries: DeliveryNotes,
         settings: Settings,
     ) -> None:
         self._commands = commands
@@ -96,7 +96,7 @@ class Streams:
                 return self._created(stream_id)
         asked_by = request_id.get(), traceparent.get()
         accepted = Accepted(request, policies, created_at(stream_id), principal, metadata, facade or {}, *asked_by)
-        entry = Entry(ACCEPTED, events.ACCEPTED, accepted.stored())
+        entry = Entry(FIRST_ID, events.ACCEPTED, accepted.stored())
         try:
             await self._begin(stream_id, entry, alone=stream_id == new_id)
         except QueueFull as error:
@@ -192,7 +192,7 @@ class Streams:
     async def note_delivered(self, stream_id: str, reached: EventId, began_at: float) -> None:
         """Note, for the receipt, that a client was given the whole answer in one response, for which it had waited."""
         connection, now = secrets.token_hex(6), time.time()
-        given = Delivered(connection, gateway_name(), BEGINNING, reached, began_at, now, "completed")
+        given = DeliveryNote(connection, gateway_name(), BEGINNING, reached, began_at, now, "completed")
         try:
             await self._deliveries.note(stream_id, given)
         except MidstreamError as error:

@@ -27,8 +27,8 @@ from shared.event_log import EventLog
 from shared.grants import check_grants, until_up
 from shared.logs import set_up_logging
 from shared.queue import RequestQueue
-from shared.receipt import Deliveries
-from shared.redis_retry import patiently
+from shared.receipt import DeliveryNotes
+from shared.redis_retry import until_redis_answers
 from shared.redis_server import (
     OrdinaryCommands,
     RedisAddress,
@@ -101,7 +101,7 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
         await connection.close()
         await provider.close()
         raise
-    complaint = complaint_about(await patiently(lambda: eviction_policy(connection)))
+    complaint = complaint_about(await until_redis_answers(lambda: eviction_policy(connection)))
     if complaint:
         logger.error(complaint)
     log = EventLog(
@@ -122,7 +122,7 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
         name=name,
         log=log,
         queue=queue,
-        deliveries=Deliveries(connection),
+        deliveries=DeliveryNotes(connection),
         blocking=OrdinaryCommands(claims),
         provider=provider,
         settings=settings,

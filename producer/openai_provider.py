@@ -91,12 +91,12 @@ class OpenAIProvider:
 
                 def take(part: bytes) -> bool:
                     items = reader.feed(part)
-                    has_room = hearer.take(items) if items else True
+                    has_room = hearer.accept(items) if items else True
                     return has_room and not reader.ended
 
                 follow = _following(response.http_response)
                 while not await follow(take) and not reader.ended:
-                    await hearer.room()
+                    await hearer.wait_for_room()
                 if reader.error is not None:
                     raise reader.take_error()
         except openai.APIStatusError as error:

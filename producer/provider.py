@@ -62,13 +62,13 @@ class Refused(ProviderError):
 class Hearer(Protocol):
     """Who is told what a provider says."""
 
-    def take(self, items: list[Item]) -> bool:
-        """Take what came together. False: that is enough; the provider is to wait for `room` before it says more."""
+    def accept(self, items: list[Item]) -> bool:
+        """Take what came together. False: that is enough; the provider is to wait for `wait_for_room` before it says more."""
 
     def odd(self, kind: str) -> None:
         """Note that the provider said something of a shape that nothing documents: it was left out, or made text."""
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait until more may come. Raises what has ended the answer meanwhile."""
 
 
@@ -84,7 +84,7 @@ class Provider(Protocol):
         """Ask, and tell the answer as it comes: a call for each token, not a task's turn, which costs as much as the rest.
 
         With `partial` the answer goes on from that text, which is not repeated. To cancel it closes the connection, so
-        that the provider stops. Raises Unavailable, Refused, and what `room` raises.
+        that the provider stops. Raises Unavailable, Refused, and what `wait_for_room` raises.
         """
 
     async def close(self) -> None:

@@ -36,8 +36,8 @@ from shared.ids import created_at
 from shared.lifecycle import History, fold
 from shared.logs import outcome, request_id
 from shared.queue import Claim
-from shared.receipt import Deliveries
-from shared.redis_retry import patiently
+from shared.receipt import DeliveryNotes
+from shared.redis_retry import until_redis_answers
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Run:
         claim: Claim,
         *,
         log: EventLog,
-        deliveries: Deliveries,
+        deliveries: DeliveryNotes,
         provider: Provider,
         settings: Settings,
         worker: str,
@@ -114,7 +114,7 @@ class Run:
             self.meter.ended("handed_back")
             return False
         except Fenced:
-            newest = await patiently(lambda: self._log.newest(self.stream_id))
+            newest = await until_redis_answers(lambda: self._log.newest(self.stream_id))
             ended = not newest or newest[-1].field in events.TERMINAL
             self.tally()
             self.meter.ended("fenced", fenced_by=newest[-1].field.decode() if ended and newest else "another attempt")
@@ -135,7 +135,7 @@ class Run:
             return True
         except LogFull as error:  # before the attempt could begin
             told = self._failed("log_full", str(error), retryable=False)
-            await patiently(lambda: self._log.end(self.stream_id, events.FAILED, told))
+            await until_redis_answers(lambda: self._log.end(self.stream_id, events.FAILED, told))
             logger.warning("stream %s: failed: log_full: %s", self.stream_id, error)
             self.meter.failed_before("log_full")
             self.ended_here = True
@@ -208,7 +208,7 @@ class Run:
             refusal = self._refusal(history)
             if refusal is not None:
                 code, message = refusal
-                ended = await patiently(
+                ended = await until_redis_answers(
                     lambda code=code, message=message, last=history.last: self._log.end(  # type: ignore[misc]
                         self.stream_id, events.FAILED, self._failed(code, message, retryable=True), only_after=last
                     )
@@ -226,7 +226,7 @@ class Run:
 
     async def _read(self) -> tuple[list[Entry], History]:
         """The log, and what it tells. Raises Unreadable where that is nothing that could be gone on with."""
-        entries = await patiently(lambda: self._log.read_all(self.stream_id))
+        entries = await until_redis_answers(lambda: self._log.read_all(self.stream_id))
         try:
             history = fold(entries)
             if entries and not history.ended:
@@ -242,7 +242,7 @@ class Run:
         """End the stream, where that can be written: another worker would read its log no better."""
         failed = self._failed("unreadable", "the stream's log cannot be read", retryable=False)
         try:
-            ended = await patiently(lambda: self._log.end(self.stream_id, events.FAILED, failed))
+            ended = await until_redis_answers(lambda: self._log.end(self.stream_id, events.FAILED, failed))
             how = "" if ended else " (it has an end already, or none can be written)"
         except (RedisRefused, LogFull) as refusal:
             ended, how = False, f" (none can be written: {shown(str(refusal))})"
@@ -405,7 +405,7 @@ class Run:
 
     # --- Hearer
 
-    def take(self, items: list[Item]) -> bool:
+    def accept(self, items: list[Item]) -> bool:
         """Append what the provider said; once stopped, pass over it."""
         assert self._writer is not None
         self._heard_at = time.monotonic()
@@ -426,9 +426,9 @@ class Run:
                 "stream %s: the provider sent something odd as %s; left out, or made text", self.stream_id, kind
             )
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         assert self._writer is not None
-        await self._writer.room()
+        await self._writer.wait_for_room()
         self._heard_at = time.monotonic()
 
     # --- when it broke off

@@ -65,8 +65,8 @@ class SimulatedProvider:
                 if bound is not None:
                     due = min(due, bound - produced)
             await asyncio.sleep(max(0.0, began + (produced + 1) / pace - loop.time()) if pace else 0)
-            if not hearer.take([next(words) for _ in range(due)]):
-                await hearer.room()
+            if not hearer.accept([next(words) for _ in range(due)]):
+                await hearer.wait_for_room()
             done += due
             produced += due
 

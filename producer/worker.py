@@ -19,8 +19,8 @@ from shared.background import Complaints, keep_running
 from shared.errors import Disconnected, RedisRefused
 from shared.event_log import Commands, EventLog
 from shared.queue import Claim, RequestQueue
-from shared.receipt import RECEIPT_LINE_SECONDS, Deliveries, write_line
-from shared.redis_retry import patiently
+from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNotes, write_line
+from shared.redis_retry import until_redis_answers
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Worker:
         name: str,
         log: EventLog,
         queue: RequestQueue,
-        deliveries: Deliveries,
+        deliveries: DeliveryNotes,
         blocking: Commands,
         provider: Provider,
         settings: Settings,
@@ -155,7 +155,7 @@ class Worker:
         claim = run.claim
         try:
             if await run.run():
-                await patiently(lambda: self._queue.acknowledge(claim))
+                await until_redis_answers(lambda: self._queue.acknowledge(claim))
             if run.ended_here:
                 line = write_line(
                     self._log,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from shared.errors import LogFull, MidstreamError, OddReply, RedisRefused
 from shared.events import TERMINAL, Entry, entry_of
-from shared.ids import ACCEPTED, BEGINNING, EventId
+from shared.ids import BEGINNING, FIRST_ID, EventId
 from shared.keys import deliveries_key, live_channel, log_key
 
 _NOT_AS_EXPECTED = (TypeError, ValueError, IndexError, KeyError, AttributeError)
@@ -27,7 +27,7 @@ READ_ENTRIES_MAX = 1000
 RawEntry = tuple[bytes, tuple[bytes, bytes]]
 """An entry as Redis sends it: its id, and its field and value. One that is none of ours may have more (`entry_of`)."""
 
-_NO_LOG: list[Any] = [[bytes(ACCEPTED), ()]]
+_NO_LOG: list[Any] = [[bytes(FIRST_ID), ()]]
 """What is read of a key that is no stream: an entry that cannot be read."""
 
 
@@ -131,14 +131,14 @@ class EventLog:
     async def read(self, stream_id: str, after: EventId = BEGINNING, count: int = READ_ENTRIES_MAX) -> list[Entry]:
         """The next at most `count` entries after an id. An entry of several tokens is given whole."""
         return _entries(
-            await self._read(*_xrange(stream_id, after, count), or_else=_NO_LOG if after < ACCEPTED else [])
+            await self._read(*_xrange(stream_id, after, count), or_else=_NO_LOG if after < FIRST_ID else [])
         )
 
     def send_read(
         self, stream_id: str, after: EventId, count: int, on_read: OnRead, *, inclusive: bool = False
     ) -> None:
         """The same without a task, as Redis sent them: no object is made of any. `inclusive`: also the entry with that id."""
-        or_else = _NO_LOG if after < ACCEPTED else []
+        or_else = _NO_LOG if after < FIRST_ID else []
         command = _xrange(stream_id, after, count, inclusive=inclusive)
         self._commands.send(command, lambda reply: on_read(_read_of(reply, or_else)))
 
@@ -150,7 +150,7 @@ class EventLog:
         """The same as Redis sent them, and whether the log goes on behind them. In one round trip."""
         newest: list[Entry | Exception | None] = []
         self.send_newest(stream_id, newest.append)  # answered first, since replies come in order
-        or_else = _NO_LOG if first <= ACCEPTED <= last else []
+        or_else = _NO_LOG if first <= FIRST_ID <= last else []
         raw: list[RawEntry] = await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last), or_else=or_else)
         return raw, bool(newest) and isinstance(newest[0], Entry) and newest[0].id > last
 

@@ -15,7 +15,7 @@ from shared import events
 from shared.errors import Disconnected, LogFull, MidstreamError, OddReply, RedisRefused, Unusable
 from shared.event_log import Appended, Commands, EventLog, Script, shown
 from shared.events import Entry
-from shared.ids import ACCEPTED, EventId
+from shared.ids import FIRST_ID, EventId
 from shared.keys import (
     GROUP,
     PROCESSES_ABOUT,
@@ -28,7 +28,7 @@ from shared.keys import (
 )
 from shared.presence import Presence
 from shared.queue import RequestQueue
-from shared.receipt import Deliveries
+from shared.receipt import DeliveryNotes
 from shared.redis_server import RedisAddress, check
 from shared.resp import RespConnection
 from shared.settings import Settings
@@ -184,12 +184,12 @@ def _scripts(role: Role, name: str) -> list[tuple[Script, list[bytes], Command]]
     """Each script of such a process, on keys of its own: a stream begins, is written to, ends."""
     log, deliveries, live = log_key(name), deliveries_key(name), live_channel(name)
     queue, until, about = (b"midstream:{%b}:%b" % (name.encode(), end) for end in (b"requests", b"until", b"about"))
-    entry = Entry(ACCEPTED, events.ACCEPTED, b"{}")
+    entry = Entry(FIRST_ID, events.ACCEPTED, b"{}")
     first: Command = (0, bytes(entry.id), entry.field, entry.value, _PROBE_TTL_SECONDS)
     scripts: list[tuple[Script, list[bytes], Command]] = [
         (EventLog.APPEND, [log, live], first),
         (EventLog.APPEND, [log, live], first),  # a duplicate: it asks for the last entry
-        (Deliveries.DELIVER, [log, deliveries], ("probe", b"{}", 1)),
+        (DeliveryNotes.DELIVER, [log, deliveries], ("probe", b"{}", 1)),
         (EventLog.APPEND_LAST, [log, live], (1, bytes(EventId(1, 1)), events.TOKEN, b"", _PROBE_TTL_SECONDS)),
         (EventLog.END, [log, live], (events.FAILED, b"{}", _PROBE_TTL_SECONDS)),
         (Presence.BEAT, [until, about], ("probe", b"{}", 1000, _PROBE_TTL_SECONDS * 1000, 1)),

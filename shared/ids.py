@@ -49,7 +49,7 @@ class EventId(NamedTuple):
 
 
 BEGINNING = EventId(0, 0)
-ACCEPTED = EventId(0, 1)
+FIRST_ID = EventId(0, 1)
 
 
 def new_stream_id(now: float | None = None) -> str:

@@ -90,7 +90,7 @@ BACKGROUND_TASKS = (
     "renew",
     "sweep",
     "take_over",
-    "unasked",
+    "request_timeouts",
     "watch",
     "watchers",
 )

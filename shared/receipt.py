@@ -1,6 +1,6 @@
 """Receipts: what was generated against what was delivered.
 
-Generated is what the log holds. Delivered is what gateways note of their connections: from which id to which each was
+Generated is what the log holds. DeliveryNote is what gateways note of their connections: from which id to which each was
 sent. How many tokens that was is worked out when a receipt is read, so that nothing is counted on the hot path. "Sent"
 means handed to the connection; what a client really had is the id with which it comes back.
 """
@@ -25,7 +25,7 @@ from shared.events import Entry, control_of
 from shared.ids import EventId
 from shared.keys import deliveries_key, log_key
 from shared.lifecycle import History
-from shared.redis_retry import patiently
+from shared.redis_retry import until_redis_answers
 
 logger = logging.getLogger(__name__)
 line_logger = logging.getLogger("midstream.receipt")
@@ -45,7 +45,7 @@ _ABANDONED_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
+class DeliveryNote:
     """What a gateway notes of one connection. Times are Unix seconds; open while `outcome` is None."""
 
     connection: str
@@ -83,7 +83,7 @@ def _told(cursor: EventId) -> str:
     return str(EventId(cursor.attempt, max(0, cursor.offset)))
 
 
-class Deliveries:
+class DeliveryNotes:
     """The notes, over one connection to Redis."""
 
     DELIVER = Script("deliver")
@@ -92,12 +92,12 @@ class Deliveries:
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
 
-    async def note(self, stream_id: str, delivered: Delivered) -> None:
+    async def note(self, stream_id: str, delivered: DeliveryNote) -> None:
         """Store how far a connection has come. Raises Disconnected, RedisRefused, LogFull."""
         keys = [log_key(stream_id), deliveries_key(stream_id)]
         await self.DELIVER.run(self._commands, keys, delivered.connection, delivered.stored(), CONNECTIONS_MAX)
 
-    def send_note(self, stream_id: str, delivered: Delivered, on_reply: Callable[[Any], None]) -> None:
+    def send_note(self, stream_id: str, delivered: DeliveryNote, on_reply: Callable[[Any], None]) -> None:
         """`note` without a task: `on_reply` gets the bare reply or the error, also that of a script that Redis forgot."""
         keys = (log_key(stream_id), deliveries_key(stream_id))
         more = (delivered.connection, delivered.stored(), CONNECTIONS_MAX)
@@ -134,7 +134,7 @@ def _object(value: bytes) -> dict[str, Any] | None:
 
 
 def _note(value: bytes) -> dict[str, Any] | None:
-    """A note as `Delivered.stored` writes it; None for anything else."""
+    """A note as `DeliveryNote.stored` writes it; None for anything else."""
     note = _object(value)
     if note is None or not all(isinstance(note.get(name), str) for name in ("id", "gateway", "from", "to")):
         return None
@@ -265,7 +265,7 @@ def line_of(whole: dict[str, Any], request_id: str) -> dict[str, Any]:
 
 async def write_line(
     log: EventLog,
-    deliveries: Deliveries,
+    deliveries: DeliveryNotes,
     stream_id: str,
     *,
     after_seconds: float,
@@ -280,7 +280,7 @@ async def write_line(
     try:
         async with asyncio.timeout(_LINE_SECONDS_MAX):
             generated = Generated()
-            for count, entry in enumerate(await patiently(lambda: log.read_all(stream_id)), 1):
+            for count, entry in enumerate(await until_redis_answers(lambda: log.read_all(stream_id)), 1):
                 try:
                     generated.apply(entry)
                 except Unreadable as error:
@@ -288,7 +288,7 @@ async def write_line(
                     break
                 if count % _ENTRIES_AT_ONCE == 0:
                     await asyncio.sleep(0)
-            whole = receipt(stream_id, generated, await patiently(lambda: deliveries.read(stream_id)))
+            whole = receipt(stream_id, generated, await until_redis_answers(lambda: deliveries.read(stream_id)))
     except (MidstreamError, TimeoutError) as error:
         logger.warning("stream %s: no receipt: %s", stream_id, error or "Redis was away for too long")
         return

@@ -16,7 +16,7 @@ _PAUSE_SECONDS_MAX = 0.5
 """So late, at most, does a caller notice that Redis is back."""
 
 
-async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+async def until_redis_answers(call: Callable[[], Awaitable[T]]) -> T:
     """Call until Redis answers, however long it is away; the caller sets a bound, by cancelling, where there is one.
 
     Only for calls that may be repeated. Raises whatever is not passing: RedisRefused, LogFull.

@@ -96,7 +96,7 @@ OVERVIEW = [
     ),
     Panel(
         "Tokens generated and delivered",
-        "Delivered counts each reader of a stream, and what is read again. It follows up to 5 s later.",
+        "DeliveryNote counts each reader of a stream, and what is read again. It follows up to 5 s later.",
         {"generated": rate("midstream_tokens_generated_total"), "delivered": rate("midstream_tokens_delivered_total")},
     ),
     Panel("Time to first token", "What a reader waits.", quantiles("midstream_time_to_first_token_seconds"), "s"),

@@ -29,7 +29,7 @@ from gateway.http.problems import Problem, not_found, stopping
 from gateway.streams import Streams
 from shared.errors import MalformedId
 from shared.events import Policies
-from shared.ids import ACCEPTED, BEGINNING, EventId, is_stream_id
+from shared.ids import BEGINNING, FIRST_ID, EventId, is_stream_id
 from shared.settings import Settings
 
 _HEADERS = [
@@ -123,7 +123,7 @@ class Subscribe:
         stream_id = created["id"]
         # The browser must have an id before the first token, or a cut there would begin a second generation.
         told = orjson.dumps({"id": stream_id, "events_url": created["events_url"]})
-        first = b"id: %b/%b\nevent: accepted\ndata: %b\n\n" % (stream_id.encode(), bytes(ACCEPTED), told)
+        first = b"id: %b/%b\nevent: accepted\ndata: %b\n\n" % (stream_id.encode(), bytes(FIRST_ID), told)
         await self.follow(stream_id, None, PROMPT, scope, send, first=first)
 
     async def follow(
@@ -163,7 +163,7 @@ class Subscribe:
             if face is TEXT:
                 reader.sink = TextSink(connection, reader)
             head = [(b"content-type", face.media_type), *_HEADERS, *headers]
-            hello = face.hello(self._settings.retry_milliseconds) + first
+            hello = face.prelude(self._settings.retry_milliseconds) + first
             if connection.open(send, reader, head, hello):
                 self.begin(reader)
 

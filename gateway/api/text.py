@@ -30,20 +30,20 @@ class TextFace:
 
     media_type = b"text/plain; charset=utf-8"
     keep_alive = b""
-    remembers = True
+    stateful = True
     cut_unless_done = True
-    comes_back = False
+    resumable = False
 
     def encoder(self, stream_id: str) -> Encoder:
         return _TextEncoder()
 
-    def hello(self, retry_milliseconds: int) -> bytes:
+    def prelude(self, retry_milliseconds: int) -> bytes:
         return b""
 
     def live(self, offset: int) -> bytes:
         return b""
 
-    def farewell(self, retry_milliseconds: int) -> bytes:
+    def epilogue(self, retry_milliseconds: int) -> bytes:
         return b""
 
 

@@ -67,20 +67,20 @@ class WebSocketFace(Encoder):
 
     media_type = b""
     keep_alive = b""  # the protocol has its own pings, which also find who has gone
-    remembers = False
+    stateful = False
     cut_unless_done = False
-    comes_back = True
+    resumable = True
 
     def encoder(self, stream_id: str) -> Encoder:
         return self
 
-    def hello(self, retry_milliseconds: int) -> bytes:
+    def prelude(self, retry_milliseconds: int) -> bytes:
         return b""
 
     def live(self, offset: int) -> bytes:
         return frame(live_object(offset))
 
-    def farewell(self, retry_milliseconds: int) -> bytes:
+    def epilogue(self, retry_milliseconds: int) -> bytes:
         return frame(retry_object(retry_milliseconds))
 
     def token(self, event_id: bytes, value: bytes) -> bytes:

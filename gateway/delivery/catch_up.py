@@ -30,7 +30,7 @@ _NEWS_SECONDS = 0.5
 """How long a push may take that tells what a read has shown already; then the log is looked at once more."""
 
 
-class History(Protocol):
+class CatchUp(Protocol):
     ended: bool
     """The last piece was the end for this reader: the log cannot be read on, or its face cannot show it."""
 
@@ -41,8 +41,8 @@ class History(Protocol):
         """The next piece, maybe empty; None where the log has nothing. Moves the reader's cursor. Raises Disconnected."""
 
 
-def history_of(reader: Reader, pages: Pages, next_news: NextNews) -> History:
-    if reader.ring.face.remembers:
+def catch_up_of(reader: Reader, pages: Pages, next_news: NextNews) -> CatchUp:
+    if reader.ring.face.stateful:
         return _Remembering(reader, pages, next_news)
     return _Forgetful(reader, pages)
 

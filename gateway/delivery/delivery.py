@@ -19,9 +19,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from gateway import metrics
-from gateway.delivery.catch_up import history_of
+from gateway.delivery.catch_up import catch_up_of
 from gateway.delivery.flush_pace import Governor
-from gateway.delivery.ledger import Ledger, Note
+from gateway.delivery.ledger import Ledger, OpenConnection
 from gateway.following.pages import BEFORE_FIRST_SHOWN, Pages
 from gateway.following.ring import Ring, broken_off
 from gateway.following.tail import Tail
@@ -87,7 +87,7 @@ class Reader:
         self.blocked_at = 0.0
         """Since when its socket has been full (loop seconds); 0 while it takes what comes."""
         self.replaying = True
-        self.note: Note
+        self.note: OpenConnection
         """What the ledger keeps of it."""
         self.closed = False
         self.outcome = "disconnected"
@@ -161,7 +161,7 @@ class Delivery:
         reader.ring.readers.add(reader)
         reader.beat_slot = self.readers % len(self._beats)
         self._beats[reader.beat_slot].add(reader)
-        if reader.ring.face.comes_back:
+        if reader.ring.face.resumable:
             age_seconds = self._settings.connection_seconds * random.uniform(0.8, 1.0)
             now = self._loop.time()
             # The slot that is under way may have been emptied already.
@@ -207,9 +207,9 @@ class Delivery:
             body = ring.body(reader.position)
             reader.position = ring.end
         if (reader.tail.ended is None and ring.broken is None) or reader.position < 0:
-            body += ring.face.farewell(int(self._settings.retry_milliseconds * random.uniform(0.25, 1.0)))
+            body += ring.face.epilogue(int(self._settings.retry_milliseconds * random.uniform(0.25, 1.0)))
             reader.outcome = outcome
-            if ring.face.cut_unless_done or not ring.face.comes_back:
+            if ring.face.cut_unless_done or not ring.face.resumable:
                 reader.sink.cut(body)
             else:
                 reader.sink.finish(body)
@@ -409,7 +409,7 @@ class Delivery:
     async def _catch_up(self, reader: Reader) -> None:
         """Through pages of the log until the ring has the rest."""
         tail = reader.tail
-        history = history_of(reader, self._pages, self.next_news)
+        history = catch_up_of(reader, self._pages, self.next_news)
         pause_seconds, misses = 0.02, 0
         while not reader.closed and not history.ended and not history.arrive():
             try:

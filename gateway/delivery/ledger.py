@@ -18,7 +18,7 @@ from gateway.metrics import tokens_between
 from shared.background import keep_running
 from shared.errors import MidstreamError, RedisRefused
 from shared.ids import EventId
-from shared.receipt import Delivered, Deliveries
+from shared.receipt import DeliveryNote, DeliveryNotes
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ def gateway_name() -> str:
 
 
 class Ledger:
-    def __init__(self, deliveries: Deliveries, settings: Settings) -> None:
+    def __init__(self, deliveries: DeliveryNotes, settings: Settings) -> None:
         self._deliveries = deliveries
         self._pause_seconds = settings.delivery_report_seconds / _SLOTS
         self.gateway = gateway_name()
-        self._slots: list[dict[Reader, Note]] = [{} for _ in range(_SLOTS)]
+        self._slots: list[dict[Reader, OpenConnection]] = [{} for _ in range(_SLOTS)]
         self._opened = self._reported = 0
         self._under_way = 0
         self.tokens = 0
@@ -79,7 +79,7 @@ class Ledger:
 
     def opened(self, reader: Reader) -> None:
         self._opened += 1
-        self._slots[self._opened % _SLOTS][reader] = reader.note = Note(
+        self._slots[self._opened % _SLOTS][reader] = reader.note = OpenConnection(
             self._opened % _SLOTS, secrets.token_hex(6), reader.had, time.time()
         )
 
@@ -97,19 +97,21 @@ class Ledger:
                 if reader.reached() != note.noted:
                     self._send(reader, note)
 
-    def _send(self, reader: Reader, note: Note, outcome: str | None = None) -> None:
+    def _send(self, reader: Reader, note: OpenConnection, outcome: str | None = None) -> None:
         if self._under_way >= _UNDER_WAY_MAX:
             return
         reached = reader.reached()
         self.tokens += tokens_between(note.noted, reached, reader.tail)
         note.noted = reached
         closed_at = None if outcome is None else time.time()
-        delivered = Delivered(note.connection, self.gateway, note.start, note.noted, note.opened_at, closed_at, outcome)
+        delivered = DeliveryNote(
+            note.connection, self.gateway, note.start, note.noted, note.opened_at, closed_at, outcome
+        )
         self._under_way += 1
         stream_id = reader.tail.stream_id
         self._deliveries.send_note(stream_id, delivered, lambda reply: self._sent(stream_id, delivered, reply))
 
-    def _sent(self, stream_id: str, delivered: Delivered, reply: Any) -> None:
+    def _sent(self, stream_id: str, delivered: DeliveryNote, reply: Any) -> None:
         self._under_way -= 1
         if isinstance(reply, RedisRefused) and reply.code == "NOSCRIPT" and len(self._tasks) < _UNDER_WAY_MAX:
             task = self._loop.create_task(self._note(stream_id, delivered))
@@ -118,14 +120,14 @@ class Ledger:
         elif isinstance(reply, Exception):
             logger.debug("stream %s: a delivery was not noted: %s", stream_id, reply)
 
-    async def _note(self, stream_id: str, delivered: Delivered) -> None:
+    async def _note(self, stream_id: str, delivered: DeliveryNote) -> None:
         try:
             await self._deliveries.note(stream_id, delivered)
         except MidstreamError as error:
             logger.debug("stream %s: a delivery was not noted: %s", stream_id, error)
 
 
-class Note:
+class OpenConnection:
     """What is kept of an open connection between two reports."""
 
     __slots__ = ("connection", "noted", "opened_at", "slot", "start")

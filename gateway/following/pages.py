@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, Protocol
 from gateway import metrics
 from gateway.faces import Face, encode, gap_event
 from gateway.following.ring import broken_off
-from gateway.following.token_runs import Carried, Run, parts
+from gateway.following.token_runs import Carried, TokenRun, parts
 from shared import events
 from shared.event_log import EventLog
 from shared.events import TOKEN, Event
-from shared.ids import ACCEPTED, BEGINNING, ID_PART_MAX, EventId
+from shared.ids import BEGINNING, FIRST_ID, ID_PART_MAX, EventId
 from shared.lifecycle import base_of
 
 logger = logging.getLogger(__name__)
@@ -53,20 +53,20 @@ class EncodedPage:
 
     __slots__ = ("_body", "_encoder", "_ids", "_pieces", "ends_at", "size_bytes")
 
-    def __init__(self, face: Face, stream_id: str, content: list[Run | Carried]) -> None:
+    def __init__(self, face: Face, stream_id: str, content: list[TokenRun | Carried]) -> None:
         self._encoder = face.encoder(stream_id)
         self._pieces: list[bytes] = []
         self._ids: list[EventId] | tuple[int, int, int]
         self.ends_at: EventId | None = None
         """The event after which readers are sent away, because what follows cannot be read or shown."""
         each_bytes = _PIECE_BYTES
-        if not (len(content) == 1 and isinstance(content[0], Run) and self._take_run(content[0])):
+        if not (len(content) == 1 and isinstance(content[0], TokenRun) and self._take_run(content[0])):
             self._take_all(face, content)
             each_bytes = _EVENT_BYTES
         self._body = b"".join(self._pieces)
         self.size_bytes = 2 * len(self._body) + len(self._pieces) * each_bytes
 
-    def _take_run(self, plain: Run) -> bool:
+    def _take_run(self, plain: TokenRun) -> bool:
         """All of a page that is nothing but tokens, as most pages are. False where that must be done one by one."""
         try:
             self._pieces = list(self._encoder.tokens(plain.ids, plain.values))
@@ -76,7 +76,7 @@ class EncodedPage:
         self._ids = plain.attempt, plain.first_offset, plain.last.offset
         return True
 
-    def _take_all(self, face: Face, content: list[Run | Carried]) -> None:
+    def _take_all(self, face: Face, content: list[TokenRun | Carried]) -> None:
         listed, self.ends_at = _listed(content)
         ids: list[EventId] = []
         for event in listed:
@@ -120,7 +120,7 @@ class EventsPage:
 
     __slots__ = ("listed", "size_bytes")
 
-    def __init__(self, content: list[Run | Carried]) -> None:
+    def __init__(self, content: list[TokenRun | Carried]) -> None:
         self.listed, _ = _listed(content)
         self.size_bytes = sum(_EVENT_BYTES + len(event.value) for event in self.listed)
 
@@ -185,7 +185,7 @@ class Pages:
     def _key(self, stream_id: str, face: Face | None, attempt: int, offset: int) -> _Key:
         return stream_id, face, attempt, offset - offset % self._page_events
 
-    async def _page(self, key: _Key, make: Callable[[list[Run | Carried]], Any]) -> Any:
+    async def _page(self, key: _Key, make: Callable[[list[TokenRun | Carried]], Any]) -> Any:
         page = self._kept.get(key)
         if page is not None:
             self._kept.move_to_end(key)
@@ -196,14 +196,14 @@ class Pages:
             task.add_done_callback(lambda task: self._read_has_ended(key, task))
         return await asyncio.shield(task)
 
-    async def _read(self, key: _Key, make: Callable[[list[Run | Carried]], Any]) -> Any:
+    async def _read(self, key: _Key, make: Callable[[list[TokenRun | Carried]], Any]) -> Any:
         stream_id, _, attempt, first = key
         last = EventId(attempt, min(first + self._page_events - 1, _REDIS_OFFSET_MAX))
         # Complete is a page behind which the log goes on: asked at once, since Redis may have forgotten what a tail has seen.
         raw, goes_on = await self._log.read_page(stream_id, EventId(attempt, first), last)
         self.reads += 1
         # At an attempt's first offset nothing of it stands before; elsewhere it is not known what does.
-        content = list(parts(raw, None if first else ACCEPTED if attempt else BEGINNING))
+        content = list(parts(raw, None if first else FIRST_ID if attempt else BEGINNING))
         if content and isinstance(newest := content[-1], Carried) and newest.unreadable:
             self.on_unreadable(stream_id, newest.events[0])
         page = make(content)
@@ -224,7 +224,7 @@ class Pages:
             self.kept_bytes -= dropped.size_bytes
 
 
-def _listed(content: list[Run | Carried]) -> tuple[list[Event], EventId | None]:
+def _listed(content: list[TokenRun | Carried]) -> tuple[list[Event], EventId | None]:
     """These events, with a gap where offsets are missing between two of them; and the id of the last if it is where the log
     cannot be read on."""
     listed: list[Event] = []
@@ -235,7 +235,7 @@ def _listed(content: list[Run | Carried]) -> tuple[list[Event], EventId | None]:
             metrics.GAPS.inc()
             listed.append(gap_event(EventId(reached.attempt, reached.offset + 1), first))
         reached = part.last
-        if isinstance(part, Run):
+        if isinstance(part, TokenRun):
             ids = (EventId(part.attempt, offset) for offset in range(part.first_offset, part.last.offset + 1))
             listed += [Event(event_id, TOKEN, value) for event_id, value in zip(ids, part.values, strict=True)]
             continue

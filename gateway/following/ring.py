@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gateway import metrics
 from gateway.faces import Encoder, Face, encode
-from gateway.following.token_runs import Run, unreadable
+from gateway.following.token_runs import TokenRun, unreadable
 from shared import events
 from shared.errors import Unreadable
 from shared.events import Event
@@ -84,7 +84,7 @@ class Ring:
             piece, self.broken = broken_off(self.face, self.encoder, event), event.id
         self.encoded.append(piece)
 
-    def extend(self, run: Run) -> None:
+    def extend(self, run: TokenRun) -> None:
         """The tokens of a run, one after the other."""
         if self.broken is not None:
             return

@@ -122,11 +122,11 @@ class Tail:
         ring = self.ring(face)
         if ring is None:
             ring = Ring(face, face.encoder(self.stream_id), self.last)
-            if self.failed is not None and not face.remembers:
+            if self.failed is not None and not face.stateful:
                 place = self.failed.id
                 ring.begin_at(EventId(place.attempt, place.offset - 1), ring.encoder)
                 ring.append(self.failed)
-            if face.remembers and self.ready.done():
+            if face.stateful and self.ready.done():
                 self.unprimed.append(ring)
             else:
                 self.rings.append(ring)
@@ -141,7 +141,7 @@ class Tail:
     def begin_rings_at(self, base: EventId) -> None:
         """The log has more than its first read gave: the rings, still empty, begin after `base`."""
         for ring in list(self.rings):
-            if ring.face.remembers:
+            if ring.face.stateful:
                 self.rings.remove(ring)
                 self.unprimed.append(ring)
             else:

@@ -26,7 +26,7 @@ from gateway.following.ring import Ring
 from gateway.following.tail import Tail
 from gateway.following.token_runs import (
     Carried,
-    Run,
+    TokenRun,
     carried_by,
     field_of,
     parts,
@@ -38,7 +38,7 @@ from shared import events
 from shared.errors import RedisRefused, Unreadable
 from shared.event_log import EventLog, RawEntry
 from shared.events import Entry, Event, entry_of, events_of
-from shared.ids import ACCEPTED, BEGINNING, EventId
+from shared.ids import BEGINNING, FIRST_ID, EventId
 from shared.lifecycle import Order, base_of, readable_id
 from shared.resp import RespConnection
 from shared.settings import Settings
@@ -115,7 +115,7 @@ class Tails:
 
         With a face, what is read first of all is kept for its readers; of these the first have everything up to `after`.
         """
-        if face is not None and face.remembers:
+        if face is not None and face.stateful:
             after = BEGINNING
         tail = self._by_id.get(stream_id)
         if tail is None:
@@ -240,15 +240,15 @@ class Tails:
         tail.heard_at = now
         self._tell(tail)
 
-    def _apply_next(self, tail: Tail, part: Run | Carried) -> bool:
+    def _apply_next(self, tail: Tail, part: TokenRun | Carried) -> bool:
         """Put a pushed entry into the rings if it is the very next, so that nothing can stand between. Raises Unreadable."""
         first, reached = part.first, tail.next_after
         if first.attempt == reached.attempt:
             if first.offset != reached.offset + 1:
                 return False
-        elif first != (1, 0) or reached != ACCEPTED:
+        elif first != (1, 0) or reached != FIRST_ID:
             return False
-        if isinstance(part, Run):
+        if isinstance(part, TokenRun):
             self._apply_run(tail, part)
         else:
             if part.field not in events.COUNTED or not first.attempt:
@@ -257,7 +257,7 @@ class Tails:
         tail.arm()
         return True
 
-    def _apply_run(self, tail: Tail, run: Run) -> None:
+    def _apply_run(self, tail: Tail, run: TokenRun) -> None:
         for ring in tail.rings:
             ring.extend(run)
         tail.reach(run.last)
@@ -364,7 +364,7 @@ class Tails:
         """The first that is read; `reached` is None where it is not known what stands before it."""
         if raw and reached is None:
             first = _first_id(raw[0])
-            if first > ACCEPTED:
+            if first > FIRST_ID:
                 tail.begin_rings_at(EventId(first.attempt, first.offset - 1))
         self._apply_raw(tail, raw, reached)
         self._tell(tail)
@@ -394,7 +394,7 @@ class Tails:
             return
         for part in parts(raw, reached):
             self._mark_gap(tail, part.first)
-            if isinstance(part, Run):
+            if isinstance(part, TokenRun):
                 self._apply_run(tail, part)
                 continue
             self._apply(tail, part)

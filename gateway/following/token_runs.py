@@ -31,7 +31,7 @@ from shared.ids import ID_PART_MAX, EventId
 from shared.lifecycle import Order, base_of, readable_id
 
 
-class Run(NamedTuple):
+class TokenRun(NamedTuple):
     """One or more tokens of one attempt whose offsets have no hole."""
 
     attempt: int
@@ -61,7 +61,7 @@ class Carried(NamedTuple):
     """It could not be read, and reads as `failed`."""
 
 
-def parts(raw: list[RawEntry], reached: EventId | None) -> Iterator[Run | Carried]:
+def parts(raw: list[RawEntry], reached: EventId | None) -> Iterator[TokenRun | Carried]:
     """What these entries carry, in their order, up to the end of the stream: a terminal event, or the first entry that
     cannot be read, which reads as one. `reached` is the id before them, as `Order` has it."""
     order = Order(reached)
@@ -89,9 +89,9 @@ def checked(entries: list[Entry], order: Order) -> Iterator[Carried]:
             break
 
 
-def _taken(part: Run | Entry, order: Order) -> Run | Carried:
+def _taken(part: TokenRun | Entry, order: Order) -> TokenRun | Carried:
     """The next part of a log, checked. Raises Unreadable."""
-    if isinstance(part, Run):
+    if isinstance(part, TokenRun):
         order.take(TOKEN, part.first, part.last)
         return part
     carried = carried_by(part)
@@ -100,7 +100,7 @@ def _taken(part: Run | Entry, order: Order) -> Run | Carried:
     return carried
 
 
-def _place_of(part: Run | Entry, before: EventId | None) -> EventId:
+def _place_of(part: TokenRun | Entry, before: EventId | None) -> EventId:
     """The id under which a part fails that cannot be read: behind all that came before it."""
     if isinstance(part, Entry):
         return part.id
@@ -132,14 +132,14 @@ def unreadable_from(failed: Event) -> EventId | None:
         return None
 
 
-def runs(raw: list[RawEntry]) -> Iterator[Run | Entry]:
+def runs(raw: list[RawEntry]) -> Iterator[TokenRun | Entry]:
     """The same in the same order: tokens in runs as long as they can be, everything else as it is, and not checked."""
-    gathered: list[Run] = []
+    gathered: list[TokenRun] = []
     for part in _parts(raw):
-        if gathered and not (isinstance(part, Run) and _follows(part, gathered[-1])):
+        if gathered and not (isinstance(part, TokenRun) and _follows(part, gathered[-1])):
             yield _joined(gathered)
             gathered = []
-        if isinstance(part, Run):
+        if isinstance(part, TokenRun):
             gathered.append(part)
         else:
             yield part
@@ -147,7 +147,7 @@ def runs(raw: list[RawEntry]) -> Iterator[Run | Entry]:
         yield _joined(gathered)
 
 
-def run_of_batch(entry: Entry) -> Run | None:
+def run_of_batch(entry: Entry) -> TokenRun | None:
     """The tokens of an entry that carries several; None if it carries anything else, or what cannot be read."""
     try:
         items = items_of(entry.value)
@@ -158,10 +158,10 @@ def run_of_batch(entry: Entry) -> Run | None:
     if first < 1 or attempt > ID_PART_MAX or last > ID_PART_MAX or not all(type(item) is str for item in items):
         return None
     ids = tuple(b"%d-%d" % (attempt, offset) for offset in range(first, last + 1))
-    return Run(attempt, first, ids, tuple(item.encode() for item in items))
+    return TokenRun(attempt, first, ids, tuple(item.encode() for item in items))
 
 
-def _parts(raw: list[RawEntry]) -> Iterator[Run | Entry]:
+def _parts(raw: list[RawEntry]) -> Iterator[TokenRun | Entry]:
     for field, group in groupby(raw, field_of):
         entries = list(group)
         run = _run_of_tokens(entries) if field == TOKEN else None
@@ -179,7 +179,7 @@ def field_of(entry: RawEntry) -> bytes:
     return fields[0] if len(fields) == 2 else events.UNREADABLE
 
 
-def _run_of_tokens(raw: list[RawEntry]) -> Run | None:
+def _run_of_tokens(raw: list[RawEntry]) -> TokenRun | None:
     """These entries as one run; None if they are not one, or one of them is no text."""
     attempt, first_offset = EventId.of(raw[0][0])
     last_offset = first_offset + len(raw) - 1
@@ -192,20 +192,20 @@ def _run_of_tokens(raw: list[RawEntry]) -> Run | None:
         _BETWEEN.join(values).decode()  # each is UTF-8 then: what stands between them would break a letter
     except UnicodeDecodeError:
         return None
-    return Run(attempt, first_offset, event_ids, values)
+    return TokenRun(attempt, first_offset, event_ids, values)
 
 
 _BETWEEN = b"\n"
 
 
-def _follows(run: Run, before: Run) -> bool:
+def _follows(run: TokenRun, before: TokenRun) -> bool:
     return run.attempt == before.attempt and run.first_offset == before.last.offset + 1
 
 
-def _joined(several: list[Run]) -> Run:
+def _joined(several: list[TokenRun]) -> TokenRun:
     if len(several) == 1:
         return several[0]
     ids, values = (
         tuple(chain.from_iterable(part)) for part in zip(*((run.ids, run.values) for run in several), strict=True)
     )
-    return Run(several[0].attempt, several[0].first_offset, ids, values)
+    return TokenRun(several[0].attempt, several[0].first_offset, ids, values)

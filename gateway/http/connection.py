@@ -105,7 +105,7 @@ class Connection(Incoming):
         cycle.response_started = cycle.response_complete = True  # as far as uvicorn has to do with it
         if self._body is not None:
             self._body = None  # nobody reads it
-            self._unasked.ended(self)
+            self._request_timeouts.ended(self)
         if not self._keep_open:
             self._unread = b""
         self._forget_request()

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.http.framing import REQUEST_LINE_BYTES_MAX, Body, Head, Lines, check_begun, no_request, read_head
 from gateway.http.problems import Problem
-from gateway.http.request_timeouts import Unasked
+from gateway.http.request_timeouts import RequestTimeouts
 from gateway.metrics import refused
 
 EXTENSION = "midstream.connection"
@@ -60,11 +60,11 @@ class Incoming(HttpToolsProtocol):
     _stuck: asyncio.TimerHandle | None = None
     """While the client does not take what it is sent."""
 
-    def __init__(self, unasked: Unasked, *arguments: Any, **more: Any) -> None:
+    def __init__(self, request_timeouts: RequestTimeouts, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self.parser = None  # type: ignore[assignment]  # each head has its own, for as long as it is read
         self.pipeline = _NO_PIPELINE
-        self._unasked = unasked
+        self._request_timeouts = request_timeouts
 
     # --- what comes
 
@@ -74,7 +74,9 @@ class Incoming(HttpToolsProtocol):
             return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-            self._unasked.begun(self)  # also where it begins no request: empty lines have ended uvicorn's own wait
+            self._request_timeouts.begun(
+                self
+            )  # also where it begins no request: empty lines have ended uvicorn's own wait
         if not self._unread and self.cycle is None and self._body is None:
             end = data.find(b"\r\n\r\n") + 4
             if 4 < end <= REQUEST_LINE_BYTES_MAX:  # so no line is longer than it may be
@@ -109,7 +111,7 @@ class Incoming(HttpToolsProtocol):
             if self._unread[:1] in b"\r\n" and not self._pass_over_empty_lines():
                 return False
             self._lines = Lines()
-            self._unasked.begun(self)
+            self._request_timeouts.begun(self)
         data = self._unread
         try:
             end = self._lines.end(data)
@@ -149,9 +151,9 @@ class Incoming(HttpToolsProtocol):
             return
         self._body = body
         if self._body is None:
-            self._unasked.ended(self)
+            self._request_timeouts.ended(self)
         elif not since_earlier:
-            self._unasked.begun(self)
+            self._request_timeouts.begun(self)
         scope = {
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
@@ -195,7 +197,7 @@ class Incoming(HttpToolsProtocol):
         cycle = self.cycle
         if body.whole:
             self._body = None
-            self._unasked.ended(self)
+            self._request_timeouts.ended(self)
         if cycle is not None:
             cycle.body += part
             cycle.more_body = not body.whole
@@ -233,7 +235,7 @@ class Incoming(HttpToolsProtocol):
             self.transport.close()  # nothing was asked
             self._watch_the_rest()
         else:
-            self._refuse(Problem(408, f"the request did not come whole within {self._unasked.seconds:g} s"))
+            self._refuse(Problem(408, f"the request did not come whole within {self._request_timeouts.seconds:g} s"))
 
     def _refuse(self, problem: Problem) -> None:
         """Answer what cannot be a request, and end the connection. No byte of it is looked at any more."""
@@ -258,7 +260,7 @@ class Incoming(HttpToolsProtocol):
         """End the connection, but hear the client out for a moment: it may be in the middle of what was refused."""
         self._deaf = True
         self._unread, self._lines, self._body = b"", None, None
-        self._unasked.ended(self)
+        self._request_timeouts.ended(self)
         self._unset_keepalive_if_required()
         self._end_wait()
         self.flow.resume_reading()
@@ -271,7 +273,7 @@ class Incoming(HttpToolsProtocol):
         self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
 
     def _become_a_websocket(self, head: Head) -> None:
-        self._unasked.ended(self)
+        self._request_timeouts.ended(self)
         self.connections.discard(self)
         lines = [head.method.encode(), b" ", head.url, b" HTTP/1.1\r\n"]
         for name, value in head.headers:
@@ -351,7 +353,7 @@ class Incoming(HttpToolsProtocol):
     def _watch_the_rest(self) -> None:
         """The connection is closed as soon as its client has taken the rest: it must not take for ever."""
         if self._stuck is None and (left := self.transport.get_write_buffer_size()):
-            self._stuck = self.loop.call_later(self._unasked.seconds, self._cut_if_stuck, left)
+            self._stuck = self.loop.call_later(self._request_timeouts.seconds, self._cut_if_stuck, left)
 
     def _cut_if_stuck(self, before: int) -> None:
         left = self.transport.get_write_buffer_size()
@@ -359,7 +361,7 @@ class Incoming(HttpToolsProtocol):
         if left >= before:
             self.transport.abort()
         elif left:
-            self._stuck = self.loop.call_later(self._unasked.seconds, self._cut_if_stuck, left)
+            self._stuck = self.loop.call_later(self._request_timeouts.seconds, self._cut_if_stuck, left)
 
     def _look_for_the_client(self, seconds: float) -> None:
         """Whether a client that has closed its half is there at all: one that is not says so to whatever it is sent."""
@@ -379,7 +381,7 @@ class Incoming(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._unasked.begun(self)
+        self._request_timeouts.begun(self)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn keeps nothing open
         """Whether the way out stays open: for the answer to a request that has come whole."""
@@ -405,7 +407,7 @@ class Incoming(HttpToolsProtocol):
             self._stuck = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._unasked.ended(self)
+        self._request_timeouts.ended(self)
         super().connection_lost(exc)
         self._unset_keepalive_if_required()  # uvicorn leaves it, of a connection that was reset
         self._end_wait()

@@ -17,7 +17,7 @@ class Asking(Protocol):
         """Its request has not come whole in time: it must end."""
 
 
-class Unasked:
+class RequestTimeouts:
     """Noted when a connection is made or a request begins, forgotten when it is whole: one that comes whole at once is not noted."""
 
     def __init__(self, seconds: float) -> None:
@@ -27,7 +27,7 @@ class Unasked:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._task = keep_running("unasked", self._run)
+        self._task = keep_running("request_timeouts", self._run)
 
     async def close(self) -> None:
         self._task.cancel()

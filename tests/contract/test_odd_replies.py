@@ -17,7 +17,7 @@ from shared.events import CANCELLED, TOKEN, Entry
 from shared.grants import check_for_all
 from shared.ids import EventId, new_stream_id
 from shared.queue import Claim, RequestQueue
-from shared.receipt import Deliveries
+from shared.receipt import DeliveryNotes
 from shared.redis_server import OrdinaryCommands, RedisAddress, eviction_policy, ordinary_client
 from shared.resp import RespConnection
 from shared.settings import Settings
@@ -29,7 +29,7 @@ class OddServer:
 
     def __init__(self) -> None:
         self.reply = b"+OK\r\n"
-        self.unasked = b""
+        self.request_timeouts = b""
         """Sent beside the next answer."""
         self.connections = 0
 
@@ -55,8 +55,8 @@ class OddServer:
                         writer.write(b"$%d\r\n%b\r\n" % (len(command[1]), command[1]))
                     else:
                         writer.write(self.reply)
-                    writer.write(self.unasked)
-                    self.unasked = b""
+                    writer.write(self.request_timeouts)
+                    self.request_timeouts = b""
         finally:
             writer.close()
 
@@ -121,7 +121,7 @@ async def test_an_odd_reply_is_an_error_of_its_own_call_and_of_no_other(
             "acknowledge": lambda: queue.acknowledge(Claim(b"1-1", stream_id)),
             "forget_idle_consumers": lambda: queue.forget_idle_consumers(1),
             "waiting": queue.waiting,
-            "deliveries": lambda: Deliveries(connection).read(stream_id),
+            "deliveries": lambda: DeliveryNotes(connection).read(stream_id),
             "eviction_policy": lambda: eviction_policy(connection),
         }
         for name, call in calls.items():
@@ -139,12 +139,14 @@ async def test_an_odd_reply_is_an_error_of_its_own_call_and_of_no_other(
     assert not any(record.exc_info for record in caplog.records)
 
 
-@pytest.mark.parametrize("unasked", [b"+ONE MORE\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x16\x03\x01\x00\x00"])
-async def test_after_what_was_not_asked_for_the_connection_is_made_anew(unasked: bytes) -> None:
+@pytest.mark.parametrize(
+    "request_timeouts", [b"+ONE MORE\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x16\x03\x01\x00\x00"]
+)
+async def test_after_what_was_not_asked_for_the_connection_is_made_anew(request_timeouts: bytes) -> None:
     """Whose reply is whose, nobody could say any more."""
     server = OddServer()
     async with connected(server) as connection:
-        server.unasked = unasked
+        server.request_timeouts = request_timeouts
         assert await connection.execute("ECHO", "before") == b"before"
         await wait_until(lambda: server.connections == 2 and connection.is_up, what="a new connection")
         assert await connection.execute("ECHO", "after") == b"after"

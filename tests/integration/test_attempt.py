@@ -14,11 +14,11 @@ from producer.run import Run
 from shared import events
 from shared.event_log import EventLog
 from shared.events import Accepted, Entry, Policies
-from shared.ids import ACCEPTED, new_stream_id
+from shared.ids import FIRST_ID, new_stream_id
 from shared.keys import log_key
 from shared.lifecycle import fold
 from shared.queue import Claim
-from shared.receipt import Deliveries
+from shared.receipt import DeliveryNotes
 from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
 from shared.settings import Settings
@@ -42,10 +42,10 @@ class ScriptedProvider:
 
     async def generate(self, request: dict[str, Any], partial: str, hearer: Hearer) -> Finish:
         self.calls += 1
-        hearer.take([WORDS[0]])
+        hearer.accept([WORDS[0]])
         await self.cue.wait()
         for word in WORDS[1:]:
-            hearer.take([word])
+            hearer.accept([word])
         return Finish("stop", None)
 
     async def close(self) -> None:
@@ -65,7 +65,7 @@ async def log(valkey_server: RedisServer) -> AsyncIterator[EventLog]:
 async def accepted(log: EventLog, on_interrupt: str) -> str:
     stream_id = new_stream_id()
     asked = Accepted({"model": "m", "messages": []}, Policies(None, on_interrupt), time.time(), "anonymous", {})
-    await log.append(stream_id, 0, Entry(ACCEPTED, events.ACCEPTED, asked.stored()), 100)
+    await log.append(stream_id, 0, Entry(FIRST_ID, events.ACCEPTED, asked.stored()), 100)
     return stream_id
 
 
@@ -77,7 +77,7 @@ async def test_a_provider_that_ends_as_it_is_stopped_leaves_no_hole(log: EventLo
     run = Run(
         Claim(b"1-1", stream_id),
         log=log,
-        deliveries=Deliveries(log._commands),
+        deliveries=DeliveryNotes(log._commands),
         provider=provider,
         settings=Settings(provider_backoff_seconds=0.01),
         worker="test",
@@ -171,7 +171,7 @@ def run_of(log: EventLog, stream_id: str, provider: ScriptedProvider) -> Run:
     return Run(
         Claim(b"1-1", stream_id),
         log=log,
-        deliveries=Deliveries(log._commands),
+        deliveries=DeliveryNotes(log._commands),
         provider=provider,
         settings=Settings(provider_backoff_seconds=0.01),
         worker="test",

@@ -29,7 +29,7 @@ from gateway.following.silence_checks import Sweep
 from gateway.following.tail import Tail
 from gateway.following.tails import Tails
 from gateway.http.connection import Connection
-from gateway.http.request_timeouts import Unasked
+from gateway.http.request_timeouts import RequestTimeouts
 from gateway.measuring import GatewayMeasuring
 from producer.simulated_provider import SimulatedProvider
 from producer.worker import Worker
@@ -39,7 +39,7 @@ from shared.event_log import EventLog
 from shared.ids import BEGINNING, new_stream_id
 from shared.presence import Presence
 from shared.queue import RequestQueue
-from shared.receipt import Deliveries
+from shared.receipt import DeliveryNotes
 from shared.redis_server import OrdinaryCommands, RedisAddress, ordinary_client
 from shared.resp import RespConnection
 from shared.self_measuring import Handover, Measuring
@@ -127,7 +127,7 @@ class Parts:
         settings = Settings(keepalive_seconds=1, connection_seconds=connection_seconds)
         async with self.commands() as commands:
             pages = Pages(self.log(commands), page_events=256, cache_bytes_max=1 << 20)
-            delivery = Delivery(pages, Ledger(Deliveries(commands), settings), settings)
+            delivery = Delivery(pages, Ledger(DeliveryNotes(commands), settings), settings)
             delivery.ledger._loop = asyncio.get_running_loop()
             delivery.start()
             sinks = [Sink() for _ in range(20)]
@@ -198,7 +198,7 @@ async def _worker(parts: Parts, method: str) -> AsyncIterator[Callable[[], bool]
             name="ann",
             log=parts.log(commands),
             queue=queue,
-            deliveries=Deliveries(commands),
+            deliveries=DeliveryNotes(commands),
             blocking=OrdinaryCommands(client),
             provider=SimulatedProvider(),
             settings=parts.settings,
@@ -246,7 +246,7 @@ async def _watch(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 @case("ledger")
 async def _ledger(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     async with parts.commands() as commands:
-        ledger = Ledger(Deliveries(commands), parts.settings)
+        ledger = Ledger(DeliveryNotes(commands), parts.settings)
         tail = Tail(new_stream_id(), 0.0)
         reader = Reader(cast(Delivery, None), tail, tail.open_ring(NATIVE), Sink(), BEGINNING)
         ledger.opened(reader)
@@ -319,16 +319,16 @@ async def _sweep(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
             await tails.close()
 
 
-@case("unasked")
-async def _unasked(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
-    unasked = Unasked(0.1)
-    once = Once(unasked._late)
-    parts.patch.setattr(unasked, "_late", once)
-    unasked.start()
+@case("request_timeouts")
+async def _request_timeouts(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    request_timeouts = RequestTimeouts(0.1)
+    once = Once(request_timeouts._late)
+    parts.patch.setattr(request_timeouts, "_late", once)
+    request_timeouts.start()
     try:
         yield lambda: once.calls > 2
     finally:
-        await unasked.close()
+        await request_timeouts.close()
 
 
 @case("watchers")

@@ -24,7 +24,7 @@ from shared.events import Entry, Event
 from shared.ids import BEGINNING, EventId, new_stream_id
 from shared.keys import live_channel
 from shared.queue import RequestQueue
-from shared.receipt import Deliveries
+from shared.receipt import DeliveryNotes
 from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
 from shared.settings import Settings
@@ -60,9 +60,9 @@ class Gateway:
         def connection(name: str, **more: Any) -> RespConnection:
             return RespConnection(RedisAddress.parse(url), name=name, reply_seconds=5.0, **more)
 
-        self.commands = connection("test", scripts=(*EventLog.SCRIPTS, *Deliveries.SCRIPTS))
+        self.commands = connection("test", scripts=(*EventLog.SCRIPTS, *DeliveryNotes.SCRIPTS))
         self.log = EventLog(self.commands, log_ttl_seconds=600, ended_ttl_seconds=600, tombstone_ttl_seconds=600)
-        deliveries = Deliveries(self.commands)
+        deliveries = DeliveryNotes(self.commands)
         pages = Pages(self.log, page_events=256, cache_bytes_max=1 << 20)
         self.delivery = Delivery(pages, Ledger(deliveries, SETTINGS), SETTINGS)
 
@@ -125,13 +125,13 @@ HEAD = b"started@1-0;"
 
 
 @pytest.mark.parametrize("native_first", [True, False])
-@pytest.mark.parametrize("remembers", [True, False])
+@pytest.mark.parametrize("stateful", [True, False])
 async def test_an_encoder_that_fails_ends_its_own_readers_and_nothing_else(
-    valkey_server: RedisServer, native_first: bool, remembers: bool
+    valkey_server: RedisServer, native_first: bool, stateful: bool
 ) -> None:
     async with running(valkey_server.url) as gateway:
         face: Any = FailingFace(b"bad")
-        face.remembers = remembers
+        face.stateful = stateful
         writer = Writer(gateway.log, new_stream_id())
         await writer.begin()
         beside = Writer(gateway.log, new_stream_id())
@@ -176,12 +176,12 @@ def total(counter: Any) -> float:
     return float(sum(one.value for metric in counter.collect() for one in metric.samples))
 
 
-@pytest.mark.parametrize("remembers", [True, False])
-async def test_it_ends_them_in_history_too(valkey_server: RedisServer, remembers: bool) -> None:
+@pytest.mark.parametrize("stateful", [True, False])
+async def test_it_ends_them_in_history_too(valkey_server: RedisServer, stateful: bool) -> None:
     """The event that cannot be shown is far behind the ring."""
     async with running(valkey_server.url) as gateway:
         face: Any = FailingFace(b"bad")
-        face.remembers = remembers
+        face.stateful = stateful
         writer = Writer(gateway.log, new_stream_id())
         await writer.begin()
         for first in range(1, 2001, 100):

@@ -22,10 +22,10 @@ from producer.writer import Writer
 from shared import events
 from shared.event_log import EventLog
 from shared.events import Accepted, Entry, Policies
-from shared.ids import ACCEPTED, EventId, new_stream_id
+from shared.ids import FIRST_ID, EventId, new_stream_id
 from shared.lifecycle import fold
 from shared.queue import Claim
-from shared.receipt import Deliveries
+from shared.receipt import DeliveryNotes
 from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
 from shared.settings import Settings
@@ -48,8 +48,8 @@ class Scripted:
 
     async def generate(self, request: dict[str, Any], partial: str, hearer: Hearer) -> Finish:
         self.calls += 1
-        hearer.take(["one "])
-        hearer.take(["two"])
+        hearer.accept(["one "])
+        hearer.accept(["two"])
         return await self._then(hearer, self.calls)
 
     async def close(self) -> None:
@@ -65,7 +65,7 @@ async def unstorable(hearer: Hearer, calls: int) -> Finish:
 
 
 async def an_item_that_cannot_be_stored(hearer: Hearer, calls: int) -> Finish:
-    hearer.take(["half \ud83d"])
+    hearer.accept(["half \ud83d"])
     await asyncio.Event().wait()
     raise AssertionError("it was stopped")
 
@@ -96,7 +96,7 @@ async def buggy(hearer: Hearer, calls: int) -> Finish:
 @pytest.fixture
 async def connection(valkey_server: RedisServer) -> AsyncIterator[RespConnection]:
     address = RedisAddress.parse(valkey_server.url)
-    scripts = (*EventLog.SCRIPTS, *Deliveries.SCRIPTS)
+    scripts = (*EventLog.SCRIPTS, *DeliveryNotes.SCRIPTS)
     connection = RespConnection(address, name="test", reply_seconds=5.0, scripts=scripts)
     connection.start()
     await wait_until(lambda: connection.is_up)
@@ -142,7 +142,7 @@ class Watched:
 async def accepted(log: EventLog, request: dict[str, Any] | None = None) -> str:
     stream_id = new_stream_id()
     about = Accepted(request or {"model": "m", "messages": []}, Policies(None, "restart"), time.time(), "anonymous", {})
-    await log.append(stream_id, 0, Entry(ACCEPTED, events.ACCEPTED, about.stored()), 100)
+    await log.append(stream_id, 0, Entry(FIRST_ID, events.ACCEPTED, about.stored()), 100)
     return stream_id
 
 
@@ -150,7 +150,7 @@ def run_of(stream_id: str, log: EventLog, connection: RespConnection, provider: 
     return Run(
         Claim(b"1-1", stream_id),
         log=log,
-        deliveries=Deliveries(connection),
+        deliveries=DeliveryNotes(connection),
         provider=provider,
         settings=Settings(provider_backoff_seconds=0.01, **settings),
         worker="test",
@@ -245,7 +245,7 @@ async def test_a_run_that_is_fenced_off_is_freed(
 
     async def more(hearer: Hearer, calls: int) -> Finish:
         await cue.wait()
-        hearer.take(["three"])
+        hearer.accept(["three"])
         await asyncio.sleep(0.02)
         if on_cancel == "drain" and not ended:
             raise Unavailable("it broke off behind the fence")
@@ -277,7 +277,7 @@ async def test_a_run_whose_redis_went_away_is_freed(
     async def more(hearer: Hearer, calls: int) -> Finish:
         await cue.wait()
         for number in range(20):
-            hearer.take([str(number)])
+            hearer.accept([str(number)])
         return Finish("stop", None)
 
     run = run_of(stream_id, log, connection, Scripted(more))

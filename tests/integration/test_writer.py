@@ -252,7 +252,7 @@ async def test_while_redis_is_away_a_writer_takes_only_so_much(durable: RedisSer
         while not writer.crowded:
             offset += 1
             writer.push([f"t{offset}"])
-        waiting = asyncio.create_task(writer.room())
+        waiting = asyncio.create_task(writer.wait_for_room())
         await asyncio.sleep(0)
         assert not waiting.done()
         durable.thaw()

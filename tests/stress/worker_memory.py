@@ -19,7 +19,7 @@ import uvloop
 from shared import events
 from shared.event_log import EventLog
 from shared.events import Accepted, Entry, Policies
-from shared.ids import ACCEPTED, new_stream_id
+from shared.ids import FIRST_ID, new_stream_id
 from shared.queue import RequestQueue
 from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
@@ -68,7 +68,7 @@ class WorkerMemory:
         request = {"model": "m", "messages": [{"role": "user", "content": "a"}], "script": script}
         accepted = Accepted(request, Policies(None, "restart"), time.time(), "anonymous", {})
         stream_id = new_stream_id()
-        await self._log.append(stream_id, 0, Entry(ACCEPTED, events.ACCEPTED, accepted.stored()), 600)
+        await self._log.append(stream_id, 0, Entry(FIRST_ID, events.ACCEPTED, accepted.stored()), 600)
         await self._queue.enqueue(stream_id)
 
         async def has_ended() -> bool:

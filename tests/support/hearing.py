@@ -19,7 +19,7 @@ class Heard:
         self._enough = enough
         self._on_take = on_take
 
-    def take(self, items: list[Item]) -> bool:
+    def accept(self, items: list[Item]) -> bool:
         self.times += 1
         self.items += items
         self._on_take(items)
@@ -28,7 +28,7 @@ class Heard:
     def odd(self, kind: str) -> None:
         self.oddities.append(kind)
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         self.waits += 1
 
 

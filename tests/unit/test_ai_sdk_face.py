@@ -12,7 +12,7 @@ from gateway.facades.ai_sdk.stream_parts import AI_SDK, AI_SDK_REPLAY
 from gateway.faces import encode, gap_event
 from shared import events
 from shared.events import Accepted, Event, Policies
-from shared.ids import ACCEPTED, EventId, new_stream_id
+from shared.ids import FIRST_ID, EventId, new_stream_id
 
 STREAM_ID = new_stream_id()
 Log = list[tuple[bytes, Any]]
@@ -46,7 +46,7 @@ def numbered(log: Log, *, on_interrupt: str = "restart", facade: dict[str, Any] 
     accepted = Accepted(
         {"messages": []}, Policies(60.0, on_interrupt), 0.0, "anonymous", {}, facade or {"api": "ai_sdk"}
     )
-    listed, attempt, offset = [Event(ACCEPTED, events.ACCEPTED, accepted.stored())], 0, 0
+    listed, attempt, offset = [Event(FIRST_ID, events.ACCEPTED, accepted.stored())], 0, 0
     for field, value in log:
         if field in (events.STARTED, events.RESTARTED):
             attempt, offset = attempt + 1, value.get("base", 0)

@@ -132,7 +132,7 @@ def test_faces_of_one_kind_are_one_and_the_one_that_comes_back_is_another() -> N
     assert first != chat_face(request, policies, False)
     accepted = Accepted(request, policies, 0.0, "p", {}, {"api": "chat", "include_usage": True})
     again = resumed_chat_face(accepted)
-    assert (again.include_usage, again.choices, again.comes_back, first.comes_back) == (True, 2, True, False)
+    assert (again.include_usage, again.choices, again.resumable, first.resumable) == (True, 2, True, False)
     assert again != first
     assert len({first, again}) == 2
     event = Event(EventId(1, 1), events.TOKEN, b"a")

@@ -20,7 +20,7 @@ from gateway.facades.responses.events import RESPONSES, ResponsesEncoder
 from gateway.faces import NATIVE, NDJSON, PROMPT, Encoder, Face, encode
 from gateway.following.pages import EncodedPage
 from gateway.following.ring import Ring
-from gateway.following.token_runs import Run, parts
+from gateway.following.token_runs import TokenRun, parts
 from shared import events
 from shared.deltas import NESTED_MAX
 from shared.errors import Unreadable
@@ -89,14 +89,14 @@ def shown(face: Face, raw: list[RawEntry]) -> bytes:
     """What a ring has of a log. A page, of a face that does not remember, ends in the same way; it tells of holes, too."""
     ring = Ring(face, face.encoder(STREAM_ID), BEGINNING)
     for part in parts(raw, BEGINNING):
-        if isinstance(part, Run):
+        if isinstance(part, TokenRun):
             ring.extend(part)
         else:
             for event in part.events:
                 ring.append(event)
     assert ring.broken is None, face
     body = ring.body(0) if ring.end else b""
-    if not face.remembers:
+    if not face.stateful:
         page = EncodedPage(face, STREAM_ID, list(parts(raw, BEGINNING))).after(BEGINNING)
         assert (page.body if page else b"").endswith(ring.encoded[-1] if ring.end else b"")
     return body
@@ -104,7 +104,9 @@ def shown(face: Face, raw: list[RawEntry]) -> bytes:
 
 def check_all(raw: list[RawEntry]) -> History:
     """Every reader of this log is told one end; what is told at once can be told."""
-    ends = [part.field for part in parts(raw, BEGINNING) if not isinstance(part, Run) and part.field in events.TERMINAL]
+    ends = [
+        part.field for part in parts(raw, BEGINNING) if not isinstance(part, TokenRun) and part.field in events.TERMINAL
+    ]
     bodies = {face: shown(face, raw) for face in FACES}
     entries = [entry_of(event_id, fields) for event_id, fields in raw]
     history = fold_readable(entries)
@@ -114,7 +116,7 @@ def check_all(raw: list[RawEntry]) -> History:
     orjson.dumps(receipt(STREAM_ID, generated, Notes([])))
     encoder = ResponsesEncoder(STREAM_ID)
     for part in parts(raw, BEGINNING):
-        if isinstance(part, Run):
+        if isinstance(part, TokenRun):
             list(encoder.tokens(part.ids, part.values))
         else:
             for event in part.events:
@@ -309,22 +311,22 @@ class FailingFace:
     """A face whose encoder fails at one text, as a bug would."""
 
     at: bytes
-    remembers = False
+    stateful = False
     media_type = b"text/plain"
     keep_alive = b""
     cut_unless_done = False
-    comes_back = True
+    resumable = True
 
     def encoder(self, stream_id: str) -> Encoder:
         return _Failing(self.at)
 
-    def hello(self, retry_milliseconds: int) -> bytes:
+    def prelude(self, retry_milliseconds: int) -> bytes:
         return b""
 
     def live(self, offset: int) -> bytes:
         return b""
 
-    def farewell(self, retry_milliseconds: int) -> bytes:
+    def epilogue(self, retry_milliseconds: int) -> bytes:
         return b"retry;"
 
 
@@ -346,7 +348,7 @@ def test_a_ring_whose_encoder_fails_ends_there(bad: int) -> None:
     values = tuple(b"v%d" % offset for offset in range(1, 8))
     ids = tuple(b"1-%d" % offset for offset in range(1, 8))
     ring = Ring(FailingFace(b"v%d" % bad), _Failing(b"v%d" % bad), EventId(1, 0))
-    ring.extend(Run(1, 1, ids, values))
+    ring.extend(TokenRun(1, 1, ids, values))
     ring.append(Event(EventId(1, 8), events.TOKEN, b"x"))
     assert ring.broken == EventId(1, bad)
     assert ring.body(0) == b"".join(one + b";" for one in ids[: bad - 1]) + b"failed@1-%d;" % bad
@@ -357,7 +359,9 @@ def test_a_ring_whose_encoder_fails_ends_there(bad: int) -> None:
 def test_an_encoder_that_can_no_longer_say_its_open_parts_still_says_the_end(remembering: Face) -> None:
     encoder: Any = remembering.encoder(STREAM_ID)
     for part in parts(log_of((events.TOKEN, b"a"))[:3], BEGINNING):
-        for event in part.events if not isinstance(part, Run) else [Event(part.first, events.TOKEN, part.values[0])]:
+        for event in (
+            part.events if not isinstance(part, TokenRun) else [Event(part.first, events.TOKEN, part.values[0])]
+        ):
             encode(encoder, event)
     encoder._calls = [object()] if remembering is RESPONSES else {}
     encoder._kind = None if remembering is RESPONSES else object()

@@ -6,7 +6,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
-from gateway.delivery.catch_up import history_of
+from gateway.delivery.catch_up import catch_up_of
 from gateway.delivery.delivery import Reader
 from gateway.faces import Encoder, SseFace
 from gateway.following.pages import Pages
@@ -32,7 +32,7 @@ class Counting(Encoder):
 
 
 class Remembers(SseFace):
-    remembers = True
+    stateful = True
 
     def __init__(self) -> None:
         self.made: list[Counting] = []
@@ -80,7 +80,7 @@ async def test_what_was_read_ahead_of_its_push_is_encoded_once() -> None:
         await asyncio.sleep(0)
         tail.reach(EventId(1, 4))  # what a push does with a ring that is not primed
 
-    history = history_of(reader, cast(Any, log), next_news)
+    history = catch_up_of(reader, cast(Any, log), next_news)
     encoder = face.made[-1]
     assert await history.next() == b"0-11-11-21-31-4"
     assert not history.arrive()  # the ring would be given 1-3 and 1-4 once more
@@ -104,7 +104,7 @@ async def test_a_push_that_never_comes_is_looked_for_in_the_log() -> None:
     async def silence(_: Tail) -> None:
         await asyncio.Event().wait()
 
-    history = history_of(reader, cast(Pages, log), silence)
+    history = catch_up_of(reader, cast(Pages, log), silence)
     assert await history.next() == b"0-11-11-2"
     async with asyncio.timeout(5):
         assert await history.next() == b""

@@ -56,7 +56,7 @@ def test_a_line_is_a_line_for_every_reader(text: str) -> None:
 
 
 def test_what_has_no_id_says_null() -> None:
-    lines = NDJSON.live(7) + NDJSON.farewell(2000) + shown(NDJSON, gap_event(EventId(1, 3), EventId(1, 8)))
+    lines = NDJSON.live(7) + NDJSON.epilogue(2000) + shown(NDJSON, gap_event(EventId(1, 3), EventId(1, 8)))
     assert [json.loads(line) for line in lines.splitlines()] == [
         {"id": None, "event": "live", "data": {"offset": 7}},
         {"id": None, "event": "retry", "data": {"milliseconds": 2000}},
@@ -82,8 +82,8 @@ def test_a_frame_of_every_size(size: int) -> None:
 @pytest.mark.parametrize("text", TEXTS)
 def test_messages_are_what_lines_are(text: str) -> None:
     log = (STARTED, token(1, text), token(2, "y" * 72), token(3, "y" * 73), delta(4, refusal=text), DONE)
-    messages = [json.loads(one) for one in received(shown(FACE, *log) + FACE.live(3) + FACE.farewell(5))]
-    lines = shown(NDJSON, *log) + NDJSON.live(3) + NDJSON.farewell(5)
+    messages = [json.loads(one) for one in received(shown(FACE, *log) + FACE.live(3) + FACE.epilogue(5))]
+    lines = shown(NDJSON, *log) + NDJSON.live(3) + NDJSON.epilogue(5)
     assert messages == [json.loads(line) for line in lines.split(b"\n")[:-1]]
 
 

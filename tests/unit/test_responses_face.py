@@ -17,7 +17,7 @@ from gateway.facades.responses.events import RESPONSES
 from gateway.faces import GAP, encode
 from shared import events
 from shared.events import Accepted, Entry, Event, Policies
-from shared.ids import ACCEPTED, EventId, new_stream_id
+from shared.ids import FIRST_ID, EventId, new_stream_id
 from shared.lifecycle import fold
 from shared.sse import Decoder
 
@@ -38,7 +38,7 @@ def log_of(*said: Any, facade: dict[str, Any] | None = None, request: dict[str, 
     """A log: texts, deltas, and (field, value) for anything else; an attempt begins with (RESTARTED, …)."""
     accepted = Accepted(request or REQUEST, Policies(), 1_800_000_000.0, "anonymous", {"a": "b"}, facade or {})
     log = [
-        Event(ACCEPTED, events.ACCEPTED, accepted.stored()),
+        Event(FIRST_ID, events.ACCEPTED, accepted.stored()),
         Event(EventId(1, 0), events.STARTED, orjson.dumps({"attempt": 1, "model": "the-model", "time": 1.0})),
     ]
     for one in said:

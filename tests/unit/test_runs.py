@@ -13,7 +13,7 @@ from gateway.facades.openai.chat_chunks import ChatFace
 from gateway.facades.responses.events import RESPONSES
 from gateway.faces import NATIVE, NDJSON, PROMPT, Face, json_strings
 from gateway.following.ring import Ring
-from gateway.following.token_runs import Run, run_of_batch, runs
+from gateway.following.token_runs import TokenRun, run_of_batch, runs
 from shared import events
 from shared.event_log import RawEntry
 from shared.events import Accepted, Entry, Event, Policies
@@ -68,7 +68,7 @@ def test_runs_are_the_same_entries(seed: int) -> None:
     raw = _log(seed)[random.Random(seed).randint(0, 3) :]
     wanted = [event for event_id, fields in raw for event in events.events_of(Entry(EventId.of(event_id), *fields))]
     found: list[Event] = []
-    before: Run | None = None
+    before: TokenRun | None = None
     for run in runs(raw):
         if isinstance(run, Entry):
             found += events.events_of(run)
@@ -104,13 +104,13 @@ def test_batches_that_follow_each_other_are_one_run() -> None:
         (b"1-6", (events.BATCH, b'["e","f"]')),
     ]
     (run,) = runs(raw)
-    assert isinstance(run, Run)
+    assert isinstance(run, TokenRun)
     assert (run.first, run.last, b"".join(run.values)) == ((1, 1), (1, 6), b"abcdef")
 
 
 def test_a_plain_page_is_one_run() -> None:
     raw: list[RawEntry] = [(b"2-%d" % offset, (events.TOKEN, b"x")) for offset in range(7, 300)]
-    assert list(runs(raw)) == [Run(2, 7, tuple(event_id for event_id, _ in raw), (b"x",) * 293)]
+    assert list(runs(raw)) == [TokenRun(2, 7, tuple(event_id for event_id, _ in raw), (b"x",) * 293)]
     assert list(runs([])) == []
 
 

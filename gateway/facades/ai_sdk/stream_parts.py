@@ -53,17 +53,17 @@ class AiSdkFace(SseFace):
     replay: bool = False
 
     media_type = b"text/event-stream"
-    remembers = True
-    comes_back = False
+    stateful = True
+    resumable = False
     """useChat does not, and takes a body that just ends for a whole answer. One that breaks off it knows for what it is."""
 
     def encoder(self, stream_id: str) -> _Encoder:
         return _Encoder(stream_id, self.replay)
 
-    def hello(self, retry_milliseconds: int) -> bytes:
+    def prelude(self, retry_milliseconds: int) -> bytes:
         return b""
 
-    def farewell(self, retry_milliseconds: int) -> bytes:
+    def epilogue(self, retry_milliseconds: int) -> bytes:
         return b""  # useChat does not heed it
 
 

@@ -45,7 +45,7 @@ class ChatFace(SseFace):
     tells_restarts: bool = False
     """Else a restart comes only before the first delta, and there is nothing to take back."""
 
-    comes_back = False
+    resumable = False
 
     def encoder(self, stream_id: str) -> ChatEncoder:
         return ChatEncoder(self, stream_id)
@@ -54,7 +54,7 @@ class ChatFace(SseFace):
 class ResumedChatFace(ChatFace):
     """The same for a client that follows with `Last-Event-ID`."""
 
-    comes_back = True
+    resumable = True
 
 
 def chat_face(request: dict[str, Any], policies: Policies, include_usage: bool) -> ChatFace:

@@ -35,8 +35,8 @@ _CUT_OFF = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
 class ResponsesFace(SseFace):
-    remembers = True
-    comes_back = False  # the SDKs take the orderly end of a body for the end of the answer
+    stateful = True
+    resumable = False  # the SDKs take the orderly end of a body for the end of the answer
 
     def encoder(self, stream_id: str) -> ResponsesEncoder:
         return ResponsesEncoder(stream_id)
