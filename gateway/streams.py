@@ -262,7 +262,7 @@ class Streams:
                         folding.apply(entry)
                     except Unreadable as error:
                         folding.break_off(entry.id, error)
-                        if not any(later.field in events.TERMINAL for later in entries[index:]):
+                        if not any(later.field in events.TERMINAL for later in entries[index - 1 :]):
                             failed = Event(history.last, events.FAILED, orjson.dumps(history.terminal))
                             self.on_unreadable(stream_id, failed)
                         return

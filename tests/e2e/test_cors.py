@@ -212,9 +212,10 @@ async def test_a_name_that_was_pointed_here_is_misdirected(system: System, strea
             elif method == "GET":
                 assert "MIDSTREAM_HOSTS" in refused.json()["detail"]
     assert len(await system.logs()) == before
-    socket_url = f"{url.replace('http', 'ws', 1)}/v1/streams/{stream_id}/ws"
+    host, port = url.removeprefix("http://").split(":")
+    rebound_url = f"ws://rebound.example:{port}/v1/streams/{stream_id}/ws"
     with pytest.raises(InvalidStatus) as caught:
-        async with connect(socket_url, additional_headers={"Host": "rebound.example"}, proxy=None):
+        async with connect(rebound_url, host=host, port=int(port), proxy=None):
             pass
     assert caught.value.response.status_code == 421
     for host in ("localhost:8000", "127.0.0.1", "[::1]:80", "chat.example.com"):

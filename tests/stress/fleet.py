@@ -32,6 +32,7 @@ _END_SECONDS = 12.0
 _SHOWN_LINES = 200
 _READER_BUFFER_BYTES = 8_192
 _SETTINGS: dict[str, object] = {
+    "hosts": "stress",  # what its readers call the gateways
     "lease_seconds": LEASE_SECONDS,
     "tombstone_ttl_seconds": 7200,  # what is deleted is looked at once more when all is over, also after a long run
     "ended_ttl_seconds": 7200,

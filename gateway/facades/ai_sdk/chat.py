@@ -21,7 +21,7 @@ from gateway.http.exchange import ASGI, body_of, json_response, query_of
 from gateway.http.problems import Problem, no_log
 from gateway.http.whole_bodies import made
 from gateway.streams import ANONYMOUS, Streams
-from shared.errors import Disconnected, RedisRefused
+from shared.errors import Disconnected, RedisRefused, Unreadable
 from shared.event_log import Commands
 from shared.ids import is_stream_id
 from shared.keys import chat_key
@@ -116,7 +116,11 @@ class AiSdk:
     async def _cancel(self, stream_id: str, chat_id: str) -> str | None:
         """The stream's status after it; None if there is no such stream in this chat (any more)."""
         try:
-            if (await self._streams.accepted(stream_id)).facade.get("chat") != chat_id:
+            try:
+                accepted = await self._streams.accepted(stream_id)
+            except Unreadable:
+                return None
+            if accepted.facade.get("chat") != chat_id:
                 return None
             status: str = (await self._streams.cancel(stream_id)).status
         except Problem as problem:
