@@ -219,6 +219,7 @@ class Fleet:
         return {
             "midstream-gateway": _GATEWAYS,
             "midstream-subscriber": _GATEWAYS,
+            "midstream-readiness": _GATEWAYS,
             "midstream-worker": _WORKERS,
             "": _WORKERS,
         }
