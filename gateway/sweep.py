@@ -105,6 +105,8 @@ class Sweep:
             return
         logger.warning("stream %s: failed: %s: %s", tail.stream_id, code, message)
         told = {"code": code, "message": message, "retryable": True, "time": time.time()}
+        if code == "worker_lost":
+            told["last_heard_at"] = time.time() - silent_seconds
         task = self._loop.create_task(self._end(tail, code, orjson.dumps(told)))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)

@@ -18,6 +18,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -28,7 +29,7 @@ from producer.provider import Finish, Provider, ProviderError, Refused, Unavaila
 from producer.writer import Writer
 from shared import events
 from shared.errors import Fenced, LogFull, MidstreamError
-from shared.events import Item
+from shared.events import Entry, Item
 from shared.ids import created_at
 from shared.lifecycle import History, fold
 from shared.log import EventLog
@@ -67,6 +68,7 @@ class Run:
         provider: Provider,
         settings: Settings,
         worker: str,
+        last_heard_at: Callable[[str], Awaitable[float | None]] | None = None,
         meter: Meter | None = None,
     ) -> None:
         self.claim = claim
@@ -76,6 +78,9 @@ class Run:
         self._provider = provider
         self._settings = settings
         self._worker = worker
+        self._last_heard_at = last_heard_at
+        self.failure: dict[str, Any] | None = None
+        """How this run ended its stream as failed, for the console: the code, never the provider's words."""
         self.ended_here = False
         """Whether it was this run that appended the terminal event: then its process writes the receipt's line."""
         self._writer: Writer | None = None
@@ -87,6 +92,7 @@ class Run:
         self._cancel_after_seconds: float | None = None
         self._began_at = self._heard_at = time.monotonic()
         self._first_token_came = False
+        self._model: str | None = None
         self._probing: asyncio.Task[None] | None = None
         self.meter = meter or Meter(provider.name)
 
@@ -178,23 +184,39 @@ class Run:
             request_id.set(history.accepted.request_id)
             self.meter.accepted(history.accepted, bool(history.items))
             refusal = self._refusal(history)
+            of_the_lost = await self._of_the_lost(entries)
             if refusal is not None:
                 code, message = refusal
+                failed = self._failed(code, message, retryable=True, **of_the_lost)
                 ended = await patiently(
-                    lambda code=code, message=message, last=history.last: self._log.end(  # type: ignore[misc]
-                        self.stream_id, events.FAILED, self._failed(code, message, retryable=True), only_after=last
+                    lambda failed=failed, last=history.last: self._log.end(  # type: ignore[misc]
+                        self.stream_id, events.FAILED, failed, only_after=last
                     )
                 )
                 if ended:
                     self.ended_here = True
+                    self._note_failure(history.attempt, len(history.items), code)
                     self.meter.failed_before(code)
                     logger.warning("stream %s: failed: %s: %s", self.stream_id, code, message)
                 continue  # read once more: ended now, or still alive
             self._cancel_after_seconds = history.accepted.policies.cancel_after_seconds
             writer = Writer(self._log, self.stream_id, entries, self._settings, self.stop)
-            if await self._begin(writer, history, history.attempt + 1, "worker_lost"):
+            if await self._begin(writer, history, history.attempt + 1, "worker_lost", **of_the_lost):
                 self._writer = writer
                 return writer, history
+
+    async def _of_the_lost(self, entries: list[Entry]) -> dict[str, float]:
+        """`last_heard_at` of the worker that was here before, for the timeline; nothing where it is not known."""
+        begun = [entry.value for entry in entries if entry.field in (events.STARTED, events.RESTARTED)]
+        worker = orjson.loads(begun[-1]).get("worker") if begun else None
+        if self._last_heard_at is None or not isinstance(worker, str):
+            return {}
+        try:
+            seconds = await self._last_heard_at(worker)
+        except MidstreamError as error:
+            logger.debug("stream %s: when its worker was last heard is not known: %s", self.stream_id, error)
+            return {}
+        return {} if seconds is None else {"last_heard_at": seconds}
 
     def _refusal(self, history: History) -> tuple[str, str] | None:
         """The code and message with which a stream ends instead of being taken over, if so."""
@@ -211,7 +233,7 @@ class Run:
             return "worker_lost", "the worker died in mid-answer; what arrived is kept"
         return None
 
-    async def _begin(self, writer: Writer, history: History, attempt: int, reason: str) -> bool:
+    async def _begin(self, writer: Writer, history: History, attempt: int, reason: str, **of_the_lost: float) -> bool:
         """Open an attempt in the log. False when the log has moved on."""
         assert history.accepted is not None
         base = self._base(history) if attempt > 1 else 0
@@ -222,7 +244,8 @@ class Run:
             "time": time.time(),
         }
         if attempt > 1:
-            about |= {"base": base, "reason": reason}
+            about |= {"base": base, "reason": reason, **of_the_lost}
+        self._model = about["model"]
         field = events.STARTED if attempt == 1 else events.RESTARTED
         sent_at = time.monotonic()
         if not await writer.begin(attempt, field, orjson.dumps(about), base):
@@ -404,8 +427,20 @@ class Run:
 
     async def _fail(self, writer: Writer, error: MidstreamError, code: str, *, retryable: bool, **more: Any) -> None:
         await self._finish(writer, events.FAILED, self._failed(code, str(error), retryable=retryable, **more))
+        self._note_failure(writer.attempt, writer.offset, code, getattr(error, "status", None))
         metrics.failed(code)
         self._tell(logging.WARNING, "failed", f"failed: {code}: {self._shown(error)}", writer, code=code)
+
+    def _note_failure(self, attempt: int, tokens: int, code: str, status: int | None = None) -> None:
+        self.failure = {
+            "id": self.stream_id,
+            "attempt": attempt,
+            "model": self._model,
+            "tokens": tokens,
+            "code": code,
+            "status": status,
+            "ended_at": time.time(),
+        }
 
     @staticmethod
     async def _finish(writer: Writer, field: bytes, value: bytes) -> None:

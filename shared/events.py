@@ -133,13 +133,14 @@ class Accepted:
     """The span of that request, whose children the stream's other spans are; empty where traces were off."""
 
     def stored(self) -> bytes:
+        """Its JSON. `metadata` stands before `request`: whoever lists streams reads the beginning only."""
         return orjson.dumps(
             {
-                "request": self.request,
                 "policies": self.policies.stored(),
                 "created_at": self.created_at,
                 "principal": self.principal,
                 "metadata": self.metadata,
+                "request": self.request,
                 **({"facade": self.facade} if self.facade else {}),
                 **({"request_id": self.request_id} if self.request_id else {}),
                 **({"traceparent": self.traceparent} if self.traceparent else {}),

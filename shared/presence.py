@@ -116,6 +116,12 @@ class Presence:
         return word
 
 
+async def last_heard_at(commands: Commands, name: str) -> float | None:
+    """When the process of this name last said that it was there, in Unix seconds; None where that is not remembered."""
+    until_ms = await commands.execute("ZSCORE", PROCESSES_UNTIL, name)
+    return None if until_ms is None else float(until_ms) / 1000 - THERE_SECONDS
+
+
 def total(counter: Counter) -> int:
     """What a counter has reached, all labels together. About 5 µs per label."""
     return int(sum(one.value for metric in counter.collect() for one in metric.samples if one.name.endswith("_total")))

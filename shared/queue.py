@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from shared.errors import QueueFull, RedisRefused
 from shared.keys import GROUP, REQUESTS
 from shared.log import Commands, Script
+from shared.presence import last_heard_at
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,10 @@ class RequestQueue:
     async def waiting(self) -> int:
         """How many requests wait or run."""
         return int(await self._commands.execute("XLEN", REQUESTS))
+
+    async def last_heard_at(self, worker: str) -> float | None:
+        """When another worker last said that it was there, in Unix seconds; None where that is not remembered."""
+        return await last_heard_at(self._commands, worker)
 
     async def forget_idle_consumers(self, idle_milliseconds: int) -> None:
         """Drop the names of workers that are long gone and hold nothing."""

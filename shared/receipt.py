@@ -42,7 +42,10 @@ _ABANDONED_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """What a gateway notes of one connection. Times are Unix seconds; open while `outcome` is None."""
+    """What a gateway notes of one connection. Times are Unix seconds; open while `outcome` is None.
+
+    `noted_at` is when: of a gateway that is killed, the last time at which the connection is known to have been open.
+    """
 
     connection: str
     gateway: str
@@ -51,6 +54,7 @@ class Delivered:
     opened_at: float
     closed_at: float | None = None
     outcome: str | None = None
+    noted_at: float | None = None
 
     def stored(self) -> bytes:
         return orjson.dumps(
@@ -62,6 +66,7 @@ class Delivered:
                 "opened_at": self.opened_at,
                 "closed_at": self.closed_at,
                 "outcome": self.outcome,
+                "noted_at": self.noted_at,
             }
         )
 
@@ -120,6 +125,8 @@ class _Attempt:
     outcome: str | None = None
     worker: str | None = None
     started_at: float | None = None
+    last_heard_at: float | None = None
+    """When its worker last said that it was there, as the one that took over found it; of a worker that was lost only."""
 
 
 def _attempts(entries: list[Entry]) -> dict[int, _Attempt]:
@@ -130,6 +137,7 @@ def _attempts(entries: list[Entry]) -> dict[int, _Attempt]:
             base, about = base_of(entry.value), orjson.loads(entry.value)
             if attempt - 1 in attempts:
                 attempts[attempt - 1].outcome = about.get("reason")
+                attempts[attempt - 1].last_heard_at = _last_heard_at(about)
             attempts[attempt] = _Attempt(base, base, worker=about.get("worker"), started_at=about.get("time"))
         elif entry.field in events.COUNTED:
             attempts[attempt].reached = offset
@@ -137,8 +145,14 @@ def _attempts(entries: list[Entry]) -> dict[int, _Attempt]:
             last = attempts.get(max(attempts, default=0))
             if last is not None:
                 last.outcome = {events.DONE: "completed", events.FAILED: "failed"}.get(entry.field, "cancelled")
+                last.last_heard_at = _last_heard_at(orjson.loads(entry.value) if entry.value else {})
             break
     return attempts
+
+
+def _last_heard_at(about: dict[str, Any]) -> float | None:
+    seconds = about.get("last_heard_at")
+    return seconds if isinstance(seconds, int | float) else None
 
 
 def receipt(stream_id: str, entries: list[Entry], notes: Notes) -> dict[str, Any]:
@@ -171,6 +185,7 @@ def receipt(stream_id: str, entries: list[Entry], notes: Notes) -> dict[str, Any
                     "outcome": one.outcome,
                     "worker": one.worker,
                     "started_at": one.started_at,
+                    "last_heard_at": one.last_heard_at,
                 }
                 for number, one in sorted(attempts.items())
             ],
