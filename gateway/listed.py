@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from shared.errors import RedisRefused
+from shared.ids import is_stream_id
 from shared.keys import log_key
 from shared.log import Commands, Script
 
@@ -88,6 +89,27 @@ def failure_of(failed: bytes) -> dict[str, Any]:
         "code": cut(str(failure.get("code", "")), _TEXT_CHARACTERS_MAX),
         "status": status if isinstance(status, int) else None,
     }
+
+
+def failures_of(process: dict[str, Any]) -> list[dict[str, Any]]:
+    """The streams that failed lately, as a worker tells in its word to `shared.presence`; without what is none of ours."""
+    failures = process.get("failures")
+    return [
+        {
+            "id": failure["id"],
+            "attempt": failure["attempt"],
+            "tokens": failure["tokens"],
+            "model": cut(failure["model"], _TEXT_CHARACTERS_MAX) if isinstance(failure.get("model"), str) else None,
+            "error": failure_of(orjson.dumps(failure)),
+            "ended_at": failure["ended_at"],
+        }
+        for failure in (failures if isinstance(failures, list) else [])
+        if isinstance(failure, dict)
+        and isinstance(failure.get("id"), str)
+        and is_stream_id(failure["id"])
+        and all(type(failure.get(name)) is int for name in ("attempt", "tokens"))
+        and type(failure.get("ended_at")) in (int, float)
+    ]
 
 
 def cut(text: str, characters: int) -> str:

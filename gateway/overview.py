@@ -16,7 +16,7 @@ import orjson
 from prometheus_client import Gauge
 
 from gateway.ledger import gateway_name
-from gateway.listed import UNKNOWN, Listed, ListedStreams, failure_of
+from gateway.listed import UNKNOWN, Listed, ListedStreams, failure_of, failures_of
 from gateway.samples import Samples
 from shared import events, metrics
 from shared.errors import MidstreamError, RedisRefused
@@ -194,23 +194,17 @@ class Overview:
     def _ended_rows(self, now: float) -> list[Row]:
         """The streams that were seen to end, and those that failed unseen, as their workers tell; the newest first."""
         rows = {**self._ended}
-        for failure in (one for process in self._processes for one in process.get("failures", [])):
-            stream_id = str(failure.get("id", ""))
-            if is_stream_id(stream_id) and stream_id not in rows:
-                rows[stream_id] = {
-                    "id": stream_id,
+        for failure in (failure for process in self._processes for failure in failures_of(process)):
+            if failure["id"] not in rows:
+                rows[failure["id"]] = {
+                    **failure,
                     "status": "failed",
-                    "created_at": created_at(stream_id),
-                    "age_seconds": round(max(0.0, now - created_at(stream_id)), 1),
-                    "attempt": failure["attempt"],
-                    "tokens": failure["tokens"],
+                    "created_at": created_at(failure["id"]),
+                    "age_seconds": round(max(0.0, now - created_at(failure["id"])), 1),
                     "tokens_per_second": 0.0,
                     "worker": None,
                     "lease_age_seconds": None,
-                    "model": failure["model"],
                     "metadata": {},
-                    "error": {"code": failure["code"], "status": failure["status"]},
-                    "ended_at": failure["ended_at"],
                 }
         newest_first = sorted(rows.values(), key=lambda row: float(row["ended_at"]), reverse=True)
         return newest_first[:ENDED_MAX]

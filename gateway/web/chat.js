@@ -198,7 +198,7 @@ function waitsFor(turn, snapshot) {
   const { streams, processes, redis } = snapshot;
   const row = streams.newest.find((one) => one.id === turn.id);
   const workers = processes.filter((one) => one.kind === "worker" && heardOf(snapshot, one.name).there);
-  if (!redis.up) return ["lost", "Redis is away: the answer waits, nothing is lost"];
+  if (!redis.up) return ["lost", redis.refusal ? `Redis refuses: ${redis.refusal}` : "Redis is away: the answer waits, nothing is lost"];
   if (row?.status === "waiting" && !begun) return workers.length ? ["", "Waits for a worker"] : ["lost", "No worker runs: it waits for one"];
   const heard = row?.worker ? heardOf(snapshot, row.worker) : null;
   if (heard && !heard.there) return ["lost", `Its worker has died: ${workers.length ? "another one takes over" : "no other one runs"}`];

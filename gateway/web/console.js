@@ -40,13 +40,14 @@ function showNumbers(now) {
   const gateways = now.processes.filter((one) => one.kind === "gateway" && !one.silent);
   const readersMax = gateways.reduce((sum, one) => sum + one.readers_max, 0);
   const waiting = streams.waiting ? `${count(streams.waiting)} waiting, ${duration(streams.oldest_waiting_seconds)} the oldest` : "none waiting";
-  tiles.show("Streams running", redis.up ? count(streams.running) : "–", redis.up ? waiting : "not known: Redis is away");
+  tiles.show("Streams running", redis.up ? count(streams.running) : "–", redis.up ? waiting : (redis.refusal ?? "not known: Redis is away"));
   tiles.show("Readers", count(now.readers), `of ${count(readersMax)} possible`);
   tiles.show("Tokens/s generated", rate(per.tokens_generated), `${count(now.totals.tokens_generated)} so far`);
   tiles.show("Tokens/s delivered", rate(per.tokens_delivered), `${count(now.totals.resumes)} resumes so far`);
   const toSocket = lag.append_to_socket;
   tiles.show("Append to socket", ms(toSocket?.p50_ms), toSocket ? `99 % within ${ms(toSocket.p99_ms)}` : "known as streams end");
-  tiles.show("Redis", redis.up ? bytes(redis.memory_bytes) : "away", redis.up ? `${bytes(redis.headroom_bytes)} left` : "readers wait, nothing is lost");
+  const without = redis.refusal ? ["refuses", redis.refusal] : ["away", "readers wait, nothing is lost"];
+  tiles.show("Redis", ...(redis.up ? [bytes(redis.memory_bytes), `${bytes(redis.headroom_bytes)} left`] : without));
 }
 
 const drawn = {
@@ -183,14 +184,15 @@ function showTables(now) {
   $("streams-table").classList.toggle("no-metadata", !shown.some(metadataOf));
   $("streams-table").classList.toggle("stale", !redis.up);
   const forgotten = unlisted(now);
-  const away = now.read_at ? `Redis is away: this is of ${new Date(now.read_at * 1000).toLocaleTimeString()}` : "Redis is away";
+  const without = redis.refusal ? "Redis refuses" : "Redis is away";
+  const away = now.read_at ? `${without}: this is of ${new Date(now.read_at * 1000).toLocaleTimeString()}` : without;
   const more = streams.running + streams.waiting - streams.newest.length;
   const of = words.length ? `${count(shown.length)} of the ${count(known.length)} listed` : "";
   say($("streams-note"), [redis.up ? "" : away, of, !words.length && more > 0 ? `the newest ${streams.newest.length}, and ${count(more)} more` : ""].filter(Boolean).join("; "));
   $("streams-empty").hidden = shown.length > 0 && !forgotten;
   if (forgotten) fill($("streams-empty"), `Workers still run ${count(forgotten)} ${forgotten === 1 ? "answer that is" : "answers that are"} not in the queue: Redis has forgotten it. They go on.`);
   else if (!shown.length && words.length) fill($("streams-empty"), STREAM_ID.test($("wanted").value.trim()) ? "It is not in this list. Enter opens it." : "None of the listed streams has that.");
-  else if (!shown.length && !redis.up) fill($("streams-empty"), "Whether anything runs is not known while Redis is away.");
+  else if (!shown.length && !redis.up) fill($("streams-empty"), `Whether anything runs is not known: ${without}.`);
   else if (!shown.length) fill($("streams-empty"), "Nothing runs now. ", ["a", { href: "chat" }, "Ask something"], ", and it appears here.");
   processRows.show(processes, (one) => one.name);
   const silent = processes.filter((one) => one.silent).length;

@@ -159,6 +159,8 @@ const FAILURES = {
   queue_timeout: "no worker was free in time",
   worker_lost: "its worker stopped in the middle of it",
   attempts_exhausted: "it was broken off too often",
+  internal_error: "its worker met something unforeseen",
+  unreadable: "its log cannot be read",
 };
 
 /** Why an answer failed, or was begun anew, by its code; a code of a later version is shown without its underscores. */

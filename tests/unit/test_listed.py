@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.listed import failure_of, metadata_of, model_of
+from gateway.listed import failure_of, failures_of, metadata_of, model_of
 from gateway.samples import SAMPLES_SECONDS, Samples
 from shared.events import Accepted, Policies
 
@@ -53,6 +53,23 @@ def test_bytes_that_are_no_json(value: bytes) -> None:
 )
 def test_a_failure_has_no_words_of_the_provider(value: Any, failure: dict[str, Any]) -> None:
     assert failure_of(orjson.dumps(value)) == failure
+
+
+def test_failures_that_no_worker_of_ours_tells_of_are_left_out() -> None:
+    told = {
+        "id": "0" * 36,
+        "attempt": 1,
+        "tokens": 2,
+        "model": "m",
+        "code": "log_full",
+        "status": None,
+        "ended_at": 5.0,
+    }
+    (row,) = failures_of({"failures": [told]})
+    assert (row["id"], row["tokens"], row["error"]) == ("0" * 36, 2, {"code": "log_full", "status": None})
+    for name, value in [("id", "x"), ("id", None), ("attempt", "1"), ("tokens", None), ("ended_at", "now")]:
+        assert failures_of({"failures": [{**told, name: value}, 7, None]}) == []
+    assert failures_of({"failures": {"a": 1}}) == failures_of({}) == []
 
 
 def snapshot(time: float) -> dict[str, Any]:
