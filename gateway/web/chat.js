@@ -261,7 +261,7 @@ async function conclude() {
     const whole = "none lost, none doubled, and the text equals what the server keeps.";
     if (!same) tell("bad", `✘ ${tokensOf(turn)} over ${over}: the text is not what the server keeps.`);
     else if (end.name === "done") tell("good", `✔ ${tokensOf(turn)} over ${over}: ${whole}`);
-    else tell("", `${end.name === "cancelled" ? `■ It was stopped${end.by === "disconnect" ? ", since nobody read it" : ""}. ` : ""}${tokensOf(turn)} had come over ${over}: ${whole}`);
+    else if (end.name === "cancelled" || turn.tokens.length) tell("", `${end.name === "cancelled" ? `■ It was stopped${end.by === "disconnect" ? ", since nobody read it" : ""}. ` : ""}${tokensOf(turn)} had come over ${over}: ${whole}`);
   } catch (error) {
     tell("bad", `${tokensOf(turn)} over ${over}; the server could not be asked: ${error.message}`);
   }

@@ -222,7 +222,8 @@ export class StreamPanel {
     if (!heard || heard.there) return { to: now, said: "goes on", silent: false };
     const to = Math.max(heard.at ?? attempt.started_at, attempt.started_at);
     const since = heard.at === null ? "for more than a minute" : `for ${duration(heard.seconds)}`;
-    return { to, said: `its worker has not been heard of ${since}; another one takes over`, silent: true };
+    const others = this.#snapshot.processes.some((one) => one.kind === "worker" && heardOf(this.#snapshot, one.name).there);
+    return { to, said: `its worker has not been heard of ${since}; ${others ? "another one takes over" : "no other one runs"}`, silent: true };
   }
 
   /** A connection: where its bar ends, what is said of it, whether it is open. Of a gateway that was killed the end is the last that it noted. */

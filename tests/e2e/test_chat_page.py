@@ -258,6 +258,7 @@ async def test_a_provider_that_is_not_there(browser: Browser, unused_tcp_port: i
         await expect(page.locator(".story")).to_contain_text(
             "✘ It failed: the provider is overloaded, cannot be reached"
         )
+        await expect(page.locator("#status")).to_have_text("The answer failed")
         assert await page.locator(".good").count() == 0
 
 

@@ -310,6 +310,7 @@ async def test_silence_of_a_dead_worker(browser: Browser) -> None:
             await expect(timeline).to_contain_text("goes on", timeout=_SHOW_MS)
             system.workers[0].kill()
             await expect(timeline).to_contain_text("its worker has not been heard of for", timeout=_SHOW_MS)
+            await expect(timeline).to_contain_text("no other one runs")
             assert await extent(timeline.locator("i.bad")) < 95
             assert await extent(timeline.locator("i.silence")) == pytest.approx(100, abs=1)
             await system.start_worker(0)
