@@ -103,8 +103,11 @@ class Ledger:
         reached = reader.reached()
         self.tokens += tokens_between(note.noted, reached, reader.tail)
         note.noted = reached
-        closed_at = None if outcome is None else time.time()
-        delivered = Delivered(note.connection, self.gateway, note.start, note.noted, note.opened_at, closed_at, outcome)
+        now = time.time()
+        closed_at = None if outcome is None else now
+        delivered = Delivered(
+            note.connection, self.gateway, note.start, note.noted, note.opened_at, closed_at, outcome, now
+        )
         self._under_way += 1
         stream_id = reader.tail.stream_id
         self._deliveries.send_note(stream_id, delivered, lambda reply: self._sent(stream_id, delivered, reply))

@@ -16,6 +16,7 @@ import pytest
 import gateway.governor
 import gateway.measuring
 import gateway.metrics
+import gateway.overview
 import gateway.watchers
 import producer.worker
 import shared.presence
@@ -301,6 +302,21 @@ async def _presence(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
             yield lambda: once.calls > 2
         finally:
             await presence.close()
+
+
+@case("samples")
+async def _samples(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(gateway.overview, "_SAMPLE_SECONDS", 0.02)
+    async with parts.commands() as commands:
+        overview = Overview(commands)
+        watchers = Watchers(overview)
+        once = Once(overview.sample)
+        parts.patch.setattr(overview, "sample", once)
+        watchers.start()
+        try:
+            yield lambda: once.calls > 2 and bool(overview.samples.all())
+        finally:
+            await watchers.close()
 
 
 @case("sweep")
