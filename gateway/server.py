@@ -137,6 +137,8 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
     delivery.start()
     measuring.start()
     there.start()
+    if watchers is not None:
+        watchers.start()
     request_timeouts.start()
     config = uvicorn.Config(
         app,

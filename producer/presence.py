@@ -16,6 +16,7 @@ def presence(worker: Worker, commands: Commands, *, name: str, provider: str, ca
             "running": worker.tally(),
             "capacity": capacity,
             "draining": worker.draining,
+            "failures": worker.failures(),
             "totals": {
                 "tokens_generated": total(TOKENS_GENERATED.counter()),
                 "streams_ended": total(STREAMS_ENDED.counter()),

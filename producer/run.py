@@ -19,6 +19,7 @@ import logging
 import random
 import time
 import traceback
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -46,6 +47,8 @@ _BACKOFF_SECONDS_MAX = 30.0
 _RETRY_AFTER_SECONDS_MAX = 120.0
 """A provider that asks for more patience than this is as good as gone: the reader is told."""
 _FRAMES_SHOWN = 5
+_MODEL_CHARACTERS_MAX = 64
+"""Of a model's name, which a client chose: as the console shows it, and said again every two seconds."""
 _PROBE_SECONDS = 0.4
 """A writer that is silent for so long compares its log: a cancel is to reach the provider within a second."""
 
@@ -74,6 +77,7 @@ class Run:
         provider: Provider,
         settings: Settings,
         worker: str,
+        last_heard_at: Callable[[str], Awaitable[float | None]] | None = None,
         meter: Meter | None = None,
     ) -> None:
         self.claim = claim
@@ -83,6 +87,9 @@ class Run:
         self._provider = provider
         self._settings = settings
         self._worker = worker
+        self._last_heard_at = last_heard_at
+        self.failure: dict[str, Any] | None = None
+        """How this run ended its stream as failed, for the console: the code, never the provider's words."""
         self.ended_here = False
         """Whether it was this run that appended the terminal event: then its process writes the receipt's line."""
         self._writer: Writer | None = None
@@ -96,6 +103,7 @@ class Run:
         self._first_token_came = False
         self._oddities: set[str] = set()
         """The kinds that are logged already."""
+        self._model: str | None = None
         self._probing: asyncio.Task[None] | None = None
         self.meter = meter or Meter(provider.name)
 
@@ -136,6 +144,7 @@ class Run:
         except LogFull as error:  # before the attempt could begin
             told = self._failed("log_full", str(error), retryable=False)
             await until_redis_answers(lambda: self._log.end(self.stream_id, events.FAILED, told))
+            self._note_failure(0, 0, "log_full")
             logger.warning("stream %s: failed: log_full: %s", self.stream_id, error)
             self.meter.failed_before("log_full")
             self.ended_here = True
@@ -206,21 +215,24 @@ class Run:
             request_id.set(history.accepted.request_id)
             self.meter.accepted(history.accepted, bool(history.items))
             refusal = self._refusal(history)
+            of_the_lost = await self._of_the_lost(entries)
             if refusal is not None:
                 code, message = refusal
+                failed = self._failed(code, message, retryable=True, **of_the_lost)
                 ended = await until_redis_answers(
-                    lambda code=code, message=message, last=history.last: self._log.end(  # type: ignore[misc]
-                        self.stream_id, events.FAILED, self._failed(code, message, retryable=True), only_after=last
+                    lambda failed=failed, last=history.last: self._log.end(  # type: ignore[misc]
+                        self.stream_id, events.FAILED, failed, only_after=last
                     )
                 )
                 if ended:
                     self.ended_here = True
+                    self._note_failure(history.attempt, len(history.items), code)
                     self.meter.failed_before(code)
                     logger.warning("stream %s: failed: %s: %s", self.stream_id, code, message)
                 continue  # read once more: ended now, or still alive
             self._cancel_after_seconds = history.accepted.policies.cancel_after_seconds
             writer = Writer(self._log, self.stream_id, entries, self._settings, self.stop)
-            if await self._begin(writer, history, history.attempt + 1, "worker_lost"):
+            if await self._begin(writer, history, history.attempt + 1, "worker_lost", **of_the_lost):
                 self._writer = writer
                 return writer, history
 
@@ -250,7 +262,21 @@ class Run:
         self.tally()
         self.meter.ended("failed", code="unreadable")
         if ended:
+            self._note_failure(0, 0, "unreadable")
             self.meter.failed_before("unreadable")
+
+    async def _of_the_lost(self, entries: list[Entry]) -> dict[str, float]:
+        """`last_heard_at` of the worker that was here before, for the timeline; nothing where it is not known."""
+        begun = [entry for entry in entries if entry.field in (events.STARTED, events.RESTARTED)]
+        worker = events.control_of(begun[-1].field, begun[-1].value).get("worker") if begun else None
+        if self._last_heard_at is None or not isinstance(worker, str):
+            return {}
+        try:
+            seconds = await self._last_heard_at(worker)
+        except MidstreamError as error:
+            logger.debug("stream %s: when its worker was last heard is not known: %s", self.stream_id, error)
+            return {}
+        return {} if seconds is None else {"last_heard_at": seconds}
 
     def _refusal(self, history: History) -> tuple[str, str] | None:
         """The code and message with which a stream ends instead of being taken over, if so."""
@@ -267,7 +293,7 @@ class Run:
             return "worker_lost", "the worker died in mid-answer; what arrived is kept"
         return None
 
-    async def _begin(self, writer: Writer, history: History, attempt: int, reason: str) -> bool:
+    async def _begin(self, writer: Writer, history: History, attempt: int, reason: str, **of_the_lost: float) -> bool:
         """Open an attempt in the log. False when the log has moved on."""
         assert history.accepted is not None
         base = self._base(history) if attempt > 1 else 0
@@ -278,7 +304,8 @@ class Run:
             "time": time.time(),
         }
         if attempt > 1:
-            about |= {"base": base, "reason": reason}
+            about |= {"base": base, "reason": reason, **of_the_lost}
+        self._model = about["model"]
         field = events.STARTED if attempt == 1 else events.RESTARTED
         sent_at = time.monotonic()
         if not await writer.begin(attempt, field, orjson.dumps(about), base):
@@ -482,8 +509,20 @@ class Run:
 
     async def _fail(self, writer: Writer, error: MidstreamError, code: str, *, retryable: bool, **more: Any) -> None:
         await self._finish(writer, events.FAILED, self._failed(code, str(error), retryable=retryable, **more))
+        self._note_failure(writer.attempt, writer.offset, code, getattr(error, "status", None))
         metrics.failed(code)
         self._tell(logging.WARNING, "failed", f"failed: {code}: {self._shown(error)}", writer, code=code)
+
+    def _note_failure(self, attempt: int, tokens: int, code: str, status: int | None = None) -> None:
+        self.failure = {
+            "id": self.stream_id,
+            "attempt": attempt,
+            "model": self._model and self._model[:_MODEL_CHARACTERS_MAX],
+            "tokens": tokens,
+            "code": code,
+            "status": status,
+            "ended_at": time.time(),
+        }
 
     @staticmethod
     async def _finish(writer: Writer, field: bytes, value: bytes) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,9 @@ _WATCH_SECONDS = 0.2
 _CONSUMER_IDLE_MILLISECONDS = 3_600_000
 _FORGET_SECONDS = 600.0
 _HAND_BACK_SECONDS = 3.0
+_FAILURES_MAX = 5
+"""Told with each word of this worker to the console: a seventh of a kilobyte each."""
+_FAILURES_SECONDS = 120.0
 
 
 class Worker:
@@ -62,6 +66,7 @@ class Worker:
         self._runs: dict[bytes, Run] = {}
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
         self._complaints = Complaints(logger.error)
+        self._failures: deque[dict[str, Any]] = deque(maxlen=_FAILURES_MAX)
         self._changed = asyncio.Event()
         self._draining = asyncio.Event()
 
@@ -80,6 +85,10 @@ class Worker:
         for run in self._runs.values():
             run.tally()
         return len(self._runs)
+
+    def failures(self) -> list[dict[str, Any]]:
+        """The newest streams of the last two minutes that ended as failed here."""
+        return [one for one in self._failures if time.time() - one["ended_at"] < _FAILURES_SECONDS]
 
     async def run(self) -> None:
         """Work until drained: then every claim is finished or handed back."""
@@ -146,6 +155,7 @@ class Worker:
             provider=self._provider,
             settings=self._settings,
             worker=self._name,
+            last_heard_at=self._queue.last_heard_at,
             meter=Meter(provider) if tracing is None else TracedMeter(provider, claim.stream_id, tracing),
         )
         self._runs[claim.entry_id] = run
@@ -156,6 +166,8 @@ class Worker:
         try:
             if await run.run():
                 await until_redis_answers(lambda: self._queue.acknowledge(claim))
+            if run.failure is not None:
+                self._failures.append(run.failure)
             if run.ended_here:
                 line = write_line(
                     self._log,

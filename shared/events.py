@@ -6,12 +6,12 @@ names of one letter, because Redis keeps a field's name in every entry that diff
 | field | value |
 |---|---|
 | `accepted` | JSON: request, principal, policies, metadata, created_at, request_id; facade for an API other than the native one; traceparent where traces are on |
-| `started`, `restarted` | JSON: attempt, model, worker, time; restarted also base, reason |
+| `started`, `restarted` | JSON: attempt, model, worker, time; restarted also base, reason, perhaps last_heard_at |
 | `t` | one token: its text, UTF-8 |
 | `d` | one delta that is not plain text: the JSON object that readers get, with the provider's `delta` in it |
 | `b` | several of both in order: a JSON array, a token as a string, a delta as an object |
 | `done` | JSON: finish_reason, usage, time; provider, choice for what else the provider said of them |
-| `failed` | JSON: code, message, retryable, time; status, provider_error, retry_after where the provider said so |
+| `failed` | JSON: code, message, retryable, time; status, provider_error, retry_after where the provider said so; perhaps last_heard_at |
 | `cancelled` | JSON: by, time |
 | `deleted` | empty: a tombstone, so that no late write brings a deleted stream back |
 
@@ -51,7 +51,7 @@ UNREADABLE = b""
 """The field of an entry that does not have exactly one field and its value."""
 UNREADABLE_CODE = "unreadable"
 """The failure code of a stream whose log cannot be read on."""
-_TIME_MAX = 1e11
+TIME_MAX = 1e11
 """Unix seconds: the year 5138."""
 _INTERRUPT_POLICIES = ("fail", "restart", "continue")
 
@@ -176,7 +176,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= _TIME_MAX
+    return type(value) in (int, float) and 0 <= value <= TIME_MAX
 
 
 def _is_text(value: Any) -> bool:
@@ -215,6 +215,7 @@ _OPTIONAL: dict[str, Any] = {
     "status": lambda value: type(value) is int,
     "provider_error": _is_shallow_object,
     "retry_after": _is_number,
+    "last_heard_at": _is_number,
 }
 """What is left out unless it is of its shape; most of it is what a provider said."""
 
@@ -270,13 +271,14 @@ class Accepted:
     """The span of that request, whose children the stream's other spans are; empty where traces were off."""
 
     def stored(self) -> bytes:
+        """Its JSON. `metadata` stands before `request`: whoever lists streams reads the beginning only."""
         return orjson.dumps(
             {
-                "request": self.request,
                 "policies": self.policies.stored(),
                 "created_at": self.created_at,
                 "principal": self.principal,
                 "metadata": self.metadata,
+                "request": self.request,
                 **({"facade": self.facade} if self.facade else {}),
                 **({"request_id": self.request_id} if self.request_id else {}),
                 **({"traceparent": self.traceparent} if self.traceparent else {}),

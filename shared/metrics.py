@@ -88,6 +88,7 @@ BACKGROUND_TASKS = (
     "measure",
     "presence",
     "renew",
+    "samples",
     "sweep",
     "take_over",
     "request_timeouts",

@@ -21,8 +21,9 @@ from prometheus_client import Counter
 
 from shared import metrics
 from shared.background import keep_running
-from shared.errors import MidstreamError
-from shared.event_log import Commands, Script
+from shared.errors import MidstreamError, OddReply
+from shared.event_log import Commands, Script, shown
+from shared.events import TIME_MAX
 from shared.keys import PROCESSES_ABOUT, PROCESSES_UNTIL
 from shared.recent_quantiles import Lately
 from shared.self_measuring import resident_bytes
@@ -115,6 +116,23 @@ class Presence:
         }
         self._looked_at, self._cpu_seconds, self._totals = now, cpu_seconds, totals
         return word
+
+
+async def last_heard_at(commands: Commands, name: str) -> float | None:
+    """When the process of this name last said that it was there, in Unix seconds; None where that is not remembered.
+
+    Raises Disconnected, RedisRefused.
+    """
+    until_ms = await commands.execute("ZSCORE", PROCESSES_UNTIL, name)
+    if until_ms is None:
+        return None
+    if not isinstance(until_ms, bytes):
+        raise OddReply(f"ODDREPLY ZSCORE was answered by {shown(until_ms)}")
+    try:
+        seconds = float(until_ms) / 1000 - THERE_SECONDS
+    except ValueError:
+        raise OddReply(f"ODDREPLY ZSCORE was answered by {shown(until_ms)}") from None
+    return seconds if 0 < seconds < TIME_MAX else None  # a score that none of us has written is none
 
 
 def total(counter: Counter) -> int:

@@ -16,6 +16,7 @@ from shared.errors import Disconnected, OddReply, QueueFull, RedisRefused
 from shared.event_log import Commands, Script, shown
 from shared.ids import is_stream_id
 from shared.keys import GROUP, REQUESTS
+from shared.presence import last_heard_at
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,10 @@ class RequestQueue:
         if not isinstance(reply, int):
             raise OddReply(f"ODDREPLY XLEN was answered by {shown(reply)}")
         return reply
+
+    async def last_heard_at(self, worker: str) -> float | None:
+        """When another worker last said that it was there, in Unix seconds; None where that is not remembered."""
+        return await last_heard_at(self._commands, worker)
 
     async def forget_idle_consumers(self, idle_milliseconds: int) -> None:
         """Drop the names of workers that are long gone and hold nothing."""

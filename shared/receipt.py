@@ -46,7 +46,10 @@ _ABANDONED_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class DeliveryNote:
-    """What a gateway notes of one connection. Times are Unix seconds; open while `outcome` is None."""
+    """What a gateway notes of one connection. Times are Unix seconds; open while `outcome` is None.
+
+    `noted_at` is when: of a gateway that is killed, the last time at which the connection is known to have been open.
+    """
 
     connection: str
     gateway: str
@@ -55,6 +58,7 @@ class DeliveryNote:
     opened_at: float
     closed_at: float | None = None
     outcome: str | None = None
+    noted_at: float | None = None
 
     def stored(self) -> bytes:
         return orjson.dumps(
@@ -66,6 +70,7 @@ class DeliveryNote:
                 "opened_at": self.opened_at,
                 "closed_at": self.closed_at,
                 "outcome": self.outcome,
+                "noted_at": self.noted_at,
             }
         )
 
@@ -146,7 +151,12 @@ def _note(value: bytes) -> dict[str, Any] | None:
         EventId.parse(note["from"]), EventId.parse(note["to"])
     except MalformedId:
         return None
-    return {name: note.get(name) for name in ("id", "gateway", "from", "to", "opened_at", "closed_at", "outcome")}
+    if not (note.get("noted_at") is None or _is_time(note["noted_at"])):
+        return None
+    return {name: note.get(name) for name in _NOTED}
+
+
+_NOTED = ("id", "gateway", "from", "to", "opened_at", "closed_at", "outcome", "noted_at")
 
 
 def _is_time(value: Any) -> bool:
@@ -161,6 +171,8 @@ class _Attempt:
     outcome: str | None = None
     worker: str | None = None
     started_at: float | None = None
+    last_heard_at: float | None = None
+    """When its worker last said that it was there, as the one that took over found it; of a worker that was lost only."""
 
 
 class Generated:
@@ -181,9 +193,11 @@ class Generated:
             base = about.get("base") or 0
             if attempt - 1 in attempts:
                 attempts[attempt - 1].outcome = about.get("reason")
+                attempts[attempt - 1].last_heard_at = about.get("last_heard_at")
             attempts[attempt] = _Attempt(base, base, worker=about.get("worker"), started_at=about.get("time"))
         elif entry.field in events.TERMINAL:
-            self._end({events.DONE: "completed", events.FAILED: "failed"}.get(entry.field, "cancelled"))
+            outcome = {events.DONE: "completed", events.FAILED: "failed"}.get(entry.field, "cancelled")
+            self._end(outcome, (self.history.terminal or {}).get("last_heard_at"))
         elif attempt in attempts:
             attempts[attempt].reached = offset
 
@@ -192,11 +206,11 @@ class Generated:
         self.history.break_off(event_id, error)
         self._end("failed")
 
-    def _end(self, outcome: str) -> None:
+    def _end(self, outcome: str, last_heard_at: float | None = None) -> None:
         """The newest attempt has ended so."""
         last = self.attempts.get(max(self.attempts, default=0))
         if last is not None:
-            last.outcome = outcome
+            last.outcome, last.last_heard_at = outcome, last_heard_at
 
 
 def receipt(stream_id: str, generated: Generated, notes: Notes) -> dict[str, Any]:
@@ -228,6 +242,7 @@ def receipt(stream_id: str, generated: Generated, notes: Notes) -> dict[str, Any
                     "outcome": one.outcome,
                     "worker": one.worker,
                     "started_at": one.started_at,
+                    "last_heard_at": one.last_heard_at,
                 }
                 for number, one in sorted(attempts.items())
             ],

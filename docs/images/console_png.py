@@ -22,8 +22,9 @@ from PIL import Image
 from playwright.async_api import Browser, Page, async_playwright
 
 _HERE = Path(__file__).resolve().parent
-_WIDE, _PHONE = {"width": 1180, "height": 900}, {"width": 360, "height": 740}
+_WIDE, _PHONE = {"width": 1180, "height": 900}, {"width": 390, "height": 844}
 _READERS_PER_STREAM = 3
+_CUSTOMERS = ("Acme", "Globex", "Initech")
 
 
 def start() -> tuple[subprocess.Popen[str], str]:
@@ -46,10 +47,10 @@ class Load:
         self._http = httpx2.AsyncClient(base_url=url, timeout=60.0, limits=httpx2.Limits(max_connections=None))
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def create(self, tokens: int, pace: float, **midstream: Any) -> str:
+    async def create(self, tokens: int, pace: float, *, fail_after: int | None = None, **midstream: Any) -> str:
         body = {
             "messages": [{"role": "user", "content": f"{tokens} at {pace}"}],
-            "simulate": {"tokens": tokens, "tokens_per_second": pace},
+            "simulate": {"tokens": tokens, "tokens_per_second": pace, "fail_after": fail_after},
             "midstream": midstream,
         }
         return str((await self._http.post("/v1/streams", json=body)).json()["id"])
@@ -74,7 +75,8 @@ class Load:
         number = 0
         while True:
             number += 1
-            stream_id = await self.create(120 + 97 * number % 400, 15 + 13 * number % 60)
+            metadata = {"metadata": {"customer": _CUSTOMERS[number % 3]}} if number % 4 else {}
+            stream_id = await self.create(120 + 97 * number % 400, 15 + 13 * number % 60, **metadata)
             for _ in range(_READERS_PER_STREAM):
                 self.follow(stream_id)
             await asyncio.sleep(0.8 + 0.7 * (number % 3))
@@ -129,8 +131,11 @@ async def pictures(browser: Browser, url: str) -> None:
         rows = {row["id"]: row for row in (await load.overview())["streams"]["newest"]}
         pids = {row["name"]: row["pid"] for row in (await load.overview())["processes"]}
         os.kill(pids[rows[watched]["worker"]], signal.SIGKILL)
-        await asyncio.sleep(16)
+        await asyncio.sleep(15)
+        await load.create(40, 40, on_interrupt="fail", fail_after=12)
+        await asyncio.sleep(3)
         keep(await timeline.locator("#stream").screenshot(), "timeline")
+        await phone.locator("#streams-title").evaluate("title => title.scrollIntoView()")
         await asyncio.gather(take(light, "light", whole=True), take(dark, "dark", whole=True), take(phone, "phone"))
         await chat.locator(".story .good").wait_for(timeout=60_000)
         await take(chat, "chat")

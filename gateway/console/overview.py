@@ -16,6 +16,8 @@ from typing import Any
 import orjson
 from prometheus_client import Gauge
 
+from gateway.console.listed import UNKNOWN, Listed, ListedStreams, failure_of, failures_of
+from gateway.console.samples import Samples
 from gateway.delivery.ledger import gateway_name
 from gateway.http.problems import no_log
 from shared import events, metrics
@@ -35,10 +37,16 @@ STREAMS_MAX = 100
 """Live streams that are listed, the newest: each is a read of its log."""
 ENDED_MAX = 20
 """Streams that were seen to end while somebody looked."""
+_UNLISTED_SECONDS = 600.0
+_FORGOTTEN_SECONDS = 10.0
+"""A log that Redis has lost is written again by its worker, with its next token."""
 _FRESH_SECONDS = 0.9
+_SAMPLE_SECONDS, _SAMPLE_SECONDS_MAX = 2.0, 8.0
+_PROCESSES_PER_SECOND = 25
 _WAIT_SECONDS = 2.0
 """A snapshot for which Redis takes longer says that Redis is away."""
 _ENDS = {events.DONE: "completed", events.FAILED: "failed", events.CANCELLED: "cancelled", events.DELETED: "deleted"}
+_BEGINNINGS = (events.STARTED, events.RESTARTED)
 
 Row = dict[str, Any]
 
@@ -54,7 +62,14 @@ class Overview:
         self._seen: dict[str, tuple[EventId, float, float]] = {}
         """Of each listed stream its newest id, when that was seen, and its rate then."""
         self._ended: OrderedDict[str, Row] = OrderedDict()
+        self._unlisted: dict[str, float] = {}
+        """Streams that run though the queue has forgotten them (Redis was restarted empty), and since when."""
+        self._listed = ListedStreams(commands)
         self._processes: list[Row] = []
+        self._streams: Row = {"running": 0, "waiting": 0, "oldest_waiting_seconds": 0.0, "newest": [], "ended": []}
+        """As they were last read: what is shown while Redis is away."""
+        self._read_at: float | None = None
+        self.samples = Samples()
 
     async def current(self) -> bytes:
         """The snapshot as JSON: the last one, if it is of this second."""
@@ -64,6 +79,24 @@ class Overview:
                 self._made_at = time.monotonic()
             return self._made
 
+    async def sample(self) -> float:
+        """Note the numbers, without the streams, for who will look later; the seconds until it should be done again.
+
+        It reads half a kilobyte per process, so with many of them it is done more seldom.
+        """
+        async with self._lock:
+            try:
+                async with asyncio.timeout(_WAIT_SECONDS):
+                    self._processes, (running, waiting, _) = await asyncio.gather(
+                        self._read_processes(), self._read_counts()
+                    )
+            except (MidstreamError, TimeoutError) as error:
+                logger.debug("no sample: %s", error)
+            else:
+                streams = {"running": running, "waiting": waiting}
+                self.samples.add({"time": time.time(), "streams": streams, **self._numbers()})
+            return min(_SAMPLE_SECONDS_MAX, max(_SAMPLE_SECONDS, len(self._processes) / _PROCESSES_PER_SECOND))
+
     async def _make(self) -> Row:
         redis: Row = {
             "up": True,
@@ -71,33 +104,39 @@ class Overview:
             "headroom_bytes": _reached(metrics.REDIS_HEADROOM_BYTES.gauge()),
             "commands_per_second": _reached(metrics.REDIS_COMMANDS_PER_SECOND.gauge()),
         }
-        streams: Row = {
-            "running": 0,
-            "waiting": 0,
-            "oldest_waiting_seconds": 0.0,
-            "newest": [],
-            "ended": [],
-        }
         try:
             async with asyncio.timeout(_WAIT_SECONDS):
-                self._processes, (streams, redis["time"]) = await asyncio.gather(self._read_processes(), self._read())
+                self._processes, (self._streams, redis["time"]) = await asyncio.gather(
+                    self._read_processes(), self._read()
+                )
+            self._read_at = time.time()
+            self._streams["ended"] = self._ended_rows(redis["time"])
         except (MidstreamError, TimeoutError) as error:
             logger.debug("no overview: %s", error)
             redis["up"] = False
             if isinstance(error, RedisRefused) and not error.passing:
                 redis["refusal"] = no_log(error).detail
-        there = [one for one in self._processes if not one["silent"]]
-        return {
+        snapshot = {
             "time": time.time(),
+            "read_at": self._read_at,
             "version": VERSION,
             "gateway": gateway_name(),
-            "streams": streams,
-            "readers": sum(one.get("readers", 0) for one in there),
+            "streams": self._streams,
+            **self._numbers(),
+            "processes": self._processes,
+            "redis": redis,
+        }
+        if redis["up"]:
+            self.samples.add(snapshot)
+        return snapshot
+
+    def _numbers(self) -> Row:
+        there = [process for process in self._processes if not process["silent"]]
+        return {
+            "readers": sum(process.get("readers", 0) for process in there),
             "totals": _summed(there, "totals"),
             "per_second": _summed(there, "per_second"),
             "lag": _worst(there),
-            "processes": self._processes,
-            "redis": redis,
         }
 
     # --- processes
@@ -122,54 +161,102 @@ class Overview:
 
     # --- streams
 
-    async def _read(self) -> tuple[Row, float]:
-        """The queue and its newest streams; Redis' own time."""
-        execute = self._commands.execute
-        time_now, length, newest, groups = await asyncio.gather(
-            execute("TIME"),
-            execute("XLEN", REQUESTS),
-            execute("XREVRANGE", REQUESTS, "+", "-", "COUNT", STREAMS_MAX),
-            self._unless_refused("XINFO", "GROUPS", REQUESTS),
+    async def _read_counts(self) -> tuple[int, int, bytes]:
+        """How many streams a worker has claimed, how many wait for one, and the queue's id of the last that was claimed."""
+        length, groups = await asyncio.gather(
+            self._commands.execute("XLEN", REQUESTS), self._unless_refused("XINFO", "GROUPS", REQUESTS)
         )
-        now = int(time_now[0]) + int(time_now[1]) / 1e6
-        claimed, last_claimed = 0, b"0-0"
         for row in groups:
             about = dict(zip(row[::2], row[1::2], strict=True))
             if about[b"name"] == GROUP:
-                claimed, last_claimed = min(length, int(about[b"pending"])), about[b"last-delivered-id"]
+                claimed = min(length, int(about[b"pending"]))
+                return claimed, length - claimed, about[b"last-delivered-id"]
+        return 0, length, b"0-0"
+
+    async def _read(self) -> tuple[Row, float]:
+        """The queue and its newest streams; Redis' own time."""
+        execute = self._commands.execute
+        time_now, newest, (claimed, waiting, last_claimed) = await asyncio.gather(
+            execute("TIME"), execute("XREVRANGE", REQUESTS, "+", "-", "COUNT", STREAMS_MAX), self._read_counts()
+        )
+        now = int(time_now[0]) + int(time_now[1]) / 1e6
         first_id = newest[-1][0] if newest else b"+"
         oldest, claims, rows = await asyncio.gather(
             execute("XRANGE", REQUESTS, b"(" + last_claimed, "+", "COUNT", 1),
             self._unless_refused("XPENDING", REQUESTS, GROUP, first_id, "+", STREAMS_MAX),
-            self._read_streams([claim for entry in newest if (claim := claim_of(entry)) is not None], now),
+            self._read_streams(
+                [claim for entry in newest if (claim := claim_of(entry)) is not None],
+                now,
+                whole=len(newest) < STREAMS_MAX,
+            ),
         )
         worker_of = {entry_id: (worker.decode(errors="replace"), idle / 1000) for entry_id, worker, idle, _ in claims}
         for entry_id, row in rows:
             row["worker"], row["lease_age_seconds"] = worker_of.get(entry_id, (None, None))
         told = {
-            "running": claimed,
-            "waiting": length - claimed,
+            "running": claimed + sum(not entry_id for entry_id, _ in rows),
+            "waiting": waiting,
             "oldest_waiting_seconds": round(max(0.0, now - _time_of(oldest[0][0])), 1) if oldest else 0.0,
             "newest": [row for _, row in rows if row["status"] not in _ENDS.values()],
-            "ended": list(reversed(self._ended.values())),
+            "ended": [],
         }
         return told, now
 
-    async def _read_streams(self, listed: Sequence[tuple[bytes, str]], now: float) -> list[tuple[bytes, Row]]:
-        """Each stream as its log's newest entry tells, and those that have left the list since the last time."""
+    def _ended_rows(self, now: float) -> list[Row]:
+        """The streams that were seen to end, and those that failed unseen, as their workers tell; the newest first."""
+        rows = {**self._ended}
+        for failure in (failure for process in self._processes for failure in failures_of(process)):
+            if failure["id"] not in rows:
+                rows[failure["id"]] = {
+                    **failure,
+                    "status": "failed",
+                    "created_at": created_at(failure["id"]),
+                    "age_seconds": round(max(0.0, now - created_at(failure["id"])), 1),
+                    "tokens_per_second": 0.0,
+                    "worker": None,
+                    "lease_age_seconds": None,
+                    "metadata": {},
+                }
+        newest_first = sorted(rows.values(), key=lambda row: float(row["ended_at"]), reverse=True)
+        return newest_first[:ENDED_MAX]
+
+    async def _read_streams(
+        self, listed: Sequence[tuple[bytes, str]], now: float, *, whole: bool
+    ) -> list[tuple[bytes, Row]]:
+        """Each stream as its log's newest entry tells, and those that have left the list since the last time.
+
+        `whole`: the list is the whole queue. Streams that still run though the queue has forgotten them are listed, too,
+        without an id in it.
+        """
         ids = [stream_id for _, stream_id in listed]
         left = [stream_id for stream_id in self._seen if stream_id not in set(ids)]
         replies = await asyncio.gather(
-            *(self._unless_refused("XREVRANGE", log_key(one), "+", "-", "COUNT", 1) for one in (*ids, *left))
+            *(self._unless_refused("XREVRANGE", log_key(one), "+", "-", "COUNT", 2) for one in (*ids, *left))
         )
         rows = {one: self._row(one, reply, now) for one, reply in zip((*ids, *left), replies, strict=True)}
-        self._seen = {one: self._seen[one] for one in ids}
+        # Whoever has left a list that is not the whole queue may still be in it.
+        forgotten = self._still_unlisted([(one, rows[one]) for one in left] if whole else [])
+        self._seen = {one: self._seen[one] for one in (*ids, *self._unlisted)}
+        known = await self._listed.read({one: row["attempt"] for one, row in rows.items()})
+        for stream_id, row in rows.items():
+            row |= _about(known.get(stream_id, UNKNOWN))
         for stream_id, row in rows.items():
             if row["status"] in ("completed", "failed", "cancelled") and stream_id not in self._ended:
                 self._ended[stream_id] = {**row, "ended_at": now}
                 if len(self._ended) > ENDED_MAX:
                     self._ended.popitem(last=False)
-        return [(entry_id, rows[one]) for entry_id, one in listed if one in rows]
+        return [*((b"", rows[one]) for one in forgotten), *((id_, rows[one]) for id_, one in listed if one in rows)]
+
+    def _still_unlisted(self, left: list[tuple[str, Row]]) -> list[str]:
+        """Which of these streams, gone from the queue, still run. A finished one has a log that has ended."""
+        now, before = time.monotonic(), self._unlisted
+        self._unlisted = {}
+        for stream_id, row in left:
+            since = before.get(stream_id, now)
+            patience_seconds = {"running": _UNLISTED_SECONDS, "deleted": _FORGOTTEN_SECONDS}.get(row["status"], 0.0)
+            if now - since < patience_seconds and len(self._unlisted) < STREAMS_MAX:
+                self._unlisted[stream_id] = since
+        return [stream_id for stream_id, row in left if stream_id in self._unlisted and row["status"] == "running"]
 
     def _row(self, stream_id: str, reply: Any, now: float) -> Row:
         newest, field, value = entry_of(*reply[0]) if reply else Entry(BEGINNING, events.DELETED, b"")
@@ -179,13 +266,14 @@ class Overview:
         tokens = newest.offset
         if field in _ENDS:
             status = _ENDS[field]
-            # A cancel stands at the next attempt's 0: how many tokens stood before it, the last look knows.
-            tokens = newest.offset - 1 if newest.offset else before.offset
+            # A cancel stands at the next attempt's 0: how many tokens there were, the entry before it tells.
+            standing = _standing(entry_of(*reply[1])) if len(reply) > 1 else before.offset
+            tokens = newest.offset - 1 if newest.offset else standing
         elif field == events.ACCEPTED:
             status, tokens = "waiting", 0
         else:
             status = "running"
-            if field in (events.STARTED, events.RESTARTED):
+            if field in _BEGINNINGS:
                 tokens = _base_of(field, value)
         if now > seen_at:
             rate = (newest.offset - before.offset) / (now - seen_at) if newest.attempt == before.attempt else 0.0
@@ -201,6 +289,7 @@ class Overview:
             "attempt": newest.attempt if status == "running" else max(newest.attempt - (not newest.offset), 0),
             "tokens": max(0, tokens),
             "tokens_per_second": round(max(0.0, rate), 1) if status == "running" else 0.0,
+            "error": failure_of(value) if field == events.FAILED else None,
         }
 
     async def _unless_refused(self, *command: bytes | str | int) -> list[Any]:
@@ -249,6 +338,17 @@ def _base_of(field: bytes, value: bytes) -> int:
         return int(events.control_of(field, value).get("base") or 0)
     except Unreadable:
         return 0
+
+
+def _standing(entry: Entry) -> int:
+    """How many tokens stand after an entry."""
+    if entry.field == events.ACCEPTED:
+        return 0
+    return _base_of(entry.field, entry.value) if entry.field in _BEGINNINGS else entry.id.offset
+
+
+def _about(listed: Listed) -> Row:
+    return {"model": listed.model, "metadata": listed.metadata}
 
 
 def _time_of(entry_id: bytes) -> float:

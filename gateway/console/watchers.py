@@ -1,5 +1,7 @@
 """`GET /v1/overview` and `/v1/overview/events`: what runs now, once or once a second, for as long as somebody watches.
 
+With `?history=1` the events begin with one named `history`: the numbers of the last two minutes.
+
 A watcher's connection is written to as a reader's is. Each snapshot stands for itself: whose socket is full misses one.
 """
 
@@ -7,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from urllib.parse import parse_qs
 
+import orjson
 from starlette.responses import Response
 
 from gateway.console.overview import Overview
@@ -46,13 +50,17 @@ class Watcher:
 
 
 class Watchers:
-    """A part of the gateway. Snapshots are made while there is a watcher, and not otherwise."""
+    """A part of the gateway. Snapshots are made while there is a watcher; otherwise the bare numbers are noted."""
 
     def __init__(self, overview: Overview) -> None:
         self._overview = overview
         self._watching: set[Watcher] = set()
         self._task: asyncio.Task[None] | None = None
+        self._sampling: asyncio.Task[None] | None = None
         self._draining = False
+
+    def start(self) -> None:
+        self._sampling = keep_running("samples", self._sample)
 
     def route(self, scope: Scope) -> ASGI | None:
         """The handler for a request of these paths; None for everything else."""
@@ -79,6 +87,8 @@ class Watchers:
         self._watching.add(watcher)  # before the wait: it counts
         try:
             first = _event(await self._overview.current())
+            if parse_qs(scope["query_string"].decode("latin-1")).get("history") == ["1"]:
+                first = b"event: history\ndata: %b\n\n" % orjson.dumps(self._overview.samples.all()) + first
         except BaseException:
             self.forget(watcher)
             raise
@@ -101,9 +111,17 @@ class Watchers:
             watcher.connection.finish(b"")
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._task, self._sampling) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _sample(self) -> None:
+        """While nobody watches, note what the charts begin with."""
+        pause_seconds = 0.0
+        while True:
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = SNAPSHOT_SECONDS if self._watching else await self._overview.sample()
 
     def _keep_telling(self) -> None:
         if self._task is None or self._task.done():

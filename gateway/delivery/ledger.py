@@ -103,9 +103,10 @@ class Ledger:
         reached = reader.reached()
         self.tokens += tokens_between(note.noted, reached, reader.tail)
         note.noted = reached
-        closed_at = None if outcome is None else time.time()
+        now = time.time()
+        closed_at = None if outcome is None else now
         delivered = DeliveryNote(
-            note.connection, self.gateway, note.start, note.noted, note.opened_at, closed_at, outcome
+            note.connection, self.gateway, note.start, note.noted, note.opened_at, closed_at, outcome, now
         )
         self._under_way += 1
         stream_id = reader.tail.stream_id

@@ -109,7 +109,9 @@ class Sweep:
             code, message = "worker_lost", f"nothing was heard of the worker for {settings.orphan_seconds:g} s"
         else:
             return
-        failure = {"code": code, "message": message, "retryable": True}
+        failure: dict[str, Any] = {"code": code, "message": message, "retryable": True}
+        if code == "worker_lost":
+            failure["last_heard_at"] = time.time() - silent_seconds
         self._begin_to_end(tail.stream_id, failure, only_after=tail.last)
 
     def end_unreadable(self, stream_id: str, failed: Event) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import hiredis
 import pytest
 
+from gateway.console.listed import ListedStreams
 from shared.errors import Disconnected, MidstreamError, Unusable
 from shared.event_log import EventLog
 from shared.events import CANCELLED, TOKEN, Entry
@@ -121,6 +122,8 @@ async def test_an_odd_reply_is_an_error_of_its_own_call_and_of_no_other(
             "acknowledge": lambda: queue.acknowledge(Claim(b"1-1", stream_id)),
             "forget_idle_consumers": lambda: queue.forget_idle_consumers(1),
             "waiting": queue.waiting,
+            "last_heard_at": lambda: queue.last_heard_at("bob"),
+            "about": lambda: ListedStreams(connection).read({stream_id: 1}),
             "deliveries": lambda: DeliveryNotes(connection).read(stream_id),
             "eviction_policy": lambda: eviction_policy(connection),
         }

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared.errors import Disconnected, LogFull, QueueFull
-from shared.keys import GROUP, REQUESTS
+from shared.keys import GROUP, PROCESSES_UNTIL, REQUESTS
 from shared.queue import Claim, RequestQueue
 from tests.contract.conftest import QUEUE_TTL_SECONDS, REAL_BACKENDS, Backend
 from tests.support.waiting import wait_until
@@ -47,6 +47,17 @@ async def test_requests_are_claimed_in_order_each_by_one_worker(backend: Backend
     assert [one.stream_id for one in his] == list(STREAMS[2:])
     assert await ann.claim(backend.commands, 10, 1) == [], "an empty queue answers when the wait is over"
     assert await bob.waiting() == 5, "until they are acknowledged, they count"
+
+
+@pytest.mark.parametrize(
+    ("score", "seconds"), [(8_000_000.0, 7993.0), (1000.0, None), ("inf", None), (1e300, None), (-5, None)]
+)
+async def test_when_a_worker_was_last_heard(backend: Backend, score: float | str, seconds: float | None) -> None:
+    """A time that no process of ours has written is none: it would stand in logs."""
+    assert await backend.queue("ann").last_heard_at("bob") is None
+    await backend.commands.execute("ZADD", PROCESSES_UNTIL, score, "bob")
+    await backend.commands.execute("EXPIRE", PROCESSES_UNTIL, 60)
+    assert await backend.queue("ann").last_heard_at("bob") == seconds
 
 
 @pytest.mark.parametrize("backend", ["valkey through redis-py"], indirect=True)

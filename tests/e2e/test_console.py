@@ -6,14 +6,15 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Locator, Page, expect
 
 from tests.support.browser import Opened
 from tests.support.proxies import Proxy
-from tests.support.system import System
+from tests.support.system import Reader, System
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -54,10 +55,10 @@ async def test_numbers_live(browser: Browser) -> None:
             )
 
         await wait_until(all_known, within_seconds=15.0, what="the numbers are those of one stream with one reader")
-        first = int((await row.locator("td").nth(3).text_content() or "0").replace(",", ""))
+        first = int((await row.locator(".tokens").text_content() or "0").replace(",", ""))
 
         async def grows() -> bool:
-            return int((await row.locator("td").nth(3).text_content() or "0").replace(",", "")) > first
+            return int((await row.locator(".tokens").text_content() or "0").replace(",", "")) > first
 
         await wait_until(grows, within_seconds=10.0, what="its tokens grow")
         await expect(page.locator("#processes")).to_contain_text("gateway")
@@ -101,7 +102,7 @@ async def test_worker_killed_while_watched(browser: Browser) -> None:
             await expect(timeline).to_contain_text("Attempt 1", timeout=_SHOW_MS)
             (await system.worker_of(stream_id)).kill()
             await expect(timeline).to_contain_text("Attempt 2", timeout=_SHOW_MS)
-            await expect(timeline).to_contain_text("its worker was lost")
+            await expect(timeline).to_contain_text("its worker died or was stopped")
             await expect(page.locator("#processes")).to_contain_text("silent for", timeout=_SHOW_MS)
             await reader.until_end()
             await expect(timeline).to_contain_text("150 tokens, completed", timeout=_SHOW_MS)
@@ -140,6 +141,212 @@ async def test_what_strangers_wrote_stays_text(browser: Browser) -> None:
         async with opened(browser, f"{system.gateway_url()}/#{_HOSTILE}") as page:
             await expect(page.locator("#link")).to_have_text("live", timeout=_SHOW_MS)
             assert not await page.locator("#stream").is_visible()
+
+
+async def test_columns_and_a_search(browser: Browser) -> None:
+    async with System() as system, opened(browser, system.gateway_url()) as page:
+        midstream = {"metadata": {"customer": "Acme", "note": _HOSTILE}}
+        named = await system.create(simulate=_LONG, midstream=midstream)
+        plain = await system.create(simulate=_LONG)
+        # So short that no snapshot sees it run.
+        simulate = {"tokens": 5, "tokens_per_second": 0, "fail_after": 2}
+        failed = await system.create(simulate=simulate, midstream={"on_interrupt": "fail"})
+        rows = page.locator("#streams tr")
+        await expect(rows).to_have_count(3, timeout=_SHOW_MS)
+        row = page.locator("#streams tr", has_text=named[:12]).filter(has_text=named[-4:])
+        await expect(row).to_contain_text("simulated")
+        await expect(row).to_contain_text(f"customer=Acme, note={_HOSTILE}"[:60])
+        assert await page.locator("#streams img, #streams script").count() == 0
+        await expect(page.locator("#streams tr", has_text="failed")).to_contain_text(
+            "The provider is overloaded, cannot be reached, or broke off"
+        )
+        for width in (1400, 1180, 1000, 865, 725, 390):
+            await page.set_viewport_size({"width": width, "height": 800})
+            hidden = await page.locator("#streams-table").evaluate("e => e.scrollWidth - e.parentElement.clientWidth")
+            assert hidden <= 0, f"at {width} pixels {hidden} of the table cannot be seen"
+        for words, found in [("acme RUNNING", named), (plain[-9:], plain), ("overloaded", failed)]:
+            await page.get_by_label("Find a stream").fill(words)
+            await expect(rows).to_have_count(1)
+            await expect(rows.locator("a")).to_have_attribute("href", f"#{found}")
+        await expect(page.locator("#streams-note")).to_contain_text("1 of the 3 listed")
+        await page.get_by_label("Find a stream").press("Enter")
+        await expect(page.get_by_role("heading", name=f"Stream {failed[:12]}")).to_be_visible()
+        await page.get_by_label("Find a stream").fill("nobody")
+        await expect(page.locator("#streams-empty")).to_have_text("None of the listed streams has that.")
+        await page.get_by_label("Find a stream").fill(plain)
+        await page.get_by_label("Find a stream").press("Enter")
+        await expect(page).to_have_url(re.compile(plain))
+
+
+async def test_charts_begin_with_the_last_two_minutes(browser: Browser) -> None:
+    async with System() as system:
+        stream_id = await system.create(simulate=_LONG)
+        await system.follow(stream_id).until_tokens(10)
+
+        async def remembered() -> list[dict[str, Any]]:
+            url = f"{system.gateway_url()}/v1/overview/events?history=1"
+            watcher = Reader(system.http, url)
+            await wait_until(lambda: watcher.named("history"), within_seconds=10.0, what="the history")
+            await watcher.leave()
+            samples: list[dict[str, Any]] = watcher.named("history")[0]
+            return samples
+
+        async def enough() -> bool:
+            return len([one for one in await remembered() if one["per_second"]["tokens_generated"] > 10]) >= 4
+
+        await wait_until(enough, within_seconds=30.0, what="some samples of a stream that runs")
+        async with opened(browser, system.gateway_url()) as page:
+            series = page.locator("figure").first.locator(".series.s0")
+            await expect(series).to_have_count(1, timeout=_SHOW_MS)
+            assert len((await series.get_attribute("points") or "").split()) >= 4
+
+
+async def test_redis_restarted_empty(browser: Browser) -> None:
+    """What the queue has forgotten still runs, and still is shown; also by a gateway that did not know it before."""
+    async with (
+        System(gateways=2, settings={"redis_reply_seconds": 1}) as system,
+        opened(browser, system.gateway_url(0)) as page,
+    ):
+        readers = [system.follow(await system.create(simulate=_LONG)) for _ in range(3)]
+        for reader in readers:
+            await reader.until_tokens(5)
+        rows = page.locator("#streams tr", has_text="running")
+        await expect(rows).to_have_count(3, timeout=_SHOW_MS)
+        system.redis.kill()
+        await expect(page.locator("#streams-note")).to_contain_text("Redis is away: this is of", timeout=_SHOW_MS)
+        await expect(rows).to_have_count(3)
+        await expect(page.locator("#streams-empty")).to_be_hidden()
+        system.redis.start()
+        await expect(page.locator("#streams-note")).to_have_text("", timeout=_SHOW_MS)
+
+        async def all_known() -> bool:
+            return await number(page, "Streams running") == 3 and await rows.count() == 3
+
+        await wait_until(all_known, within_seconds=15.0, what="the three that the queue has forgotten")
+        await expect(page.locator("#streams-empty")).to_be_hidden()
+        async with opened(browser, system.gateway_url(1)) as other:
+            await expect(other.locator("#streams-empty")).to_contain_text(
+                "Workers still run 3 answers that are not in the queue", timeout=_SHOW_MS
+            )
+
+
+async def test_several_streams_on_a_phone(browser: Browser) -> None:
+    async with System() as system:
+        ids = [await system.create(simulate=_LONG) for _ in range(4)]
+        options = {"viewport": {"width": 390, "height": 740}}
+        async with opened(browser, system.gateway_url(), **options) as page:
+            await expect(page.locator("#streams tr")).to_have_count(4, timeout=_SHOW_MS)
+            shown = await page.locator("#streams a").all_inner_texts()
+            assert sorted(shown) == sorted(f"…{one[-4:]}" for one in ids)
+
+
+@pytest.mark.parametrize("width", [390, 1180])
+async def test_a_timeline_opens_in_view(browser: Browser, width: int) -> None:
+    async with System() as system:
+        for _ in range(20):
+            await system.create(simulate=_LONG)
+        options = {"viewport": {"width": width, "height": 700}}
+        async with opened(browser, system.gateway_url(), **options) as page:
+            await expect(page.locator("#streams tr")).to_have_count(20, timeout=_SHOW_MS)
+            link = page.locator("#streams a").first
+            await link.focus()
+            await page.keyboard.press("Enter")
+            await expect(page.locator(".timeline li").first).to_be_visible(timeout=_SHOW_MS)
+            await wait_until(lambda: in_view(page, "#stream-title"), within_seconds=5.0, what="the title is in view")
+            await wait_until(lambda: in_view(page, "#stream .actions"), within_seconds=5.0, what="its buttons, too")
+            assert await page.evaluate("document.activeElement.id") == "stream-title"
+            await page.get_by_role("button", name="Close").click()
+            await expect(link).to_be_focused()
+            address = f"{system.gateway_url()}/{await link.get_attribute('href')}"
+        async with opened(browser, address, **options) as page:
+            await expect(page.locator("#streams tr")).to_have_count(20, timeout=_SHOW_MS)
+            await wait_until(
+                lambda: in_view(page, "#stream-title"), within_seconds=5.0, what="the linked one is in view"
+            )
+
+
+async def in_view(page: Page, selector: str) -> bool:
+    """Whether an element is in the window, whole."""
+    seen: bool = await page.locator(selector).evaluate(
+        "e => { const r = e.getBoundingClientRect(); return r.top >= 0 && r.bottom <= innerHeight && r.right <= innerWidth; }"
+    )
+    return seen
+
+
+async def test_reader_of_a_killed_gateway(browser: Browser) -> None:
+    async with System(gateways=2, settings={"delivery_report_seconds": 0.2}) as system:
+        stream_id = await system.create(simulate=_LONG)
+        await system.follow(stream_id, gateway=1).until_tokens(10)
+        async with opened(browser, f"{system.gateway_url(0)}/#{stream_id}") as page:
+            timeline = page.get_by_role("list", name="Timeline")
+            await expect(timeline).to_contain_text("is connected", timeout=_SHOW_MS)
+            system.gateways[1].kill()
+            await expect(timeline).to_contain_text("its gateway is gone: last sign of life at", timeout=_SHOW_MS)
+            await expect(timeline).not_to_contain_text("is connected")
+            assert await extent(timeline.locator("i.reader")) < 95
+            assert await timeline.locator("i.reader.open").count() == 0
+
+
+async def extent(bar: Locator) -> float:
+    """Where a bar of the timeline ends, in percent."""
+    ends: float = await bar.evaluate("e => parseFloat(e.style.left) + parseFloat(e.style.width)")
+    return ends
+
+
+async def test_silence_of_a_dead_worker(browser: Browser) -> None:
+    async with System(settings={"lease_seconds": 1}) as system:
+        stream_id = await system.create(simulate={"tokens": 200, "tokens_per_second": 40})
+        reader = system.follow(stream_id)
+        await reader.until_tokens(40)
+        async with opened(browser, f"{system.gateway_url()}/#{stream_id}") as page:
+            timeline = page.get_by_role("list", name="Timeline")
+            await expect(timeline).to_contain_text("goes on", timeout=_SHOW_MS)
+            system.workers[0].kill()
+            await expect(timeline).to_contain_text("its worker has not been heard of for", timeout=_SHOW_MS)
+            await expect(timeline).to_contain_text("no other one runs")
+            assert await extent(timeline.locator("i.bad")) < 95
+            assert await extent(timeline.locator("i.silence")) == pytest.approx(100, abs=1)
+            await system.start_worker(0)
+            await expect(timeline).to_contain_text(
+                re.compile(r"its worker died or was stopped: last heard of at .* s of silence")
+            )
+            second = timeline.locator("li", has_text="Attempt 2").locator("i")
+            begins: float = await second.evaluate("e => parseFloat(e.style.left)")
+            assert await extent(timeline.locator("i.silence")) == pytest.approx(begins, abs=0.5)
+            assert await extent(timeline.locator("i.bad")) < begins - 5
+
+
+async def test_one_stream_for_all_tabs(browser: Browser) -> None:
+    """A browser opens six connections to a host. The tab that came first may leave."""
+    async with System() as system:
+        context = await browser.new_context()
+        asked: list[str] = []
+        context.on("request", lambda request: asked.append(urlsplit(request.url).path))
+        tabs = [await context.new_page() for _ in range(8)]
+        for tab in tabs:
+            await tab.goto(system.gateway_url())
+            await expect(tab.locator("#link")).to_have_text("live", timeout=_SHOW_MS)
+            assert await tab.locator("#processes tr").count() == 2
+        await tabs[0].close()
+        stream_id = await system.create(simulate=_LONG)
+        for tab in tabs[1:]:
+            await expect(tab.locator("#streams")).to_contain_text(stream_id[:12], timeout=_SHOW_MS)
+        assert asked.count("/console/feed.js") == 8
+        assert "/v1/overview/events" not in asked, "no tab has one of its own"
+        await context.close()
+
+
+async def test_a_browser_without_shared_workers(browser: Browser) -> None:
+    async with System() as system:
+        context = await browser.new_context()
+        await context.add_init_script("delete window.SharedWorker")
+        asked: list[str] = []
+        context.on("request", lambda request: asked.append(urlsplit(request.url).path))
+        page = await context.new_page()
+        await page.goto(system.gateway_url())
+        await expect(page.locator("#link")).to_have_text("live", timeout=_SHOW_MS)
+        assert "/v1/overview/events" in asked
+        await context.close()
 
 
 async def test_gateway_restarted_while_watched(browser: Browser) -> None:

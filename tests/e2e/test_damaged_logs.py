@@ -20,7 +20,7 @@ import pytest_asyncio
 import redis.exceptions
 from websockets.asyncio.client import connect
 
-from shared.ids import new_stream_id
+from shared.ids import EventId, new_stream_id
 from shared.keys import (
     PROCESSES_ABOUT,
     PROCESSES_UNTIL,
@@ -30,6 +30,7 @@ from shared.keys import (
     live_channel,
     log_key,
 )
+from shared.receipt import DeliveryNote
 from shared.sse import Decoder, Message
 from tests.support.system import Reader, System, answer_of
 from tests.support.waiting import wait_until
@@ -449,7 +450,9 @@ async def test_what_is_kept_beside_the_logs_may_be_garbage(system: System, neigh
             assert (first.status_code, again.json()) == (201, first.json())
 
     stream_id = created.json()["id"]
-    for index, note in enumerate((b"\xff", b"5", b"{}", b'{"id":1}', b'{"from":"x","to":"1-1"}', nested(900))):
+    delivered = DeliveryNote("c", "g", EventId(0, 0), EventId(1, 1), 5.0, noted_at=6.0).stored()
+    notes = (b"\xff", b"5", b"{}", b'{"id":1}', b'{"from":"x","to":"1-1"}', nested(900))
+    for index, note in enumerate((*notes, *(delivered.replace(b"6.0", odd) for odd in (b'"x"', b"[]", b"true")))):
         await commands.hset(deliveries_key(stream_id), f"c{index}", note)
     await commands.hset(deliveries_key(stream_id), "usage", b"[]")
     await commands.expire(deliveries_key(stream_id), LOG_SECONDS)

@@ -59,7 +59,8 @@ async def test_every_process_is_there_and_leaves() -> None:
 async def test_streams_with_no_word_of_what_is_said() -> None:
     async with System(settings={"worker_concurrency": 1}) as system:
         simulate = {"tokens": 2000, "tokens_per_second": 50}
-        running = await system.create(_SECRET, simulate=simulate, midstream={"metadata": {"a": _SECRET}})
+        metadata = {"customer": "Acme", "long": "x" * 1000}
+        running = await system.create(_SECRET, simulate=simulate, midstream={"metadata": metadata})
         reader = system.follow(running)
         await reader.until_tokens(10)
         waiting = await system.create(_SECRET, simulate=simulate)
@@ -75,6 +76,9 @@ async def test_streams_with_no_word_of_what_is_said() -> None:
         told = await rows()
         assert (told[running]["status"], told[waiting]["status"]) == ("running", "waiting")
         assert told[running]["tokens"] >= 10
+        assert told[running]["model"] == "simulated"
+        assert told[running]["metadata"] == {"customer": "Acme", "long": "x" * 63 + "…"}
+        assert (told[waiting]["model"], told[waiting]["metadata"]) == (None, {})
         assert told[running]["worker"].split("-")[-2] == str(system.workers[0].pid)
         whole = await overview(system)
         assert (whole["streams"]["running"], whole["streams"]["waiting"]) == (1, 1)
@@ -94,6 +98,102 @@ async def test_streams_with_no_word_of_what_is_said() -> None:
             )
 
         await wait_until(seen_to_end, within_seconds=10.0, what="it was seen to end")
+
+
+async def test_a_failure_that_nobody_saw() -> None:
+    """Of a stream that failed between two looks its worker tells: the code, and never the provider's words."""
+    async with System() as system:
+        simulate = {"tokens": 5, "tokens_per_second": 0, "fail_after": 2}
+        failed = await system.create(_SECRET, simulate=simulate, midstream={"on_interrupt": "fail"})
+        await system.until_status(failed, "failed")
+        ended: list[dict[str, Any]] = []
+
+        async def told() -> bool:
+            nonlocal ended
+            ended = (await overview(system))["streams"]["ended"]
+            return bool(ended)
+
+        await wait_until(told, within_seconds=10.0, what="it is listed")
+        (row,) = ended
+        assert (row["id"], row["status"], row["tokens"], row["attempt"]) == (failed, "failed", 2, 1)
+        assert row["error"] == {"code": "provider_unavailable", "status": None}
+        assert row["model"] == "simulated"
+        assert "as it was asked to" not in json.dumps(await overview(system))
+
+
+async def test_what_was_cancelled_counts_what_it_had() -> None:
+    async with System() as system:
+        stream_id = await system.create(simulate={"tokens": 2000, "tokens_per_second": 100})
+        reader = system.follow(stream_id)
+        await overview(system)  # it has few tokens now
+        await reader.until_tokens(100)
+        await system.http.post(f"{system.gateway_url()}/v1/streams/{stream_id}/cancel")
+        state = await system.until_status(stream_id, "cancelled")
+
+        async def rows() -> list[dict[str, Any]]:
+            ended: list[dict[str, Any]] = (await overview(system))["streams"]["ended"]
+            return ended
+
+        await wait_until(rows, within_seconds=10.0, what="it was seen to end")
+        assert (await rows())[0]["tokens"] == state["tokens"] >= 100
+
+
+async def test_numbers_are_noted_while_nobody_watches() -> None:
+    async with System() as system:
+        reader = system.follow(await system.create(simulate={"tokens": 2000, "tokens_per_second": 50}))
+        await reader.until_tokens(200, within_seconds=30.0)  # four seconds
+        watcher = Reader(system.http, f"{system.gateway_url()}/v1/overview/events?history=1")
+        await wait_until(lambda: len(watcher.messages) >= 2, within_seconds=10.0, what="a history and a snapshot")
+        await watcher.leave()
+        (history,) = watcher.named("history")
+        assert len(history) >= 3
+        times = [sample["time"] for sample in history]
+        assert all(0 < after - before < 8 for before, after in pairwise(times))
+        newest = json.loads(watcher.messages[1].data)
+        assert (watcher.messages[0].event, watcher.messages[1].event) == ("history", "message")
+        for sample in history:
+            assert set(sample) == {"time", "readers", "streams", "per_second", "lag"}
+            assert set(sample["lag"]) <= set(newest["lag"])
+        assert history[-1]["time"] == newest["time"]
+        assert any(sample["streams"]["running"] == 1 and sample["readers"] == 1 for sample in history)
+        plain = Reader(system.http, f"{system.gateway_url()}/v1/overview/events")
+        await wait_until(lambda: plain.messages, within_seconds=10.0, what="a snapshot")
+        assert plain.messages[0].event == "message"
+        await plain.leave()
+
+
+async def test_redis_restarted_empty_leaves_what_runs_in_the_list() -> None:
+    async with System(settings={"redis_reply_seconds": 1}) as system:
+        stream_id = await system.create(simulate={"tokens": 4000, "tokens_per_second": 50})
+        reader = system.follow(stream_id)
+        await reader.until_tokens(10)
+        assert (await overview(system))["streams"]["running"] == 1
+        system.redis.kill()
+
+        async def away() -> bool:
+            whole = await overview(system)
+            listed = [row["id"] for row in whole["streams"]["newest"]]
+            return not whole["redis"]["up"] and listed == [stream_id] and whole["read_at"] < whole["time"]
+
+        await wait_until(away, within_seconds=15.0, what="Redis is away, and the last that was read is told")
+        system.redis.start()
+        before = len(reader.tokens)
+        await reader.until_tokens(before + 50)
+
+        async def still_there() -> bool:
+            whole = await overview(system)
+            rows = whole["streams"]["newest"]
+            return whole["redis"]["up"] and [row["id"] for row in rows] == [stream_id] and rows[0]["tokens"] > before
+
+        await wait_until(still_there, within_seconds=15.0, what="it is listed, though the queue has forgotten it")
+        assert (await overview(system))["streams"]["running"] == 1
+        await system.http.post(f"{system.gateway_url()}/v1/streams/{stream_id}/cancel")
+
+        async def ended() -> bool:
+            streams = (await overview(system))["streams"]
+            return not streams["running"] and [row["status"] for row in streams["ended"]] == ["cancelled"]
+
+        await wait_until(ended, within_seconds=10.0, what="its end is seen, too")
 
 
 async def test_snapshots_come_while_somebody_watches_and_watchers_are_bounded() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
+
+import pytest
 
 from tests.support.system import System
 from tests.support.waiting import wait_until
@@ -141,3 +144,25 @@ async def test_a_provider_that_bills_what_is_cancelled_is_read_to_its_end() -> N
         whole = await receipt(system, stream_id)
         assert whole["generated"]["usage"]["completion_tokens"] == 120
         assert whole["generated"]["tokens"] == (await system.state(stream_id))["tokens"] == kept
+
+
+@pytest.mark.parametrize("policy", ["restart", "fail"])
+async def test_when_a_lost_worker_and_a_killed_gateway_were_last_heard_of(policy: str) -> None:
+    settings = {"lease_seconds": 1, "delivery_report_seconds": 0.2}
+    async with System(gateways=2, workers=2, settings=settings) as system:
+        simulate = {"tokens": 100, "tokens_per_second": 40}
+        stream_id = await system.create(simulate=simulate, midstream={"on_interrupt": policy})
+        await system.follow(stream_id, gateway=1).until_tokens(20)
+        system.gateways[1].kill()
+        killed_at = time.time()
+        (await system.worker_of(stream_id)).kill()
+        await system.until_status(stream_id, "completed", "failed")
+        told = await receipt(system, stream_id)
+        lost, *later = told["generated"]["attempts"]
+        assert (lost["outcome"], len(later)) == {"restart": ("worker_lost", 1), "fail": ("failed", 0)}[policy]
+        # A worker says every two seconds that it is there.
+        assert lost["started_at"] - 2.5 < lost["last_heard_at"] < killed_at + 0.1
+        assert all(attempt["last_heard_at"] is None for attempt in later)
+        (connection,) = told["delivered"]["connections"]
+        assert (connection["outcome"], connection["closed_at"]) == (None, None)
+        assert connection["opened_at"] <= connection["noted_at"] < killed_at + 0.1

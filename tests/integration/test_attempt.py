@@ -7,14 +7,16 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import orjson
 import pytest
 
 from producer.provider import Finish, Hearer, Unavailable
-from producer.run import Run
+from producer.run import HandedBack, Run
 from shared import events
+from shared.errors import RedisRefused
 from shared.event_log import EventLog
 from shared.events import Accepted, Entry, Policies
-from shared.ids import FIRST_ID, new_stream_id
+from shared.ids import FIRST_ID, EventId, new_stream_id
 from shared.keys import log_key
 from shared.lifecycle import fold
 from shared.queue import Claim
@@ -135,15 +137,62 @@ async def test_a_log_that_cannot_be_read_ends_as_failed_once(
         await commands.execute("XADD", log_key(stream_id), entry_id, field, value)
     await commands.execute("EXPIRE", log_key(stream_id), 60)
     provider = ScriptedProvider()
-    for _ in range(2):  # a second worker, should the first die before it acknowledges
-        assert await run_of(log, stream_id, provider).run(), "the request is done with"
+    runs = [run_of(log, stream_id, provider) for _ in range(2)]
+    for run in runs:  # a second worker, should the first die before it acknowledges
+        assert await run.run(), "the request is done with"
     assert provider.calls == 0
     newest = await commands.execute("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", 2)
     if not garbage.startswith("ids"):  # nothing can be written behind these
         assert newest[0][1][0] == b"failed"
         assert b'"code":"unreadable"' in newest[0][1][1]
         assert newest[1][1][0] != b"failed", "once"
+        assert [run.failure and run.failure["code"] for run in runs] == ["unreadable", None], "for the console"
     assert not any(record.exc_info for record in caplog.records), "said in a line, without a trace"
+
+
+@pytest.mark.parametrize("worker", [b'"w"', b"7", b'{"a":[]}', b"null"])
+async def test_when_the_lost_worker_was_last_heard_is_told_if_it_is_known(log: EventLog, worker: bytes) -> None:
+    stream_id = new_stream_id()
+    entries = [("0-1", b"accepted", _ACCEPTED), ("1-0", b"started", _STARTED.replace(b'"w"', worker))]
+    for entry_id, field, value in entries:
+        await log._commands.execute("XADD", log_key(stream_id), entry_id, field, value)
+    await log._commands.execute("EXPIRE", log_key(stream_id), 60)
+
+    async def last_heard_at(name: str) -> float:
+        assert name == "w"
+        return 5.0
+
+    run = run_of(log, stream_id, ScriptedProvider(), last_heard_at=last_heard_at)
+    running = asyncio.create_task(run.run())
+
+    async def began() -> bool:
+        return (await log.newest(stream_id))[-1].id >= EventId(2, 0)
+
+    await wait_until(began)
+    run.stop(HandedBack())
+    assert not await running
+    (restarted,) = await log.read_between(stream_id, EventId(2, 0), EventId(2, 0))
+    assert orjson.loads(restarted.value).get("last_heard_at") == (5.0 if worker == b'"w"' else None)
+
+
+async def test_a_worker_that_redis_tells_nothing_of_is_taken_over_from_all_the_same(log: EventLog) -> None:
+    stream_id = new_stream_id()
+    for entry_id, field, value in (("0-1", b"accepted", _ACCEPTED), ("1-0", b"started", _STARTED)):
+        await log._commands.execute("XADD", log_key(stream_id), entry_id, field, value)
+    await log._commands.execute("EXPIRE", log_key(stream_id), 60)
+
+    async def last_heard_at(name: str) -> float:
+        raise RedisRefused("NOPERM this user may not")
+
+    run = run_of(log, stream_id, ScriptedProvider(), last_heard_at=last_heard_at)
+    running = asyncio.create_task(run.run())
+
+    async def began() -> bool:
+        return (await log.newest(stream_id))[-1].id >= EventId(2, 0)
+
+    await wait_until(began)
+    run.stop(HandedBack())
+    assert not await running
 
 
 @pytest.mark.parametrize("when", ["before", "in mid-answer"])
@@ -167,7 +216,7 @@ async def test_a_log_of_the_wrong_type_is_given_up_once(
     assert not any(record.exc_info for record in caplog.records)
 
 
-def run_of(log: EventLog, stream_id: str, provider: ScriptedProvider) -> Run:
+def run_of(log: EventLog, stream_id: str, provider: ScriptedProvider, **more: Any) -> Run:
     return Run(
         Claim(b"1-1", stream_id),
         log=log,
@@ -175,4 +224,5 @@ def run_of(log: EventLog, stream_id: str, provider: ScriptedProvider) -> Run:
         provider=provider,
         settings=Settings(provider_backoff_seconds=0.01),
         worker="test",
+        **more,
     )

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 
+import gateway.console.overview
 import gateway.console.watchers
 import gateway.delivery.flush_pace
 import gateway.measuring
@@ -301,6 +302,21 @@ async def _presence(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
             yield lambda: once.calls > 2
         finally:
             await presence.close()
+
+
+@case("samples")
+async def _samples(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(gateway.console.overview, "_SAMPLE_SECONDS", 0.02)
+    async with parts.commands() as commands:
+        overview = Overview(commands)
+        watchers = Watchers(overview)
+        once = Once(overview.sample)
+        parts.patch.setattr(overview, "sample", once)
+        watchers.start()
+        try:
+            yield lambda: once.calls > 2 and bool(overview.samples.all())
+        finally:
+            await watchers.close()
 
 
 @case("sweep")

@@ -3,7 +3,7 @@
 import { el } from "./lib.js";
 
 const SECONDS = 120;
-const GAP_SECONDS = 5; // longer without news, and the line is broken off there
+const GAP_SECONDS = 10; // longer without news, and the line is broken off there; a gateway that nobody watches notes 2 s apart, at most 8
 const HEIGHT = 130;
 const TOP = 8;
 const BOTTOM = 20;
@@ -43,11 +43,23 @@ export class Chart {
     new ResizeObserver(() => this.#draw()).observe(this.#svg);
   }
 
-  /** One value for each name, undefined where there is none; `time` in seconds. */
+  /** Begin anew with these samples: `time` in seconds, and `values`, one for each name, undefined where there is none. */
+  set(samples) {
+    this.#samples = [...samples];
+    this.#show();
+  }
+
+  /** One more sample; the newest one again changes nothing. */
   add(time, values) {
+    if (this.#samples.length && this.#samples.at(-1).time >= time) return;
     this.#samples.push({ time, values });
     while (this.#samples[0].time < time - SECONDS - GAP_SECONDS) this.#samples.shift();
-    values.forEach((value, index) => (this.#values[index].textContent = value === undefined ? "–" : this.#format(value)));
+    this.#show();
+  }
+
+  #show() {
+    const values = this.#samples.at(-1)?.values ?? [];
+    this.#values.forEach((node, index) => (node.textContent = values[index] === undefined ? "–" : this.#format(values[index])));
     this.#draw();
   }
 

@@ -1,12 +1,19 @@
 // A chat that cannot lose a token. Each answer is a stream of its own; what this page has of it, and up to which id, is kept
 // together in sessionStorage, so that a page that was reloaded in mid-answer goes on at the exact token.
 
-import { $, call, cancel, count, el, follow, say } from "./lib.js";
+import { $, call, cancel, capital, count, duration, el, follow, heardOf, reason, reasonAgain, say } from "./lib.js";
 
 const KEPT = "midstream.chat";
 const KEEP_MS = 250;
 const CUT_MS = 1500;
 const TURNS_MAX = 50;
+const MODEL_KEPT = "midstream.model";
+const MODELS_MAX = 500;
+const NO_CHAT = /embed|whisper|tts|dall-e|moderation|transcribe|image|rerank|realtime|sora/i; // models that answer no chat
+const SILENCE_MS = 3000; // a stream that runs and says nothing for so long: what it waits for is found out
+const BEAT_SECONDS = 2.6; // a worker says each two seconds that it is there
+const HINT_MS = 4000;
+const NEAR_END_PX = 160; // whoever is this near the end of the page is taken along as it grows
 
 /**
  * turn: { prompt, key, body, id, tokens, cursor, end, story, cuts, connections, oddities }
@@ -18,6 +25,10 @@ let reader = null;
 let keeper = 0;
 let connected = false;
 let leaving = false; // the page: then the end of its connection is no news
+let begun = false; // a worker has begun the answer
+let heardAt = 0;
+let looking = false;
+let hintUntil = 0;
 
 // --- keeping
 
@@ -70,51 +81,82 @@ function redraw(turn, view) {
   view.story.replaceChildren(...turn.story.map(([kind, text]) => el("li", { class: kind }, text)));
 }
 
-/** Add to an answer's story; `briefly`: for the status line, which is read aloud. */
-function tell(kind, text, briefly = text) {
+/** Add to an answer's story. */
+function tell(kind, text) {
   const turn = current();
   turn.story.push([kind, text]);
   redraw(turn, views.at(-1));
-  say($("status"), briefly);
   keepSoon();
 }
 
+/** What is the matter now, which is also read aloud; `kind`: live, lost, bad, or nothing in particular. */
+function showState(kind, text) {
+  $("status").className = `link ${kind}`;
+  say($("status"), text);
+}
+
+const isBusy = () => Boolean(current() && !current().end);
+const tokensOf = (turn) => `${count(turn.tokens.length)} ${turn.tokens.length === 1 ? "token" : "tokens"}`;
+
 function showControls() {
   const turn = current();
-  const busy = Boolean(turn && !turn.end);
+  const busy = isBusy();
   $("cut").hidden = $("stop").hidden = !busy || !turn.id;
   $("look").hidden = !turn?.id;
   if (turn?.id) $("look").href = `./#${turn.id}`;
   $("anew").hidden = !turn || busy;
+  $("controls").hidden = !turn;
   $("send").disabled = busy;
   $("intro").hidden = turns.length > 0;
   $("cut").disabled = !connected;
-  $("link").className = `link ${connected ? "live" : busy ? "lost" : ""}`;
-  say($("link"), connected ? "connected" : busy ? "not connected" : "idle");
+  showProgress();
 }
 
-function scrollAlong() {
-  const page = document.documentElement;
-  if (page.scrollHeight - page.clientHeight - page.scrollTop < 160) page.scrollTop = page.scrollHeight;
+const END_STATES = {
+  done: ["", "The answer is complete"],
+  failed: ["bad", "The answer failed"],
+  cancelled: ["", "The answer was stopped"],
+  refused: ["bad", "The question was not taken"],
+  gone: ["bad", "This answer is gone"],
+};
+
+function showEnd() {
+  if (current()?.end) showState(...(END_STATES[current().end.name] ?? END_STATES.done));
 }
+
+// Whoever is at the end of the page stays there, whatever makes it grow: a token, a line below it, the bar itself.
+let atEnd = true;
+const page = document.documentElement;
+const toEnd = () => page.scrollTo(0, page.scrollHeight);
+addEventListener("scroll", () => (atEnd = page.scrollHeight - page.clientHeight - page.scrollTop < NEAR_END_PX), { passive: true });
+new ResizeObserver(() => atEnd && toEnd()).observe($("main"));
 
 // --- following
 
 function take(name, id, data) {
   const [turn, view] = [current(), views.at(-1)];
+  heardAt = performance.now();
   if (name === "message") {
     const text = data.token ?? data.delta?.content ?? "";
     // An id says which token this is: one that is not the next would be one lost, or one doubled.
     if (offsetOf(id) !== turn.tokens.length + 1) turn.oddities += 1;
     turn.tokens.push(text);
     view.answer.append(text);
-    say($("link"), `connected, token ${count(turn.tokens.length)}`);
-    scrollAlong();
+    showProgress();
+    if (performance.now() > hintUntil) showState("live", "Answering");
+  } else if (name === "started") {
+    begun = true;
+    showState("live", "A worker has it; no token yet");
   } else if (name === "restarted") {
+    begun = true;
     const dropped = Math.max(0, turn.tokens.length - data.base);
     turn.tokens.length = Math.min(turn.tokens.length, data.base);
     turn.cuts = turn.cuts.filter((cut) => cut <= data.base);
-    tell("", `⟳ Attempt ${data.attempt}, since the last one ended by ${data.reason}: ${count(dropped)} tokens are dropped, ${count(data.base)} stand.`);
+    const how = data.base ? `goes on after token ${count(data.base)}` : "begins anew";
+    const taken = dropped ? `; ${count(dropped)} ${dropped === 1 ? "token is" : "tokens are"} taken back` : "";
+    tell("", `⟳ ${capital(reasonAgain(data.reason))}. Attempt ${data.attempt} ${how}${taken}.`);
+    showState("live", `Attempt ${data.attempt} ${how}`);
+    showProgress();
   } else if (name === "gap") {
     turn.oddities += 1;
     tell("bad", `Events from ${data.requested} to before ${data.first_available} are gone.`);
@@ -132,8 +174,48 @@ function lost() {
   connected = false;
   turn.cuts.push(turn.tokens.length);
   tell("", `✂ The connection was lost after token ${count(turn.tokens.length)}.`);
+  showState("lost", "The connection was lost; coming back");
   showControls();
 }
+
+/** Nothing has come for a while, although the answer goes on: say what it waits for, as the gateway knows it. */
+async function findOut() {
+  const turn = current();
+  if (!connected || looking || !isBusy() || performance.now() - heardAt < SILENCE_MS) return;
+  looking = true;
+  const before = heardAt;
+  try {
+    const snapshot = await call("v1/overview");
+    if (turn === current() && connected && isBusy() && heardAt === before) showState(...waitsFor(turn, snapshot));
+  } catch {
+    // The connection itself tells whether the gateway is away.
+  } finally {
+    looking = false;
+  }
+}
+
+function waitsFor(turn, snapshot) {
+  const { streams, processes, redis } = snapshot;
+  const row = streams.newest.find((one) => one.id === turn.id);
+  const workers = processes.filter((one) => one.kind === "worker" && heardOf(snapshot, one.name).there);
+  if (!redis.up) return ["lost", redis.refusal ? `Redis refuses: ${redis.refusal}` : "Redis is away: the answer waits, nothing is lost"];
+  if (row?.status === "waiting" && !begun) return workers.length ? ["", "Waits for a worker"] : ["lost", "No worker runs: it waits for one"];
+  const heard = row?.worker ? heardOf(snapshot, row.worker) : null;
+  if (heard && !heard.there) return ["lost", `Its worker has died: ${workers.length ? "another one takes over" : "no other one runs"}`];
+  if (heard && heard.seconds > BEAT_SECONDS) return ["lost", "Nothing is heard of its worker: it may have died"];
+  return ["", "No token comes: its worker is there, and waits for the model"];
+}
+
+/** How far it is; not read aloud, since it changes all the time. */
+function showProgress() {
+  const turn = current();
+  const silent = isBusy() && connected ? performance.now() - heardAt : 0;
+  const parts = turn?.tokens.length ? [tokensOf(turn)] : [];
+  if (silent > SILENCE_MS) parts.push(`silent for ${duration(Math.floor(silent / 1000)).replace(".0", "")}`);
+  say($("progress"), parts.join(", "));
+}
+setInterval(showProgress, 1000);
+setInterval(findOut, 1000);
 
 function listen() {
   const turn = current();
@@ -141,7 +223,9 @@ function listen() {
     event: take,
     open() {
       connected = true;
+      heardAt = performance.now();
       turn.connections += 1;
+      showState("live", turn.connections > 1 ? "Connected again" : "Connected; waits for a worker");
       if (turn.connections > 1) tell("", `↻ Connected again, going on after ${turn.cursor || "the beginning"}.`);
       else say($("status"), "The answer is on its way.");
       showControls();
@@ -154,7 +238,8 @@ function listen() {
     gone(error) {
       turn.end = { name: "gone" };
       connected = false;
-      tell("bad", error.message);
+      tell("bad", `✘ ${capital(error.message)}`);
+      showEnd();
       showControls();
     },
   });
@@ -165,19 +250,22 @@ async function conclude() {
   const turn = current();
   connected = false;
   reader?.close();
+  const { end } = turn;
   const over = turn.connections === 1 ? "one connection" : `${count(turn.connections)} connections`;
-  const how = { done: "", failed: ` It failed: ${turn.end.message ?? turn.end.code}`, cancelled: " It was cancelled." }[turn.end.name] ?? "";
+  showEnd();
   showControls();
+  if (end.name === "failed") tell("bad", `✘ It failed: ${reason(end.code)}${end.message ? `. ${capital(end.message)}` : ""}`);
   try {
     const state = await call(`v1/streams/${turn.id}`);
     const same = state.text === turn.tokens.join("") && !turn.oddities;
-    const words = `${count(turn.tokens.length)} tokens over ${over}: `;
-    if (same) tell("good", `✔ ${words}none lost, none doubled, and the text equals what the server keeps.${how}`, `The answer has ended.${how}`);
-    else tell("bad", `✘ ${words}the text is not what the server keeps.${how}`);
+    const whole = "none lost, none doubled, and the text equals what the server keeps.";
+    if (!same) tell("bad", `✘ ${tokensOf(turn)} over ${over}: the text is not what the server keeps.`);
+    else if (end.name === "done") tell("good", `✔ ${tokensOf(turn)} over ${over}: ${whole}`);
+    else if (end.name === "cancelled" || turn.tokens.length) tell("", `${end.name === "cancelled" ? `■ It was stopped${end.by === "disconnect" ? ", since nobody read it" : ""}. ` : ""}${tokensOf(turn)} had come over ${over}: ${whole}`);
   } catch (error) {
-    tell("bad", `${count(turn.tokens.length)} tokens over ${over}; the server could not be asked: ${error.message}`);
+    tell("bad", `${tokensOf(turn)} over ${over}; the server could not be asked: ${error.message}`);
   }
-  if (turn.end.truncated) tell("", "The answer hit its length limit.");
+  if (end.truncated) tell("", "The answer hit its length limit.");
   keep();
   showControls();
 }
@@ -185,6 +273,11 @@ async function conclude() {
 // --- asking
 
 async function ask(turn) {
+  begun = false;
+  showState("", "Asking");
+  await modelsKnown;
+  turn.body.model ??= $("model").value || undefined; // as it is chosen now; the same again if this page is loaded anew
+  keep();
   try {
     // The key makes a repeated request, from a page that was reloaded too early, find the first one's stream.
     const created = await call("v1/streams", { method: "POST", body: turn.body, headers: { "idempotency-key": turn.key } });
@@ -194,7 +287,8 @@ async function ask(turn) {
     listen();
   } catch (error) {
     turn.end = { name: "refused" };
-    tell("bad", error.message);
+    tell("bad", `✘ ${capital(error.message)}`);
+    showEnd();
   }
   showControls();
 }
@@ -202,15 +296,17 @@ async function ask(turn) {
 function bodyFor(prompt) {
   const messages = turns.flatMap((turn) => (turn.prompt === null ? [] : [{ role: "user", content: turn.prompt }, { role: "assistant", content: turn.tokens.join("") }]));
   const body = { messages: [...messages.filter((one) => one.content), { role: "user", content: prompt }], midstream: { on_interrupt: $("on-interrupt").value } };
-  if ($("model").value.trim()) body.model = $("model").value.trim();
-  if (simulated) body.simulate = { tokens: $("tokens").valueAsNumber || 300, tokens_per_second: $("pace").valueAsNumber || 20 };
+  if (simulated) {
+    body.simulate = { tokens: $("tokens").valueAsNumber || 300, tokens_per_second: $("pace").valueAsNumber || 20 };
+    if ($("break").value) body.simulate.fail_after = $("break").valueAsNumber;
+  }
   return body;
 }
 
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const prompt = $("prompt").value.trim();
-  if (!prompt || $("send").disabled) return;
+  if (!prompt || isBusy()) return;
   const body = bodyFor(prompt);
   const key = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
   turns.push(fresh({ prompt, key, body }));
@@ -219,27 +315,32 @@ $("ask").addEventListener("submit", (event) => {
   addView(current());
   keep();
   showControls();
-  scrollAlong();
+  atEnd = true;
+  toEnd();
   void ask(current());
 });
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-    event.preventDefault();
-    $("ask").requestSubmit();
+    event.preventDefault(); // while an answer comes, Send is off: what was typed stays, and nothing is sent
+    if (!isBusy()) $("ask").requestSubmit();
+    else if ($("prompt").value.trim()) {
+      hintUntil = performance.now() + HINT_MS;
+      showState("live", "This answer still comes: stop it, or send when it has ended");
+    }
   }
 });
 $("cut").addEventListener("click", () => {
   reader.cut(CUT_MS);
   lost();
 });
-$("stop").addEventListener("click", () => cancel(current().id).catch((error) => tell("bad", error.message)));
+$("stop").addEventListener("click", () => cancel(current().id).catch((error) => tell("bad", `It could not be stopped: ${error.message}`)));
 $("anew").addEventListener("click", () => {
   turns = [];
   views = [];
   $("turns").replaceChildren();
   history.replaceState(null, "", location.pathname);
   keep();
-  say($("status"), "");
+  showState("", "");
   showControls();
   $("prompt").focus();
 });
@@ -254,7 +355,35 @@ call("v1/overview").then(({ processes }) => {
   const workers = processes.filter((one) => one.kind === "worker" && !one.silent);
   simulated = workers.length > 0 && workers.every((one) => one.provider === "simulated");
   for (const label of document.querySelectorAll(".simulated")) label.hidden = !simulated;
+  for (const label of document.querySelectorAll(".real")) label.hidden = simulated;
 }, () => {});
+
+/** Offer the provider's models; the one that was chosen last is chosen, else the first that looks like a chat's. */
+const modelsKnown = call("v1/models").then(({ data }) => {
+  const names = data.map((one) => one?.id).filter((name) => typeof name === "string").slice(0, MODELS_MAX);
+  if (!names.length) return say($("models-note"), "The provider lists no model.");
+  const chosen = [kept(MODEL_KEPT), "gpt-4o-mini"].find((name) => names.includes(name)) ?? names.find((name) => !NO_CHAT.test(name)) ?? names[0];
+  $("model").replaceChildren(...names.map((name) => el("option", { value: name, selected: name === chosen }, name)));
+}).catch((error) => {
+  say($("models-note"), `The models are not known: ${error.message}`);
+  $("models-note").classList.add("bad");
+  $("options").open = true;
+});
+$("model").addEventListener("change", () => {
+  try {
+    localStorage.setItem(MODEL_KEPT, $("model").value);
+  } catch {
+    // Then it is chosen again the next time.
+  }
+});
+
+function kept(name) {
+  try {
+    return localStorage.getItem(name);
+  } catch {
+    return null;
+  }
+}
 
 try {
   turns = JSON.parse(sessionStorage.getItem(KEPT) ?? "[]");
@@ -264,6 +393,7 @@ try {
 const linked = location.hash.slice(1);
 if (/^[0-9a-z]{36}$/.test(linked) && current()?.id !== linked) turns = [fresh({ id: linked })]; // a link to somebody's answer
 turns.forEach(addView);
+showEnd();
 if (current() && !current().end) {
   if (current().id) {
     const turn = current();
@@ -275,4 +405,4 @@ if (current() && !current().end) {
   } else void ask(current());
 }
 showControls();
-scrollAlong();
+toEnd();

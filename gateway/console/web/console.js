@@ -1,12 +1,13 @@
 // The page of what runs now: one snapshot a second, from the gateway's own event stream.
 
 import { Chart } from "./chart.js";
-import { $, at, bytes, cancel, count, duration, el, ms, percent, rate, say, short } from "./lib.js";
+import { subscribe } from "./feed.js";
+import { $, bytes, cancel, capital, count, duration, el, ms, percent, rate, reason, say, short, shortNode } from "./lib.js";
 import { StreamPanel } from "./stream.js";
 
-const SILENT_MS = 5000; // a snapshot comes each second
-const REOPEN_MS = 3000;
 const ENDED_SHOWN = 5;
+const UNLISTED_MS = 4000; // what workers say of themselves is up to two seconds old
+const STREAM_ID = /^[0-9a-z]{36}$/;
 
 // --- numbers
 
@@ -39,16 +40,25 @@ function showNumbers(now) {
   const gateways = now.processes.filter((one) => one.kind === "gateway" && !one.silent);
   const readersMax = gateways.reduce((sum, one) => sum + one.readers_max, 0);
   const waiting = streams.waiting ? `${count(streams.waiting)} waiting, ${duration(streams.oldest_waiting_seconds)} the oldest` : "none waiting";
-  tiles.show("Streams running", count(streams.running), redis.up ? waiting : redis.refusal ?? "not known: Redis is away");
+  tiles.show("Streams running", redis.up ? count(streams.running) : "–", redis.up ? waiting : (redis.refusal ?? "not known: Redis is away"));
   tiles.show("Readers", count(now.readers), `of ${count(readersMax)} possible`);
   tiles.show("Tokens/s generated", rate(per.tokens_generated), `${count(now.totals.tokens_generated)} so far`);
   tiles.show("Tokens/s delivered", rate(per.tokens_delivered), `${count(now.totals.resumes)} resumes so far`);
   const toSocket = lag.append_to_socket;
   tiles.show("Append to socket", ms(toSocket?.p50_ms), toSocket ? `99 % within ${ms(toSocket.p99_ms)}` : "known as streams end");
-  tiles.show("Redis", redis.up ? bytes(redis.memory_bytes) : redis.refusal ? "refused" : "away", redis.up ? `${bytes(redis.headroom_bytes)} left` : redis.refusal ?? "readers wait, nothing is lost");
-  charts.tokens.add(now.time, [per.tokens_generated ?? 0, per.tokens_delivered ?? 0]);
-  charts.streams.add(now.time, [streams.running, now.readers, streams.waiting]);
-  charts.lag.add(now.time, [lag.append_to_socket?.p99_ms, lag.event_loop?.p99_ms, lag.redis?.p99_ms]);
+  const without = redis.refusal ? ["refuses", redis.refusal] : ["away", "readers wait, nothing is lost"];
+  tiles.show("Redis", ...(redis.up ? [bytes(redis.memory_bytes), `${bytes(redis.headroom_bytes)} left`] : without));
+}
+
+const drawn = {
+  tokens: ({ per_second }) => [per_second.tokens_generated ?? 0, per_second.tokens_delivered ?? 0],
+  streams: ({ streams, readers }) => [streams.running, readers, streams.waiting],
+  lag: ({ lag }) => [lag.append_to_socket?.p99_ms, lag.event_loop?.p99_ms, lag.redis?.p99_ms],
+};
+
+/** The charts begin with what the gateway remembers of the last two minutes. */
+function showHistory(samples) {
+  for (const [name, values] of Object.entries(drawn)) charts[name].set(samples.map((sample) => ({ time: sample.time, values: values(sample) })));
 }
 
 // --- tables
@@ -80,22 +90,38 @@ class Rows {
   }
 }
 
+const metadataOf = (stream) => Object.entries(stream.metadata ?? {}).map(([name, text]) => `${name}=${text}`).join(", ");
+const failureOf = ({ error }) => (error ? capital(reason(error.code)) + (error.status ? ` (${error.status})` : "") : "");
+
 function streamRow({ id }) {
-  const link = el("a", { href: `#${id}`, title: id }, short(id));
+  const link = el("a", { href: `#${id}`, title: id, "aria-label": `Stream ${short(id)}` }, shortNode(id));
   const chip = el("span", { class: "chip" });
-  const [age, tokens, perSecond, attempt, worker] = ["number mid", "number", "number", "number wide", "wide mono"].map((name) => el("td", { class: name }));
+  // Below the id, where there is no room for their columns.
+  const belows = ["model", "metadata", "failure"].map((name) => el("span", { class: `below-${name}` }));
+  const names = ["mid cut", "vast cut metadata", "number mid", "number tokens", "number", "number vast", "wide cut last"];
+  const [model, metadata, age, tokens, perSecond, attempt, worker] = names.map((name) => el("td", { class: name }));
   const stop = el("button", { class: "small", type: "button", "aria-label": `Cancel stream ${short(id)}`, onclick: () => confirmCancel(id) }, "Cancel");
-  const element = el("tr", {}, el("td", {}, link), el("td", {}, chip), age, tokens, perSecond, attempt, worker, el("td", { class: "mid" }, stop)); // on a phone: in the panel
+  const first = el("td", {}, link, el("span", { class: "below" }, ...belows));
+  const cells = [first, el("td", {}, chip), model, metadata, age, tokens, perSecond, attempt, worker, el("td", { class: "mid" }, stop)];
+  const element = el("tr", {}, ...cells);
   return {
     element,
     update(stream) {
       chip.className = `chip ${stream.status}`;
       say(chip, stream.status);
-      say(age, stream.ended_at ? `${duration(Math.max(0, latest.redis.time - stream.ended_at))} ago` : duration(stream.age_seconds));
+      const texts = [stream.model ?? "", metadataOf(stream), failureOf(stream)];
+      [model, metadata, worker].forEach((cell, index) => {
+        const text = texts[index] || (cell === worker ? (stream.worker ?? "") : "");
+        say(cell, text);
+        if (cell.title !== text) cell.title = text;
+      });
+      worker.classList.toggle("failure", Boolean(stream.error));
+      worker.classList.toggle("mono", !stream.error);
+      belows.forEach((node, index) => say(node, texts[index]));
+      say(age, stream.ended_at ? `${duration(Math.max(0, latest.time - stream.ended_at))} ago` : duration(stream.age_seconds));
       say(tokens, count(stream.tokens));
       say(perSecond, stream.status === "running" ? rate(stream.tokens_per_second) : "");
       say(attempt, String(stream.attempt));
-      say(worker, stream.worker ?? "");
       stop.hidden = Boolean(stream.ended_at);
       element.classList.toggle("over", Boolean(stream.ended_at));
       element.classList.toggle("chosen", stream.id === panel.id);
@@ -132,15 +158,61 @@ function processRow(first) {
 const streamRows = new Rows($("streams"), streamRow);
 const processRows = new Rows($("processes"), processRow);
 
-function showTables({ streams, processes, gateway, version }) {
-  streamRows.show([...streams.newest, ...streams.ended.slice(0, ENDED_SHOWN)], (one) => one.id);
-  $("streams-empty").hidden = streams.newest.length + streams.ended.length > 0;
+/** Whether a stream has all the words that are looked for. */
+function isWanted(stream) {
+  const text = [stream.id, stream.status, stream.model, metadataOf(stream), stream.worker, stream.error?.code, failureOf(stream)].join(" ").toLowerCase();
+  return wantedWords().every((word) => text.includes(word));
+}
+const wantedWords = () => $("wanted").value.toLowerCase().split(/\s+/).filter(Boolean);
+
+let unlistedSince = 0;
+
+/** Answers that workers say they run, though the queue knows of none: a Redis that was restarted empty has forgotten them. */
+function unlisted({ streams, processes, redis }) {
+  const atWorkers = processes.reduce((sum, one) => sum + (one.kind === "worker" && !one.silent ? one.running : 0), 0);
+  if (!redis.up || streams.running || streams.waiting || !atWorkers) unlistedSince = 0;
+  else unlistedSince ||= performance.now();
+  return unlistedSince && performance.now() - unlistedSince > UNLISTED_MS ? atWorkers : 0;
+}
+
+function showTables(now) {
+  const { streams, processes, redis, gateway, version } = now;
+  const words = wantedWords();
+  const known = [...streams.newest, ...streams.ended];
+  const shown = words.length ? known.filter(isWanted) : [...streams.newest, ...streams.ended.slice(0, ENDED_SHOWN)];
+  streamRows.show(shown, (one) => one.id);
+  $("streams-table").classList.toggle("no-metadata", !shown.some(metadataOf));
+  $("streams-table").classList.toggle("stale", !redis.up);
+  const forgotten = unlisted(now);
+  const without = redis.refusal ? "Redis refuses" : "Redis is away";
+  const away = now.read_at ? `${without}: this is of ${new Date(now.read_at * 1000).toLocaleTimeString()}` : without;
   const more = streams.running + streams.waiting - streams.newest.length;
-  say($("streams-note"), more > 0 ? `the newest ${streams.newest.length}, and ${count(more)} more` : "");
+  const of = words.length ? `${count(shown.length)} of the ${count(known.length)} listed` : "";
+  say($("streams-note"), [redis.up ? "" : away, of, !words.length && more > 0 ? `the newest ${streams.newest.length}, and ${count(more)} more` : ""].filter(Boolean).join("; "));
+  $("streams-empty").hidden = shown.length > 0 && !forgotten;
+  if (forgotten) fill($("streams-empty"), `Workers still run ${count(forgotten)} ${forgotten === 1 ? "answer that is" : "answers that are"} not in the queue: Redis has forgotten it. They go on.`);
+  else if (!shown.length && words.length) fill($("streams-empty"), STREAM_ID.test($("wanted").value.trim()) ? "It is not in this list. Enter opens it." : "None of the listed streams has that.");
+  else if (!shown.length && !redis.up) fill($("streams-empty"), `Whether anything runs is not known: ${without}.`);
+  else if (!shown.length) fill($("streams-empty"), "Nothing runs now. ", ["a", { href: "chat" }, "Ask something"], ", and it appears here.");
   processRows.show(processes, (one) => one.name);
   const silent = processes.filter((one) => one.silent).length;
   say($("processes-note"), silent ? `${silent} silent: killed, frozen or cut off from Redis` : `${gateway} feeds this page, version ${version}`);
 }
+
+/** A paragraph of texts and of elements, made anew only if its text has changed. */
+function fill(node, ...parts) {
+  const text = parts.map((part) => (typeof part === "string" ? part : part[2])).join("");
+  if (node.textContent !== text) node.replaceChildren(...parts.map((part) => (typeof part === "string" ? part : el(...part))));
+}
+
+$("wanted").addEventListener("input", () => latest && showTables(latest));
+$("find").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const whole = $("wanted").value.trim();
+  const rows = [...$("streams").querySelectorAll("a")];
+  if (STREAM_ID.test(whole)) location.hash = whole;
+  else if (rows.length === 1) location.hash = rows[0].hash;
+});
 
 // --- cancelling, which cannot be undone, and here is done to somebody else's stream
 
@@ -165,39 +237,29 @@ const panel = new StreamPanel($("stream"), { confirmCancel });
 
 function choose() {
   const id = location.hash.slice(1);
-  panel.show(/^[0-9a-z]{36}$/.test(id) ? id : "");
+  const before = panel.id;
+  panel.show(STREAM_ID.test(id) ? id : "");
   if (latest) showTables(latest);
+  if (before && !panel.id) (document.querySelector(`#streams a[href="#${before}"]`) ?? $("wanted")).focus();
 }
 addEventListener("hashchange", choose);
 
 // --- news
 
 let latest = null;
-let heardAt = 0;
 
-function link(state, text) {
-  $("link").className = `link ${state}`;
-  say($("link"), text);
-}
-
-function watch() {
-  const source = new EventSource(at("v1/overview/events"));
-  source.onmessage = ({ data }) => {
-    heardAt = performance.now();
-    latest = JSON.parse(data);
-    link("live", "live");
-    showNumbers(latest);
-    showTables(latest);
-    panel.hear(latest);
-  };
-  source.onerror = () => {
-    link("lost", "connection lost; trying again");
-    if (source.readyState === EventSource.CLOSED) setTimeout(watch, REOPEN_MS);
-  };
-}
-
-setInterval(() => {
-  if (heardAt && performance.now() - heardAt > SILENT_MS) link("lost", "no news; trying again");
-}, 1000);
 choose();
-watch();
+subscribe(({ link, history, snapshot, sample }) => {
+  if (link) {
+    $("link").className = `link ${link[0]}`;
+    say($("link"), link[1]);
+  }
+  if (history) showHistory(history);
+  if (snapshot) {
+    latest = snapshot;
+    showNumbers(snapshot);
+    for (const [name, values] of Object.entries(drawn)) charts[name].add(sample.time, values(sample));
+    showTables(snapshot);
+    panel.hear(snapshot);
+  }
+});

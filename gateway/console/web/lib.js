@@ -35,7 +35,8 @@ export async function call(path, { method = "GET", body, headers = {} } = {}) {
     body: body === undefined ? undefined : JSON.stringify(body),
   });
   const told = await response.json().catch(() => ({}));
-  if (!response.ok) throw Object.assign(new Error(told.detail ?? `the gateway answered ${response.status}`), { status: response.status });
+  const why = told.detail ?? told.error?.message ?? `the gateway answered ${response.status}`; // OpenAI's paths have OpenAI's errors
+  if (!response.ok) throw Object.assign(new Error(why), { status: response.status });
   return told;
 }
 
@@ -139,5 +140,51 @@ export function bytes(n) {
   return `${n < 10 && unit ? tenth.format(n) : whole.format(n)} ${units[unit]}`;
 }
 
-/** Ids are unguessable, so long: their beginning, the time of their making, tells them apart on a page. */
-export const short = (id) => `${id.slice(0, 12)}…`;
+/** Ids are unguessable, so long: their beginning is the time of their making, their end tells apart those of the same second. */
+export const short = (id) => `${id.slice(0, 12)}…${id.slice(-4)}`;
+
+/** The same as a node: where there is little room, the style sheet hides the time. */
+export const shortNode = (id) => el("span", { class: "id" }, el("span", { class: "when" }, id.slice(0, 12)), `…${id.slice(-4)}`);
+
+// --- failures, in words
+
+const FAILURES = {
+  provider_unavailable: "the provider is overloaded, cannot be reached, or broke off",
+  provider_timeout: "the provider took too long",
+  provider_stalled: "the provider fell silent",
+  provider_refused: "the provider refused the request",
+  provider_unreadable: "the provider's answer could not be read",
+  content_filtered: "the provider's filter stepped in",
+  log_full: "there was no room left for the answer",
+  queue_timeout: "no worker was free in time",
+  worker_lost: "its worker stopped in the middle of it",
+  attempts_exhausted: "it was broken off too often",
+  internal_error: "its worker met something unforeseen",
+  unreadable: "its log cannot be read",
+};
+
+/** Why an answer failed, or was begun anew, by its code; a code of a later version is shown without its underscores. */
+export const reason = (code) => FAILURES[code] ?? String(code ?? "unknown").replaceAll("_", " ");
+
+export const capital = (text) => text.slice(0, 1).toUpperCase() + text.slice(1);
+
+/** Why an attempt was followed by another. */
+export const reasonAgain = (code) => ({ worker_lost: "its worker died or was stopped", provider_unavailable: "the provider broke off" })[code] ?? reason(code);
+
+// --- who is there
+
+const DOUBT_SECONDS = 4.5; // a process says each two seconds that it is there; two missed, and it may be dead
+const REMEMBERED_SECONDS = 10; // a Redis that was restarted empty hears of everybody again within two seconds
+const there = new Map(); // by name, when a process was last there
+
+/** { there, at, seconds }: whether a process is there; when it was last heard of, and how long ago, null where nobody remembers. */
+export function heardOf(snapshot, name) {
+  const { time, redis, processes } = snapshot;
+  const process = processes.find((one) => one.name === name);
+  for (const [other, at] of there) if (time - at > REMEMBERED_SECONDS) there.delete(other);
+  if (!process) return { there: there.has(name), at: null, seconds: null };
+  // While Redis is away nobody is heard of, which says nothing.
+  const isThere = !redis.up || (!process.silent && process.heard_seconds < DOUBT_SECONDS);
+  if (isThere) there.set(name, time);
+  return { there: isThere, at: time - process.heard_seconds, seconds: process.heard_seconds };
+}

@@ -1,9 +1,10 @@
 // One stream's life: what is known of it, and as a timeline. From its state and its receipt; its text only if asked for.
 
-import { call, count, duration, el, follow, rate, say, short } from "./lib.js";
+import { call, capital, count, duration, el, follow, heardOf, rate, reason, reasonAgain, say, short } from "./lib.js";
 
 const REFRESH_MS = 2000;
 const SETTLED_SECONDS = 8; // gateways note their connections for some seconds after the end
+const REVEAL_MS = 3000; // so long is the page kept where the panel is seen, while the tables above it fill
 const CONNECTIONS_SHOWN = 40;
 const OUTCOMES = {
   completed: "to the end",
@@ -14,12 +15,9 @@ const OUTCOMES = {
   error: "ended by an error or a kill",
 };
 
-const REASONS = {
-  worker_lost: "its worker was lost",
-  provider_unavailable: "the provider broke off",
-  provider_stalled: "the provider fell silent",
-  provider_timeout: "the provider took too long",
-};
+const ENDS = ["completed", "failed", "cancelled"];
+const CALM = matchMedia("(prefers-reduced-motion: reduce)");
+const MOVES = ["wheel", "touchmove", "pointerdown", "keydown"]; // whoever moves the page decides where it is
 
 export class StreamPanel {
   id = "";
@@ -29,6 +27,8 @@ export class StreamPanel {
   #reader = null;
   #state = null;
   #receipt = null;
+  #snapshot = null;
+  #revealUntil = 0;
 
   constructor(section, { confirmCancel }) {
     this.#section = section;
@@ -56,6 +56,7 @@ export class StreamPanel {
       parts.said,
     );
     this.#parts = parts;
+    for (const name of MOVES) addEventListener(name, () => (this.#revealUntil = 0), { passive: true });
   }
 
   /** Show a stream; none for "". */
@@ -75,8 +76,16 @@ export class StreamPanel {
     for (const part of [facts, timeline, said]) part.replaceChildren();
     say(note, "");
     void this.refresh();
-    this.#section.scrollIntoView({ block: "nearest", behavior: "smooth" });
+    this.#revealUntil = performance.now() + REVEAL_MS;
+    this.#reveal();
     title.focus({ preventScroll: true });
+  }
+
+  /** See to it that the panel just opened is in view, from its top on. */
+  #reveal() {
+    if (performance.now() > this.#revealUntil) return;
+    const { top, bottom } = this.#section.getBoundingClientRect();
+    if (top < 0 || bottom > innerHeight) this.#section.scrollIntoView({ block: "start", behavior: CALM.matches ? "auto" : "smooth" });
   }
 
   complain(text) {
@@ -104,14 +113,17 @@ export class StreamPanel {
   }
 
   /** A snapshot of everything: when this stream has begun anew or has ended, the receipt is asked for at once. */
-  hear({ streams }) {
+  hear(snapshot) {
+    this.#snapshot = snapshot;
+    const { streams } = snapshot;
     const row = [...streams.newest, ...streams.ended].find((one) => one.id === this.id);
     const state = this.#state;
-    if (!row || !state || state.ended_at) return;
-    if (row.attempt !== state.attempt || (row.ended_at && !state.ended_at)) void this.refresh();
+    this.#reveal();
+    if (!state || state.ended_at) return;
+    if (row && (row.attempt !== state.attempt || row.ended_at)) void this.refresh();
     else {
-      state.tokens = Math.max(row.tokens, state.tokens);
-      this.#draw(row.tokens_per_second);
+      if (row) state.tokens = Math.max(row.tokens, state.tokens);
+      this.#draw(row?.tokens_per_second);
     }
   }
 
@@ -130,6 +142,7 @@ export class StreamPanel {
     }
     this.#drawFacts(perSecond);
     this.#drawTimeline();
+    this.#reveal();
   }
 
   #drawFacts(perSecond) {
@@ -147,7 +160,7 @@ export class StreamPanel {
     if (state.finish_reason) facts.push(["Finished by", state.truncated ? `${state.finish_reason}: cut off` : state.finish_reason]);
     if (state.cancelled_by) facts.push(["Cancelled by", state.cancelled_by]);
     if (usage) facts.push(["Billed", `${count(usage.prompt_tokens)} in, ${count(usage.completion_tokens)} out`]);
-    if (state.error) facts.push(["Error", `${state.error.code}: ${state.error.message}`, "broad"]);
+    if (state.error) facts.push(["Failure", `${capital(reason(state.error.code))}: ${state.error.message}`, "broad bad"]);
     for (const [name, value] of Object.entries(state.metadata ?? {})) facts.push([name, value, "broad"]);
     facts.push(["Id", this.id, "broad mono"]);
     this.#parts.facts.replaceChildren(...facts.map(([name, value, kind = ""]) => el("div", { class: kind.split(" ")[0] }, el("dt", {}, name), el("dd", { class: kind }, String(value)))));
@@ -169,20 +182,21 @@ export class StreamPanel {
     if (firstStart - begin > 0.05 || !attempts.length)
       rows.push(row("Waiting", `${duration(firstStart - begin)} for a worker`, [{ kind: "wait", from: begin, to: firstStart }]));
     attempts.forEach((one, index) => {
-      const to = attempts[index + 1]?.started_at ?? state.ended_at ?? now;
+      const next = attempts[index + 1]?.started_at ?? state.ended_at ?? now;
       const open = index === attempts.length - 1 && !state.ended_at;
+      const { to, said, silent } = open ? this.#attemptNow(one, now) : this.#attemptOver(one, next, clock);
       const tokens = open ? Math.max(one.tokens, state.tokens) : one.tokens;
-      const kind = open ? "open" : one.outcome === "completed" ? "good" : "bad";
-      const how = open ? "goes on" : (REASONS[one.outcome] ?? one.outcome ?? "ended");
-      rows.push(row(`Attempt ${one.attempt}`, `${clock(one.started_at)} by ${one.worker}: ${count(tokens)} tokens, ${how}`, [{ kind, from: one.started_at, to }]));
+      const kind = open ? (silent ? "bad" : "open") : one.outcome === "completed" ? "good" : "bad";
+      const bars = [{ kind, from: one.started_at, to }, ...(silent ? [{ kind: "silence", from: to, to: next }] : [])];
+      rows.push(row(`Attempt ${one.attempt}`, `${clock(one.started_at)} by ${one.worker}: ${count(tokens)} tokens, ${said}`, bars));
     });
     for (const one of connections.slice(-CONNECTIONS_SHOWN)) {
       const resumed = one.from !== "0-0";
       const where = resumed ? `resumed after ${one.from}` : "from the beginning";
-      const how = one.outcome ? (OUTCOMES[one.outcome] ?? one.outcome) : "is connected";
+      const { to, said, open } = this.#connectionNow(one, state, now, clock);
       rows.push(
-        row("Reader", `${clock(one.opened_at)} ${where}, to ${one.to}, ${count(one.tokens)} tokens; ${how} (${one.gateway})`, [
-          { kind: one.closed_at || one.outcome ? "reader" : "reader open", from: one.opened_at, to: one.closed_at ?? state.ended_at ?? now, mark: one.outcome === "disconnected" },
+        row("Reader", `${clock(one.opened_at)} ${where}, to ${one.to}, ${count(one.tokens)} tokens; ${said} (${one.gateway})`, [
+          { kind: open ? "reader open" : "reader", from: one.opened_at, to, mark: !open && one.outcome !== "completed" },
         ]),
       );
     }
@@ -191,6 +205,37 @@ export class StreamPanel {
     this.#parts.timeline.replaceChildren(...rows);
     say(this.#parts.from, "asked");
     say(this.#parts.to, `${state.ended_at ? state.status : "now"}, ${(end - begin).toFixed(1)} s`);
+  }
+
+  /** An attempt that is over: where its bar ends, what is said of it, whether silence followed. */
+  #attemptOver(attempt, next, clock) {
+    const how = ENDS.includes(attempt.outcome) ? attempt.outcome : attempt.outcome ? reasonAgain(attempt.outcome) : "ended";
+    const heardAt = attempt.last_heard_at;
+    if (heardAt === null || heardAt === undefined || heardAt >= next) return { to: next, said: how, silent: false };
+    const to = Math.max(heardAt, attempt.started_at);
+    return { to, said: `${how}: last heard of ${clock(to)}, then ${duration(next - to)} of silence`, silent: true };
+  }
+
+  /** The attempt that goes on, unless nothing is heard of its worker. */
+  #attemptNow(attempt, now) {
+    const heard = this.#snapshot && heardOf(this.#snapshot, attempt.worker);
+    if (!heard || heard.there) return { to: now, said: "goes on", silent: false };
+    const to = Math.max(heard.at ?? attempt.started_at, attempt.started_at);
+    const since = heard.at === null ? "for more than a minute" : `for ${duration(heard.seconds)}`;
+    const others = this.#snapshot.processes.some((one) => one.kind === "worker" && heardOf(this.#snapshot, one.name).there);
+    return { to, said: `its worker has not been heard of ${since}; ${others ? "another one takes over" : "no other one runs"}`, silent: true };
+  }
+
+  /** A connection: where its bar ends, what is said of it, whether it is open. Of a gateway that was killed the end is the last that it noted. */
+  #connectionNow(connection, state, now, clock) {
+    const { outcome, closed_at: closedAt, opened_at: openedAt } = connection;
+    const notedAt = connection.noted_at ?? openedAt;
+    if (closedAt) return { to: closedAt, said: OUTCOMES[outcome] ?? outcome, open: false };
+    const heard = this.#snapshot && heardOf(this.#snapshot, connection.gateway);
+    if (outcome) return { to: notedAt, said: `${OUTCOMES[outcome] ?? outcome}; last noted ${clock(notedAt)}`, open: false };
+    if (!heard || heard.there) return { to: state.ended_at ?? now, said: "is connected", open: true };
+    const to = Math.max(notedAt, Math.min(heard.at ?? 0, state.ended_at ?? now));
+    return { to, said: `its gateway is gone: last sign of life ${clock(to)}`, open: false };
   }
 
   // --- the answer, for whoever asks to see it
