@@ -6,7 +6,7 @@ from gateway import metrics
 from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import gateway_name
 from gateway.following.tails import Tails
-from shared.event_log import Commands
+from shared.commands import Commands
 from shared.metrics import APPEND_TO_SOCKET, READER_CLOSES, RESUMES
 from shared.presence import Facts, Presence, total
 from shared.recent_quantiles import Lately

@@ -20,8 +20,9 @@ from gateway.following.tails import Tails
 from gateway.http.problems import Problem, away, expired, full, no_log, not_found
 from gateway.http.whole_bodies import Held
 from shared import events
+from shared.commands import Commands
 from shared.errors import Disconnected, LogFull, MidstreamError, QueueFull, RedisRefused, Unreadable
-from shared.event_log import READ_ENTRIES_MAX, Commands, EventLog
+from shared.event_log import READ_ENTRIES_MAX, EventLog
 from shared.events import Accepted, Entry, Event, Policies
 from shared.ids import BEGINNING, FIRST_ID, EventId, created_at, is_stream_id, new_stream_id
 from shared.keys import idempotency_key

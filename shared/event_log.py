@@ -7,12 +7,11 @@ gap detection (offsets have no holes). The scripts beside this file do each step
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from importlib import resources
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from shared.errors import LogFull, MidstreamError, OddReply, RedisRefused
+from shared.commands import Commands, Script
+from shared.errors import MidstreamError, OddReply, RedisRefused
 from shared.events import TERMINAL, Entry, entry_of
 from shared.ids import BEGINNING, FIRST_ID, EventId
 from shared.keys import deliveries_key, live_channel, log_key
@@ -33,42 +32,6 @@ _NO_LOG: list[Any] = [[bytes(FIRST_ID), ()]]
 
 OnRead = Callable[[list[RawEntry] | Exception], None]
 """Gets what was read, oldest first, or what went wrong. It must not raise."""
-
-
-class Commands(Protocol):
-    """What the log and the queue need of a connection to Redis. Replies are as Redis sent them (RESP2)."""
-
-    async def execute(self, *arguments: bytes | str | int | float) -> Any:
-        """Raises Disconnected, RedisRefused."""
-
-    def send(self, arguments: tuple[bytes | str | int | float, ...], on_reply: Callable[[Any], None]) -> None:
-        """The same without a task: `on_reply` gets the reply or the error, later."""
-
-
-class Script:
-    """A Lua script of ours, by its digest; sent whole only when Redis does not know it (after SCRIPT FLUSH).
-
-    With `when_full` it may write although Redis has reached its maxmemory: for the few bytes that end a stream.
-    """
-
-    def __init__(self, name: str, *, when_full: bool = False) -> None:
-        source = resources.files("shared").joinpath("scripts", f"{name}.lua").read_text()
-        self.source = "#!lua flags=allow-oom\n" + source if when_full else source
-        self.digest = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
-
-    async def run(self, commands: Commands, keys: list[bytes], *arguments: bytes | str | int) -> Any:
-        """Raises Disconnected, RedisRefused, and LogFull when Redis has reached its maxmemory."""
-        try:
-            try:
-                return await commands.execute("EVALSHA", self.digest, len(keys), *keys, *arguments)
-            except RedisRefused as error:
-                if error.code != "NOSCRIPT":
-                    raise
-                return await commands.execute("EVAL", self.source, len(keys), *keys, *arguments)
-        except RedisRefused as error:
-            if error.code == "OOM":
-                raise LogFull("Redis has reached its maxmemory: nothing more can be stored") from None
-            raise
 
 
 class Appended(NamedTuple):

@@ -21,8 +21,8 @@ from prometheus_client import Counter
 
 from shared import metrics
 from shared.background import keep_running
+from shared.commands import Commands, Script
 from shared.errors import MidstreamError
-from shared.event_log import Commands, Script
 from shared.keys import PROCESSES_ABOUT, PROCESSES_UNTIL
 from shared.recent_quantiles import Lately
 from shared.self_measuring import resident_bytes

@@ -18,9 +18,10 @@ from typing import Any
 import orjson
 
 from shared import events
+from shared.commands import Commands, Script
 from shared.deltas import too_deep
 from shared.errors import MalformedId, MidstreamError, OddReply, RedisRefused, Unreadable
-from shared.event_log import Commands, EventLog, Script, shown
+from shared.event_log import EventLog, shown
 from shared.events import Entry, control_of
 from shared.ids import EventId
 from shared.keys import deliveries_key, log_key
