@@ -24,7 +24,7 @@ from shared.metrics import FAILURE_CODES, LOG_READ_REASONS, READER_OUTCOMES, STA
 from shared.self_measuring import Handover
 
 if TYPE_CHECKING:
-    from gateway.delivery.delivery import Reader
+    from gateway.delivery.reader import Reader
     from gateway.following.tail import Tail
 
 PROCESSES = metrics.PROCESSES.gauge()

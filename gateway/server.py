@@ -29,7 +29,7 @@ from gateway.console.watchers import Watchers
 from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import Ledger
 from gateway.following.pages import Pages
-from gateway.following.silence_checks import Sweep
+from gateway.following.silence_checks import SilenceChecks
 from gateway.following.tails import Tails
 from gateway.http.connection import Connection
 from gateway.http.request_timeouts import RequestTimeouts
@@ -100,14 +100,14 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
         settings,
         on_new=delivery.on_new,
     )
-    sweep = Sweep(tails, log, settings, on_lost=delivery.lose)
+    silence_checks = SilenceChecks(tails, log, settings, on_lost=delivery.lose)
     delivery.release = tails.release
-    tails.on_unreadable, pages.on_unreadable = sweep.end_unreadable, tails.found_unreadable
+    tails.on_unreadable, pages.on_unreadable = silence_checks.end_unreadable, tails.found_unreadable
     parts = (commands, log, queue, tails, deliveries, settings)
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
     streams.on_unreadable = tails.found_unreadable
     subscribe = Subscribe(streams, tails, delivery, settings)
-    measuring = GatewayMeasuring(delivery, tails, sweep, pages, commands, settings)
+    measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, settings)
     request_timeouts = RequestTimeouts(settings.request_seconds)
     there = presence(delivery, tails, commands, settings)
     watchers = Watchers(Overview(commands)) if is_wanted(settings) else None
@@ -115,7 +115,7 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
     app = make_app(streams, subscribe, delivery, watchers, commands, readiness, settings)
     if traces is not None:
         app = traces.joining(app)
-        sweep.on_ended = traces.failed_here
+        silence_checks.on_ended = traces.failed_here
 
     def leave() -> None:
         if traces is not None:
@@ -132,7 +132,7 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
         await commands.close()
         raise
     tails.start()
-    sweep.start()
+    silence_checks.start()
     ledger.start()
     delivery.start()
     measuring.start()
@@ -165,7 +165,7 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
         ledger,
         streams,
         measuring,
-        sweep,
+        silence_checks,
         tails,
         readiness,
         commands,

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import orjson
 
 from gateway import metrics
-from gateway.delivery.ledger import gateway_name
 from gateway.following.tails import Tails
 from gateway.http.problems import Problem, away, expired, full, no_log, not_found
 from gateway.http.whole_bodies import Held
+from gateway.process_name import gateway_name
 from shared import events
 from shared.commands import Commands
 from shared.errors import Disconnected, LogFull, MidstreamError, QueueFull, RedisRefused, Unreadable

@@ -32,7 +32,7 @@ from shared.settings import Settings
 from shared.tracing import traceparent
 
 if TYPE_CHECKING:
-    from gateway.delivery.delivery import Reader
+    from gateway.delivery.reader import Reader
     from shared.spans import Attributes, Span, Tracing
 
 _LAST_SPANS_SECONDS, _LEAVING_SECONDS, _LEAST_SECONDS = 0.25, 0.9, 0.05

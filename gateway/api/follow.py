@@ -17,7 +17,8 @@ import orjson
 
 from gateway.api.requests import prompt_request
 from gateway.api.text import TEXT, TextSink, text_after
-from gateway.delivery.delivery import Delivery, Reader
+from gateway.delivery.delivery import Delivery
+from gateway.delivery.reader import Reader
 from gateway.faces import NATIVE, NDJSON, PROMPT, Face
 from gateway.following.tail import Tail
 from gateway.following.tails import Tails

@@ -16,8 +16,8 @@ from typing import Any
 import orjson
 from prometheus_client import Gauge
 
-from gateway.delivery.ledger import gateway_name
 from gateway.http.problems import no_log
+from gateway.process_name import gateway_name
 from shared import events, metrics
 from shared.commands import Commands
 from shared.deltas import too_deep

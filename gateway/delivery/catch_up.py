@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from gateway.delivery.reader import Reader
 from gateway.faces import encode
 from gateway.following.pages import Pages
 from gateway.following.ring import broken_off
+from gateway.following.tail import Tail
 from gateway.following.token_runs import unreadable, unreadable_from
 from shared.errors import Unreadable
 from shared.events import ACCEPTED, DELETED, FAILED
 from shared.ids import BEGINNING
 
-if TYPE_CHECKING:
-    from gateway.delivery.delivery import Reader
-    from gateway.following.tail import Tail
-
-NextNews = Callable[["Tail"], Awaitable[None]]
+NextNews = Callable[[Tail], Awaitable[None]]
 
 _FIRST = (ACCEPTED, DELETED, FAILED)
 """With what a log may begin: the last where the first entry cannot be read."""
@@ -43,11 +41,11 @@ class CatchUp(Protocol):
 
 def catch_up_of(reader: Reader, pages: Pages, next_news: NextNews) -> CatchUp:
     if reader.ring.face.stateful:
-        return _Remembering(reader, pages, next_news)
-    return _Forgetful(reader, pages)
+        return _OwnEncoder(reader, pages, next_news)
+    return _SharedPages(reader, pages)
 
 
-class _Forgetful:
+class _SharedPages:
     def __init__(self, reader: Reader, pages: Pages) -> None:
         self._reader, self._pages = reader, pages
         self.ended = False
@@ -65,7 +63,7 @@ class _Forgetful:
         return found.body
 
 
-class _Remembering:
+class _OwnEncoder:
     def __init__(self, reader: Reader, pages: Pages, next_news: NextNews) -> None:
         self._reader, self._pages, self._next_news = reader, pages, next_news
         self._encoder = reader.ring.face.encoder(reader.tail.stream_id)

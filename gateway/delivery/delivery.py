@@ -20,13 +20,14 @@ from typing import Any
 
 from gateway import metrics
 from gateway.delivery.catch_up import catch_up_of
-from gateway.delivery.flush_pace import Governor
-from gateway.delivery.ledger import Ledger, OpenConnection
+from gateway.delivery.flush_pace import FlushPace
+from gateway.delivery.ledger import Ledger
+from gateway.delivery.reader import OUT_OF_RING, Reader
 from gateway.following.pages import BEFORE_FIRST_SHOWN, Pages
 from gateway.following.ring import Ring, broken_off
 from gateway.following.tail import Tail
 from gateway.following.tails import FIRST_READ_ENTRIES
-from gateway.http.connection import Sink, chunk_of
+from gateway.http.connection import chunk_of
 from shared.background import keep_running
 from shared.errors import Disconnected, RedisRefused
 from shared.events import DONE, TOKEN, Event
@@ -35,7 +36,6 @@ from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_OUT_OF_RING = -1
 _BEATS_PER_SECOND = 10
 """How finely keep-alives are spread: 20,000 readers in 15 s are 133 comments, a millisecond's work, at each."""
 _AGE_SLOTS_PER_SECOND = 4
@@ -46,64 +46,6 @@ _UNREAD_EVENTS_MAX = 2 * FIRST_READ_ENTRIES
 """A ring keeps what was read for its first readers until one is there, but no more than this."""
 _MISS_SECONDS, _MISSES_MAX = 0.1, 50
 """A worker that lives writes again what Redis forgot within a second; after five its log will not come back."""
-
-
-class Reader:
-    """One connection that follows one stream."""
-
-    __slots__ = (
-        "age_slot",
-        "beat_slot",
-        "blocked_at",
-        "busy",
-        "closed",
-        "cursor",
-        "delivery",
-        "drained",
-        "had",
-        "note",
-        "outcome",
-        "position",
-        "replaying",
-        "ring",
-        "sink",
-        "tail",
-    )
-
-    def __init__(self, delivery: Delivery, tail: Tail, ring: Ring, sink: Sink, cursor: EventId) -> None:
-        self.delivery = delivery
-        self.tail = tail
-        self.ring = ring
-        self.sink = sink
-        self.cursor = cursor
-        """What it had when it came, or when it fell out of the ring; in the ring, `position` says more."""
-        self.had = cursor
-        """For the receipt: what it had when it came, also where the first of the rest stood in the response's head."""
-        self.position = _OUT_OF_RING
-        self.busy = False
-        """Its socket is full, or pages are being read for it: it is passed over until that is over."""
-        self.drained: asyncio.Future[None] | None = None
-        """Of a reader whose pages are being read: done when its full socket takes bytes again."""
-        self.blocked_at = 0.0
-        """Since when its socket has been full (loop seconds); 0 while it takes what comes."""
-        self.replaying = True
-        self.note: OpenConnection
-        """What the ledger keeps of it."""
-        self.closed = False
-        self.outcome = "disconnected"
-        self.age_slot = self.beat_slot = 0
-
-    def reached(self) -> EventId:
-        """The id of the last event that it was sent."""
-        return self.cursor if self.position < 0 else self.ring.cursor_at(self.position)
-
-    # --- Follower
-
-    def writable(self) -> None:
-        self.delivery.go_on(self)
-
-    def lost(self) -> None:
-        self.delivery.detach(self)
 
 
 class Delivery:
@@ -117,7 +59,7 @@ class Delivery:
         self._scheduled = False
         self._next_flush = 0.0
         self._ring_events_most = settings.ring_events * 5 // 4  # a trim moves the whole ring: not at every event
-        self._governor = Governor()
+        self._flush_pace = FlushPace()
         self.readers = 0
         self.flushes = self.fallen_out = self.pages_sent = 0  # handed to Prometheus once a second
         self._beat_slot = self._aged = 0
@@ -133,12 +75,12 @@ class Delivery:
     @property
     def tick_seconds(self) -> float:
         """How long what is new may be gathered at the moment."""
-        return self._governor.tick_seconds
+        return self._flush_pace.tick_seconds
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._aged = int(self._loop.time() * _AGE_SLOTS_PER_SECOND)
-        works = (("beats", self._beat), ("ages", self._send_the_old_away), ("governor", self._governor.run))
+        works = (("beats", self._beat), ("ages", self._send_the_old_away), ("flush_pace", self._flush_pace.run))
         self._tasks.update(keep_running(name, work) for name, work in works)
 
     async def close(self) -> None:
@@ -174,7 +116,7 @@ class Delivery:
         """Forget a reader whose connection has ended, for whatever reason, and give up its tail."""
         reader.closed = True
         reader.cursor = reader.reached()
-        reader.position = _OUT_OF_RING
+        reader.position = OUT_OF_RING
         if reader.blocked_at and self._loop.time() - reader.blocked_at > _SLOW_SECONDS:
             reader.outcome = "slow"
         elif self.draining and reader.outcome == "disconnected":
@@ -258,7 +200,7 @@ class Delivery:
         self._scheduled = False
         self.flushes += 1
         news, self._news = self._news, []
-        self._next_flush = self._loop.time() + self._governor.tick_seconds
+        self._next_flush = self._loop.time() + self._flush_pace.tick_seconds
         ring_events_most = self._ring_events_most
         for tail in news:
             tail.dirty = False
@@ -368,7 +310,7 @@ class Delivery:
         for reader in ring.readers:
             if 0 <= reader.position < start:  # a reader falls out: it remembers the id that it had reached
                 reader.cursor = ring.cursor_at(reader.position)
-                reader.position = _OUT_OF_RING
+                reader.position = OUT_OF_RING
                 self.fallen_out += 1
         ring.trim(keep)
 

@@ -12,7 +12,7 @@ _BUSY, _CALM = 0.85, 0.60
 _LOOK_SECONDS = 0.1
 
 
-class Governor:
+class FlushPace:
     def __init__(self) -> None:
         self.tick_seconds = 0.0
 

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
-import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from gateway.delivery.reader import OpenConnection, Reader
 from gateway.metrics import tokens_between
+from gateway.process_name import gateway_name
 from shared.background import keep_running
 from shared.errors import MidstreamError, RedisRefused
-from shared.ids import EventId
 from shared.receipt import DeliveryNote, DeliveryNotes
 from shared.settings import Settings
-
-if TYPE_CHECKING:
-    from gateway.delivery.delivery import Reader
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +29,6 @@ _ASKED_MAX = 500
 """Readers that are each looked at for `tokens_now`: half a millisecond."""
 _UNDER_WAY_MAX = 10_000
 """Notes that Redis has not confirmed: while it is away more are not sent, and the next report tells as much."""
-
-
-def gateway_name() -> str:
-    """This process, as receipts name it."""
-    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 class Ledger:
@@ -125,15 +116,3 @@ class Ledger:
             await self._deliveries.note(stream_id, delivered)
         except MidstreamError as error:
             logger.debug("stream %s: a delivery was not noted: %s", stream_id, error)
-
-
-class OpenConnection:
-    """What is kept of an open connection between two reports."""
-
-    __slots__ = ("connection", "noted", "opened_at", "slot", "start")
-
-    def __init__(self, slot: int, connection: str, start: EventId, opened_at: float) -> None:
-        self.slot = slot
-        self.connection = connection
-        self.start = self.noted = start
-        self.opened_at = opened_at

@@ -15,7 +15,7 @@ from shared.events import Event
 from shared.ids import EventId
 
 if TYPE_CHECKING:
-    from gateway.delivery.delivery import Reader
+    from gateway.delivery.reader import Reader
 
 
 logger = logging.getLogger(__name__)

@@ -37,7 +37,7 @@ _ENDING_MAX = 1000
 """Ends that are being written; a log that cannot be read is ended by whoever reads it next, too."""
 
 
-class Sweep:
+class SilenceChecks:
     """Looks at every tail that has been silent for `sweep_seconds`, less and less often. `on_lost` is told of one whose log is gone.
 
     What is asked leaves in one write and is answered by callbacks: 10,000 silent tails cost about a percent of a core.
@@ -55,7 +55,7 @@ class Sweep:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._task = keep_running("sweep", self._run)
+        self._task = keep_running("silence_checks", self._run)
 
     async def close(self) -> None:
         for task in (self._task, *self._ending):

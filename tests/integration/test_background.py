@@ -21,11 +21,12 @@ import producer.worker
 import shared.presence
 from gateway.console.overview import Overview
 from gateway.console.watchers import Watcher, Watchers
-from gateway.delivery.delivery import Delivery, Reader
+from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import Ledger
+from gateway.delivery.reader import Reader
 from gateway.faces import NATIVE
 from gateway.following.pages import Pages
-from gateway.following.silence_checks import Sweep
+from gateway.following.silence_checks import SilenceChecks
 from gateway.following.tail import Tail
 from gateway.following.tails import Tails
 from gateway.http.connection import Connection
@@ -170,8 +171,8 @@ async def _beats(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
         yield lambda: once.calls > 1 and all(sink.sent for sink in sinks)
 
 
-@case("governor")
-async def _governor(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+@case("flush_pace")
+async def _flush_pace(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     once = Once(time.process_time)
     clock = SimpleNamespace(process_time=once, monotonic=time.monotonic)
     parts.patch.setattr(gateway.delivery.flush_pace, "time", clock)
@@ -264,10 +265,10 @@ async def _look(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     parts.patch.setattr(gateway.measuring, "_LOOK_SECONDS", 0.02)
     async with parts.commands() as commands, parts.delivery() as (delivery, _):
         tails = parts.tails(commands)
-        sweep = Sweep(tails, parts.log(commands), parts.settings, on_lost=delivery.lose)
+        silence_checks = SilenceChecks(tails, parts.log(commands), parts.settings, on_lost=delivery.lose)
         pages = Pages(parts.log(commands), page_events=256, cache_bytes_max=1 << 20)
         parts.patch.setattr(gateway.metrics, "handover", Handover())
-        measuring = GatewayMeasuring(delivery, tails, sweep, pages, commands, parts.settings)
+        measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, parts.settings)
         once = Once(measuring._look_at_redis)
         parts.patch.setattr(measuring, "_look_at_redis", once)
         measuring.start()
@@ -303,19 +304,19 @@ async def _presence(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
             await presence.close()
 
 
-@case("sweep")
-async def _sweep(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+@case("silence_checks")
+async def _silence_checks(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     async with parts.commands() as commands:
         tails = parts.tails(commands)
         once = Once(Tails.__iter__)
         parts.patch.setattr(Tails, "__iter__", once)
-        sweep = Sweep(tails, parts.log(commands), parts.settings, on_lost=lambda tail: None)
+        silence_checks = SilenceChecks(tails, parts.log(commands), parts.settings, on_lost=lambda tail: None)
         tails.start()
-        sweep.start()
+        silence_checks.start()
         try:
             yield lambda: once.calls > 2
         finally:
-            await sweep.close()
+            await silence_checks.close()
             await tails.close()
 
 
@@ -378,7 +379,7 @@ async def test_it_pauses_longer_each_time_up_to_a_bound_and_can_be_cancelled(mon
     async def break_down() -> None:
         raise RuntimeError("again")
 
-    task = keep_running("sweep", break_down)
+    task = keep_running("silence_checks", break_down)
     while len(pauses) < 12:
         await sleep(0)
     task.cancel()
@@ -394,9 +395,9 @@ async def test_what_returns_has_ended_and_a_cancellation_is_no_failure() -> None
     async def once() -> None:
         ran.append("once")
 
-    await keep_running("sweep", once)
+    await keep_running("silence_checks", once)
     assert ran == ["once"]
-    waiting = keep_running("sweep", asyncio.Event().wait)  # type: ignore[arg-type]
+    waiting = keep_running("silence_checks", asyncio.Event().wait)  # type: ignore[arg-type]
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -11,8 +11,9 @@ import pytest
 
 from gateway import metrics
 from gateway.api.follow import Subscribe
-from gateway.delivery.delivery import Delivery, Reader
+from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import Ledger
+from gateway.delivery.reader import Reader
 from gateway.faces import NATIVE, Face
 from gateway.following.pages import Pages
 from gateway.following.tails import Tails

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from gateway.delivery.catch_up import catch_up_of
-from gateway.delivery.delivery import Reader
+from gateway.delivery.reader import Reader
 from gateway.faces import Encoder, SseFace
 from gateway.following.pages import Pages
 from gateway.following.tail import Tail
