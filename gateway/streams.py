@@ -9,7 +9,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar
 
 import orjson
@@ -68,8 +68,6 @@ class Streams:
         self._deliveries = deliveries
         self._receipts: set[asyncio.Task[None]] = set()
         self._settings = settings
-        self.on_unreadable: Callable[[str, Event], None] = lambda stream_id, failed: None
-        """Told of a stream whose log cannot be read on, and of the `failed` as which it reads."""
         self._long_reads = asyncio.Semaphore(_LONG_READS_MAX)
 
     async def create(
@@ -133,19 +131,14 @@ class Streams:
     async def until_ended(self, stream_id: str, wait_seconds: float) -> None:
         """Return when the stream has ended or the time is up. Who waits counts as a reader."""
         tail = self._tails.hold(stream_id)
-        ended = asyncio.Event()
-        tail.on_end.append(ended.set)
         try:
             async with asyncio.timeout(wait_seconds):
                 await asyncio.shield(tail.ready)
-                if tail.ended is None:
-                    await ended.wait()
+                await tail.until_ended()
         except TimeoutError:
             pass
         finally:
-            if ended.set in tail.on_end:
-                tail.on_end.remove(ended.set)
-            self._tails.release(tail)
+            tail.release()
 
     async def cancel(self, stream_id: str, by: str = "client") -> History:
         """End a stream that has not ended, and its state. The worker is fenced, and closes the provider's connection."""
@@ -265,7 +258,7 @@ class Streams:
                         folding.break_off(entry.id, error)
                         if not any(later.field in events.TERMINAL for later in entries[index - 1 :]):
                             failed = Event(history.last, events.FAILED, orjson.dumps(history.terminal))
-                            self.on_unreadable(stream_id, failed)
+                            self._tails.followed.found_unreadable(stream_id, failed)
                         return
                     if index % _ENTRIES_AT_ONCE == 0:
                         await asyncio.sleep(0)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from gateway.following.pages import BEFORE_FIRST_SHOWN
 from gateway.following.ring import Ring
 from gateway.following.tail import Tail
 from gateway.http.connection import Sink
-from shared.ids import EventId
+from shared.ids import BEGINNING, EventId
 
 OUT_OF_RING = -1
+"""The position of a reader that gets pages of the log, or is ahead of the ring."""
 
 
 class Deliverer(Protocol):
-    """What a reader reports to: the `Delivery` that serves it."""
+    """Whom a reader's connection calls: `Delivery`, as far as a reader knows it."""
 
     def go_on(self, reader: Reader) -> None:
         """The reader's socket, which was full, takes bytes again."""
@@ -24,7 +26,7 @@ class Deliverer(Protocol):
 
 
 class OpenConnection:
-    """What is kept of an open connection between two reports."""
+    """What the ledger keeps of an open connection between two reports."""
 
     __slots__ = ("connection", "noted", "opened_at", "slot", "start")
 
@@ -32,6 +34,7 @@ class OpenConnection:
         self.slot = slot
         self.connection = connection
         self.start = self.noted = start
+        """Where the reader began, and how far it had come at the last report."""
         self.opened_at = opened_at
 
 
@@ -63,26 +66,36 @@ class Reader:
         self.ring = ring
         self.sink = sink
         self.cursor = cursor
-        """What it had when it came, or when it fell out of the ring; in the ring, `position` says more."""
+        """The last event that it had when it came, or when it fell out of the ring; in the ring, `position` is newer."""
         self.had = cursor
-        """For the receipt: what it had when it came, also where the first of the rest stood in the response's head."""
+        """The last event that the client had before this response: for the receipt. The first piece of a response may go beyond."""
         self.position = OUT_OF_RING
         self.busy = False
-        """Its socket is full, or pages are being read for it: it is passed over until that is over."""
+        """Its socket is full, or pages are being read for it: flushes pass it over."""
         self.drained: asyncio.Future[None] | None = None
-        """Of a reader whose pages are being read: done when its full socket takes bytes again."""
+        """While pages are being read for it: done when its full socket takes bytes again."""
         self.blocked_at = 0.0
         """Since when its socket has been full (loop seconds); 0 while it takes what comes."""
         self.replaying = True
+        """It has not been told yet that what follows is live."""
         self.note: OpenConnection
-        """What the ledger keeps of it."""
+        """Written by the ledger."""
         self.closed = False
         self.outcome = "disconnected"
+        """How the connection ends, for the receipt and the metrics."""
         self.age_slot = self.beat_slot = 0
 
     def reached(self) -> EventId:
-        """The id of the last event that it was sent."""
+        """Returns the id of the last event that it was sent."""
         return self.cursor if self.position < 0 else self.ring.cursor_at(self.position)
+
+    def lacks_nothing(self) -> bool:
+        """Tells whether the ring has all that is shown to a reader who begins at the beginning."""
+        return self.cursor == BEGINNING and self.ring.base <= BEFORE_FIRST_SHOWN
+
+    def is_over(self) -> bool:
+        """Tells whether nothing will be added to what this reader can get."""
+        return self.tail.ended is not None or self.ring.broken is not None
 
     # --- Follower
 

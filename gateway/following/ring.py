@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from gateway import metrics
 from gateway.faces import Encoder, Face, encode
@@ -13,10 +13,6 @@ from shared import events
 from shared.errors import Unreadable
 from shared.events import Event
 from shared.ids import EventId
-
-if TYPE_CHECKING:
-    from gateway.delivery.reader import Reader
-
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +50,8 @@ class Ring:
         self.start = 0
         self.encoded: list[bytes] = []
         """Whoever adds a token with the very next id may append here directly; everything else goes through `append`."""
-        self.readers: set[Reader] = set()
+        self.readers: set[Any] = set()
+        """Who reads it. `gateway.delivery.delivery` adds, moves and removes them; here they are only kept."""
         self.broken: EventId | None = None
         """The event at which the encoder failed. In its place stands the end as this face tells it; nothing comes after."""
         self.begin_at(base, encoder)

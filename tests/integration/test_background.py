@@ -25,6 +25,8 @@ from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import Ledger
 from gateway.delivery.reader import Reader
 from gateway.faces import NATIVE
+from gateway.following.endings import Endings
+from gateway.following.followed_streams import FollowedStreams
 from gateway.following.pages import Pages
 from gateway.following.silence_checks import SilenceChecks
 from gateway.following.tail import Tail
@@ -37,6 +39,7 @@ from producer.worker import Worker
 from shared import background, metrics
 from shared.background import keep_running
 from shared.event_log import EventLog
+from shared.events import Event
 from shared.ids import BEGINNING, new_stream_id
 from shared.presence import Presence
 from shared.queue import RequestQueue
@@ -86,6 +89,10 @@ class Sink:
     cut = finish
 
 
+def _not_ended(stream_id: str, failed: Event) -> None:
+    """A log here can be read."""
+
+
 class Parts:
     """What the cases are made of: real connections to a real Valkey."""
 
@@ -116,6 +123,7 @@ class Parts:
 
     def tails(self, commands: RespConnection) -> Tails:
         return Tails(
+            FollowedStreams(_not_ended),
             self.log(commands),
             lambda on_push, on_up: self.connection(on_push=on_push, on_up=on_up),
             self.settings,
@@ -127,7 +135,7 @@ class Parts:
         """A delivery with readers, and what these are sent."""
         settings = Settings(keepalive_seconds=1, connection_seconds=connection_seconds)
         async with self.commands() as commands:
-            pages = Pages(self.log(commands), page_events=256, cache_bytes_max=1 << 20)
+            pages = Pages(self.log(commands), _not_ended, page_events=256, cache_bytes_max=1 << 20)
             delivery = Delivery(pages, Ledger(DeliveryNotes(commands), settings), settings)
             delivery.ledger._loop = asyncio.get_running_loop()
             delivery.start()
@@ -265,8 +273,10 @@ async def _look(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     parts.patch.setattr(gateway.measuring, "_LOOK_SECONDS", 0.02)
     async with parts.commands() as commands, parts.delivery() as (delivery, _):
         tails = parts.tails(commands)
-        silence_checks = SilenceChecks(tails, parts.log(commands), parts.settings, on_lost=delivery.lose)
-        pages = Pages(parts.log(commands), page_events=256, cache_bytes_max=1 << 20)
+        silence_checks = SilenceChecks(
+            tails, parts.log(commands), Endings(parts.log(commands)), parts.settings, on_lost=delivery.lose
+        )
+        pages = Pages(parts.log(commands), _not_ended, page_events=256, cache_bytes_max=1 << 20)
         parts.patch.setattr(gateway.metrics, "handover", Handover())
         measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, parts.settings)
         once = Once(measuring._look_at_redis)
@@ -310,7 +320,9 @@ async def _silence_checks(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
         tails = parts.tails(commands)
         once = Once(Tails.__iter__)
         parts.patch.setattr(Tails, "__iter__", once)
-        silence_checks = SilenceChecks(tails, parts.log(commands), parts.settings, on_lost=lambda tail: None)
+        silence_checks = SilenceChecks(
+            tails, parts.log(commands), Endings(parts.log(commands)), parts.settings, on_lost=lambda tail: None
+        )
         tails.start()
         silence_checks.start()
         try:
@@ -416,7 +428,7 @@ SHORT_LIVED = {
     "gateway/api/readiness.py": {"complaint"},
     "gateway/streams.py": {"cancel"},
     "gateway/supervisor.py": {"__init__"},
-    "gateway/following/silence_checks.py": {"_begin_to_end"},
+    "gateway/following/endings.py": {"begin"},
     "gateway/tracing.py": {"parent_of"},
     "producer/run.py": {"_generate", "_pause", "watch"},
     "producer/worker.py": {"_first_of", "_run", "_start"},
