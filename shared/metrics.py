@@ -332,7 +332,7 @@ ATTEMPT_SLOTS = Metric(
 TOKENS_GENERATED = Metric(
     "midstream_tokens_generated",
     "counter",
-    "Tokens (deltas of the provider) that were appended, in all attempts; of one that was cancelled or taken over, the entry that was under way too",
+    "Tokens (increments of the provider) that were appended, in all attempts; of one that was cancelled or taken over, the entry that was under way too",
     "worker",
     "nothing: worked out of the offsets once a second, and at an attempt's end",
 )

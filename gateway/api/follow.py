@@ -209,7 +209,7 @@ class Subscribe:
             async with asyncio.timeout(wait_seconds):
                 await asyncio.shield(tail.ready)
                 while tail.exists and not tail.begun:
-                    await self._delivery.next_news(tail)
+                    await self._delivery.until_flushed(tail)
         except TimeoutError:
             pass
         return tail.begun

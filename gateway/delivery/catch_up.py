@@ -21,11 +21,11 @@ from shared.errors import Disconnected, RedisRefused, Unreadable
 from shared.events import ACCEPTED, DELETED, FAILED, TOKEN, Event
 from shared.ids import BEGINNING, EventId
 
-NextNews = Callable[[Tail], Awaitable[None]]
+UntilFlushed = Callable[[Tail], Awaitable[None]]
 
 _FIRST_FIELDS = (ACCEPTED, DELETED, FAILED)
 """The fields with which a log may begin: `failed` where the first entry cannot be read."""
-_NEWS_SECONDS = 0.5
+_PUSH_SECONDS = 0.5
 """How long a push may take after a read has already shown its entry; then the log is read once more."""
 _MISS_SECONDS, _MISSES_MAX = 0.1, 50
 """A live worker rewrites within 1 s what Redis lost. After 5 s (50 x 0.1) the log is given up."""
@@ -44,9 +44,9 @@ class CatchUp(Protocol):
         """Returns the next piece, maybe empty; None if the log has nothing. Moves the reader's cursor. Raises Disconnected."""
 
 
-def catch_up_of(reader: Reader, pages: Pages, next_news: NextNews) -> CatchUp:
+def catch_up_of(reader: Reader, pages: Pages, until_flushed: UntilFlushed) -> CatchUp:
     if reader.ring.face.stateful:
-        return _OwnEncoder(reader, pages, next_news)
+        return _OwnEncoder(reader, pages, until_flushed)
     return _SharedPages(reader, pages)
 
 
@@ -101,8 +101,8 @@ class _SharedPages:
 class _OwnEncoder:
     """The way of a reader whose face is stateful: its encoder is given the whole log, also what the client has already."""
 
-    def __init__(self, reader: Reader, pages: Pages, next_news: NextNews) -> None:
-        self._reader, self._pages, self._next_news = reader, pages, next_news
+    def __init__(self, reader: Reader, pages: Pages, until_flushed: UntilFlushed) -> None:
+        self._reader, self._pages, self._until_flushed = reader, pages, until_flushed
         self._encoder = reader.ring.face.encoder(reader.tail.stream_id)
         self._encoded = BEGINNING
         """The last event that the encoder has been given."""
@@ -139,8 +139,8 @@ class _OwnEncoder:
     async def _wait_for_the_tail(self) -> None:
         """Waits until a push has told the tail what this reader has read: no encoder may be given an event twice."""
         try:
-            async with asyncio.timeout(_NEWS_SECONDS):
-                await self._next_news(self._reader.tail)
+            async with asyncio.timeout(_PUSH_SECONDS):
+                await self._until_flushed(self._reader.tail)
         except TimeoutError:
             pass
 

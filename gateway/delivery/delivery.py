@@ -55,7 +55,7 @@ class Delivery:
         self._pages = pages
         self.ledger = ledger
         self._settings = settings
-        self._news: list[Tail] = []
+        self._dirty_tails: list[Tail] = []
         self._scheduled = False
         self._next_flush = 0.0
         self._ring_events_most = settings.ring_events * 5 // 4  # a trim moves the whole ring: not at every event
@@ -71,7 +71,7 @@ class Delivery:
         self._ahead: dict[Tail, list[Reader]] = {}
         """Readers that have more than their tail: their cursor is beyond its `last`."""
         self._awaited: dict[Tail, list[asyncio.Future[None]]] = {}
-        """What is done at a tail's next flush."""
+        """Futures that are done at a tail's next flush."""
 
     @property
     def tick_seconds(self) -> float:
@@ -185,7 +185,7 @@ class Delivery:
     def on_new(self, tail: Tail) -> None:
         """Has a tail flushed that was not `dirty` and has something new: at the end of this turn of the loop, or of this tick."""
         tail.dirty = True
-        self._news.append(tail)
+        self._dirty_tails.append(tail)
         if not self._scheduled:
             self._scheduled = True
             wait_seconds = self._next_flush - self._loop.time()
@@ -198,10 +198,10 @@ class Delivery:
         """Sends the new events of all dirty tails. The inner loop is each event's last step: what it costs, each event costs."""
         self._scheduled = False
         self.flushes += 1
-        news, self._news = self._news, []
+        dirty_tails, self._dirty_tails = self._dirty_tails, []
         self._next_flush = self._loop.time() + self._flush_pace.tick_seconds
         ring_events_most = self._ring_events_most
-        for tail in news:
+        for tail in dirty_tails:
             tail.dirty = False
             reader = None
             try:
@@ -268,23 +268,23 @@ class Delivery:
             reader.sink.cut(b"")
         self.detach(reader)
 
-    async def next_news(self, tail: Tail) -> None:
+    async def until_flushed(self, tail: Tail) -> None:
         """Returns at the next flush of a tail. Its log must have been read."""
-        news = self._loop.create_future()
-        self._awaited.setdefault(tail, []).append(news)
+        flushed = self._loop.create_future()
+        self._awaited.setdefault(tail, []).append(flushed)
         try:
-            await news
+            await flushed
         finally:
             waiting = self._awaited.get(tail, [])
-            if news in waiting:
-                waiting.remove(news)
+            if flushed in waiting:
+                waiting.remove(flushed)
                 if not waiting:
                     del self._awaited[tail]
 
     def _wake_the_waiting(self, tail: Tail) -> None:
-        for news in self._awaited.pop(tail, ()):
-            if not news.done():
-                news.set_result(None)
+        for flushed in self._awaited.pop(tail, ()):
+            if not flushed.done():
+                flushed.set_result(None)
 
     def _is_full(self, reader: Reader) -> None:
         reader.busy = True
@@ -356,7 +356,7 @@ class Delivery:
 
     async def _catch_up(self, reader: Reader) -> None:
         """Sends a reader pages of the log until the ring has the rest."""
-        catch_up = catch_up_of(reader, self._pages, self.next_news)
+        catch_up = catch_up_of(reader, self._pages, self.until_flushed)
         log_is_there = await go_through(reader, catch_up, self._send_page)
         reader.busy = False
         if reader.closed:
