@@ -378,6 +378,31 @@ async def test_a_task_that_breaks_is_told_counted_and_goes_on(
     assert f"the background task {name} broke" in record.getMessage()
 
 
+async def test_silence_checks_forget_a_tail_that_has_gone(
+    valkey_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = Parts(valkey_server.url, monkeypatch)
+    async with parts.commands() as commands:
+        log = parts.log(commands)
+        tails = parts.tails(commands)
+        lost: list[Tail] = []
+        silence_checks = SilenceChecks(tails, log, Endings(log), parts.settings, on_lost=lost.append)
+        tails.start()
+        silence_checks.start()
+        try:
+            tail = tails.hold(new_stream_id())
+            await wait_until(lambda: lost == [tail], what="its log is missing")
+            assert tail in silence_checks._check_at
+            assert tail in silence_checks._missing
+            tail.release()
+            await wait_until(
+                lambda: not silence_checks._check_at and not silence_checks._missing, what="it is forgotten"
+            )
+        finally:
+            await silence_checks.close()
+            await tails.close()
+
+
 async def test_it_pauses_longer_each_time_up_to_a_bound_and_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     sleep = asyncio.sleep
