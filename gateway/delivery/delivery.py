@@ -158,7 +158,7 @@ class Delivery:
             self._complete(reader, body)
 
     def _complete(self, reader: Reader, body: bytes, *, failed: bool = False) -> None:
-        """Sends a reader the end of its stream. `failed`: the stream goes on, but cannot be read or shown to this reader."""
+        """Sends a reader the end of its stream. `failed`: of what can be read of it, or be shown by this face."""
         reader.outcome = "completed"
         failed = failed or reader.ring.broken is not None or reader.tail.ended_as != DONE
         if reader.ring.face.cut_unless_done and failed:

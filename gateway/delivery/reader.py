@@ -90,7 +90,7 @@ class Reader:
         return self.cursor if self.position < 0 else self.ring.cursor_at(self.position)
 
     def lacks_nothing(self) -> bool:
-        """Tells whether the ring has all that is shown to a reader who begins at the beginning."""
+        """Tells whether it begins at the beginning and the ring has all that its face shows from there."""
         return self.cursor == BEGINNING and self.ring.base <= BEFORE_FIRST_SHOWN
 
     def is_over(self) -> bool:
