@@ -39,7 +39,7 @@ from gateway.http.request_id import take_request_id
 from gateway.http.whole_bodies import made
 from gateway.metrics import exposition, refused
 from gateway.streams import Streams
-from shared.event_log import Commands
+from shared.commands import Commands
 from shared.lifecycle import History
 from shared.settings import Settings
 from shared.version import VERSION

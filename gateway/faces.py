@@ -1,4 +1,4 @@
-"""A face: how one event looks on the wire. Encoded once per tail and face, never once per reader."""
+"""Faces: how an event looks on the wire. An event is encoded once per tail and face, never once per reader."""
 
 from __future__ import annotations
 
@@ -12,58 +12,58 @@ from shared.events import Event
 from shared.ids import EventId
 
 GAP = b"gap"
-"""A field that no log holds: the place where events are missing. Its id is the one before the first that is there."""
+"""The field of a pseudo-event, which no log holds: events are missing here. It has the id before the next event's."""
 
 
 class Encoder(Protocol):
-    """From an event to its bytes; empty where this face does not show it."""
+    """Encodes events; the bytes are empty where the face does not show an event."""
 
     def token(self, event_id: bytes, value: bytes) -> bytes:
-        """A token, the event that comes by the thousand: its id as the log has it, and its text in UTF-8.
+        """Encodes a token, the event that comes by the thousand, from its id as the log has it and its text in UTF-8.
 
-        Raises UnicodeDecodeError, before anything is remembered, where it is not: a pushed token is not checked before.
+        Raises UnicodeDecodeError for other text, before the encoder's state has changed: pushed tokens are not checked before.
         """
 
     def tokens(self, event_ids: Sequence[bytes], values: Sequence[bytes]) -> Iterable[bytes]:
-        """Many tokens, in their order: the same pieces as one by one."""
+        """Encodes many tokens, in order, into the pieces that `token` would return."""
         return map(self.token, event_ids, values)
 
     def other(self, event: Event) -> bytes:
-        """Any other event. Its value is checked (`shared.events.events_of`)."""
+        """Encodes any other event. The event's value has been checked (`shared.events.events_of`)."""
 
     def give_up(self, failed: Event) -> bytes:
-        """The end of the stream as this face tells it, `failed`, after an event at which `token` or `other` has raised."""
+        """Encodes the `failed` with which the stream ends for this face, after `token` or `other` has raised."""
         return self.other(failed)
 
 
 class Face(Protocol):
-    """One object for all readers of a kind; compared with ==, kept in the tails of the streams that it shows."""
+    """A wire form: one object for all readers that share it. Compared with ==; kept in the tails of the streams that it shows."""
 
     media_type: bytes
     keep_alive: bytes
-    """What a silent reader is sent so that no proxy takes its connection for dead; may be empty."""
+    """Sent on a silent connection, so that no proxy closes it for an idle timeout; may be empty."""
     stateful: bool
     """An event's bytes depend on those before it: each encoder must be given the whole log from its beginning."""
     cut_unless_done: bool
-    """A body that does not end in `done` is cut off without its last chunk, so that an HTTP client sees it."""
+    """A body that does not end with `done` is cut off without its last chunk, so that an HTTP client sees an error."""
     resumable: bool
-    """Its readers come back with their cursor: a response may end early. One of the others lasts as long as its stream,
+    """Clients reconnect with their cursor, so a response may end early. With any other face it lasts as long as its stream,
     and is cut off when the gateway stops."""
 
     def encoder(self, stream_id: str) -> Encoder: ...
 
     def prelude(self, retry_milliseconds: int) -> bytes:
-        """What stands before everything else in a body; may be empty."""
+        """Returns what stands before everything else in a body; may be empty."""
 
     def live(self, offset: int) -> bytes:
-        """What tells a reader that the replay is over; may be empty."""
+        """Returns what tells a reader that the replay is over; may be empty."""
 
     def epilogue(self, retry_milliseconds: int) -> bytes:
-        """What a reader is sent whose response ends before its stream: it is to come back; may be empty."""
+        """Returns what ends a response before its stream has ended, and asks the client to reconnect; may be empty."""
 
 
 class SseFace:
-    """What every face over Server-Sent Events has in common."""
+    """The base of all faces over Server-Sent Events."""
 
     media_type = b"text/event-stream; charset=utf-8"
     keep_alive = sse.KEEP_ALIVE
@@ -82,29 +82,29 @@ class SseFace:
 
 
 def encode(encoder: Encoder, event: Event) -> bytes:
-    """Any event."""
+    """Encodes any event."""
     return encoder.token(b"%d-%d" % event.id, event.value) if event.field == events.TOKEN else encoder.other(event)
 
 
 def json_strings(texts: Sequence[bytes]) -> list[bytes]:
-    """Each text, in UTF-8, as JSON has it between the quotes. In one call: a tenth of what a call for each costs."""
+    """Returns each text, given in UTF-8, as JSON has it between the quotes. A call for each would cost ten times as much."""
     encoded = orjson.dumps(_BETWEEN.join(texts).decode())[1:-1].split(_BETWEEN_IN_JSON)
     if len(encoded) == len(texts):
         return encoded
-    return [orjson.dumps(text.decode())[1:-1] for text in texts]  # one of them has what was to stand between them
+    return [orjson.dumps(text.decode())[1:-1] for text in texts]  # one of them contains the separator
 
 
 _BETWEEN, _BETWEEN_IN_JSON = b"\x1f", b"\\u001f"
 
 
 def gap_event(requested: EventId, first: EventId) -> Event:
-    """The pseudo-event that stands for what is missing before `first`."""
-    told = orjson.dumps({"requested": str(requested), "first_available": str(first)})
-    return Event(EventId(first.attempt, first.offset - 1), GAP, told)
+    """Returns the pseudo-event that stands for what is missing before `first`."""
+    missing = orjson.dumps({"requested": str(requested), "first_available": str(first)})
+    return Event(EventId(first.attempt, first.offset - 1), GAP, missing)
 
 
 class NativeFace(SseFace, Encoder):
-    """`GET /v1/streams/{id}/events` (api.md section 1): a token is an unnamed event, everything else is named."""
+    """`GET /v1/streams/{id}/events` (docs/reference/http.md): a token is an unnamed event, a control event is named."""
 
     def encoder(self, stream_id: str) -> Encoder:
         return self  # it needs to know no more than the event
@@ -132,10 +132,10 @@ class NativeFace(SseFace, Encoder):
 
 
 class NdjsonFace(Encoder):
-    """The same events as lines of JSON: `id` (null where there is none), `event` ("message" for a token), `data`.
+    """Events as lines of JSON: `id` (null where there is none), `event` ("message" for a token), `data`.
 
-    A silent reader is sent a space. It becomes part of the next line, where JSON allows it; an empty line, the other
-    custom, breaks readers that parse whatever stands between two line feeds (cradle#106, ndjson-cli#9).
+    The keep-alive is a space. It becomes part of the next line, where JSON allows it. An empty line, the other custom,
+    breaks readers that parse whatever stands between two line feeds (cradle#106, ndjson-cli#9).
     """
 
     media_type = b"application/x-ndjson"
@@ -158,16 +158,16 @@ class NdjsonFace(Encoder):
 
     def token(self, event_id: bytes, value: bytes) -> bytes:
         line = b'{"id":"%b","event":"message","data":{"token":%b}}\n' % (event_id, orjson.dumps(value.decode()))
-        # One byte is looked for much faster than three: most texts have none of the last ones of `_LINE_ENDS`.
+        # Searching for one byte is much faster than for three: few texts have the last byte of any of `_LINE_ENDS`.
         return _on_one_line(line) if 0xA8 in value or 0xA9 in value or 0x85 in value else line
 
     def other(self, event: Event) -> bytes:
-        told = event_object(event)
-        return _on_one_line(told) + b"\n" if told else b""
+        line = event_object(event)
+        return _on_one_line(line) + b"\n" if line else b""
 
 
 def _on_one_line(json: bytes) -> bytes:
-    """The same without U+0085, U+2028 and U+2029, which Python's `str.splitlines`, and so httpx, takes for line ends."""
+    """Escapes U+0085, U+2028 and U+2029, which Python's `str.splitlines`, and so httpx, takes for line ends."""
     for encoded, escaped in _LINE_ENDS:
         json = json.replace(encoded, escaped)
     return json
@@ -177,7 +177,7 @@ _LINE_ENDS = [(character.encode(), b"\\u%04x" % ord(character)) for character in
 
 
 def event_object(event: Event) -> bytes:
-    """An event that is no token as a JSON object; empty where readers are not shown it."""
+    """Returns an event that is no token as a JSON object; empty for an event that readers do not get."""
     (attempt, offset), field, value = without_tombstone(event)
     if field == events.DELTA:
         return b'{"id":"%d-%d","event":"message","data":%b}' % (attempt, offset, value)
@@ -189,19 +189,20 @@ def event_object(event: Event) -> bytes:
 
 
 def live_object(offset: int) -> bytes:
+    """Returns the object that tells a reader that the replay is over."""
     return b'{"id":null,"event":"live","data":{"offset":%d}}' % offset
 
 
 def retry_object(retry_milliseconds: int) -> bytes:
-    """The last object of a response that ends before its stream: what the line `retry:` is for SSE."""
+    """Returns the last object of a response that ends before its stream: what the line `retry:` is for SSE."""
     return b'{"id":null,"event":"retry","data":{"milliseconds":%d}}' % retry_milliseconds
 
 
 class PromptFace(SseFace):
-    """`GET /stream?prompt=` (api.md section 2): tokens, then `[DONE]`; ids name the stream, so that the URL need not.
+    """`GET /stream?prompt=` (docs/reference/http.md): tokens, then `[DONE]`. Ids name the stream, since the URL does not.
 
-    What is no token is a named event, which a page that has only `onmessage` does not see: `restarted`, `failed`,
-    `cancelled`, and `done` where the answer was cut off.
+    Control events are named, so a page that has only `onmessage` does not see them: `restarted`, `failed`, `cancelled`, and
+    `done` where the answer was cut off.
     """
 
     def encoder(self, stream_id: str) -> Encoder:
@@ -225,10 +226,10 @@ class _PromptEncoder(Encoder):
         if field == events.RESTARTED:
             return b"%bevent: restarted\ndata: %b\n\n" % (event_id, shown(field, value))
         if field in events.TERMINAL:
-            told = b""
+            named = b""
             if field != events.DONE or orjson.loads(value)["finish_reason"] == "length":
-                told = b"event: %b\ndata: %b\n\n" % (field, shown(field, value))
-            return b"%b%bdata: [DONE]\n\n" % (told, event_id)
+                named = b"event: %b\ndata: %b\n\n" % (field, shown(field, value))
+            return b"%b%bdata: [DONE]\n\n" % (named, event_id)
         return b""
 
 
@@ -241,7 +242,7 @@ _SHOWN: dict[bytes, tuple[str, ...]] = {
 
 
 def shown(field: bytes, value: bytes) -> bytes:
-    """The data of a named event: what readers are told of what is stored."""
+    """Returns the data of a named event: the part of the stored value that readers get."""
     stored = orjson.loads(value)
     if field == events.DONE:
         return done_data(stored)
@@ -249,13 +250,13 @@ def shown(field: bytes, value: bytes) -> bytes:
 
 
 def done_data(stored: dict[str, object]) -> bytes:
-    """What a reader is told of a finished answer; `truncated` says that it was cut off."""
+    """Returns the data of `done`; `truncated` says that the answer was cut off at its maximum length."""
     reason = stored["finish_reason"]
     return orjson.dumps({"finish_reason": reason, "truncated": reason == "length", "usage": stored["usage"]})
 
 
 def without_tombstone(event: Event) -> Event:
-    """Who follows a stream while it is deleted is told that it was cancelled, also if the tombstone came first."""
+    """Returns `cancelled` for a tombstone, any other event as it is: readers see a deletion as a cancel."""
     return Event(event.id, events.CANCELLED, b'{"by":"client"}') if event.field == events.DELETED else event
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from gateway import metrics
 from gateway.delivery.delivery import Delivery
 from gateway.following.pages import Pages
-from gateway.following.silence_checks import Sweep
+from gateway.following.silence_checks import SilenceChecks
 from gateway.following.tails import Tails
 from shared.background import keep_running
 from shared.errors import Disconnected, RedisRefused
@@ -46,7 +46,7 @@ class GatewayMeasuring(Measuring):
         self,
         delivery: Delivery,
         tails: Tails,
-        sweep: Sweep,
+        silence_checks: SilenceChecks,
         pages: Pages,
         commands: RespConnection,
         settings: Settings,
@@ -64,7 +64,7 @@ class GatewayMeasuring(Measuring):
         handover.count(metrics.FLUSHES, lambda: delivery.flushes)
         handover.count(metrics.DELIVERED, lambda: delivery.ledger.tokens)
         handover.count(metrics.PUSHED, lambda: tails.pushed)
-        handover.count(metrics.LOG_CHECKS, lambda: sweep.checks)
+        handover.count(metrics.LOG_CHECKS, lambda: silence_checks.checks)
         handover.count(metrics.LOG_READS["page"], lambda: pages.reads)
         for reason in tails.reads:
             handover.count(metrics.LOG_READS[reason], lambda reason=reason: tails.reads[reason])  # type: ignore[misc]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 from prometheus_client import CollectorRegistry, generate_latest
@@ -18,14 +18,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from shared import metrics
 from shared.events import Event
-from shared.ids import EventId
 from shared.metric_definition import bounded
 from shared.metrics import FAILURE_CODES, LOG_READ_REASONS, READER_OUTCOMES, STATUSES
 from shared.self_measuring import Handover
-
-if TYPE_CHECKING:
-    from gateway.delivery.delivery import Reader
-    from gateway.following.tail import Tail
 
 PROCESSES = metrics.PROCESSES.gauge()
 STARTS = metrics.PROCESS_STARTS.counter()
@@ -86,12 +81,10 @@ def receipt_written(receipt: dict[str, Any]) -> None:
     _RECEIPT_TOKENS.labels("undelivered").inc(receipt["undelivered_tokens"])
 
 
-def came_back(reader: Reader) -> None:
-    """A reader that had something already, as it is attached."""
-    last, cursor = reader.tail.last, reader.cursor
-    place = "ahead" if cursor > last else "ring" if cursor >= reader.ring.base else "log"
+def resumed(place: str, events_back: int) -> None:
+    """A reader has come back with a cursor: its events are in the `ring` or in the `log`, or it is `ahead` of this gateway."""
     _RESUMES[place].inc()
-    _RESUME_EVENTS_BACK.observe(max(0, last.offset - (cursor.offset if cursor.attempt == last.attempt else 0)))
+    _RESUME_EVENTS_BACK.observe(events_back)
 
 
 def sent_at(event: Event) -> float:
@@ -102,19 +95,6 @@ def sent_at(event: Event) -> float:
 def written(sent_at: float) -> None:
     """The end of a stream, sent at that time, has been written to its readers' sockets."""
     _LAG.observe(max(0.0, time.time() - sent_at))
-
-
-def tokens_between(noted: EventId, reached: EventId, tail: Tail) -> int:
-    """How many tokens a connection was sent between two ids, in all attempts that this gateway has seen."""
-    tokens = 0
-    for attempt, base, end in (*tail.overtaken, (tail.attempt, tail.base, tail.offset)):
-        if noted.attempt <= attempt <= reached.attempt and attempt:
-            first = noted.offset if attempt == noted.attempt and noted.offset else base
-            last = reached.offset if attempt == reached.attempt else end
-            if tail.ended == (attempt, last) and last:
-                last -= 1  # the terminal event is no token
-            tokens += max(0, last - first)
-    return tokens
 
 
 def exposition() -> bytes:

@@ -28,8 +28,10 @@ from gateway.console.overview import Overview
 from gateway.console.watchers import Watchers
 from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import Ledger
+from gateway.following.endings import Endings
+from gateway.following.followed_streams import FollowedStreams
 from gateway.following.pages import Pages
-from gateway.following.silence_checks import Sweep
+from gateway.following.silence_checks import SilenceChecks
 from gateway.following.tails import Tails
 from gateway.http.connection import Connection
 from gateway.http.request_timeouts import RequestTimeouts
@@ -89,25 +91,30 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
         tombstone_ttl_seconds=settings.tombstone_ttl_seconds,
     )
     queue = RequestQueue(commands, ttl_seconds=settings.log_ttl_seconds, requests_max=settings.queue_requests_max)
-    pages = Pages(log, page_events=settings.page_events, cache_bytes_max=settings.page_cache_bytes_max)
     deliveries = DeliveryNotes(commands)
     traces = None if tracing is None else Traces(tracing, log, settings)
+    endings = Endings(log) if traces is None else Endings(log, traces.failed_here)
+    followed = FollowedStreams(endings.end_unreadable)
+    pages = Pages(
+        log,
+        followed.found_unreadable,
+        page_events=settings.page_events,
+        cache_bytes_max=settings.page_cache_bytes_max,
+    )
     ledger = Ledger(deliveries, settings) if traces is None else TracedLedger(traces, deliveries, settings)
     delivery = Delivery(pages, ledger, settings)
     tails = Tails(
+        followed,
         log,
         lambda on_push, on_up: connection("subscriber", on_push=on_push, on_up=on_up),
         settings,
         on_new=delivery.on_new,
     )
-    sweep = Sweep(tails, log, settings, on_lost=delivery.lose)
-    delivery.release = tails.release
-    tails.on_unreadable, pages.on_unreadable = sweep.end_unreadable, tails.found_unreadable
+    silence_checks = SilenceChecks(tails, log, endings, settings, on_lost=delivery.lose)
     parts = (commands, log, queue, tails, deliveries, settings)
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
-    streams.on_unreadable = tails.found_unreadable
     subscribe = Subscribe(streams, tails, delivery, settings)
-    measuring = GatewayMeasuring(delivery, tails, sweep, pages, commands, settings)
+    measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, settings)
     request_timeouts = RequestTimeouts(settings.request_seconds)
     there = presence(delivery, tails, commands, settings)
     watchers = Watchers(Overview(commands)) if is_wanted(settings) else None
@@ -115,7 +122,6 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
     app = make_app(streams, subscribe, delivery, watchers, commands, readiness, settings)
     if traces is not None:
         app = traces.joining(app)
-        sweep.on_ended = traces.failed_here
 
     def leave() -> None:
         if traces is not None:
@@ -132,7 +138,7 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
         await commands.close()
         raise
     tails.start()
-    sweep.start()
+    silence_checks.start()
     ledger.start()
     delivery.start()
     measuring.start()
@@ -167,8 +173,9 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
         ledger,
         streams,
         measuring,
-        sweep,
+        silence_checks,
         tails,
+        endings,
         readiness,
         commands,
         *([traces] if traces is not None else []),

@@ -1,4 +1,4 @@
-"""A stream's life as clients steer it: create, state, cancel, delete."""
+"""What clients do with streams, whichever API they use: create, state, receipt, cancel, delete."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar
 
 import orjson
 
 from gateway import metrics
-from gateway.delivery.ledger import gateway_name
 from gateway.following.tails import Tails
 from gateway.http.problems import Problem, away, expired, full, no_log, not_found
 from gateway.http.whole_bodies import Held
+from gateway.process_name import gateway_name
 from shared import events
+from shared.commands import Commands
 from shared.errors import Disconnected, LogFull, MidstreamError, QueueFull, RedisRefused, Unreadable
-from shared.event_log import READ_ENTRIES_MAX, Commands, EventLog
+from shared.event_log import READ_ENTRIES_MAX, EventLog
 from shared.events import Accepted, Entry, Event, Policies
 from shared.ids import BEGINNING, FIRST_ID, EventId, created_at, is_stream_id, new_stream_id
 from shared.keys import idempotency_key
@@ -37,19 +38,19 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ANONYMOUS = "anonymous"
-"""The principal of everybody, while there is no access control."""
-_REMEMBERED = re.compile(rb"([0-9a-z]{36}) ([0-9a-f]{64})")
-"""What an idempotency key holds: a stream's id, and the hash of its request."""
+"""The principal of all clients, since there is no access control."""
+_IDEMPOTENCY_VALUE = re.compile(rb"([0-9a-z]{36}) ([0-9a-f]{64})")
+"""The value of an idempotency key in Redis: a stream's id, and the hash of the request."""
 _FIRST_CREATE_LOOKS, _FIRST_CREATE_PAUSE_SECONDS = 25, 0.02
-"""For half a second a create waits for the log of another one with its Idempotency-Key, which may have begun just now."""
+"""A create waits half a second for the log of another create with the same Idempotency-Key, which may be under way."""
 _ENTRIES_AT_ONCE = 50
-"""Are folded before the loop goes on: 3,200 tokens at most, 3 ms."""
+"""Entries that are folded in one turn of the event loop: 3,200 tokens at most, 3 ms."""
 _LONG_READS_MAX = 4
-"""Logs of more than one read that are read at once."""
+"""Logs that take more than one read, and are read at once."""
 
 
 class Streams:
-    """Every answer is a body or a raised Problem."""
+    """Methods return the body of the answer, or what it is made of, and raise Problem for any other status."""
 
     def __init__(
         self,
@@ -67,8 +68,6 @@ class Streams:
         self._deliveries = deliveries
         self._receipts: set[asyncio.Task[None]] = set()
         self._settings = settings
-        self.on_unreadable: Callable[[str, Event], None] = lambda stream_id, failed: None
-        """Told of a stream whose log cannot be read on, and of the `failed` as which it reads."""
         self._long_reads = asyncio.Semaphore(_LONG_READS_MAX)
 
     async def create(
@@ -81,9 +80,9 @@ class Streams:
         idempotency: str | None = None,
         facade: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Accept a request: its log begins, a worker will take it. The body of the 201.
+        """Begins the log of a request and puts the request before the workers. Returns the body of the 201.
 
-        `facade` is kept with it, for the API through which it came.
+        `facade` is stored with the request, for the API through which it came. Raises Problem 422, 503.
         """
         stream_id = new_id = new_stream_id()
         if idempotency is not None:
@@ -94,8 +93,8 @@ class Streams:
             )
             if known:
                 return self._created(stream_id)
-        asked_by = request_id.get(), traceparent.get()
-        accepted = Accepted(request, policies, created_at(stream_id), principal, metadata, facade or {}, *asked_by)
+        origin = request_id.get(), traceparent.get()
+        accepted = Accepted(request, policies, created_at(stream_id), principal, metadata, facade or {}, *origin)
         entry = Entry(FIRST_ID, events.ACCEPTED, accepted.stored())
         try:
             await self._begin(stream_id, entry, alone=stream_id == new_id)
@@ -110,10 +109,10 @@ class Streams:
         return self._created(stream_id)
 
     async def _begin(self, stream_id: str, entry: Entry, *, alone: bool) -> None:
-        """Write a log's first entry and put its request before the workers: once, also where others do the same now."""
+        """Writes a log's first entry and queues its request. Not `alone`: other creates may write this log too, and one queues."""
         append = self._log.append(stream_id, 0, entry, self._settings.log_ttl_seconds)
         if alone:
-            # One round trip for both: they leave on one connection, in this order.
+            # Both take one round trip: they leave on one connection, in this order.
             for result in await asyncio.gather(append, self._queue.enqueue(stream_id), return_exceptions=True):
                 if isinstance(result, BaseException):
                     raise result
@@ -121,37 +120,32 @@ class Streams:
             await self._queue.enqueue(stream_id)
 
     async def state(self, stream_id: str, wait_seconds: float = 0.0) -> History:
-        """The state now, or when the stream has ended or the time is up. Who waits counts as a reader."""
+        """Returns the state now, or when the stream has ended or the time is up. A waiting request holds the stream's tail."""
         history = await self.history(stream_id)
         if wait_seconds and not history.ended:
-            del history  # it may be long, and the wait too
+            del history  # it may be large, and the wait long
             await self.until_ended(stream_id, wait_seconds)
             history = await self.history(stream_id)
         return history
 
     async def until_ended(self, stream_id: str, wait_seconds: float) -> None:
-        """Return when the stream has ended or the time is up. Who waits counts as a reader."""
+        """Returns when the stream has ended or the time is up. A waiting request holds the stream's tail."""
         tail = self._tails.hold(stream_id)
-        ended = asyncio.Event()
-        tail.on_end.append(ended.set)
         try:
             async with asyncio.timeout(wait_seconds):
                 await asyncio.shield(tail.ready)
-                if tail.ended is None:
-                    await ended.wait()
+                await tail.until_ended()
         except TimeoutError:
             pass
         finally:
-            if ended.set in tail.on_end:
-                tail.on_end.remove(ended.set)
-            self._tails.release(tail)
+            tail.release()
 
     async def cancel(self, stream_id: str, by: str = "client") -> History:
-        """End a stream that has not ended, and its state. The worker is fenced, and closes the provider's connection."""
-        told = orjson.dumps({"by": by, "time": time.time()})
-        self._known(stream_id)
+        """Ends a stream that has not ended; returns its state. The worker is fenced, and closes the provider's connection."""
+        value = orjson.dumps({"by": by, "time": time.time()})
+        self._check_id(stream_id)
         try:
-            ended_here = await self._bounded(self._log.end(stream_id, events.CANCELLED, told))
+            ended_here = await self._bounded(self._log.end(stream_id, events.CANCELLED, value))
         except LogFull:
             raise full() from None
         if ended_here:
@@ -173,11 +167,11 @@ class Streams:
         return history
 
     def cancelled_here(self, stream_id: str, history: History, by: str) -> None:
-        """A cancel has ended this stream, and no other end came before it. For who traces."""
+        """Called when a cancel has ended a stream here, before any other end. For tracing, which overrides it."""
 
     async def receipt(self, stream_id: str) -> dict[str, Any]:
-        """What was generated, what was delivered."""
-        self._known(stream_id)
+        """Returns what was generated, and what was delivered."""
+        self._check_id(stream_id)
         generated = Generated()
         await self._read_all(stream_id, generated, generated.history)
         self._check_exists(stream_id, generated.history)
@@ -185,21 +179,21 @@ class Streams:
         return receipt(stream_id, generated, notes)
 
     async def delete(self, stream_id: str) -> None:
-        """Cancel a stream if it runs, and forget it."""
+        """Cancels a stream if it runs, and deletes it."""
         await self.cancel(stream_id)
         await self._bounded(self._log.delete(stream_id))
 
     async def note_delivered(self, stream_id: str, reached: EventId, began_at: float) -> None:
-        """Note, for the receipt, that a client was given the whole answer in one response, for which it had waited."""
+        """Notes, for the receipt, that a client that waited was given the whole answer in one response."""
         connection, now = secrets.token_hex(6), time.time()
-        given = DeliveryNote(connection, gateway_name(), BEGINNING, reached, began_at, now, "completed")
+        note = DeliveryNote(connection, gateway_name(), BEGINNING, reached, began_at, now, "completed")
         try:
-            await self._deliveries.note(stream_id, given)
+            await self._deliveries.note(stream_id, note)
         except MidstreamError as error:
             logger.debug("stream %s: a delivery was not noted: %s", stream_id, error)
 
     async def close(self) -> None:
-        """Give up what is still to be written."""
+        """Gives up the receipts that are still to be logged."""
         for task in self._receipts:
             task.cancel()
         await asyncio.gather(*self._receipts, return_exceptions=True)
@@ -207,7 +201,7 @@ class Streams:
     # --- helpers
 
     async def _remember(self, stream_id: str, key: str, request: bytes) -> tuple[str, bool]:
-        """The stream that this idempotency key stands for, and whether it did already. Raises Problem 422."""
+        """Returns the stream that this idempotency key stands for, and whether it did before this call. Raises Problem 422."""
         name = idempotency_key(hashlib.sha256(key.encode()).hexdigest())
         digest = hashlib.sha256(request).hexdigest()
         command = "SET", name, f"{stream_id} {digest}".encode(), "NX", "GET", "EX", self._settings.log_ttl_seconds
@@ -220,10 +214,10 @@ class Streams:
                 previous = b""
             if previous is None:
                 return stream_id, False
-            known = _REMEMBERED.fullmatch(previous)
+            known = _IDEMPOTENCY_VALUE.fullmatch(previous)
             if known is not None:
                 break
-            await self._commands.execute("DEL", name)  # none of ours: as if it were not there
+            await self._commands.execute("DEL", name)  # somebody else's value: as if there were none
         else:
             return stream_id, False
         first_id, first_request = known[1].decode(), known[2].decode()
@@ -233,11 +227,11 @@ class Streams:
             if await self._log.newest(first_id):
                 return first_id, True
             await asyncio.sleep(_FIRST_CREATE_PAUSE_SECONDS)
-        return first_id, False  # its first create did not come through: made now, under its id
+        return first_id, False  # the first create has failed: the stream is made now, under that id
 
     async def history(self, stream_id: str) -> History:
-        """The whole log, folded. Raises Problem 404, 410, 503."""
-        self._known(stream_id)
+        """Reads and folds the whole log. Raises Problem 404, 410, 503."""
+        self._check_id(stream_id)
         history = History()
         await self._read_all(stream_id, history, history)
         self._check_exists(stream_id, history)
@@ -249,9 +243,9 @@ class Streams:
             raise self.missing(stream_id)
 
     async def _read_all(self, stream_id: str, folding: Folding, history: History) -> None:
-        """Fold the whole log, which makes `history`, without holding up the loop. What cannot be read has failed.
+        """Gives the whole log to `folding`, which makes `history`, without holding up the event loop.
 
-        Raises Problem 503.
+        A log that cannot be read on has failed. Raises Problem 503.
         """
         held, after = Held(history), BEGINNING
         async with contextlib.AsyncExitStack() as long:
@@ -264,7 +258,7 @@ class Streams:
                         folding.break_off(entry.id, error)
                         if not any(later.field in events.TERMINAL for later in entries[index - 1 :]):
                             failed = Event(history.last, events.FAILED, orjson.dumps(history.terminal))
-                            self.on_unreadable(stream_id, failed)
+                            self._tails.followed.found_unreadable(stream_id, failed)
                         return
                     if index % _ENTRIES_AT_ONCE == 0:
                         await asyncio.sleep(0)
@@ -277,7 +271,7 @@ class Streams:
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """For a log that takes several reads: a few at once, so that what they hold until they are whole is bounded."""
+        """Waits for a place among the few long logs that are read at once, so that the memory for their entries is bounded."""
         try:
             async with asyncio.timeout(self._settings.redis_wait_seconds):
                 await self._long_reads.acquire()
@@ -289,13 +283,13 @@ class Streams:
             self._long_reads.release()
 
     async def read(self, stream_id: str, after: EventId = BEGINNING) -> list[Entry]:
-        """The next entries of the log after an id; fewer than `READ_ENTRIES_MAX` are all of them. Raises Problem 404, 503."""
-        self._known(stream_id)
+        """Reads the next entries of the log after an id; fewer than `READ_ENTRIES_MAX` are all. Raises Problem 404, 503."""
+        self._check_id(stream_id)
         return await self._bounded(self._log.read(stream_id, after))
 
     async def accepted(self, stream_id: str) -> Accepted:
-        """The request as it was accepted. Raises Problem 404, 410, 503, and Unreadable."""
-        self._known(stream_id)
+        """Returns the request as it was accepted. Raises Problem 404, 410, 503, and Unreadable."""
+        self._check_id(stream_id)
         first = await self._bounded(self._log.read(stream_id, BEGINNING, 1))
         if not first or first[0].field == events.DELETED:
             raise self.missing(stream_id)
@@ -304,18 +298,20 @@ class Streams:
         return Accepted.load(first[0].value)
 
     def missing(self, stream_id: str) -> Problem:
-        """Why a stream with a well-formed id has no log: its name says when it was made."""
+        """Returns why a stream with a well-formed id has no log: the id says when the stream was made."""
         lived_seconds = time.time() - created_at(stream_id)
         shortest_seconds = min(self._settings.ended_ttl_seconds, self._settings.log_ttl_seconds)
         return expired() if lived_seconds >= shortest_seconds else not_found()
 
     @staticmethod
-    def _known(stream_id: str) -> None:
+    def _check_id(stream_id: str) -> None:
+        """Raises Problem 404 for what cannot be a stream's id."""
         if not is_stream_id(stream_id):
             raise not_found()
 
     @staticmethod
     def _created(stream_id: str) -> dict[str, Any]:
+        """Returns the body of a 201."""
         return {
             "id": stream_id,
             "status": "queued",
@@ -324,6 +320,7 @@ class Streams:
         }
 
     async def _bounded(self, call: Awaitable[T]) -> T:
+        """Returns what Redis answers in time. Raises Problem 503."""
         try:
             async with asyncio.timeout(self._settings.redis_wait_seconds):
                 return await call
@@ -331,7 +328,7 @@ class Streams:
             raise no_log(error) from None
 
     async def why_not_read(self, stream_id: str) -> Problem:
-        """Why the log of a stream has not been read in time."""
+        """Returns why the log of a stream has not been read in time."""
         if self._tails.refusal is not None:
             return no_log(self._tails.refusal)
         try:

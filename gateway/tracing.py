@@ -20,7 +20,6 @@ from gateway.delivery.ledger import Ledger
 from gateway.http.connection import Receive, Scope, Send
 from gateway.http.exchange import ASGI
 from gateway.http.problems import Problem
-from gateway.metrics import tokens_between
 from gateway.streams import Streams
 from shared import events
 from shared.errors import Disconnected, RedisRefused, Unreadable
@@ -32,7 +31,7 @@ from shared.settings import Settings
 from shared.tracing import traceparent
 
 if TYPE_CHECKING:
-    from gateway.delivery.delivery import Reader
+    from gateway.delivery.reader import Reader
     from shared.spans import Attributes, Span, Tracing
 
 _LAST_SPANS_SECONDS, _LEAVING_SECONDS, _LEAST_SECONDS = 0.25, 0.9, 0.05
@@ -221,7 +220,7 @@ class TracedLedger(Ledger):
         if self._told_in_second > _CONNECTIONS_PER_SECOND_MAX:
             return
         note, reached = reader.note, reader.reached()
-        tokens = tokens_between(note.start, reached, reader.tail)
+        tokens = reader.tail.tokens_between(note.start, reached)
         face = type(reader.ring.face).__name__.removesuffix("Face").lower()
         about = {
             **_connection(note.start, reached, tokens, reader.outcome, face),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from producer.worker import Worker
-from shared.event_log import Commands
+from shared.commands import Commands
 from shared.metrics import APPEND_SECONDS, STREAMS_ENDED, TAKEOVERS, TOKENS_GENERATED
 from shared.presence import Facts, Presence, total
 from shared.recent_quantiles import Lately

@@ -17,8 +17,9 @@ from producer.provider import Provider
 from producer.run import HandedBack, Run
 from producer.tracing import TracedMeter
 from shared.background import Complaints, keep_running
+from shared.commands import Commands
 from shared.errors import Disconnected, RedisRefused
-from shared.event_log import Commands, EventLog
+from shared.event_log import EventLog
 from shared.queue import Claim, RequestQueue
 from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNotes, write_line
 from shared.redis_retry import until_redis_answers

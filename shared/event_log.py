@@ -2,81 +2,47 @@
 
 Redis only accepts ids that grow. With ids `<attempt>-<offset>` that one rule gives exact resume (the id is the token
 offset), appends that can be repeated (what is already there is refused), a fence (after 2-0, no 1-n is accepted) and
-gap detection (offsets have no holes). The scripts beside this file do each step atomically; their heads have the rules.
+gap detection (offsets have no holes). The scripts in `shared/scripts` do each step atomically; their heads have the rules.
+
+Reads for tasks are coroutines (`read`, `read_all`, `read_between`, `read_page`, `newest`) and raise Disconnected, RedisRefused,
+OddReply. Reads by callbacks (`send_read`, `send_newest`) make no task, and hand on the entries as Redis sent them. A key that is
+no stream reads as a log whose first entry cannot be read.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 from collections.abc import Callable
-from importlib import resources
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from shared.errors import LogFull, MidstreamError, OddReply, RedisRefused
+from shared.commands import Commands, Script
+from shared.errors import OddReply, RedisRefused
 from shared.events import TERMINAL, Entry, entry_of
 from shared.ids import BEGINNING, FIRST_ID, EventId
 from shared.keys import deliveries_key, live_channel, log_key
 
-_NOT_AS_EXPECTED = (TypeError, ValueError, IndexError, KeyError, AttributeError)
+_ODD_SHAPES = (TypeError, ValueError, IndexError, KeyError, AttributeError)
 """What Python raises over a reply of another shape; UnicodeDecodeError is a ValueError."""
 _SHOWN_BYTES_MAX, _SHOWN_PARTS_MAX, _SHOWN_CHARACTERS_MAX = 60, 4, 240
 READ_ENTRIES_MAX = 1000
 """Entries per read: about 100 KB and 1 ms of Redis, so that no long history holds up the other streams."""
 
-
 RawEntry = tuple[bytes, tuple[bytes, bytes]]
-"""An entry as Redis sends it: its id, and its field and value. One that is none of ours may have more (`entry_of`)."""
+"""An entry as Redis sends it: its id, and its field and value. One that somebody else wrote may have more (`entry_of`)."""
 
 _NO_LOG: list[Any] = [[bytes(FIRST_ID), ()]]
-"""What is read of a key that is no stream: an entry that cannot be read."""
-
+"""How a key that is no stream reads: as one entry that cannot be read."""
 
 OnRead = Callable[[list[RawEntry] | Exception], None]
-"""Gets what was read, oldest first, or what went wrong. It must not raise."""
-
-
-class Commands(Protocol):
-    """What the log and the queue need of a connection to Redis. Replies are as Redis sent them (RESP2)."""
-
-    async def execute(self, *arguments: bytes | str | int | float) -> Any:
-        """Raises Disconnected, RedisRefused."""
-
-    def send(self, arguments: tuple[bytes | str | int | float, ...], on_reply: Callable[[Any], None]) -> None:
-        """The same without a task: `on_reply` gets the reply or the error, later."""
-
-
-class Script:
-    """A Lua script of ours, by its digest; sent whole only when Redis does not know it (after SCRIPT FLUSH).
-
-    With `when_full` it may write although Redis has reached its maxmemory: for the few bytes that end a stream.
-    """
-
-    def __init__(self, name: str, *, when_full: bool = False) -> None:
-        source = resources.files("shared").joinpath("scripts", f"{name}.lua").read_text()
-        self.source = "#!lua flags=allow-oom\n" + source if when_full else source
-        self.digest = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
-
-    async def run(self, commands: Commands, keys: list[bytes], *arguments: bytes | str | int) -> Any:
-        """Raises Disconnected, RedisRefused, and LogFull when Redis has reached its maxmemory."""
-        try:
-            try:
-                return await commands.execute("EVALSHA", self.digest, len(keys), *keys, *arguments)
-            except RedisRefused as error:
-                if error.code != "NOSCRIPT":
-                    raise
-                return await commands.execute("EVAL", self.source, len(keys), *keys, *arguments)
-        except RedisRefused as error:
-            if error.code == "OOM":
-                raise LogFull("Redis has reached its maxmemory: nothing more can be stored") from None
-            raise
+"""Called with the entries, oldest first, or with the error. It must not raise."""
 
 
 class Appended(NamedTuple):
-    """What became of an append or a probe.
+    """The result of an append or a probe.
 
-    `applied`: it is in the log and was published to that many `listeners` (gateways that follow).
-    `duplicate`: it, or something later of the same attempt, is already there. `fenced`: a later attempt wrote.
-    `gap`: the log does not hold what comes before it. The last three tell the log's `last` id and its `entries`.
+    `applied`: the entry is in the log and was published to that many `listeners` (gateways that follow).
+    `duplicate`: the entry, or a later one of the same attempt, was there already. `fenced`: a later attempt wrote.
+    `gap`: the log lacks what comes before the entry. The last three have the log's `last` id and its number of `entries`.
     """
 
     status: str
@@ -90,7 +56,7 @@ class Appended(NamedTuple):
             return cls("applied", reply)
         try:
             return cls(reply[0].decode(), 0, EventId.of(reply[1]), int(reply[2]))
-        except _NOT_AS_EXPECTED:
+        except _ODD_SHAPES:
             raise OddReply(f"ODDREPLY an append was answered by {shown(reply)}") from None
 
 
@@ -110,9 +76,9 @@ class EventLog:
         self._tombstone_ttl_seconds = tombstone_ttl_seconds
 
     async def append(self, stream_id: str, held: int, entry: Entry, ttl_seconds: int | None = None) -> Appended:
-        """Append and publish `entry` to a log that holds `held` entries. Atomic; may be repeated after a lost reply.
+        """Appends and publishes `entry` to a log that holds `held` entries. Atomic; may be repeated after a lost reply.
 
-        With `ttl_seconds` the log expires so long from now: told for its first entry and for its last.
+        With `ttl_seconds` the log expires so long from now: given with a log's first entry and with the last.
         """
         expiry = () if ttl_seconds is None else (ttl_seconds,)
         keys = [log_key(stream_id), live_channel(stream_id)]
@@ -120,42 +86,49 @@ class EventLog:
         return Appended.of(await script.run(self._commands, keys, held, *_arguments(entry), *expiry))
 
     async def probe(self, stream_id: str, held: int, last: EventId) -> Appended:
-        """Whether the log still holds `held` entries up to `last`, and how many listeners it has. Writes nothing."""
+        """Tells whether the log still holds `held` entries up to `last`, and how many listeners it has. Writes nothing."""
         keys = [log_key(stream_id), live_channel(stream_id)]
         return Appended.of(await self.APPEND.run(self._commands, keys, held, bytes(last)))
 
     def send_append(self, keys: tuple[bytes, bytes], held: int, entry: Entry, on_reply: Callable[[Any], None]) -> None:
-        """`append` for the hot path: no task and no future. `on_reply` gets the bare reply (`Appended.of`) or an error."""
+        """Appends like `append` without a task or a future. `on_reply` gets the bare reply (for `Appended.of`) or the error."""
         self._commands.send(("EVALSHA", self.APPEND.digest, 2, *keys, held, *_arguments(entry)), on_reply)
 
     async def read(self, stream_id: str, after: EventId = BEGINNING, count: int = READ_ENTRIES_MAX) -> list[Entry]:
-        """The next at most `count` entries after an id. An entry of several tokens is given whole."""
-        return _entries(
+        """Reads at most `count` entries after an id. An entry of several tokens is given whole, also if the id lies within."""
+        return entries_of(
             await self._read(*_xrange(stream_id, after, count), or_else=_NO_LOG if after < FIRST_ID else [])
         )
 
     def send_read(
         self, stream_id: str, after: EventId, count: int, on_read: OnRead, *, inclusive: bool = False
     ) -> None:
-        """The same without a task, as Redis sent them: no object is made of any. `inclusive`: also the entry with that id."""
+        """Has at most `count` entries after an id read; with `inclusive` also the entry that has the id."""
         or_else = _NO_LOG if after < FIRST_ID else []
         command = _xrange(stream_id, after, count, inclusive=inclusive)
         self._commands.send(command, lambda reply: on_read(_read_of(reply, or_else)))
 
     async def read_between(self, stream_id: str, first: EventId, last: EventId) -> list[Entry]:
-        """The entries with ids from `first` to `last`, both included."""
-        return _entries(await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last)))
+        """Reads the entries with ids from `first` to `last`, both included."""
+        return entries_of(await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last)))
 
     async def read_page(self, stream_id: str, first: EventId, last: EventId) -> tuple[list[RawEntry], bool]:
-        """The same as Redis sent them, and whether the log goes on behind them. In one round trip."""
-        newest: list[Entry | Exception | None] = []
-        self.send_newest(stream_id, newest.append)  # answered first, since replies come in order
+        """Reads the entries from `first` to `last`, both included, as Redis sent them, and whether there are any behind them.
+
+        In one round trip.
+        """
+        newest: list[list[RawEntry] | Exception] = []
+        self.send_newest(stream_id, 1, newest.append)  # answered first, since replies come in order
         or_else = _NO_LOG if first <= FIRST_ID <= last else []
         raw: list[RawEntry] = await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last), or_else=or_else)
-        return raw, bool(newest) and isinstance(newest[0], Entry) and newest[0].id > last
+        goes_on = False
+        if newest and isinstance(newest[0], list) and newest[0]:
+            with contextlib.suppress(OddReply):
+                goes_on = entries_of(newest[0])[-1].id > last
+        return raw, goes_on
 
     async def read_all(self, stream_id: str) -> list[Entry]:
-        """The whole log, in reads of bounded size."""
+        """Reads the whole log, in reads of bounded size."""
         entries: list[Entry] = []
         while True:
             more = await self.read(stream_id, entries[-1].id if entries else BEGINNING)
@@ -164,11 +137,11 @@ class EventLog:
                 return entries
 
     async def newest(self, stream_id: str, count: int = 1) -> list[Entry]:
-        """The newest at most `count` entries, oldest first."""
-        return _entries((await self._read(*_xrevrange(stream_id, count), or_else=_NO_LOG))[::-1])
+        """Reads the newest entries, at most `count`, oldest first."""
+        return entries_of((await self._read(*_xrevrange(stream_id, count), or_else=_NO_LOG))[::-1])
 
-    def send_newest_raw(self, stream_id: str, count: int, on_read: OnRead) -> None:
-        """The same without a task, as Redis sent them."""
+    def send_newest(self, stream_id: str, count: int, on_read: OnRead) -> None:
+        """Has the newest entries read, at most `count`, oldest first."""
 
         def on_reply(reply: Any) -> None:
             read = _read_of(reply, _NO_LOG)
@@ -176,27 +149,13 @@ class EventLog:
 
         self._commands.send(_xrevrange(stream_id, count), on_reply)
 
-    def send_newest(self, stream_id: str, on_newest: Callable[[Entry | Exception | None], None]) -> None:
-        """The newest entry without a task: told with it, with None if there is no log, or with what went wrong."""
-
-        def on_reply(reply: Any) -> None:
-            newest: Entry | Exception | None
-            try:
-                read = _read_of(reply, _NO_LOG)
-                newest = read if isinstance(read, Exception) else _entries(read)[-1] if read else None
-            except MidstreamError as error:
-                newest = error
-            on_newest(newest)
-
-        self._commands.send(_xrevrange(stream_id, 1), on_reply)
-
     async def end(
         self, stream_id: str, field: bytes, value: bytes, *, only_after: EventId | None = None
     ) -> bool | None:
-        """End a stream that has not ended: true if this did it, false if there was no need, None if there is no log.
+        """Ends a stream that has not ended: true if this did it, false if it had ended, None if there is no log.
 
-        With `only_after`, only if that is still the last id: whoever wrote meanwhile is alive. What is no stream is as good
-        as ended: nothing can be written to it.
+        With `only_after`, only if that is still the last id: whoever wrote meanwhile is alive. A key that is no stream counts
+        as ended: nothing can be appended to it.
         """
         condition = () if only_after is None else (bytes(only_after),)
         keys = [log_key(stream_id), live_channel(stream_id)]
@@ -211,12 +170,12 @@ class EventLog:
         return None if reply is None else bool(reply[0])
 
     async def delete(self, stream_id: str) -> bool:
-        """Forget a stream; a tombstone bars its name. False if there was none."""
+        """Deletes a stream; a tombstone keeps its id from being written again. False if there was none."""
         keys = [log_key(stream_id), deliveries_key(stream_id)]
         return bool(await self.DELETE.run(self._commands, keys, self._tombstone_ttl_seconds))
 
     async def _read(self, *command: bytes | str | int, or_else: list[Any] | None = None) -> list[Any]:
-        """What Redis replies; `or_else`, or nothing, if the key is no stream. Raises Disconnected, RedisRefused."""
+        """Returns what Redis replies; `or_else`, or nothing, if the key is no stream. Raises Disconnected, RedisRefused."""
         try:
             read = _read_of(await self._commands.execute(*command), or_else or [])
         except RedisRefused as error:
@@ -243,16 +202,16 @@ def _arguments(entry: Entry) -> tuple[bytes, bytes, bytes]:
     return b"%d-%d" % entry.id, entry.field, entry.value
 
 
-def _entries(reply: Any) -> list[Entry]:
-    """Raises OddReply."""
+def entries_of(reply: Any) -> list[Entry]:
+    """Returns the entries that Redis sent. Raises OddReply."""
     try:
         return [entry_of(entry_id, fields) for entry_id, fields in reply]
-    except _NOT_AS_EXPECTED:
+    except _ODD_SHAPES:
         raise _odd(reply) from None
 
 
 def _read_of(reply: Any, or_else: list[Any]) -> list[Any] | Exception:
-    """The entries that Redis replied, `or_else` if the key is no stream, or why there are none."""
+    """Returns the entries of a reply, `or_else` if the key is no stream, or the error."""
     if isinstance(reply, list):
         return reply
     if _is_no_stream(reply):
@@ -265,7 +224,7 @@ def _odd(reply: Any) -> OddReply:
 
 
 def shown(reply: Any) -> str:
-    """What somebody else wrote, as a line of a log may show it: escaped, and not long."""
+    """Returns what somebody else wrote as a log line may show it: escaped, and not long."""
     if isinstance(reply, bytes):
         text = repr(reply[:_SHOWN_BYTES_MAX]) + "..." * (len(reply) > _SHOWN_BYTES_MAX)
     elif isinstance(reply, list | tuple):

@@ -12,8 +12,9 @@ import secrets
 from typing import Any, Literal
 
 from shared import events
+from shared.commands import Commands, Script
 from shared.errors import Disconnected, LogFull, MidstreamError, OddReply, RedisRefused, Unusable
-from shared.event_log import Appended, Commands, EventLog, Script, shown
+from shared.event_log import Appended, EventLog, shown
 from shared.events import Entry
 from shared.ids import FIRST_ID, EventId
 from shared.keys import (

@@ -21,8 +21,9 @@ from prometheus_client import Counter
 
 from shared import metrics
 from shared.background import keep_running
+from shared.commands import Commands, Script
 from shared.errors import MidstreamError, OddReply
-from shared.event_log import Commands, Script, shown
+from shared.event_log import shown
 from shared.events import TIME_MAX
 from shared.keys import PROCESSES_ABOUT, PROCESSES_UNTIL
 from shared.recent_quantiles import Lately

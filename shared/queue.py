@@ -12,8 +12,9 @@ import logging
 from typing import Any, NamedTuple
 
 from shared import metrics
+from shared.commands import Commands, Script
 from shared.errors import Disconnected, OddReply, QueueFull, RedisRefused
-from shared.event_log import Commands, Script, shown
+from shared.event_log import shown
 from shared.ids import is_stream_id
 from shared.keys import GROUP, REQUESTS
 from shared.presence import last_heard_at

@@ -18,14 +18,16 @@ from typing import Any
 import orjson
 
 from shared import events
+from shared.commands import Commands, Script
 from shared.deltas import too_deep
 from shared.errors import MalformedId, MidstreamError, OddReply, RedisRefused, Unreadable
-from shared.event_log import Commands, EventLog, Script, shown
+from shared.event_log import EventLog, shown
 from shared.events import Entry, control_of
 from shared.ids import EventId
 from shared.keys import deliveries_key, log_key
 from shared.lifecycle import History
 from shared.redis_retry import until_redis_answers
+from shared.token_counts import tokens_between
 
 logger = logging.getLogger(__name__)
 line_logger = logging.getLogger("midstream.receipt")
@@ -221,12 +223,13 @@ def receipt(stream_id: str, generated: Generated, notes: Notes) -> dict[str, Any
     highest = max((EventId.parse(note["to"]) for note in notes.connections), default=EventId(0, 0))
     delivered = _standing_of(highest, attempts, standing)
     abandoned = history.ended_at is not None and time.time() - history.ended_at > _ABANDONED_SECONDS
+    spans = [(number, attempt.base, attempt.reached) for number, attempt in attempts.items()]
     connections = []
     for note in notes.connections:
         if note["outcome"] is None and abandoned:
             note = {**note, "outcome": "error"}
         start, reached = EventId.parse(note["from"]), EventId.parse(note["to"])
-        connections.append({**note, "tokens": _tokens_between(start, reached, attempts)})
+        connections.append({**note, "tokens": tokens_between(start, reached, spans)})
     return {
         "id": stream_id,
         "status": history.status,
@@ -259,17 +262,6 @@ def _standing_of(reached: EventId, attempts: dict[int, _Attempt], standing: int)
     if reached.attempt in attempts and offset == 0:
         offset = attempts[reached.attempt].base  # at k-0: it keeps what it had
     return min([max(0, offset), standing, *later])
-
-
-def _tokens_between(start: EventId, reached: EventId, attempts: dict[int, _Attempt]) -> int:
-    """How many tokens were sent to a connection that went from one id to another, across attempts."""
-    tokens = 0
-    for number, one in attempts.items():
-        if start.attempt <= number <= reached.attempt:
-            first = max(one.base, start.offset) if number == start.attempt else one.base
-            last = min(one.reached, reached.offset) if number == reached.attempt else one.reached
-            tokens += max(0, last - first)
-    return tokens
 
 
 def line_of(whole: dict[str, Any], request_id: str) -> dict[str, Any]:

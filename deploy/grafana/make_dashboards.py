@@ -102,7 +102,7 @@ OVERVIEW = [
     Panel("Time to first token", "What a reader waits.", quantiles("midstream_time_to_first_token_seconds"), "s"),
     Panel(
         "From append to socket",
-        "One sample per followed stream, its last entry. 1 ms when idle; the governor's 50 ms and the network on top when full.",
+        "One sample per followed stream, its last entry. 1 ms when idle; the flush pace's 50 ms and the network on top when full.",
         quantiles("midstream_append_to_socket_seconds"),
         "s",
     ),
@@ -212,7 +212,7 @@ STREAMS = [
         "ops",
     ),
     Panel(
-        "The governor's tick",
+        "The flush pace",
         "How long what is new may wait to be merged. 0: the process has time. 50 ms: it is at its end.",
         {"{{instance}}": "max by (instance) (midstream_tick_seconds)"},
         "s",

@@ -17,7 +17,8 @@ import orjson
 
 from gateway.api.requests import prompt_request
 from gateway.api.text import TEXT, TextSink, text_after
-from gateway.delivery.delivery import Delivery, Reader
+from gateway.delivery.delivery import Delivery
+from gateway.delivery.reader import Reader
 from gateway.faces import NATIVE, NDJSON, PROMPT, Face
 from gateway.following.tail import Tail
 from gateway.following.tails import Tails
@@ -191,7 +192,6 @@ class Subscribe:
     def begin(self, reader: Reader) -> None:
         """Deliver to a reader whose response has begun, until one side ends it."""
         self._coming.discard(asyncio.current_task())
-        reader.tail.holders += 1  # its own, until it is detached
         self._delivery.attach(reader)
 
     @contextlib.contextmanager
@@ -201,15 +201,15 @@ class Subscribe:
         try:
             yield tail
         finally:
-            self._tails.release(tail)
+            tail.release()
 
     async def until_begun(self, tail: Tail, wait_seconds: float) -> bool:
-        """Wait until a tail that is held has its answer's first delta or its end; False when the time is up."""
+        """Wait until a tail that is held has its answer's first increment or its end; False when the time is up."""
         try:
             async with asyncio.timeout(wait_seconds):
                 await asyncio.shield(tail.ready)
                 while tail.exists and not tail.begun:
-                    await self._delivery.next_news(tail)
+                    await self._delivery.until_flushed(tail)
         except TimeoutError:
             pass
         return tail.begun

@@ -11,7 +11,7 @@ import asyncio
 
 import orjson
 
-from gateway.delivery.delivery import Reader
+from gateway.delivery.reader import Reader
 from gateway.faces import Encoder
 from gateway.http.connection import Connection
 from gateway.http.problems import Problem

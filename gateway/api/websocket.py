@@ -19,7 +19,7 @@ from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from gateway.api.follow import Subscribe, place_of, stream_of
-from gateway.delivery.delivery import Reader
+from gateway.delivery.reader import Reader
 from gateway.faces import Encoder, event_object, live_object, retry_object
 from gateway.http.connection import Receive, Scope, Send
 from gateway.http.exchange import ASGI

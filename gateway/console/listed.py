@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from shared.commands import Commands, Script
 from shared.errors import RedisRefused
-from shared.event_log import Commands, Script, shown
+from shared.event_log import shown
 from shared.events import TIME_MAX
 from shared.ids import is_stream_id
 from shared.keys import log_key

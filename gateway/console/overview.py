@@ -18,12 +18,12 @@ from prometheus_client import Gauge
 
 from gateway.console.listed import UNKNOWN, Listed, ListedStreams, failure_of, failures_of
 from gateway.console.samples import Samples
-from gateway.delivery.ledger import gateway_name
 from gateway.http.problems import no_log
+from gateway.process_name import gateway_name
 from shared import events, metrics
+from shared.commands import Commands
 from shared.deltas import too_deep
 from shared.errors import MidstreamError, RedisRefused, Unreadable
-from shared.event_log import Commands
 from shared.events import Entry, entry_of
 from shared.ids import BEGINNING, EventId, created_at
 from shared.keys import GROUP, PROCESSES_ABOUT, PROCESSES_UNTIL, REQUESTS, log_key

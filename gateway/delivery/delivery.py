@@ -1,8 +1,13 @@
 """Delivery: what is in the rings goes to the sockets.
 
+    on_new ──► _flush ──► each ring's readers ──► their sockets          (every event, for all readers at the newest one)
+    attach ──► _place ──► _admit into the ring | ahead of it | _catch_up through pages of the log ──► _place
+    a full socket ──► busy, passed over ──► go_on ──► _flush or _place
+
 A reader is a cursor, not a queue. When its socket takes bytes it gets everything between its cursor and the end of the
-ring as one body chunk; readers at the same cursor share those bytes. One that does not take them is passed over, falls
-out of the ring in time, and goes on from pages of the log when it reads again: it costs no memory and holds up nobody.
+ring as one body chunk; readers at the same cursor share those bytes. Backpressure: a reader whose socket is full is passed
+over, falls out of the ring in time, and goes on from pages of the log when it reads again. It costs no memory and holds up
+nobody.
 
 There is no task, queue, future or coroutine per event, and none per reader either: a reader that waits is an object in
 a few sets, and its connection calls it when the full socket takes bytes again, or when it is lost.
@@ -14,131 +19,69 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from gateway import metrics
-from gateway.delivery.catch_up import catch_up_of
-from gateway.delivery.flush_pace import Governor
-from gateway.delivery.ledger import Ledger, OpenConnection
-from gateway.following.pages import BEFORE_FIRST_SHOWN, Pages
-from gateway.following.ring import Ring, broken_off
+from gateway.delivery.catch_up import catch_up_of, go_through
+from gateway.delivery.connection_ages import ConnectionAges
+from gateway.delivery.flush_pace import FlushPace
+from gateway.delivery.ledger import Ledger
+from gateway.delivery.reader import OUT_OF_RING, Reader
+from gateway.following.pages import Pages
+from gateway.following.ring import Ring
 from gateway.following.tail import Tail
 from gateway.following.tails import FIRST_READ_ENTRIES
-from gateway.http.connection import Sink, chunk_of
+from gateway.http.connection import chunk_of
 from shared.background import keep_running
-from shared.errors import Disconnected, RedisRefused
-from shared.events import DONE, TOKEN, Event
-from shared.ids import BEGINNING, EventId
+from shared.events import DONE
+from shared.ids import BEGINNING
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_OUT_OF_RING = -1
 _BEATS_PER_SECOND = 10
 """How finely keep-alives are spread: 20,000 readers in 15 s are 133 comments, a millisecond's work, at each."""
-_AGE_SLOTS_PER_SECOND = 4
 _SLOW_SECONDS = 5.0
-"""A connection that ends after its socket was full for so long was too slow, whoever ended it."""
-_BUSY_GRACE_SECONDS = 5
+"""A connection that ends after its socket was full for so long counts as too slow, whoever ended it."""
 _UNREAD_EVENTS_MAX = 2 * FIRST_READ_ENTRIES
-"""A ring keeps what was read for its first readers until one is there, but no more than this."""
-_MISS_SECONDS, _MISSES_MAX = 0.1, 50
-"""A worker that lives writes again what Redis forgot within a second; after five its log will not come back."""
-
-
-class Reader:
-    """One connection that follows one stream."""
-
-    __slots__ = (
-        "age_slot",
-        "beat_slot",
-        "blocked_at",
-        "busy",
-        "closed",
-        "cursor",
-        "delivery",
-        "drained",
-        "had",
-        "note",
-        "outcome",
-        "position",
-        "replaying",
-        "ring",
-        "sink",
-        "tail",
-    )
-
-    def __init__(self, delivery: Delivery, tail: Tail, ring: Ring, sink: Sink, cursor: EventId) -> None:
-        self.delivery = delivery
-        self.tail = tail
-        self.ring = ring
-        self.sink = sink
-        self.cursor = cursor
-        """What it had when it came, or when it fell out of the ring; in the ring, `position` says more."""
-        self.had = cursor
-        """For the receipt: what it had when it came, also where the first of the rest stood in the response's head."""
-        self.position = _OUT_OF_RING
-        self.busy = False
-        """Its socket is full, or pages are being read for it: it is passed over until that is over."""
-        self.drained: asyncio.Future[None] | None = None
-        """Of a reader whose pages are being read: done when its full socket takes bytes again."""
-        self.blocked_at = 0.0
-        """Since when its socket has been full (loop seconds); 0 while it takes what comes."""
-        self.replaying = True
-        self.note: OpenConnection
-        """What the ledger keeps of it."""
-        self.closed = False
-        self.outcome = "disconnected"
-        self.age_slot = self.beat_slot = 0
-
-    def reached(self) -> EventId:
-        """The id of the last event that it was sent."""
-        return self.cursor if self.position < 0 else self.ring.cursor_at(self.position)
-
-    # --- Follower
-
-    def writable(self) -> None:
-        self.delivery.go_on(self)
-
-    def lost(self) -> None:
-        self.delivery.detach(self)
+"""A ring keeps what was read for its first readers until they are there, but no more than this."""
 
 
 class Delivery:
-    """Brings every tail's news to its readers, keeps silent connections alive, sends old ones away."""
+    """Sends each tail's new events to its readers, keeps silent connections alive, sends old ones away."""
 
     def __init__(self, pages: Pages, ledger: Ledger, settings: Settings) -> None:
         self._pages = pages
         self.ledger = ledger
         self._settings = settings
-        self._news: list[Tail] = []
+        self._dirty_tails: list[Tail] = []
         self._scheduled = False
         self._next_flush = 0.0
         self._ring_events_most = settings.ring_events * 5 // 4  # a trim moves the whole ring: not at every event
-        self._governor = Governor()
+        self._flush_pace = FlushPace()
         self.readers = 0
         self.flushes = self.fallen_out = self.pages_sent = 0  # handed to Prometheus once a second
-        self._beat_slot = self._aged = 0
-        """The parts of the readers that were last sent a comment, and last looked at for their age."""
+        self._beat_slot = 0
+        """The slot whose readers were sent a comment last."""
         self._beats: list[set[Reader]] = [set() for _ in range(settings.keepalive_seconds * _BEATS_PER_SECOND)]
-        self._ages: defaultdict[int, set[Reader]] = defaultdict(set)
+        self._ages = ConnectionAges(settings.connection_seconds, lambda reader: self.close_reader(reader, "rotated"))
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
+        self._ahead: dict[Tail, list[Reader]] = {}
+        """Readers that have more than their tail: their cursor is beyond its `last`."""
         self._awaited: dict[Tail, list[asyncio.Future[None]]] = {}
-        self.release: Callable[[Tail], None] = lambda tail: None
-        """What gives up a tail that a reader held."""
+        """Futures that are done at a tail's next flush."""
 
     @property
     def tick_seconds(self) -> float:
-        """How long what is new may be gathered at the moment."""
-        return self._governor.tick_seconds
+        """How long new events may be gathered at the moment, before they are flushed."""
+        return self._flush_pace.tick_seconds
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._aged = int(self._loop.time() * _AGE_SLOTS_PER_SECOND)
-        works = (("beats", self._beat), ("ages", self._send_the_old_away), ("governor", self._governor.run))
+        self._ages.start()
+        works = (("beats", self._beat), ("ages", self._ages.run), ("flush_pace", self._flush_pace.run))
         self._tasks.update(keep_running(name, work) for name, work in works)
 
     async def close(self) -> None:
@@ -153,28 +96,30 @@ class Delivery:
     # --- coming and going
 
     def attach(self, reader: Reader) -> None:
-        """Begin to deliver to a reader whose tail is ready and held for it. Its response has begun."""
+        """Begins to deliver to a reader whose response has begun. Its tail must be ready and held; from here the reader holds it."""
         self.readers += 1
         if reader.cursor > BEGINNING:
-            metrics.came_back(reader)
+            self._count_resume(reader)
         self.ledger.opened(reader)
+        reader.tail.hold()
         reader.ring.readers.add(reader)
         reader.beat_slot = self.readers % len(self._beats)
         self._beats[reader.beat_slot].add(reader)
         if reader.ring.face.resumable:
-            age_seconds = self._settings.connection_seconds * random.uniform(0.8, 1.0)
-            now = self._loop.time()
-            # The slot that is under way may have been emptied already.
-            under_way = int(now * _AGE_SLOTS_PER_SECOND)
-            reader.age_slot = max(under_way + 1, int((now + age_seconds) * _AGE_SLOTS_PER_SECOND))
-            self._ages[reader.age_slot].add(reader)
+            self._ages.add(reader)
         self._place(reader)
 
+    @staticmethod
+    def _count_resume(reader: Reader) -> None:
+        last, cursor = reader.tail.last, reader.cursor
+        place = "ahead" if cursor > last else "ring" if cursor >= reader.ring.base else "log"
+        metrics.resumed(place, max(0, last.offset - (cursor.offset if cursor.attempt == last.attempt else 0)))
+
     def detach(self, reader: Reader) -> None:
-        """Forget a reader whose connection has ended, for whatever reason, and give up its tail."""
+        """Forgets a reader whose connection has ended, for whatever reason, and releases its tail."""
         reader.closed = True
         reader.cursor = reader.reached()
-        reader.position = _OUT_OF_RING
+        reader.position = OUT_OF_RING
         if reader.blocked_at and self._loop.time() - reader.blocked_at > _SLOW_SECONDS:
             reader.outcome = "slow"
         elif self.draining and reader.outcome == "disconnected":
@@ -188,20 +133,15 @@ class Delivery:
         ring.readers.discard(reader)
         if not ring.readers:
             tail.close_ring(ring)
-        if reader in tail.ahead:
-            tail.ahead.remove(reader)
+        self._leave_those_ahead(reader)
         self._beats[reader.beat_slot].discard(reader)
-        slot = self._ages.get(reader.age_slot)
-        if slot is not None:
-            slot.discard(reader)
-            if not slot:
-                del self._ages[reader.age_slot]
-        self.release(tail)
+        self._ages.discard(reader)
+        tail.release()
 
     def close_reader(self, reader: Reader, outcome: str) -> None:
-        """Give a reader all that is ready and end its response: it comes back, to whichever gateway, with its cursor."""
+        """Gives a reader all that is ready and ends its response: it comes back, to whichever gateway, with its cursor."""
         if reader.closed or reader.busy:
-            return  # a full socket cannot be told anything; the process's end, or its next turn, will do
+            return  # a full socket takes no bytes; it is closed at its next turn, or at the process's end
         ring, body = reader.ring, b""
         if 0 <= reader.position < ring.end:
             body = ring.body(reader.position)
@@ -218,7 +158,7 @@ class Delivery:
             self._complete(reader, body)
 
     def _complete(self, reader: Reader, body: bytes, *, failed: bool = False) -> None:
-        """Send a reader the end of its stream. `failed`: of what it can read of it, or be shown."""
+        """Sends a reader the end of its stream. `failed`: of what can be read of it, or be shown by this face."""
         reader.outcome = "completed"
         failed = failed or reader.ring.broken is not None or reader.tail.ended_as != DONE
         if reader.ring.face.cut_unless_done and failed:
@@ -228,24 +168,24 @@ class Delivery:
         self.detach(reader)
 
     def drain(self) -> None:
-        """Send everybody away: this process is about to stop."""
+        """Sends all readers away, since this process is about to stop."""
         self.draining = True
         for slot in self._beats:
             for reader in list(slot):
                 self.close_reader(reader, "drained")
 
     def lose(self, tail: Tail) -> None:
-        """The tail's log is gone: its readers are sent away, and told 404 or 410 when they come back."""
-        for ring in (*tail.rings, *tail.unprimed, *tail.broken):
+        """Sends the readers of a tail away whose log is gone; they get 404 or 410 when they come back."""
+        for ring in tail.all_rings():
             for reader in list(ring.readers):
                 self.close_reader(reader, "error")
 
     # --- the hot path
 
     def on_new(self, tail: Tail) -> None:
-        """A tail that was not `dirty` has something new. It is sent at the end of this turn of the loop, or of this tick."""
+        """Has a tail flushed that was not `dirty` and has something new: at the end of this turn of the loop, or of this tick."""
         tail.dirty = True
-        self._news.append(tail)
+        self._dirty_tails.append(tail)
         if not self._scheduled:
             self._scheduled = True
             wait_seconds = self._next_flush - self._loop.time()
@@ -255,18 +195,19 @@ class Delivery:
                 self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
+        """Sends the new events of all dirty tails. The inner loop is each event's last step: what it costs, each event costs."""
         self._scheduled = False
         self.flushes += 1
-        news, self._news = self._news, []
-        self._next_flush = self._loop.time() + self._governor.tick_seconds
+        dirty_tails, self._dirty_tails = self._dirty_tails, []
+        self._next_flush = self._loop.time() + self._flush_pace.tick_seconds
         ring_events_most = self._ring_events_most
-        for tail in news:
+        for tail in dirty_tails:
             tail.dirty = False
             reader = None
             try:
                 if self._awaited:
-                    self._tell_waiting(tail)
-                if tail.ahead:
+                    self._wake_the_waiting(tail)
+                if self._ahead and tail in self._ahead:
                     self._place_those_ahead(tail)
                 if tail.broken:
                     self._send_to_end(tail.broken)
@@ -291,7 +232,7 @@ class Delivery:
                         ring.readers or len(ring.encoded) > _UNREAD_EVENTS_MAX
                     ):
                         self._trim(ring)
-            except Exception:  # a bug, or a socket that is none; the others of this turn must not wait for ever
+            except Exception:  # a bug, or a broken socket; the other tails of this flush must not wait for ever
                 logger.exception("stream %s: what is new could not be sent", tail.stream_id)
                 if reader is not None:
                     self._give_up(reader)
@@ -299,14 +240,14 @@ class Delivery:
                         self.on_new(tail)
 
     def _flush_end(self, tail: Tail) -> None:
-        """The same for a stream that has ended: its readers leave."""
+        """Sends the rest of a stream that has ended to its readers, who leave."""
         self._send_to_end(list(tail.rings))
-        if tail.end_sent_at:
-            metrics.written(tail.end_sent_at)
-            tail.end_sent_at = 0.0
+        sent_at = tail.take_end_sent_at()
+        if sent_at:
+            metrics.written(sent_at)
 
     def _send_to_end(self, rings: list[Ring]) -> None:
-        """To these rings nothing is added any more: their readers get the rest, and leave."""
+        """Sends the rest of these rings, to which nothing is added any more, to their readers, who leave."""
         for ring in rings:
             for reader in list(ring.readers):
                 if reader.position >= 0 and not reader.busy and not reader.closed:
@@ -319,7 +260,7 @@ class Delivery:
                         self._give_up(reader)
 
     def _give_up(self, reader: Reader) -> None:
-        """Cut off a reader that nothing can be sent to, and forget it."""
+        """Cuts off a reader to which nothing can be sent, and forgets it."""
         if reader.closed:
             return
         reader.outcome = "error"
@@ -327,30 +268,30 @@ class Delivery:
             reader.sink.cut(b"")
         self.detach(reader)
 
-    async def next_news(self, tail: Tail) -> None:
-        """Wait for the next time that a tail has something new. Its log must have been read."""
-        news = self._loop.create_future()
-        self._awaited.setdefault(tail, []).append(news)
+    async def until_flushed(self, tail: Tail) -> None:
+        """Returns at the next flush of a tail. Its log must have been read."""
+        flushed = self._loop.create_future()
+        self._awaited.setdefault(tail, []).append(flushed)
         try:
-            await news
+            await flushed
         finally:
             waiting = self._awaited.get(tail, [])
-            if news in waiting:
-                waiting.remove(news)
+            if flushed in waiting:
+                waiting.remove(flushed)
                 if not waiting:
                     del self._awaited[tail]
 
-    def _tell_waiting(self, tail: Tail) -> None:
-        for news in self._awaited.pop(tail, ()):
-            if not news.done():
-                news.set_result(None)
+    def _wake_the_waiting(self, tail: Tail) -> None:
+        for flushed in self._awaited.pop(tail, ()):
+            if not flushed.done():
+                flushed.set_result(None)
 
     def _is_full(self, reader: Reader) -> None:
         reader.busy = True
         reader.blocked_at = self._loop.time()
 
     def go_on(self, reader: Reader) -> None:
-        """After a full socket: everything since, from the ring or from the log."""
+        """Goes on after a full socket, with everything since, from the ring or from the log."""
         reader.blocked_at = 0.0
         if reader.drained is not None:
             if not reader.drained.done():
@@ -359,45 +300,52 @@ class Delivery:
         reader.busy = False
         if reader.position < 0:
             self._place(reader)
-        elif (reader.position < reader.ring.end or _is_over(reader)) and not reader.tail.dirty:
+        elif (reader.position < reader.ring.end or reader.is_over()) and not reader.tail.dirty:
             self.on_new(reader.tail)
 
     def _trim(self, ring: Ring) -> None:
         keep = self._settings.ring_events
         start = ring.end - keep
         for reader in ring.readers:
-            if 0 <= reader.position < start:  # a reader falls out: it remembers the id that it had reached
+            if 0 <= reader.position < start:  # the reader falls out: it keeps the id that it had reached
                 reader.cursor = ring.cursor_at(reader.position)
-                reader.position = _OUT_OF_RING
+                reader.position = OUT_OF_RING
                 self.fallen_out += 1
         ring.trim(keep)
 
     # --- getting a reader into the ring
 
     def _place(self, reader: Reader) -> None:
-        """Put a reader where its cursor is: into the ring, ahead of it, or on the way through history."""
+        """Puts a reader where its cursor is: into the ring, ahead of it, or on the way through history."""
         tail, ring = reader.tail, reader.ring
-        if reader.cursor > tail.last and not _is_over(reader):
-            tail.ahead.append(reader)
-        elif (reader.cursor >= ring.base or _lacks_nothing(reader)) and ring not in tail.unprimed:
+        if reader.cursor > tail.last and not reader.is_over():
+            self._ahead.setdefault(tail, []).append(reader)
+        elif (reader.cursor >= ring.base or reader.lacks_nothing()) and ring not in tail.unprimed:
             self._admit(reader)
         else:
             reader.busy = True
             self._spawn(self._catch_up(reader))
 
     def _place_those_ahead(self, tail: Tail) -> None:
-        for reader in tail.ahead.copy():
-            if reader.cursor <= tail.last or _is_over(reader):
-                tail.ahead.remove(reader)
+        for reader in self._ahead[tail].copy():
+            if reader.cursor <= tail.last or reader.is_over():
+                self._leave_those_ahead(reader)
                 self._place(reader)
 
+    def _leave_those_ahead(self, reader: Reader) -> None:
+        ahead = self._ahead.get(reader.tail, [])
+        if reader in ahead:
+            ahead.remove(reader)
+            if not ahead:
+                del self._ahead[reader.tail]
+
     def _admit(self, reader: Reader) -> None:
-        """From the ring from here on: all that it lacks at once, and word that what follows is live."""
+        """Lets a reader into the ring: sends what it lacks, and says that what follows is live."""
         tail, ring = reader.tail, reader.ring
         position = ring.position_after(reader.cursor)
         reader.position = ring.end
         body = ring.body(position) if position < ring.end else b""
-        if _is_over(reader):
+        if reader.is_over():
             self._complete(reader, body)
             return
         if reader.replaying:
@@ -407,83 +355,44 @@ class Delivery:
             self._is_full(reader)
 
     async def _catch_up(self, reader: Reader) -> None:
-        """Through pages of the log until the ring has the rest."""
-        tail = reader.tail
-        history = catch_up_of(reader, self._pages, self.next_news)
-        pause_seconds, misses = 0.02, 0
-        while not reader.closed and not history.ended and not history.arrive():
-            try:
-                body = await history.next()
-            except (Disconnected, RedisRefused):
-                await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))
-                pause_seconds = min(pause_seconds * 2, 0.5)
-                continue
-            except Exception:  # a bug: this reader must not wait for ever
-                face, place = reader.ring.face, EventId(reader.cursor.attempt, reader.cursor.offset + 1)
-                body = broken_off(face, face.encoder(tail.stream_id), Event(place, TOKEN, b""))
-                history.ended = True
-            if body is None:
-                # The log lacks what was there: deleted, expired, or forgotten until its worker repairs it.
-                misses += 1
-                if reader.closed or tail.ended is not None or misses > _MISSES_MAX:
-                    reader.busy = False
-                    self.close_reader(reader, "error")
-                    return
-                await asyncio.sleep(_MISS_SECONDS)
-                continue
-            self.pages_sent += 1
-            if body and not reader.closed and not reader.sink.send(body, chunk_of(body)):
-                reader.blocked_at = self._loop.time()
-                reader.drained = self._loop.create_future()
-                await reader.drained
-                reader.drained = None
+        """Sends a reader pages of the log until the ring has the rest."""
+        catch_up = catch_up_of(reader, self._pages, self.until_flushed)
+        log_is_there = await go_through(reader, catch_up, self._send_page)
         reader.busy = False
-        if history.ended and not reader.closed:
+        if reader.closed:
+            return
+        if not log_is_there:
+            self.close_reader(reader, "error")
+        elif catch_up.ended:
             self._complete(reader, b"", failed=True)
-        elif not reader.closed:
+        else:
             self._place(reader)
+
+    async def _send_page(self, reader: Reader, piece: bytes) -> None:
+        """Sends a piece of history, and returns when the socket takes the next one."""
+        self.pages_sent += 1
+        if piece and not reader.closed and not reader.sink.send(piece, chunk_of(piece)):
+            reader.blocked_at = self._loop.time()
+            reader.drained = self._loop.create_future()
+            await reader.drained
+            reader.drained = None
 
     # --- the clock
 
     async def _beat(self) -> None:
-        """A comment to every reader, each at its own moment, so that no proxy takes it for dead."""
+        """Sends every reader a keep-alive, each at its own moment, so that no proxy closes the connection for an idle timeout."""
         while True:
             await asyncio.sleep(1 / _BEATS_PER_SECOND)
             self._beat_slot = (self._beat_slot + 1) % len(self._beats)
             for reader in self._beats[self._beat_slot]:
                 ring = reader.ring
                 if len(ring.encoded) > self._ring_events_most and not reader.tail.dirty:
-                    self._trim(ring)  # of a stream that has been silent since it was read: all have what there is
+                    self._trim(ring)  # the stream has been silent since it was read: all readers have what there is
                 comment = ring.face.keep_alive
                 if comment and not reader.busy and not reader.sink.send(comment, chunk_of(comment)):
                     self._is_full(reader)
-
-    async def _send_the_old_away(self) -> None:
-        while True:
-            await asyncio.sleep(1 / _AGE_SLOTS_PER_SECOND)
-            now = int(self._loop.time() * _AGE_SLOTS_PER_SECOND)
-            while self._aged < now:
-                slot = self._ages.get(self._aged + 1)
-                while slot:  # one by one: whom this breaks over has left the slot, and the others are still in it
-                    reader = slot.pop()
-                    self.close_reader(reader, "rotated")
-                    if not reader.closed:  # its socket is full, or it is in mid-history: once more, later
-                        reader.age_slot = now + _BUSY_GRACE_SECONDS * _AGE_SLOTS_PER_SECOND
-                        self._ages[reader.age_slot].add(reader)
-                self._aged += 1
-                self._ages.pop(self._aged, None)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _lacks_nothing(reader: Reader) -> bool:
-    """The ring has all that is shown to a reader who begins at the beginning."""
-    return reader.cursor == BEGINNING and reader.ring.base <= BEFORE_FIRST_SHOWN
-
-
-def _is_over(reader: Reader) -> bool:
-    """Nothing will be added to what this reader can get."""
-    return reader.tail.ended is not None or reader.ring.broken is not None

@@ -1,4 +1,4 @@
-"""How often to flush: less often while the processor is short. Merged writes cost less per event, and 50 ms are not seen."""
+"""How often to flush: less often while the processor is short. Merged writes cost less per event, and nobody sees 50 ms."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import asyncio
 import time
 
 _TICK_SECONDS_LEAST, _TICK_SECONDS_MOST = 0.004, 0.05
-"""What it moves between: 4 ms merges something, 50 ms is not yet seen by a person who reads."""
+"""The bounds of a pause: 4 ms merge something, 50 ms are not yet seen by a person who reads."""
 _BUSY, _CALM = 0.85, 0.60
 """The shares of a core above which it flushes less often, and below which more often."""
 _LOOK_SECONDS = 0.1
 
 
-class Governor:
+class FlushPace:
+    """The pause between two flushes, by the load of this process."""
+
     def __init__(self) -> None:
         self.tick_seconds = 0.0
+        """The pause; 0 while there is processor time enough."""
 
     async def run(self) -> None:
-        """Look at the share of a core that this process uses, for ever.
+        """Adapts the pause to the share of a core that this process uses, for ever.
 
         A pause in proportion to the last flush would be metastable: long flushes make long pauses make long flushes.
         """
@@ -30,5 +33,7 @@ class Governor:
             if share > _BUSY:
                 self.tick_seconds = min(_TICK_SECONDS_MOST, max(_TICK_SECONDS_LEAST, self.tick_seconds * 1.5))
             else:
-                shrink = 0.75 if share < _CALM else 0.97  # in between slowly: a burst's tick must not stay for good
+                shrink = (
+                    0.75 if share < _CALM else 0.97
+                )  # in between slowly: the pause of a burst must not stay for good
                 self.tick_seconds = self.tick_seconds * shrink if self.tick_seconds > _TICK_SECONDS_LEAST else 0.0

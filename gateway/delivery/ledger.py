@@ -1,46 +1,38 @@
-"""What this gateway has delivered, noted in Redis for the receipts.
+"""Notes in Redis, for the receipts, what this gateway has delivered.
 
-A connection is noted when it ends, and while it lives every `delivery_report_seconds` if it got anything: that is what
-a gateway that is killed can lose. Nothing is done per event.
+A connection is noted when it ends, and every `delivery_report_seconds` before that if it got anything: a gateway that is
+killed loses no more. Nothing is done per event.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
-import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gateway.metrics import tokens_between
+from gateway.delivery.reader import OpenConnection, Reader
+from gateway.process_name import gateway_name
 from shared.background import keep_running
 from shared.errors import MidstreamError, RedisRefused
-from shared.ids import EventId
 from shared.receipt import DeliveryNote, DeliveryNotes
 from shared.settings import Settings
-
-if TYPE_CHECKING:
-    from gateway.delivery.delivery import Reader
 
 logger = logging.getLogger(__name__)
 
 _SLOTS = 50
-"""How many parts the open connections are reported in, so that no report takes longer than a millisecond or two."""
+"""The open connections are reported in so many parts, so that no report takes longer than a millisecond or two."""
 _LOOK_SECONDS, _LAST_NOTES_LOOKS = 0.01, 30
-_ASKED_MAX = 500
-"""Readers that are each looked at for `tokens_now`: half a millisecond."""
+_LOOKED_AT_MAX = 500
+"""With more readers `tokens_now` does not look at each: half a millisecond."""
 _UNDER_WAY_MAX = 10_000
-"""Notes that Redis has not confirmed: while it is away more are not sent, and the next report tells as much."""
-
-
-def gateway_name() -> str:
-    """This process, as receipts name it."""
-    return f"{socket.gethostname()}-{os.getpid()}"
+"""Notes that Redis has not confirmed. While it is away no more are sent; the next report makes up for them."""
 
 
 class Ledger:
+    """Notes how far each connection has come: at its end, and before that from time to time."""
+
     def __init__(self, deliveries: DeliveryNotes, settings: Settings) -> None:
         self._deliveries = deliveries
         self._pause_seconds = settings.delivery_report_seconds / _SLOTS
@@ -49,7 +41,7 @@ class Ledger:
         self._opened = self._reported = 0
         self._under_way = 0
         self.tokens = 0
-        """Sent to connections, as far as noted."""
+        """How many tokens have been sent, as far as that is noted."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -57,7 +49,7 @@ class Ledger:
         self._reporter = keep_running("ledger", self._report)
 
     async def close(self) -> None:
-        """Let the last notes reach Redis."""
+        """Waits a moment for the last notes to reach Redis."""
         self._reporter.cancel()
         for _ in range(_LAST_NOTES_LOOKS):
             if not self._under_way and not self._tasks:
@@ -68,11 +60,11 @@ class Ledger:
         await asyncio.gather(self._reporter, *self._tasks, return_exceptions=True)
 
     def tokens_now(self) -> int:
-        """`tokens`, and what has been sent since it was noted. Of many readers only the former, which grows evenly then."""
-        if sum(map(len, self._slots)) > _ASKED_MAX:
+        """Returns `tokens` and what has been sent since. With many readers only `tokens`, which grows evenly then."""
+        if sum(map(len, self._slots)) > _LOOKED_AT_MAX:
             return self.tokens
         return self.tokens + sum(
-            tokens_between(note.noted, reader.reached(), reader.tail)
+            reader.tail.tokens_between(note.noted, reader.reached())
             for slot in self._slots
             for reader, note in slot.items()
         )
@@ -89,7 +81,7 @@ class Ledger:
         self._send(reader, note, outcome=reader.outcome)
 
     async def _report(self) -> None:
-        """Each slot in its turn: all at once would hold up the readers for as long as it takes."""
+        """Reports one slot after the other: all at once would hold up the readers."""
         while True:
             await asyncio.sleep(self._pause_seconds)
             self._reported = (self._reported + 1) % _SLOTS
@@ -101,7 +93,7 @@ class Ledger:
         if self._under_way >= _UNDER_WAY_MAX:
             return
         reached = reader.reached()
-        self.tokens += tokens_between(note.noted, reached, reader.tail)
+        self.tokens += reader.tail.tokens_between(note.noted, reached)
         note.noted = reached
         now = time.time()
         closed_at = None if outcome is None else now
@@ -126,15 +118,3 @@ class Ledger:
             await self._deliveries.note(stream_id, delivered)
         except MidstreamError as error:
             logger.debug("stream %s: a delivery was not noted: %s", stream_id, error)
-
-
-class OpenConnection:
-    """What is kept of an open connection between two reports."""
-
-    __slots__ = ("connection", "noted", "opened_at", "slot", "start")
-
-    def __init__(self, slot: int, connection: str, start: EventId, opened_at: float) -> None:
-        self.slot = slot
-        self.connection = connection
-        self.start = self.noted = start
-        self.opened_at = opened_at

@@ -9,7 +9,7 @@ from gateway.facades.openai.models import Models
 from gateway.facades.responses.responses import Responses
 from gateway.http.exchange import Part
 from gateway.streams import Streams
-from shared.event_log import Commands
+from shared.commands import Commands
 from shared.settings import Settings
 
 

@@ -1,5 +1,5 @@
-"""History for readers that are further back than the ring: pages of the log, cut at fixed offsets, so that all who come
-through them share one read and one encoding. Bounded in bytes; the least recently used page goes first.
+"""History for readers that are further back than the ring: pages of the log, cut at fixed offsets, so that all readers
+who need a page share one read and one encoding. Bounded in bytes; the least recently used page goes first.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from shared.lifecycle import base_of
 logger = logging.getLogger(__name__)
 
 _EVENT_BYTES = 150
-"""Of Python, for each event that a page keeps as such."""
+"""Python's own memory for each event that a page keeps as an object."""
 BEFORE_FIRST_SHOWN = EventId(1, -1)
-"""Nothing that readers of a face see that does not remember stands before 1-0."""
+"""Faces that are not stateful show nothing that stands before 1-0."""
 _REDIS_OFFSET_MAX = (1 << 64) - 1
 _PIECE_BYTES = 40
-"""Of Python, for each encoded event."""
+"""Python's own memory for each encoded event."""
 
 
 class Page(Protocol):
@@ -39,17 +39,17 @@ class Page(Protocol):
 
 
 class Piece(NamedTuple):
-    """What a reader gets of a page."""
+    """The events of a page that a reader lacks."""
 
     body: bytes
     reached: EventId
-    """The cursor that it then has."""
+    """The reader's cursor after them."""
     is_end: bool = False
-    """Nothing comes after it: the log cannot be read on, or the face cannot show it."""
+    """Nothing comes after them: the log cannot be read on, or the face cannot show the rest."""
 
 
 class EncodedPage:
-    """A page as one face shows it."""
+    """A page, encoded for one face."""
 
     __slots__ = ("_body", "_encoder", "_ids", "_pieces", "ends_at", "size_bytes")
 
@@ -58,7 +58,7 @@ class EncodedPage:
         self._pieces: list[bytes] = []
         self._ids: list[EventId] | tuple[int, int, int]
         self.ends_at: EventId | None = None
-        """The event after which readers are sent away, because what follows cannot be read or shown."""
+        """The event after which readers are sent away, because the rest cannot be read or shown."""
         each_bytes = _PIECE_BYTES
         if not (len(content) == 1 and isinstance(content[0], TokenRun) and self._take_run(content[0])):
             self._take_all(face, content)
@@ -67,7 +67,7 @@ class EncodedPage:
         self.size_bytes = 2 * len(self._body) + len(self._pieces) * each_bytes
 
     def _take_run(self, plain: TokenRun) -> bool:
-        """All of a page that is nothing but tokens, as most pages are. False where that must be done one by one."""
+        """Encodes a page that is nothing but tokens, as most pages are. False if its events must be encoded one by one."""
         try:
             self._pieces = list(self._encoder.tokens(plain.ids, plain.values))
         except Exception:
@@ -91,7 +91,7 @@ class EncodedPage:
         self._ids = ids
 
     def after(self, cursor: EventId) -> Piece | None:
-        """What a reader at `cursor` gets of this page; None for nothing."""
+        """Returns the events of this page after `cursor`; None if there are none."""
         if self.ends_at is not None and cursor >= self.ends_at:
             return Piece(b"", cursor, is_end=True)
         count, ids = len(self._pieces), self._ids
@@ -116,7 +116,7 @@ class EncodedPage:
 
 
 class EventsPage:
-    """A page as it is, for faces that remember: each of their readers encodes it anew."""
+    """A page that is not encoded, for stateful faces: each of their readers encodes it with its own encoder."""
 
     __slots__ = ("listed", "size_bytes")
 
@@ -129,23 +129,32 @@ _Key = tuple[str, Face | None, int, int]
 
 
 class Pages:
-    """Reads and keeps pages. A page is kept only when nothing can be added to it."""
+    """Reads and keeps pages. A page is kept only when nothing can be added to it.
 
-    def __init__(self, log: EventLog, *, page_events: int, cache_bytes_max: int) -> None:
+    `on_unreadable` is called with a stream whose log cannot be read on, and with the `failed` as which it reads.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        on_unreadable: Callable[[str, Event], None],
+        *,
+        page_events: int,
+        cache_bytes_max: int,
+    ) -> None:
         self._log = log
+        self._on_unreadable = on_unreadable
         self._page_events = page_events
         self._cache_bytes_max = cache_bytes_max
         self._kept: OrderedDict[_Key, Any] = OrderedDict()
         self.kept_bytes = 0
         self._under_way: dict[_Key, asyncio.Task[Any]] = {}
-        self.on_unreadable: Callable[[str, Event], None] = lambda stream_id, failed: None
-        """Told of a stream whose log cannot be read on, and of the `failed` as which it reads."""
         self.reads = 0
 
     async def after(self, stream_id: str, face: Face, cursor: EventId) -> Piece | None:
-        """The next piece of history after `cursor`; None when the log has nothing there.
+        """Returns the next piece of history after `cursor`; None if the log has nothing there. Not for stateful faces.
 
-        For faces that do not remember. Raises Disconnected.
+        Raises Disconnected.
         """
         if cursor == BEGINNING:
             cursor = BEFORE_FIRST_SHOWN
@@ -158,8 +167,10 @@ class Pages:
         return found
 
     async def events_after(self, stream_id: str, cursor: EventId) -> list[Event]:
-        """The next events after `cursor`, those of one page, up to the stream's end; empty when the log has nothing there.
-        Raises Disconnected."""
+        """Returns the events of one page after `cursor`, up to the stream's end; empty if the log has nothing there.
+
+        Raises Disconnected.
+        """
 
         async def read(key: _Key, start: EventId) -> list[Event] | None:
             page: EventsPage = await self._page(key, EventsPage)
@@ -168,11 +179,11 @@ class Pages:
         return await self._next(stream_id, None, cursor, read) or []
 
     async def _next(self, stream_id: str, face: Face | None, cursor: EventId, read: Callable[..., Any]) -> Any:
-        """From the page that holds the next offset of this attempt, else from the one where the log goes on."""
+        """Reads the page that holds the next offset of this attempt; if it has nothing, the one where the log goes on."""
         found = await read(self._key(stream_id, face, cursor.attempt, cursor.offset + 1), cursor)
         if found is not None:
             return found
-        # Nothing has an offset below 0: what comes after all of the attempt before.
+        # With an offset below 0 the cursor is before `k-0`, so after all of the attempt before: Redis has no such id.
         after = cursor if cursor.offset >= 0 else EventId(cursor.attempt - 1, _REDIS_OFFSET_MAX)
         following = await self._log.read(stream_id, after, 1)
         if not following:
@@ -199,13 +210,13 @@ class Pages:
     async def _read(self, key: _Key, make: Callable[[list[TokenRun | Carried]], Any]) -> Any:
         stream_id, _, attempt, first = key
         last = EventId(attempt, min(first + self._page_events - 1, _REDIS_OFFSET_MAX))
-        # Complete is a page behind which the log goes on: asked at once, since Redis may have forgotten what a tail has seen.
+        # A page is complete if the log goes on behind it. Only the log can tell: Redis may have lost what a tail has seen.
         raw, goes_on = await self._log.read_page(stream_id, EventId(attempt, first), last)
         self.reads += 1
-        # At an attempt's first offset nothing of it stands before; elsewhere it is not known what does.
+        # Nothing of an attempt stands before its offset 0. Before any other offset it is not known what does.
         content = list(parts(raw, None if first else FIRST_ID if attempt else BEGINNING))
         if content and isinstance(newest := content[-1], Carried) and newest.unreadable:
-            self.on_unreadable(stream_id, newest.events[0])
+            self._on_unreadable(stream_id, newest.events[0])
         page = make(content)
         if goes_on:
             self._keep(key, page)
@@ -214,7 +225,7 @@ class Pages:
     def _read_has_ended(self, key: _Key, task: asyncio.Task[Any]) -> None:
         self._under_way.pop(key, None)
         if not task.cancelled():
-            task.exception()  # who waits for it hears of it; all of them may have left meanwhile
+            task.exception()  # raised to those who wait for it, who may all have left meanwhile
 
     def _keep(self, key: _Key, page: Page) -> None:
         self._kept[key] = page
@@ -225,8 +236,8 @@ class Pages:
 
 
 def _listed(content: list[TokenRun | Carried]) -> tuple[list[Event], EventId | None]:
-    """These events, with a gap where offsets are missing between two of them; and the id of the last if it is where the log
-    cannot be read on."""
+    """Returns the events, with a gap where offsets are missing between two of them; and the last one's id if the log cannot
+    be read on from there."""
     listed: list[Event] = []
     reached: EventId | None = None
     for part in content:

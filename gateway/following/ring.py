@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from gateway import metrics
 from gateway.faces import Encoder, Face, encode
@@ -14,26 +14,24 @@ from shared.errors import Unreadable
 from shared.events import Event
 from shared.ids import EventId
 
-if TYPE_CHECKING:
-    from gateway.delivery.delivery import Reader
-
-
 logger = logging.getLogger(__name__)
 
 
 def broken_off(face: Face, encoder: Encoder, event: Event) -> bytes:
-    """The end that a face's readers get where its encoder raised an exception, as it handles this event: of their own kind.
+    """Returns the end, as `failed`, that a face's readers get in place of an event at which the face's encoder has raised.
 
-    To be called where the exception is handled. It is theirs alone: other faces and other streams do not notice.
+    Must be called while the exception is handled, which it logs. Other faces and other streams do not notice.
     """
-    logger.exception("%s cannot show the event %s of a stream: its readers are told that it failed", face, event.id)
+    logger.exception(
+        "%s cannot show the event %s of a stream: its readers are told that the stream failed", face, event.id
+    )
     metrics.FACE_FAILURES.inc()
     failed = unreadable(event.id, Unreadable("this event cannot be shown")).events[0]
     return encoder.give_up(failed)
 
 
 class Mark(NamedTuple):
-    """From this position on, until the next mark, ids grow by one: `offset` is the first one's."""
+    """From this position on, until the next mark, ids grow by one, beginning with this attempt and offset."""
 
     position: int
     attempt: int
@@ -41,10 +39,10 @@ class Mark(NamedTuple):
 
 
 class Ring:
-    """Positions count events from the moment the ring was made; `start` is the position of the oldest one kept.
+    """Positions count events from the moment the ring was made; `start` is the position of the oldest event kept.
 
-    `base` is the id before it: every event of the log after `base`, up to the newest, is here. No id is stored: offsets
-    have no holes, so a position says which one it is, but for the few places that `_marks` lists.
+    `base` is the id before that: every event of the log after `base`, up to the newest, is here. No id is stored. Offsets
+    have no holes, so an id follows from a position, but for the few places that `_marks` lists.
     """
 
     __slots__ = ("_marks", "base", "broken", "encoded", "encoder", "face", "readers", "start")
@@ -53,14 +51,15 @@ class Ring:
         self.face = face
         self.start = 0
         self.encoded: list[bytes] = []
-        """Whoever adds a token with the very next id may append here directly; everything else goes through `append`."""
-        self.readers: set[Reader] = set()
+        """The events as bytes. A token with the very next id may be appended here directly; everything else goes through `append`."""
+        self.readers: set[Any] = set()
+        """Who reads it. `gateway.delivery.delivery` adds, moves and removes them; here they are only kept."""
         self.broken: EventId | None = None
-        """The event at which the encoder failed. In its place stands the end as this face tells it; nothing comes after."""
+        """The event at which the encoder failed. In its place stands the end as this face shows it; nothing comes after."""
         self.begin_at(base, encoder)
 
     def begin_at(self, base: EventId, encoder: Encoder) -> None:
-        """Of a ring that is still empty: the next event is the one after `base`."""
+        """Has a ring that is still empty begin with the event after `base`."""
         self.encoder = encoder
         self.base = base
         self._marks = [Mark(0, base.attempt, base.offset + 1)]
@@ -74,7 +73,7 @@ class Ring:
         return len(self.encoded)
 
     def append(self, event: Event) -> None:
-        """The next event; at one that the face cannot show the ring ends."""
+        """Appends the next event; the ring ends at one that the face cannot show."""
         if self.broken is not None:
             return
         self._mark(event.id)
@@ -85,7 +84,7 @@ class Ring:
         self.encoded.append(piece)
 
     def extend(self, run: TokenRun) -> None:
-        """The tokens of a run, one after the other."""
+        """Appends the tokens of a run."""
         if self.broken is not None:
             return
         self._mark(run.first)
@@ -93,13 +92,13 @@ class Ring:
         try:
             self.encoded += self.encoder.tokens(run.ids, run.values)
         except Exception:
-            # Those before the one that failed may be here; from there on one by one, to find it.
+            # The tokens before the one that failed may be here already; the others are appended one by one, to find it.
             done = len(self.encoded) - before
             for offset, value in enumerate(islice(run.values, done, None), run.first_offset + done):
                 self.append(Event(EventId(run.attempt, offset), events.TOKEN, value))
 
     def _mark(self, first: EventId) -> None:
-        """What comes next begins with this id."""
+        """Notes the id with which the next events begin."""
         end = self.start + len(self.encoded)
         position, attempt, offset = self._marks[-1]
         if first != (attempt, offset + end - position):
@@ -108,7 +107,7 @@ class Ring:
             self._marks.append(Mark(end, *first))
 
     def position_after(self, cursor: EventId) -> int:
-        """Where a reader that has everything up to `cursor` goes on; `cursor` is not before `base`."""
+        """Returns the position at which a reader goes on that has everything up to `cursor`, which is not before `base`."""
         until = self.start + len(self.encoded)
         for position, attempt, offset in reversed(self._marks):
             if (attempt, offset) <= cursor:
@@ -119,7 +118,7 @@ class Ring:
         return self.start
 
     def cursor_at(self, position: int) -> EventId:
-        """The id that a reader at this position has reached."""
+        """Returns the id that a reader at this position has reached."""
         if position > self.start:
             for first, attempt, offset in reversed(self._marks):
                 if first < position:
@@ -127,13 +126,13 @@ class Ring:
         return self.base
 
     def body(self, position: int) -> bytes:
-        """Everything from a position to the end, in one piece."""
+        """Returns everything from a position to the end, in one piece."""
         encoded = self.encoded
         index = position - self.start
         return encoded[index] if index == len(encoded) - 1 else b"".join(encoded[index:])
 
     def trim(self, keep: int) -> None:
-        """Forget all but the newest `keep` events."""
+        """Forgets all but the newest `keep` events."""
         surplus = len(self.encoded) - keep
         if surplus > 0:
             self.base = self.cursor_at(self.start + surplus)

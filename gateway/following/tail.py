@@ -1,47 +1,61 @@
-"""One followed stream: what this gateway has of it, and where its readers are. No I/O."""
+"""One followed stream: what this gateway has of its log, and the rings that its readers share. No I/O."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+import logging
+from collections.abc import Callable, Iterable
 
-from gateway.faces import Encoder, Face
+from gateway import metrics
+from gateway.faces import Encoder, Face, gap_event
 from gateway.following.ring import Ring
+from gateway.following.token_runs import Carried, TokenRun, unreadable_from
+from shared import events
 from shared.events import Event
-from shared.ids import BEGINNING, EventId
+from shared.ids import BEGINNING, FIRST_ID, EventId
 from shared.keys import live_channel
+from shared.lifecycle import Order, base_of
+from shared.token_counts import tokens_between
+
+logger = logging.getLogger(__name__)
 
 _NOTHING = b""
-"""What `Tail.next_id` is while no pushed entry may be taken unseen."""
+"""`Tail.next_id` while the fast path is off: equal to no id that is pushed."""
+
+
+def _is_kept(tail: Tail) -> None:
+    """A tail that is in no `Tails` has nobody to tell that it is not held any more."""
 
 
 class Tail:
-    """Shared by the stream's readers. `gateway.following.tails` moves it on."""
+    """A stream as far as this gateway has followed it, shared by the stream's readers.
+
+    The fields are written here, by the verbs below, with these exceptions. `gateway.following.tails` sets `ready`,
+    `exists`, `sought`, `reading`, `again` and `heard_at`, and moves `offset` and `next_id` on for each token that is pushed
+    in order (a call for each would cost as much as all the rest). `gateway.delivery.delivery` sets `dirty`.
+    """
 
     __slots__ = (
+        "_end",
+        "_end_sent_at",
+        "_holders",
+        "_on_unheld",
+        "_overtaken",
+        "_restarted",
         "again",
-        "ahead",
         "attempt",
-        "base",
         "broken",
         "channel",
-        "check_at",
         "dirty",
-        "end_sent_at",
         "ended",
         "ended_as",
         "exists",
         "failed",
         "heard_at",
-        "holders",
         "id_format",
-        "kept",
-        "missing",
+        "kept_tokens",
         "next_id",
         "offset",
-        "on_end",
-        "overtaken",
         "reading",
         "ready",
         "rings",
@@ -51,49 +65,76 @@ class Tail:
         "unreadable_from",
     )
 
-    def __init__(self, stream_id: str, now: float) -> None:
+    def __init__(self, stream_id: str, now: float, on_unheld: Callable[[Tail], None] = _is_kept) -> None:
+        """`on_unheld` is called when nobody holds the tail any more."""
         self.stream_id = stream_id
         self.channel = live_channel(stream_id)
+        self._on_unheld = on_unheld
+        self._holders = 0
+        # --- what the readers share
         self.rings: list[Ring] = []
         """One for each face that has readers."""
         self.unprimed: list[Ring] = []
-        """The same of faces that remember, until somebody has brought an encoder that has seen the whole log."""
+        """Rings of stateful faces, until somebody has brought an encoder that has seen the whole log."""
         self.broken: list[Ring] = []
-        """Those whose encoder has failed. They stay, with the end that their face tells: a reader who comes later gets it, too."""
-        self.sought = BEGINNING
-        """What is first read of the log need not go back behind this: where the first of its readers are."""
+        """Rings whose encoder has failed. They stay, with the end that their face shows: a reader who comes later gets it too."""
+        # --- how far the stream has come
         self.attempt = self.offset = 0
         """The id of the newest entry that is in the rings: `last`."""
-        self.kept = -1
-        """How many deltas a new attempt keeps, until its first delta has come: it goes on at the offset after them."""
         self.next_id = _NOTHING
         """The id of the very next token as it would be pushed, while such a push may be taken without a further look."""
         self.id_format = b""
+        """From an offset of this attempt to its id."""
+        self.kept_tokens = 0
+        """How many increments of earlier attempts this one keeps, as far as this gateway has seen it begin."""
+        self._restarted = False
+        """The newest entry is a `restarted`: the first increment after it has the offset `kept_tokens + 1`."""
+        self._overtaken: tuple[tuple[int, int, int], ...] = ()
+        """Attempts before the newest that this gateway has seen: number, increments kept at its beginning, last offset."""
         self.ended: EventId | None = None
         """The id of the terminal event, once it is known."""
         self.ended_as = b""
-        """Its field."""
-        self.unreadable_from: EventId | None = None
-        """The id of the entry as which its log has failed, if it was found unreadable: who has that event has the end."""
+        """The terminal entry's field (done, failed, cancelled, deleted); empty while the stream runs."""
         self.failed: Event | None = None
-        """As what its log reads from there on."""
-        self.end_sent_at = 0.0
-        """When its sender sent it (Unix seconds), if it was pushed; 0 once that has been measured."""
-        self.overtaken: tuple[tuple[int, int, int], ...] = ()
-        """Attempts before the newest that this gateway has seen: number, deltas kept at its beginning, last offset."""
-        self.base = 0
-        """How many deltas of earlier attempts the newest one kept, as far as this gateway has seen it begin."""
-        self.exists = False
+        """The `failed` as which the log's first unreadable entry reads, once that has been reached."""
+        self.unreadable_from: EventId | None = None
+        """The id of the log's first unreadable entry, if one was found: a reader that has this id has the end."""
+        self._end: asyncio.Future[None] | None = None
+        """Done at the stream's end; made when somebody waits for that."""
+        self._end_sent_at = 0.0
+        # --- how it is read
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done once the log has been read; then `exists` and `ended` can be trusted."""
-        self.ahead: list[Any] = []
-        """Readers that have more than this tail: their cursor is beyond `last`."""
-        self.holders = 0
-        self.on_end: list[Callable[[], None]] = []
-        self.reading = self.again = self.dirty = False
-        self.heard_at = self.check_at = now
-        """When something came last, and from when on its silence is to be looked into (loop seconds)."""
-        self.missing = 0
+        self.exists = False
+        self.sought = BEGINNING
+        """Where the first of its readers are: the first read of the log need not go back behind this."""
+        self.reading = self.again = False
+        """The log is being read; it must be read once more after that."""
+        self.heard_at = now
+        """When something of this stream came last (loop seconds)."""
+        self.dirty = False
+        """It has something new, and will be flushed."""
+
+    # --- who needs it
+
+    def hold(self) -> None:
+        """Keeps the tail until as many `release` as `hold`."""
+        self._holders += 1
+
+    def release(self) -> None:
+        """Gives the tail up; the last one to do so ends it."""
+        self._holders -= 1
+        if not self._holders:
+            self._on_unheld(self)
+
+    async def until_ended(self) -> None:
+        """Returns when the stream has ended. The tail must be held."""
+        if self.ended is None:
+            if self._end is None:
+                self._end = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._end)
+
+    # --- where it is
 
     @property
     def last(self) -> EventId:
@@ -102,23 +143,50 @@ class Tail:
 
     @property
     def next_after(self) -> EventId:
-        """The same, but for a new attempt that keeps deltas: then the next offset follows on theirs."""
-        return EventId(self.attempt, self.offset if self.kept < 0 else self.kept)
+        """The id on which the next increment follows: `last`, but in a new attempt that of the last increment it keeps."""
+        return EventId(self.attempt, self.kept_tokens if self._restarted else self.offset)
 
     @property
     def begun(self) -> bool:
-        """There is more than a start: a delta, or the end."""
+        """There is more than a start: an increment, or the end."""
         return self.ended is not None or (self.attempt > 0 and self.offset > 0)
 
+    def end_for(self, face: Face) -> EventId | None:
+        """Returns the id of the last event that a face's readers get, once it is known. Who has it has all there will be."""
+        for ring in self.broken:
+            if ring.face == face:
+                return ring.broken
+        return self.unreadable_from or self.ended
+
+    def tokens_between(self, start: EventId, reached: EventId) -> int:
+        """Counts the tokens of a connection that went from one id to another, in all attempts that this gateway has seen."""
+        newest = self.offset
+        if self.ended == self.last and newest:
+            newest -= 1  # the terminal event is no token
+        elif reached.attempt == self.attempt:
+            newest = max(newest, reached.offset)  # pages of the log may be ahead of the tail
+        return tokens_between(start, reached, (*self._overtaken, (self.attempt, self.kept_tokens, newest)))
+
+    def take_end_sent_at(self) -> float:
+        """Returns when the sender of the terminal event sent it (Unix seconds), if it was pushed; once, then 0."""
+        sent_at, self._end_sent_at = self._end_sent_at, 0.0
+        return sent_at
+
+    # --- rings
+
     def ring(self, face: Face) -> Ring | None:
-        """The ring of a face, also one that is not primed yet, or broken."""
-        for ring in (*self.rings, *self.unprimed, *self.broken):
+        """Returns the ring of a face, also one that is not primed yet, or broken."""
+        for ring in self.all_rings():
             if ring.face == face:
                 return ring
         return None
 
+    def all_rings(self) -> Iterable[Ring]:
+        """Returns the rings of all faces, in whatever state they are."""
+        return *self.rings, *self.unprimed, *self.broken
+
     def open_ring(self, face: Face) -> Ring:
-        """The ring of a face, made if need be. One made now begins here: what is older is read from the log."""
+        """Returns the ring of a face, made if need be. One made now begins here: what is older is read from the log."""
         ring = self.ring(face)
         if ring is None:
             ring = Ring(face, face.encoder(self.stream_id), self.last)
@@ -133,13 +201,13 @@ class Tail:
         return ring
 
     def prime(self, ring: Ring, encoder: Encoder) -> None:
-        """Begin to fill a ring with an encoder that has seen everything up to `last`."""
+        """Begins to fill a ring with an encoder that has seen everything up to `last`."""
         self.unprimed.remove(ring)
         ring.begin_at(self.last, encoder)
         self.rings.append(ring)
 
     def begin_rings_at(self, base: EventId) -> None:
-        """The log has more than its first read gave: the rings, still empty, begin after `base`."""
+        """Has the rings, still empty, begin after `base`: the log has more than its first read gave."""
         for ring in list(self.rings):
             if ring.face.stateful:
                 self.rings.remove(ring)
@@ -148,44 +216,103 @@ class Tail:
                 ring.begin_at(base, ring.encoder)
 
     def close_ring(self, ring: Ring) -> None:
-        """Forget a ring that has no readers any more; of a broken one the end is kept."""
+        """Forgets a ring that has no readers any more; of a broken one the end is kept."""
         if ring in self.broken:
             ring.trim(1)
             return
         (self.unprimed if ring in self.unprimed else self.rings).remove(ring)
 
-    def end_for(self, face: Face) -> EventId | None:
-        """The id of the last event that readers of a face get, once it is known. Who has it has all there will be."""
-        for ring in self.broken:
-            if ring.face == face:
-                return ring.broken
-        return self.unreadable_from or self.ended
-
     def set_broken_aside(self) -> None:
-        """Rings whose encoder has failed get nothing more."""
+        """Gives nothing more to rings whose encoder has failed."""
         for ring in [ring for ring in self.rings if ring.broken is not None]:
             self.rings.remove(ring)
             self.broken.append(ring)
 
+    def remember_broken(self, rings: list[Ring]) -> None:
+        """Takes over the broken rings that an earlier tail of this stream left."""
+        self.broken = rings
+
+    # --- the log goes on
+
+    def take_pushed(self, part: TokenRun | Carried) -> bool:
+        """Puts a pushed entry into the rings if it is the very next, so that nothing can stand between. Raises Unreadable."""
+        first, reached = part.first, self.next_after
+        if first.attempt == reached.attempt:
+            if first.offset != reached.offset + 1:
+                return False
+        elif first != (1, 0) or reached != FIRST_ID:
+            return False
+        if isinstance(part, Carried):
+            if part.field not in events.COUNTED or not first.attempt:
+                Order(reached).take(part.field, first, part.last)
+            if part.field in events.TERMINAL:
+                self._end_sent_at = metrics.sent_at(part.events[0])
+        self.take(part)
+        self.arm()
+        return True
+
+    def take(self, part: TokenRun | Carried) -> None:
+        """Puts the next part of the log into the rings."""
+        if isinstance(part, TokenRun):
+            for ring in self.rings:
+                ring.extend(part)
+            self.reach(part.last)
+            return
+        for ring in self.rings:
+            for event in part.events:
+                ring.append(event)
+        self.reach(part.last)
+        if part.field in events.TERMINAL:
+            self._take_end(part)
+        elif part.field == events.RESTARTED:
+            self._restarted, self.kept_tokens = True, base_of(part.events[0].value)
+
+    def _take_end(self, part: Carried) -> None:
+        self.ended, self.ended_as = part.last, part.field
+        if part.field == events.FAILED and self.unreadable_from is None:
+            self.unreadable_from = unreadable_from(part.events[0])
+        if part.unreadable:
+            self.failed = part.events[0]
+        if self._end is not None and not self._end.done():
+            self._end.set_result(None)
+
     def reach(self, last: EventId) -> None:
-        """This is the newest entry in the rings now."""
+        """Notes that this is the newest entry in the rings now."""
         for ring in self.rings:
             if ring.broken is not None:
                 self.set_broken_aside()
                 break
         if last.attempt != self.attempt:
-            self.overtaken = (*self.overtaken, (self.attempt, self.base, self.offset))
-            self.base = 0
+            self._overtaken = (*self._overtaken, (self.attempt, self.kept_tokens, self.offset))
+            self.kept_tokens = 0
         self.attempt, self.offset = last
-        self.kept = -1
+        self._restarted = False
         self.disarm()
 
+    def take_back_one(self) -> None:
+        """Steps back over a token that was counted and that no encoder took."""
+        self.offset -= 1
+
+    def mark_gap(self, first: EventId) -> None:
+        """Shows the readers a gap, if something is missing between what the tail has and the event `first`."""
+        reached = self.next_after
+        if first.attempt == reached.attempt and first.offset > reached.offset + 1:
+            wanted = EventId(reached.attempt, reached.offset + 1)
+            logger.error("stream %s: %s to %s are missing in its log", self.stream_id, wanted, first)
+            metrics.GAPS.inc()
+            for ring in self.rings:
+                ring.append(gap_event(wanted, first))
+
+    def note_unreadable_from(self, place: EventId | None) -> None:
+        """Notes that the log is unreadable from this id on; None where nothing is known of that."""
+        self.unreadable_from = place
+
     def disarm(self) -> None:
-        """No pushed entry may be taken unseen."""
+        """Turns the fast path off: no pushed entry may be taken without a look at what stands before it."""
         self.next_id = _NOTHING
 
     def arm(self) -> None:
-        """From now on the very next token may be taken as it is pushed."""
-        if self.ended is None and self.kept < 0 and self.attempt:
+        """Turns the fast path on: the very next token may be taken as it is pushed."""
+        if self.ended is None and not self._restarted and self.attempt:
             self.id_format = b"%d-%%d" % self.attempt
             self.next_id = self.id_format % (self.offset + 1)

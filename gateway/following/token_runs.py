@@ -1,7 +1,7 @@
-"""Entries of a log as Redis sent them, many at a time, checked. No I/O.
+"""Checks the entries of a log as Redis sent them, many at a time. No I/O.
 
-Nearly all of a log is plain tokens without a hole. Making objects of each and encoding one by one costs 2.6 µs an event; a
-run of them taken together costs 0.4, which is what readers who all come back at once feel.
+Nearly all of a log is plain tokens without a hole. An object for each, encoded one by one, costs 2.6 µs an event; a run of
+tokens taken together costs 0.4 µs, which is what readers who all resume at once feel.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class TokenRun(NamedTuple):
     attempt: int
     first_offset: int
     ids: tuple[bytes, ...]
-    """Each token's, as readers are told it."""
+    """The tokens' ids, as readers get them."""
     values: tuple[bytes, ...]
-    """Texts, in UTF-8."""
+    """The tokens' texts, in UTF-8."""
 
     @property
     def first(self) -> EventId:
@@ -58,12 +58,12 @@ class Carried(NamedTuple):
     first: EventId
     last: EventId
     unreadable: bool = False
-    """It could not be read, and reads as `failed`."""
+    """The entry could not be read, and stands here as `failed`."""
 
 
 def parts(raw: list[RawEntry], reached: EventId | None) -> Iterator[TokenRun | Carried]:
-    """What these entries carry, in their order, up to the end of the stream: a terminal event, or the first entry that
-    cannot be read, which reads as one. `reached` is the id before them, as `Order` has it."""
+    """Yields what these entries carry, in order, up to the end of the stream: a terminal event, or the first entry that
+    cannot be read, as `failed`. `reached` is the id before them, or None where that is not known (as in `Order`)."""
     order = Order(reached)
     for part in runs(raw):
         before = order.reached
@@ -77,7 +77,7 @@ def parts(raw: list[RawEntry], reached: EventId | None) -> Iterator[TokenRun | C
 
 
 def checked(entries: list[Entry], order: Order) -> Iterator[Carried]:
-    """As `parts`, of entries one by one; `order` goes along from one call to the next."""
+    """Yields what these entries carry, as `parts` does, but not in runs; `order` is kept from one call to the next."""
     for entry in entries:
         try:
             taken = _taken(entry, order)
@@ -90,7 +90,7 @@ def checked(entries: list[Entry], order: Order) -> Iterator[Carried]:
 
 
 def _taken(part: TokenRun | Entry, order: Order) -> TokenRun | Carried:
-    """The next part of a log, checked. Raises Unreadable."""
+    """Checks the next part of a log. Raises Unreadable."""
     if isinstance(part, TokenRun):
         order.take(TOKEN, part.first, part.last)
         return part
@@ -101,7 +101,7 @@ def _taken(part: TokenRun | Entry, order: Order) -> TokenRun | Carried:
 
 
 def _place_of(part: TokenRun | Entry, before: EventId | None) -> EventId:
-    """The id under which a part fails that cannot be read: behind all that came before it."""
+    """Returns the id of the `failed` as which an unreadable part reads: behind all that came before it."""
     if isinstance(part, Entry):
         return part.id
     if before is None or before < part.first:
@@ -110,30 +110,31 @@ def _place_of(part: TokenRun | Entry, before: EventId | None) -> EventId:
 
 
 def carried_by(entry: Entry) -> Carried:
-    """Raises Unreadable."""
+    """Returns the events of an entry. Raises Unreadable."""
     carried = events_of(entry)
     return Carried(entry.field, carried, carried[0].id, entry.id)
 
 
 def unreadable(event_id: EventId, error: Unreadable) -> Carried:
-    """As what the entry with this id reads, which cannot be read."""
+    """Returns the `failed` as which the entry with this id reads, which cannot be read."""
     failed = Event(readable_id(event_id), FAILED, orjson.dumps(unreadable_failure(event_id, error)))
     return Carried(FAILED, [failed], failed.id, failed.id, unreadable=True)
 
 
 def unreadable_from(failed: Event) -> EventId | None:
-    """From where on a log cannot be read, if that is what this `failed` says. Who has come so far has had it already."""
-    told = orjson.loads(failed.value)
-    if told["code"] != UNREADABLE_CODE or not isinstance(told.get("at"), str):
+    """Returns the id of the entry that could not be read, if that is what this `failed` says. A reader that has this id has
+    had the end already."""
+    failure = orjson.loads(failed.value)
+    if failure["code"] != UNREADABLE_CODE or not isinstance(failure.get("at"), str):
         return None
     try:
-        return EventId.parse(told["at"])
+        return EventId.parse(failure["at"])
     except MalformedId:
         return None
 
 
 def runs(raw: list[RawEntry]) -> Iterator[TokenRun | Entry]:
-    """The same in the same order: tokens in runs as long as they can be, everything else as it is, and not checked."""
+    """Yields these entries in order: tokens in runs as long as possible, all else entry by entry. Only the tokens are checked."""
     gathered: list[TokenRun] = []
     for part in _parts(raw):
         if gathered and not (isinstance(part, TokenRun) and _follows(part, gathered[-1])):
@@ -148,7 +149,7 @@ def runs(raw: list[RawEntry]) -> Iterator[TokenRun | Entry]:
 
 
 def run_of_batch(entry: Entry) -> TokenRun | None:
-    """The tokens of an entry that carries several; None if it carries anything else, or what cannot be read."""
+    """Returns the tokens of an entry that carries several; None if it carries anything else, or cannot be read."""
     try:
         items = items_of(entry.value)
     except Unreadable:
@@ -174,22 +175,22 @@ def _parts(raw: list[RawEntry]) -> Iterator[TokenRun | Entry]:
 
 
 def field_of(entry: RawEntry) -> bytes:
-    """Of an entry as Redis sent it."""
+    """Returns the field of an entry as Redis sent it."""
     fields = entry[1]
     return fields[0] if len(fields) == 2 else events.UNREADABLE
 
 
 def _run_of_tokens(raw: list[RawEntry]) -> TokenRun | None:
-    """These entries as one run; None if they are not one, or one of them is no text."""
+    """Returns these entries as one run; None if there is a hole between them, or one of them is not UTF-8."""
     attempt, first_offset = EventId.of(raw[0][0])
     last_offset = first_offset + len(raw) - 1
-    # Ids only grow: as many of one attempt as there is room for are all of them.
+    # Ids grow strictly: if the last is first + n - 1, none is missing.
     if EventId.of(raw[-1][0]) != (attempt, last_offset) or attempt > ID_PART_MAX or last_offset > ID_PART_MAX:
         return None
     event_ids, pairs = zip(*raw, strict=True)
     values = tuple(value for _, value in pairs)
     try:
-        _BETWEEN.join(values).decode()  # each is UTF-8 then: what stands between them would break a letter
+        _BETWEEN.join(values).decode()  # then each is UTF-8: no character can continue across a line feed
     except UnicodeDecodeError:
         return None
     return TokenRun(attempt, first_offset, event_ids, values)

@@ -11,7 +11,8 @@ from typing import Any
 import fakeredis
 import pytest
 
-from shared.event_log import Commands, EventLog
+from shared.commands import Commands
+from shared.event_log import EventLog
 from shared.keys import live_channel
 from shared.queue import RequestQueue
 from shared.redis_server import OrdinaryCommands, RedisAddress, ordinary_client

@@ -22,11 +22,14 @@ import producer.worker
 import shared.presence
 from gateway.console.overview import Overview
 from gateway.console.watchers import Watcher, Watchers
-from gateway.delivery.delivery import Delivery, Reader
+from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import Ledger
+from gateway.delivery.reader import Reader
 from gateway.faces import NATIVE
+from gateway.following.endings import Endings
+from gateway.following.followed_streams import FollowedStreams
 from gateway.following.pages import Pages
-from gateway.following.silence_checks import Sweep
+from gateway.following.silence_checks import SilenceChecks
 from gateway.following.tail import Tail
 from gateway.following.tails import Tails
 from gateway.http.connection import Connection
@@ -37,6 +40,7 @@ from producer.worker import Worker
 from shared import background, metrics
 from shared.background import keep_running
 from shared.event_log import EventLog
+from shared.events import Event
 from shared.ids import BEGINNING, new_stream_id
 from shared.presence import Presence
 from shared.queue import RequestQueue
@@ -86,6 +90,10 @@ class Sink:
     cut = finish
 
 
+def _not_ended(stream_id: str, failed: Event) -> None:
+    """A log here can be read."""
+
+
 class Parts:
     """What the cases are made of: real connections to a real Valkey."""
 
@@ -116,6 +124,7 @@ class Parts:
 
     def tails(self, commands: RespConnection) -> Tails:
         return Tails(
+            FollowedStreams(_not_ended),
             self.log(commands),
             lambda on_push, on_up: self.connection(on_push=on_push, on_up=on_up),
             self.settings,
@@ -127,7 +136,7 @@ class Parts:
         """A delivery with readers, and what these are sent."""
         settings = Settings(keepalive_seconds=1, connection_seconds=connection_seconds)
         async with self.commands() as commands:
-            pages = Pages(self.log(commands), page_events=256, cache_bytes_max=1 << 20)
+            pages = Pages(self.log(commands), _not_ended, page_events=256, cache_bytes_max=1 << 20)
             delivery = Delivery(pages, Ledger(DeliveryNotes(commands), settings), settings)
             delivery.ledger._loop = asyncio.get_running_loop()
             delivery.start()
@@ -171,8 +180,8 @@ async def _beats(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
         yield lambda: once.calls > 1 and all(sink.sent for sink in sinks)
 
 
-@case("governor")
-async def _governor(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+@case("flush_pace")
+async def _flush_pace(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     once = Once(time.process_time)
     clock = SimpleNamespace(process_time=once, monotonic=time.monotonic)
     parts.patch.setattr(gateway.delivery.flush_pace, "time", clock)
@@ -265,10 +274,12 @@ async def _look(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     parts.patch.setattr(gateway.measuring, "_LOOK_SECONDS", 0.02)
     async with parts.commands() as commands, parts.delivery() as (delivery, _):
         tails = parts.tails(commands)
-        sweep = Sweep(tails, parts.log(commands), parts.settings, on_lost=delivery.lose)
-        pages = Pages(parts.log(commands), page_events=256, cache_bytes_max=1 << 20)
+        silence_checks = SilenceChecks(
+            tails, parts.log(commands), Endings(parts.log(commands)), parts.settings, on_lost=delivery.lose
+        )
+        pages = Pages(parts.log(commands), _not_ended, page_events=256, cache_bytes_max=1 << 20)
         parts.patch.setattr(gateway.metrics, "handover", Handover())
-        measuring = GatewayMeasuring(delivery, tails, sweep, pages, commands, parts.settings)
+        measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, parts.settings)
         once = Once(measuring._look_at_redis)
         parts.patch.setattr(measuring, "_look_at_redis", once)
         measuring.start()
@@ -319,19 +330,21 @@ async def _samples(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
             await watchers.close()
 
 
-@case("sweep")
-async def _sweep(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+@case("silence_checks")
+async def _silence_checks(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     async with parts.commands() as commands:
         tails = parts.tails(commands)
         once = Once(Tails.__iter__)
         parts.patch.setattr(Tails, "__iter__", once)
-        sweep = Sweep(tails, parts.log(commands), parts.settings, on_lost=lambda tail: None)
+        silence_checks = SilenceChecks(
+            tails, parts.log(commands), Endings(parts.log(commands)), parts.settings, on_lost=lambda tail: None
+        )
         tails.start()
-        sweep.start()
+        silence_checks.start()
         try:
             yield lambda: once.calls > 2
         finally:
-            await sweep.close()
+            await silence_checks.close()
             await tails.close()
 
 
@@ -381,6 +394,31 @@ async def test_a_task_that_breaks_is_told_counted_and_goes_on(
     assert f"the background task {name} broke" in record.getMessage()
 
 
+async def test_silence_checks_forget_a_tail_that_has_gone(
+    valkey_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = Parts(valkey_server.url, monkeypatch)
+    async with parts.commands() as commands:
+        log = parts.log(commands)
+        tails = parts.tails(commands)
+        lost: list[Tail] = []
+        silence_checks = SilenceChecks(tails, log, Endings(log), parts.settings, on_lost=lost.append)
+        tails.start()
+        silence_checks.start()
+        try:
+            tail = tails.hold(new_stream_id())
+            await wait_until(lambda: lost == [tail], what="its log is missing")
+            assert tail in silence_checks._check_at
+            assert tail in silence_checks._missing
+            tail.release()
+            await wait_until(
+                lambda: not silence_checks._check_at and not silence_checks._missing, what="it is forgotten"
+            )
+        finally:
+            await silence_checks.close()
+            await tails.close()
+
+
 async def test_it_pauses_longer_each_time_up_to_a_bound_and_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     sleep = asyncio.sleep
@@ -394,7 +432,7 @@ async def test_it_pauses_longer_each_time_up_to_a_bound_and_can_be_cancelled(mon
     async def break_down() -> None:
         raise RuntimeError("again")
 
-    task = keep_running("sweep", break_down)
+    task = keep_running("silence_checks", break_down)
     while len(pauses) < 12:
         await sleep(0)
     task.cancel()
@@ -410,9 +448,9 @@ async def test_what_returns_has_ended_and_a_cancellation_is_no_failure() -> None
     async def once() -> None:
         ran.append("once")
 
-    await keep_running("sweep", once)
+    await keep_running("silence_checks", once)
     assert ran == ["once"]
-    waiting = keep_running("sweep", asyncio.Event().wait)  # type: ignore[arg-type]
+    waiting = keep_running("silence_checks", asyncio.Event().wait)  # type: ignore[arg-type]
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -431,7 +469,7 @@ SHORT_LIVED = {
     "gateway/api/readiness.py": {"complaint"},
     "gateway/streams.py": {"cancel"},
     "gateway/supervisor.py": {"__init__"},
-    "gateway/following/silence_checks.py": {"_begin_to_end"},
+    "gateway/following/endings.py": {"begin"},
     "gateway/tracing.py": {"parent_of"},
     "producer/run.py": {"_generate", "_pause", "watch"},
     "producer/worker.py": {"_first_of", "_run", "_start"},

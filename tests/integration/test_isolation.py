@@ -11,9 +11,11 @@ import pytest
 
 from gateway import metrics
 from gateway.api.follow import Subscribe
-from gateway.delivery.delivery import Delivery, Reader
+from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import Ledger
+from gateway.delivery.reader import Reader
 from gateway.faces import NATIVE, Face
+from gateway.following.followed_streams import FollowedStreams
 from gateway.following.pages import Pages
 from gateway.following.tails import Tails
 from gateway.streams import Streams
@@ -63,14 +65,15 @@ class Gateway:
         self.commands = connection("test", scripts=(*EventLog.SCRIPTS, *DeliveryNotes.SCRIPTS))
         self.log = EventLog(self.commands, log_ttl_seconds=600, ended_ttl_seconds=600, tombstone_ttl_seconds=600)
         deliveries = DeliveryNotes(self.commands)
-        pages = Pages(self.log, page_events=256, cache_bytes_max=1 << 20)
+        self.unreadable: list[Event] = []
+        followed = FollowedStreams(lambda stream_id, failed: self.unreadable.append(failed))
+        pages = Pages(self.log, followed.found_unreadable, page_events=256, cache_bytes_max=1 << 20)
         self.delivery = Delivery(pages, Ledger(deliveries, SETTINGS), SETTINGS)
 
         def subscriber(on_push: Callable[[list[Any]], None], on_up: Callable[[], None]) -> RespConnection:
             return connection("subscriber", on_push=on_push, on_up=on_up)
 
-        self.tails = Tails(self.log, subscriber, SETTINGS, self.delivery.on_new)
-        self.delivery.release = self.tails.release
+        self.tails = Tails(followed, self.log, subscriber, SETTINGS, self.delivery.on_new)
         queue = RequestQueue(self.commands, ttl_seconds=600, requests_max=10)
         streams = Streams(self.commands, self.log, queue, self.tails, deliveries, SETTINGS)
         self.subscribe = Subscribe(streams, self.tails, self.delivery, SETTINGS)
@@ -290,8 +293,7 @@ async def test_who_comes_while_a_log_is_first_read_from_further_on(valkey_server
             await writer.write((1, offset), events.TOKEN, b"x")
         if ended:
             await writer.write((1, 4), events.DONE, DONE)
-        came, found = asyncio.Event(), list[Event]()
-        gateway.tails.on_unreadable = lambda stream_id, failed: found.append(failed)
+        came = asyncio.Event()
         send_read, held = gateway.log.send_read, list[Any]()
 
         def reading(stream_id: str, *arguments: Any, **more: Any) -> None:
@@ -311,5 +313,5 @@ async def test_who_comes_while_a_log_is_first_read_from_further_on(valkey_server
         assert [line for line in sink.body.split(b"\n") if line.startswith(b"id: ")] == [
             b"id: 1-%d" % offset for offset in range(5)
         ]
-        assert found == []
-        gateway.tails.release(held[0])
+        assert gateway.unreadable == []
+        held[0].release()

@@ -13,8 +13,9 @@ import pytest
 
 from producer.writer import Writer
 from shared import events
+from shared.commands import Commands
 from shared.errors import Fenced, LogFull, MidstreamError
-from shared.event_log import Commands, EventLog
+from shared.event_log import EventLog
 from shared.events import Entry, Item, events_of
 from shared.ids import EventId
 from shared.keys import live_channel, log_key

@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from shared.commands import Commands
 from shared.errors import Disconnected
-from shared.event_log import Commands
 
 Argument = bytes | str | int | float
 

@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.delivery.delivery import Delivery, Reader
+from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import Ledger
+from gateway.delivery.reader import Reader
 from gateway.faces import NATIVE
 from gateway.following.pages import Pages
 from gateway.following.tail import Tail

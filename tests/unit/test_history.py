@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from gateway.delivery.catch_up import catch_up_of
-from gateway.delivery.delivery import Reader
+from gateway.delivery.reader import Reader
 from gateway.faces import Encoder, SseFace
 from gateway.following.pages import Pages
 from gateway.following.tail import Tail
@@ -75,12 +75,12 @@ async def test_what_was_read_ahead_of_its_push_is_encoded_once() -> None:
     reader = cast(Reader, SimpleNamespace(tail=tail, ring=ring, cursor=BEGINNING))
     pushed = asyncio.Event()
 
-    async def next_news(_: Tail) -> None:
+    async def until_flushed(_: Tail) -> None:
         pushed.set()
         await asyncio.sleep(0)
         tail.reach(EventId(1, 4))  # what a push does with a ring that is not primed
 
-    history = catch_up_of(reader, cast(Any, log), next_news)
+    history = catch_up_of(reader, cast(Any, log), until_flushed)
     encoder = face.made[-1]
     assert await history.next() == b"0-11-11-21-31-4"
     assert not history.arrive()  # the ring would be given 1-3 and 1-4 once more

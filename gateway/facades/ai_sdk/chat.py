@@ -21,8 +21,8 @@ from gateway.http.exchange import ASGI, body_of, json_response, query_of
 from gateway.http.problems import Problem, no_log
 from gateway.http.whole_bodies import made
 from gateway.streams import ANONYMOUS, Streams
+from shared.commands import Commands
 from shared.errors import Disconnected, RedisRefused, Unreadable
-from shared.event_log import Commands
 from shared.ids import is_stream_id
 from shared.keys import chat_key
 from shared.settings import Settings

@@ -1,0 +1,67 @@
+"""How long connections last: resumable readers are sent away after `connection_seconds`, each at a moment of its own.
+
+So readers spread anew over the gateways, and a deployment's new gateways get their share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Callable
+
+from gateway.delivery.reader import Reader
+
+_SLOTS_PER_SECOND = 4
+_BUSY_GRACE_SECONDS = 5
+"""How much later a reader is sent away that could not be: its socket was full, or pages were being read for it."""
+
+
+class ConnectionAges:
+    """Calls `send_away` with each reader at its time. A reader that is still there afterwards is sent away again, later."""
+
+    def __init__(self, connection_seconds: float, send_away: Callable[[Reader], None]) -> None:
+        self._connection_seconds = connection_seconds
+        self._send_away = send_away
+        self._slots: defaultdict[int, set[Reader]] = defaultdict(set)
+        """The readers to send away in each quarter of a second (of the loop's time)."""
+        self._emptied = 0
+        """The slot that was emptied last."""
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._emptied = self._slot_now()
+
+    def _slot_now(self) -> int:
+        return int(self._loop.time() * _SLOTS_PER_SECOND)
+
+    def add(self, reader: Reader) -> None:
+        age_seconds = self._connection_seconds * random.uniform(0.8, 1.0)
+        due = int((self._loop.time() + age_seconds) * _SLOTS_PER_SECOND)
+        self._put(reader, max(self._slot_now() + 1, due))  # the slot of this moment may have been emptied already
+
+    def _put(self, reader: Reader, slot: int) -> None:
+        reader.age_slot = slot
+        self._slots[slot].add(reader)
+
+    def discard(self, reader: Reader) -> None:
+        slot = self._slots.get(reader.age_slot)
+        if slot is not None:
+            slot.discard(reader)
+            if not slot:
+                del self._slots[reader.age_slot]
+
+    async def run(self) -> None:
+        """Empties each slot when its time has come, for ever."""
+        while True:
+            await asyncio.sleep(1 / _SLOTS_PER_SECOND)
+            now = self._slot_now()
+            while self._emptied < now:
+                slot = self._slots.get(self._emptied + 1)
+                while slot:  # popped before it is sent away: if that raises, the others are still in the slot
+                    reader = slot.pop()
+                    self._send_away(reader)
+                    if not reader.closed:
+                        self._put(reader, now + _BUSY_GRACE_SECONDS * _SLOTS_PER_SECOND)
+                self._emptied += 1
+                self._slots.pop(self._emptied, None)

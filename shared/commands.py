@@ -1,0 +1,46 @@
+"""Commands to Redis, and the Lua scripts among them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from importlib import resources
+from typing import Any, Protocol
+
+from shared.errors import LogFull, RedisRefused
+
+
+class Commands(Protocol):
+    """A connection to Redis, as all who store something there need it. Replies are as Redis sent them (RESP2)."""
+
+    async def execute(self, *arguments: bytes | str | int | float) -> Any:
+        """Returns the reply. Raises Disconnected, RedisRefused."""
+
+    def send(self, arguments: tuple[bytes | str | int | float, ...], on_reply: Callable[[Any], None]) -> None:
+        """Sends a command without a task or a future. `on_reply` is called later, with the reply or the error."""
+
+
+class Script:
+    """A Lua script of `shared/scripts`, called by its digest; sent whole only when Redis does not know it (after SCRIPT FLUSH).
+
+    With `when_full` it may write although Redis has reached its maxmemory: for the few bytes that end a stream.
+    """
+
+    def __init__(self, name: str, *, when_full: bool = False) -> None:
+        source = resources.files("shared").joinpath("scripts", f"{name}.lua").read_text()
+        self.source = "#!lua flags=allow-oom\n" + source if when_full else source
+        self.digest = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+    async def run(self, commands: Commands, keys: list[bytes], *arguments: bytes | str | int) -> Any:
+        """Returns the script's reply. Raises Disconnected, RedisRefused, and LogFull when Redis has reached its maxmemory."""
+        try:
+            try:
+                return await commands.execute("EVALSHA", self.digest, len(keys), *keys, *arguments)
+            except RedisRefused as error:
+                if error.code != "NOSCRIPT":
+                    raise
+                return await commands.execute("EVAL", self.source, len(keys), *keys, *arguments)
+        except RedisRefused as error:
+            if error.code == "OOM":
+                raise LogFull("Redis has reached its maxmemory: nothing more can be stored") from None
+            raise
