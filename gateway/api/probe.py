@@ -17,14 +17,15 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Self
-from urllib.parse import parse_qs
 
 import orjson
 
+from gateway.api import operations
 from gateway.delivery.delivery import Delivery
 from gateway.http.connection import Connection, Receive, Scope, Send, chunk_of
-from gateway.http.exchange import ASGI
+from gateway.http.exchange import query_of
 from gateway.http.problems import Problem, stopping
+from gateway.http.routes import ASGI, Route, handler_for
 from shared import sse
 from shared.settings import Settings
 from shared.version import VERSION
@@ -114,15 +115,14 @@ class Probe:
         self._settings = settings
         self._running = 0
         self._traces: OrderedDict[str, _Trace] = OrderedDict()
+        self.routes = (
+            Route("GET", PATH, self.stream, operations.PROBE),
+            Route("GET", PATH + "/{name:path}", self.trace, operations.PROBE_TRACE),
+        )
 
     def route(self, scope: Scope) -> ASGI | None:
         """The handler for a request of these paths; None for everything else."""
-        if scope["type"] != "http" or scope["method"] != "GET":
-            return None
-        path: str = scope["path"]
-        if path == PATH:
-            return self.stream
-        return self.trace if path.startswith(f"{PATH}/") else None
+        return handler_for(self.routes, scope)
 
     async def trace(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET /v1/probe/{name}`: whether that probe still runs, and else who ended it. 404 if another process served it."""
@@ -143,7 +143,7 @@ class Probe:
 
     async def stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET /v1/probe`"""
-        query = _query(scope)
+        query = query_of(scope)
         if query.get("status", "200") not in ("200", "204"):
             raise Problem(400, "status must be 204, to be answered so; leave it out for a stream")
         plan, name = Plan.parse(query), query.get("name", "")
@@ -173,7 +173,7 @@ class Probe:
     async def _follow(self, plan: Plan, trace: _Trace, scope: Scope, send: Send) -> None:
         """Begin the response as that of a reader begins, so that it is framed alike, and carry out the plan."""
         connection, client = Connection.of(scope), _Client()
-        told = {
+        about = {
             "seen": _seen(scope),
             "probe": secrets.token_hex(8),  # the same one twice: a cache has answered
             "gateway": {
@@ -183,7 +183,7 @@ class Probe:
             },
         }
         head = sse.KEEP_ALIVE + sse.retry(self._settings.retry_milliseconds)
-        if not connection.open(send, client, HEADERS, head + _event("probe", 0, 0.0, told)):
+        if not connection.open(send, client, HEADERS, head + _event("probe", 0, 0.0, about)):
             trace.closed_by = "client"
             return
         try:
@@ -276,16 +276,6 @@ def _seen(scope: Scope) -> dict[str, Any]:
         "http_version": scope["http_version"],
         "headers": {name: value[:_SHOWN_CHARACTERS] for name, value in headers.items()},
     }
-
-
-def _query(scope: Scope) -> dict[str, str]:
-    try:
-        parsed = parse_qs(
-            scope["query_string"].decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=64
-        )
-    except ValueError:  # UnicodeDecodeError is one
-        raise Problem(400, "the query is not percent-encoded UTF-8") from None
-    return {name: values[-1] for name, values in parsed.items()}
 
 
 def _whole(query: dict[str, str], name: str, default: int, least: int, most: int) -> int:
