@@ -18,6 +18,7 @@ from gateway.http.operations import (
     LAST_EVENT_ID,
     LAST_EVENT_ID_QUERY,
     Answer,
+    Closed,
     Described,
     EventKind,
     Operation,
@@ -31,14 +32,14 @@ from gateway.http.operations import (
 Count = Annotated[int, Field(ge=0)]
 
 
-class CancelAfter(Described):
+class CancelAfter(Closed):
     """How long generation goes on when no gateway has a reader of the stream."""
 
     cancel_after: Annotated[float, Field(ge=0, le=86_400)]
     """Seconds."""
 
 
-class MidstreamOptions(Described):
+class MidstreamOptions(Closed):
     """What becomes of a stream that is interrupted or that nobody reads."""
 
     on_disconnect: Literal["continue"] | CancelAfter = CancelAfter(cancel_after=60)
@@ -49,7 +50,7 @@ class MidstreamOptions(Described):
     """Kept with the stream."""
 
 
-class Simulation(Described):
+class Simulation(Closed):
     """How the simulated provider is to answer; other providers do not know this field."""
 
     tokens: Annotated[int, Field(ge=0, le=100_000)] | None = None
@@ -72,7 +73,7 @@ class StreamRequest(Described):
     """An OpenAI Chat Completions request. All that is not named here goes to the provider as it is."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    model: Annotated[str, Field(min_length=1)] | None = None
+    model: Annotated[str, Field(min_length=1)] = Field(default_factory=str)
     """The gateway's default model where it is missing."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None

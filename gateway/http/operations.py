@@ -23,6 +23,12 @@ class Described(BaseModel):
     model_config = ConfigDict(extra="allow", defer_build=True, use_attribute_docstrings=True)
 
 
+class Closed(Described):
+    """A JSON object in which a field that is not described is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class ProblemDocument(Described):
     """An error (RFC 9457)."""
 

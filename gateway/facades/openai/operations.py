@@ -51,7 +51,8 @@ class ChatCompletionRequest(Described):
     """An OpenAI Chat Completions request. All that is not named here goes to the provider as it is."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    model: Annotated[str, Field(min_length=1, max_length=256)] = Field(default_factory=str)
+    """The gateway's default model where it is missing."""
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
