@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gateway.api.operations import ChatMessage, MidstreamOptions, Simulation
+from gateway.api.models import ChatMessage, MidstreamOptions, Simulation
 from gateway.http.accept import SSE
 from gateway.http.operations import (
     IDEMPOTENCY_KEY,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gateway.api.operations import MidstreamOptions
+from gateway.api.models import MidstreamOptions
 from gateway.facades.openai.operations import (
     ON_DISCONNECT,
     ON_INTERRUPT,
