@@ -70,7 +70,7 @@ class FollowRequest:
 
 
 class Subscribe:
-    """The ways to follow a stream that need nothing but a GET."""
+    """The ways to follow a stream by a plain GET."""
 
     def __init__(self, streams: Streams, tails: Tails, delivery: Delivery, settings: Settings) -> None:
         self._streams = streams
@@ -78,7 +78,7 @@ class Subscribe:
         self._delivery = delivery
         self._settings = settings
         self._coming: set[asyncio.Task[Any]] = set()
-        """Requests that have a reader's place and do not follow yet: they wait for Redis, or for their own body."""
+        """Requests that have taken a reader's place and do not follow yet: they wait for Redis, or for their own body."""
         self.routes = (
             Route("GET", "/v1/streams/{stream_id:path}/events", self.events, operations.EVENTS),
             Route("GET", "/v1/streams/{stream_id:path}/text", self.text, operations.TEXT_ONLY),
@@ -172,7 +172,7 @@ class Subscribe:
 
     @contextlib.asynccontextmanager
     async def ready(self, stream_id: str, face: Face, place: Place = BEGINNING_PLACE) -> AsyncIterator[Tail]:
-        """The tail of a stream that exists, as far as its log goes. Raises Problem 404, 410, 503."""
+        """The tail of a stream, when its log has been read. Raises Problem 404, 410, 503."""
         self.take_place()
         with self.holding(stream_id, face, place) as tail:
             if not tail.ready.done():
@@ -190,9 +190,9 @@ class Subscribe:
         return Reader(self._delivery, tail, tail.open_ring(face), sink, place.first_cursor(tail.last, tail.ended))
 
     def begin(self, reader: Reader) -> None:
-        """Deliver to a reader whose response has begun, until one side ends it."""
+        """Delivers to a reader whose response has begun, until one side ends it."""
         self._coming.discard(asyncio.current_task())
-        reader.tail.holders += 1  # its own, until it is detached
+        reader.tail.holders += 1  # for this reader, until it is detached
         self._delivery.attach(reader)
 
     @contextlib.contextmanager
@@ -216,9 +216,9 @@ class Subscribe:
         return tail.begun
 
     def take_place(self) -> None:
-        """Take a reader's place for the request of this task, before anything is waited for. Raises Problem 503.
+        """Takes a reader's place for the request of this task, before it waits for anything. Raises Problem 503.
 
-        It is the request's until it follows or its task ends; to take it twice is to have it once.
+        The place is kept until the request follows or its task ends. Taking it again has no effect.
         """
         task = asyncio.current_task()
         assert task is not None

@@ -278,7 +278,7 @@ class Incoming(Closing):
                 431, f"a header field of a WebSocket handshake has more than {REQUEST_LINE_BYTES_MAX} bytes"
             )
         else:
-            problem = Problem(400, "this is no WebSocket handshake (RFC 6455)")
+            problem = Problem(400, "this is not a WebSocket handshake (RFC 6455)")
         self._refuse(problem)
 
     # --- the answer
@@ -358,5 +358,5 @@ def _target(url: bytes) -> tuple[str, bytes, bytes]:
         raw_path = parsed.path or b"/"
         path = raw_path.decode("ascii")
     except (HttpParserInvalidURLError, UnicodeDecodeError):
-        raise Problem(400, "the request's target is no path (RFC 9112, section 3.2)") from None
+        raise Problem(400, "the request's target is not a path (RFC 9112, section 3.2)") from None
     return unquote(path) if "%" in path else path, raw_path, parsed.query or b""
