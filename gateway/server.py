@@ -21,8 +21,7 @@ import uvicorn
 
 from gateway.api.follow import Subscribe
 from gateway.api.readiness import Readiness
-from gateway.api.websocket import MESSAGE_BYTES_MAX, WebSocketConnection
-from gateway.app import make_app
+from gateway.app import Services, make_app
 from gateway.console.files import is_wanted
 from gateway.console.overview import Overview
 from gateway.console.watchers import Watchers
@@ -35,6 +34,8 @@ from gateway.following.silence_checks import SilenceChecks
 from gateway.following.tails import Tails
 from gateway.http.connection import Connection
 from gateway.http.request_timeouts import RequestTimeouts
+from gateway.http.uvicorn_inside import check_uvicorn
+from gateway.http.websocket_connection import MESSAGE_BYTES_MAX, WebSocketConnection
 from gateway.listening import BACKLOG
 from gateway.measuring import GatewayMeasuring
 from gateway.presence import presence
@@ -71,6 +72,7 @@ class Server(uvicorn.Server):
 
 async def serve(settings: Settings, listening: socket.socket, tracing: Tracing | None = None) -> None:
     """Serve until SIGTERM or SIGINT. Raises Unusable."""
+    check_uvicorn()
     server_name = await check(settings.redis_url, within_seconds=settings.redis_start_seconds)
     address = RedisAddress.parse(settings.redis_url)
 
@@ -119,7 +121,7 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
     there = presence(delivery, tails, commands, settings)
     watchers = Watchers(Overview(commands)) if is_wanted(settings) else None
     readiness = Readiness(commands, settings)
-    app = make_app(streams, subscribe, delivery, watchers, commands, readiness, settings)
+    app = make_app(Services(streams, subscribe, delivery, watchers, commands, readiness, settings))
     if traces is not None:
         app = traces.joining(app)
 

@@ -18,8 +18,8 @@ from weakref import WeakValueDictionary
 
 from gateway.delivery.ledger import Ledger
 from gateway.http.connection import Receive, Scope, Send
-from gateway.http.exchange import ASGI
 from gateway.http.problems import Problem
+from gateway.http.routes import ASGI
 from gateway.streams import Streams
 from shared import events
 from shared.errors import Disconnected, RedisRefused, Unreadable

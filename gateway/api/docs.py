@@ -1,103 +1,181 @@
-"""`GET /docs` and `GET /openapi.json`: every path of the gateway, for people and for machines. A page without scripts."""
+"""`GET /docs` and `GET /openapi.json`: every path of the gateway, for people and for machines. The page has no scripts."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import re
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from fastapi import FastAPI
+import orjson
 from starlette.responses import Response
 
+from gateway.api import operations
+from gateway.api.openapi import document
 from gateway.console.files import PAGE_HEADERS
 from gateway.http.connection import Scope
-from gateway.http.exchange import ASGI
+from gateway.http.routes import ASGI, Route, get_and_head, handler_for
 
-_PATH = "/docs"
-_OTHERS = (
-    ("streams", "get", "/v1/streams/{stream_id}/events", "Follow a stream: Server-Sent Events, or lines of JSON."),
-    ("streams", "get", "/v1/streams/{stream_id}/text", "The bare text, as it comes."),
-    ("streams", "get", "/v1/streams/{stream_id}/ws", "Follow a stream over a WebSocket."),
-    ("streams", "get", "/stream", "Ask with `?prompt=` and follow in one, for an EventSource."),
-    ("OpenAI", "post", "/v1/chat/completions", "OpenAI's chat completions."),
-    ("OpenAI", "get", "/v1/chat/completions/{completion_id}/events", "Go on with a chat completion."),
-    ("OpenAI", "post", "/v1/responses", "OpenAI's responses."),
-    ("OpenAI", "get", "/v1/responses/{response_id}", "A response as it is now, or its events."),
-    ("OpenAI", "delete", "/v1/responses/{response_id}", "Cancel a response if it runs, and forget it."),
-    ("OpenAI", "post", "/v1/responses/{response_id}/cancel", "Stop a response."),
-    ("OpenAI", "get", "/v1/models", "The provider's models."),
-    ("OpenAI", "get", "/v1/models/{model}", "One of the provider's models."),
-    ("AI SDK", "post", "/api/chat", "What `useChat` asks."),
-    ("AI SDK", "get", "/api/chat/{chat_id}/stream", "A chat's active stream; 204 if there is none."),
-    ("AI SDK", "post", "/api/chat/{chat_id}/stop", "Stop a chat's active stream."),
-    ("operations", "get", "/v1/probe", "Timed events, to see what stands between."),
-    ("operations", "get", "/v1/probe/{name}", "What became of a probe that had a name."),
-)
-"""What is dispatched before FastAPI, which so does not know of it."""
-_CONSOLE = (
-    ("console", "get", "/", "The console."),
-    ("console", "get", "/chat", "A chat to try."),
-    ("console", "get", "/v1/overview", "What runs now."),
-    ("console", "get", "/v1/overview/events", "What runs now, once a second."),
-)
 _STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}"
-    "td{padding:.2rem 1rem .2rem 0;vertical-align:top}code{font-size:.9rem}"
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}"
+    "table{border-collapse:collapse;margin:.2rem 0 1rem}caption{text-align:left;font-weight:600}"
+    "th,td{padding:.2rem 1rem .2rem 0;vertical-align:top;text-align:left}th{font-weight:400;opacity:.7}"
+    "code{font-size:.9rem}summary{cursor:pointer;padding:.2rem 0}details>div{margin:.5rem 0 1.5rem 1.2rem}"
+    "summary span{opacity:.8;margin-left:1rem}"
 )
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _POLICY = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-
-def describe_all(api: FastAPI, *, console: bool) -> dict[str, Any]:
-    """The OpenAPI document of the routes of `api` and of all others, which `api` then serves."""
-    described: dict[str, Any] = api.openapi()
-    for tag, method, path, summary in (*_OTHERS, *(_CONSOLE if console else ())):
-        parameters = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in re.findall(r"\{(\w+)\}", path)
-        ]
-        described["paths"].setdefault(path, {})[method] = {
-            "tags": [tag],
-            "summary": summary,
-            **({"parameters": parameters} if parameters else {}),
-            "responses": {"default": {"description": "docs/reference/http.md says it in full"}},
-        }
-    return described
+Json = dict[str, Any]
 
 
 class Docs:
-    """A part of the gateway."""
+    """The part of the gateway that describes all of its routes, made once from their table."""
 
-    def __init__(self, described: dict[str, Any]) -> None:
-        self._page = _page(described).encode()
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self.routes = (
+            *get_and_head("/docs", self.page, operations.DOCS),
+            *get_and_head("/openapi.json", self.openapi, operations.OPENAPI),
+        )
+        described = document([*routes, *self.routes])
+        self._page = page_of(described).encode()
+        self._document = orjson.dumps(described)
 
     def route(self, scope: Scope) -> ASGI | None:
-        """The handler for a request of this page; None for everything else."""
-        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and scope["path"] == _PATH:
-            return self.page
-        return None
+        """The handler for a request of the page or of the document; None for everything else."""
+        return handler_for(self.routes, scope)
 
     async def page(self, scope: Scope, receive: Any, send: Any) -> None:
+        """`GET /docs`"""
         headers = {**PAGE_HEADERS, "content-security-policy": _POLICY}
         await Response(self._page, headers=headers, media_type="text/html; charset=utf-8")(scope, receive, send)
 
+    async def openapi(self, scope: Scope, receive: Any, send: Any) -> None:
+        """`GET /openapi.json`"""
+        await Response(self._document, media_type="application/json")(scope, receive, send)
 
-def _page(described: dict[str, Any]) -> str:
+
+def page_of(described: Json) -> str:
+    """The page for an OpenAPI document of `gateway.api.openapi`."""
     sections: dict[str, list[str]] = {}
-    for path, operations in described["paths"].items():
-        for method, operation in operations.items():
-            summary = operation.get("description") or operation["summary"]
-            row = f"<tr><td><code>{method.upper()}</code><td><code>{escape(path)}</code><td>{escape(summary)}"
-            sections.setdefault(operation["tags"][0], []).append(row)
-    tables = "".join(f"<h2>{escape(tag)}</h2><table>{''.join(rows)}</table>" for tag, rows in sections.items())
+    for path, item in described["paths"].items():
+        for method, operation in item.items():
+            if method != "head":  # as GET, without the body
+                sections.setdefault(operation["tags"][0], []).append(_operation(path, method, operation, described))
+    tags = "".join(f"<h2>{escape(tag)}</h2>{''.join(parts)}" for tag, parts in sections.items())
+    schemas = "".join(_schema(name, schema) for name, schema in described["components"]["schemas"].items())
     title = f"Midstream {escape(described['info']['version'])}: HTTP"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>"
-        '<p>For machines: <a href="openapi.json">openapi.json</a>. In full: docs/reference/http.md of the project.'
-        f"{tables}</html>\n"
+        '<p>For machines: <a href="openapi.json">openapi.json</a>. In full: docs/reference/http.md of the project. '
+        f"What answers GET with a page or a file also answers HEAD.</p>{tags}<h2>Schemas</h2>{schemas}</html>\n"
     )
+
+
+def _operation(path: str, method: str, operation: Json, described: Json) -> str:
+    parts = [f"<p>{_words(operation['description'])}</p>"] if "description" in operation else []
+    rows = [
+        (
+            f"<code>{escape(parameter['name'])}</code>",
+            parameter["in"],
+            _type(parameter["schema"]),
+            _words(parameter["description"]),
+        )
+        for parameter in operation["parameters"]
+    ]
+    parts.append(_table("Parameters", ("name", "in", "type", ""), rows))
+    body = operation.get("requestBody")
+    if body is not None:
+        media_type, content = next(iter(body["content"].items()))
+        needed = "" if body["required"] else ", optional"
+        parts.append(f"<p>Body: {_type(content['schema'])} as <code>{media_type}</code>{needed}</p>")
+    answers: list[Sequence[str]] = []
+    errors: list[Sequence[str]] = []
+    for status, answer in operation["responses"].items():
+        answer = _resolved(answer, described)
+        row = (f"<code>{status}</code>", _words(answer["description"].partition("\n")[0]), _contents(answer))
+        (errors if int(status) >= 400 else answers).append(row)
+    parts.append(_table("Answers", ("status", "", "body"), answers))
+    parts.append(_table("Errors", ("status", "", "body"), errors))
+    events = [
+        (
+            f"<code>{escape(event['event'])}</code>" if "event" in event else "(unnamed)",
+            "yes" if event["id"] else "no",
+            _type(event["data"]),
+            _words(event["description"]),
+        )
+        for event in operation.get("x-events", ())
+    ]
+    parts.append(_table("Events", ("event", "id", "data", ""), events))
+    name = f"<code>{method.upper()} {escape(path)}</code><span>{_words(operation['summary'])}</span>"
+    return f"<details><summary>{name}</summary><div>{''.join(parts)}</div></details>"
+
+
+def _schema(name: str, schema: Json) -> str:
+    needed = schema.get("required", ())
+    rows = [
+        (
+            f"<code>{escape(field)}</code>",
+            _type(about),
+            "" if field in needed else "optional",
+            _words(about.get("description", "")),
+        )
+        for field, about in schema.get("properties", {}).items()
+    ]
+    words = _words(schema.get("description", ""))
+    table = _table("", ("field", "type", "", ""), rows)
+    return f'<h3 id="{escape(name)}"><code>{escape(name)}</code></h3><p>{words}</p>{table}'
+
+
+def _contents(answer: Json) -> str:
+    contents = [
+        f"<code>{escape(media_type)}</code> {_type(content['schema'])}"
+        for media_type, content in answer.get("content", {}).items()
+    ]
+    headers = [f"header <code>{escape(name)}</code>" for name in answer.get("headers", {})]
+    return "<br>".join((*contents, *headers))
+
+
+def _type(schema: Json) -> str:
+    """A schema in a few words; a name is a link to the table of its fields."""
+    if "$ref" in schema:
+        name = escape(schema["$ref"].rpartition("/")[2])
+        return f'<a href="#{name}">{name}</a>'
+    if "anyOf" in schema:
+        return " or ".join(_type(choice) for choice in schema["anyOf"])
+    if "const" in schema or "enum" in schema:
+        values = schema.get("enum") or [schema["const"]]
+        return ", ".join(f"<code>{escape(str(value))}</code>" for value in values)
+    if schema.get("type") == "array":
+        return f"list of {_type(schema.get('items', {}))}"
+    bounds = [f"at least {schema['minimum']:g}"] if "minimum" in schema else []
+    bounds += [f"at most {schema['maximum']:g}"] if "maximum" in schema else []
+    return escape(", ".join((str(schema.get("type", "any JSON")), *bounds)))
+
+
+def _table(caption: str, names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are HTML; nothing where there are no rows."""
+    lines = "".join(f"<tr>{''.join(f'<td>{cell}' for cell in row)}" for row in rows)
+    if not lines:
+        return ""
+    head = "".join(f"<th>{name}" for name in names)
+    return f"<table><caption>{caption}</caption><tr>{head}{lines}</table>"
+
+
+def _words(text: str) -> str:
+    """Words as HTML; what stands between backticks is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
+
+
+def _resolved(part: Json, described: Json) -> Json:
+    """An answer, which may be a reference to one of the document's components."""
+    if "$ref" not in part:
+        return part
+    _, _, kind, name = part["$ref"].split("/")
+    found: Json = described["components"][kind][name]
+    return found

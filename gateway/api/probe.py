@@ -1,9 +1,9 @@
-"""`GET /v1/probe`: timed events of a known plan, which show what the way to a reader does to a stream. Needs no Redis.
+"""`GET /v1/probe`: events sent at known times, which show what proxies do to a stream (`midstream doctor`). Needs no Redis.
 
-    first event (what the gateway saw of the request) ── silence, with comments if asked ── events ── `end`
+    first event (what the gateway got of the request) ── silence, with comments if wanted ── events ── `end`
 
-Each event says when it was sent. The clocks of two machines differ, so a client compares spacings, not times: see
-`midstream doctor`. Whoever asks by a name can ask later (`GET /v1/probe/{name}`) whether the gateway noticed that it left.
+Each event says when it was sent. The clocks of two machines differ, so a client compares the times between events. A client
+that gave the probe a name can ask later (`GET /v1/probe/{name}`) whether the gateway noticed that it had left.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Self
-from urllib.parse import parse_qs
 
 import orjson
 
+from gateway.api import operations
 from gateway.delivery.delivery import Delivery
 from gateway.http.connection import Connection, Receive, Scope, Send, chunk_of
-from gateway.http.exchange import ASGI
+from gateway.http.exchange import query_of
 from gateway.http.problems import Problem, stopping
+from gateway.http.routes import ASGI, Route, handler_for
 from shared import sse
 from shared.settings import Settings
 from shared.version import VERSION
@@ -35,15 +36,15 @@ HEADERS = [
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]
-"""Those of a real stream: what is done to a probe is done to an answer."""
+"""Those of a real stream, so that proxies treat both alike."""
 
 _PROBES_MAX = 64
-"""At once, in one process: it asks for no key, so it must not take the place of readers."""
+"""Probes at once in one process: they need no key, and must not take the place of readers."""
 _NAMES_MAX = 256
 _PROBE_SECONDS_MAX = 3600
 _PROBE_BYTES_MAX = 16 << 20
 _LOOK_SECONDS = 0.05
-"""How often a probe that waits looks whether the gateway is to stop: before uvicorn looks, as a rule."""
+"""How often a waiting probe looks whether the gateway is to stop; shorter than uvicorn's own interval."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _SHOWN_CHARACTERS = 256
 _ECHOED = (
@@ -60,7 +61,7 @@ _ECHOED = (
     "cdn-loop",
     "x-vercel-id",
 )
-"""Request headers that the way sets, changes or drops. None of them carries a secret."""
+"""Request headers that proxies set, change or drop. None of them carries a secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Plan:
     events: int = 20
     interval_ms: int = 50
     padding_bytes: int = 0
-    """More text in each event: to fill a buffer and learn its size."""
+    """Additional text in each event, to fill a buffer and learn its size."""
     silence_ms: int = 0
     """Between the first event and the others."""
     comment_ms: int = 0
@@ -78,7 +79,7 @@ class Plan:
 
     @classmethod
     def parse(cls, query: dict[str, str]) -> Self:
-        """Raises Problem."""
+        """The plan that a query describes. Raises Problem 400."""
         plan = cls(
             events=_whole(query, "events", 20, 0, 10_000),
             interval_ms=_whole(query, "interval_ms", 50, 0, 10_000),
@@ -97,7 +98,7 @@ class Plan:
 
 @dataclass(slots=True)
 class _Trace:
-    """What became of a probe that has a name."""
+    """What became of a probe."""
 
     opened_at: float
     sent: int = 0
@@ -107,25 +108,24 @@ class _Trace:
 
 
 class Probe:
-    """Serves probes, and remembers the newest of those that have a name."""
+    """Serves probes, and keeps what became of the newest that have a name."""
 
     def __init__(self, delivery: Delivery, settings: Settings) -> None:
         self._delivery = delivery
         self._settings = settings
         self._running = 0
         self._traces: OrderedDict[str, _Trace] = OrderedDict()
+        self.routes = (
+            Route("GET", PATH, self.stream, operations.PROBE),
+            Route("GET", PATH + "/{name:path}", self.trace, operations.PROBE_TRACE),
+        )
 
     def route(self, scope: Scope) -> ASGI | None:
         """The handler for a request of these paths; None for everything else."""
-        if scope["type"] != "http" or scope["method"] != "GET":
-            return None
-        path: str = scope["path"]
-        if path == PATH:
-            return self.stream
-        return self.trace if path.startswith(f"{PATH}/") else None
+        return handler_for(self.routes, scope)
 
     async def trace(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """`GET /v1/probe/{name}`: whether that probe still runs, and else who ended it. 404 if another process served it."""
+        """`GET /v1/probe/{name}`: whether that probe still runs, or who ended it. 404 if another process served it."""
         trace = self._traces.get(scope["path"][len(PATH) + 1 :])
         if trace is None:
             raise Problem(404, "this process has served no probe of that name lately; another one may have")
@@ -143,7 +143,7 @@ class Probe:
 
     async def stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET /v1/probe`"""
-        query = _query(scope)
+        query = query_of(scope)
         if query.get("status", "200") not in ("200", "204"):
             raise Problem(400, "status must be 204, to be answered so; leave it out for a stream")
         plan, name = Plan.parse(query), query.get("name", "")
@@ -171,11 +171,11 @@ class Probe:
             trace.closed_after_ms = (time.monotonic() - trace.opened_at) * 1000
 
     async def _follow(self, plan: Plan, trace: _Trace, scope: Scope, send: Send) -> None:
-        """Begin the response as that of a reader begins, so that it is framed alike, and carry out the plan."""
+        """Begins the response as a reader's, so that it is framed alike, and carries out the plan."""
         connection, client = Connection.of(scope), _Client()
-        told = {
+        about = {
             "seen": _seen(scope),
-            "probe": secrets.token_hex(8),  # the same one twice: a cache has answered
+            "probe": secrets.token_hex(8),  # a value seen twice comes from a cache
             "gateway": {
                 "version": VERSION,
                 "keepalive_seconds": self._settings.keepalive_seconds,
@@ -183,7 +183,7 @@ class Probe:
             },
         }
         head = sse.KEEP_ALIVE + sse.retry(self._settings.retry_milliseconds)
-        if not connection.open(send, client, HEADERS, head + _event("probe", 0, 0.0, told)):
+        if not connection.open(send, client, HEADERS, head + _event("probe", 0, 0.0, about)):
             trace.closed_by = "client"
             return
         try:
@@ -197,7 +197,7 @@ class Probe:
             trace.closed_by = "gateway" if self._delivery.draining else "client"
 
     async def _parts(self, plan: Plan, trace: _Trace, client: _Client) -> AsyncIterator[bytes]:
-        """What is sent after the head, each when it is due. It ends early when either side leaves."""
+        """The pieces of the body behind the first event, each when it is due. Ends early when either side leaves."""
         began = time.monotonic()
         silent_until = began + plan.silence_ms / 1000
         comments = 0
@@ -221,7 +221,7 @@ class Probe:
             trace.closed_by = "end"
 
     async def _reached(self, due: float, client: _Client) -> bool:
-        """Wait for this time, and for a socket that takes bytes. False if the client or the gateway leaves before it."""
+        """Waits for this time, and for a socket that takes bytes. False if the client or the gateway leaves before."""
         while not client.gone and not self._delivery.draining:
             left_seconds = due - time.monotonic()
             if left_seconds <= 0 and client.takes:
@@ -231,7 +231,7 @@ class Probe:
 
 
 class _Client:
-    """The other end of a probe (a Follower of its connection)."""
+    """The Follower of a probe's connection."""
 
     def __init__(self) -> None:
         self.gone = False
@@ -243,7 +243,7 @@ class _Client:
         self._news.clear()
 
     async def news(self, within_seconds: float) -> None:
-        """Return when the connection has ended, or takes bytes again, or the time is up."""
+        """Returns when the connection has ended, or takes bytes again, or the time is up."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_seconds):
                 await self._news.wait()
@@ -265,7 +265,7 @@ def _event(name: str, number: int, sent_ms: float, more: dict[str, Any]) -> byte
 
 
 def _seen(scope: Scope) -> dict[str, Any]:
-    """What came of the request: how the last hop speaks, and which of the headers are left."""
+    """What arrived of the request: the last hop's HTTP version, and the headers that are left."""
     headers: dict[str, str] = {}
     for raw, value in scope["headers"]:
         name = raw.decode("latin-1").lower()
@@ -276,16 +276,6 @@ def _seen(scope: Scope) -> dict[str, Any]:
         "http_version": scope["http_version"],
         "headers": {name: value[:_SHOWN_CHARACTERS] for name, value in headers.items()},
     }
-
-
-def _query(scope: Scope) -> dict[str, str]:
-    try:
-        parsed = parse_qs(
-            scope["query_string"].decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=64
-        )
-    except ValueError:  # UnicodeDecodeError is one
-        raise Problem(400, "the query is not percent-encoded UTF-8") from None
-    return {name: values[-1] for name, values in parsed.items()}
 
 
 def _whole(query: dict[str, str], name: str, default: int, least: int, most: int) -> int:

@@ -1,4 +1,4 @@
-"""Whether this process can serve: Redis answers, lets it do all that it must, may not evict, and it is not about to stop."""
+"""Whether this process can serve: Redis answers, allows all commands that a gateway needs, and does not evict keys."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from shared.settings import Settings
 logger = logging.getLogger(__name__)
 
 _FRESH_SECONDS = 1.0
-"""So long an answer is given again: a look is 1 ms of Redis, and whoever asks more often costs nothing more."""
+"""How long a result is reused: a look takes 1 ms of Redis, so asking more often costs no more."""
 AWAY = "Redis is away"
 
 
 class Readiness:
-    """What `/readyz` says. One look at Redis serves all who ask meanwhile."""
+    """The result of `/readyz`. One look at Redis serves all requests that come meanwhile."""
 
     def __init__(self, commands: RespConnection, settings: Settings) -> None:
         self._commands = commands
@@ -35,7 +35,7 @@ class Readiness:
         self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Return when Redis lets this process do what it must. Raises Unusable that says what it refuses."""
+        """Returns when Redis allows what a gateway needs. Raises Unusable that says what it refuses."""
         seconds = self._settings.redis_start_seconds
         await until_up(self._commands, self._address, within_seconds=seconds)
         self._subscription.start()
@@ -53,7 +53,7 @@ class Readiness:
         await self._subscription.close()
 
     async def complaint(self) -> str | None:
-        """Why this process cannot serve; None if it can. At most a second old, and of the connection as it is."""
+        """Why this process cannot serve; None if it can. At most a second old, and renewed when the connection comes or goes."""
         if time.monotonic() - self._looked_at >= _FRESH_SECONDS or self._commands.is_up != self._was_up:
             if self._looking is None or self._looking.done():
                 self._looking = asyncio.get_running_loop().create_task(self._look())
@@ -70,7 +70,7 @@ class Readiness:
         except (Disconnected, TimeoutError):
             refusal = self._commands.refusal
             complaint = f"Redis does not let this process in: {refusal}" if refusal else AWAY
-        except Exception as error:  # this is asked for; nobody else would see what broke
+        except Exception as error:  # the task's error would be seen nowhere else
             logger.exception("whether Redis can be used cannot be found out")
             complaint = f"whether Redis can be used cannot be found out: {type(error).__name__}"
         if complaint is not None and complaint != AWAY:

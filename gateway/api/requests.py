@@ -1,4 +1,4 @@
-"""What a client may ask for, checked before anything is stored. Raises Problem 400 that names the parameter."""
+"""Checks of a client's request, before anything is stored. Each raises Problem 400 that names the parameter."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _CANCEL_AFTER_SECONDS_MAX = 86_400
 _SIMULATED_TOKENS_MAX = 100_000
 _METADATA_ENTRIES_MAX = 64
 _CHAT_MODEL_CHARACTERS_MAX = 256
-"""It stands in every chunk."""
+"""The model's name is in every chunk."""
 CHAT_CHOICES_MAX = 128
 """OpenAI's own bound."""
 IDEMPOTENCY_KEY_CHARACTERS_MAX = 255
 
 
 def parse_body(body: bytes) -> dict[str, Any]:
-    """A JSON object in UTF-8."""
+    """Parses a body, which must be a JSON object in UTF-8."""
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -34,14 +34,14 @@ def parse_body(body: bytes) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         _wrong("the body", "a JSON object", parsed)
     try:
-        orjson.dumps([[parsed]])  # as deep as it is ever stored: more can be read than can be written
+        orjson.dumps([[parsed]])  # as deep as it is stored: orjson reads deeper values than it writes
     except TypeError:
         raise Problem(400, "the body is nested too deeply: 250 levels are the most") from None
     return parsed
 
 
 def check_generation(body: dict[str, Any], default_model: str) -> tuple[dict[str, Any], Policies, dict[str, str]]:
-    """The provider's request, the policies and the metadata of a `POST /v1/streams` body."""
+    """Splits a `POST /v1/streams` body into the provider's request, the policies and the metadata."""
     request = dict(body)
     policies, metadata = _check_midstream(request.pop("midstream", {}))
     model = request.setdefault("model", default_model)
@@ -67,7 +67,7 @@ def check_generation(body: dict[str, Any], default_model: str) -> tuple[dict[str
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A `POST /v1/chat/completions`: what goes to the provider, and how its client wants to be answered."""
+    """A `POST /v1/chat/completions`: what goes to the provider, and how the client wants the answer."""
 
     generation: dict[str, Any]
     policies: Policies
@@ -77,7 +77,7 @@ class ChatRequest:
 
 
 def check_chat(body: dict[str, Any], headers: Mapping[str, str], default_model: str) -> ChatRequest:
-    """The same for chat completions: a chunk cannot take text back, so an interrupted answer fails unless told otherwise."""
+    """Checks a chat completions body. A chunk cannot take text back, so `on_interrupt` is `fail` by default."""
     midstream = body.get("midstream", {})
     if isinstance(midstream, dict):
         body = {**body, "midstream": {"on_interrupt": "fail", **_midstream_of(headers), **midstream}}
@@ -99,28 +99,28 @@ def check_chat(body: dict[str, Any], headers: Mapping[str, str], default_model: 
 
 
 def _midstream_of(headers: Mapping[str, str]) -> dict[str, Any]:
-    """What of the `midstream` object is told by headers, for clients whose body is not theirs to write."""
-    told: dict[str, Any] = {}
+    """The fields of the `midstream` object that headers set, for clients that cannot add to the body."""
+    options: dict[str, Any] = {}
     interrupt = headers.get("x-midstream-on-interrupt")
     if interrupt is not None:
         if interrupt not in _INTERRUPT_POLICIES:
             _wrong("X-Midstream-On-Interrupt", f"one of {', '.join(_INTERRUPT_POLICIES)}", interrupt)
-        told["on_interrupt"] = interrupt
+        options["on_interrupt"] = interrupt
     disconnect = headers.get("x-midstream-on-disconnect")
     if disconnect is not None:
         name, _, after = disconnect.partition("=")
         if disconnect == "continue":
-            told["on_disconnect"] = disconnect
+            options["on_disconnect"] = disconnect
         elif name.strip() == "cancel_after":
             after_seconds = seconds("X-Midstream-On-Disconnect: cancel_after", after, _CANCEL_AFTER_SECONDS_MAX)
-            told["on_disconnect"] = {"cancel_after": after_seconds}
+            options["on_disconnect"] = {"cancel_after": after_seconds}
         else:
             _wrong("X-Midstream-On-Disconnect", "continue or cancel_after=SECONDS", disconnect)
-    return told
+    return options
 
 
 def check_idempotency_key(headers: Mapping[str, str]) -> str | None:
-    """The request's own name for what it asks for, if it has one."""
+    """The request's `Idempotency-Key`; None without one."""
     key = headers.get("idempotency-key")
     if key is not None and not 1 <= len(key) <= IDEMPOTENCY_KEY_CHARACTERS_MAX:
         raise Problem(400, f"Idempotency-Key must have 1 to {IDEMPOTENCY_KEY_CHARACTERS_MAX} characters")
@@ -128,12 +128,12 @@ def check_idempotency_key(headers: Mapping[str, str]) -> str | None:
 
 
 def prompt_request(prompt: str, model: str) -> dict[str, Any]:
-    """The request of the one-line endpoint."""
+    """The provider's request of `GET /stream?prompt=`."""
     return {"model": model, "messages": [{"role": "user", "content": prompt}]}
 
 
 def seconds(name: str, text: str, most: float) -> float:
-    """A duration in a query parameter."""
+    """Parses a duration of a query parameter or a header."""
     try:
         value = float(text)
     except ValueError:
@@ -199,7 +199,7 @@ def _number(name: str, value: Any, least: float, most: float) -> float:
     return float(value)
 
 
-def _wrong(name: str, wanted: str, got: Any) -> NoReturn:
-    shown = orjson.dumps(got, default=str).decode()
+def _wrong(name: str, wanted: str, value: Any) -> NoReturn:
+    shown = orjson.dumps(value, default=str).decode()
     cut = shown if len(shown) <= 80 else shown[:77] + "..."
     raise Problem(400, f"{name} must be {wanted}, not {cut}", param=name)

@@ -1,8 +1,8 @@
 """The bare text of an answer: `GET /v1/streams/{id}/text`, and `Accept: text/plain`.
 
-Text has no room for anything else: no ids, no comments that keep a silent connection alive, no word about the end. So
-how the body ends says it: as HTTP wants it after `done`, and cut off without its last chunk after anything else. And
-what has been sent cannot be taken back: where an attempt begins anew, the body is cut off too.
+Bare text has no place for ids, for comments that keep a silent connection alive, or for how the answer ended. So the end of
+the body says it: complete after `done`, cut off without its last chunk after anything else. Text that was sent cannot be
+taken back, so the body is also cut off where an attempt begins anew.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from shared.ids import EventId
 from shared.lifecycle import History
 
 _TAKEN_BACK = b"\xff"
-"""Stands in an encoded body where it must end. No UTF-8 has this byte."""
+"""Marks in an encoded body where it must end. The byte does not occur in UTF-8."""
 
 
 class TextFace:
-    """The text of the first choice, and nothing else."""
+    """The text of the first choice."""
 
     media_type = b"text/plain; charset=utf-8"
     keep_alive = b""
@@ -50,10 +50,10 @@ class TextFace:
 class _TextEncoder(Encoder):
     def __init__(self) -> None:
         self._deltas = self._deltas_to_text = 0
-        """How many deltas stand, and how many of them up to the last that has text."""
+        """The number of deltas that stand, and the number up to the last one that has text."""
 
     def token(self, event_id: bytes, value: bytes) -> bytes:
-        value.decode()  # no other byte than of UTF-8 may leave, as in any other face
+        value.decode()  # raises for what is not UTF-8, as every face does
         self._deltas += 1
         self._deltas_to_text = self._deltas
         return value
@@ -74,7 +74,7 @@ class _TextEncoder(Encoder):
 
 
 class TextSink:
-    """A reader's connection, which is cut off where its text is taken back."""
+    """A Sink over a connection that is cut off where text is taken back."""
 
     def __init__(self, connection: Connection, reader: Reader) -> None:
         self._connection = connection
@@ -84,7 +84,7 @@ class TextSink:
         if _TAKEN_BACK not in body:
             return self._connection.send(body, chunk)
         self.cut(body)
-        asyncio.get_running_loop().call_soon(self._reader.lost)  # not now: whoever sends is walking through the readers
+        asyncio.get_running_loop().call_soon(self._reader.lost)  # later: the caller is iterating over the readers
         return False
 
     def finish(self, body: bytes) -> None:
@@ -103,14 +103,14 @@ class TextSink:
 def text_after(
     history: History, cursor: EventId | None, after_bytes: int, reached: EventId
 ) -> tuple[bytes, EventId, EventId]:
-    """The text that stands, after a cursor or after so many bytes; the id up to which the client has it already; and the
-    id up to which it has it then. `reached` is where the history ends; a long text ends before, and the log has the rest.
+    """The text that stands after a cursor, or after so many bytes; the id up to which the client has the text already; and
+    the id that it reaches with this text. `reached` is the history's end; a long text stops before it, the log has the rest.
 
     Raises Problem 400, 409.
     """
     items = history.items
     if cursor is None:
-        index = 0  # of the item in which the text begins, after `skipped` bytes of it
+        index = 0  # of the item in which the returned text begins, `skipped` bytes into it
         skipped = after_bytes
         if after_bytes and history.took_back_text:
             raise Problem(409, "text was taken back when an attempt began anew: read it again from the beginning")
@@ -142,7 +142,7 @@ def _size_of(item: tuple[bytes, bytes]) -> int:
 
 
 def _is_in_the_log(history: History, count: int) -> bool:
-    """Whether what comes after so many deltas can be read from the log as it stands: by its ids, with none of it taken back."""
+    """Whether the log can be read on after so many deltas: ids and deltas correspond, and none of those was taken back."""
     whole = history.last_item == EventId(history.attempt, len(history.items))
     return whole and count >= history.bases.get(history.attempt, 0)
 

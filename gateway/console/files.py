@@ -10,10 +10,11 @@ from typing import Any
 
 from starlette.responses import Response
 
+from gateway.console import operations
 from gateway.http.connection import Scope
 from gateway.http.etags import etag_of_body, is_known
-from gateway.http.exchange import ASGI
 from gateway.http.hosts import is_loopback
+from gateway.http.routes import ASGI, get_and_head, handler_for
 from shared.errors import Unusable
 from shared.settings import Settings
 
@@ -46,12 +47,15 @@ class Console:
             path: (files[name], _MEDIA_TYPES[name.rpartition(".")[2]], etag_of_body(files[name]))
             for path, name in paths.items()
         }
+        self.routes = (
+            *get_and_head("/", self.file, operations.CONSOLE),
+            *get_and_head("/chat", self.file, operations.CHAT_PAGE),
+            *get_and_head(_FILES_PATH + "{file}", self.file, operations.CONSOLE_FILE),
+        )
 
     def route(self, scope: Scope) -> ASGI | None:
         """The handler for a request of one of these files; None for everything else."""
-        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and scope["path"] in self._answers:
-            return self.file
-        return None
+        return handler_for(self.routes, scope) if scope["path"] in self._answers else None
 
     async def file(self, scope: Scope, receive: Any, send: Any) -> None:
         body, media_type, etag = self._answers[scope["path"]]

@@ -14,10 +14,11 @@ from urllib.parse import parse_qs
 import orjson
 from starlette.responses import Response
 
+from gateway.console import operations
 from gateway.console.overview import Overview
 from gateway.http.connection import Connection, Receive, Scope, Send, chunk_of
-from gateway.http.exchange import ASGI
 from gateway.http.problems import Problem, stopping
+from gateway.http.routes import ASGI, Route, handler_for
 from shared import sse
 from shared.background import keep_running
 
@@ -58,17 +59,17 @@ class Watchers:
         self._task: asyncio.Task[None] | None = None
         self._sampling: asyncio.Task[None] | None = None
         self._draining = False
+        self.routes = (
+            Route("GET", PATH, self.once, operations.OVERVIEW),
+            Route("GET", PATH + "/events", self.watch, operations.OVERVIEW_EVENTS),
+        )
 
     def start(self) -> None:
         self._sampling = keep_running("samples", self._sample)
 
     def route(self, scope: Scope) -> ASGI | None:
         """The handler for a request of these paths; None for everything else."""
-        if scope["type"] != "http" or scope["method"] != "GET":
-            return None
-        if scope["path"] == PATH:
-            return self.once
-        return self.watch if scope["path"] == f"{PATH}/events" else None
+        return handler_for(self.routes, scope)
 
     async def once(self, scope: Scope, receive: Any, send: Any) -> None:
         """`GET /v1/overview`"""

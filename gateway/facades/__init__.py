@@ -7,7 +7,7 @@ from gateway.facades.ai_sdk.chat import AiSdk
 from gateway.facades.openai.chat import ChatCompletions
 from gateway.facades.openai.models import Models
 from gateway.facades.responses.responses import Responses
-from gateway.http.exchange import Part
+from gateway.http.routes import Part
 from gateway.streams import Streams
 from shared.commands import Commands
 from shared.settings import Settings

@@ -1,1 +1,1 @@
-"""HTTP, and nothing of streams: connections and their bounds, requests, problem documents, CORS, ETags."""
+"""HTTP, and nothing of streams: connections and their bounds, requests, routes, cursors, problem documents, CORS, ETags."""

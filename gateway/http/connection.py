@@ -1,8 +1,9 @@
-"""One HTTP connection, of which a reader's response can be taken out of uvicorn's hands.
+"""One HTTP connection. A reader's response is taken out of uvicorn's hands and written to the socket directly.
 
-uvicorn keeps a task, its coroutines, the request's scope and its headers for as long as a response lasts (5 KB of them), and
-checks and frames every piece of a body for each reader anew. A reader's response lasts for minutes, and its pieces are the
-same for many. So once a reader is admitted, its connection is written to directly, and nothing else of the request stays.
+For as long as a response lasts, uvicorn keeps a task, its coroutines, the request's scope and its headers (5 KB), and
+checks and frames every piece of a body for each reader again. A reader's response lasts for minutes, and many readers get
+the same pieces. So once a reader is admitted, nothing of its request stays but the connection
+(docs/decisions/0008-a-reader-s-response-is-taken-out-of-uvicorn.md).
 """
 
 from __future__ import annotations
@@ -18,30 +19,30 @@ from gateway.http.incoming import EXTENSION, Incoming
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-"""ASGI's three."""
+"""The three arguments of an ASGI application."""
 
 
 class Follower(Protocol):
-    """Who writes to a connection, and is told what becomes of it. Neither is called before `open` has returned."""
+    """Whoever writes to a connection, with the callbacks of that connection. None is called before `open` has returned."""
 
     def writable(self) -> None:
-        """The socket that was full takes bytes again."""
+        """Called when the socket, which was full, takes bytes again."""
 
     def lost(self) -> None:
-        """The connection has ended."""
+        """Called when the connection has ended."""
 
 
 class Sink(Protocol):
-    """Where a reader's bytes go: a connection that is open."""
+    """An open connection that a reader's bytes are written to."""
 
     def send(self, body: bytes, chunk: bytes) -> bool:
-        """Send one piece of the body, told also framed by `chunk_of`; whether it takes more. Else: `writable`."""
+        """Sends one piece of the body; `chunk` is `chunk_of(body)`. False if the socket is full, until `writable` is called."""
 
     def finish(self, body: bytes) -> None:
-        """Send the last piece, maybe empty, and end the response."""
+        """Sends the last piece, which may be empty, and ends the response."""
 
     def cut(self, body: bytes) -> None:
-        """Send what there is and break off, so that the client sees that it is not whole."""
+        """Sends a piece and breaks off, so that the client sees that the response is incomplete."""
 
 
 def chunk_of(body: bytes) -> bytes:
@@ -50,7 +51,7 @@ def chunk_of(body: bytes) -> bytes:
 
 
 class _Flow:
-    """What of uvicorn's FlowControl a response needs that nobody awaits."""
+    """The part of uvicorn's FlowControl that a response needs which no coroutine awaits."""
 
     __slots__ = ("write_paused",)
 
@@ -64,11 +65,11 @@ class _Flow:
         self.write_paused = False
 
     def resume_reading(self) -> None:
-        """It was never paused."""
+        """Does nothing: reading is never paused here."""
 
 
 class Connection(Incoming):
-    """A connection, and a Sink."""
+    """uvicorn's HTTP connection, which is also a Sink once a response is open."""
 
     _follower: Follower | None = None
     _chunked = True
@@ -76,21 +77,21 @@ class Connection(Incoming):
 
     @classmethod
     def of(cls, scope: dict[str, Any]) -> Connection:
-        """The connection on which a request came."""
+        """The connection of a request."""
         connection: Connection = scope["extensions"][EXTENSION]
         return connection
 
     @staticmethod
     def add_headers(send: Any, headers: list[tuple[bytes, bytes]]) -> None:
-        """Every response to this request, whoever gives it, has these headers."""
+        """Adds headers to every response to this request, whichever handler gives it."""
         cycle: RequestResponseCycle = send.__self__
         cycle.default_headers = [*cycle.default_headers, *headers]
 
     def open(self, send: Any, follower: Follower, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
-        """Begin a response with status 200 and take it over, from uvicorn's `send`. False if the client has gone."""
+        """Begins a response with status 200 and takes it over from uvicorn. False if the client has gone."""
         cycle: RequestResponseCycle = send.__self__
         if self.transport.is_closing() or cycle.disconnected:
-            cycle.disconnected = True  # its end is on the way: nobody is owed an answer
+            cycle.disconnected = True  # `connection_lost` follows: uvicorn need not miss an answer
             return False
         self._chunked = cycle.scope["http_version"] != "1.0"
         self._keep_open = cycle.keep_alive and self._chunked and self._body is None and not self._half_closed
@@ -102,9 +103,9 @@ class Connection(Incoming):
         if not self._keep_open:
             lines.append(b"connection: close\r\n")
         self.transport.write(b"%b\r\n%b" % (b"".join(lines), chunk_of(body) if self._chunked and body else body))
-        cycle.response_started = cycle.response_complete = True  # as far as uvicorn has to do with it
+        cycle.response_started = cycle.response_complete = True  # for uvicorn
         if self._body is not None:
-            self._body = None  # nobody reads it
+            self._body = None  # the rest of it is not read
             self._request_timeouts.ended(self)
         if not self._keep_open:
             self._unread = b""
@@ -115,7 +116,7 @@ class Connection(Incoming):
         return True
 
     def _slim_down(self) -> None:
-        """Do without what only a request needs, a third of an idle reader's memory, until the response has ended."""
+        """Drops what only a request needs, a third of an idle reader's memory, until the response has ended."""
         if not self._half_closed:
             self._end_wait()
         self.flow.resume_reading()
@@ -150,14 +151,14 @@ class Connection(Incoming):
     # --- asyncio.Protocol
 
     def passed_over(self) -> None:
-        self._keep_open = False  # a request before the answer to the last: HTTP lets us close after that
+        self._keep_open = False  # a pipelined request is dropped: HTTP allows to close after the response
         self._unread = b""
 
     def pause_writing(self) -> None:
         if self._follower is None:
             super().pause_writing()
         else:
-            self.flow.pause_writing()  # a reader may take its time
+            self.flow.pause_writing()  # a reader may be slow
 
     def resume_writing(self) -> None:
         super().resume_writing()

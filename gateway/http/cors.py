@@ -4,7 +4,7 @@ A browser lets a page read another origin's answer only if that answer says so (
 it sends many requests before it knows: a form's POST, an `<img src="…/stream?prompt=…">`, an EventSource. So what changes
 something is refused here when it comes from a page of another origin; otherwise any web page could have answers generated
 by a gateway that its visitor's browser can reach. Only browsers send `Origin` and `Sec-Fetch-Site`, and their pages cannot
-change them; a request that has neither comes from a program, which is not meant here.
+change them; a request that has neither comes from a program, to which none of this applies.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 
 
 class Cors:
-    """What each request may, by where it comes from. `origins` is the setting: exact origins, or `*` for all."""
+    """What a request may do, by its origin. `origins` is the setting: exact origins, or `*` for all."""
 
     def __init__(self, origins: str) -> None:
         """Raises Unusable."""
-        listed = [one.strip().lower().rstrip("/") for one in origins.split(",") if one.strip()]
+        listed = [origin.strip().lower().rstrip("/") for origin in origins.split(",") if origin.strip()]
         self._everybody = listed == ["*"]
-        for one in [] if self._everybody else listed:
-            if not _ORIGIN.fullmatch(one):
+        for origin in [] if self._everybody else listed:
+            if not _ORIGIN.fullmatch(origin):
                 raise Unusable(
-                    f"MIDSTREAM_CORS_ORIGINS: {one[:80]!r} is no origin: "
+                    f"MIDSTREAM_CORS_ORIGINS: {origin[:80]!r} is not an origin: "
                     "https://app.example.com is one (no path), several are separated by commas, and * alone is all"
                 )
         if len(listed) > _ORIGINS_MAX:
-            raise Unusable(f"MIDSTREAM_CORS_ORIGINS: {len(listed)} origins are told, and {_ORIGINS_MAX} are the most")
-        self._allowed = frozenset(one.encode() for one in listed)
+            raise Unusable(f"MIDSTREAM_CORS_ORIGINS: {len(listed)} origins are given, and {_ORIGINS_MAX} are the most")
+        self._allowed = frozenset(origin.encode() for origin in listed)
 
     def headers(self, scope: Scope) -> Headers:
-        """What every answer to this request has."""
+        """The headers that every answer to this request gets."""
         if not self._allowed:
             return []
         if self._everybody:
@@ -64,18 +64,18 @@ class Cors:
         ]
 
     def preflight(self, scope: Scope) -> Response | None:
-        """The answer to a browser that asks whether a page may send a request; None if this is no such question.
+        """The answer to a preflight, by which a browser asks whether a page may send a request; None for any other request.
 
-        The headers that say yes are added to it as to every answer. A page that is let in may send any header: to let it
-        in is to trust it, and clients' libraries send many. Raises Problem 403.
+        The headers that allow the origin are added as to every answer. An allowed page may send any header: it is trusted,
+        and clients' libraries send many. Raises Problem 403.
         """
         if scope["method"] != "OPTIONS" or _header(scope, b"access-control-request-method") is None:
             return None
         origin = _header(scope, b"origin")
         if origin is None or not (self._allows(origin) or _is_same_origin(scope, origin)):
             raise _refused(origin or b"")
-        asked = _header(scope, b"access-control-request-headers") or b""
-        allowed = asked if len(asked) <= _HEADER_NAMES_BYTES_MAX and _HEADER_NAMES.fullmatch(asked) else b""
+        names = _header(scope, b"access-control-request-headers") or b""
+        allowed = names if len(names) <= _HEADER_NAMES_BYTES_MAX and _HEADER_NAMES.fullmatch(names) else b""
         response = Response(status_code=204)
         response.raw_headers += [
             (b"access-control-allow-methods", _METHODS),
@@ -86,10 +86,8 @@ class Cors:
         return response
 
     def check(self, scope: Scope) -> None:
-        """Raises Problem 403 if a page of an origin that is not let in wants to change something, or a WebSocket.
-
-        A WebSocket, because browsers open one to anywhere and let the page read it.
-        """
+        """Raises Problem 403 if a page of an origin that is not allowed wants to change something, or to open a WebSocket:
+        browsers open one to any origin and let the page read it."""
         if scope["type"] == "http" and scope["method"] in _READING and scope["path"] != _CREATING_PATH:
             return
         origin = _header(scope, b"origin")
@@ -104,17 +102,17 @@ class Cors:
 
 
 def _is_same_origin(scope: Scope, origin: bytes) -> bool:
-    """The browser says so; or, over plain HTTP, where it says nothing, the host is the one that was asked.
+    """Whether `Sec-Fetch-Site` says so; over plain HTTP, where browsers do not send it, whether the origin's host is the request's.
 
-    A proxy may have changed `Host`. It then tells the one that was asked, which no page can (it would need a preflight).
+    A proxy that changes `Host` sends the original in `X-Forwarded-Host`. A page cannot set that without a preflight.
     """
     site = _header(scope, b"sec-fetch-site")
     if site is not None:
         return site == b"same-origin"
     scheme, _, host = origin.partition(b"://")
     default_port = _DEFAULT_PORTS.get(scheme, b"")
-    asked = (_header(scope, b"host"), _header(scope, b"x-forwarded-host"))
-    return bool(host) and any(one is not None and one.removesuffix(default_port) == host for one in asked)
+    hosts = (_header(scope, b"host"), _header(scope, b"x-forwarded-host"))
+    return bool(host) and any(named is not None and named.removesuffix(default_port) == host for named in hosts)
 
 
 def _refused(origin: bytes) -> Problem:
@@ -123,8 +121,8 @@ def _refused(origin: bytes) -> Problem:
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:
-    for one, value in scope["headers"]:
-        if one == name:
+    for field, value in scope["headers"]:
+        if field == name:
             lowered: bytes = value.strip().lower()
             return lowered
     return None

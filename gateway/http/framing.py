@@ -1,10 +1,10 @@
-"""Where a request begins and ends in what a client sends, and how much of it is taken. No I/O.
+"""Where a request begins and ends in the bytes that a client sends, within bounds. No I/O.
 
-    a head, line by line, until it is whole ──► llhttp reads it (`read_head`) ──► how its body is framed (`Body`)
+    a head, line by line, until it is complete ──► llhttp parses it (`read_head`) ──► how its body is framed (`Body`)
 
-llhttp is given whole heads and nothing else: it has no bound on what it gathers, and after an upgrade that is declined it
-takes the body for the next request. So the bytes of a body are told apart from those of a request here, by two rules of
-RFC 9112 (section 6), and what deviates from them is refused. Whoever refuses closes the connection.
+llhttp gets complete heads and nothing else: it has no bound on what it gathers, and after a declined upgrade it takes the
+body for the next request. So bodies are separated from requests here, by the two framings of RFC 9112 (section 6):
+Content-Length and chunked. What deviates is refused with a Problem, and the caller closes the connection.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from httptools import HttpParserError, HttpParserInvalidURLError, HttpParserUpgr
 from gateway.http.problems import Problem
 
 REQUEST_LINE_BYTES_MAX = 8 << 10
-"""As most servers have it; what is long belongs into a body. RFC 9112 (section 3) wants at least 8,000."""
+"""The bound of most servers: long input belongs into a body. RFC 9112 (section 3) recommends at least 8,000."""
 HEADER_BYTES_MAX = 16 << 10
 """One header line: the cookies of a large site are 4 KB, a Kerberos ticket is 12."""
 HEAD_BYTES_MAX = 64 << 10
-"""All lines of a head, or of the trailers: what a connection can make this process keep before it has asked for anything."""
+"""All lines of a head, or of the trailers: the memory that a connection can occupy before it has made a request."""
 FIELDS_MAX = 100
 """Header fields of a head, and of the trailers: browsers send 20, and each proxy adds a few."""
 CHUNK_EXTENSIONS_BYTES_MAX = 4 << 10
-"""Of a whole body: nobody uses them."""
+"""All chunk extensions of one body: no known client uses them."""
 _CHUNKS_FREE, _CHUNK_BYTES_LEAST = 10_000, 16
-"""After so many chunks, those of a body must have so many bytes on average: a chunk costs as much work as 10 KB of body."""
+"""After the first so many chunks, a body's chunks must average so many bytes: each costs as much work as 10 KB of body."""
 
 _SPACE_BYTES = 2  # the line break
 _BLANK_LINE = b"\r\n\r\n"
@@ -35,40 +35,38 @@ _REQUEST_LINE_BEGUN = re.compile(rb"[A-Z][A-Z-]{0,19}(?:\Z| )")
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:\[\]%-]*")  # RFC 3986, section 3.2.2, with the port
 _FIELD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(;[\t\x20-\x7e\x80-\xff]*)?\r\n")
-_NOTED = frozenset((b"host", b"content-length", b"transfer-encoding", b"upgrade", b"expect"))
+_FRAMING_FIELDS = frozenset((b"host", b"content-length", b"transfer-encoding", b"upgrade", b"expect"))
 
 
 def no_request() -> Problem:
-    return Problem(400, "this is no HTTP/1.1 request")
+    return Problem(400, "this is not an HTTP/1.1 request")
 
 
 def _head_too_large() -> Problem:
-    return Problem(
-        431, f"the header fields have more than {HEAD_BYTES_MAX} bytes in all, which is the most that is taken"
-    )
+    return Problem(431, f"the header fields have more than {HEAD_BYTES_MAX} bytes in all, which is the limit")
 
 
 def _too_many_fields() -> Problem:
-    return Problem(431, f"there are more than {FIELDS_MAX} header fields, which is the most that is taken")
+    return Problem(431, f"there are more than {FIELDS_MAX} header fields, which is the limit")
 
 
 def _header_too_large() -> Problem:
-    return Problem(431, f"a header field has more than {HEADER_BYTES_MAX} bytes, which is the most that is taken")
+    return Problem(431, f"a header field has more than {HEADER_BYTES_MAX} bytes, which is the limit")
 
 
 class Lines:
-    """The lines of a head, or of trailers, that come in pieces. Each byte is looked at once."""
+    """Finds the end of a head, or of trailers, that come in pieces. Each byte is searched once."""
 
     __slots__ = ("_fields", "_line", "_searched")
 
     def __init__(self, *, trailers: bool = False) -> None:
         self._line = self._searched = 0
-        self._fields = 1 if trailers else 0  # a request line is none
+        self._fields = 1 if trailers else 0  # the first line of a head is the request line
 
     def end(self, data: bytes) -> int:
-        """How many bytes the lines have, with the empty one that ends them; 0 while there is none.
+        """The number of bytes up to the empty line that ends the lines, with it; 0 while it has not come.
 
-        `data` is all that has come of them. Raises Problem 400, 414, 431.
+        `data` is everything from the first line on. Raises Problem 400, 414, 431.
         """
         while True:
             line_break = data.find(b"\n", self._searched, HEAD_BYTES_MAX)
@@ -94,19 +92,17 @@ class Lines:
             if size > HEADER_BYTES_MAX:
                 raise _header_too_large()
         elif size > REQUEST_LINE_BYTES_MAX:
-            raise Problem(
-                414, f"the request line has more than {REQUEST_LINE_BYTES_MAX} bytes, which is the most that is taken"
-            )
+            raise Problem(414, f"the request line has more than {REQUEST_LINE_BYTES_MAX} bytes, which is the limit")
 
 
 class Body:
-    """The rest of a request's body, as it comes."""
+    """The framing of a request's body, of which `take` gets the bytes as they come. `whole`: it has come to its end."""
 
     __slots__ = ()
     whole: bool
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
-        """What of these bytes is the body's, and what is left over: of a later request, or to be given again with what follows.
+        """The body's content in these bytes, and the rest: of a later request, or to be passed again with what follows.
 
         Raises Problem 400, 431.
         """
@@ -114,7 +110,7 @@ class Body:
 
 
 class SizedBody(Body):
-    """One with a Content-Length."""
+    """A body with a Content-Length."""
 
     __slots__ = ("left", "whole")
 
@@ -132,14 +128,14 @@ class SizedBody(Body):
 
 
 class ChunkedBody(Body):
-    """A chunked one (RFC 9112, section 7.1). Chunk extensions and trailers are passed over."""
+    """A chunked body (RFC 9112, section 7.1). Chunk extensions and trailers are ignored."""
 
     __slots__ = ("_bytes", "_chunks", "_extensions", "_left", "_trailers", "whole")
 
     def __init__(self) -> None:
         self.whole = False
         self._left = 0
-        """Of the chunk under way, with its line break."""
+        """Bytes that are still to come of the present chunk, with its line break."""
         self._chunks = self._bytes = self._extensions = 0
         self._trailers: Lines | None = None
 
@@ -164,7 +160,7 @@ class ChunkedBody(Body):
         return b"".join(parts), self._pass_over_trailers(data[at:])
 
     def _begin(self, size: int, extension: int) -> None:
-        """A chunk of so many bytes; the last one has none."""
+        """Begins a chunk of so many bytes; the last chunk has none."""
         self._extensions += extension
         self._check_extensions()
         if not size:
@@ -177,7 +173,7 @@ class ChunkedBody(Body):
             raise Problem(400, f"the body comes in chunks of fewer than {_CHUNK_BYTES_LEAST} bytes")
 
     def _keep(self, part: bytes, parts: list[bytes]) -> None:
-        """What of a part is the chunk's, and not the line break after it."""
+        """Adds to `parts` what belongs to the chunk, without the line break after it. Raises Problem 400."""
         beyond = min(len(part), max(0, _SPACE_BYTES - self._left))
         if beyond:
             size = len(part) - beyond
@@ -188,10 +184,10 @@ class ChunkedBody(Body):
             parts.append(part)
 
     def _check_begun(self, line: bytes) -> None:
-        """A chunk's first line that is not whole yet, or no such line. Raises Problem 400, 431."""
+        """Raises Problem 400 if these bytes cannot become the first line of a chunk."""
         if len(line) > 32:
             self._check_extensions(len(line) - 32)
-        # Whole except for its end, or its beginning is wrong already.
+        # With a line break added it must be a valid line, or its beginning is wrong already.
         ended = line if line.endswith(b"\n") else line + (b"\n" if line.endswith(b"\r") else b"\r\n")
         if line and _CHUNK_SIZE.fullmatch(ended) is None:
             raise Problem(400, "the body is not chunked as its Transfer-Encoding says")
@@ -201,20 +197,20 @@ class ChunkedBody(Body):
             raise Problem(400, f"the chunk extensions have more than {CHUNK_EXTENSIONS_BYTES_MAX} bytes in all")
 
     def _pass_over_trailers(self, data: bytes) -> bytes:
-        """What comes after them; all of them again while they are not whole. Raises Problem 400, 431."""
+        """The bytes behind the trailers; all bytes while the trailers are incomplete. Raises Problem 400, 431."""
         assert self._trailers is not None
         end = self._trailers.end(data)
         if not end:
             return data
         for line in data[: end - _SPACE_BYTES].split(b"\r\n")[:-1]:
             if _FIELD.fullmatch(line) is None:
-                raise Problem(400, "the body's trailers are not as HTTP has them")
+                raise Problem(400, "the body's trailers are not valid HTTP fields")
         self.whole = True
         return data[end:]
 
 
 class Head:
-    """A request's head. What llhttp calls while it reads it, and what it found."""
+    """A request's head: the callbacks of llhttp, and what they found."""
 
     __slots__ = ("_coding", "_hosts", "_length", "_parser", "expects_continue", "headers", "keep_alive", "method", "upgrade", "url", "version")  # fmt: skip
 
@@ -224,7 +220,7 @@ class Head:
         self.method = self.version = ""
         self.keep_alive = self.expects_continue = False
         self.upgrade = b""
-        """What the client offers to speak from here on, in lower case: more than a name, if it offers several."""
+        """The value of `Upgrade` in lower case, empty without `Connection: upgrade`; it may list several protocols."""
         self._hosts: list[bytes] = []
         self._length: bytes | None = None
         self._coding: bytes | None = None
@@ -235,7 +231,7 @@ class Head:
         return self.upgrade == b"websocket" and self.version == "1.1"  # RFC 9110, section 7.8: not of HTTP/1.0
 
     def body(self) -> Body | None:
-        """How the body is framed; None if there is none. Raises Problem 400."""
+        """The body's framing; None if there is no body. Raises Problem 400."""
         if self._coding is not None:
             if self._length is not None or self._coding.lower() != b"chunked" or self.version == "1.0":
                 raise Problem(400, "Transfer-Encoding must be chunked, of HTTP/1.1 and without a Content-Length")
@@ -253,9 +249,9 @@ class Head:
         if hosts and _HOST.fullmatch(hosts[0]) is None:
             raise Problem(400, "Host must be a name or an address, with a port if there is one")
         if self.method == "CONNECT":
-            raise Problem(400, "this is no proxy: there is no CONNECT")
+            raise Problem(400, "CONNECT is not possible: this is not a proxy")
 
-    # --- what llhttp calls
+    # --- callbacks of llhttp
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -263,7 +259,7 @@ class Head:
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
         self.headers.append((name, value))
-        if name in _NOTED:
+        if name in _FRAMING_FIELDS:
             self._note(name, value)
 
     def on_headers_complete(self) -> None:
@@ -272,13 +268,13 @@ class Head:
         self.method = parser.get_method().decode("ascii")
         self.keep_alive = parser.should_keep_alive() and self.version != "1.0"
         if not parser.should_upgrade():
-            self.upgrade = b""  # only `Connection` makes it one
+            self.upgrade = b""  # without `Connection: upgrade` it asks for nothing
 
     def _note(self, name: bytes, value: bytes) -> None:
         if name == b"host":
             self._hosts.append(value.strip())
         elif name == b"content-length":
-            self._length = value if self._length is None else b"x"  # no number: llhttp has refused it
+            self._length = value if self._length is None else b"x"  # two of them: llhttp has refused that
         elif name == b"transfer-encoding":
             self._coding = value.strip() if self._coding is None else b""
         elif name == b"upgrade":
@@ -288,7 +284,7 @@ class Head:
 
 
 def read_head(data: bytes) -> Head:
-    """The head that these bytes are, up to its empty line. Raises Problem 400, 431."""
+    """Parses a head, which ends with its empty line. Raises Problem 400, 431."""
     if _REQUEST_LINE.match(data) is None:
         raise no_request()
     head = Head()
@@ -302,7 +298,7 @@ def read_head(data: bytes) -> Head:
     except HttpParserError:
         raise no_request() from None
     finally:
-        del head._parser  # they know each other, and would wait for the collector
+        del head._parser  # else head and parser refer to each other until the collector runs
     if not head.method:
         raise no_request()
     head.check()
@@ -310,7 +306,7 @@ def read_head(data: bytes) -> Head:
 
 
 def check_begun(data: bytes) -> None:
-    """Whether a head that is not whole can become one: who speaks TLS, or HTTP/0.9, need not wait. Raises Problem 400."""
+    """Raises Problem 400 if an incomplete head cannot become a request, as TLS or HTTP/0.9, so that its client need not wait."""
     line_break = data.find(b"\n", 0, REQUEST_LINE_BYTES_MAX + _SPACE_BYTES)
     if line_break < 0:
         if _REQUEST_LINE_BEGUN.match(data) is None:

@@ -1,7 +1,7 @@
-"""Which hosts the gateway answers for: DNS rebinding ends here.
+"""Which host names the gateway answers for: the defence against DNS rebinding.
 
-A page may let its own name point to 127.0.0.1, or to an address of the network that its visitor is in. The browser then
-takes the gateway for the page's own origin, so that no rule for other origins holds. But `Host` still has the page's name.
+A page can make its own name point to 127.0.0.1, or to an address in its visitor's network. The browser then takes the
+gateway for the page's own origin, and no rule about other origins applies. But `Host` still has the page's name.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ _SHOWN_CHARACTERS = 200
 
 
 class Hosts:
-    """Loopback names, literal addresses, and the names that are configured; `*`, or none where others can connect: all.
+    """The loopback names, literal addresses, and the configured names. All hosts with `*`, and by default where the gateway
+    listens on more than a loopback address.
 
-    A literal address is no name that could point elsewhere, so a page that has it in its address came from there. With it
-    go health checks and Prometheus, which ask a pod by its address.
+    A literal address cannot be pointed elsewhere, so a page with it in its URL came from there. Health checks and Prometheus
+    use it to reach a pod.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -33,7 +34,7 @@ class Hosts:
         for name in [] if self._all else names:
             if not _NAME.fullmatch(name):
                 raise Unusable(
-                    f"MIDSTREAM_HOSTS: {name[:80]!r} is no host name: chat.example.com is one (no scheme, port or path), "
+                    f"MIDSTREAM_HOSTS: {name[:80]!r} is not a host name: chat.example.com is one (no scheme, port or path), "
                     "several are separated by commas, and * alone is all"
                 )
         if len(names) > _HOSTS_MAX:
@@ -41,7 +42,7 @@ class Hosts:
         self._names = frozenset(names)
 
     def check(self, scope: Scope) -> None:
-        """Raises Problem 421 (RFC 9110, 15.5.20) for another host. Whoever names none is no browser, and may come in."""
+        """Raises Problem 421 (RFC 9110, section 15.5.20) for another host. A request without one is not a browser's and may pass."""
         if self._all:
             return
         for name, value in scope["headers"]:
@@ -61,7 +62,7 @@ class Hosts:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether this address, or name, is one that only the machine itself can reach."""
+    """Whether only the machine itself can reach this address or name."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

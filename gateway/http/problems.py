@@ -1,4 +1,4 @@
-"""Errors as clients see them: RFC 9457 `application/problem+json`. What was wrong, and what would be right."""
+"""Errors as clients see them (RFC 9457, `application/problem+json`): what was wrong, and what would be right."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _complaints = Complaints(logging.getLogger(__name__).error)
 
 
 class Problem(Exception):
-    """An answer that is an error. Raised anywhere in a request, shown once, by the app."""
+    """An error answer. Raised anywhere in a request, turned into a response by the app."""
 
     def __init__(
         self,
@@ -33,10 +33,10 @@ class Problem(Exception):
         self.detail = detail
         self.retry_after_seconds = retry_after_seconds
         self.param = param
-        """The parameter that is wrong. This and the next two are shown in OpenAI's shape only."""
+        """The parameter that is wrong. `param`, `code` and `error` appear in OpenAI's shape only."""
         self.code = code
         self.error = error
-        """The whole error object, where the provider gave it."""
+        """The provider's own error object, if there is one."""
 
     def body(self) -> bytes:
         title = HTTPStatus(self.status).phrase if self.status in set(HTTPStatus) else "Error"
@@ -65,7 +65,7 @@ def away() -> Problem:
 
 
 def no_log(error: BaseException) -> Problem:
-    """Why nothing came of a command to Redis. What only waiting helps against is `away`, and nothing else."""
+    """The answer to a request whose command to Redis failed: `away` if waiting may help, else what Redis refused."""
     if not isinstance(error, RedisRefused) or (error.passing and error.code != "READONLY"):
         return away()
     _complaints.say(f"a request was answered 503, since Redis refuses it: {error}")

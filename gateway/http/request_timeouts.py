@@ -1,4 +1,4 @@
-"""Connections whose request has not come whole. One that takes too long over it is cut off: it holds a socket, and maybe half a body."""
+"""Closes connections whose request does not arrive completely in time: each holds a socket, and perhaps half a body."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import Protocol
 from shared.background import keep_running
 
 _LOOK_SECONDS = 1.0
+"""How often late connections are looked for."""
 
 
-class Asking(Protocol):
-    """A connection that is to send a request."""
+class Requesting(Protocol):
+    """A connection that a request is awaited on."""
 
     def time_is_up(self) -> None:
-        """Its request has not come whole in time: it must end."""
+        """Called when the request is not complete in time: the connection must end."""
 
 
 class RequestTimeouts:
-    """Noted when a connection is made or a request begins, forgotten when it is whole: one that comes whole at once is not noted."""
+    """The time limits of all requests under way: from `begun` to `ended`. One that arrives in one piece has none."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._since: dict[Asking, float] = {}
-        """Loop seconds; who has waited longest comes first, so that a look costs nothing where nobody is late."""
+        self._since: dict[Requesting, float] = {}
+        """When each began, in loop seconds, the oldest first: a look costs nothing while none is late."""
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -33,24 +34,26 @@ class RequestTimeouts:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    def begun(self, asking: Asking) -> None:
-        self._since.pop(asking, None)
-        self._since[asking] = self._loop.time()
+    def begun(self, connection: Requesting) -> None:
+        """Starts the time limit, or starts it again."""
+        self._since.pop(connection, None)
+        self._since[connection] = self._loop.time()
 
-    def ended(self, asking: Asking) -> None:
-        self._since.pop(asking, None)
+    def ended(self, connection: Requesting) -> None:
+        """Ends the time limit: the request is complete, or the connection is to end."""
+        self._since.pop(connection, None)
 
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(min(_LOOK_SECONDS, self.seconds / 4))
-            for asking in self._late():
-                self.ended(asking)
-                asking.time_is_up()
+            for connection in self._late():
+                self.ended(connection)
+                connection.time_is_up()
 
-    def _late(self) -> list[Asking]:
+    def _late(self) -> list[Requesting]:
         late, oldest = [], self._loop.time() - self.seconds
-        for asking, since in self._since.items():
+        for connection, since in self._since.items():
             if since > oldest:
                 break
-            late.append(asking)
+            late.append(connection)
         return late

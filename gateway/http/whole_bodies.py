@@ -1,7 +1,7 @@
-"""What is given whole: a state, a receipt, a completion. An answer may have 200,000 tokens and 16 MB, and its client may not read.
+"""Responses that are given whole: a state, a receipt, a completion. One may have 16 MB, and its client may not read it.
 
-Work on a long one is done in pieces or in a thread, so that the readers of other streams do not wait for it. And its bytes are
-counted for as long as they are in this process: what is too much is refused with 503.
+Work on a long one is done in pieces or in a thread, so that readers of other streams do not wait for it. The bytes of long
+ones are counted while they are in this process's memory; what exceeds the limit is refused with 503.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from gateway.http.problems import Problem
 T = TypeVar("T")
 
 WHOLE_BYTES_MAX = 128 << 20
-"""In one process: eight answers of the most bytes that a stream may have, in a container of 768 MiB."""
+"""The limit of one process: eight streams of the largest size, in a container of 768 MiB."""
 UNCOUNTED_BYTES = 64 << 10
-"""What is shorter is not counted. It is what a connection may have waiting before it counts as full, whatever it is used for; and so
-the pieces in which a long body is sent, each when the socket has taken what came before."""
+"""Shorter bodies are not counted: any connection may have as much in its write buffer before it counts as full. Long bodies
+are sent in pieces of this size, each when the socket has taken the one before."""
 _SHORT_BYTES = 256 << 10
-"""Work on less than this is done at once: about 1 ms."""
+"""Work on fewer bytes is done at once, without a thread: it takes about 1 ms."""
 _RETRY_SECONDS = 2
 
 
 class Room:
-    """The memory that long answers may have in one process."""
+    """The memory that long bodies may take in one process."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self.bytes = 0
 
     def take(self, count: int) -> None:
-        """Raises Problem 503 where there is no room. What is larger than all of it is let in where nothing else is."""
+        """Takes so many bytes. Raises Problem 503 if they are not free; while nothing is taken, any number is accepted."""
         if self.bytes and self.bytes + count > self._bytes_max:
             raise Problem(
                 503,
-                "this gateway has as much of long answers in memory as it may have; try again, or follow the stream's events",
+                "this gateway has as many bytes of long answers in memory as it may have; try again, or follow the stream's events",
                 retry_after_seconds=_RETRY_SECONDS,
             )
         self.bytes += count
@@ -50,18 +50,18 @@ class Room:
 
 
 ROOM = Room(WHOLE_BYTES_MAX)
-"""Of this process."""
+"""The one of this process."""
 
 
 class Held:
-    """What an object takes of the room for as long as it lives."""
+    """The bytes of the room that an object takes, given back when the object is freed."""
 
     def __init__(self, owner: object) -> None:
         self._bytes = 0
         weakref.finalize(owner, self._release).atexit = False
 
     def grow_to(self, count: int) -> None:
-        """Raises Problem 503."""
+        """Raises the bytes that are taken to this number. Raises Problem 503."""
         if count > max(UNCOUNTED_BYTES, self._bytes):
             ROOM.take(count - self._bytes)
             self._bytes = count
@@ -71,18 +71,18 @@ class Held:
 
 
 _LONG_WORK = ThreadPoolExecutor(1, thread_name_prefix="long-work")
-"""One thread: the loop gets the interpreter back from it after 5 ms; from several in turns it would wait for each."""
+"""One thread: the event loop gets the interpreter lock back from it after 5 ms; it would wait for several in turn."""
 
 
 async def made(count: int, make: Callable[[], T]) -> T:
-    """What `make` returns; it works on so many bytes, and so in a thread where these are many."""
+    """The result of `make`, which works on `count` bytes: called in a thread if these are many."""
     if count <= _SHORT_BYTES:
         return make()
     return await asyncio.get_running_loop().run_in_executor(_LONG_WORK, make)
 
 
 class WholeResponse(Response):
-    """A response that has its body in memory. A long one is counted, and sent in pieces as the client takes them.
+    """A response with its body in memory. A long body is counted, and sent in pieces as the client takes them.
 
     Raises Problem 503 before anything is sent.
     """

@@ -18,6 +18,7 @@ from gateway.faces import NATIVE, Face
 from gateway.following.followed_streams import FollowedStreams
 from gateway.following.pages import Pages
 from gateway.following.tails import Tails
+from gateway.http.cursor import Place
 from gateway.streams import Streams
 from shared import events
 from shared.errors import RedisRefused
@@ -80,7 +81,7 @@ class Gateway:
 
     async def follow(self, stream_id: str, face: Face, cursor: EventId = BEGINNING) -> Sink:
         sink = Sink()
-        async with self.subscribe.ready(stream_id, face, cursor) as tail:
+        async with self.subscribe.ready(stream_id, face, Place(cursor)) as tail:
             self.subscribe.begin(Reader(self.delivery, tail, tail.open_ring(face), sink, cursor))
         return sink
 
@@ -303,7 +304,7 @@ async def test_who_comes_while_a_log_is_first_read_from_further_on(valkey_server
                 held.append(gateway.tails.hold(stream_id, NATIVE))
 
         gateway.log.send_read = reading  # type: ignore[method-assign]  # it is asked as ever, and then somebody comes
-        async with gateway.subscribe.ready(writer.stream_id, NATIVE, EventId(1, 4)) as tail:
+        async with gateway.subscribe.ready(writer.stream_id, NATIVE, Place(EventId(1, 4))) as tail:
             assert came.is_set()
             assert (tail.exists, tail.ended) == (True, EventId(1, 4) if ended else None)
         sink = await gateway.follow(writer.stream_id, NATIVE)

@@ -15,11 +15,12 @@ from websockets.protocol import OPEN
 from websockets.uri import parse_uri
 
 from gateway.api.text import TEXT
-from gateway.api.websocket import FACE, frame
+from gateway.api.websocket import FACE
 from gateway.faces import NATIVE, NDJSON, Face, encode, gap_event
 from gateway.http.accept import NDJSON as LINES
 from gateway.http.accept import SSE, preferred
 from gateway.http.accept import TEXT as PLAIN
+from gateway.http.websocket_connection import frame
 from shared import events
 from shared.events import Event
 from shared.ids import EventId

@@ -12,13 +12,15 @@ from typing import Any
 
 from starlette.requests import Request
 
-from gateway.api.follow import Subscribe
+from gateway.api.follow import FollowRequest, Subscribe
 from gateway.api.requests import check_generation, check_idempotency_key, parse_body
+from gateway.facades.ai_sdk import operations
 from gateway.facades.ai_sdk.messages import chat_messages, told_again
 from gateway.facades.ai_sdk.stream_parts import AI_SDK, AI_SDK_REPLAY
 from gateway.http.connection import Receive, Scope, Send
-from gateway.http.exchange import ASGI, body_of, json_response, query_of
+from gateway.http.exchange import body_of, json_response, query_of
 from gateway.http.problems import Problem, no_log
+from gateway.http.routes import ASGI, Route, handler_for
 from gateway.http.whole_bodies import made
 from gateway.streams import ANONYMOUS, Streams
 from shared.commands import Commands
@@ -41,17 +43,14 @@ class AiSdk:
         self._subscribe = subscribe
         self._settings = settings
         self._commands = commands
+        self.routes = (
+            Route("POST", _CHAT, self.ask, operations.ASK),
+            Route("GET", _CHAT_HEAD + "{chat_id:path}" + _STREAM_TAIL, self.resume, operations.RESUME),
+            Route("POST", _CHAT_HEAD + "{chat_id:path}" + _STOP_TAIL, self.stop, operations.STOP),
+        )
 
     def route(self, scope: Scope) -> ASGI | None:
-        if scope["type"] != "http" or not scope["path"].startswith(_CHAT):
-            return None
-        path: str = scope["path"]
-        if scope["method"] == "POST":
-            if path == _CHAT:
-                return self.ask
-            return self.stop if path.startswith(_CHAT_HEAD) and path.endswith(_STOP_TAIL) else None
-        following = path.startswith(_CHAT_HEAD) and path.endswith(_STREAM_TAIL)
-        return self.resume if scope["method"] == "GET" and following else None
+        return handler_for(self.routes, scope)
 
     async def ask(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /api/chat`: makes a stream, from now on the chat's active one, and follows it."""
@@ -72,7 +71,7 @@ class AiSdk:
         created = await self._streams.create(request, policies, metadata, idempotency=key, facade=facade)
         stream_id: str = created["id"]
         await self._redis("SET", self._key(chat_id), stream_id, "EX", self._settings.log_ttl_seconds)
-        await self._subscribe.follow(stream_id, None, AI_SDK, scope, send, headers=_headers(stream_id))
+        await self._subscribe.follow(FollowRequest(stream_id, AI_SDK, headers=_headers(stream_id)), scope, send)
 
     async def resume(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET /api/chat/{chatId}/stream`: the active stream from its first part, or 204.
@@ -92,9 +91,8 @@ class AiSdk:
                 except TimeoutError:
                     raise await self._streams.why_not_read(stream_id) from None
                 if tail.exists and (tail.ended is None or ended):
-                    await self._subscribe.follow(
-                        stream_id, None, AI_SDK_REPLAY, scope, send, headers=_headers(stream_id)
-                    )
+                    request = FollowRequest(stream_id, AI_SDK_REPLAY, headers=_headers(stream_id))
+                    await self._subscribe.follow(request, scope, send)
                     return
         await send({"type": "http.response.start", "status": 204, "headers": [(b"cache-control", b"no-store")]})
         await send({"type": "http.response.body", "body": b""})

@@ -17,14 +17,17 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.api.follow import Subscribe
+from gateway.api.follow import FollowRequest, Subscribe
 from gateway.api.requests import ChatRequest, check_chat, check_idempotency_key, parse_body
+from gateway.facades.openai import operations
 from gateway.facades.openai.chat_chunks import ChatFace, chat_cursor, chat_face, resumed_chat_face, stream_id_of
 from gateway.facades.openai.chat_whole import completion
 from gateway.facades.openai.errors import cancelled_problem, failure_problem
 from gateway.http.connection import Connection, Scope
-from gateway.http.exchange import ASGI, body_of, json_response, last_event_id, query_of, unless_disconnected
+from gateway.http.cursor import Place, last_event_id
+from gateway.http.exchange import body_of, json_response, query_of, unless_disconnected
 from gateway.http.problems import Problem, not_found
+from gateway.http.routes import ASGI, Route, handler_for
 from gateway.http.whole_bodies import made
 from gateway.streams import Streams
 from shared.errors import Unreadable
@@ -48,16 +51,13 @@ class ChatCompletions:
         self._streams = streams
         self._subscribe = subscribe
         self._settings = settings
+        self.routes = (
+            Route("POST", _PATH, self.create, operations.CREATE_CHAT),
+            Route("GET", _PATH + "/{completion_id:path}" + _EVENTS_PATH_TAIL, self.events, operations.CHAT_EVENTS),
+        )
 
     def route(self, scope: Scope) -> ASGI | None:
-        if scope["type"] != "http":
-            return None
-        path: str = scope["path"]
-        if scope["method"] == "POST":
-            return self.create if path == _PATH else None
-        if scope["method"] == "GET" and path.startswith(_PATH + "/") and path.endswith(_EVENTS_PATH_TAIL):
-            return self.events
-        return None
+        return handler_for(self.routes, scope)
 
     async def create(self, scope: Scope, receive: Any, send: Any) -> None:
         """`POST /v1/chat/completions`"""
@@ -94,7 +94,7 @@ class ChatCompletions:
         if cursor is not None and pieces:
             await (await self._rest_of_the_end(stream_id, face, cursor, pieces))(scope, receive, send)
         else:
-            await self._subscribe.follow(stream_id, cursor, face, scope, send)
+            await self._subscribe.follow(FollowRequest(stream_id, face, Place(cursor)), scope, send)
 
     # --- helpers
 
@@ -108,7 +108,7 @@ class ChatCompletions:
                 history = await self._streams.history(stream_id)
                 if not history.items:
                     raise _problem_of(history)
-            await self._subscribe.follow(stream_id, None, face, scope, send)
+            await self._subscribe.follow(FollowRequest(stream_id, face), scope, send)
 
     async def _whole(self, stream_id: str, scope: Scope, receive: Any, send: Any) -> None:
         began_at = time.time()

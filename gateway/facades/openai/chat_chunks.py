@@ -21,10 +21,10 @@ from typing import Any
 
 import orjson
 
-from gateway.api.follow import cursor_of
 from gateway.api.requests import CHAT_CHOICES_MAX
 from gateway.facades.openai.errors import cancelled, failure
 from gateway.faces import GAP, Encoder, SseFace, json_strings, shown, without_tombstone
+from gateway.http.cursor import cursor_of
 from gateway.http.problems import Problem
 from shared import events
 from shared.events import Accepted, Event, Policies

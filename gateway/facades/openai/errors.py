@@ -11,8 +11,9 @@ from typing import Any
 from starlette.responses import Response
 
 from gateway.http.connection import Scope
-from gateway.http.exchange import ASGI, json_response
+from gateway.http.exchange import json_response
 from gateway.http.problems import Problem
+from gateway.http.routes import ASGI
 
 CANCELLED_STATUS = 499
 """Not 409, which the SDKs try again: that would begin the very answer anew that somebody has cancelled."""

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from gateway.facades.openai import operations
 from gateway.http.connection import Scope
-from gateway.http.exchange import ASGI, json_response
+from gateway.http.exchange import json_response
 from gateway.http.problems import Problem
+from gateway.http.routes import ASGI, Route, handler_for
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,6 +34,10 @@ class Models:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self.routes = (
+            Route("GET", _PATH, self.list, operations.LIST_MODELS),
+            Route("GET", _PATH + "/{model:path}", self.one, operations.ONE_MODEL),
+        )
         told = bool(settings.openai_api_key or settings.openai_base_url)
         self._url = ""
         if settings.provider == "openai" or (told and not settings.provider):
@@ -41,12 +47,7 @@ class Models:
         self._asking: asyncio.Task[dict[str, Any]] | None = None
 
     def route(self, scope: Scope) -> ASGI | None:
-        if scope["type"] != "http" or scope["method"] != "GET":
-            return None
-        path: str = scope["path"]
-        if path == _PATH:
-            return self.list
-        return self.one if path.startswith(_PATH + "/") and len(path) > len(_PATH) + 1 else None
+        return None if scope["path"] == _PATH + "/" else handler_for(self.routes, scope)
 
     async def list(self, scope: Scope, receive: Any, send: Any) -> None:
         """`GET /v1/models`"""

@@ -9,16 +9,17 @@ cancel, delete
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.api.follow import Subscribe
+from gateway.api.follow import FollowRequest, Subscribe
 from gateway.api.requests import check_chat, check_idempotency_key, parse_body
 from gateway.facades.openai.errors import answering_in_openai_shape, failure_problem
+from gateway.facades.responses import operations
 from gateway.facades.responses.checks import wrong
 from gateway.facades.responses.events import RESPONSES, ResponsesEncoder
 from gateway.facades.responses.items import messages_of
@@ -28,8 +29,10 @@ from gateway.faces import encode
 from gateway.following.ring import broken_off
 from gateway.following.token_runs import checked
 from gateway.http.connection import Receive, Scope
-from gateway.http.exchange import ASGI, body_of, json_response, query_of, unless_disconnected
+from gateway.http.cursor import Place
+from gateway.http.exchange import body_of, json_response, query_of, unless_disconnected
 from gateway.http.problems import Problem
+from gateway.http.routes import ASGI, Route
 from gateway.http.whole_bodies import Held
 from gateway.streams import Streams
 from shared.errors import Unreadable
@@ -39,7 +42,7 @@ from shared.ids import BEGINNING, EventId, is_stream_id
 from shared.lifecycle import Order
 from shared.settings import Settings
 
-_PATH, _CANCEL_TAIL = "/v1/responses", "/cancel"
+_PATH = "/v1/responses"
 _NUMBER_DIGITS_MAX = 12
 _HEAD_SECONDS_MAX = 5.0
 """So long a streaming response waits to begin, so that a provider's refusal comes with its status."""
@@ -59,22 +62,23 @@ class Responses:
         self._streams = streams
         self._subscribe = subscribe
         self._settings = settings
+        self.routes = (
+            Route("POST", _PATH, self.create, operations.CREATE),
+            Route("GET", _PATH + "/{response_id}", self.retrieve, operations.RETRIEVE),
+            Route("DELETE", _PATH + "/{response_id}", self.delete, operations.DELETE),
+            Route("POST", _PATH + "/{response_id}/cancel", self.cancel, operations.CANCEL),
+        )
 
     def route(self, scope: Scope) -> ASGI | None:
         path: str = scope["path"]
         if scope["type"] != "http" or scope["method"] == "OPTIONS" or not f"{path}/".startswith(_PATH + "/"):
             return None
-        handlers: Mapping[str, ASGI]
-        response_id, slash, verb = path[len(_PATH) + 1 :].partition("/")
-        if path == _PATH:
-            handlers = {"POST": self.create}
-        elif slash + verb == _CANCEL_TAIL:
-            handlers = {"POST": _of(response_id, self.cancel)}
-        elif not slash:
-            handlers = {"GET": _of(response_id, self.retrieve), "DELETE": _of(response_id, self.delete)}
-        else:
-            handlers = {}
-        return answering_in_openai_shape(handlers.get(scope["method"]) or _refusing(list(handlers)))
+        matching = [route for route in self.routes if route.matches(path)]
+        route = next((route for route in matching if route.method == scope["method"]), None)
+        if route is None:
+            return answering_in_openai_shape(_refusing([route.method for route in matching]))
+        handler = route.handler if path == _PATH else _of(route.argument(path), route.handler)
+        return answering_in_openai_shape(handler)
 
     async def create(self, scope: Scope, receive: Receive, send: Any) -> None:
         """`POST /v1/responses`"""
@@ -124,7 +128,7 @@ class Responses:
             del encoder, response  # only its bytes are kept while they are sent
             await answer(scope, receive, send)
         elif after is None:
-            await self._subscribe.follow(stream_id, None, RESPONSES, scope, send)
+            await self._subscribe.follow(FollowRequest(stream_id, RESPONSES), scope, send)
         else:
             place = await unless_disconnected(receive, self._place_after(stream_id, after))
             if place is not None:
@@ -157,13 +161,13 @@ class Responses:
                     if failed is not None and not encoder.snapshot()["output"]:
                         raise failure_problem(failed)
             headers = ((b"x-stream-id", stream_id.encode()),)
-            await self._subscribe.follow(stream_id, None, RESPONSES, scope, send, headers=headers)
+            await self._subscribe.follow(FollowRequest(stream_id, RESPONSES, headers=headers), scope, send)
 
     async def _follow_after(
         self, stream_id: str, cursor: EventId, rest: bytes, ended: bool, scope: Scope, receive: Receive, send: Any
     ) -> None:
         if not ended:
-            await self._subscribe.follow(stream_id, cursor, RESPONSES, scope, send, first=rest)
+            await self._subscribe.follow(FollowRequest(stream_id, RESPONSES, Place(cursor), first=rest), scope, send)
             return
         # Nothing more will come. A 204, which ends an EventSource, the SDK for Node takes for an error.
         headers = {"cache-control": "no-store", "content-type": RESPONSES.media_type.decode()}

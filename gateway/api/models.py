@@ -1,0 +1,296 @@
+"""The bodies and events of the native API as models, for the OpenAPI document (`gateway.api.operations`).
+
+They document; requests are checked by `gateway.api.requests`, whose messages say more than a model's would. A test
+(tests/unit/test_openapi.py) holds the two together.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from gateway.http.operations import Closed, Described
+
+# --- requests
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class CancelAfter(Closed):
+    """How long generation goes on when no gateway has a reader of the stream."""
+
+    cancel_after: Annotated[float, Field(ge=0, le=86_400)]
+    """Seconds."""
+
+
+class MidstreamOptions(Closed):
+    """What becomes of a stream that is interrupted or that nobody reads."""
+
+    on_disconnect: Literal["continue"] | CancelAfter = CancelAfter(cancel_after=60)
+    """How long generation goes on when no gateway has a reader of the stream."""
+    on_interrupt: Literal["restart", "continue", "fail"] = "restart"
+    """What follows when a worker or the provider breaks off in mid-answer."""
+    metadata: dict[str, str] = Field(default_factory=dict, max_length=64)
+    """Kept with the stream."""
+
+
+class Simulation(Closed):
+    """How the simulated provider is to answer; other providers do not know this field."""
+
+    tokens: Annotated[int, Field(ge=0, le=100_000)] | None = None
+    tokens_per_second: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
+    finish_reason: Literal["stop", "length"] = "stop"
+    fail_after: Annotated[int, Field(ge=0, le=100_000)] | None = None
+    """The provider breaks off after so many tokens."""
+    stall_after: Annotated[int, Field(ge=0, le=100_000)] | None = None
+    """The provider falls silent after so many tokens."""
+
+
+class ChatMessage(Described):
+    """A message as the Chat Completions API has it."""
+
+    role: str
+    content: str | list[Any] | None = None
+
+
+class StreamRequest(Described):
+    """An OpenAI Chat Completions request. All that is not named here goes to the provider as it is."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    model: Annotated[str, Field(min_length=1)] = Field(default_factory=str)
+    """The gateway's default model where it is missing."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    stream_options: dict[str, Any] | None = None
+    simulate: Simulation | None = None
+    midstream: MidstreamOptions = MidstreamOptions()
+
+
+# --- answers
+
+StreamStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
+
+
+class CreatedStream(Described):
+    """A stream that has been created, or that the same `Idempotency-Key` created before."""
+
+    id: str
+    status: StreamStatus
+    created_at: float
+    """Unix seconds, as all times."""
+    events_url: str
+    """The path at which the stream is followed."""
+
+
+class StreamError(Described):
+    """Why a stream has failed."""
+
+    code: str
+    """One of the failure codes of docs/reference/http.md."""
+    message: str
+    retryable: bool
+    """Whether asking again, with a new stream, may help."""
+
+
+class StreamState(Described):
+    """A stream as it is now."""
+
+    id: str
+    status: StreamStatus
+    text: str
+    """The answer as it stands."""
+    tokens: Count
+    """The number of the provider's deltas in it."""
+    attempt: Count
+    model: str | None
+    finish_reason: str | None
+    truncated: bool
+    """Whether the answer hit its length limit."""
+    usage: dict[str, Any] | None
+    error: StreamError | None
+    cancelled_by: str | None
+    """`client` or `disconnect`."""
+    created_at: float | None
+    started_at: float | None
+    ended_at: float | None
+    metadata: dict[str, str]
+
+
+class ReceiptAttempt(Described):
+    """What one attempt generated."""
+
+    attempt: int
+    tokens: int
+    outcome: str | None
+    worker: str | None
+    started_at: float | None
+
+
+class Generated(Described):
+    """What was generated, of which `tokens` stand in the end."""
+
+    tokens: Count
+    usage: dict[str, Any] | None
+    attempts: list[ReceiptAttempt]
+
+
+class ReceiptConnection(Described):
+    """What was sent over one connection: the events behind `from`, up to `to`."""
+
+    id: str
+    gateway: str
+    from_: Annotated[str, Field(alias="from")]
+    to: str
+    opened_at: float
+    closed_at: float | None
+    outcome: str | None
+    """Null while it is open."""
+    tokens: int
+
+
+class Delivered(Described):
+    """What was sent: how many of the tokens that stand, and over which connections."""
+
+    tokens: Count
+    connections: list[ReceiptConnection]
+
+
+class Receipt(Described):
+    """What was generated and what was delivered of one stream."""
+
+    id: str
+    status: StreamStatus
+    finish_reason: str | None
+    metadata: dict[str, str]
+    generated: Generated
+    delivered: Delivered
+    undelivered_tokens: int
+
+
+class Health(Described):
+    """The process lives."""
+
+    status: Literal["ok"]
+    version: str
+
+
+class Ready(Described):
+    """The process can serve."""
+
+    status: Literal["ready"]
+    readers: Count
+
+
+class ProbeTrace(Described):
+    """What became of a probe."""
+
+    running: bool
+    closed_by: Literal["client", "gateway", "end"] | None
+    sent: Count
+    """Events."""
+    closed_after_ms: float | None
+
+
+# --- events
+
+
+class TokenOrDelta(Described):
+    """A piece of the answer: a text as `token`, or whatever is more than plain text as `delta`."""
+
+    token: str | None = None
+    delta: dict[str, Any] | None = None
+    index: int | None = None
+    logprobs: dict[str, Any] | None = None
+    finish_reason: str | None = None
+
+
+class Started(Described):
+    """A worker has begun."""
+
+    attempt: int
+    model: str | None
+
+
+class Restarted(Described):
+    """An attempt has begun anew: keep the first `base` tokens and drop the others."""
+
+    attempt: int
+    base: int
+    reason: str
+
+
+class Done(Described):
+    """The answer is complete."""
+
+    finish_reason: str | None
+    truncated: bool
+    """Whether the answer hit its length limit."""
+    usage: dict[str, Any] | None
+
+
+class Cancelled(Described):
+    """The stream was cancelled."""
+
+    by: Literal["client", "disconnect"]
+
+
+class Live(Described):
+    """All that was there has been sent; what follows is new."""
+
+    offset: int
+
+
+class Gap(Described):
+    """The events between these ids are gone."""
+
+    requested: str
+    first_available: str
+
+
+class Retry(Described):
+    """The response ends before its stream: come back after this time."""
+
+    milliseconds: int
+
+
+class WebSocketError(Described):
+    """What was wrong with the request, or with a message."""
+
+    status: int
+    detail: str
+
+
+class AcceptedStream(Described):
+    """The stream that a prompt has become."""
+
+    id: str
+    events_url: str
+
+
+class ProbeBeginning(Described):
+    """What the gateway got of the request, and what it is."""
+
+    n: int
+    sent_ms: float
+    seen: dict[str, Any]
+    probe: str
+    gateway: dict[str, Any]
+
+
+class ProbeEvent(Described):
+    """A timed event."""
+
+    n: int
+    sent_ms: float
+    """Milliseconds since the response began."""
+    padding: str | None = None
+
+
+class ProbeEnd(Described):
+    """The probe has sent everything."""
+
+    n: int
+    sent_ms: float
+    comments: int

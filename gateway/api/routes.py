@@ -1,0 +1,142 @@
+"""`/v1/streams` but for what streams: create, state, cancel, receipt, delete; and health, readiness and metrics. On FastAPI."""
+
+from __future__ import annotations
+
+import orjson
+from fastapi import FastAPI, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from gateway.api import operations
+from gateway.api.readiness import Readiness
+from gateway.api.requests import check_generation, check_idempotency_key, parse_body, seconds
+from gateway.delivery.delivery import Delivery
+from gateway.http.etags import etag_of_body, is_known
+from gateway.http.exchange import body_of, json_response, unless_disconnected
+from gateway.http.problems import Problem, stopping
+from gateway.http.routes import Route
+from gateway.http.whole_bodies import made
+from gateway.metrics import exposition, refused
+from gateway.streams import Streams
+from shared.lifecycle import History
+from shared.settings import Settings
+from shared.version import VERSION
+
+_WAIT_SECONDS_MAX = 600
+
+
+class NativeApi:
+    """The requests that are answered whole, whatever their path names last."""
+
+    def __init__(self, streams: Streams, delivery: Delivery, readiness: Readiness, settings: Settings) -> None:
+        self._streams = streams
+        self._delivery = delivery
+        self._readiness = readiness
+        self._settings = settings
+        stream = "/v1/streams/{stream_id}"
+        self.routes = (
+            Route("POST", "/v1/streams", self.create, operations.CREATE_STREAM),
+            Route("GET", stream, self.state, operations.STATE),
+            Route("POST", stream + "/cancel", self.cancel, operations.CANCEL_STREAM),
+            Route("GET", stream + "/receipt", self.receipt, operations.RECEIPT),
+            Route("DELETE", stream, self.delete, operations.DELETE_STREAM),
+            Route("GET", "/healthz", self.healthz, operations.HEALTH),
+            Route("GET", "/readyz", self.readyz, operations.READINESS),
+            Route("GET", "/metrics", self.metrics, operations.METRICS),
+        )
+
+    def app(self) -> FastAPI:
+        """These routes as an application, which also answers what no part of the gateway has a route for: 404 or 405."""
+        app = FastAPI(title="Midstream", version=VERSION, docs_url=None, redoc_url=None, redirect_slashes=False)
+        app.add_exception_handler(Problem, _problem)  # type: ignore[arg-type]  # it is given errors of this class only
+        app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
+        app.add_exception_handler(Exception, _unexpected)
+        for route in self.routes:
+            app.add_api_route(route.path, route.handler, methods=[route.method])
+        return app
+
+    async def create(self, request: Request) -> Response:
+        """`POST /v1/streams`"""
+        if self._delivery.draining:
+            raise stopping()
+        body = parse_body(await body_of(request, self._settings.body_bytes_max))
+        generation, policies, metadata = check_generation(body, self._settings.default_model)
+        key = check_idempotency_key(request.headers)
+        created = await self._streams.create(generation, policies, metadata, idempotency=key)
+        return json_response(created, 201, {"location": created["events_url"]})
+
+    async def state(self, stream_id: str, request: Request) -> Response:
+        """`GET /v1/streams/{id}`; with `?wait=SECONDS`, when it has ended or the time is up."""
+        wait = request.query_params.get("wait")
+        wait_seconds = seconds("wait", wait, _WAIT_SECONDS_MAX) if wait else 0.0
+        history = await unless_disconnected(request.receive, self._streams.state(stream_id, wait_seconds))
+        if history is None:
+            return Response()  # the client has gone
+        if history.status not in ("completed", "failed", "cancelled"):
+            return json_response(await _whole_state(stream_id, history))
+        body, etag = await made(history.size_bytes, lambda: _with_etag(orjson.dumps(history.state(stream_id))))
+        headers = {"etag": etag.decode(), "cache-control": "private, no-cache"}
+        if is_known(request.headers.raw, etag):
+            return Response(status_code=304, headers=headers)
+        return json_response(body, headers=headers)
+
+    async def cancel(self, stream_id: str) -> Response:
+        """`POST /v1/streams/{id}/cancel`"""
+        return json_response(await _whole_state(stream_id, await self._streams.cancel(stream_id)))
+
+    async def receipt(self, stream_id: str) -> Response:
+        """`GET /v1/streams/{id}/receipt`"""
+        return json_response(await self._streams.receipt(stream_id))
+
+    async def delete(self, stream_id: str) -> Response:
+        """`DELETE /v1/streams/{id}`"""
+        await self._streams.delete(stream_id)
+        return Response(status_code=204)
+
+    async def healthz(self) -> Response:
+        """`GET /healthz`: the process lives."""
+        return json_response({"status": "ok", "version": VERSION})
+
+    async def readyz(self) -> Response:
+        """`GET /readyz`: 200 if this process can serve. Raises Problem 503 that says why it cannot."""
+        if self._delivery.draining:
+            raise Problem(503, "this gateway is about to stop")
+        complaint = await self._readiness.complaint()
+        if complaint:
+            raise Problem(503, complaint)
+        return json_response({"status": "ready", "readers": self._delivery.readers})
+
+    async def metrics(self) -> Response:
+        """`GET /metrics`: of all processes of this gateway, whichever of them answers."""
+        return Response(exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _whole_state(stream_id: str, history: History) -> bytes:
+    return await made(history.size_bytes, lambda: orjson.dumps(history.state(stream_id)))
+
+
+def _with_etag(body: bytes) -> tuple[bytes, bytes]:
+    return body, etag_of_body(body)
+
+
+async def _problem(request: Request, problem: Problem) -> Response:
+    refused(problem.status)
+    return problem.response()
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    refused(error.status_code)
+    detail = str(error.detail)
+    if error.status_code == 404:
+        detail = f"there is no {request.method} {request.url.path[:200]}"
+    elif error.status_code == 405:
+        detail = f"{request.method} is not possible here"
+    response = Problem(error.status_code, detail).response()
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    refused(500)
+    return Problem(500, "something went wrong in the gateway; its log has the details").response()

@@ -1,0 +1,144 @@
+"""The console's operations, described: docs/reference/http.md as data. The models document; nothing is checked with them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from gateway.http.accept import SSE
+from gateway.http.operations import (
+    HTML,
+    IF_NONE_MATCH,
+    JSON,
+    Answer,
+    Described,
+    EventKind,
+    Operation,
+    in_path,
+)
+
+
+class OverviewStream(Described):
+    """A stream as the newest entry of its log shows it."""
+
+    id: str
+    status: str
+    """`waiting`, `running`, `completed`, `failed`, `cancelled` or `deleted`."""
+    created_at: float
+    age_seconds: float
+    attempt: int
+    tokens: int
+    tokens_per_second: float
+    worker: str | None = None
+    lease_age_seconds: float | None = None
+    ended_at: float | None = None
+
+
+class OverviewStreams(Described):
+    """The queue and its newest streams."""
+
+    running: int
+    waiting: int
+    oldest_waiting_seconds: float
+    newest: Annotated[list[OverviewStream], Field(max_length=100)]
+    ended: Annotated[list[OverviewStream], Field(max_length=20)]
+    """Streams that were seen to end while somebody looked."""
+
+
+class OverviewLag(Described):
+    """Quantiles of the last half minute, of the process where they are worst."""
+
+    p50_ms: float
+    p99_ms: float
+    samples: int | None = None
+    process: str | None = None
+
+
+class OverviewProcess(Described):
+    """A gateway or a worker."""
+
+    kind: str
+    name: str
+    host: str
+    pid: int
+    version: str
+    started_at: float
+    cpu: float
+    """Of one core."""
+    memory_bytes: float
+    draining: bool | None = None
+    heard_seconds: float
+    silent: bool
+    totals: dict[str, float] = Field(default_factory=dict)
+    per_second: dict[str, float] = Field(default_factory=dict)
+    lag: dict[str, dict[str, float]] = Field(default_factory=dict)
+    readers: int | None = None
+    readers_max: int | None = None
+    followed: int | None = None
+    tick_ms: float | None = None
+    provider: str | None = None
+    running: int | None = None
+    capacity: int | None = None
+
+
+class OverviewRedis(Described):
+    """Redis, as the processes measure it."""
+
+    up: bool
+    memory_bytes: float
+    headroom_bytes: float
+    commands_per_second: float
+    time: float | None = None
+    refusal: str | None = None
+
+
+class Snapshot(Described):
+    """What runs now, on all processes that share this Redis."""
+
+    time: float
+    version: str
+    gateway: str
+    """The process that answers."""
+    streams: OverviewStreams
+    readers: int
+    totals: dict[str, float]
+    per_second: dict[str, float]
+    lag: dict[str, OverviewLag]
+    processes: list[OverviewProcess]
+    redis: OverviewRedis
+
+
+OVERVIEW = Operation(
+    "console",
+    "overview",
+    "What runs now.",
+    (Answer(200, "At most one snapshot a second is made.", {JSON: Snapshot}),),
+)
+OVERVIEW_EVENTS = Operation(
+    "console",
+    "overview_events",
+    "What runs now, once a second.",
+    (Answer(200, "Snapshots, until the client leaves.", {SSE: None}),),
+    events=(EventKind("", Snapshot, "What runs now.", has_id=False),),
+)
+_PAGE_HEADERS: dict[str, Any] = {"ETag": "Of the file."}
+_SAME = Answer(304, "The client's copy is still right.", headers=_PAGE_HEADERS)
+
+
+def _page(name: str, summary: str) -> Operation:
+    answers = (Answer(200, "A page.", {HTML: None}, _PAGE_HEADERS), _SAME)
+    return Operation("console", name, summary, answers, parameters=(IF_NONE_MATCH,))
+
+
+CONSOLE = _page("console", "The console.")
+CHAT_PAGE = _page("chat_page", "A chat to try.")
+_FILE_TYPES = {"text/css": None, "text/javascript": None, "image/svg+xml": None}
+CONSOLE_FILE = Operation(
+    "console",
+    "console_file",
+    "A script, style sheet or picture of these pages.",
+    (Answer(200, "The file.", _FILE_TYPES, _PAGE_HEADERS), _SAME),
+    parameters=(in_path("file", "The file's name."), IF_NONE_MATCH),
+    errors=(404,),
+)

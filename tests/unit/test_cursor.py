@@ -1,0 +1,84 @@
+"""Where a reader goes on, from the request to the id that it counts as having."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.http.cursor import BEGINNING_PLACE, Place, after_bytes_of, place_of, stream_and_place_of
+from gateway.http.problems import Problem
+from shared.ids import BEGINNING, EventId, new_stream_id
+
+
+def request(query: str = "", header: str | None = None) -> dict[str, Any]:
+    headers = [] if header is None else [(b"last-event-id", header.encode())]
+    return {"query_string": query.encode(), "headers": headers}
+
+
+@pytest.mark.parametrize(
+    ("query", "header", "place"),
+    [
+        ("", None, BEGINNING_PLACE),
+        ("last_event_id=", "", BEGINNING_PLACE),
+        ("", "1-57", Place(EventId(1, 57))),
+        ("last_event_id=1-57", None, Place(EventId(1, 57))),
+        ("last_event_id=1-5&last_event_id=1-6", None, Place(EventId(1, 6))),
+        ("last_event_id=1-5", " 2-0 ", Place(EventId(2, 0))),
+        ("from=now", None, Place(from_now=True)),
+        ("from=now", "1-1", Place(EventId(1, 1))),
+        ("from=now&last_event_id=1-1", None, Place(EventId(1, 1))),
+        ("", "0-0", Place(BEGINNING)),
+    ],
+)
+def test_the_place_of_a_request(query: str, header: str | None, place: Place) -> None:
+    assert place_of(request(query, header)) == place
+
+
+@pytest.mark.parametrize(
+    ("query", "header"), [("from=then", None), ("", "x"), ("last_event_id=1", None), ("a=%ff", None)]
+)
+def test_what_is_no_place(query: str, header: str | None) -> None:
+    with pytest.raises(Problem) as caught:
+        place_of(request(query, header))
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("place", "end", "cursor"),
+    [
+        (BEGINNING_PLACE, None, BEGINNING),
+        (BEGINNING_PLACE, EventId(1, 9), BEGINNING),
+        (Place(EventId(1, 4)), None, EventId(1, 4)),
+        (Place(from_now=True), None, EventId(1, 8)),
+        (Place(from_now=True), EventId(1, 9), EventId(1, 8)),
+        (Place(from_now=True), EventId(2, 0), EventId(2, -1)),
+    ],
+)
+def test_the_id_that_a_reader_counts_as_having(place: Place, end: EventId | None, cursor: EventId) -> None:
+    assert place.first_cursor(end or EventId(1, 8), end) == cursor
+
+
+def test_only_who_has_the_end_is_behind_it() -> None:
+    end = EventId(1, 9)
+    assert Place(end).is_behind(end)
+    assert not Place(EventId(1, 8)).is_behind(end)
+    assert not Place(end).is_behind(None)
+    assert not BEGINNING_PLACE.is_behind(end)
+    assert not Place(from_now=True).is_behind(end)
+
+
+def test_an_id_that_names_its_stream() -> None:
+    stream_id = new_stream_id()
+    assert stream_and_place_of(f"{stream_id}/1-3") == (stream_id, Place(EventId(1, 3)))
+    for wrong in ("1-3", "x/1-3", f"{stream_id}/x", "/"):
+        with pytest.raises(Problem):
+            stream_and_place_of(wrong)
+
+
+def test_bytes_that_a_client_has() -> None:
+    assert after_bytes_of({}) == after_bytes_of({"after_bytes": ""}) == 0
+    assert after_bytes_of({"after_bytes": "12"}) == 12
+    for wrong in ("-1", "x", "1" * 13, "١"):
+        with pytest.raises(Problem, match="after_bytes must be"):
+            after_bytes_of({"after_bytes": wrong})

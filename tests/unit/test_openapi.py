@@ -1,0 +1,258 @@
+"""The OpenAPI document has every declared route and no other, is valid, and its schemas agree with the checks of requests."""
+
+from __future__ import annotations
+
+import re
+from html import escape
+from typing import Any, cast
+
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from gateway.api.docs import page_of
+from gateway.api.follow import Subscribe
+from gateway.api.openapi import document
+from gateway.api.requests import check_chat, check_generation
+from gateway.app import Services, parts_of
+from gateway.console.watchers import Watchers
+from gateway.facades.responses.request import asked
+from gateway.http.problems import Problem
+from gateway.http.routes import Part, Route
+from shared.settings import Settings
+
+SETTINGS = Settings()
+NOBODY = cast(Any, None)
+"""Stands for what answers requests: here none is answered."""
+
+
+def parts(*, console: bool = True) -> tuple[list[Route], list[Part]]:
+    """What FastAPI serves, and the parts before it."""
+    subscribe = Subscribe(NOBODY, NOBODY, NOBODY, SETTINGS)
+    watchers = Watchers(NOBODY) if console else None
+    native, before = parts_of(Services(NOBODY, subscribe, NOBODY, watchers, NOBODY, NOBODY, SETTINGS))
+    assert {(route.method, route.path) for route in native.routes} == {
+        (method, cast(Any, route).path)
+        for route in native.app().routes
+        if cast(Any, route).name not in ("openapi",)
+        for method in cast(Any, route).methods
+    }
+    return list(native.routes), before
+
+
+def described(*, console: bool = True) -> dict[str, Any]:
+    native, before = parts(console=console)
+    return document([*native, *(route for part in before for route in part.routes)])
+
+
+DOCUMENT = described()
+
+
+def operations() -> dict[tuple[str, str], dict[str, Any]]:
+    return {
+        (method.upper(), path): operation
+        for path, item in DOCUMENT["paths"].items()
+        for method, operation in item.items()
+    }
+
+
+def sample(path: str) -> str:
+    """A path that this template means."""
+    return re.sub(r"\{(\w+)\}", lambda name: "console.js" if name[1] == "file" else "x", path)
+
+
+def test_it_is_a_valid_document() -> None:
+    assert [str(error) for error in OpenAPIV31SpecValidator(cast(Any, DOCUMENT)).iter_errors()] == []
+
+
+def test_every_declared_route_is_described_and_dispatched_and_no_other() -> None:
+    native, before = parts()
+    declared = {(route.method, route.path): route for part in before for route in part.routes}
+    assert len(declared) == sum(len(part.routes) for part in before), "two parts declare one route"
+    assert set(operations()) == set(declared) | {(route.method, route.path) for route in native}
+    for method, path in operations():
+        scope = {"type": "http", "method": method, "path": sample(path)}
+        found = next((handler for part in before if (handler := part.route(scope)) is not None), None)
+        assert (found is not None) == ((method, path) in declared), f"{method} {path}"
+
+
+def test_nothing_is_dispatched_that_is_not_declared() -> None:
+    _, before = parts()
+    for path in {path for _, path in operations()} | {"/nothing", "/v1", "/console/none", "/v1/streams/x/nothing"}:
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"):
+            scope = {"type": "http", "method": method, "path": sample(path)}
+            for part in before:
+                if part.route(scope) is not None and (method, path) not in operations():
+                    # A refusal of its own: 405 of OpenAI's shape, and 426 to whatever is no handshake.
+                    assert path.startswith("/v1/responses") or path.endswith("/ws"), f"{method} {path}"
+
+
+def test_without_a_console_it_is_not_described() -> None:
+    paths = set(described(console=False)["paths"])
+    assert set(DOCUMENT["paths"]) - paths == {
+        "/",
+        "/chat",
+        "/console/{file}",
+        "/v1/overview",
+        "/v1/overview/events",
+    }
+
+
+def test_each_operation_says_what_it_takes_and_gives() -> None:
+    names = [operation["operationId"] for operation in operations().values()]
+    assert len(names) == len(set(names))
+    for (method, path), operation in operations().items():
+        in_path = {one["name"] for one in operation["parameters"] if one["in"] == "path"}
+        assert in_path == set(re.findall(r"\{(\w+)\}", path)), path
+        assert operation["summary"].endswith("."), path
+        assert ("requestBody" in operation) >= (method == "POST" and not path.endswith("/cancel")), path
+        streams = any("text/event-stream" in answer.get("content", {}) for answer in operation["responses"].values())
+        assert bool(operation.get("x-events")) == (streams or "101" in operation["responses"]), path
+
+
+def test_every_model_is_described_in_words() -> None:
+    assert [name for name, schema in DOCUMENT["components"]["schemas"].items() if not schema.get("description")] == []
+
+
+def test_the_page_shows_all_of_it() -> None:
+    page = page_of(DOCUMENT)
+    anchors = set(re.findall(r'id="([^"]+)"', page))
+    assert anchors == set(DOCUMENT["components"]["schemas"])
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= anchors
+    shown = page.split("<details>")[1:]
+    described_here = {key: operation for key, operation in operations().items() if key[0] != "HEAD"}
+    assert len(shown) == len(described_here)
+    for (method, path), operation in described_here.items():
+        part = next(part for part in shown if f"<code>{method} {escape(path)}</code>" in part)
+        for name in (
+            *(parameter["name"] for parameter in operation["parameters"]),
+            *operation["responses"],
+            *(event["event"] for event in operation.get("x-events", ()) if "event" in event),
+        ):
+            assert f"<code>{name}</code>" in part, f"{operation['operationId']}: {name}"
+        body = operation.get("requestBody")
+        if body is not None:
+            name = body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+            assert f'Body: <a href="#{name}">' in part
+    for name, schema in DOCUMENT["components"]["schemas"].items():
+        section = page.partition(f'id="{name}"')[2].partition("<h3")[0]
+        assert all(f"<code>{field}</code>" in section for field in schema.get("properties", {})), name
+
+
+def accepts(schema: str, body: Any) -> bool:
+    whole = {"$ref": f"#/components/schemas/{schema}", "components": DOCUMENT["components"]}
+    return bool(Draft202012Validator(whole).is_valid(body))
+
+
+MESSAGES = [{"role": "user", "content": "x"}]
+VALUES: dict[str, tuple[Any, ...]] = {
+    "model": ("m", "", None, 1),
+    "max_tokens": (1, 0, -1, "1", None, True),
+    "max_completion_tokens": (5, 0, None),
+    "n": (1, 0, None, "2"),
+    "stream_options": ({}, None, []),
+    "simulate": (
+        None,
+        {},
+        [],
+        {"tokens": 0},
+        {"tokens": -1},
+        {"tokens": 100_001},
+        {"finish_reason": None},
+        {"finish_reason": "length"},
+        {"tokens_per_second": 1_000_001},
+        {"tokens_per_second": 0.5, "fail_after": None},
+        {"nothing": 1},
+    ),
+    "midstream": (
+        None,
+        [],
+        {},
+        {"on_interrupt": "fail"},
+        {"on_interrupt": "x"},
+        {"on_interrupt": None},
+        {"on_disconnect": "continue"},
+        {"on_disconnect": "stop"},
+        {"on_disconnect": {"cancel_after": 0}},
+        {"on_disconnect": {"cancel_after": 86_401}},
+        {"on_disconnect": {"cancel_after": "1"}},
+        {"on_disconnect": {"cancel_after": 1, "more": 1}},
+        {"on_disconnect": {}},
+        {"metadata": {"a": "b"}},
+        {"metadata": {"a": 1}},
+        {"metadata": {str(number): "" for number in range(65)}},
+        {"nothing": 1},
+    ),
+    "anything": (1, None, {"else": []}),
+}
+BODIES: list[dict[str, Any]] = [
+    {"messages": MESSAGES},
+    {},
+    {"messages": []},
+    {"messages": "x"},
+    {"messages": [{"content": "x"}]},
+    {"messages": [{"role": "user", "content": 1}]},
+    {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+    {"messages": [{"role": "assistant", "content": None}]},
+    *({"messages": MESSAGES, name: value} for name, values in VALUES.items() for value in values),
+]
+
+
+@pytest.mark.parametrize("body", BODIES, ids=str)
+def test_the_schemas_accept_what_the_checks_accept(body: dict[str, Any]) -> None:
+    for schema, check in (
+        ("StreamRequest", lambda: check_generation(body, "m")),
+        ("ChatCompletionRequest", lambda: check_chat(body, {}, "m")),
+    ):
+        try:
+            check()
+            is_good = True
+        except Problem:
+            is_good = False
+        assert accepts(schema, body) == is_good, schema
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": MESSAGES, "n": 128, "stream": True, "stream_options": {"include_usage": True}},
+        {"messages": MESSAGES, "n": 129},
+        {"messages": MESSAGES, "stream": "yes"},
+        {"messages": MESSAGES, "stream_options": {"include_usage": 1}},
+        {"messages": MESSAGES, "model": "m" * 257},
+    ],
+    ids=str,
+)
+def test_what_only_chat_completions_check(body: dict[str, Any]) -> None:
+    try:
+        check_chat(body, {}, "m")
+        is_good = True
+    except Problem:
+        is_good = False
+    assert accepts("ChatCompletionRequest", body) == is_good
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"input": "x"},
+        {"input": [{"role": "user", "content": "x"}], "stream": True, "store": False},
+        {"input": []},
+        {"input": 1},
+        {},
+        {"input": "x", "max_output_tokens": 0},
+        {"input": "x", "max_output_tokens": 1, "instructions": "y", "tools": []},
+        {"input": "x", "background": "yes"},
+        {"input": "x", "truncation": "auto"},
+        {"input": "x", "previous_response_id": 1},
+        {"input": "x", "instructions": 1},
+    ],
+    ids=str,
+)
+def test_responses_too(body: dict[str, Any]) -> None:
+    try:
+        asked(body)
+        is_good = True
+    except Problem:
+        is_good = False
+    assert accepts("ResponseRequest", body) == is_good
