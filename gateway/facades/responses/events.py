@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from gateway.facades.responses.object import described, error_of, usage_of
+from gateway.facades.responses.response_object import described, error_of, usage_of
 from gateway.faces import GAP, Encoder, SseFace, without_tombstone
 from shared import events
 from shared.events import Accepted, Event

@@ -22,7 +22,7 @@ from gateway.facades.openai.errors import answering_in_openai_shape, failure_pro
 from gateway.facades.responses.checks import wrong
 from gateway.facades.responses.events import RESPONSES, ResponsesEncoder
 from gateway.facades.responses.items import messages_of
-from gateway.facades.responses.object import PREFIX
+from gateway.facades.responses.response_object import PREFIX
 from gateway.facades.responses.request import Asked, asked
 from gateway.faces import encode
 from gateway.following.ring import broken_off
