@@ -1,7 +1,7 @@
 """An EventSource that follows a stream over as many connections as needed, cheap enough for hundreds of them.
 
-It does what WHATWG HTML says: after a connection that ended it waits for `retry:` and comes back with the last id; any
-answer but 200 ends it for good, 204 in peace and everything else as a failure.
+It follows the WHATWG HTML standard: after a lost connection it waits for `retry:`, and reconnects with the last id. A status
+other than 200 ends it for good: 204 as complete, any other as failed.
 """
 
 from __future__ import annotations
