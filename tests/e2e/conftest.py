@@ -31,6 +31,13 @@ async def server() -> AsyncIterator[OpenAIServer]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(server: OpenAIServer) -> AsyncIterator[System]:
+    """Two gateways, and a worker that asks `server`. A module may define another one."""
+    async with System(gateways=2, settings={"provider": "openai", "openai_base_url": server.url}) as system:
+        yield system
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
     """Chromium, for pages of the module's tests."""
     async with chromium() as started:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Self
 
 import httpx2
 
+from shared.child_processes import end_all
 from tests.support.needs import needs
 from tests.support.redis_server import free_port
 from tests.support.waiting import wait_until
@@ -67,8 +69,7 @@ class Prometheus:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._process is not None:
-            self._process.terminate()
-            self._process.wait(10)
+            end_all([self._process], within_seconds=10, first_signal=signal.SIGTERM)
         await self._http.aclose()
         shutil.rmtree(self._directory, ignore_errors=True)
 

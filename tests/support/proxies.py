@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
+from shared.child_processes import end_all
 from tests.support.needs import needs
 from tests.support.redis_server import free_port
 
@@ -104,12 +106,7 @@ class Proxy:
 
     def _end(self) -> None:
         assert self._process is not None
-        self._process.terminate()
-        try:
-            self._process.wait(_END_SECONDS_MAX)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end_all([self._process], within_seconds=_END_SECONDS_MAX, first_signal=signal.SIGTERM)
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
