@@ -6,4 +6,6 @@ api         the native API: which stream, from where         measuring, presence
 delivery    from encoded events to sockets: readers          console, streams (create, state, cancel, delete)
 following   from a log to encoded events: tails, rings       http: what knows HTTP and no streams
 metrics, faces (how an event looks on the wire), listening (sockets), process_name
+
+`docs/explanation/how-it-works.md` follows one token and one reconnection through them.
 """

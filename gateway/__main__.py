@@ -25,22 +25,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--fd", type=int, metavar="N", help="serve on this inherited socket")
     parser.add_argument("--log-format", choices=("json", "text"), help="how lines look on standard error")
-    parser.add_argument("--number", type=int, help=argparse.SUPPRESS)  # these two are for a supervisor's children
+    parser.add_argument("--number", type=int, help=argparse.SUPPRESS)  # this and the next: for a supervisor's children
     parser.add_argument("--lifeline", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"midstream {VERSION}")
-    told = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
         settings = Settings.from_environment(os.environ)
-        set_up_logging(settings.log_level, told.log_format or settings.log_format)
-        inherited = None if told.fd is None else socket.socket(fileno=told.fd)
-        if told.number is not None and inherited is not None:
-            member = Membership(told.number, told.lifeline)
+        set_up_logging(settings.log_level, options.log_format or settings.log_format)
+        inherited = None if options.fd is None else socket.socket(fileno=options.fd)
+        if options.number is not None and inherited is not None:
+            member = Membership(options.number, options.lifeline)
             try:
                 _serve(settings, inherited)
             finally:
                 member.leave()
         elif (count := processes_wanted(settings)) > 1:
-            command = [sys.executable, "-m", "gateway"] + (["--log-format", told.log_format] if told.log_format else [])
+            command = [sys.executable, "-m", "gateway"] + (
+                ["--log-format", options.log_format] if options.log_format else []
+            )
             return Supervisor(settings, count, inherited or reserve(settings), command).run()
         else:
             _serve(settings, inherited or listen(settings))
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(settings: Settings, listening: socket.socket) -> None:
-    # Imported here: a supervisor needs none of it, and a child must be known as one before the first metric is made.
+    # Imported here: a supervisor needs none of it, and in a child `Membership` must come before the first metric is made.
     import uvloop
 
     from gateway import metrics

@@ -1,7 +1,7 @@
-"""Listening sockets: one for a gateway of one process, or one for each of its processes, all at the same port.
+"""Listening sockets: one for a gateway of one process, or one for each process of a gateway, all at the same port.
 
-With SO_REUSEPORT Linux spreads new connections over the sockets that listen at a port, by a hash of their addresses.
-Processes that share one listening socket instead compete for each connection, and the one that wakes up first gets most.
+With SO_REUSEPORT Linux spreads new connections over the sockets that listen at a port, by a hash of the addresses.
+If processes shared one listening socket, they would compete for each connection, and the fastest to wake would get most.
 """
 
 from __future__ import annotations
@@ -14,75 +14,75 @@ from shared.errors import Unusable
 from shared.settings import Settings
 
 BACKLOG = 8192
-"""Connections that wait to be accepted: all readers of a gateway that died come at once."""
+"""So many connections may wait to be accepted: when a gateway dies, all its readers come at once."""
 
 CAN_SHARE = sys.platform == "linux" and hasattr(socket, "SO_REUSEPORT")
-"""Whether this system spreads connections. macOS has the option too, and gives them all to one socket."""
+"""Whether this system spreads connections. macOS has the option, too, but gives all connections to one socket."""
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The listening socket of a gateway of one process. Raises Unusable."""
+    """Returns the listening socket of a gateway of one process. Raises Unusable."""
     listening = _bound(settings)
     try:
         listening.listen(BACKLOG)
-    except OSError as error:  # somebody else has bound the port too, and was faster
+    except OSError as error:  # another process has bound the port, too, and listened first
         listening.close()
         raise _cannot_listen(settings, error) from None
     return listening
 
 
 def reserve(settings: Settings) -> socket.socket:
-    """A socket that takes the port for the processes of one gateway, and never listens itself. Raises Unusable.
+    """Returns a socket that takes the port for the processes of one gateway, and never listens. Raises Unusable.
 
-    While it is open only sockets made by `beside`, of the same user, can be bound there: not another gateway that
-    somebody started by mistake, although this one's processes may not listen yet, or have all died.
+    While it is open, only sockets of the same user with SO_REUSEPORT (`beside`) can be bound to the port. So a second
+    gateway that was started by mistake is refused, even while no process of this one listens.
     """
-    reserved = _bound(settings)  # alone: whoever has the port already refuses it
-    # Only now is it opened to others; and reuse of the address, which is for old connections in TIME_WAIT, ends, because
-    # it would let everybody in who asks for the same.
+    reserved = _bound(settings)  # without SO_REUSEPORT: fails if anybody has the port
+    # Other sockets may share the port from now on. SO_REUSEADDR, which is for old connections in TIME_WAIT, is taken back:
+    # it would let in any socket that has it set.
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     return reserved
 
 
 def beside(reserved: socket.socket, settings: Settings) -> socket.socket:
-    """A socket at a reserved port. It does not listen yet: no connection is given to it before its process is ready."""
+    """Returns a socket at a reserved port. It does not listen yet, so it gets no connection before its process is ready."""
     return _bound(settings, reserved.getsockname(), shared=True)
 
 
-def listens(one: socket.socket) -> bool:
-    """Whether connections are taken on it, by whichever process."""
-    return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+def listens(candidate: socket.socket) -> bool:
+    """Returns whether a socket listens, in whichever process."""
+    return bool(candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
-def is_reserved(one: socket.socket) -> bool:
-    """Whether it comes from `reserve`, maybe in another process."""
-    return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)) and not listens(one)
+def is_reserved(candidate: socket.socket) -> bool:
+    """Returns whether a socket comes from `reserve`, maybe in another process."""
+    return bool(candidate.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)) and not listens(candidate)
 
 
 def _bound(settings: Settings, address: Any = None, *, shared: bool = False) -> socket.socket:
-    """A socket at this address, or where the settings say. Raises Unusable."""
-    one: socket.socket | None = None
+    """Returns a socket bound to `address`, or where the settings say. Raises Unusable."""
+    bound: socket.socket | None = None
     try:
-        family, kind, protocol, _, told = socket.getaddrinfo(
+        family, kind, protocol, _, default_address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        one = socket.socket(family, kind, protocol)
-        one.setblocking(False)
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted sockets inherit these two.
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.send_buffer_bytes)
+        bound = socket.socket(family, kind, protocol)
+        bound.setblocking(False)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit the next two options.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.send_buffer_bytes)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             timeout_milliseconds = int(settings.dead_peer_seconds * 1000)
-            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_milliseconds)
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_milliseconds)
         if shared:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        one.bind(address or told)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind(address or default_address)
     except OSError as error:
-        if one is not None:
-            one.close()
+        if bound is not None:
+            bound.close()
         raise _cannot_listen(settings, error) from None
-    return one
+    return bound
 
 
 def _cannot_listen(settings: Settings, error: OSError) -> Unusable:

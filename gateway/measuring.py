@@ -1,4 +1,4 @@
-"""What a gateway process measures without being told: its own numbers once a second, Redis for all every five."""
+"""Periodic measurements of a gateway process: its own numbers once a second, the queue and Redis every five seconds."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from shared.settings import Settings
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 5.0
-"""How often Redis is looked at: five commands, 0.2 ms of its time."""
+"""How often Redis is measured: five commands, 0.2 ms of its time."""
 
 
 class GatewayMeasuring(Measuring):
-    """The handover of this process's numbers, and a look at the queue and at Redis' memory.
+    """Hands this process's numbers over, and measures the queue and Redis.
 
-    Every gateway looks at what is the same for all, so that it can be seen when no worker is left.
+    Every gateway measures these shared things, so that they can be seen when no worker is left.
     """
 
     def __init__(
@@ -68,38 +68,38 @@ class GatewayMeasuring(Measuring):
         handover.count(metrics.LOG_READS["page"], lambda: pages.reads)
         for reason in tails.reads:
             handover.count(metrics.LOG_READS[reason], lambda reason=reason: tails.reads[reason])  # type: ignore[misc]
-        self._looking: asyncio.Task[None] | None = None
+        self._redis_task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         super().start()
-        self._looking = keep_running("look", self._look_again_and_again)
+        self._redis_task = keep_running("look", self._measure_redis)
 
     async def close(self) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+        if self._redis_task is not None:
+            self._redis_task.cancel()
+            await asyncio.gather(self._redis_task, return_exceptions=True)
         await super().close()
 
-    async def _look_again_and_again(self) -> None:
+    async def _measure_redis(self) -> None:
         while True:
-            for look in (self._look_at_queue, self._look_at_redis):
+            for measure in (self._measure_queue, self._measure_server):
                 try:
-                    await look()
-                except (Disconnected, RedisRefused) as error:  # away, or a managed one that bars the command
-                    logger.debug("Redis does not tell: %s", error)
-                except (TypeError, ValueError, LookupError, AttributeError) as error:  # a proxy that tells it otherwise
-                    logger.debug("what Redis tells is not understood: %r", error)
+                    await measure()
+                except (Disconnected, RedisRefused) as error:  # away, or the command is not allowed
+                    logger.debug("Redis was not measured: %s", error)
+                except (TypeError, ValueError, LookupError, AttributeError) as error:  # a proxy's reply
+                    logger.debug("Redis's reply has an unknown form: %r", error)
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _look_at_queue(self) -> None:
+    async def _measure_queue(self) -> None:
         length = int(await self._commands.execute("XLEN", REQUESTS))
         claimed, oldest_seconds = 0, 0.0
         if length:
             after = b"0-0"
             for row in await self._commands.execute("XINFO", "GROUPS", REQUESTS):
-                about = dict(zip(row[::2], row[1::2], strict=True))
-                if about[b"name"] == GROUP:
-                    claimed, after = min(length, about[b"pending"]), about[b"last-delivered-id"]
+                group = dict(zip(row[::2], row[1::2], strict=True))
+                if group[b"name"] == GROUP:
+                    claimed, after = min(length, group[b"pending"]), group[b"last-delivered-id"]
             if length > claimed:
                 first = await self._commands.execute("XRANGE", REQUESTS, b"(" + after, "+", "COUNT", 1)
                 if first:
@@ -108,11 +108,11 @@ class GatewayMeasuring(Measuring):
         QUEUE_REQUESTS.gauge().labels("claimed").set(claimed)
         QUEUE_OLDEST_SECONDS.gauge().set(oldest_seconds)
 
-    async def _look_at_redis(self) -> None:
-        told = _parsed(await self._commands.execute("INFO", "memory", "stats", "clients", "keyspace"))
+    async def _measure_server(self) -> None:
+        info = _parsed(await self._commands.execute("INFO", "memory", "stats", "clients", "keyspace"))
 
         def number(name: str) -> float:
-            return float(told.get(name, 0))
+            return float(info.get(name, 0))
 
         used = number("used_memory")
         REDIS_MEMORY_BYTES.gauge().set(used)
@@ -121,11 +121,11 @@ class GatewayMeasuring(Measuring):
         REDIS_CLIENTS.gauge().set(number("connected_clients"))
         REDIS_COMMANDS_PER_SECOND.gauge().set(number("instantaneous_ops_per_sec"))
         REDIS_EVICTED_KEYS.gauge().set(number("evicted_keys"))
-        keys = told.get(self._database, "keys=0").partition(",")[0]
+        keys = info.get(self._database, "keys=0").partition(",")[0]
         REDIS_KEYS.gauge().set(float(keys.removeprefix("keys=")))
 
 
 def _parsed(reply: Any) -> dict[str, str]:
-    """The fields of an INFO."""
+    """Returns the fields of the reply to INFO."""
     lines = (line.partition(":") for line in bytes(reply).decode().splitlines())
     return {name: value for name, colon, value in lines if colon}

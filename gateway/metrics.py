@@ -1,9 +1,9 @@
-"""What a gateway counts, over all its processes.
+"""The metrics of a gateway, over all its processes.
 
-With several processes a value lies in a file that they can all read (prometheus_client's multiprocess mode): `inc()` then
-costs about 1.5 µs and `observe()` 4. So what happens for every event, flush or reader on the way is counted in a plain
-number, at a tenth of that, and handed over once a second (`handover`). Gauges with a function, Info and Enum do not work
-in this mode; a gauge says by its `processes` how the processes' values become one.
+With several processes a value is kept in a file that all of them can read (prometheus_client's multiprocess mode): `inc()`
+then costs about 1.5 µs and `observe()` 4. So frequent things (events, flushes, readers) are counted in plain numbers, at a
+tenth of that cost, and handed over once a second (`handover`). Gauges with a function, Info and Enum do not work in this
+mode; a gauge's `processes` states how the values of the processes become one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _RECEIPT_TOKENS = metrics.RECEIPT_TOKENS.counter()
 LOG_READS = {reason: metrics.LOG_READS.counter().labels(reason) for reason in LOG_READ_REASONS}
 
 handover = Handover()
-"""Of this process; `gateway.measuring` says what is in it, and calls it."""
+"""The plain numbers of this process; `gateway.measuring` registers them, and hands them over."""
 
 
 def closed(outcome: str) -> None:
@@ -64,13 +64,13 @@ def refused(status: int) -> None:
 
 
 def cancelled(by: str) -> None:
-    """This process has appended `cancelled`."""
+    """Counts a stream to which this process has appended `cancelled`."""
     _ENDED.labels("cancelled").inc()
     _CANCELS.labels(by).inc()
 
 
 def failed(code: str) -> None:
-    """This process has appended `failed`."""
+    """Counts a stream to which this process has appended `failed`."""
     _ENDED.labels("failed").inc()
     _FAILURES.labels(bounded(code, FAILURE_CODES)).inc()
 
@@ -88,17 +88,17 @@ def resumed(place: str, events_back: int) -> None:
 
 
 def sent_at(event: Event) -> float:
-    """When a terminal event left its worker or gateway, by its own clock; 0 where it does not say."""
+    """Returns when a terminal event was sent, by its sender's clock; 0 if the event does not say."""
     return float(orjson.loads(event.value).get("time") or 0.0) if event.value else 0.0
 
 
 def written(sent_at: float) -> None:
-    """The end of a stream, sent at that time, has been written to its readers' sockets."""
+    """Observes the latency of a stream's end, sent at `sent_at` and now written to its readers' sockets."""
     _LAG.observe(max(0.0, time.time() - sent_at))
 
 
 def exposition() -> bytes:
-    """All metrics of this gateway, whichever of its processes is asked, as Prometheus' text."""
+    """Returns all metrics of this gateway, of all its processes, in Prometheus's text format."""
     handover.now()
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest()

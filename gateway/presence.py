@@ -1,4 +1,4 @@
-"""What a gateway process says of itself to whoever watches."""
+"""The facts that a gateway process writes about itself to Redis, for the console and `midstream top`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from shared.settings import Settings
 
 
 def presence(delivery: Delivery, tails: Tails, commands: Commands, settings: Settings) -> Presence:
+    """Returns the presence of this process, to be started."""
+
     def facts() -> Facts:
         return {
             "readers": delivery.readers,

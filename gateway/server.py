@@ -1,8 +1,8 @@
-"""The process: its socket, its parts, and its way to leave.
+"""One gateway process: builds its parts, starts them, serves, and closes them in the reverse order.
 
-uvicorn waits for open responses before it tells the application that it is to stop, and a stream's response stays open
-for as long as its answer takes. So the server's own `handle_exit` tells the readers: each gets what is ready and a
-jittered `retry:`, and resumes on another gateway at its token.
+On a signal uvicorn waits for open responses, and a stream's response stays open as long as its answer takes. So the
+server's own `handle_exit` drains the readers first: each gets the events that are ready and a jittered `retry:`, and
+resumes at its token through another gateway.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import contextlib
 import gc
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import uvicorn
 
@@ -34,6 +35,7 @@ from gateway.following.silence_checks import SilenceChecks
 from gateway.following.tails import Tails
 from gateway.http.connection import Connection
 from gateway.http.request_timeouts import RequestTimeouts
+from gateway.http.routes import ASGI
 from gateway.http.uvicorn_inside import check_uvicorn
 from gateway.http.websocket_connection import MESSAGE_BYTES_MAX, WebSocketConnection
 from gateway.listening import BACKLOG
@@ -42,6 +44,7 @@ from gateway.presence import presence
 from gateway.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
 from shared.event_log import EventLog
+from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
 from shared.redis_server import RedisAddress, check
@@ -55,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but for the moment at which it is asked to stop."""
+    """uvicorn, with a call of our own when it is asked to stop."""
 
     def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None]) -> None:
         super().__init__(config)
@@ -64,16 +67,94 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         logger.info("stopping: sending the readers away")
-        # Not here: a signal comes in the middle of anything, also of a walk through the very readers that are to leave.
+        # Not called here: a signal interrupts any code, also a loop over the readers that are to leave.
         self._loop.call_soon_threadsafe(self._on_exit)
         super().handle_exit(sig, frame)
-        self._captured_signals.clear()  # else uvicorn raises it again in the end, and the process dies of it, not closed
+        self._captured_signals.clear()  # else uvicorn raises it again, and the process dies before it has closed
 
 
-async def serve(settings: Settings, listening: socket.socket, tracing: Tracing | None = None) -> None:
-    """Serve until SIGTERM or SIGINT. Raises Unusable."""
-    check_uvicorn()
-    server_name = await check(settings.redis_url, within_seconds=settings.redis_start_seconds)
+class Part(Protocol):
+    """A part of a process that has something to close."""
+
+    async def close(self) -> None: ...
+
+
+_Part = TypeVar("_Part", bound=Part)
+
+
+class RunningParts:
+    """A context: on exit it closes the parts, the newest first. One whose `close` fails is logged; the others follow."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> RunningParts:
+        return self
+
+    async def __aexit__(self, *exception: Any) -> None:
+        await self._stack.__aexit__(*exception)
+
+    def add(self, part: _Part) -> _Part:
+        """Returns `part`, to be started: also one that does not start completely is closed."""
+        self._stack.push_async_callback(_close, part)
+        return part
+
+
+async def _close(part: Part) -> None:
+    try:
+        await part.close()
+    except Exception:
+        logger.exception("%s could not be closed", type(part).__name__)
+
+
+@dataclass(frozen=True)
+class _Gateway:
+    """The parts of one gateway process, in the order in which they start."""
+
+    traces: Traces | None
+    commands: RespConnection
+    readiness: Readiness
+    endings: Endings
+    tails: Tails
+    silence_checks: SilenceChecks
+    measuring: GatewayMeasuring
+    streams: Streams
+    ledger: Ledger
+    delivery: Delivery
+    presence: Presence
+    request_timeouts: RequestTimeouts
+    watchers: Watchers | None
+    app: ASGI
+
+    async def start(self, running: RunningParts) -> None:
+        """Starts the parts. They are closed in reverse: readers first, Redis and traces last."""
+        if self.traces is not None:
+            running.add(self.traces)
+        running.add(self.commands).start()
+        await running.add(self.readiness).start()
+        running.add(self.endings)
+        running.add(self.tails).start()
+        running.add(self.silence_checks).start()
+        running.add(self.measuring).start()
+        running.add(self.streams)
+        running.add(self.ledger).start()
+        running.add(self.delivery).start()
+        running.add(self.presence).start()
+        running.add(self.request_timeouts).start()
+        if self.watchers is not None:
+            running.add(self.watchers).start()
+
+    def leave(self) -> None:
+        """Sends all readers away, since the process is about to stop."""
+        if self.traces is not None:
+            self.traces.leave()
+        self.delivery.drain()
+        if self.watchers is not None:
+            self.watchers.drain()
+
+
+def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
+    """Builds the parts of a gateway and connects them. Nothing is started."""
     address = RedisAddress.parse(settings.redis_url)
 
     def connection(name: str, **more: Any) -> RespConnection:
@@ -118,39 +199,48 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
     subscribe = Subscribe(streams, tails, delivery, settings)
     measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, settings)
     request_timeouts = RequestTimeouts(settings.request_seconds)
-    there = presence(delivery, tails, commands, settings)
     watchers = Watchers(Overview(commands)) if is_wanted(settings) else None
     readiness = Readiness(commands, settings)
     app = make_app(Services(streams, subscribe, delivery, watchers, commands, readiness, settings))
     if traces is not None:
         app = traces.joining(app)
 
-    def leave() -> None:
-        if traces is not None:
-            traces.leave()
-        delivery.drain()
-        if watchers is not None:
-            watchers.drain()
-
-    commands.start()
-    try:
-        await readiness.start()
-    except BaseException:
-        await readiness.close()
-        await commands.close()
-        raise
-    tails.start()
-    silence_checks.start()
-    ledger.start()
-    delivery.start()
-    measuring.start()
-    there.start()
-    if watchers is not None:
-        watchers.start()
-    request_timeouts.start()
-    config = uvicorn.Config(
+    return _Gateway(
+        traces,
+        commands,
+        readiness,
+        endings,
+        tails,
+        silence_checks,
+        measuring,
+        streams,
+        ledger,
+        delivery,
+        presence(delivery, tails, commands, settings),
+        request_timeouts,
+        watchers,
         app,
-        http=partial(Connection, request_timeouts),  # type: ignore[arg-type]  # it is called, and nothing else
+    )
+
+
+async def serve(settings: Settings, listening: socket.socket, tracing: Tracing | None = None) -> None:
+    """Serves until SIGTERM or SIGINT. Raises Unusable."""
+    check_uvicorn()
+    server_name = await check(settings.redis_url, within_seconds=settings.redis_start_seconds)
+    gateway = _assemble(settings, tracing)
+    async with RunningParts() as running:
+        await gateway.start(running)
+        server = Server(_uvicorn_config(gateway, settings), gateway.leave)
+        _spare_the_garbage_collector()
+        host, port = listening.getsockname()[:2]
+        logger.info("gateway is up: http://%s:%d, %s", f"[{host}]" if ":" in host else host, port, server_name)
+        await server.serve([listening])
+
+
+def _uvicorn_config(gateway: _Gateway, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        gateway.app,
+        http=partial(Connection, gateway.request_timeouts),  # type: ignore[arg-type]  # uvicorn only calls it
         ws=WebSocketConnection,
         ws_max_size=MESSAGE_BYTES_MAX,
         ws_ping_interval=settings.keepalive_seconds,
@@ -160,42 +250,18 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
         log_config=None,
         access_log=False,
         server_header=False,
-        headers=[("x-content-type-options", "nosniff")],  # whatever is answered is no script and no page by mistake
-        proxy_headers=False,  # nothing here asks where a request came from
+        headers=[("x-content-type-options", "nosniff")],  # no browser may take an answer for a script or a page
+        proxy_headers=False,  # nothing here depends on where a request came from
         backlog=BACKLOG,
         timeout_keep_alive=settings.idle_connection_seconds,
-        timeout_graceful_shutdown=settings.drain_seconds,  # type: ignore[arg-type]  # a part of a second is as good
+        timeout_graceful_shutdown=settings.drain_seconds,  # type: ignore[arg-type]  # fractions of a second work too
     )
-    server = Server(config, leave)
-    async with _closing(
-        *([watchers] if watchers is not None else []),
-        request_timeouts,
-        there,
-        delivery,
-        ledger,
-        streams,
-        measuring,
-        silence_checks,
-        tails,
-        endings,
-        readiness,
-        commands,
-        *([traces] if traces is not None else []),
-    ):
-        gc.collect()
-        gc.freeze()  # what is there now stays for good: the collector need not look at it again
-        # Rings are full of small tuples that live for seconds. At the default of 700 the collector walks them all the
-        # time, which was a tenth of the work at 20,000 events/s; cycles are rare here, and may wait a little.
-        gc.set_threshold(50_000, 20, 50)
-        host, port = listening.getsockname()[:2]
-        logger.info("gateway is up: http://%s:%d, %s", f"[{host}]" if ":" in host else host, port, server_name)
-        await server.serve([listening])
 
 
-@contextlib.asynccontextmanager
-async def _closing(*parts: Any) -> AsyncIterator[None]:
-    try:
-        yield
-    finally:
-        for part in parts:
-            await part.close()
+def _spare_the_garbage_collector() -> None:
+    """Makes collections rare and short."""
+    gc.collect()
+    gc.freeze()  # the objects that exist now stay for good: the collector need not look at them again
+    # Rings are full of small tuples that live for seconds. At the default threshold of 700 the collector walked them all
+    # the time, a tenth of the work at 20,000 events/s. Reference cycles are rare here, and may wait.
+    gc.set_threshold(50_000, 20, 50)

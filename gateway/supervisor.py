@@ -1,9 +1,9 @@
-"""Several gateway processes at one port: started together, started again when one dies, ended together.
+"""Runs several gateway processes at one port: started together, started again when one dies, ended together.
 
-This process serves nothing. It takes the port, gives each child a socket of its own there, and waits for signals. A
-child's socket is closed with the child, so that the kernel gives new connections to those that are left; kept open, half
-of them would wait for the next child. Children are not bound to cores: Redis, the workers and the network's interrupts
-run beside them, and the kernel knows better than we which core is free.
+The supervisor itself serves nothing. It takes the port, gives each child a socket of its own there, and waits for
+signals. A child's socket closes when the child ends, so that the kernel gives new connections to the other children; if
+it stayed open, connections would wait in it for the next child. Children are not bound to cores: Redis, the workers and
+the network's interrupts run beside them, and the kernel knows better than we which core is free.
 """
 
 from __future__ import annotations
@@ -26,27 +26,24 @@ from pathlib import Path
 from prometheus_client import multiprocess, values
 
 from gateway.listening import CAN_SHARE, beside, is_reserved, listens
+from shared.child_processes import Child, end_all, how_it_ended
 from shared.errors import Unusable
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_EARLY_SECONDS = 5.0
-"""A child that ends within so many seconds of its start is likely to do so again."""
-_PAUSE_SECONDS = 0.1
-"""Before it is started again; doubled for each such end in a row."""
-_PAUSE_SECONDS_MAX = 5.0
 _EARLY_ENDS_MAX = 10
-"""So many in a row end the whole: about 20 s of pauses, and with a Redis that is away 45 s, longer than a failover."""
+"""After so many early ends of a child in a row the supervisor ends: after about 20 s of pauses, or 45 s if Redis is away,
+which is longer than a failover takes."""
 _LOOK_SECONDS = 0.02
-"""How often a child that starts is asked whether it listens yet."""
+"""How often a starting child's socket is looked at, whether it listens yet."""
 _KILL_SECONDS = 5.0
-"""What a child gets on top of the time to drain before it is killed."""
+"""A child that does not end is killed so long after its time to drain."""
 _METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def processes_wanted(settings: Settings) -> int:
-    """How many processes this gateway is to have."""
+    """Returns how many processes this gateway is to have."""
     wanted = settings.gateway_processes or cores()
     if wanted > 1 and not CAN_SHARE:
         if settings.gateway_processes:
@@ -58,10 +55,10 @@ def processes_wanted(settings: Settings) -> int:
 
 
 def cores(membership: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> int:
-    """The cores that this process may use, at least 1: by its affinity, and by the CPU limit of its container.
+    """Returns how many cores this process may use, at least 1: by its affinity, and by its container's CPU limit.
 
-    That limit is `cpu.max` (cgroup v2) of its group or of one above; half a core is no core. Where there is none, or no
-    such files, the affinity alone counts.
+    That limit is `cpu.max` (cgroup v2) of the process's group or of one above, rounded down to whole cores. Without
+    such a limit or such files the affinity alone counts.
     """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
@@ -76,20 +73,15 @@ def cores(membership: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/s
     return max(1, available)
 
 
-@dataclass
-class _Place:
-    """One of the children, and its successors."""
-
+@dataclass(kw_only=True)
+class _NumberedChild(Child):
     number: int
-    process: subprocess.Popen[bytes] | None = None
     not_yet_listening: socket.socket | None = None
-    started_at: float = 0.0
-    due_at: float = 0.0
-    early_ends: int = 0
+    """The socket of a child that is starting."""
 
 
 class Supervisor:
-    """Keeps `count` processes of `command` at the port of `reserved`, which is from `listening.reserve`."""
+    """Keeps `count` processes of `command` running at the port of `reserved`, a socket of `listening.reserve`."""
 
     def __init__(self, settings: Settings, count: int, reserved: socket.socket, command: Sequence[str]) -> None:
         if not is_reserved(reserved):
@@ -99,23 +91,23 @@ class Supervisor:
         self._settings = settings
         self._reserved = reserved
         self._command = list(command)
-        self._places = [_Place(number) for number in range(1, count + 1)]
+        self._children = [_NumberedChild(number=number) for number in range(1, count + 1)]
         self._one_was_up = False
         self._stopping = False
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT: 0. 1 when a child cannot be started; it has said why."""
-        # The children hold the other end: when it closes, this process is gone, however it went.
+        """Runs until SIGTERM or SIGINT, and returns 0; or 1 when a child does not start, which has logged the reason."""
+        # The children read from this pipe: when its other end closes, this process has ended, however it ended.
         self._lifeline, held = os.pipe()
         self._metrics_dir = _private_dir()
         try:
             with self._signals() as woken:
-                self._places[0].due_at = time.monotonic()
+                self._children[0].due_at = time.monotonic()
                 while not self._stopping:
                     if not self._look():
                         return 1
                     self._wait(woken)
-                logger.info("stopping %d processes", sum(1 for place in self._places if place.process))
+                logger.info("stopping %d processes", sum(1 for child in self._children if child.process))
                 return 0
         finally:
             self._end_children()
@@ -126,62 +118,58 @@ class Supervisor:
     # --- one round
 
     def _look(self) -> bool:
-        """See who has come up, who has died and whose time to start has come. False when there is no sense in going on."""
-        for place in self._places:
-            if place.process is not None and (code := place.process.poll()) is not None:
-                self._ended(place, code)
+        """Notes which children have come up or ended, and starts those that are due. Returns False to give up."""
+        for child in self._children:
+            if child.process is not None and (code := child.process.poll()) is not None:
+                self._ended(child, code)
                 if not self._one_was_up:
-                    return False  # the first goes ahead: what is wrong with all of them is said once
-                if place.early_ends >= _EARLY_ENDS_MAX:
-                    logger.error("process %d ended %d times as it started", place.number, place.early_ends)
+                    return False  # only the first has been started: an error that all would have is logged once
+                if child.early_ends >= _EARLY_ENDS_MAX:
+                    logger.error("process %d ended %d times as it started", child.number, child.early_ends)
                     return False
-            if place.not_yet_listening is not None and listens(place.not_yet_listening):
-                place.not_yet_listening.close()  # from here on it is the child's alone, and closes with it
-                place.not_yet_listening = None
+            if child.not_yet_listening is not None and listens(child.not_yet_listening):
+                child.not_yet_listening.close()  # from now on the child alone has it open
+                child.not_yet_listening = None
                 self._one_was_up = True
-                assert place.process is not None
-                took_seconds = time.monotonic() - place.started_at
-                logger.info("process %d is up after %.1f s: pid %d", place.number, took_seconds, place.process.pid)
-        for place in self._may_start():
-            if place.process is None and time.monotonic() >= place.due_at:
-                self._start(place)
+                assert child.process is not None
+                took_seconds = time.monotonic() - child.started_at
+                logger.info("process %d is up after %.1f s: pid %d", child.number, took_seconds, child.process.pid)
+        for child in self._may_start():
+            if child.process is None and time.monotonic() >= child.due_at:
+                self._start(child)
         return True
 
-    def _may_start(self) -> list[_Place]:
-        """The first goes ahead; the others wait until one has been up."""
-        return self._places if self._one_was_up else self._places[:1]
+    def _may_start(self) -> list[_NumberedChild]:
+        """Returns the children that may be started: the first alone until one has been up."""
+        return self._children if self._one_was_up else self._children[:1]
 
-    def _start(self, place: _Place) -> None:
+    def _start(self, child: _NumberedChild) -> None:
         own = beside(self._reserved, self._settings)
-        options = ["--fd", str(own.fileno()), "--number", str(place.number), "--lifeline", str(self._lifeline)]
-        place.process = subprocess.Popen(  # noqa: S603
+        options = ["--fd", str(own.fileno()), "--number", str(child.number), "--lifeline", str(self._lifeline)]
+        process = subprocess.Popen(  # noqa: S603
             [*self._command, *options],
             env={**os.environ, _METRICS_DIR: self._metrics_dir},
             pass_fds=(own.fileno(), self._lifeline),
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is ours to hand on
+            start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops the children
         )
-        place.not_yet_listening = own
-        place.started_at = time.monotonic()
+        child.started(process)
+        child.not_yet_listening = own
 
-    def _ended(self, place: _Place, code: int) -> None:
-        assert place.process is not None
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        logger.error("process %d (pid %d) %s", place.number, place.process.pid, how)
-        multiprocess.mark_process_dead(place.number, self._metrics_dir)  # type: ignore[no-untyped-call]
-        if place.not_yet_listening is not None:
-            place.not_yet_listening.close()
-        early = place.not_yet_listening is not None or time.monotonic() - place.started_at < _EARLY_SECONDS
-        place.process = place.not_yet_listening = None
-        place.early_ends = place.early_ends + 1 if early else 0
-        pause_seconds = min(_PAUSE_SECONDS * 2 ** (place.early_ends - 1), _PAUSE_SECONDS_MAX) if early else 0.0
-        place.due_at = time.monotonic() + pause_seconds
+    def _ended(self, child: _NumberedChild, return_code: int) -> None:
+        assert child.process is not None
+        logger.error("process %d (pid %d) %s", child.number, child.process.pid, how_it_ended(return_code))
+        multiprocess.mark_process_dead(child.number, self._metrics_dir)  # type: ignore[no-untyped-call]
+        child.ended(during_start=child.not_yet_listening is not None)
+        if child.not_yet_listening is not None:
+            child.not_yet_listening.close()
+            child.not_yet_listening = None
 
     def _wait(self, woken: int) -> None:
-        """Until a signal comes, a child's time has come, or one that starts is to be asked again."""
+        """Waits until a signal comes, a child is due to start, or a starting child's socket is to be looked at again."""
         now = time.monotonic()
-        waits = [place.due_at - now for place in self._may_start() if place.process is None]
-        waits += [_LOOK_SECONDS for place in self._places if place.not_yet_listening is not None]
+        waits = [child.due_at - now for child in self._may_start() if child.process is None]
+        waits += [_LOOK_SECONDS for child in self._children if child.not_yet_listening is not None]
         select.select([woken], [], [], max(0.0, min(waits)) if waits else None)
         with contextlib.suppress(BlockingIOError):
             os.read(woken, 4096)
@@ -190,7 +178,7 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[int]:
-        """A file descriptor that can be read when a signal has come: SIGCHLD, or one that asks to stop."""
+        """Handles signals; yields a file descriptor that becomes readable when SIGCHLD, SIGTERM or SIGINT has come."""
 
         def stop(*_: object) -> None:
             self._stopping = True
@@ -204,33 +192,29 @@ class Supervisor:
         try:
             yield readable
         finally:
-            # SIGTERM and SIGINT stay ours: a second one must not end us before the children have ended.
+            # SIGTERM and SIGINT stay handled: a second one must not end the supervisor before its children.
             signal.signal(signal.SIGCHLD, replaced[signal.SIGCHLD])
             signal.set_wakeup_fd(before)
             os.close(readable)
             os.close(writable)
 
     def _end_children(self) -> None:
-        """All of them drain at the same time."""
-        running = [(place.number, place.process) for place in self._places if place.process is not None]
-        for _, process in running:
-            process.terminate()
-        deadline = time.monotonic() + self._settings.drain_seconds + _KILL_SECONDS
-        for number, process in running:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                logger.error("process %d (pid %d) did not end, and is killed", number, process.pid)
-                process.kill()
-                process.wait()
-        for place in self._places:
-            if place.not_yet_listening is not None:
-                place.not_yet_listening.close()
+        """Ends all children, which drain at the same time."""
+        running = {child.process: child.number for child in self._children if child.process is not None}
+        within_seconds = self._settings.drain_seconds + _KILL_SECONDS
+        for process in end_all(list(running), within_seconds=within_seconds, first_signal=signal.SIGTERM):
+            logger.error("process %d (pid %d) did not end, and is killed", running[process], process.pid)
+        for child in self._children:
+            if child.not_yet_listening is not None:
+                child.not_yet_listening.close()
         self._reserved.close()
 
 
 def _private_dir() -> str:
-    """A folder for the children's counters, in memory where that is possible: the kernel would write them to a disk."""
+    """Makes a folder for the children's counters, in memory if possible, since the kernel would write them to a disk.
+
+    Raises Unusable.
+    """
     memory = "/dev/shm"  # noqa: S108
     try:
         return tempfile.mkdtemp(prefix="midstream-gateway-", dir=memory if os.access(memory, os.W_OK) else None)
@@ -242,18 +226,18 @@ def _private_dir() -> str:
 
 
 class Membership:
-    """What makes a process one of several: to be told before any metric is made."""
+    """Makes this process a supervisor's child. To be made before any metric is."""
 
     def __init__(self, number: int, lifeline: int) -> None:
-        # Its counters are kept under its number and not its pid: its successor goes on counting, and a process that is
-        # started again and again does not leave a file behind each time.
+        # Counters are kept under the child's number and not its pid: its successor counts on from there, and a child that
+        # is started again and again does not leave a file behind each time.
         values.ValueClass = values.MultiProcessValue(lambda: str(number))  # type: ignore[no-untyped-call]
         self._orphaned = False
         threading.Thread(target=self._end_with, args=(lifeline,), daemon=True).start()
 
     def _end_with(self, lifeline: int) -> None:
-        """Drain when the supervisor has been killed: nobody would start us again or could tell us to stop."""
-        with contextlib.suppress(OSError):  # it cannot be listened to any more: then nobody would notice either
+        """Drains when the supervisor has been killed: nobody else would start this process again, or stop it."""
+        with contextlib.suppress(OSError):  # a pipe that cannot be read shows no end either
             os.read(lifeline, 1)
         self._orphaned = True
         logger.error("the supervisor is gone")
@@ -262,6 +246,6 @@ class Membership:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def leave(self) -> None:
-        """Clean up what a supervisor that was killed left behind."""
+        """Removes the folder that a killed supervisor left behind."""
         if self._orphaned:
             shutil.rmtree(os.environ[_METRICS_DIR], ignore_errors=True)

@@ -1,7 +1,7 @@
 """The gateway's spans: a stream's creation, each connection that reads it, and the ends that a gateway writes.
 
-The creation's span is a child of the client's `traceparent`, and stands in the log: all others of the stream are its
-children, in whatever process. What is here is in use only where traces are on.
+The creation's span is a child of the client's `traceparent`, and is noted in the log: all other spans of the stream are
+its children, in whatever process. This module is used only if traces are on.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ if TYPE_CHECKING:
     from shared.spans import Attributes, Span, Tracing
 
 _LAST_SPANS_SECONDS, _LEAVING_SECONDS, _LEAST_SECONDS = 0.25, 0.9, 0.05
-"""What the collector gets to take the last spans, while leaving takes no longer than that in all; and at least."""
+"""At the end the collector has so long to take the last spans, unless leaving would take longer than the second in all;
+and the third at least."""
 _CONNECTIONS_PER_SECOND_MAX = 1000
-"""So many have spans, 50 ms of work. Of more that leave at once, as when a stream with thousands of readers ends or the
-gateway does, the others have none: the queue of what is to be sent would not hold them either."""
+"""So many connections per second get spans, 50 ms of work. If more end at once, as when a stream with thousands of readers
+ends, the others get none: the queue of the exporter could not hold them either."""
 _TRACEPARENT_BYTES_MAX = 128
 """55, but a later version of the header may be longer."""
 
@@ -49,7 +50,7 @@ class _Request(NamedTuple):
     method: str
     scheme: str
     traceparent: str
-    """As the client sent it; empty if it sent none, or several."""
+    """The header as the client sent it; empty if it sent none, or several."""
     came_at: float
 
 
@@ -57,7 +58,7 @@ _request: contextvars.ContextVar[_Request] = contextvars.ContextVar("traced_requ
 
 
 class Traces:
-    """The spans of this process, of which the log knows where they belong."""
+    """Makes the spans of this process. A stream's log holds the span that is their parent."""
 
     def __init__(self, tracing: Tracing, log: EventLog, settings: Settings) -> None:
         self._tracing = tracing
@@ -68,7 +69,7 @@ class Traces:
         self._leaving_at = math.inf
 
     def leave(self) -> None:
-        """The process is about to stop: from here on time is counted."""
+        """Notes that the process is about to stop: its time to send the last spans begins."""
         self._leaving_at = min(self._leaving_at, time.monotonic())
 
     async def close(self) -> None:
@@ -79,30 +80,30 @@ class Traces:
         await self._tracing.close(max(_LEAST_SECONDS, min(_LAST_SPANS_SECONDS, left_seconds)))
 
     def joining(self, app: ASGI) -> ASGI:
-        """The same application, that knows which span a request comes from."""
+        """Wraps an application so that spans can be children of the request's `traceparent`."""
 
         async def joined(scope: Scope, receive: Receive, send: Send) -> None:
-            told = [value for name, value in scope["headers"] if name == b"traceparent"]
-            comes_from = told[0].decode("latin-1") if len(told) == 1 and len(told[0]) <= _TRACEPARENT_BYTES_MAX else ""
+            sent = [value for name, value in scope["headers"] if name == b"traceparent"]
+            parent = sent[0].decode("latin-1") if len(sent) == 1 and len(sent[0]) <= _TRACEPARENT_BYTES_MAX else ""
             method, path = scope.get("method", "GET"), scope["path"]
-            _request.set(_Request(f"{method} {path}", path, method, scope["scheme"], comes_from, time.time()))
+            _request.set(_Request(f"{method} {path}", path, method, scope["scheme"], parent, time.time()))
             await app(scope, receive, send)
 
         return joined
 
     @staticmethod
     def caller() -> str:
-        """The `traceparent` that came with the request which this work is done for."""
+        """Returns the `traceparent` of the request that the current task works for; may be empty."""
         request = _request.get(None)
         return "" if request is None else request.traceparent
 
     @contextmanager
     def creation(self, model: str) -> Iterator[Span]:
-        """The span of a request that creates a stream, from when it came; what is created within is its child."""
+        """Makes the span of a request that creates a stream, from the request's arrival on. Spans made within are children."""
         request = _request.get()
         about = {
             "http.request.method": request.method,
-            "http.route": request.path,  # paths at which streams are created have nothing variable in them
+            "http.route": request.path,  # paths that create streams have no variable segments
             "url.path": request.path,
             "url.scheme": request.scheme,
             "gen_ai.request.model": model,
@@ -125,12 +126,12 @@ class Traces:
             span.end(error)
 
     def span(self, name: str, stream_id: str, about: Attributes, *, parent: str, link: str, began_at: float) -> Span:
-        """A span of a stream that is there."""
+        """Makes a span of a stream."""
         about = {"midstream.stream.id": stream_id, **about}
         return self._tracing.span(name, "internal", parent=parent, link=link, attributes=about, began_at=began_at)
 
     def parent_of(self, stream_id: str) -> asyncio.Task[str]:
-        """What the log says of where a stream's spans belong; empty where it cannot be read. One read for all who hold it."""
+        """Returns a task that reads the parent of a stream's spans from its log, empty if that fails. Callers share one task."""
         task = self._parents.get(stream_id)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._read_parent(stream_id))
@@ -140,16 +141,16 @@ class Traces:
         return task
 
     def failed_here(self, stream_id: str, code: str) -> None:
-        """This gateway has ended a stream that had nobody to speak for it."""
+        """Makes the span of a stream that this gateway has ended as failed."""
         now = time.time()
 
-        def tell(parent: asyncio.Task[str]) -> None:
+        def make_span(parent: asyncio.Task[str]) -> None:
             about = {"midstream.outcome": "failed"}
-            span = self.span("end", stream_id, about, parent=_known(parent), link="", began_at=now)
+            span = self.span("end", stream_id, about, parent=_result(parent), link="", began_at=now)
             span.event("midstream.failed", {"error.type": code})
             span.end(code)
 
-        self.parent_of(stream_id).add_done_callback(tell)
+        self.parent_of(stream_id).add_done_callback(make_span)
 
     async def _read_parent(self, stream_id: str) -> str:
         try:
@@ -166,7 +167,7 @@ class Traces:
 
 
 class TracedStreams(Streams):
-    """Streams whose creation and cancel have spans."""
+    """Streams with spans for creations and cancels."""
 
     def __init__(self, traces: Traces, *parts: Any) -> None:
         super().__init__(*parts)
@@ -192,19 +193,19 @@ class TracedStreams(Streams):
 
     async def note_delivered(self, stream_id: str, reached: EventId, began_at: float) -> None:
         about = _connection(BEGINNING, reached, reached.offset - 1, "completed", "whole")
-        # The request that asked for the answer is the one that is given it: this is still its task.
+        # The request that created the stream gets the answer: this is still its task, whose `traceparent` is the creation's.
         self._traces.span("read", stream_id, about, parent=traceparent.get(), link="", began_at=began_at).end()
         await super().note_delivered(stream_id, reached, began_at)
 
 
 class TracedLedger(Ledger):
-    """Each connection that is noted has a span, too: made at its end, since before that nobody could see it."""
+    """A ledger that makes a span for each connection, too, when the connection ends."""
 
     def __init__(self, traces: Traces, *parts: Any) -> None:
         super().__init__(*parts)
         self._traces = traces
         self._open: dict[Reader, tuple[asyncio.Task[str], str]] = {}
-        self._second = self._told_in_second = 0
+        self._second = self._spans_in_second = 0
 
     def opened(self, reader: Reader) -> None:
         super().opened(reader)
@@ -215,9 +216,9 @@ class TracedLedger(Ledger):
         parent, link = self._open.pop(reader)
         closed_at = time.time()
         if int(closed_at) != self._second:
-            self._second, self._told_in_second = int(closed_at), 0
-        self._told_in_second += 1
-        if self._told_in_second > _CONNECTIONS_PER_SECOND_MAX:
+            self._second, self._spans_in_second = int(closed_at), 0
+        self._spans_in_second += 1
+        if self._spans_in_second > _CONNECTIONS_PER_SECOND_MAX:
             return
         note, reached = reader.note, reader.reached()
         tokens = reader.tail.tokens_between(note.start, reached)
@@ -226,10 +227,10 @@ class TracedLedger(Ledger):
             **_connection(note.start, reached, tokens, reader.outcome, face),
             "midstream.connection.id": note.connection,
         }
-        tell = partial(self._tell, reader.tail.stream_id, about, link, note.opened_at, closed_at)
-        parent.add_done_callback(tell)
+        make_span = partial(self._make_span, reader.tail.stream_id, about, link, note.opened_at, closed_at)
+        parent.add_done_callback(make_span)
 
-    def _tell(
+    def _make_span(
         self,
         stream_id: str,
         about: Attributes,
@@ -238,24 +239,24 @@ class TracedLedger(Ledger):
         closed_at: float,
         parent: asyncio.Task[str],
     ) -> None:
-        span = self._traces.span("read", stream_id, about, parent=_known(parent), link=link, began_at=opened_at)
+        span = self._traces.span("read", stream_id, about, parent=_result(parent), link=link, began_at=opened_at)
         span.end(at=closed_at)
 
 
 def _connection(start: EventId, reached: EventId, tokens: int, outcome: str, face: str) -> Attributes:
-    """What a receipt says of a connection, and through which face it was."""
+    """Returns the attributes of a connection's span, named as in a receipt, with the face."""
     return {
-        "midstream.from": _told(start),
-        "midstream.to": _told(reached),
+        "midstream.from": _shown(start),
+        "midstream.to": _shown(reached),
         "midstream.tokens": tokens,
         "midstream.outcome": outcome,
         "midstream.face": face,
     }
 
 
-def _told(cursor: EventId) -> str:
+def _shown(cursor: EventId) -> str:
     return f"{cursor.attempt}-{max(0, cursor.offset)}"
 
 
-def _known(parent: asyncio.Task[str]) -> str:
+def _result(parent: asyncio.Task[str]) -> str:
     return "" if parent.cancelled() else parent.result()

@@ -105,7 +105,28 @@ def _parser() -> argparse.ArgumentParser:
         subparser.add_argument("--version", action="version", version=f"midstream {VERSION}")
         return subparser
 
-    up = command("up", "Run a gateway, workers and, unless a Redis is named, an embedded Valkey, until Ctrl-C.")
+    _add_up(command("up", "Run a gateway, workers and, unless a Redis is named, an embedded Valkey, until Ctrl-C."))
+    _add_demo(command("demo", "Generate one answer, cut its connection twice, and resume at the exact token."))
+    _add_tail(command("tail", "Follow a stream in the terminal, and resume it after each lost connection."))
+    _add_top(command("top", "Show the running streams, rates, lag, workers and gateways, until Ctrl-C."))
+    _add_doctor(
+        command(
+            "doctor",
+            "Test whether streams reach readers undelayed; if not, say which hop is at fault and what to change.",
+        )
+    )
+    options.add_arguments(command("bench", options.SUMMARY))
+
+    metrics = command("metrics", "List every metric with its kind, its labels, its meaning and what it costs.")
+    metrics.add_argument("--markdown", action="store_true", help="print the page of the documentation")
+
+    settings = command("settings", "List every setting with its default, its unit and the reason for it.")
+    settings.add_argument("--markdown", action="store_true", help="print the page of the documentation")
+    settings.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _add_up(up: argparse.ArgumentParser) -> None:
     up.add_argument("--host", help="the address to listen on (127.0.0.1)")
     up.add_argument("--port", type=_port, help="the port to listen on (8000); 0: any free port")
     up.add_argument("--redis", metavar="URL", help="use this Redis or Valkey instead of the embedded one")
@@ -125,13 +146,15 @@ def _parser() -> argparse.ArgumentParser:
         help="the first worker's port for /metrics; the others take the next ports",
     )
 
-    demo = command("demo", "Generate one answer, cut its connection twice, and resume at the exact token.")
+
+def _add_demo(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--prompt", help="what to ask")
     demo.add_argument("--provider", choices=_PROVIDERS, help="who generates the answer")
     demo.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible API, with its /v1")
     demo.add_argument("--model", help="the model to ask for")
 
-    tail = command("tail", "Follow a stream in the terminal, and resume it after each lost connection.")
+
+def _add_tail(tail: argparse.ArgumentParser) -> None:
     tail.add_argument("target", metavar="URL|ID", help="a stream's id, or the URL of its events")
     tail.add_argument(
         "--server",
@@ -149,7 +172,8 @@ def _parser() -> argparse.ArgumentParser:
         help="give up after being unable to connect for this long (60)",
     )
 
-    top = command("top", "Show the running streams, rates, lag, workers and gateways, until Ctrl-C.")
+
+def _add_top(top: argparse.ArgumentParser) -> None:
     top.add_argument(
         "--server",
         metavar="URL",
@@ -159,9 +183,8 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--once", action="store_true", help="show one snapshot and exit")
     top.add_argument("--json", action="store_true", help="print JSON: one line a second, or with --once one object")
 
-    doctor = command(
-        "doctor", "Test whether streams reach readers undelayed; if not, say which hop is at fault and what to change."
-    )
+
+def _add_doctor(doctor: argparse.ArgumentParser) -> None:
     doctor.add_argument("url", metavar="URL", help="the address that readers use")
     doctor.add_argument(
         "--via",
@@ -191,16 +214,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--insecure", action="store_true", help="do not verify certificates")
     doctor.add_argument("--json", action="store_true", help="print JSON")
-
-    options.add_arguments(command("bench", options.SUMMARY))
-
-    metrics = command("metrics", "List every metric with its kind, its labels, its meaning and what it costs.")
-    metrics.add_argument("--markdown", action="store_true", help="print the page of the documentation")
-
-    settings = command("settings", "List every setting with its default, its unit and the reason for it.")
-    settings.add_argument("--markdown", action="store_true", help="print the page of the documentation")
-    settings.add_argument("--json", action="store_true", help="print JSON")
-    return parser
 
 
 def _port(text: str) -> int:

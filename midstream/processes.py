@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,27 +23,26 @@ from gateway.listening import listen, reserve
 from gateway.supervisor import processes_wanted
 from midstream import guard
 from producer.provider import provider_name
-from shared.child_processes import ReadyPipe, get, valkey_command
+from shared.child_processes import Child, ReadyPipe, end_all, get, how_it_ended, valkey_command
 from shared.errors import Unusable
 from shared.grants import check_for_all
 from shared.settings import Settings
 
 _READY_SECONDS = 20.0
-_EARLY_SECONDS = 5.0
-"""A child that ends this soon after its start would do so again, so it is not restarted."""
 _STOP_SECONDS = 10.0
 _DRAIN_SECONDS = "2"
 """Shorter than in a deployment: somebody has pressed Ctrl-C and waits."""
+_LOOK_SECONDS = 0.03
+"""How often starting children are looked at."""
 
 
-@dataclass
-class _Child:
+@dataclass(kw_only=True)
+class _NamedChild(Child):
     name: str
     command: list[str]
     environment: Mapping[str, str]
-    fds: tuple[int, ...]
-    process: subprocess.Popen[bytes]
-    started_at: float
+    fds: tuple[int, ...] = ()
+    stops_last: bool = False
 
 
 class LocalMidstream:
@@ -69,7 +68,7 @@ class LocalMidstream:
         self._workers = workers
         self._environment = dict(os.environ if environment is None else environment)
         self._output = output
-        self._children: list[_Child] = []
+        self._children: list[_NamedChild] = []
         self._guard: subprocess.Popen[bytes] | None = None
         self._private_dir: str | None = None
         self._listening: socket.socket | None = None
@@ -97,7 +96,7 @@ class LocalMidstream:
         )
         if self._redis_url is None:
             self._redis_url = self._start_valkey()
-        asyncio.run(check_for_all(self._redis_url, self._settings))  # said once, and before anybody else says it
+        asyncio.run(check_for_all(self._redis_url, self._settings))  # before each child reports the same error
         gateways = processes_wanted(self._settings)
         self._listening = listen(self._settings) if gateways == 1 else reserve(self._settings)
         host, port = self._listening.getsockname()[:2]
@@ -110,16 +109,21 @@ class LocalMidstream:
             "MIDSTREAM_GATEWAY_PROCESSES": str(gateways),
         }
         fd = self._listening.fileno()
-        self._spawn("the gateway", [sys.executable, "-m", "gateway", "--fd", str(fd)], environment, (fd,))
+        command = [sys.executable, "-m", "gateway", "--fd", str(fd)]
+        self._add(_NamedChild(name="the gateway", command=command, environment=environment, fds=(fd,)))
         with ReadyPipe() as pipe:
-            command = [sys.executable, "-m", "producer", "--ready-fd", str(pipe.fd)]
-            for number in range(1, self._workers + 1):
-                self._spawn(f"worker {number}", command, environment, (pipe.fd,))
+            command = [sys.executable, "-m", "producer"]
+            ready = [*command, "--ready-fd", str(pipe.fd)]
+            workers = [
+                _NamedChild(name=f"worker {number}", command=ready, environment=environment, fds=(pipe.fd,))
+                for number in range(1, self._workers + 1)
+            ]
+            for worker in workers:
+                self._add(worker)
             self._wait_until(lambda: self._gateway_is_ready(reachable, port), "the gateway was")
             self._wait_until(lambda: pipe.ready(self._workers), "the workers were")
-        for child in self._children:  # a restarted worker has no pipe to write to
-            if child.command is command:
-                child.command, child.fds = command[:-2], ()
+        for worker in workers:  # a restarted worker has no pipe to write to
+            worker.command, worker.fds = command, ()
 
     def _start_valkey(self) -> str:
         """Starts an embedded Valkey that never evicts; returns its URL."""
@@ -132,29 +136,37 @@ class LocalMidstream:
             directory.mkdir(parents=True, exist_ok=True)
         options = ("--appendonly", appendonly, "--logfile", str(directory / "valkey.log"))
         command = valkey_command(path, directory, *options)
-        self._spawn("the embedded Valkey", command, self._environment)
+        self._add(
+            _NamedChild(name="the embedded Valkey", command=command, environment=self._environment, stops_last=True)
+        )
         return f"unix://{path}"
 
-    def _spawn(self, name: str, command: list[str], environment: Mapping[str, str], fds: tuple[int, ...] = ()) -> None:
+    def _add(self, child: _NamedChild) -> None:
+        self._children.append(child)
+        self._spawn(child)
+
+    def _spawn(self, child: _NamedChild) -> None:
         process = subprocess.Popen(
-            command,
-            env=dict(environment),
-            pass_fds=fds,
+            child.command,
+            env=dict(child.environment),
+            pass_fds=child.fds,
             stdin=subprocess.DEVNULL,
             stdout=self._output if self._output is not None else sys.stderr,
             stderr=self._output if self._output is not None else sys.stderr,
             start_new_session=True,  # Ctrl-C reaches this process alone, which stops the children
         )
         self._tell_guard(f"+{process.pid}")
-        self._children.append(_Child(name, command, environment, fds, process, time.monotonic()))
+        child.started(process)
 
-    def _wait_until(self, ready: Callable[[], bool], what: str) -> None:
+    def _wait_until(self, ready: Callable[[], bool], who: str) -> None:
+        """Raises Unusable if a child ends meanwhile, or if it takes too long."""
         deadline = time.monotonic() + _READY_SECONDS
         while not ready():
-            self.look_after_children()
+            for child, return_code in self._ended():
+                raise Unusable(f"{child.name} {how_it_ended(return_code)} during its start")
             if time.monotonic() > deadline:
-                raise Unusable(f"{what} not ready within {_READY_SECONDS:g} s")
-            time.sleep(0.03)
+                raise Unusable(f"{who} not ready within {_READY_SECONDS:g} s")
+            time.sleep(_LOOK_SECONDS)
 
     @staticmethod
     def _gateway_is_ready(host: str, port: int) -> bool:
@@ -166,18 +178,22 @@ class LocalMidstream:
     # --- while it runs
 
     def look_after_children(self) -> None:
-        """Restarts children that have died; call it often. Raises Unusable for a child that dies as soon as it starts."""
-        for child in list(self._children):
-            code = child.process.poll()
-            if code is None:
-                continue
-            self._children.remove(child)
-            self._tell_guard(f"-{child.process.pid}")
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-            if time.monotonic() - child.started_at < _EARLY_SECONDS:
-                raise Unusable(f"{child.name} {how} during its start")
-            print(f"midstream: {child.name} {how}; restarting it", file=sys.stderr)
-            self._spawn(child.name, child.command, child.environment, child.fds)
+        """Restarts children that have ended, with a back-off for those that end early. Call it several times a second."""
+        for child, return_code in self._ended():
+            child.ended()
+            pause_seconds = child.due_at - time.monotonic()
+            when = f" in {pause_seconds:.1f} s" if pause_seconds > 0 else ""
+            print(f"midstream: {child.name} {how_it_ended(return_code)}; restarting it{when}", file=sys.stderr)
+        for child in self._children:
+            if child.process is None and time.monotonic() >= child.due_at:
+                self._spawn(child)
+
+    def _ended(self) -> Iterator[tuple[_NamedChild, int]]:
+        """Yields the children that have ended since they were started, with their return codes."""
+        for child in self._children:
+            if child.process is not None and (return_code := child.process.poll()) is not None:
+                self._tell_guard(f"-{child.process.pid}")
+                yield child, return_code
 
     # --- stopping
 
@@ -186,18 +202,12 @@ class LocalMidstream:
         if self._listening is not None:
             self._listening.close()
             self._listening = None
-        ours = [child for child in self._children if child.command[0] == sys.executable]
-        for group in (ours, [child for child in self._children if child not in ours]):
-            for child in group:
-                child.process.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
-            deadline = time.monotonic() + _STOP_SECONDS
-            for child in group:
-                try:
-                    child.process.wait(max(0.0, deadline - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    child.process.kill()
-                    child.process.wait()
-                self._tell_guard(f"-{child.process.pid}")
+        for last in (False, True):
+            group = [c.process for c in self._children if c.process is not None and c.stops_last == last]
+            first_signal = signal.SIGKILL if at_once else signal.SIGTERM
+            end_all(group, within_seconds=_STOP_SECONDS, first_signal=first_signal)
+            for process in group:
+                self._tell_guard(f"-{process.pid}")
         self._children.clear()
         if self._guard is not None:
             assert self._guard.stdin is not None
@@ -218,7 +228,7 @@ class LocalMidstream:
 
 
 def _detail_of(problem: bytes) -> str:
-    """What a problem document says."""
+    """Returns the `detail` of a problem document (RFC 9457), or all of a body that is none."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         return str(json.loads(problem)["detail"])
     return problem.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Real servers for all tests: one embedded Valkey and one Redis for each process; whoever kills one starts its own."""
+"""Real servers for all tests: one embedded Valkey and one Redis per process. A test that kills one starts its own."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def _redis() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def valkey_server(_valkey: RedisServer) -> Iterator[RedisServer]:
-    """The shared Valkey, empty. Never stop it; after the test, no key may be without an expiry, and nobody connected."""
+    """The shared Valkey, empty. Never stop it. After the test all keys must have an expiry, and no connection may be left."""
     yield _valkey
     assert_nothing_left_in(_valkey)
 
 
 @pytest.fixture
 def redis_server(_redis: RedisServer) -> Iterator[RedisServer]:
-    """The shared Redis from the machine's own package, on the same terms."""
+    """The shared Redis of the machine, empty. Never stop it; `valkey_server` has the rules."""
     yield _redis
     assert_nothing_left_in(_redis)

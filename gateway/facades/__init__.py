@@ -1,4 +1,4 @@
-"""Other faces of the same log: APIs that clients already speak, each a `Part` of the gateway."""
+"""APIs that clients already speak, over the same logs as the native API: OpenAI's two and the AI SDK's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.settings import Settings
 
 
 def facades(streams: Streams, subscribe: Subscribe, settings: Settings, commands: Commands) -> list[Part]:
-    """All of them."""
+    """Returns all facades."""
     return [
         ChatCompletions(streams, subscribe, settings),
         Responses(streams, subscribe, settings),

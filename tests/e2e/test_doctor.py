@@ -246,7 +246,7 @@ async def test_https_and_what_it_speaks(system: System) -> None:
 
 
 async def test_what_we_ship_is_well(system: System) -> None:
-    ports = [int(str(one.settings["port"])) for one in system.gateways]
+    ports = system.gateway_ports
     gateways = [word for index in range(2) for word in ("--via", system.gateway_url(index))]
     kinds: tuple[Kind, ...] = ("nginx", "caddy", "haproxy")
     with ExitStack() as stack:

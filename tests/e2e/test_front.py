@@ -35,10 +35,6 @@ async def running() -> AsyncIterator[System]:
         yield system
 
 
-def port_of(system: System) -> int:
-    return int(str(system.gateways[0].settings["port"]))
-
-
 async def long_answer(system: System, tokens: int, token: str, *, before: int = 0) -> tuple[str, str]:
     """A finished answer as a worker writes it, in entries of 64 tokens; its id and its text. `before` tokens of a first attempt stand."""
     stream_id = new_stream_id()
@@ -86,7 +82,7 @@ async def test_no_answer_may_be_taken_for_what_it_is_not(system: System) -> None
     """`nosniff` on all of them: pages, streams, errors, and what is no HTTP."""
     stream_id = await system.create("x", simulate=FAST)
     await system.until_status(stream_id, "completed")
-    url, port = system.gateway_url(), port_of(system)
+    url, port = system.gateway_url(), system.gateway_port()
     last = f"/v1/streams/{stream_id}/events?last_event_id=1-21"
     asked = [
         *(
@@ -201,7 +197,7 @@ async def test_long_answers_that_nobody_reads_have_a_bound() -> None:
     clients = 60
     async with System(workers=0) as system:
         stream_id, text = await long_answer(system, 15_000, "x" * 1000)
-        url, port = system.gateway_url(), port_of(system)
+        url, port = system.gateway_url(), system.gateway_port()
         assert (await system.http.get(f"{url}/v1/streams/{stream_id}")).json()["text"] == text
         before = peak_mb(system)
         paths = (f"/v1/streams/{stream_id}", f"/v1/streams/{stream_id}/text", f"/v1/responses/resp_{stream_id}")

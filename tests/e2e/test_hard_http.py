@@ -40,10 +40,6 @@ async def running() -> AsyncIterator[System]:
         yield system
 
 
-def port_of(system: System) -> int:
-    return int(str(system.gateways[0].settings["port"]))
-
-
 def post(fields: bytes, body: bytes, *, path: bytes = b"/v1/streams", close: bool = False) -> bytes:
     last = b"Connection: close\r\n" if close else b""
     return b"POST %b HTTP/1.1\r\nHost: x\r\n%b%b\r\n%b" % (path, fields, last, body)
@@ -78,9 +74,9 @@ async def test_an_upgrade_that_is_declined_is_answered_as_any_other(
     )
     request = post(upgrade + fields, body)
     last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    assert statuses(await exchange(port_of(system), request, request, last)) == [201, 201, 200]
+    assert statuses(await exchange(system.gateway_port(), request, request, last)) == [201, 201, 200]
     whole = request + request + last
-    assert statuses(await exchange(port_of(system), *(whole[at : at + 7] for at in range(0, len(whole), 7)))) == [
+    assert statuses(await exchange(system.gateway_port(), *(whole[at : at + 7] for at in range(0, len(whole), 7)))) == [
         201,
         201,
         200,
@@ -112,7 +108,7 @@ async def test_an_upgrade_that_is_declined_is_answered_as_any_other(
 )
 @pytest.mark.parametrize("cut", [1 << 20, 50])
 async def test_nothing_behind_a_refusal_is_a_request(system: System, request_: bytes, status: int, cut: int) -> None:
-    answer = await exchange(port_of(system), *(request_[at : at + cut] for at in range(0, len(request_), cut)))
+    answer = await exchange(system.gateway_port(), *(request_[at : at + cut] for at in range(0, len(request_), cut)))
     assert statuses(answer) == [status], answer
     assert b"hidden" not in answer
     assert b"\r\ncontent-type: application/problem+json\r\n" in answer
@@ -121,7 +117,7 @@ async def test_nothing_behind_a_refusal_is_a_request(system: System, request_: b
 async def test_a_reader_may_offer_an_upgrade(system: System) -> None:
     stream_id = await system.create(simulate={"tokens": 3})
     request = b"GET /v1/streams/%b/events HTTP/1.1\r\nHost: x\r\n%b\r\n" % (stream_id.encode(), H2C)
-    async with RawHttp(port_of(system)) as raw:
+    async with RawHttp(system.gateway_port()) as raw:
         await raw.send(request)
         assert (await raw.read_until(b"event: done")).count(b'"token"') == 3
 
@@ -212,7 +208,7 @@ async def test_what_is_too_much_or_wrong_is_refused_at_once(
 ) -> None:
     before = await system.metric(f'midstream_http_problems_total{{status="{status}"}}')
     began = asyncio.get_running_loop().time()
-    answer = await exchange(port_of(system), begun, more)
+    answer = await exchange(system.gateway_port(), begun, more)
     assert statuses(answer) == [status], answer
     assert body_of(answer)["status"] == status
     assert b"\r\nconnection: close\r\n" in answer
@@ -224,14 +220,17 @@ async def test_what_is_large_and_allowed(system: System) -> None:
     cookies = b"".join(b"Cookie: %b\r\n" % (b"c" * 12_000) for _ in range(4))
     path = b"/healthz?" + b"a" * 8000
     assert statuses(
-        await exchange(port_of(system), b"GET %b HTTP/1.1\r\nHost: x\r\n%bConnection: close\r\n\r\n" % (path, cookies))
+        await exchange(
+            system.gateway_port(), b"GET %b HTTP/1.1\r\nHost: x\r\n%bConnection: close\r\n\r\n" % (path, cookies)
+        )
     ) == [200]
     assert statuses(
         await exchange(
-            port_of(system), b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 98 + b"Connection: close\r\n\r\n"
+            system.gateway_port(),
+            b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 98 + b"Connection: close\r\n\r\n",
         )
     ) == [200]
-    assert statuses(await exchange(port_of(system), b"\r\n\r\nGET http://x HTTP/1.0\r\n\r\n")) in ([200], [404])
+    assert statuses(await exchange(system.gateway_port(), b"\r\n\r\nGET http://x HTTP/1.0\r\n\r\n")) in ([200], [404])
 
 
 async def test_every_half_is_cut_off_in_time(system: System) -> None:
@@ -244,7 +243,7 @@ async def test_every_half_is_cut_off_in_time(system: System) -> None:
         (post(H2C + b"Content-Length: 9\r\n", b"{"),),
         (HEALTH, b"GET / HTTP/1.1\r\nHost: "),
     ]
-    answers = await asyncio.gather(*(exchange(port_of(system), *half) for half in halves))
+    answers = await asyncio.gather(*(exchange(system.gateway_port(), *half) for half in halves))
     for half, answer in zip(halves, answers, strict=True):
         assert statuses(answer)[-1:] == [408], (half, answer)
 
@@ -254,8 +253,8 @@ async def test_a_body_that_nobody_wanted_does_not_keep_its_connection(system: Sy
     small = post(sized(b"x" * 50_000), b"x" * 50_000, path=b"/nowhere")
     last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     head, _, body = small.partition(b"\r\n\r\n")
-    assert statuses(await exchange(port_of(system), head + b"\r\n\r\n", body, last)) == [404, 200]
-    async with RawHttp(port_of(system)) as raw:
+    assert statuses(await exchange(system.gateway_port(), head + b"\r\n\r\n", body, last)) == [404, 200]
+    async with RawHttp(system.gateway_port()) as raw:
         await raw.send(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n")
         await raw.read_until(b"\r\n\r\n")
         for _ in range(30):
@@ -267,7 +266,7 @@ async def test_a_body_that_nobody_wanted_does_not_keep_its_connection(system: Sy
 async def test_a_body_that_goes_wrong_when_it_is_answered_gets_no_second_answer(
     system: System, then: bytes | None
 ) -> None:
-    async with RawHttp(port_of(system)) as raw:
+    async with RawHttp(system.gateway_port()) as raw:
         await raw.send(post(b"Transfer-Encoding: chunked\r\n", b"1\r\nx\r\n", path=b"/nowhere"))
         assert statuses(await raw.read_until(b"}")) == [404]
         if then is None:
@@ -285,7 +284,7 @@ async def test_trailers_are_passed_over(system: System) -> None:
     request = post(b"Transfer-Encoding: chunked\r\nTrailer: Origin\r\n", chunked(CREATE, trailers))
     for parts in ((request,), (request[:-40], request[-40:])):
         answer = await exchange(
-            port_of(system), *parts, b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+            system.gateway_port(), *parts, b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         )
         assert statuses(answer) == [201, 200]
         assert b"forged" not in answer
@@ -310,7 +309,7 @@ async def test_handshakes_that_cannot_be_read(system: System, fields: bytes, sta
     began = asyncio.get_running_loop().time()
     stream_id = (await system.create(simulate={"tokens": 1})).encode()
     request = b"GET /v1/streams/%b/ws HTTP/1.1\r\nHost: x\r\n%b%b\r\n" % (stream_id, WEBSOCKET, fields)
-    answers = await asyncio.gather(*(exchange(port_of(system), request) for _ in range(5)))
+    answers = await asyncio.gather(*(exchange(system.gateway_port(), request) for _ in range(5)))
     assert [statuses(answer) for answer in answers] == [[status]] * 5, answers
     assert asyncio.get_running_loop().time() - began < REQUEST_SECONDS
     assert await system.metric("midstream_http_problems_total") == before + 5
@@ -329,7 +328,7 @@ async def test_handshakes_that_cannot_be_read(system: System, fields: bytes, sta
 )
 async def test_floods_of_small_frames_end_the_connection(system: System, flood: bytes) -> None:
     stream_id = await system.create(simulate={"tokens": 50, "tokens_per_second": 5})
-    raw = await RawWebSocket.open("127.0.0.1", port_of(system), f"/v1/streams/{stream_id}/ws")
+    raw = await RawWebSocket.open("127.0.0.1", system.gateway_port(), f"/v1/streams/{stream_id}/ws")
     raw.writer.write(flood)
     opcodes = []
     async with asyncio.timeout(5):
@@ -348,7 +347,7 @@ async def no_readers(system: System) -> bool:
 
 async def test_frames_in_the_packet_of_the_handshake_are_read(system: System) -> None:
     stream_id = await system.create(simulate={"tokens": 500, "tokens_per_second": 5})
-    async with RawHttp(port_of(system)) as raw:
+    async with RawHttp(system.gateway_port()) as raw:
         cancel = b'{"type": "cancel"}'
         request = b"GET /v1/streams/%b/ws HTTP/1.1\r\nHost: x\r\n%b\r\n" % (stream_id.encode(), WEBSOCKET)
         await raw.send(request + b"\x81%c\0\0\0\0%b" % (0x80 | len(cancel), cancel))
@@ -360,9 +359,11 @@ async def test_frames_in_the_packet_of_the_handshake_are_read(system: System) ->
 
 async def test_small_requests_in_one_write_are_answered_in_order(system: System) -> None:
     last = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    assert statuses(await exchange(port_of(system), HEALTH * 300 + last)) == [200] * 300 + [404]
+    assert statuses(await exchange(system.gateway_port(), HEALTH * 300 + last)) == [200] * 300 + [404]
     whole = (HEALTH + post(sized(CREATE), CREATE)) * 5 + last
-    assert statuses(await exchange(port_of(system), *(whole[at : at + 11] for at in range(0, len(whole), 11)))) == [
+    assert statuses(
+        await exchange(system.gateway_port(), *(whole[at : at + 11] for at in range(0, len(whole), 11)))
+    ) == [
         200,
         201,
     ] * 5 + [404]
@@ -371,7 +372,7 @@ async def test_small_requests_in_one_write_are_answered_in_order(system: System)
 async def test_more_than_may_wait_is_answered_when_the_answers_come_soon(system: System) -> None:
     many = 6000
     last = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    async with RawHttp(port_of(system)) as raw:
+    async with RawHttp(system.gateway_port()) as raw:
         sending = asyncio.create_task(raw.send(HEALTH * many + last))
         answers = await raw.read_to_end()
         await sending
@@ -395,7 +396,7 @@ async def _leaves(system: System, leaves: str, face: str, behind: bytes, prompt:
         request = b"GET /v1/streams/%b/events HTTP/1.1\r\nHost: x\r\n\r\n" % stream_id.encode()
     else:
         request = chat(prompt, stream=face == "chat", **asked)
-    async with RawHttp(port_of(system)) as raw:
+    async with RawHttp(system.gateway_port()) as raw:
         sending = asyncio.create_task(raw.send(request + behind))
         await (raw.read_until(b"data:") if face != "whole" else stream_of(system, prompt))
         sending.cancel()
@@ -430,9 +431,11 @@ async def stream_of(system: System, prompt: str) -> str:
 
 async def test_a_post_whose_client_closes_its_half_is_answered(system: System) -> None:
     for fields, body in ((sized(CREATE), CREATE), (b"Transfer-Encoding: chunked\r\n", chunked(CREATE))):
-        answer = await exchange(port_of(system), post(fields, body), close_half=True)
+        answer = await exchange(system.gateway_port(), post(fields, body), close_half=True)
         assert answer.startswith(b"HTTP/1.1 201 "), answer
-    assert statuses(await exchange(port_of(system), HEALTH * 3 + post(sized(CREATE), CREATE), close_half=True)) == [
+    assert statuses(
+        await exchange(system.gateway_port(), HEALTH * 3 + post(sized(CREATE), CREATE), close_half=True)
+    ) == [
         200,
         200,
         200,
@@ -443,14 +446,14 @@ async def test_a_post_whose_client_closes_its_half_is_answered(system: System) -
 async def test_a_wait_whose_client_closes_its_half_is_answered(system: System) -> None:
     stream_id = await system.create(simulate={"tokens": 20, "tokens_per_second": 20})
     request = b"GET /v1/streams/%b?wait=10 HTTP/1.1\r\nHost: x\r\n\r\n" % stream_id.encode()
-    answer = await exchange(port_of(system), request, close_half=True)
+    answer = await exchange(system.gateway_port(), request, close_half=True)
     assert b'"status":"completed"' in answer
 
 
 @pytest.mark.parametrize("behind", [b"", HEALTH, HEALTH * 20_000])
 async def test_a_whole_answer_whose_client_closes_its_half(system: System, behind: bytes) -> None:
     prompt = f"half {len(behind)}."
-    async with RawHttp(port_of(system)) as raw:
+    async with RawHttp(system.gateway_port()) as raw:
         simulate = {"tokens": 4, "tokens_per_second": 2}
         sending = asyncio.create_task(raw.send(chat(prompt, simulate=simulate) + behind))
         await stream_of(system, prompt)
@@ -463,7 +466,7 @@ async def test_a_whole_answer_whose_client_closes_its_half(system: System, behin
 async def test_a_reader_whose_client_closes_its_half_with_the_request_is_served(system: System) -> None:
     stream_id = await system.create(simulate={"tokens": 5, "tokens_per_second": 50})
     request = b"GET /v1/streams/%b/events HTTP/1.1\r\nHost: x\r\n\r\n" % stream_id.encode()
-    async with RawHttp(port_of(system)) as raw:
+    async with RawHttp(system.gateway_port()) as raw:
         await raw.send(request)
         raw.close_half()
         answer = await raw.read_to_end()
@@ -475,9 +478,9 @@ async def test_a_reader_whose_client_closes_its_half_with_the_request_is_served(
     [b"GET /healthz HT", post(b"Content-Length: 500\r\n", b"{"), post(b"Transfer-Encoding: chunked\r\n", b"5\r\n{")],
 )
 async def test_half_a_request_and_then_the_end(system: System, half: bytes) -> None:
-    answer = await exchange(port_of(system), half, close_half=True)
+    answer = await exchange(system.gateway_port(), half, close_half=True)
     assert statuses(answer) == [400]
-    assert statuses(await exchange(port_of(system), HEALTH + half, close_half=True)) == [200, 400]
+    assert statuses(await exchange(system.gateway_port(), HEALTH + half, close_half=True)) == [200, 400]
     assert "ended before the request did" in str(body_of(answer)["detail"])
 
 
@@ -486,12 +489,12 @@ async def test_half_a_request_and_then_the_end(system: System, half: bytes) -> N
 
 async def test_an_answer_that_nobody_takes_is_cut_off(system: System) -> None:
     """Else its client would have this process keep it for as long as it likes."""
-    async with RawHttp(port_of(system)) as raw:
+    async with RawHttp(system.gateway_port()) as raw:
         await raw.send(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
         pid = system.gateways[0].pid
 
         def connections() -> int:
-            port = f":{port_of(system):04X}"
+            port = f":{system.gateway_port():04X}"
             rows = [row.split() for row in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
             mine = f":{raw.port:04X}"
             return sum(row[1].endswith(port) and row[2].endswith(mine) and row[9] != "0" for row in rows)
@@ -507,10 +510,10 @@ async def test_no_more_readers_than_there_are_places() -> None:
     async with System(gateway_settings={"connections_max": 50}) as system:
         stream_id = await system.create(simulate={"tokens": 150, "tokens_per_second": 100})
         request = b"GET /v1/streams/%b/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % stream_id.encode()
-        answers = await asyncio.gather(*(exchange(port_of(system), request) for _ in range(200)))
+        answers = await asyncio.gather(*(exchange(system.gateway_port(), request) for _ in range(200)))
         assert sorted(statuses(answer)[0] for answer in answers) == [200] * 50 + [503] * 150
         await wait_until(lambda: no_readers(system), what="all places are free")
-        again = await asyncio.gather(*(exchange(port_of(system), request) for _ in range(50)))
+        again = await asyncio.gather(*(exchange(system.gateway_port(), request) for _ in range(50)))
         assert [statuses(answer) for answer in again] == [[200]] * 50
         made = len(await system.logs())
         refused = sum(await asyncio.gather(*(_is_refused(system) for _ in range(80))))
@@ -519,7 +522,7 @@ async def test_no_more_readers_than_there_are_places() -> None:
 
 
 async def _is_refused(system: System) -> bool:
-    async with RawHttp(port_of(system)) as raw:
+    async with RawHttp(system.gateway_port()) as raw:
         await raw.send(b"GET /stream?prompt=x HTTP/1.1\r\nHost: x\r\n\r\n")
         return (await raw.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
 
@@ -541,7 +544,7 @@ _WORDS = [b"GET ", b"POST ", b"/", b"/v1/streams", b" HTTP/1.1\r\n", b"\r\n", b"
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 async def test_any_bytes_cut_anywhere(system: System, words: list[bytes], cut: int, half: bool) -> None:
     sent = b"".join(words)
-    async with RawHttp(port_of(system)) as beside, RawHttp(port_of(system)) as raw:
+    async with RawHttp(system.gateway_port()) as beside, RawHttp(system.gateway_port()) as raw:
         await raw.send(*(sent[at : at + cut] for at in range(0, len(sent), cut)))
         await beside.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert statuses(await beside.read_to_end()) == [200]

@@ -35,10 +35,6 @@ async def running() -> AsyncIterator[System]:
         yield system
 
 
-def port_of(system: System) -> int:
-    return int(str(system.gateways[0].settings["port"]))
-
-
 def resident_megabytes(system: System) -> float:
     for line in Path(f"/proc/{system.gateways[0].pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
@@ -47,7 +43,7 @@ def resident_megabytes(system: System) -> float:
 
 
 async def _keep_alive(system: System) -> None:
-    async with RawHttp(port_of(system)) as raw:
+    async with RawHttp(system.gateway_port()) as raw:
         await raw.send(HEALTH)
         await raw.read_until(b"}")
 
@@ -83,7 +79,7 @@ async def test_what_never_ends(system: System, begun: bytes, again: bytes) -> No
     before = resident_megabytes(system)
 
     async def attack() -> None:
-        async with RawHttp(port_of(system)) as raw:
+        async with RawHttp(system.gateway_port()) as raw:
             await raw.send(begun)
             for _ in range(MEGABYTES * 1_000_000 // len(again) // 10):
                 await raw.send(again * 10)
@@ -92,7 +88,7 @@ async def test_what_never_ends(system: System, begun: bytes, again: bytes) -> No
     slowest, most = 0.0, before
     while not all(task.done() for task in attacks):
         began = asyncio.get_running_loop().time()
-        assert statuses(await exchange(port_of(system), HEALTH[:-2] + b"Connection: close\r\n\r\n")) == [200]
+        assert statuses(await exchange(system.gateway_port(), HEALTH[:-2] + b"Connection: close\r\n\r\n")) == [200]
         slowest = max(slowest, asyncio.get_running_loop().time() - began)
         most = max(most, resident_megabytes(system))
     await asyncio.gather(*attacks)
@@ -106,9 +102,9 @@ async def test_heads_that_are_left_unfinished(system: System) -> None:
     before = resident_megabytes(system)
     async with AsyncExitStack() as stack:
         for _ in range(50):
-            raw = await stack.enter_async_context(RawHttp(port_of(system)))
+            raw = await stack.enter_async_context(RawHttp(system.gateway_port()))
             await raw.send(b"GET / HTTP/1.1\r\nHost: x\r\n" + (b"A: " + b"a" * 15_000 + b"\r\n") * 4)
-        await exchange(port_of(system), HEALTH[:-2] + b"Connection: close\r\n\r\n")
+        await exchange(system.gateway_port(), HEALTH[:-2] + b"Connection: close\r\n\r\n")
         assert resident_megabytes(system) < before + 50 * 0.2 + GROWN_MEGABYTES_MAX
     await _is_back(system, before)
 
@@ -120,11 +116,11 @@ async def test_requests_by_the_thousand_behind_one_that_waits(system: System) ->
     async with AsyncExitStack() as stack:
         sending = []
         for _ in range(20):
-            raw = await stack.enter_async_context(RawHttp(port_of(system)))
+            raw = await stack.enter_async_context(RawHttp(system.gateway_port()))
             sending.append(asyncio.create_task(raw.send(waits + HEALTH * 30_000)))
         await asyncio.gather(*sending)  # all of it is read in the end, and dropped
         began = asyncio.get_running_loop().time()
-        await exchange(port_of(system), HEALTH[:-2] + b"Connection: close\r\n\r\n")
+        await exchange(system.gateway_port(), HEALTH[:-2] + b"Connection: close\r\n\r\n")
         assert asyncio.get_running_loop().time() - began < 0.5
         assert resident_megabytes(system) < before + GROWN_MEGABYTES_MAX
     await _is_back(system, before)
@@ -153,7 +149,7 @@ async def test_what_a_closed_connection_held(system: System, request_: bytes, le
     before = resident_megabytes(system)
 
     async def come_and_go() -> None:
-        async with RawHttp(port_of(system)) as raw:
+        async with RawHttp(system.gateway_port()) as raw:
             await raw.send(request_)
             if not request_.endswith(b"x") or b"60000" in request_:
                 await raw.read_until(b"\r\n\r\n")

@@ -26,12 +26,6 @@ class Model:
     system: System
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(server: OpenAIServer) -> AsyncIterator[System]:
-    async with System(gateways=2, settings={"provider": "openai", "openai_base_url": server.url}) as system:
-        yield system
-
-
 @pytest_asyncio.fixture(loop_scope="module")
 async def model(server: OpenAIServer, system: System) -> AsyncIterator[Model]:
     """The server and the system, at rest before and after."""

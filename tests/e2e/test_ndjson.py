@@ -132,7 +132,7 @@ async def test_node_goes_on_after_the_gateway_was_killed(system: System) -> None
     async with System() as own:
         stream_id = await own.create("killed", simulate={"tokens": 120, "tokens_per_second": 60})
         reader = await Node.run("ndjson.mjs", own.events_url(stream_id))
-        await wait_until(lambda: len(reader.said) > 30, within_seconds=15, what="30 lines")
+        await wait_until(lambda: len(reader.lines) > 30, within_seconds=15, what="30 lines")
         own.gateways[0].kill()
         await own.start_gateway(0)
         said = await reader.until_end()

@@ -7,13 +7,11 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
 import openai
 import pytest
-import pytest_asyncio
 
 from shared.sse import Decoder, Message
 from tests.support.needs import needs
@@ -26,12 +24,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 MESSAGES: Any = [{"role": "user", "content": "say something"}]
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Ur"}'}}
 TICKING = {"tokens": 2000, "tokens_per_second": 50}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(server: OpenAIServer) -> AsyncIterator[System]:
-    async with System(gateways=2, settings={"provider": "openai", "openai_base_url": server.url}) as system:
-        yield system
 
 
 def chat_url(system: System, gateway: int = 0) -> str:

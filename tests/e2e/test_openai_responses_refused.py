@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
 import pytest
-import pytest_asyncio
 
 from tests.support.openai_server import OpenAIServer
 from tests.support.system import System
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(server: OpenAIServer) -> AsyncIterator[System]:
-    async with System(gateways=2, settings={"provider": "openai", "openai_base_url": server.url}) as system:
-        yield system
 
 
 @pytest.mark.parametrize(

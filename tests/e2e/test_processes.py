@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ import httpx2
 import pytest
 
 from gateway.listening import CAN_SHARE
+from midstream.processes import LocalMidstream
+from shared.errors import Unusable
+from shared.settings import Settings
 from tests.support.needs import needs
 from tests.support.system import Process, Reader, System, answer_of, environment_of
 from tests.support.waiting import wait_until
@@ -273,3 +277,55 @@ async def test_midstream_up_has_as_many_as_it_is_told(up_of_two: subprocess.Pope
         return await nobody_listens(url)
 
     await wait_until(gone, what="nothing listens any more")
+
+
+def children_of(pid: int, module: str) -> list[int]:
+    """The pids of a process's children that run `python -m module`."""
+    pids = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [
+        child for child in pids if f"-m\0{module}\0".encode() in Path(f"/proc/{child}/cmdline").read_bytes() + b"\0"
+    ]
+
+
+@pytest.fixture
+def up_of_one(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`midstream up`, which writes to the file `log`."""
+    command = [sys.executable, "-m", "midstream.cli", "up", "--gateways", "1", "--port", "0", "--provider", "simulated"]
+    with (tmp_path / "log").open("wb") as output:
+        running = subprocess.Popen(command, env=environment_of({}), stdout=output, stderr=output)
+    yield running
+    running.kill()
+    running.wait()
+
+
+async def test_midstream_up_restarts_what_was_ready_with_a_back_off(
+    up_of_one: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    def logged() -> str:
+        return (tmp_path / "log").read_text()
+
+    await wait_until(lambda: "midstream is up: " in logged(), within_seconds=_UP_SECONDS_MAX)
+    for module, name, pause in (
+        ("producer", "worker 1", "0.1"),
+        ("producer", "worker 1", "0.2"),
+        ("gateway", "the gateway", "0.1"),
+    ):
+        await wait_until(partial(children_of, up_of_one.pid, module), what=name, within_seconds=_UP_SECONDS_MAX)
+        (child,) = children_of(up_of_one.pid, module)
+        os.kill(child, signal.SIGKILL)  # within 5 s of its start
+        line = f"midstream: {name} was ended by SIGKILL; restarting it in {pause} s"
+        await wait_until(lambda line=line: line in logged(), what=line)  # type: ignore[misc]
+    await wait_until(lambda: logged().count("gateway is up: ") == 2, within_seconds=_UP_SECONDS_MAX)
+    assert up_of_one.poll() is None
+    up_of_one.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(up_of_one.wait, 10) == 0
+
+
+def test_midstream_up_ends_when_a_child_never_gets_ready(tmp_path: Path) -> None:
+    environment = {**environment_of({}), "MIDSTREAM_LEASE_SECONDS": "none"}  # which its own settings do not show
+    with (tmp_path / "log").open("wb") as output:
+        midstream = LocalMidstream(
+            Settings(port=0, gateway_processes=1), redis_url=None, environment=environment, output=output
+        )
+        with pytest.raises(Unusable, match=r"^(the gateway|worker 1) ended with 1 during its start$"), midstream:
+            pass

@@ -34,18 +34,14 @@ async def running() -> AsyncIterator[System]:
         yield system
 
 
-def ports(system: System) -> list[int]:
-    return [int(str(one.settings["port"])) for one in system.gateways]
-
-
 @pytest.mark.alone("a token may be 0.1 s late")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_two_thousand_tokens_are_not_late(system: System, kind: Kind) -> None:
     """Event by event: when it came through the proxy, against when it came to a reader of the gateway, at the same time."""
-    with deployed(kind, ports(system)) as proxy:
+    with deployed(kind, system.gateway_ports) as proxy:
         stream_id = await system.create(kind, simulate={"tokens": TOKENS, "tokens_per_second": 1000})
         path = f"/v1/streams/{stream_id}/events"
-        through, direct = EventSource(proxy.port, path), EventSource(ports(system)[0], path)
+        through, direct = EventSource(proxy.port, path), EventSource(system.gateway_ports[0], path)
         async with asyncio.timeout(60):
             await asyncio.gather(through.run(), direct.run())
     assert through.refused == direct.refused == []
@@ -73,7 +69,7 @@ async def test_two_thousand_timed_events_keep_their_pace(system: System, kind: K
         assert found.events == TOKENS
         return found
 
-    with deployed(kind, ports(system)) as proxy:
+    with deployed(kind, system.gateway_ports) as proxy:
         urls = [f"{proxy.url}/v1/probe", f"{system.gateway_url()}/v1/probe"]
         both = await asyncio.gather(*(client.observe(url, plan, planned_seconds=2) for url in urls))
     through, direct = map(measured, both)
@@ -84,7 +80,7 @@ async def test_two_thousand_timed_events_keep_their_pace(system: System, kind: K
 @pytest.mark.parametrize("kind", KINDS)
 async def test_what_else_a_reader_relies_on(system: System, kind: Kind) -> None:
     """204 after the end, the header's resume point, a POST, an error's body."""
-    with deployed(kind, ports(system)) as proxy:
+    with deployed(kind, system.gateway_ports) as proxy:
         body = {"messages": [{"role": "user", "content": kind}], "simulate": {"tokens": 5, "tokens_per_second": 0}}
         created = await system.http.post(f"{proxy.url}/v1/streams", json=body)
         assert created.status_code == 201
@@ -198,11 +194,11 @@ async def answer(port: int, method: str, target: str) -> tuple[int, bytes]:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_only_what_is_for_the_public_is_passed_on(system: System, kind: Kind) -> None:
     """The console of these gateways is on, so that it is the proxy which keeps it in."""
-    gateway = ports(system)[0]
+    gateway = system.gateway_ports[0]
     for path in ("/", "/chat", "/v1/overview", "/metrics", "/readyz", "/healthz", "/openapi.json", "/docs"):
         assert (await answer(gateway, "GET", path))[0] == 200, path
     wrong = []
-    with deployed(kind, ports(system)) as proxy:
+    with deployed(kind, system.gateway_ports) as proxy:
         for path in PRIVATE:
             for target in spellings(path):
                 status, got = await answer(proxy.port, "GET", target)
@@ -221,7 +217,7 @@ async def test_only_what_is_for_the_public_is_passed_on(system: System, kind: Ki
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_websocket_and_no_other_upgrade_goes_through(system: System, kind: Kind) -> None:
-    with deployed(kind, ports(system)) as proxy:
+    with deployed(kind, system.gateway_ports) as proxy:
         stream_id = await system.create(kind, simulate={"tokens": 5, "tokens_per_second": 100})
         path = f"/v1/streams/{stream_id}/ws"
         websocket = await RawWebSocket.open("127.0.0.1", proxy.port, path)
@@ -267,7 +263,7 @@ async def test_no_answer_goes_to_somebody_else(system: System, kind: Kind) -> No
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_host_keeps_its_port(system: System, kind: Kind) -> None:
     """A page at another port than 80 is of the gateway's own origin, also where the browser says no more than `Origin`."""
-    with deployed(kind, ports(system)) as proxy:
+    with deployed(kind, system.gateway_ports) as proxy:
         body = {"messages": [{"role": "user", "content": kind}], "simulate": {"tokens": 1}}
         for origin, status in ((proxy.url, 201), ("http://127.0.0.1", 403), ("http://elsewhere.example", 403)):
             created = await system.http.post(f"{proxy.url}/v1/streams", json=body, headers={"origin": origin})
@@ -280,7 +276,7 @@ READERS, STREAMS = 500, 10
 async def test_gateways_are_replaced_under_five_hundred_readers() -> None:
     """One after the other behind nginx, as a deployment does it: nobody is refused, loses a token or gets one twice."""
     async with System(gateways=2, settings={"retry_milliseconds": 300}) as system:
-        with deployed("nginx", ports(system)) as proxy:
+        with deployed("nginx", system.gateway_ports) as proxy:
             simulate = {"tokens": 10_000, "tokens_per_second": 14}  # they last for as long as this takes
             ids = [await system.create(f"story {number}", simulate=simulate) for number in range(STREAMS)]
             sources = [EventSource(proxy.port, f"/v1/streams/{ids[n % STREAMS]}/events") for n in range(READERS)]

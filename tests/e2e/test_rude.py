@@ -53,7 +53,7 @@ class RawConnection:
         if receive_buffer_bytes is not None:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         self._socket.setblocking(False)
-        self._port = int(str(system.gateways[0].settings["port"]))
+        self._port = system.gateway_port()
 
     async def send(self, data: bytes) -> None:
         loop = asyncio.get_running_loop()

@@ -41,7 +41,7 @@ def path_of(stream_id: str, query: str = "") -> str:
 
 
 async def raw(system: System, stream_id: str, *, read_bytes_max: int = 1 << 16) -> RawWebSocket:
-    port = int(str(system.gateways[0].settings["port"]))
+    port = system.gateway_port()
     return await RawWebSocket.open("127.0.0.1", port, path_of(stream_id), read_bytes_max=read_bytes_max)
 
 

@@ -280,8 +280,8 @@ async def _look(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
         pages = Pages(parts.log(commands), _not_ended, page_events=256, cache_bytes_max=1 << 20)
         parts.patch.setattr(gateway.metrics, "handover", Handover())
         measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, parts.settings)
-        once = Once(measuring._look_at_redis)
-        parts.patch.setattr(measuring, "_look_at_redis", once)
+        once = Once(measuring._measure_server)
+        parts.patch.setattr(measuring, "_measure_server", once)
         measuring.start()
         try:
             yield lambda: once.calls > 2

@@ -28,10 +28,11 @@ _SUPERVISOR = """
 import os, sys
 from gateway import supervisor
 from gateway.listening import reserve
+from shared import child_processes
 from shared.settings import Settings
 from shared.logs import set_up_logging
 
-supervisor._PAUSE_SECONDS_MAX, supervisor._KILL_SECONDS = 0.4, 0.3
+child_processes.PAUSE_SECONDS_MAX, supervisor._KILL_SECONDS = 0.4, 0.3
 set_up_logging("info", "text")
 settings = Settings.from_environment(os.environ)
 child = [sys.executable, "-S", "-c", sys.argv[1]]

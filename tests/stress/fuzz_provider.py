@@ -125,10 +125,10 @@ class Fuzz:
                     ("response", f"/v1/responses/resp_{stream_id}"),
                 ):
                     await self._read(system, seed, name, path, "*/*")
-                asked = (await system.http.get(url.removesuffix("/v1") + "/stats")).json().get(f"fuzz-{seed}", 0)
+                requests = (await system.http.get(url.removesuffix("/v1") + "/stats")).json().get(f"fuzz-{seed}", 0)
                 redirects = 4  # each of which asks again
-                if asked > _TRIES_MAX * _ATTEMPTS_MAX * redirects:
-                    self._tell(seed, f"the provider was asked {asked} times")
+                if requests > _TRIES_MAX * _ATTEMPTS_MAX * redirects:
+                    self._tell(seed, f"the provider was asked {requests} times")
         except TimeoutError:
             self._tell(seed, "not ended in time")
         except (AssertionError, httpx2.HTTPError, ValueError, KeyError) as error:

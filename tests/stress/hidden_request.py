@@ -172,7 +172,7 @@ def try_often(port: int, tries: int, seed: int) -> Found:
 
 async def through(system: System, kind: Kind, tries: int, seed: int) -> Found:
     """Try through our configuration of this proxy, before one gateway: its connections to it serve both clients."""
-    port = int(str(system.gateways[0].settings["port"]))
+    port = system.gateway_port()
     with deployed(kind, [port, port]) as proxy:
         return await asyncio.to_thread(try_often, proxy.port, tries, seed)
 

@@ -1,6 +1,6 @@
 """What must hold between the one history of a stream and what its readers got. No I/O, and none of the gateway's code.
 
-The history is the log up to its first terminal event, as api.md section 1 shows it. A reader's events, over all its
+The history is the log up to its first terminal event, as `GET /v1/streams/{id}/events` shows it. A reader's events, over all its
 connections, are compared with it one by one: ids, kinds and payloads.
 """
 
@@ -181,7 +181,7 @@ def check_reader(history: Sequence[Shown], seen: Sequence[Shown], *, from_now: b
 
 
 def answer_of(seen: Sequence[Shown]) -> list[str]:
-    """The items that a client has in the end that does as api.md says: a `restarted` keeps its first `base`."""
+    """The items that a client has in the end which follows docs/reference/http.md: a `restarted` keeps the first `base`."""
     items: list[str] = []
     for one in seen:
         if one.name == "restarted":

@@ -32,7 +32,7 @@ _SETTLE_SECONDS = 30.0
 class _Storm:
     def __init__(self, system: System) -> None:
         self._system = system
-        self._ports = [int(str(one.settings["port"])) for one in system.gateways]
+        self._ports = system.gateway_ports
         self._began_at = time.monotonic()
         self.deaths: dict[int, float] = {}
         """When (Unix seconds) each worker process died, by its pid."""

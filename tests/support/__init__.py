@@ -1,1 +1,1 @@
-"""What tests share: real servers to start and kill, a provider to script, and waiting without sleeping."""
+"""Code that the tests share: real servers to start and kill, a scripted provider, and `wait_until`."""

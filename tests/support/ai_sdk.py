@@ -1,4 +1,4 @@
-"""The AI SDK from its registry, in the versions of tests/e2e/ai_sdk/package-lock.json, and what is built with it."""
+"""The AI SDK from npm, in the versions of tests/e2e/ai_sdk/package-lock.json, and the test page built with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _READ_SECONDS_MAX = 30.0
 
 @functools.cache
 def page() -> str:
-    """The script of the test page, bundled."""
+    """Returns the bundled script of the test page."""
     place = packages("ai_sdk")
     command = [str(place / "node_modules/.bin/esbuild"), "page.jsx", "--bundle", "--jsx=automatic", "--log-level=error"]
     command.append('--define:process.env.NODE_ENV="production"')
@@ -25,7 +25,7 @@ def page() -> str:
 
 
 async def read(body: bytes, version: str = "ai") -> dict[str, Any]:
-    """What the SDK's own parser, schema and reader make of a whole body: `chunks`, `wrong`, `errors`, `message`."""
+    """Returns what the SDK's own parser, schema and reader make of a body: `chunks`, `wrong`, `errors`, `message`."""
     process = await asyncio.create_subprocess_exec(
         "node",
         "read.mjs",
@@ -35,7 +35,7 @@ async def read(body: bytes, version: str = "ai") -> dict[str, Any]:
         stdout=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(_READ_SECONDS_MAX):
-        told, _ = await process.communicate(body)
+        printed, _ = await process.communicate(body)
     assert process.returncode == 0
-    seen: dict[str, Any] = json.loads(told)
+    seen: dict[str, Any] = json.loads(printed)
     return seen

@@ -1,8 +1,8 @@
-"""How a run of several pytest processes is spread, and what `@pytest.mark.alone` means: no other test runs meanwhile.
+"""Spreads a run over several pytest processes, and implements `@pytest.mark.alone`: no other test runs meanwhile.
 
-With `-n 5 --dist loadfile` each module is one process's, which starts its fixtures once. Tests marked `alone` measure
-time, or the machine itself: one process has them all, after everything else, and waits until the others have finished. Each
-holds a file's lock for as long as it has tests. Without `-n` nothing here does anything.
+With `-n 5 --dist loadfile` all tests of a module run in one process, which starts the module's fixtures once. Tests marked
+`alone` measure time or the machine. One process runs all of them after everything else, and waits until the others have
+finished: each process holds a lock on a file as long as it has tests. Without `-n` this plugin does nothing.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.support.left_running import RUN
 
 _AT_WORK = pytest.StashKey[int]()
-"""The lock that a process shares with the others while it has tests; to hold it by itself is to be alone."""
+"""The lock that each process shares while it has tests; who holds it exclusively is alone."""
 _LONGEST_FIRST = ("stress", "e2e", "bench", "integration", "contract", "unit")
-"""Folders by how long their modules take: the run is over sooner when it does not end with a long one."""
+"""Folders by the duration of their modules: a run takes longer if a long module comes last."""
 
 
 class _ByModule(LoadScopeScheduling):
-    """Runs in the process that hands out the tests, and knows no more of them than their names."""
+    """The scheduler. It runs in the process that distributes the tests, and knows only their names."""
 
     @functools.cached_property
     def _alone(self) -> set[str]:
@@ -41,7 +41,7 @@ class _ByModule(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
     if config.getoption("dist") != "loadfile":
         return None
-    config.option.loadscopereorder = False  # the order is ours
+    config.option.loadscopereorder = False  # keeps our order
     return _ByModule(config, log)
 
 
@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return _is_alone(item), _LONGEST_FIRST.index(folder) if folder in _LONGEST_FIRST else 0
 
     items.sort(key=place)
-    # Each process writes the same, and it is read when all have collected.
+    # Each process writes the same text. It is read after all have collected their tests.
     _file("alone").write_text("\n".join(item.nodeid for item in items if _is_alone(item)))
 
 
@@ -64,11 +64,11 @@ def pytest_configure(config: pytest.Config) -> None:
         fcntl.flock(config.stash[_AT_WORK], fcntl.LOCK_SH)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the timeout: waiting for one's turn is not part of a test
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the timeout: waiting for the lock is not part of a test
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     lock = item.config.stash.get(_AT_WORK, None)
     if lock is not None and _is_alone(item):
-        fcntl.flock(lock, fcntl.LOCK_EX)  # nobody else is at work any more
+        fcntl.flock(lock, fcntl.LOCK_EX)  # no other process has tests any more
     return (yield)
 
 
@@ -90,5 +90,5 @@ def _is_alone(item: pytest.Item) -> bool:
 
 
 def _file(kind: Literal["alone", "lock"]) -> Path:
-    """The names of the tests that are marked, and the lock: of this run, for its processes to share."""
+    """Returns the path of a file that this run's processes share: the names of the marked tests, or the lock."""
     return Path(tempfile.gettempdir(), f"midstream-tests-{os.environ[RUN]}.{kind}")

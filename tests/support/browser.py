@@ -1,4 +1,4 @@
-"""Chromium for the tests of pages: what it complains of, and where it goes, is noted and checked."""
+"""Chromium for tests of pages: its complaints and its requests are recorded and checked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 class Opened:
-    """One page, with what it complained of and whom it asked."""
+    """One page, with its complaints and the hosts of its requests."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -48,7 +48,7 @@ class Opened:
         return opened
 
     async def close(self, *, host: str) -> None:
-        """AssertionError if the page complained, or spoke to anybody but its own host."""
+        """AssertionError if the page complained, or sent a request to another host than its own."""
         await self.page.close()
         assert not self.complaints, self.complaints
         assert self.hosts <= {host}, self.hosts

@@ -1,6 +1,7 @@
 """What the files in deploy/ and docker-compose.yml start: commands, environments, health checks, times to stop.
 
-One shape for the three ways, so that one test can start each of them by hand. Their own addresses stand in them still.
+The three deployments have one form here, so that one test can start each of them without its tool. Addresses in commands and
+environments are those of the files.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ _SECONDS = {"ms": 0.001, "s": 1, None: 1, "m": 60}
 
 @dataclass(frozen=True)
 class Part:
-    """A gateway or a worker, as one way starts it."""
+    """A gateway or a worker, as one deployment starts it."""
 
     command: Sequence[str]
     environment: Mapping[str, str]
     checks: Sequence[Sequence[str]]
-    """Commands that succeed while it is well."""
+    """Health checks: commands that succeed while the part is healthy."""
     stop_seconds: float
-    """From SIGTERM to SIGKILL."""
+    """The time from SIGTERM to SIGKILL."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class Way:
     worker_port: str
 
 
-def seconds(told: object) -> float:
-    """What `10s` or 10 is. AssertionError for anything else."""
-    found = _UNITS.fullmatch(str(told))
-    assert found, f"{told!r} is no time"
+def seconds(duration: object) -> float:
+    """Returns a duration like `10s` or 10 in seconds. AssertionError for anything else."""
+    found = _UNITS.fullmatch(str(duration))
+    assert found, f"{duration!r} is no duration"
     return int(found[1]) * _SECONDS[found[2]]
 
 
@@ -53,9 +54,9 @@ def seconds(told: object) -> float:
 
 
 def image_environment() -> dict[str, str]:
-    """ENV of the image, without its PATH."""
+    """Returns the ENV of the image, without PATH."""
     (line,) = re.findall(r"^ENV (.+)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
-    return {name: value for name, _, value in (one.partition("=") for one in shlex.split(line)) if name != "PATH"}
+    return {name: value for name, _, value in (pair.partition("=") for pair in shlex.split(line)) if name != "PATH"}
 
 
 # --- docker compose
@@ -70,12 +71,12 @@ def by_compose() -> Way:
 
     def part(name: str) -> Part:
         service = services[name]
-        told = {key: re.sub(r"\$\{\w+:-(.*?)\}", r"\1", value) for key, value in service["environment"].items()}
+        environment = {key: re.sub(r"\$\{\w+:-(.*?)\}", r"\1", value) for key, value in service["environment"].items()}
         check = service["healthcheck"]["test"]
         assert check[0] == "CMD"
         return Part(
             shlex.split(service["command"]),
-            image_environment() | told,
+            image_environment() | environment,
             [check[1:]],
             seconds(service["stop_grace_period"]),
         )
@@ -87,7 +88,7 @@ def by_compose() -> Way:
 
 
 def unit(name: str) -> dict[str, list[str]]:
-    """What a unit says, by key. A key may be said more than once."""
+    """Returns the values of a unit by key. A key may occur more than once."""
     found: dict[str, list[str]] = {}
     for line in (SYSTEMD / f"midstream-{name}@.service").read_text().splitlines():
         key, equals, value = line.partition("=")
@@ -103,19 +104,19 @@ def environment_file(path: Path) -> dict[str, str]:
 
 def by_systemd() -> Way:
     def part(name: str, instance: str) -> Part:
-        said = unit(name)
-        told: dict[str, str] = {}
-        for one in said["EnvironmentFile"]:
-            told |= environment_file(SYSTEMD / Path(one.removeprefix("-")).name)
-        told |= dict(one.split("=", 1) for one in said["Environment"])
+        values = unit(name)
+        environment: dict[str, str] = {}
+        for path in values["EnvironmentFile"]:
+            environment |= environment_file(SYSTEMD / Path(path.removeprefix("-")).name)
+        environment |= dict(pair.split("=", 1) for pair in values["Environment"])
 
         def command(line: str) -> list[str]:
             return shlex.split(line.removeprefix("-").replace("%i", instance))
 
-        (start,) = map(command, said["ExecStart"])
-        (stop,) = map(seconds, said["TimeoutStopSec"])
-        checks = [*map(command, said.get("ExecStartPost", []))]
-        return Part(start, told, checks, stop)
+        (start,) = map(command, values["ExecStart"])
+        (stop,) = map(seconds, values["TimeoutStopSec"])
+        checks = [*map(command, values.get("ExecStartPost", []))]
+        return Part(start, environment, checks, stop)
 
     return Way(part("gateway", "8000"), part("worker", "1"), "8000", "9464")
 
@@ -124,43 +125,45 @@ def by_systemd() -> Way:
 
 
 def manifests() -> dict[tuple[str, str], Any]:
-    """All objects of deploy/kubernetes, by kind and name."""
+    """Returns all objects of deploy/kubernetes, by kind and name."""
     resources = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["resources"]
-    files = [KUBERNETES / one for one in resources if one.endswith(".yaml")]
-    objects = [one for path in files for one in yaml.safe_load_all(path.read_text())]
-    return {(one["kind"], one["metadata"]["name"]): one for one in objects}
+    files = [KUBERNETES / path for path in resources if path.endswith(".yaml")]
+    objects = [item for path in files for item in yaml.safe_load_all(path.read_text())]
+    return {(item["kind"], item["metadata"]["name"]): item for item in objects}
 
 
 def pod(name: str) -> Any:
-    """The pod of one of our deployments."""
+    """Returns the pod of one of our deployments."""
     return manifests()["Deployment", f"midstream-{name}"]["spec"]["template"]["spec"]
 
 
 def _generated(name: str) -> dict[str, str]:
-    """What a generated ConfigMap or Secret holds, with the examples' values."""
-    said = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
-    told: dict[str, str] = {}
-    for one in said["configMapGenerator"] + said["secretGenerator"]:
-        if one["name"] == name:
-            told |= dict(line.split("=", 1) for line in one.get("literals", []))
-            for path in one.get("envs", []):
-                told |= environment_file(KUBERNETES / f"{path}.example")
-    assert told, f"kustomization.yaml makes no {name}"
-    return told
+    """Returns the contents of a generated ConfigMap or Secret, with the values of the examples."""
+    kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
+    environment: dict[str, str] = {}
+    for source in kustomization["configMapGenerator"] + kustomization["secretGenerator"]:
+        if source["name"] == name:
+            environment |= dict(line.split("=", 1) for line in source.get("literals", []))
+            for path in source.get("envs", []):
+                environment |= environment_file(KUBERNETES / f"{path}.example")
+    assert environment, f"kustomization.yaml makes no {name}"
+    return environment
 
 
 def by_kubernetes() -> Way:
     def part(name: str) -> Part:
         (container,) = pod(name)["containers"]
-        told = image_environment()
+        environment = image_environment()
         for source in container["envFrom"]:
             (reference,) = source.values()
-            told |= _generated(reference["name"])
-        told |= {one["name"]: one["value"] for one in container["env"]}
-        ports = {one["name"]: one["containerPort"] for one in container["ports"]}
-        asked = [container[probe]["httpGet"] for probe in ("readinessProbe", "livenessProbe")]
-        checks = [["curl", "-sf", f"http://127.0.0.1:{ports[one['port']]}{one['path']}"] for one in asked]
-        return Part(container["command"], told, checks, pod(name)["terminationGracePeriodSeconds"])
+            environment |= _generated(reference["name"])
+        environment |= {variable["name"]: variable["value"] for variable in container["env"]}
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        requests = [container[probe]["httpGet"] for probe in ("readinessProbe", "livenessProbe")]
+        checks = [
+            ["curl", "-sf", f"http://127.0.0.1:{ports[request['port']]}{request['path']}"] for request in requests
+        ]
+        return Part(container["command"], environment, checks, pod(name)["terminationGracePeriodSeconds"])
 
     return Way(part("gateway"), part("worker"), "8000", "9464")
 

@@ -1,7 +1,7 @@
-"""An EventSource for many: one that follows a stream over as many connections as it takes, cheap enough for hundreds.
+"""An EventSource that follows a stream over as many connections as needed, cheap enough for hundreds of them.
 
-It does what WHATWG HTML says: after a connection that ended it waits for `retry:` and comes back with the last id; any
-answer but 200 ends it for good, 204 in peace and everything else as a failure.
+It follows the WHATWG HTML standard: after a lost connection it waits for `retry:`, and reconnects with the last id. A status
+other than 200 ends it for good: 204 as complete, any other as failed.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ _TERMINAL = ("done", "failed", "cancelled")
 
 
 class EventSource:
-    """Follows from its first moment on; `await source.run()` is over when the stream is."""
+    """Follows a stream from its creation on; `await source.run()` returns when the stream has ended."""
 
     def __init__(self, port: int, path: str) -> None:
         self._port = port
         self._path = path
         self.connections: list[list[Message]] = []
         self.came: dict[str, float] = {}
-        """When each event with an id came (time.perf_counter)."""
+        """The arrival of each event with an id (time.perf_counter)."""
         self.refused: list[int] = []
         """Statuses that would have ended an EventSource for good."""
         self.failures = 0
-        """Connections that could not be made, or ended before there was a response."""
+        """Connections that could not be opened, or ended before a response."""
         self._last_id = ""
         self._retry_seconds = 2.0
         self.ended = False
 
     @property
     def answer(self) -> Answer:
-        """AssertionError for a hole or a repetition."""
+        """AssertionError for a gap or a repetition."""
         return answer_of(*self.connections)
 
     @property
@@ -90,7 +90,7 @@ class EventSource:
 
 
 class _Connection:
-    """One response; httptools tells it what comes."""
+    """One response, fed by httptools."""
 
     def __init__(self, source: EventSource) -> None:
         self._source = source

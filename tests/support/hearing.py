@@ -1,4 +1,4 @@
-"""Who hears what a provider says, and keeps it."""
+"""A hearer that keeps the items of a provider's answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shared.events import Item
 
 
 class Heard:
-    """A Hearer that has had enough after each time it was told something, if it is told so."""
+    """A Hearer that records its items. With `enough` it has no room after each call."""
 
     def __init__(self, *, enough: bool = False, on_take: Callable[[list[Item]], None] = lambda items: None) -> None:
         self.items: list[Item] = []
@@ -33,7 +33,7 @@ class Heard:
 
 
 async def answer_of(provider: Provider, request: dict[str, Any], partial: str = "") -> tuple[list[Item], Finish]:
-    """The whole answer. Raises what `generate` raises."""
+    """Returns the whole answer. Raises the errors of `generate`."""
     heard = Heard()
     finish = await provider.generate(request, partial, heard)
     return heard.items, finish

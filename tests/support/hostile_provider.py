@@ -1,7 +1,7 @@
 """An OpenAI-compatible server that sends hostile answers: `python -m tests.support.hostile_provider` prints its URL.
 
-The request's model chooses: `plain` is an innocent stream, 20 tokens a second; `fuzz-SEED` is a recorded answer that was
-mutated as the seed decides, in its values, lines, encoding, framing and head. GET /stats tells how often each was asked.
+The request's model chooses the answer: `plain` is a valid stream of 20 tokens per second; `fuzz-SEED` is a recording with
+mutations chosen by the seed, in values, lines, encoding, framing and head. GET /stats returns the number of requests by model.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _chunk(delta: Any, finish: Any = None, **more: Any) -> dict[str, Any]:
 
 
 def _recording(dice: random.Random) -> list[dict[str, Any]]:
-    """The chunks of an ordinary answer of one of several kinds."""
+    """Returns the chunks of a valid answer of one of several kinds."""
     chunks = [_chunk({"role": "assistant", "content": ""})]
     for kind in dice.choices(
         ("text", "text", "reasoning", "calls", "logprobs", "choices", "refusal"), k=dice.randint(1, 6)
@@ -88,7 +88,7 @@ def _odd_value(dice: random.Random) -> Any:
 
 
 def _mutate(dice: random.Random, chunk: Any) -> None:
-    """Another value at a random place, or another field."""
+    """Replaces a value at a random place, or adds a field."""
     within = chunk
     while True:
         keys: list[Any] = list(within) if isinstance(within, dict) else list(range(len(within)))
@@ -114,7 +114,7 @@ def _written(value: Any) -> bytes:
 
 
 def _body(dice: random.Random) -> bytes:
-    """The SSE bytes of a recording, mutated in its values and its lines."""
+    """Returns the SSE bytes of a recording, with mutated values and lines."""
     chunks = json.loads(json.dumps(_recording(dice)))
     for _ in range(dice.choice([0, 1, 1, 2, 5])):
         _mutate(dice, dice.choice(chunks))
@@ -142,10 +142,10 @@ def _body(dice: random.Random) -> bytes:
 
 
 def response_of(seed: int) -> tuple[list[bytes], bool]:
-    """The pieces in which a hostile response is written, and whether the connection then hangs instead of closing."""
+    """Returns the pieces of a hostile response, and whether the connection then stays open instead of closing."""
     dice = random.Random(seed)
     body, headers = _body(dice), [b"Content-Type: text/event-stream"]
-    if dice.random() < 0.6:  # nothing but its values and lines is odd
+    if dice.random() < 0.6:  # only values and lines are mutated
         head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
         return [head, *(body[start : start + 65_536] for start in range(0, len(body), 65_536))], False
     status = dice.choice(
@@ -199,8 +199,8 @@ def response_of(seed: int) -> tuple[list[bytes], bool]:
 
 class HostileProvider:
     def __init__(self) -> None:
-        self.asked: Counter[str] = Counter()
-        self._makers = ProcessPoolExecutor(1)  # making them must not hold up the innocent stream
+        self.requests: Counter[str] = Counter()
+        self._makers = ProcessPoolExecutor(1)  # making them must not delay the `plain` stream
 
     def close(self) -> None:
         self._makers.shutdown(cancel_futures=True)
@@ -211,14 +211,14 @@ class HostileProvider:
             length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0] or 0)
             body = await reader.readexactly(length)
             if head.startswith(b"GET /stats"):
-                stats = json.dumps(self.asked).encode()
+                stats = json.dumps(self.requests).encode()
                 writer.write(
                     b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(stats), stats)
                 )
                 await writer.drain()
                 return
             model = str(json.loads(body)["model"])
-            self.asked[model] += 1
+            self.requests[model] += 1
             if model == "plain":
                 await self._plain(writer)
                 return
@@ -232,7 +232,7 @@ class HostileProvider:
             if hangs:
                 await reader.read()
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # the client has left, or this server ends
+            pass  # the client has disconnected, or this server ends
         finally:
             writer.close()
             with suppress(OSError):

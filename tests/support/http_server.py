@@ -1,4 +1,4 @@
-"""HTTP/1.1 by hand, for counterparts of ours in this process: they can break the rules, and see at once when a client leaves.
+"""A small HTTP/1.1 server for tests, in this process: it can break the protocol, and sees at once when a client leaves.
 
 class Blank(HttpServer):
     async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -28,16 +28,16 @@ class Request:
     method: str
     path: str
     headers: Mapping[str, str]
-    """By their names in small letters."""
+    """Header values by lower-case name."""
     body: bytes
 
 
 class Closed(Exception):
-    """Raised by an answer that is over with its connection."""
+    """Raised by `answer` to close the connection."""
 
 
 class HttpServer:
-    """Listens on a free port, or the one given. When it is left, all of its connections are cut."""
+    """A context: listens on a free port or the given one; on exit it cuts all connections."""
 
     def __init__(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self._host, self._port = host, port
@@ -45,7 +45,7 @@ class HttpServer:
         self._connections: set[asyncio.Task[None]] = set()
 
     async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Write the response. Raises Closed if the connection ends here; what comes next is read from `reader`."""
+        """Writes the response. Raises Closed to close the connection. More bytes of the client are read from `reader`."""
         raise NotImplementedError
 
     @property
@@ -94,11 +94,11 @@ async def _request(reader: asyncio.StreamReader) -> Request:
 
 
 def head(status: int, headers: Mapping[str, str]) -> bytes:
-    """The beginning of a response, up to its body."""
-    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {it}" for name, it in headers.items())]
+    """Returns the head of a response."""
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in headers.items())]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
 def response(status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
-    """A whole response."""
+    """Returns a whole response."""
     return head(status, {"content-type": content_type, "content-length": str(len(body)), **(headers or {})}) + body

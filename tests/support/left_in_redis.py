@@ -1,4 +1,4 @@
-"""What may not stay behind in a Redis that tests share: keys without an expiry, connections and their subscriptions."""
+"""Checks that a test leaves nothing in a shared Redis: keys without an expiry, connections, subscriptions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _REPLY_SECONDS_MAX = 5.0
 
 
 def keys_without_expiry(server: RedisServer, pattern: str = "*") -> list[str]:
-    """With time, each such key would fill Redis."""
+    """Returns the keys that never expire; in time such keys would fill Redis."""
     with _client(server) as client:
         return sorted(os.fsdecode(key) for key in client.scan_iter(pattern, count=1000) if client.ttl(key) == -1)
 
 
 def connections_left(server: RedisServer) -> list[str]:
-    """Who is still connected, a subscription included, after a short while in which it may go."""
+    """Returns who is still connected or subscribed after a short grace period."""
 
     def others() -> list[str]:
         own = client.client_id()
@@ -35,7 +35,7 @@ def connections_left(server: RedisServer) -> list[str]:
 
 
 def assert_nothing_left_in(server: RedisServer) -> None:
-    """For a server that tests share, between two of them. It is empty afterwards."""
+    """Checks a shared server after a test, and empties it."""
     connections = connections_left(server)
     assert not connections, f"still connected to the shared {server.kind}: {connections}"
     immortal = keys_without_expiry(server)

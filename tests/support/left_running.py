@@ -1,8 +1,8 @@
-"""No process that a run has started may run when it is over.
+"""Fails a test run if a process that it has started still runs at its end.
 
-Whatever a run starts inherits an environment variable with a value of this run's own, however often it forks and whoever
-has become its parent. When the run is over, /proc is searched for it. What is found is named with the test
-that started it, ended, and makes the run fail. Not covered: macOS, and who starts with an empty environment.
+All processes of a run inherit an environment variable with a value unique to the run, however often they fork and whichever
+their parent is by then. At the end /proc is searched for it. A process that is found is killed, named with the test that
+started it, and makes the run fail. Not covered: macOS, and processes started with an empty environment.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import pytest
 from tests.support.waiting import what_stays
 
 RUN = "TEST_RUN_OF_MIDSTREAM"
-"""Not MIDSTREAM_...: variables of that name are settings, which the tests keep from what they start."""
+"""Not MIDSTREAM_...: such variables are settings, which tests remove from the environment of what they start."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # else it is the run's: inherited
+    if not hasattr(config, "workerinput"):  # else the value is inherited
         os.environ[RUN] = f"{os.getpid()}-{secrets.token_hex(8)}"
 
 
-@pytest.hookimpl(trylast=True)  # when xdist has ended its processes
+@pytest.hookimpl(trylast=True)  # after xdist has ended its processes
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workerinput") or sys.platform != "linux":
         return
@@ -64,7 +64,7 @@ class Left:
 
 
 def processes_of(run: str) -> list[Left]:
-    """The processes whose environment has this run's value, without the caller."""
+    """Returns the processes whose environment has this run's value, without the caller."""
     found = []
     for directory in Path("/proc").iterdir():
         if not directory.name.isdecimal() or int(directory.name) == os.getpid():

@@ -1,4 +1,4 @@
-"""A load that has a bit of everything in it: what ends well, fails, is cancelled, is cut off, resumed and read late."""
+"""A mixed load: streams that complete, fail, are cancelled or cut off, and readers that resume or come late."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ LONG_TOKENS = FIRST_READ_ENTRIES + 400
 
 
 def metrics_address(worker: Process) -> str:
-    """Where a worker serves its metrics, as it says."""
+    """Returns the address of a worker's metrics, from its log."""
     told = re.search(r"metrics: http://([0-9.:]+)/metrics", worker.logged())
     assert told, f"the worker serves no metrics:\n{worker.tail()}"
     return told[1]
 
 
 async def a_bit_of_everything(system: System, gateway: int = 0) -> dict[str, str]:
-    """One stream of each kind, followed to its end; their ids by kind."""
+    """Creates one stream of each kind, follows each to its end, and returns the ids by kind."""
     kinds: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         "whole": ({"tokens": 60, "tokens_per_second": 60}, {}, {}),
         "long": ({"tokens": LONG_TOKENS, "tokens_per_second": 1000}, {}, {}),

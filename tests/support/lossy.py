@@ -1,4 +1,4 @@
-"""A connection that loses things: what no real server does on demand."""
+"""A connection that loses commands and replies on demand, which no real server does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Argument = bytes | str | int | float
 
 
 class LossyCommands:
-    """Passes commands on, and loses some, drawn from the seed: half of those before, half after they were carried out."""
+    """Passes commands on, and loses some, chosen by the seed: half of these before, half after Redis has executed them."""
 
     def __init__(self, commands: Commands, *, seed: int, share: float) -> None:
         self._commands = commands

@@ -8,7 +8,7 @@ import pytest
 
 
 def needs(part: str, present: object) -> None:
-    """Go on if the part is present; else skip, or fail where everything must be there."""
+    """Continues if the part is present; else skips the test, or with `CI=true` fails it."""
     if present:
         return
     if os.environ.get("CI", "").lower() in ("true", "1"):

@@ -12,17 +12,17 @@ _RUN_SECONDS_MAX = 60.0
 
 
 async def run(name: str, argument: Any) -> Any:
-    """What a script of tests/e2e/node prints as JSON, for an argument that it gets as JSON."""
+    """Runs a script of tests/e2e/node with a JSON argument, and returns the JSON that it prints."""
     script = await asyncio.to_thread(packages, "node") / name
     process = await asyncio.create_subprocess_exec(
         *("node", str(script), json.dumps(argument)), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
         async with asyncio.timeout(_RUN_SECONDS_MAX):
-            told, complaint = await process.communicate()
+            printed, complaint = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     assert process.returncode == 0, complaint.decode()
-    return json.loads(told)
+    return json.loads(printed)

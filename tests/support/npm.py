@@ -1,4 +1,4 @@
-"""Clients from npm, in the versions that tests/e2e/clients/package-lock.json names, and our scripts that use them."""
+"""Clients from npm, in the versions of tests/e2e/clients/package-lock.json, and our scripts that use them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _BUNDLE_SECONDS_MAX = 30.0
 
 
 def clients() -> Path:
-    """The directory with the packages and the scripts."""
+    """Returns the folder with the packages and the scripts."""
     return packages("clients")
 
 
 @functools.cache
 def bundled(script: str) -> str:
-    """One of the scripts with all that it imports, for a page."""
+    """Returns one of the scripts bundled with its imports, for a page."""
     place = clients()
     command = [str(place / "node_modules/.bin/esbuild"), script, "--bundle", "--log-level=error"]
     return subprocess.run(
@@ -30,11 +30,11 @@ def bundled(script: str) -> str:
 
 
 class Node:
-    """One of the scripts, running; it says what it sees in lines of JSON."""
+    """A context: one of the scripts, running. It prints what it receives as lines of JSON."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self.said: list[dict[str, Any]] = []
+        self.lines: list[dict[str, Any]] = []
         self._listening = asyncio.create_task(self._listen())
 
     @classmethod
@@ -48,14 +48,14 @@ class Node:
     async def _listen(self) -> None:
         assert self._process.stdout is not None
         while line := await self._process.stdout.readline():
-            self.said.append(json.loads(line))
+            self.lines.append(json.loads(line))
 
     async def until_end(self, *, within_seconds: float = 30.0) -> list[dict[str, Any]]:
-        """All that it said; it ends by itself, without a complaint."""
+        """Waits for the script's successful end, and returns all its lines."""
         async with asyncio.timeout(within_seconds):
             await self._listening
-            assert await self._process.wait() == 0, self.said[-3:]
-        return self.said
+            assert await self._process.wait() == 0, self.lines[-3:]
+        return self.lines
 
     async def kill(self) -> None:
         if self._process.returncode is None:

@@ -1,9 +1,9 @@
-"""A small OpenAI-compatible server whose answers, pace and faults each request orders through its body's `script`.
+"""A small OpenAI-compatible server: each request chooses its answer, pace and faults by its body's `script`.
 
 `python -m tests.support.openai_server --port 9000`, or `async with OpenAIServer() as server` with `server.url`.
 
 POST /v1/chat/completions (streaming or not), GET /v1/models, GET /stats: {requests, running, tokens, aborted}, which count
-what was really produced. HTTP by hand, so that it can also break the rules, and sees a closed connection at once.
+what was produced. Its own HTTP can break the protocol, and sees a closed connection at once.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ _AT_ONCE_MAX = 64
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What a request may order. The faults strike the first `times` requests of the same `key`; without `times`, all."""
+    """The fields of `script`. Faults occur in the first `times` requests with the same `key`; without `times`, in all."""
 
     tokens: int = 20
     text: list[str] | None = None
-    """The tokens themselves, instead of made-up ones."""
+    """The answer's tokens; None: random words."""
     token_characters: int = 0
-    """How long each made-up token is at least."""
+    """The minimum length of a random token."""
     tokens_per_second: float = 0
-    """0: flat out."""
+    """0: without pauses."""
     finish_reason: str = "stop"
     reasoning: list[str] = dataclasses.field(default_factory=list)
     """Pieces of `reasoning_content` before the first token."""
     tool_calls: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """Complete calls, as OpenAI has them; streamed in pieces, after the text."""
+    """Complete calls in OpenAI's form; they are streamed in pieces after the text."""
     logprobs: bool = False
     refusal: list[str] = dataclasses.field(default_factory=list)
-    """Pieces of a refusal, instead of a text."""
+    """The pieces of a refusal, which replaces the text."""
     further: list[list[str]] = dataclasses.field(default_factory=list)
-    """The tokens of choices 1, 2, ..., each in chunks of its own, as OpenAI sends them. Without: all say the same at once."""
+    """The tokens of choices 1, 2, ..., in chunks of their own, as OpenAI sends them. Without: all choices are equal."""
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """More fields of every chunk: system_fingerprint, service_tier."""
+    """Additional fields of every chunk: system_fingerprint, service_tier."""
     last: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """More fields of the choice that has the finish_reason, as vLLM and Azure have some."""
+    """Additional fields of the choice with the finish_reason, as vLLM and Azure send them."""
 
     key: str = ""
     times: int | None = None
@@ -61,12 +61,12 @@ class Script:
     error: dict[str, Any] | None = None
     """The error object of `fail_status` and `error_chunk_after`."""
     break_after: int | None = None
-    """Close the connection in mid-answer after so many tokens."""
+    """Closes the connection in mid-answer after so many tokens."""
     error_chunk_after: int | None = None
-    """An error inside the response that began with 200."""
+    """Sends an error chunk after so many tokens, in a response that began with 200."""
     stall_after: int | None = None
     no_finish: bool = False
-    """End with [DONE], without having said a finish_reason."""
+    """Ends with [DONE], without a finish_reason."""
 
 
 _NO_FAULT: dict[str, Any] = {
@@ -82,7 +82,7 @@ class OpenAIServer(HttpServer):
         self._struck: Counter[str] = Counter()
         self.requests = self.running = self.tokens = self.aborted = 0
         self.bodies: list[dict[str, Any]] = []
-        """The newest request bodies, as they came."""
+        """The newest request bodies."""
         self.traceparents: list[str | None] = []
         """The header of this name of the newest requests."""
 
@@ -114,7 +114,7 @@ class OpenAIServer(HttpServer):
             return
         self.running += 1
         answering = asyncio.ensure_future(self._stream(f"chatcmpl-{self.requests}", body, script, writer))
-        leaving = asyncio.ensure_future(reader.read(1))  # no client of ours pipelines: anything here is the end
+        leaving = asyncio.ensure_future(reader.read(1))  # our clients do not pipeline: any read is the end
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
@@ -132,7 +132,7 @@ class OpenAIServer(HttpServer):
             await asyncio.gather(answering, leaving, return_exceptions=True)
 
     def _script(self, body: dict[str, Any]) -> Script:
-        """The request's script, without its faults where they have struck often enough."""
+        """Returns the request's script, without faults that have occurred often enough."""
         script = Script(**(body.get("script") or {}))
         if script.times is None:
             return script
@@ -143,7 +143,7 @@ class OpenAIServer(HttpServer):
     async def _stream(
         self, answer_id: str, body: dict[str, Any], script: Script, writer: asyncio.StreamWriter
     ) -> bytes:
-        """Write all of the answer but its last bytes, and return those."""
+        """Writes the answer without its last bytes, and returns these."""
         about = {"id": answer_id, "created": int(time.time()), "model": body.get("model", "scripted"), **script.about}
         if not body.get("stream"):
             choices = _merged([chunk async for chunk in self._chunks(body, script)])
@@ -194,14 +194,15 @@ class OpenAIServer(HttpServer):
 
     @staticmethod
     def _usage(body: dict[str, Any], answer: int | list[dict[str, Any]]) -> dict[str, int]:
-        """A token is a chunk of a stream, or a word of a whole answer."""
-        said = answer if isinstance(answer, int) else sum(len(one["message"]["content"].split()) for one in answer)
-        asked = sum(len(str(message.get("content", "")).split()) for message in body["messages"])
-        return {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
+        """Returns the usage. A token is a chunk of a stream, or a word of a whole answer."""
+        words = 0 if isinstance(answer, int) else sum(len(choice["message"]["content"].split()) for choice in answer)
+        completion = answer if isinstance(answer, int) else words
+        prompt = sum(len(str(message.get("content", "")).split()) for message in body["messages"])
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def _deltas(body: dict[str, Any], script: Script) -> Iterator[dict[str, Any]]:
-    """The deltas of an answer; the last one is its finish_reason."""
+    """Yields the deltas of an answer; the last one is the finish_reason."""
     for piece in script.reasoning:
         yield {"reasoning_content": piece}
     for piece in script.refusal:
@@ -217,7 +218,7 @@ def _deltas(body: dict[str, Any], script: Script) -> Iterator[dict[str, Any]]:
 
 
 def _tokens(body: dict[str, Any], script: Script) -> Iterator[str]:
-    """The answer that the prompt decides, after what an assistant message at the end has said of it already."""
+    """Yields the tokens for a prompt, without those that an assistant message at its end has already."""
     if script.refusal:
         return
     messages, partial = list(body["messages"]), ""
@@ -249,22 +250,22 @@ def _choice(index: int, delta: dict[str, Any], logprobs: Any = None) -> dict[str
 
 
 def _merged(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The choices of a whole answer, from the chunks that a stream would have had."""
+    """Returns the choices of a whole answer, merged from the chunks of a stream."""
     merged: dict[int, dict[str, Any]] = {}
     for choice in (choice for chunk in chunks for choice in chunk.get("choices", ())):
         empty = {"index": choice["index"], "message": {"role": "assistant", "content": ""}, "finish_reason": None}
-        one = merged.setdefault(choice["index"], empty)
-        one["message"]["content"] += choice["delta"].get("content") or ""
+        whole = merged.setdefault(choice["index"], empty)
+        whole["message"]["content"] += choice["delta"].get("content") or ""
         if "reasoning_content" in choice["delta"]:
-            said = one["message"].get("reasoning_content", "")
-            one["message"]["reasoning_content"] = said + choice["delta"]["reasoning_content"]
+            reasoning = whole["message"].get("reasoning_content", "")
+            whole["message"]["reasoning_content"] = reasoning + choice["delta"]["reasoning_content"]
         for piece in choice["delta"].get("tool_calls", ()):
-            calls = one["message"].setdefault("tool_calls", [])
+            calls = whole["message"].setdefault("tool_calls", [])
             if "id" in piece:
                 calls.append({key: value for key, value in piece.items() if key != "index"})
             else:
                 calls[-1]["function"]["arguments"] += piece["function"]["arguments"]
-        one["finish_reason"] = choice["finish_reason"] or one["finish_reason"]
+        whole["finish_reason"] = choice["finish_reason"] or whole["finish_reason"]
     return list(merged.values())
 
 

@@ -1,4 +1,4 @@
-"""A collector of traces: a real OTLP/HTTP receiver, in this process, that keeps what it is sent."""
+"""A collector of traces: an OTLP/HTTP receiver in this process that keeps the spans it gets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KINDS = {1: "internal", 2: "server", 3: "client"}
 
 @dataclass(frozen=True)
 class Received:
-    """One span, as it came. Times are Unix nanoseconds."""
+    """One span, as received. Times are Unix nanoseconds."""
 
     name: str
     kind: str
@@ -42,7 +42,7 @@ class Received:
 
 
 class Collector(HttpServer):
-    """Answers every export, or, told to hang, none."""
+    """Answers every export, or none if it is to hang."""
 
     def __init__(self, *, hangs: bool = False) -> None:
         super().__init__()
@@ -52,11 +52,11 @@ class Collector(HttpServer):
         self.requests = 0
 
     def environment(self, **more: str) -> dict[str, str]:
-        """What makes a process send its spans here, soon after they have ended."""
+        """The environment with which a process sends its spans here, soon after they have ended."""
         return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.origin, "OTEL_BSP_SCHEDULE_DELAY": "50", **more}
 
     def of(self, stream_id: str) -> list[Received]:
-        """The spans of a stream, by when they began."""
+        """Returns the spans of a stream, by their beginning."""
         return sorted(
             (one for one in self.spans if one["midstream.stream.id"] == stream_id), key=lambda one: one.began_at
         )

@@ -1,4 +1,4 @@
-"""Packages from npm, in the versions that a folder of tests/e2e locks, beside that folder's scripts."""
+"""Installs npm packages in the versions that a folder of tests/e2e locks, beside that folder's scripts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _INSTALL_SECONDS_MAX = 150.0
 
 @functools.cache
 def packages(folder: str) -> Path:
-    """A copy of tests/e2e/<folder> with its node_modules, made once per content and machine, outside of the checkout."""
+    """Returns a copy of tests/e2e/<folder> with node_modules, outside of the checkout, made once per content and machine."""
     needs("node and npm (Debian: apt install nodejs npm)", shutil.which("node") and shutil.which("npm"))
     digest = hashlib.sha256()
     for source in sorted((_SOURCES / folder).iterdir()):
@@ -47,7 +47,7 @@ def _install(folder: str, place: Path) -> None:
 
 @contextmanager
 def _lock(folder: str) -> Iterator[None]:
-    """Hold the machine's lock for this folder: of several processes one installs, and the others wait for it."""
+    """Holds the machine's lock for this folder: one of several processes installs, and the others wait."""
     with Path(tempfile.gettempdir(), f"midstream-{folder}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,9 +1,10 @@
-"""A real Prometheus as a child process: it scrapes what it is told, once a second, and answers queries."""
+"""A real Prometheus as a child process: it scrapes the given targets once a second, and answers queries."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Self
 
 import httpx2
 
+from shared.child_processes import end_all
 from tests.support.needs import needs
 from tests.support.redis_server import free_port
 from tests.support.waiting import wait_until
@@ -28,7 +30,7 @@ def needs_prometheus() -> None:
 
 
 class Prometheus:
-    """`targets` are addresses by job. `rules` are files."""
+    """A context. `targets` are lists of addresses by job, `rules` are files."""
 
     def __init__(self, targets: Mapping[str, Sequence[str]], rules: Sequence[Path] = ()) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="midstream-prometheus-"))
@@ -67,8 +69,7 @@ class Prometheus:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._process is not None:
-            self._process.terminate()
-            self._process.wait(10)
+            end_all([self._process], within_seconds=10, first_signal=signal.SIGTERM)
         await self._http.aclose()
         shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -77,27 +78,27 @@ class Prometheus:
             self._process = subprocess.Popen(self._command, stdout=output, stderr=output)
 
     async def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """What an expression gives now: labels and value of each series. AssertionError if it cannot be read."""
+        """Evaluates an expression now: labels and value of each series. AssertionError if that fails."""
         response = await self._http.get(f"{self.url}/api/v1/query", params={"query": expression})
-        told = response.json()
-        assert told["status"] == "success", f"{expression}: {told}"
-        result = told["data"]["result"]
-        if told["data"]["resultType"] == "scalar":
+        answer = response.json()
+        assert answer["status"] == "success", f"{expression}: {answer}"
+        result = answer["data"]["result"]
+        if answer["data"]["resultType"] == "scalar":
             return [({}, float(result[1]))]
         return [(series["metric"], float(series["value"][1])) for series in result]
 
     async def value(self, expression: str) -> float:
-        """Of an expression that gives one series."""
+        """Returns the value of an expression that gives one series."""
         ((_, value),) = await self.query(expression)
         return value
 
     async def rules(self) -> list[dict[str, Any]]:
-        """The rules as Prometheus has loaded and evaluated them."""
-        told = (await self._http.get(f"{self.url}/api/v1/rules")).json()
-        return [rule for group in told["data"]["groups"] for rule in group["rules"]]
+        """Returns the rules as Prometheus has loaded and evaluated them."""
+        answer = (await self._http.get(f"{self.url}/api/v1/rules")).json()
+        return [rule for group in answer["data"]["groups"] for rule in group["rules"]]
 
     async def until_all_up(self) -> None:
-        """Every target was scraped."""
+        """Waits until every target has been scraped."""
 
         async def up() -> bool:
             return len(await self.query("up == 1")) == self.targets

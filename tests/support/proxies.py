@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
+from shared.child_processes import end_all
 from tests.support.needs import needs
 from tests.support.redis_server import free_port
 
@@ -45,12 +47,12 @@ http {{
 
 
 def binary_of(kind: Kind) -> str | None:
-    """The program, also where only root has its place in the PATH."""
+    """Returns the path of the program, also if its folder is only in root's PATH."""
     return shutil.which(kind, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 
 
 class Proxy:
-    """One proxy. In its configuration `{port}` is the port at which it shall listen, for nginx inside `http { }`."""
+    """A context: one proxy. In the configuration `{port}` stands for its port; nginx's belongs inside `http { }`."""
 
     def __init__(self, kind: Kind, configuration: str) -> None:
         binary = binary_of(kind)
@@ -83,9 +85,9 @@ class Proxy:
         deadline = time.monotonic() + _START_SECONDS_MAX
         while not self._listens():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                said = self.logged()
+                log = self.logged()
                 self._end()
-                raise AssertionError(f"{self.kind} did not start:\n{said}")
+                raise AssertionError(f"{self.kind} did not start:\n{log}")
             time.sleep(0.02)
         return self
 
@@ -104,17 +106,12 @@ class Proxy:
 
     def _end(self) -> None:
         assert self._process is not None
-        self._process.terminate()
-        try:
-            self._process.wait(_END_SECONDS_MAX)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end_all([self._process], within_seconds=_END_SECONDS_MAX, first_signal=signal.SIGTERM)
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def deployed(kind: Kind, gateway_ports: Sequence[int]) -> Proxy:
-    """The proxy with the configuration that we ship. Only its addresses are other ones."""
+    """Returns the proxy with the configuration that we ship; only the addresses are replaced."""
     assert len(gateway_ports) == len(_GATEWAY_PORTS)
     text = (_ROOT / _FILES[kind]).read_text()
     for shipped, port in zip(_GATEWAY_PORTS, gateway_ports, strict=True):

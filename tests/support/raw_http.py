@@ -1,4 +1,4 @@
-"""A TCP connection to a gateway that says whatever it likes, in pieces, and reads when it is told to."""
+"""A TCP connection to a gateway that sends any bytes, in pieces, and reads only when a test calls it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SECONDS = 20.0
 
 
 class RawHttp:
-    """One connection. It does not mind being reset while it writes: what it was told before can still be read."""
+    """One connection. A reset while it writes is ignored: what was received before can still be read."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -32,11 +32,11 @@ class RawHttp:
 
     @property
     def port(self) -> int:
-        """This end's."""
+        """The port of this end."""
         return int(self._socket.getsockname()[1])
 
     async def send(self, *parts: bytes) -> None:
-        """Each part in a packet of its own, if the gateway takes it."""
+        """Sends each part in a packet of its own, as long as the gateway takes it."""
         with suppress(ConnectionError):
             async with asyncio.timeout(_SECONDS):
                 for part in parts:
@@ -44,19 +44,19 @@ class RawHttp:
                     await asyncio.sleep(0)
 
     def close_half(self) -> None:
-        """Say that nothing more is to come."""
+        """Closes this half of the connection (FIN)."""
         self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         self._socket.close()
 
     def reset(self) -> None:
-        """Leave with an RST."""
+        """Closes the connection with an RST."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self._socket.close()
 
     async def read_until(self, end: bytes) -> bytes:
-        """Everything up to the first read in which these bytes are seen."""
+        """Reads until the bytes occur, and returns everything read."""
         received = b""
         async with asyncio.timeout(_SECONDS):
             while end not in received:
@@ -66,21 +66,21 @@ class RawHttp:
         return received
 
     async def read_to_end(self) -> bytes:
-        """Everything up to the end of the connection. TimeoutError if it is not closed."""
+        """Reads up to the end of the connection. TimeoutError if it is not closed."""
         received = bytearray()
         async with asyncio.timeout(_SECONDS):
             await self.read_into(received)
         return bytes(received)
 
     async def read_into(self, received: bytearray) -> None:
-        """Add what comes, up to the end of the connection."""
+        """Collects received bytes up to the end of the connection."""
         with suppress(ConnectionError):
             while part := await asyncio.get_running_loop().sock_recv(self._socket, 65536):
                 received += part
 
 
 async def exchange(port: int, *parts: bytes, close_half: bool = False) -> bytes:
-    """All that a gateway says to these bytes until it closes the connection."""
+    """Sends bytes, and returns all that the gateway answers until it closes the connection."""
     async with RawHttp(port) as raw:
         await raw.send(*parts)
         if close_half:
@@ -89,6 +89,6 @@ async def exchange(port: int, *parts: bytes, close_half: bool = False) -> bytes:
 
 
 def statuses(answers: bytes) -> list[int]:
-    """The statuses of the responses that these bytes are, without those of a 1xx."""
+    """Returns the statuses of the responses in these bytes, without 1xx."""
     found = [int(status) for status in re.findall(rb"(?:\A|(?<=[}\n]))HTTP/1\.1 (\d{3}) ", answers)]
     return [status for status in found if status >= 200]

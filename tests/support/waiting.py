@@ -1,4 +1,4 @@
-"""Waiting for something to come true, the only place where a test sleeps."""
+"""Waits for a condition. This is the only module of the tests that sleeps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 _POLL_SECONDS = 0.005
 GO_SECONDS_MAX = 5.0
-"""For what has been told to end, or has lost its parent, and is about to go."""
+"""For processes and connections that have been asked to end, or have lost their parent."""
 
 T = TypeVar("T")
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 async def wait_until(
     predicate: Callable[[], object | Awaitable[object]], *, within_seconds: float = 5.0, what: str = ""
 ) -> None:
-    """Return as soon as the predicate, plain or async, holds. AssertionError that names `what` if it does not in time."""
+    """Returns as soon as the predicate, plain or async, holds. AssertionError that names `what` if it does not in time."""
     deadline = time.monotonic() + within_seconds
     while True:
         held = predicate()
@@ -32,7 +32,7 @@ async def wait_until(
 
 
 def what_stays(look: Callable[[], list[T]]) -> list[T]:
-    """What is still there when whatever is about to go has had the time to."""
+    """Returns what `look` still finds after the time that things get to go away; returns early if it finds nothing."""
     deadline = time.monotonic() + GO_SECONDS_MAX
     while (found := look()) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)

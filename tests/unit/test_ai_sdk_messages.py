@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.facades.ai_sdk.messages import chat_messages, told_again
+from gateway.facades.ai_sdk.messages import chat_messages, replayed_parts
 from gateway.http.problems import Problem
 
 STEP = {"type": "step-start"}
@@ -133,7 +133,7 @@ def test_dynamic_tools_and_wrong_input() -> None:
     ]
 
 
-def test_a_message_told_again() -> None:
+def test_a_message_is_replayed() -> None:
     parts = [
         STEP,
         {"type": "reasoning", "text": "hm"},
@@ -146,7 +146,7 @@ def test_a_message_told_again() -> None:
         file("data:image/png;base64,AA==", "image/png", filename="a.png"),
     ]
     given = '{"at":1}'
-    assert told_again(parts) == [
+    assert replayed_parts(parts) == [
         {"type": "start-step"},
         {"type": "reasoning-start", "id": "before-1"},
         {"type": "reasoning-delta", "id": "before-1", "delta": "hm"},

@@ -111,3 +111,44 @@ def test_the_failure_codes_are_documented_and_no_others() -> None:
     section = page.partition("## Failure codes")[2].partition("\n## ")[0]
     documented = set(re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE))
     assert documented == failure_codes()
+
+
+_OUR_FILE = re.compile(r"`((?:bench|deploy|docs|gateway|midstream|producer|shared|tests)/[\w./-]*\w\.\w+)`")
+_FUNCTIONS_IN_FILE = re.compile(_OUR_FILE.pattern + r" · ((?:`[\w.]+`(?:,\s+)?)+)")
+
+
+def defined_in(path: Path) -> set[str]:
+    """The classes and functions that a module defines, methods as `Class.method`."""
+
+    def walk(node: ast.AST, prefix: str) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                yield prefix + child.name
+                if isinstance(child, ast.ClassDef):
+                    yield from walk(child, f"{prefix}{child.name}.")
+
+    return set(walk(ast.parse(path.read_text()), ""))
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=named)
+def test_every_file_that_is_named_exists(page: Path) -> None:
+    if page.name != "CHANGELOG.md":  # whose lines are of their time
+        missing = [path for path in _OUR_FILE.findall(prose(page)) if not (_ROOT / path).exists()]
+        assert not missing, f"{named(page)} names files that do not exist"
+
+
+def test_every_function_of_the_walks_through_the_code_exists() -> None:
+    page = _ROOT / "docs" / "explanation" / "how-it-works.md"
+    _, _, walks = page.read_text().partition("## Two walks through the code")
+    steps = _FUNCTIONS_IN_FILE.findall(walks)
+    assert len(steps) >= 20, "the walks are not written as `file.py` · `function`, `Class.method`"
+    missing = [
+        f"{path} · {name}"
+        for path, names in steps
+        for name in re.findall(r"`([\w.]+)`", names)
+        if name not in defined_in(_ROOT / path)
+    ]
+    assert not missing
+    methods = {name for path, _ in steps for name in defined_in(_ROOT / path)}
+    alone = set(re.findall(r"`([A-Z]\w+\.\w+)`", walks))
+    assert alone <= methods, "methods that none of the named files defines"

@@ -16,7 +16,7 @@ from gateway.api.openapi import document
 from gateway.api.requests import check_chat, check_generation
 from gateway.app import Services, parts_of
 from gateway.console.watchers import Watchers
-from gateway.facades.responses.request import asked
+from gateway.facades.responses.request import check_response_request
 from gateway.http.problems import Problem
 from gateway.http.routes import Part, Route
 from shared.settings import Settings
@@ -251,7 +251,7 @@ def test_what_only_chat_completions_check(body: dict[str, Any]) -> None:
 )
 def test_responses_too(body: dict[str, Any]) -> None:
     try:
-        asked(body)
+        check_response_request(body)
         is_good = True
     except Problem:
         is_good = False

@@ -1,1 +1,1 @@
-"""The AI SDK's useChat, over the same log."""
+"""The HTTP API that `useChat` of the AI SDK calls."""

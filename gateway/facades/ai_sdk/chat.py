@@ -1,7 +1,7 @@
 """The AI SDK's `useChat`, also with `resume`: POST /api/chat, GET /api/chat/{chatId}/stream, POST /api/chat/{chatId}/stop.
 
-Which stream is a chat's newest is one key in Redis. It is only ever overwritten, by the next question of the same chat:
-whether that stream is active its log says. So there is nothing to clear, and nothing that a late stop could clear wrongly.
+One key in Redis names a chat's newest stream. It is only ever overwritten, by the chat's next message; whether that stream
+is active is in its log. So nothing has to be cleared, and a late stop cannot clear the wrong stream.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from starlette.requests import Request
 from gateway.api.follow import FollowRequest, Subscribe
 from gateway.api.requests import check_generation, check_idempotency_key, parse_body
 from gateway.facades.ai_sdk import operations
-from gateway.facades.ai_sdk.messages import chat_messages, told_again
+from gateway.facades.ai_sdk.messages import chat_messages, replayed_parts
 from gateway.facades.ai_sdk.stream_parts import AI_SDK, AI_SDK_REPLAY
 from gateway.http.connection import Receive, Scope, Send
 from gateway.http.exchange import body_of, json_response, query_of
@@ -31,13 +31,15 @@ from shared.settings import Settings
 
 _CHAT, _CHAT_HEAD, _STREAM_TAIL, _STOP_TAIL = "/api/chat", "/api/chat/", "/stream", "/stop"
 CHAT_ID_CHARACTERS_MAX = 255
-"""Ten times what useChat makes up; the id is kept with each stream."""
+"""Ten times as long as the ids that useChat makes; the id is kept with each stream."""
 _OURS = ("id", "messages", "trigger", "messageId")
 _STOP_BODY_BYTES_MAX = 1 << 20
-"""The SDK's own example sends the whole answer along, which has no use here: the text of 200,000 tokens, and not its parts."""
+"""The SDK's own example sends the whole answer, which is not needed here. This has room for the text of 200,000 tokens."""
 
 
 class AiSdk:
+    """The HTTP API that `useChat` of the AI SDK calls."""
+
     def __init__(self, streams: Streams, subscribe: Subscribe, settings: Settings, commands: Commands) -> None:
         self._streams = streams
         self._subscribe = subscribe
@@ -53,10 +55,10 @@ class AiSdk:
         return handler_for(self.routes, scope)
 
     async def ask(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """`POST /api/chat`: makes a stream, from now on the chat's active one, and follows it."""
+        """`POST /api/chat`: creates a stream, which becomes the chat's newest, and follows it."""
         self._subscribe.take_place()
-        asked = Request(scope, receive)
-        body = parse_body(await body_of(asked, self._settings.body_bytes_max))
+        http_request = Request(scope, receive)
+        body = parse_body(await body_of(http_request, self._settings.body_bytes_max))
         chat_id = _checked_chat_id(body.get("id"))
         if body.get("n") not in (None, 1):
             raise Problem(400, "n must be 1: a message is one answer")
@@ -66,17 +68,20 @@ class AiSdk:
         last = body["messages"][-1]
         facade: dict[str, Any] = {"api": "ai_sdk", "chat": chat_id}
         if last["role"] == "assistant" and isinstance(last.get("id"), str):
-            facade |= {"message": last["id"], "before": told_again(last["parts"])}  # after tool results: it goes on
-        key = check_idempotency_key(asked.headers)
+            facade |= {
+                "message": last["id"],
+                "before": replayed_parts(last["parts"]),
+            }  # after tool results the same message continues
+        key = check_idempotency_key(http_request.headers)
         created = await self._streams.create(request, policies, metadata, idempotency=key, facade=facade)
         stream_id: str = created["id"]
         await self._redis("SET", self._key(chat_id), stream_id, "EX", self._settings.log_ttl_seconds)
         await self._subscribe.follow(FollowRequest(stream_id, AI_SDK, headers=_headers(stream_id)), scope, send)
 
     async def resume(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """`GET /api/chat/{chatId}/stream`: the active stream from its first part, or 204.
+        """`GET /api/chat/{chatId}/stream`: follows the active stream from its first part, or answers 204.
 
-        With `?ended=replay` also one that has ended: for a page whose application did not keep the answer.
+        With `?ended=replay` also a stream that has ended, for an application that did not store the answer.
         """
         chat_id = _checked_chat_id(scope["path"][len(_CHAT_HEAD) : -len(_STREAM_TAIL)])
         ended = query_of(scope).get("ended")
@@ -106,13 +111,13 @@ class AiSdk:
             raise Problem(400, "activeStreamId must be a stream's id: the X-Stream-Id of the answer to POST /api/chat")
         stream_id = named or await self._newest(chat_id)
         status = None if stream_id is None else await self._cancel(stream_id, chat_id)
-        told = {"stopped": status == "cancelled", "stream_id": stream_id, "status": status}
-        await json_response(told)(scope, receive, send)
+        result = {"stopped": status == "cancelled", "stream_id": stream_id, "status": status}
+        await json_response(result)(scope, receive, send)
 
     # --- helpers
 
     async def _cancel(self, stream_id: str, chat_id: str) -> str | None:
-        """The stream's status after it; None if there is no such stream in this chat (any more)."""
+        """Returns the stream's status after the cancel; None if this chat has no such stream (any more)."""
         try:
             try:
                 accepted = await self._streams.accepted(stream_id)
@@ -128,7 +133,7 @@ class AiSdk:
         return status
 
     async def _newest(self, chat_id: str) -> str | None:
-        """The chat's newest stream, whatever has become of it. What is no stream's id counts as none."""
+        """Returns the id of the chat's newest stream, active or not; None if the key holds none."""
         found = await self._redis("GET", self._key(chat_id))
         stream_id = found if isinstance(found, bytes) else b""
         return stream_id.decode() if stream_id.isascii() and is_stream_id(stream_id.decode()) else None
@@ -138,7 +143,7 @@ class AiSdk:
         return chat_key(ANONYMOUS, chat_id)
 
     async def _redis(self, *command: bytes | str | int) -> Any:
-        """Raises Problem 503. None where the key is of another type than the command's."""
+        """Returns Redis's reply; None if the key is of another type than the command's. Raises Problem 503."""
         try:
             async with asyncio.timeout(self._settings.redis_wait_seconds):
                 return await self._commands.execute(*command)

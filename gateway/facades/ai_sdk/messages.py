@@ -1,8 +1,8 @@
-"""From the AI SDK's UI messages, as `useChat` sends them, to chat messages. Raises Problem 400 that names the part.
+"""Converts the AI SDK's UI messages, as `useChat` sends them, to chat messages. Raises Problem 400 that names the part.
 
-A message of the assistant may have several steps: each becomes a message with its tool calls, and one for each result.
-What is there for the eyes only (reasoning, sources, data, step boundaries) is passed over, and so is a tool call
-without a result: an answer that was stopped in the middle of a call must not bar the chat for good.
+An assistant's message may have several steps: each becomes a message with its tool calls, and one for each result. Parts
+that are only displayed (reasoning, sources, data, step boundaries) are left out. So are tool calls without a result: else
+an answer that was stopped in the middle of a call would make every later request of the chat fail.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import orjson
 from gateway.http.problems import Problem
 
 _AUDIO_FORMATS = {"audio/wav": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
-_AS_THEY_ARE = {
+_SAME_IN_STREAM = {
     "file": ("url", "mediaType"),
     "source-url": ("sourceId", "url"),
     "source-document": ("sourceId", "mediaType", "title"),
 }
-"""Parts that look the same in a message and on the wire, with the fields that they must have there."""
+"""Parts that have the same form in a message and in a stream, with their required fields."""
 _RESULTS = ("output-available", "output-error", "output-denied")
 _DENIED = "The user did not allow this tool call."
 
 
 def chat_messages(messages: Any) -> list[dict[str, Any]]:
-    """The messages of a Chat Completions request."""
+    """Returns the messages of a Chat Completions request."""
     if not isinstance(messages, list) or not messages:
         raise Problem(400, "messages must be a list of at least one UI message")
     converted: list[dict[str, Any]] = []
@@ -47,45 +47,45 @@ def chat_messages(messages: Any) -> list[dict[str, Any]]:
     return converted
 
 
-def told_again(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The parts of the stream that would build up these parts of a message, steps and all.
+def replayed_parts(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the stream parts from which a client builds these message parts, with their steps.
 
-    A call's input goes as a delta, since `tool-input-available` would have the client's own tools run once more.
+    A call's input is sent as a delta: `tool-input-available` would make the client run its own tools once more.
     """
-    told: list[dict[str, Any]] = []
+    replayed: list[dict[str, Any]] = []
     steps = 0
     for number, part in enumerate(parts):
         kind: str = part["type"]
         if kind == "step-start":
-            told += [{"type": "finish-step"}] * (steps > 0) + [{"type": "start-step"}]
+            replayed += [{"type": "finish-step"}] * (steps > 0) + [{"type": "start-step"}]
             steps += 1
         elif kind in ("text", "reasoning") and isinstance(part.get("text"), str):
             part_id = f"before-{number}"
-            told.append({"type": f"{kind}-start", "id": part_id})
-            told.append({"type": f"{kind}-delta", "id": part_id, "delta": part["text"]})
-            told.append({"type": f"{kind}-end", "id": part_id})
+            replayed.append({"type": f"{kind}-start", "id": part_id})
+            replayed.append({"type": f"{kind}-delta", "id": part_id, "delta": part["text"]})
+            replayed.append({"type": f"{kind}-end", "id": part_id})
         elif _is_tool(part) and part.get("state") in _RESULTS:
-            told += _call_again(part)
-        elif kind in _AS_THEY_ARE and all(isinstance(part.get(field), str) for field in _AS_THEY_ARE[kind]):
-            told.append({"type": kind, **{field: part[field] for field in _AS_THEY_ARE[kind]}})
-    return told + [{"type": "finish-step"}] * (steps > 0)
+            replayed += _replayed_call(part)
+        elif kind in _SAME_IN_STREAM and all(isinstance(part.get(field), str) for field in _SAME_IN_STREAM[kind]):
+            replayed.append({"type": kind, **{field: part[field] for field in _SAME_IN_STREAM[kind]}})
+    return replayed + [{"type": "finish-step"}] * (steps > 0)
 
 
-def _call_again(part: dict[str, Any]) -> list[dict[str, Any]]:
+def _replayed_call(part: dict[str, Any]) -> list[dict[str, Any]]:
     call = _call(part)
     about, function = {"toolCallId": part["toolCallId"]}, call["function"]
     dynamic = {"dynamic": True} if part["type"] == "dynamic-tool" else {}
-    told: list[dict[str, Any]] = [
+    replayed: list[dict[str, Any]] = [
         {"type": "tool-input-start", **about, "toolName": function["name"], **dynamic},
         {"type": "tool-input-delta", **about, "inputTextDelta": function["arguments"]},
     ]
     if part["state"] == "output-available":
-        told.append({"type": "tool-output-available", **about, "output": part.get("output")})
+        replayed.append({"type": "tool-output-available", **about, "output": part.get("output")})
     elif part["state"] == "output-error":
-        told.append({"type": "tool-output-error", **about, "errorText": _said(part.get("errorText"))})
+        replayed.append({"type": "tool-output-error", **about, "errorText": _json_or_text(part.get("errorText"))})
     else:
-        told.append({"type": "tool-output-denied", **about})
-    return told
+        replayed.append({"type": "tool-output-denied", **about})
+    return replayed
 
 
 def _check(name: str, part: Any) -> None:
@@ -113,7 +113,7 @@ def _user(name: str, parts: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         elif part["type"] == "file":
             content.append(_file(f"{name}.parts[{place}]", part))
     if len(content) == 1 and content[0]["type"] == "text":
-        yield {"role": "user", "content": content[0]["text"]}  # what also the plainest servers understand
+        yield {"role": "user", "content": content[0]["text"]}  # the form that every provider accepts
     elif content:
         yield {"role": "user", "content": content}
 
@@ -165,18 +165,18 @@ def _is_tool(part: dict[str, Any]) -> bool:
 def _call(part: dict[str, Any]) -> dict[str, Any]:
     given = part.get("input")
     if given is None:
-        given = part.get("rawInput", {})  # of a call whose input was wrong
+        given = part.get("rawInput", {})  # the input of a call that was not valid
     name = part["toolName"] if part["type"] == "dynamic-tool" else part["type"].removeprefix("tool-")
-    return {"id": part["toolCallId"], "type": "function", "function": {"name": name, "arguments": _said(given)}}
+    return {"id": part["toolCallId"], "type": "function", "function": {"name": name, "arguments": _json_or_text(given)}}
 
 
 def _result(part: dict[str, Any]) -> str | None:
-    """What a tool call came to, as the model is told; None while it has come to nothing."""
+    """Returns the result of a tool call as text for the model; None while there is none."""
     state = part.get("state")
     if state == "output-available":
-        return _said(part.get("output"))
+        return _json_or_text(part.get("output"))
     if state == "output-error":
-        return _said(part.get("errorText"))
+        return _json_or_text(part.get("errorText"))
     if state == "output-denied":
         approval = part.get("approval")
         reason = approval.get("reason") if isinstance(approval, dict) else None
@@ -184,5 +184,5 @@ def _result(part: dict[str, Any]) -> str | None:
     return None
 
 
-def _said(value: Any) -> str:
+def _json_or_text(value: Any) -> str:
     return value if isinstance(value, str) else orjson.dumps(value).decode()

@@ -1,15 +1,15 @@
-"""The AI SDK's UI message stream: parts that are opened, grow and are closed (`uiMessageChunkSchema` of the package `ai`).
+"""The AI SDK's UI message stream: parts that are opened, extended and closed (`uiMessageChunkSchema` of the package `ai`).
 
     accepted   start
     started    start-step
     token      text-start once, text-delta
     delta      reasoning-start/-delta/-end, text-*, tool-input-start/-delta
-    restarted  reset-step: the client drops what the step has; what the new attempt keeps is said again
+    restarted  reset-step: the client drops the step's parts; those that the new attempt keeps are sent again
     done       text-end, tool-input-available or -error, finish-step, finish, [DONE]
     failed     text-end, error, finish-step, finish, [DONE]
     cancelled  text-end, abort, [DONE]
 
-A part's bytes depend on which parts are open, so the face remembers. All ids come from the log.
+An event's bytes depend on which parts are open, so the face is stateful. All ids come from the log.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _DONE = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True)
 class AiSdkFace(SseFace):
-    """`POST /api/chat`, and with `replay` `GET /api/chat/{chatId}/stream` (api.md section 4).
+    """`POST /api/chat`, and with `replay` `GET /api/chat/{chatId}/stream` (docs/reference/http.md).
 
-    They differ where the answer goes on with a message that has earlier steps. Who asked has those; who resumes empties
-    the message at the first `start`, and is told them again.
+    They differ where the answer continues a message that has earlier steps. The client of the POST has those steps; a
+    client that resumes empties the message at the first `start`, so that the steps are sent again.
     """
 
     replay: bool = False
@@ -55,7 +55,7 @@ class AiSdkFace(SseFace):
     media_type = b"text/event-stream"
     stateful = True
     resumable = False
-    """useChat does not, and takes a body that just ends for a whole answer. One that breaks off it knows for what it is."""
+    """useChat does not resume with a cursor, and takes a body that ends early for a whole answer: it is cut off instead."""
 
     def encoder(self, stream_id: str) -> _Encoder:
         return _Encoder(stream_id, self.replay)
@@ -64,20 +64,20 @@ class AiSdkFace(SseFace):
         return b""
 
     def epilogue(self, retry_milliseconds: int) -> bytes:
-        return b""  # useChat does not heed it
+        return b""  # useChat ignores it
 
 
 AI_SDK, AI_SDK_REPLAY = AiSdkFace(), AiSdkFace(replay=True)
 
 
 def message_id_of(stream_id: str) -> str:
-    """The id of the message that a stream's answer is, unless it goes on with one that the client has."""
+    """Returns the id of the message that a stream's answer becomes, unless it continues one that the client has."""
     return f"msg_{stream_id}"
 
 
 @dataclass(slots=True)
 class _Call:
-    """A tool call as far as it has come. Until its name is known nothing of it has been said."""
+    """A tool call as far as it has come. Nothing of it is sent before its name is known."""
 
     id: str
     name: str = ""
@@ -90,32 +90,32 @@ class _Encoder(Encoder):
         self._replay = replay
         self._in_step = False
         self._step_is_empty = True
-        """The client has nothing of this step that could be taken back. (A reset-step is new in version 7: none without need.)"""
+        """Whether the client has nothing of this step: then no reset-step is sent, which is new in version 7."""
         self._kind = ""
-        """Of the open part: text, reasoning or none."""
+        """The open part's kind: text, reasoning or none."""
         self._part = b""
-        """Its id."""
+        """The open part's id."""
         self._parts = self._calls_begun = 0
         self._text_delta = b""
-        """How the next token is said while a text part is open."""
+        """The format of a token's part while a text part is open; else empty."""
         self._calls: dict[int, _Call] = {}
-        self._said: list[Event] | None = None
-        """Of a stream whose next attempt may keep some: the deltas so far. The log's own bounds hold for it."""
+        self._increments: list[Event] | None = None
+        """The increments so far, if a next attempt may keep some of them. Bounded as the log is."""
 
     def token(self, event_id: bytes, value: bytes) -> bytes:
         text = orjson.dumps(value.decode())
-        if self._said is not None:
-            self._said.append(Event(BEGINNING, events.TOKEN, value))  # whose id does not matter any more
+        if self._increments is not None:
+            self._increments.append(Event(BEGINNING, events.TOKEN, value))  # the id is not needed any more
         if self._text_delta:
             return self._text_delta % text
-        opening = self._open("text")  # which sets the other
+        opening = self._open("text")  # sets `_text_delta`
         return opening + self._text_delta % text
 
     def other(self, event: Event) -> bytes:
         _, field, value = without_tombstone(event)
         if field == events.DELTA:
-            if self._said is not None:
-                self._said.append(event)
+            if self._increments is not None:
+                self._increments.append(event)
             return self._delta(orjson.loads(value))
         if field == events.ACCEPTED:
             return self._accepted(Accepted.load(value))
@@ -133,11 +133,11 @@ class _Encoder(Encoder):
     def give_up(self, failed: Event) -> bytes:
         try:
             return self.other(failed)
-        except Exception:  # the open parts are what cannot be shown: the end without them
-            told = orjson.loads(failed.value)
+        except Exception:  # the open parts cannot be encoded: the end without them
+            payload = orjson.loads(failed.value)
             return b"".join(
                 (
-                    _chunk({"type": "error", "errorText": told["message"]}),
+                    _chunk({"type": "error", "errorText": payload["message"]}),
                     _chunk({"type": "finish", "finishReason": "error"}),
                     _DONE,
                 )
@@ -147,40 +147,42 @@ class _Encoder(Encoder):
 
     def _accepted(self, accepted: Accepted) -> bytes:
         if accepted.policies.on_interrupt == "continue":
-            self._said = []
+            self._increments = []
         message_id = accepted.facade.get("message") or message_id_of(self._stream_id)
         start = {"type": "start", "messageId": message_id, "messageMetadata": {"streamId": self._stream_id}}
         before = accepted.facade.get("before") if self._replay else None
         return b"".join(_chunk(part) for part in (start, *(before if isinstance(before, list) else ())))
 
     def _restarted(self, base: int) -> bytes:
-        said = self._said or []
-        if base and base >= len(said):
-            return b""  # nothing is taken back: the open part goes on
+        increments = self._increments or []
+        if base and base >= len(increments):
+            return b""  # nothing is taken back: the open part continues
         again = b"" if self._in_step else _chunk({"type": "start-step"})
         if not self._step_is_empty:
             again += _chunk({"type": "reset-step"})
         self._in_step = self._step_is_empty = True
         self._kind, self._text_delta = "", b""
         self._calls = {}
-        if self._said is not None:
-            self._said = []
-            again += b"".join(encode(self, event) for event in said[:base])
+        if self._increments is not None:
+            self._increments = []
+            again += b"".join(encode(self, event) for event in increments[:base])
         return again
 
-    def _ended(self, field: bytes, told: dict[str, Any]) -> bytes:
+    def _ended(self, field: bytes, payload: dict[str, Any]) -> bytes:
         pieces = [self._close()]
         if field == events.CANCELLED:
-            return b"".join((*pieces, _chunk({"type": "abort", "reason": _ABORTED.get(told["by"], told["by"])}), _DONE))
+            return b"".join(
+                (*pieces, _chunk({"type": "abort", "reason": _ABORTED.get(payload["by"], payload["by"])}), _DONE)
+            )
         finish: dict[str, Any] = {"type": "finish", "finishReason": "error"}
         if field == events.DONE:
             pieces += [self._complete(call) for call in self._calls.values()]
-            finish["finishReason"] = _FINISH_REASONS.get(told.get("finish_reason") or "", "other")
-            usage = _usage(told.get("usage"))
+            finish["finishReason"] = _FINISH_REASONS.get(payload.get("finish_reason") or "", "other")
+            usage = _usage(payload.get("usage"))
             if usage:
                 finish["messageMetadata"] = {"usage": usage}
         else:
-            pieces.append(_chunk({"type": "error", "errorText": told["message"]}))
+            pieces.append(_chunk({"type": "error", "errorText": payload["message"]}))
         if self._in_step:
             pieces.append(_chunk({"type": "finish-step"}))
         return b"".join((*pieces, _chunk(finish), _DONE))
@@ -188,7 +190,7 @@ class _Encoder(Encoder):
     # --- the parts
 
     def _open(self, kind: str) -> bytes:
-        """Begin a part, unless one of this kind is open; the bytes that say so."""
+        """Opens a part, unless one of this kind is open; returns the bytes for it."""
         if self._kind == kind:
             return b""
         closing = self._close()
@@ -200,14 +202,14 @@ class _Encoder(Encoder):
         return closing + b'data: {"type":"%b-start","id":"%b"}\n\n' % (kind.encode(), self._part)
 
     def _close(self) -> bytes:
-        """End the open part, if there is one."""
+        """Closes the open part, if there is one; returns the bytes for it."""
         kind, self._kind, self._text_delta = self._kind, "", b""
         return b'data: {"type":"%b-end","id":"%b"}\n\n' % (kind.encode(), self._part) if kind else b""
 
-    def _delta(self, told: dict[str, Any]) -> bytes:
-        """A delta that is more than text. A message is one answer: further choices are not part of it."""
-        delta = told.get("delta")
-        if told.get("index") or not isinstance(delta, dict):
+    def _delta(self, payload: dict[str, Any]) -> bytes:
+        """Encodes a delta that is more than text. A message is one answer: other choices than the first are left out."""
+        delta = payload.get("delta")
+        if payload.get("index") or not isinstance(delta, dict):
             return b""
         pieces = []
         for kind, names in (
@@ -215,10 +217,10 @@ class _Encoder(Encoder):
             ("text", ("content",)),
             ("text", ("refusal",)),
         ):
-            said = next((delta[name] for name in names if isinstance(delta.get(name), str)), "")
-            if said:
+            text = next((delta[name] for name in names if isinstance(delta.get(name), str)), "")
+            if text:
                 pieces.append(self._open(kind))
-                pieces.append(_chunk({"type": f"{kind}-delta", "id": self._part.decode(), "delta": said}))
+                pieces.append(_chunk({"type": f"{kind}-delta", "id": self._part.decode(), "delta": text}))
         calls = delta.get("tool_calls")
         for position, piece in enumerate(calls if isinstance(calls, list) else ()):
             if isinstance(piece, dict) and isinstance(piece.get("function"), dict):
@@ -231,7 +233,7 @@ class _Encoder(Encoder):
         index = piece["index"] if isinstance(piece.get("index"), int) else position
         call, out = self._calls.get(index), b""
         if call is None or (piece.get("id") and piece["id"] != call.id and function.get("name")):
-            if call is not None:  # a server that gives all its calls one index: the one before is complete
+            if call is not None:  # a server that gives all calls one index: the call before is complete
                 out = self._complete(call)
             self._calls_begun += 1
             call = self._calls[index] = _Call(str(piece.get("id") or f"call_{self._stream_id}_{self._calls_begun}"))
@@ -250,7 +252,7 @@ class _Encoder(Encoder):
 
     @staticmethod
     def _complete(call: _Call) -> bytes:
-        """The whole input of a call; one that was cut off, or is no JSON, is said to be wrong, and why."""
+        """Encodes the whole input of a call; if it is cut off or not JSON, an error with the reason."""
         if not call.name:
             return b""
         about = {"toolCallId": call.id, "toolName": call.name}
@@ -265,11 +267,11 @@ class _Encoder(Encoder):
         return _chunk({"type": "tool-input-available", **about, "input": given})
 
 
-def _usage(told: Any) -> dict[str, int]:
-    """The provider's usage in the AI SDK's words."""
-    if not isinstance(told, dict):
+def _usage(usage: Any) -> dict[str, int]:
+    """Returns the provider's usage under the AI SDK's names."""
+    if not isinstance(usage, dict):
         return {}
-    return {name: told[theirs] for theirs, name in _USAGE.items() if type(told.get(theirs)) is int}
+    return {name: usage[theirs] for theirs, name in _USAGE.items() if type(usage.get(theirs)) is int}
 
 
 def _chunk(part: dict[str, Any]) -> bytes:

@@ -1,1 +1,1 @@
-"""OpenAI's Chat Completions and Models, over the same log."""
+"""OpenAI's Chat Completions and Models APIs."""

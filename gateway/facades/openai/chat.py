@@ -1,10 +1,10 @@
-"""`POST /v1/chat/completions`, streaming and not, and `GET /v1/chat/completions/{id}/events`, where a stream goes on.
+"""`POST /v1/chat/completions`, streaming and not, and `GET /v1/chat/completions/{id}/events`, which resumes a stream.
 
-streaming:      create ─► its first delta or its end, for a moment ─► refused: the provider's status
+streaming:      create ─► wait up to 5 s for the first delta or the end ─► failed: the provider's status
                                         │
                                         ▼ else
                           200, and followed like any other stream, in OpenAI's chunks
-not streaming:  create ─► its end ─► one object, or the provider's status
+not streaming:  create ─► wait for the end ─► one object, or the provider's status
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _PATH = "/v1/chat/completions"
 _EVENTS_PATH_TAIL = "/events"
 _STREAM_ID = b"x-stream-id"
 _HEAD_SECONDS_MAX = 5.0
-"""So long a streaming response waits to begin, so that a refusal comes with its status: the tries that a worker makes by
-default fit into it. Then it begins, and is kept alive by comments: the least patient proxies wait for 30 seconds."""
+"""A streaming response begins after so long at the latest. Until then a provider's refusal can be answered with its status;
+the attempts that a worker makes by default fit in. Then comments keep it alive: proxies wait for 30 s or more."""
 
 
 class ChatCompletions:
-    """The part of the gateway that speaks OpenAI's Chat Completions."""
+    """OpenAI's Chat Completions API."""
 
     def __init__(self, streams: Streams, subscribe: Subscribe, settings: Settings) -> None:
         self._streams = streams
@@ -64,19 +64,19 @@ class ChatCompletions:
         self._subscribe.take_place()
         request = Request(scope, receive)
         body = parse_body(await body_of(request, self._settings.body_bytes_max))
-        asked = check_chat(body, request.headers, self._settings.default_model)
+        chat = check_chat(body, request.headers, self._settings.default_model)
         created = await self._streams.create(
-            asked.generation,
-            asked.policies,
-            asked.metadata,
+            chat.generation,
+            chat.policies,
+            chat.metadata,
             idempotency=check_idempotency_key(request.headers),
-            facade={"api": "chat", "include_usage": asked.include_usage},
+            facade={"api": "chat", "include_usage": chat.include_usage},
         )
         stream_id = created["id"]
-        # Also of an error: what came before it can be read there.
+        # An error has this header too: the events before it can be read from that stream.
         Connection.add_headers(send, [(_STREAM_ID, stream_id.encode())])
-        if asked.streams:
-            await self._stream(stream_id, asked, scope, receive, send)
+        if chat.streams:
+            await self._stream(stream_id, chat, scope, receive, send)
         else:
             await self._whole(stream_id, scope, receive, send)
 
@@ -98,8 +98,8 @@ class ChatCompletions:
 
     # --- helpers
 
-    async def _stream(self, stream_id: str, asked: ChatRequest, scope: Scope, receive: Any, send: Any) -> None:
-        face = chat_face(asked.generation, asked.policies, asked.include_usage)
+    async def _stream(self, stream_id: str, chat: ChatRequest, scope: Scope, receive: Any, send: Any) -> None:
+        face = chat_face(chat.generation, chat.policies, chat.include_usage)
         with self._subscribe.holding(stream_id, face) as tail:
             begun = await unless_disconnected(receive, self._subscribe.until_begun(tail, _HEAD_SECONDS_MAX))
             if begun is None:
@@ -119,7 +119,7 @@ class ChatCompletions:
             raise _problem_of(history)
         body = await made(history.size_bytes, partial(_encoded, stream_id, history))
         last = history.last
-        del history  # only its bytes are kept while they are sent
+        del history  # while the body is sent only its bytes stay in memory
         await json_response(body)(scope, receive, send)
         await self._streams.note_delivered(stream_id, last, began_at)
 
@@ -128,11 +128,13 @@ class ChatCompletions:
         return await self._streams.history(stream_id)
 
     async def _rest_of_the_end(self, stream_id: str, face: ChatFace, cursor: EventId, pieces: int) -> Response:
-        """For a client that was cut off between the last chunk and `[DONE]`."""
+        """Returns the pieces of the end after the first `pieces`, for a client cut off between the last chunk and `[DONE]`.
+
+        Raises Problem 400.
+        """
         history = await self._streams.history(stream_id)
         if history.status != "completed" or history.last != cursor or history.terminal is None:
-            told = f"{cursor}.{pieces}"
-            raise Problem(400, f"{told} is not an event of this stream", param="last_event_id")
+            raise Problem(400, f"{cursor}.{pieces} is not an event of this stream", param="last_event_id")
         rest = b"".join(face.encoder(stream_id).end(cursor, history.terminal)[pieces:])
         return Response(rest, headers={"content-type": face.media_type.decode(), "cache-control": "no-store"})
 
@@ -142,7 +144,7 @@ def _encoded(stream_id: str, history: History) -> bytes:
 
 
 def _problem_of(history: History) -> Problem:
-    """Why a stream that was waited for has no answer to give."""
+    """Returns the error for a client that waited for a stream which is not completed."""
     terminal = history.terminal or {}
     if history.status == "failed":
         return failure_problem(terminal)

@@ -1,15 +1,15 @@
-"""OpenAI's chat completion chunks: one log event, one chunk; its end is a bundle of two or three.
+"""OpenAI's chat completion chunks: each event of the log becomes one chunk, `done` becomes two or three pieces.
 
 | event | what a client gets |
 |---|---|
-| `started` | the chunk with the role, of all choices |
+| `started` | a chunk with the role, for all choices |
 | token, delta | a chunk with that delta, as the provider sent it |
-| `done` | the first choice's `finish_reason`; the usage, if it was asked for; `[DONE]` |
-| `failed`, `cancelled` | an `error` object, at which the SDKs raise an exception; then the end, without `[DONE]` |
-| `restarted`, a gap | a chunk that says nothing, with the object `midstream` |
+| `done` | the first choice's `finish_reason`; the usage, if it was requested; `[DONE]` |
+| `failed`, `cancelled` | an `error` object, at which the SDKs raise an exception; then the body ends, without `[DONE]` |
+| `restarted`, a gap | a chunk with an empty delta and the object `midstream` |
 
-An id is the event's own. The pieces of the last bundle are told apart by a third number, `1-58.1`, so that a client that
-was cut off between them can go on there too; `[DONE]` has the event's bare id.
+A chunk's id is the event's. The pieces of `done` have a third number, as in `1-58.1`, so that a client that was cut off
+between them can resume there; `[DONE]` has the event's id alone.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _PIECE = re.compile(r"(.*)\.([1-9])", re.ASCII)
 
 @dataclass(frozen=True)
 class ChatFace(SseFace):
-    """What a client gets that asked for it by `POST`: an SDK, which does not come back by itself."""
+    """The chunks of a `POST`: they are for an SDK, which does not resume by itself."""
 
     model: str
     choices: int = 1
     include_usage: bool = False
     tells_restarts: bool = False
-    """Else a restart comes only before the first delta, and there is nothing to take back."""
+    """False: a restart can only come before the first delta, so that the client has nothing to take back."""
 
     resumable = False
 
@@ -52,13 +52,13 @@ class ChatFace(SseFace):
 
 
 class ResumedChatFace(ChatFace):
-    """The same for a client that follows with `Last-Event-ID`."""
+    """The chunks of a `GET`: they are for a client that resumes with `Last-Event-ID`."""
 
     resumable = True
 
 
 def chat_face(request: dict[str, Any], policies: Policies, include_usage: bool) -> ChatFace:
-    """The face for who asked for this."""
+    """Returns the face for the client that sent this request."""
     return ChatFace(
         model=str(request.get("model") or ""),
         choices=choices_of(request),
@@ -68,14 +68,16 @@ def chat_face(request: dict[str, Any], policies: Policies, include_usage: bool) 
 
 
 def choices_of(request: dict[str, Any]) -> int:
-    """How many choices were asked for."""
-    wanted = request.get("n")
-    return min(wanted, CHAT_CHOICES_MAX) if type(wanted) is int and wanted > 0 else 1
+    """Returns how many choices a Chat Completions request wants."""
+    choices = request.get("n")
+    return min(choices, CHAT_CHOICES_MAX) if type(choices) is int and choices > 0 else 1
 
 
 def resumed_chat_face(accepted: Accepted | None) -> ChatFace:
-    """The face for who comes back, whichever API the stream came through: one that had no say about the usage gets it.
-    Without a request, of a log that cannot be read."""
+    """Returns the face for a client that resumes, whichever API created the stream.
+
+    The usage is left out only where a Chat Completions request did not ask for it. None: the log cannot be read.
+    """
     if accepted is None:
         return ResumedChatFace("")
     include_usage = accepted.facade.get("include_usage", True) if accepted.facade.get("api") == "chat" else True
@@ -87,33 +89,35 @@ def completion_id(stream_id: str) -> str:
     return _PREFIX + stream_id
 
 
-def stream_id_of(told: str) -> str:
-    """The stream that a client means, with or without the prefix. It may not be a well-formed id."""
-    return told.removeprefix(_PREFIX)
+def stream_id_of(name: str) -> str:
+    """Returns a completion's or a stream's id without the prefix. It may not be a well-formed id."""
+    return name.removeprefix(_PREFIX)
 
 
-def chat_cursor(told: str) -> tuple[EventId | None, int]:
-    """The event that a client has, and of its pieces how many, where it has not all. Raises Problem 400."""
-    piece = _PIECE.fullmatch(told)
+def chat_cursor(last_event_id: str) -> tuple[EventId | None, int]:
+    """Returns the last event a client has, and how many pieces of it (0: all). Raises Problem 400."""
+    piece = _PIECE.fullmatch(last_event_id)
     if piece is None:
-        return cursor_of(told), 0
+        return cursor_of(last_event_id), 0
     cursor = cursor_of(piece[1])
     if cursor is None:
-        raise Problem(400, f"{told[:64]!r} is not an event id: <attempt>-<offset>, as in 1-57", param="last_event_id")
+        raise Problem(
+            400, f"{last_event_id[:64]!r} is not an event id: <attempt>-<offset>, as in 1-57", param="last_event_id"
+        )
     return cursor, int(piece[2])
 
 
 class ChatEncoder(Encoder):
     def __init__(self, face: ChatFace, stream_id: str) -> None:
         self._face = face
-        self._about = {
+        self._common = {
             "id": completion_id(stream_id),
             "object": "chat.completion.chunk",
             "created": int(created_at(stream_id)),
             "model": face.model,
         }
-        self._ours = {*self._about, "choices", "usage"}
-        head = b"\ndata: " + orjson.dumps(self._about)[:-1] + b',"choices":[{'
+        self._ours = {*self._common, "choices", "usage"}
+        head = b"\ndata: " + orjson.dumps(self._common)[:-1] + b',"choices":[{'
         self._text = head + b'"index":0,"delta":{"content":'
         self._text_end = b'},"logprobs":null,"finish_reason":null}]%b}\n\n' % self._no_usage
         self._choice = head
@@ -134,9 +138,9 @@ class ChatEncoder(Encoder):
     def other(self, event: Event) -> bytes:
         (attempt, offset), field, value = event
         if field == events.DELTA:
-            # `{"delta":{…}}` of the first choice goes as it is: reasoning and calls come by the thousand, too. Behind
-            # an object in it stands no other field: in a text this would be written `},\"`.
-            if value.startswith(b'{"delta":{') and value.find(b'},"') < 0:  # twice as fast as `in`
+            # A bare `{"delta":{…}}` of the first choice is copied unparsed: reasoning and calls come by the thousand, too.
+            # Bare means that no field follows the object: `},"` does not occur (inside a text it would be `},\"`).
+            if value.startswith(b'{"delta":{') and value.find(b'},"') < 0:  # `find` is twice as fast as `in`
                 return b"id: %d-%d%b%b%b" % (attempt, offset, self._first, value[1:], self._choice_end)
             return self._delta(event.id, value)
         event_id, field, value = without_tombstone(event)
@@ -150,16 +154,16 @@ class ChatEncoder(Encoder):
         if field == events.CANCELLED:
             return _sse(b"%d-%d" % event_id, orjson.dumps({"error": cancelled(orjson.loads(value)["by"])}))
         if field == GAP or (field == events.RESTARTED and self._face.tells_restarts):
-            told = orjson.loads(value if field == GAP else shown(field, value))
-            # With a choice, though it says nothing: many clients look at `choices[0]` of whatever comes.
+            notice = orjson.loads(value if field == GAP else shown(field, value))
+            # With an empty choice, since many clients read `choices[0]` of every chunk.
             return self._chunk(
-                b"" if field == GAP else b"%d-%d" % event_id, [_choice(0, {})], {"midstream": {field.decode(): told}}
+                b"" if field == GAP else b"%d-%d" % event_id, [_choice(0, {})], {"midstream": {field.decode(): notice}}
             )
         return b""
 
     def end(self, event_id: EventId, done: dict[str, Any]) -> list[bytes]:
-        """The pieces of the last bundle, the last of them `[DONE]`."""
-        provider = {name: it for name, it in (done.get("provider") or {}).items() if name not in self._ours}
+        """Returns the pieces of `done`, the last of them `[DONE]`."""
+        provider = {name: field for name, field in (done.get("provider") or {}).items() if name not in self._ours}
         choice = {**(done.get("choice") or {}), **_choice(0, {}, done.get("finish_reason"))}
         pieces = [self._chunk(b"%d-%d.1" % event_id, [choice], provider)]
         if self._face.include_usage:
@@ -173,7 +177,7 @@ class ChatEncoder(Encoder):
 
     def _chunk(self, event_id: bytes, choices: list[dict[str, Any]], more: dict[str, Any] | None = None) -> bytes:
         usage = {"usage": None} if self._face.include_usage else {}
-        return _sse(event_id, orjson.dumps({**self._about, "choices": choices, **usage, **(more or {})}))
+        return _sse(event_id, orjson.dumps({**self._common, "choices": choices, **usage, **(more or {})}))
 
 
 def _choice(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:

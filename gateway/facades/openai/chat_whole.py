@@ -1,4 +1,4 @@
-"""A whole chat completion, put together from a stream's deltas as OpenAI's own SDKs do it."""
+"""Merges a stream's deltas into a whole chat completion, as OpenAI's own SDKs do."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from shared import events
 from shared.ids import created_at
 from shared.lifecycle import History
 
-_SAID_ONCE = frozenset({"id", "type", "role", "format", "expires_at", "index"})
-"""Of what comes in pieces, these fields are not: the newest stands, it is not added."""
-_OF_AN_ENTRY = frozenset({"index", "delta", "logprobs", "finish_reason"})
+_NOT_IN_PIECES = frozenset({"id", "type", "role", "format", "expires_at", "index"})
+"""Fields that do not arrive in pieces: a later value replaces the earlier one."""
+_ENTRY_FIELDS = frozenset({"index", "delta", "logprobs", "finish_reason"})
 
 
 def completion(stream_id: str, history: History) -> dict[str, Any]:
-    """The `chat.completion` object of a stream that is done."""
+    """Returns the `chat.completion` object of a stream that is completed."""
     assert history.accepted is not None
     assert history.terminal is not None
     done, request = history.terminal, history.accepted.request
@@ -50,25 +50,25 @@ class _Choice:
         self.texts: list[str] = []
         self.finish_reason: str | None = None
         self.more: dict[str, Any] = {}
-        self._said: dict[str, Any] = {}
+        self._message: dict[str, Any] = {}
         self._logprobs: dict[str, Any] = {}
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Take one `d` entry."""
+        """Merges an entry with the field `d`."""
         delta = dict(entry.get("delta") or {})
         if isinstance(delta.get("content"), str):
             self.texts.append(delta.pop("content"))
-        _merge(self._said, delta)
+        _merge(self._message, delta)
         _merge(self._logprobs, entry.get("logprobs") or {})
         if entry.get("finish_reason"):
             self.finish_reason = entry["finish_reason"]
-            self.more |= {name: value for name, value in entry.items() if name not in _OF_AN_ENTRY}
+            self.more |= {name: value for name, value in entry.items() if name not in _ENTRY_FIELDS}
 
     def whole(self) -> dict[str, Any]:
-        text, said = "".join(self.texts), _joined(self._said)
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, **said}
-        # Without a text its place is empty where it did something else: it called, refused, or spoke.
-        message["content"] = text or (said.get("content") if said else "")
+        text, merged = "".join(self.texts), _joined(self._message)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, **merged}
+        # Without text `content` is null if there is anything else (calls, a refusal, audio), and "" if there is nothing.
+        message["content"] = text or (merged.get("content") if merged else "")
         if isinstance(message.get("tool_calls"), list):
             message["tool_calls"] = [_without_index(call) for call in message["tool_calls"]]
         logprobs = {"content": None, "refusal": None, **_joined(self._logprobs)} if self._logprobs else None
@@ -82,7 +82,7 @@ class _Choice:
 
 
 class _Text:
-    """A text that comes in pieces: joined once, since adding each to all before it would take the square of their number."""
+    """A text that arrives in pieces. It is joined once: appending each piece to the text would cost quadratic time."""
 
     __slots__ = ("pieces",)
 
@@ -90,17 +90,17 @@ class _Text:
         self.pieces = [first]
 
 
-def _joined(said: Any) -> Any:
-    """The same with its texts in one piece."""
-    if isinstance(said, _Text):
-        return "".join(said.pieces)
-    if isinstance(said, dict):
-        return {name: _joined(value) for name, value in said.items()}
-    return [_joined(one) for one in said] if isinstance(said, list) else said
+def _joined(merged: Any) -> Any:
+    """Returns a merged value with each text joined."""
+    if isinstance(merged, _Text):
+        return "".join(merged.pieces)
+    if isinstance(merged, dict):
+        return {name: _joined(value) for name, value in merged.items()}
+    return [_joined(element) for element in merged] if isinstance(merged, list) else merged
 
 
 def _merge(into: dict[str, Any], delta: dict[str, Any]) -> None:
-    """Add a delta's fields to what was said before: texts and lists go on, pieces of a list find theirs by `index`."""
+    """Merges a delta's fields into `into`: texts and lists are extended, elements of lists are matched by `index`."""
     for name, value in delta.items():
         known = into.get(name)
         if known is None:
@@ -110,7 +110,7 @@ def _merge(into: dict[str, Any], delta: dict[str, Any]) -> None:
                 continue
         if isinstance(known, str | _Text) and isinstance(value, str):
             # Some providers repeat a function's name with each piece of its arguments.
-            if name in _SAID_ONCE or (name == "name" and _joined(known) == value):
+            if name in _NOT_IN_PIECES or (name == "name" and _joined(known) == value):
                 into[name] = value
                 continue
             if isinstance(known, str):
@@ -127,7 +127,7 @@ def _merge(into: dict[str, Any], delta: dict[str, Any]) -> None:
 def _extend(known: list[Any], pieces: list[Any]) -> None:
     for piece in pieces:
         index = piece.get("index") if isinstance(piece, dict) else None
-        same = None if index is None else next((one for one in known if _index_of(one) == index), None)
+        same = None if index is None else next((element for element in known if _index_of(element) == index), None)
         if same is not None:
             _merge(same, piece)
         elif index is not None:

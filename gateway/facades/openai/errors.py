@@ -1,7 +1,7 @@
 """Errors as OpenAI's clients expect them: `{"error": {"message", "type", "param", "code"}}`, under its statuses.
 
-Their SDKs choose the exception by the status and try 408, 409, 429 and 5xx again by themselves: so the provider's own
-status comes through, and what must not be asked a second time gets none of these.
+OpenAI's SDKs choose the exception by the status, and retry 408, 409, 429 and 5xx by themselves. So the provider's own
+status is passed on, and a request that must not be retried gets none of these.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gateway.http.problems import Problem
 from gateway.http.routes import ASGI
 
 CANCELLED_STATUS = 499
-"""Not 409, which the SDKs try again: that would begin the very answer anew that somebody has cancelled."""
+"""Not 409, which the SDKs retry: that would generate again the answer that somebody has cancelled."""
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _STATUSES = {
@@ -30,14 +30,14 @@ _STATUSES = {
     "queue_timeout": 503,
     "worker_lost": 502,
     "attempts_exhausted": 502,
-    "unreadable": 424,  # a status that no SDK tries again by itself: it would find the same
+    "unreadable": 424,  # a status that no SDK retries: the log would be as unreadable
     "internal_error": 502,
 }
-"""Of failures for which the provider gave no status."""
+"""The statuses of failures for which the provider gave none, by failure code."""
 
 
 def openai_error(problem: Problem) -> Response:
-    """A problem in OpenAI's shape."""
+    """Returns the response for a problem, in OpenAI's shape."""
     error = problem.error or {
         "message": problem.detail,
         "type": _KINDS.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error"),
@@ -53,7 +53,7 @@ def openai_error(problem: Problem) -> Response:
 
 
 def answering_in_openai_shape(handler: ASGI) -> ASGI:
-    """The same handler; a Problem that it raises is answered in OpenAI's shape."""
+    """Wraps a handler so that a Problem that it raises is answered in OpenAI's shape."""
 
     async def handled(scope: Scope, receive: Any, send: Any) -> None:
         try:
@@ -65,7 +65,7 @@ def answering_in_openai_shape(handler: ASGI) -> ASGI:
 
 
 def failure(failed: dict[str, Any]) -> dict[str, Any]:
-    """The error object for the value of a stream's `failed`: the provider's own where it gave one."""
+    """Returns the error object for the value of a `failed` event: the provider's own where it gave one."""
     status = failure_status(failed)
     error = {
         "message": failed["message"],
@@ -77,7 +77,7 @@ def failure(failed: dict[str, Any]) -> dict[str, Any]:
 
 
 def failure_status(failed: dict[str, Any]) -> int:
-    """The HTTP status for the value of a `failed`: the provider's own where it gave one that is an error."""
+    """Returns the HTTP status for the value of a `failed` event: the provider's own if it gave one that is an error."""
     status = failed.get("status")
     if isinstance(status, int) and 400 <= status <= 599:
         return status
@@ -85,7 +85,7 @@ def failure_status(failed: dict[str, Any]) -> int:
 
 
 def failure_problem(failed: dict[str, Any]) -> Problem:
-    """The answer to who waited for a stream that failed."""
+    """Returns the error for a client that waited for a stream which failed."""
     retry_after = failed.get("retry_after")
     return Problem(
         failure_status(failed),
@@ -96,12 +96,12 @@ def failure_problem(failed: dict[str, Any]) -> Problem:
 
 
 def cancelled(by: str) -> dict[str, Any]:
-    """The error object for a stream that was cancelled."""
+    """Returns the error object for a stream that was cancelled."""
     who = {"disconnect": "because its last reader had gone"}.get(by, f"by the {by}")
     return {"message": f"the answer was cancelled {who}", "type": "cancelled", "param": None, "code": "cancelled"}
 
 
 def cancelled_problem(by: str) -> Problem:
-    """The answer to who waited for a stream that was cancelled."""
+    """Returns the error for a client that waited for a stream which was cancelled."""
     error = cancelled(by)
     return Problem(CANCELLED_STATUS, error["message"], error=error)

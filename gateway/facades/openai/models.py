@@ -1,4 +1,4 @@
-"""`GET /v1/models`: what the provider offers, asked seldom and for a bounded time, or the default model."""
+"""`GET /v1/models`: the provider's models, requested rarely and with a time limit; without a provider the default model."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 _PATH = "/v1/models"
 _OPENAI_URL = "https://api.openai.com/v1"
 _FRESH_SECONDS = 60.0
-"""Models are added by the week; SDKs and web pages ask at each start."""
+"""A list is used for so long: models are added by the week, but SDKs and web pages ask at each start."""
 _STALE_SECONDS = 3600.0
-"""A provider that is away for a moment still has the models that it had; after an hour nobody knows."""
+"""An older list is used for so long if the provider does not answer: it probably still has the same models."""
 _ANSWER_SECONDS_MAX = 5.0
 _ANSWER_BYTES_MAX = 4 << 20
-"""The largest catalogues that are known have some hundred models at 1 KB each."""
+"""The largest known catalogues have some hundred models of 1 KB each."""
 
 
 class Models:
-    """The part of the gateway that lists models. One question to the provider serves all who ask meanwhile."""
+    """OpenAI's Models API. Requests that come while the provider is asked share the provider's answer."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -38,13 +38,13 @@ class Models:
             Route("GET", _PATH, self.list, operations.LIST_MODELS),
             Route("GET", _PATH + "/{model:path}", self.one, operations.ONE_MODEL),
         )
-        told = bool(settings.openai_api_key or settings.openai_base_url)
+        configured = bool(settings.openai_api_key or settings.openai_base_url)
         self._url = ""
-        if settings.provider == "openai" or (told and not settings.provider):
+        if settings.provider == "openai" or (configured and not settings.provider):
             self._url = (settings.openai_base_url or _OPENAI_URL).rstrip("/") + "/models"
         self._known: dict[str, Any] | None = None
         self._known_at = 0.0
-        self._asking: asyncio.Task[dict[str, Any]] | None = None
+        self._request: asyncio.Task[dict[str, Any]] | None = None
 
     def route(self, scope: Scope) -> ASGI | None:
         return None if scope["path"] == _PATH + "/" else handler_for(self.routes, scope)
@@ -69,23 +69,23 @@ class Models:
             return {"object": "list", "data": [only]}
         if self._known is not None and time.monotonic() - self._known_at < _FRESH_SECONDS:
             return self._known
-        if self._asking is None:
-            self._asking = asyncio.get_running_loop().create_task(self._ask())
-            self._asking.add_done_callback(self._asked)
+        if self._request is None:
+            self._request = asyncio.get_running_loop().create_task(self._fetch())
+            self._request.add_done_callback(self._requested)
         try:
-            return await asyncio.shield(self._asking)
+            return await asyncio.shield(self._request)
         except Problem:
             if self._known is not None and time.monotonic() - self._known_at < _STALE_SECONDS:
                 return self._known
             raise
 
-    def _asked(self, task: asyncio.Task[dict[str, Any]]) -> None:
-        self._asking = None
+    def _requested(self, task: asyncio.Task[dict[str, Any]]) -> None:
+        self._request = None
         if not task.cancelled() and task.exception() is None:
             self._known, self._known_at = task.result(), time.monotonic()
 
-    async def _ask(self) -> dict[str, Any]:
-        """The provider's list. Raises Problem with the provider's status, 502, 504."""
+    async def _fetch(self) -> dict[str, Any]:
+        """Returns the provider's list. Raises Problem with the provider's status, 502 or 504."""
         try:
             async with asyncio.timeout(_ANSWER_SECONDS_MAX):
                 status, body = await self._get()
@@ -96,20 +96,20 @@ class Models:
         except orjson.JSONDecodeError:
             answer = None
         if status != 200:
-            message = f"the provider answered {status} to the question for its models"
-            said = answer.get("error") if isinstance(answer, dict) else None
+            message = f"the provider answered {status} when it was asked for its models"
+            given = answer.get("error") if isinstance(answer, dict) else None
             error = (
-                {"message": message, "type": None, "param": None, "code": None, **said}
-                if isinstance(said, dict)
+                {"message": message, "type": None, "param": None, "code": None, **given}
+                if isinstance(given, dict)
                 else None
             )
             raise Problem(status if 400 <= status <= 599 else 502, message, error=error)
         if not isinstance(answer, dict) or not isinstance(answer.get("data"), list):
-            raise Problem(502, "the provider answered what is not a list of models")
+            raise Problem(502, "the provider's answer is not a list of models")
         return {**answer, "object": "list"}
 
     async def _get(self) -> tuple[int, bytes]:
-        # In a thread, and only here: the client's import and its TLS context take far longer than a turn of the loop may.
+        # In a thread: importing the client and making its TLS context would block the event loop for too long.
         client = await asyncio.to_thread(_client, self._settings.openai_api_key)
         import httpx2
 

@@ -1,1 +1,1 @@
-"""OpenAI's Responses, over the same log."""
+"""OpenAI's Responses API."""

@@ -1,4 +1,4 @@
-"""What the parameters of the Responses API may be. Each raises Problem 400 that names the parameter."""
+"""Checks of single parameters of the Responses API. Each raises Problem 400 that names the parameter."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _SHOWN_CHARACTERS = 80
 
 
 def wrong(name: str, wanted: str, got: Any) -> NoReturn:
-    raise Problem(400, f"{name} must be {wanted}, not {_shown(got)}", param=name)
+    raise Problem(400, f"{name} must be {wanted}, not {_abridged(got)}", param=name)
 
 
 def unsupported(name: str, got: Any, instead: str) -> NoReturn:
-    """Of what the Responses API has, and we do not."""
-    raise Problem(400, f"{name} {_shown(got)} is not supported; there are {instead}", param=name, code="unsupported")
+    """Refuses a parameter or value that OpenAI's Responses API has and Midstream has not."""
+    raise Problem(400, f"{name} {_abridged(got)} is not supported; there are {instead}", param=name, code="unsupported")
 
 
 def text(value: Any, name: str) -> str:
@@ -37,30 +37,30 @@ def one_of(value: Any, name: str, wanted: tuple[str, ...]) -> str:
 
 
 def objects(value: Any, name: str) -> list[dict[str, Any]]:
-    """A list of objects; none said is an empty one."""
+    """Returns a list of objects, an empty one for None."""
     if value is None:
         return []
     if not isinstance(value, list):
         wrong(name, "a list", value)
-    for index, one in enumerate(value):
-        if not isinstance(one, dict):
-            wrong(f"{name}[{index}]", "an object", one)
+    for index, element in enumerate(value):
+        if not isinstance(element, dict):
+            wrong(f"{name}[{index}]", "an object", element)
     return value
 
 
 def an_object(value: Any, name: str, known: tuple[str, ...]) -> dict[str, Any]:
-    """An object that has no other keys than these; none said is an empty one. Keys whose value is null are left out."""
+    """Returns an object without its keys whose value is null, an empty one for None. It may have the `known` keys only."""
     if value is None:
         return {}
     if not isinstance(value, dict):
         wrong(name, "an object", value)
-    given = {key: one for key, one in value.items() if one is not None}
+    given = {key: given for key, given in value.items() if given is not None}
     for key in given:
         if key not in known:
             unsupported(f"{name}.{key}", given[key], f"{name}.{f' and {name}.'.join(known)}")
     return given
 
 
-def _shown(value: Any) -> str:
+def _abridged(value: Any) -> str:
     shown = orjson.dumps(value, default=str).decode()
     return shown if len(shown) <= _SHOWN_CHARACTERS else shown[: _SHOWN_CHARACTERS - 3] + "..."

@@ -1,11 +1,11 @@
-"""The items of the Responses API as the messages of Chat Completions. Raises Problem 400 that names the parameter.
+"""Converts the items of the Responses API to messages of Chat Completions. Raises Problem 400 that names the parameter.
 
 | item | message |
 |---|---|
-| `message` (or none said) | one of its role; text alone as a string, which every provider takes |
-| `function_call` | one of `tool_calls` of the assistant's message before it, or of a new one |
+| `message` (the default type) | one of the same role; text alone becomes a string, which every provider accepts |
+| `function_call` | an element of `tool_calls`, in the assistant's message before it or in a new one |
 | `function_call_output` | one of the role `tool` |
-| `reasoning` | none: Chat Completions has no place for it |
+| `reasoning` | none: Chat Completions has no field for it |
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PARTS = "input_text, input_image, input_file and input_audio"
 
 
 def messages_of(items: list[Any], name: str) -> list[dict[str, Any]]:
-    """`name` is the parameter that holds the items."""
+    """Returns the messages for the items of the parameter `name`."""
     messages: list[dict[str, Any]] = []
     for index, item in enumerate(items):
         at = f"{name}[{index}]"
@@ -51,11 +51,11 @@ def _message(item: dict[str, Any], at: str) -> dict[str, Any]:
         return {"role": role, "content": content}
     if not isinstance(content, list):
         wrong(f"{at}.content", "a text or a list of parts", content)
-    return _said(content, at) if role == "assistant" else {"role": role, "content": _asked(content, at)}
+    return _assistant(content, at) if role == "assistant" else {"role": role, "content": _content(content, at)}
 
 
-def _said(parts: list[Any], at: str) -> dict[str, Any]:
-    """What an assistant said before: its texts as one, and its refusal."""
+def _assistant(parts: list[Any], at: str) -> dict[str, Any]:
+    """Returns an assistant's message: its texts joined, and its refusal."""
     texts, refusals = [], []
     for index, part in enumerate(parts):
         name = f"{at}.content[{index}]"
@@ -72,7 +72,7 @@ def _said(parts: list[Any], at: str) -> dict[str, Any]:
     return message
 
 
-def _asked(parts: list[Any], at: str) -> str | list[dict[str, Any]]:
+def _content(parts: list[Any], at: str) -> str | list[dict[str, Any]]:
     converted = [_part(part, f"{at}.content[{index}]") for index, part in enumerate(parts)]
     if len(converted) == 1 and converted[0]["type"] == "text":
         return str(converted[0]["text"])
@@ -91,8 +91,8 @@ def _part(part: Any, name: str) -> dict[str, Any]:
         return {"type": "image_url", "image_url": image}
     if kind == "input_file":
         _refuse(part, name, "file_url", "file_data")
-        told = ("file_data", "file_id", "filename")
-        return {"type": "file", "file": {key: part[key] for key in told if part.get(key) is not None}}
+        keys = ("file_data", "file_id", "filename")
+        return {"type": "file", "file": {key: part[key] for key in keys if part.get(key) is not None}}
     if kind == "input_audio":
         return {"type": "input_audio", "input_audio": part.get("input_audio")}
     return unsupported(f"{name}.type", kind, _PARTS)
@@ -104,20 +104,20 @@ def _refuse(part: dict[str, Any], name: str, key: str, instead: str) -> None:
 
 
 def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], at: str) -> None:
-    called = {name: text(item.get(name), f"{at}.{name}") for name in ("call_id", "name", "arguments")}
+    call = {name: text(item.get(name), f"{at}.{name}") for name in ("call_id", "name", "arguments")}
     if not messages or messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant", "content": None})
     messages[-1].setdefault("tool_calls", []).append(
         {
-            "id": called["call_id"],
+            "id": call["call_id"],
             "type": "function",
-            "function": {"name": called["name"], "arguments": called["arguments"]},
+            "function": {"name": call["name"], "arguments": call["arguments"]},
         }
     )
 
 
 def _output(output: Any, name: str) -> str:
-    """What a tool gave: a text, or parts that are text."""
+    """Returns a tool's output, which is a text or a list of parts that are text, as one text."""
     if isinstance(output, str):
         return output
     if not isinstance(output, list):

@@ -1,7 +1,7 @@
-"""A `POST /v1/responses` body as a Chat Completions request, which is what providers and the log know.
+"""Converts the body of `POST /v1/responses` to a Chat Completions request, the form that providers and the log use.
 
-What the two APIs share under one name, and what neither is known to have, goes to the provider as it is. What only the
-Responses API has is converted, or refused with a 400 that names it: nothing that was asked for is silently left out.
+Parameters that both APIs have under one name, and unknown ones, are passed to the provider unchanged. Parameters that only
+the Responses API has are converted, or refused with a 400 that names them; none is silently left out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gateway.facades.responses.items import messages_of
 from gateway.http.problems import Problem
 
 API = "responses"
-"""What `Accepted.facade` says of a stream that was made here."""
+"""The `api` in `Accepted.facade` of a stream created here."""
 LOGPROBS = "message.output_text.logprobs"
 
 _UNSUPPORTED = (
@@ -29,7 +29,7 @@ _UNSUPPORTED = (
     "prompt_cache_options",
 )
 _OF_CHAT = {"messages": "input", "n": "one request for each", "response_format": "text.format"}
-"""Chat Completions has these, and what stands for them here."""
+"""Parameters of Chat Completions, and what to use instead in the Responses API."""
 _CONVERTED = frozenset(
     "background include input instructions max_output_tokens metadata midstream previous_response_id reasoning store "
     "stream stream_options text tool_choice tools top_logprobs truncation".split()
@@ -38,31 +38,31 @@ _TOOL = ("name", "description", "parameters", "strict")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ResponseRequest:
     """A checked body."""
 
     chat: dict[str, Any]
-    """The provider's request, and the object `midstream`; its messages lack what came before."""
+    """The Chat Completions request, with the object `midstream`, without the messages of earlier responses."""
     instructions: str | None
     previous: str | None
-    """The id of the response that it goes on from."""
+    """The id of the response that this one continues."""
     stream: bool
     background: bool
     store: bool
 
     def facade(self) -> dict[str, Any]:
-        """What only the Responses API needs to know later."""
-        told = {"background": self.background, "previous": self.previous, "instructions": self.instructions is not None}
-        return {"api": API, **{key: value for key, value in told.items() if value}, "store": self.store}
+        """Returns the part of the request that only this API needs later (`Accepted.facade`)."""
+        kept = {"background": self.background, "previous": self.previous, "instructions": self.instructions is not None}
+        return {"api": API, **{key: value for key, value in kept.items() if value}, "store": self.store}
 
     def request(self, before: list[dict[str, Any]]) -> dict[str, Any]:
-        """The whole request, `before` being the messages of the response that it goes on from."""
+        """Returns the whole request; `before` are the messages up to the end of the response that this one continues."""
         opening = [] if self.instructions is None else [{"role": "system", "content": self.instructions}]
         return {**self.chat, "messages": [*opening, *before, *self.chat["messages"]]}
 
 
-def asked(body: dict[str, Any]) -> Asked:
-    """Raises Problem 400."""
+def check_response_request(body: dict[str, Any]) -> ResponseRequest:
+    """Returns the checked body. Raises Problem 400."""
     for name in _UNSUPPORTED:
         if body.get(name) is not None:
             raise Problem(400, f"{name} is not supported", param=name, code="unsupported")
@@ -86,7 +86,7 @@ def asked(body: dict[str, Any]) -> Asked:
         **_logprobs(body),
         "midstream": _midstream(body, background),
     }
-    return Asked(
+    return ResponseRequest(
         chat,
         None if instructions is None else text(instructions, "instructions"),
         None if previous is None else text(previous, "previous_response_id"),
@@ -105,13 +105,14 @@ def _messages(given: Any) -> list[dict[str, Any]]:
     return messages or wrong("input", "more than reasoning items, which are not sent to the provider", given)
 
 
-def _limit(most: Any) -> dict[str, Any]:
-    """`max_completion_tokens` counts as `max_output_tokens` does: what is thought, too. OpenAI's models want no other."""
-    if most is None:
+def _limit(tokens_max: Any) -> dict[str, Any]:
+    """Converts `max_output_tokens`. `max_completion_tokens` counts reasoning too, and is the only limit that OpenAI's
+    newer models accept."""
+    if tokens_max is None:
         return {}
-    if type(most) is not int or most < 1:
-        wrong("max_output_tokens", "a whole number of at least 1", most)
-    return {"max_completion_tokens": most}
+    if type(tokens_max) is not int or tokens_max < 1:
+        wrong("max_output_tokens", "a whole number of at least 1", tokens_max)
+    return {"max_completion_tokens": tokens_max}
 
 
 def _tools(body: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def _tools(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(given: Any) -> dict[str, Any]:
-    """`text.format` and `text.verbosity`."""
+    """Converts `text.format` and `text.verbosity`."""
     options = an_object(given, "text", ("format", "verbosity"))
     chat: dict[str, Any] = {}
     if "verbosity" in options:
@@ -165,17 +166,17 @@ def _logprobs(body: dict[str, Any]) -> dict[str, Any]:
     included = body.get("include") or []
     if not isinstance(included, list):
         wrong("include", "a list", included)
-    for index, one in enumerate(included):
-        if one != LOGPROBS:
-            unsupported(f"include[{index}]", one, LOGPROBS)
-    most = body.get("top_logprobs")
-    if not included and most is None:
+    for index, name in enumerate(included):
+        if name != LOGPROBS:
+            unsupported(f"include[{index}]", name, LOGPROBS)
+    alternatives = body.get("top_logprobs")
+    if not included and alternatives is None:
         return {}
-    return {"logprobs": True, **({} if most is None else {"top_logprobs": most})}
+    return {"logprobs": True, **({} if alternatives is None else {"top_logprobs": alternatives})}
 
 
 def _midstream(body: dict[str, Any], background: bool) -> Any:
-    """The policies: as asked for; what is generated in the background needs no reader."""
+    """Returns the object `midstream` with the metadata. An answer in the background goes on without readers."""
     metadata = body.get("metadata")
     if metadata is None:
         metadata = {}
@@ -183,6 +184,6 @@ def _midstream(body: dict[str, Any], background: bool) -> Any:
         wrong("metadata", "an object of texts", metadata)
     given = body.get("midstream")
     if not isinstance(given, dict | None):
-        return given  # whoever checks it says what is wrong
+        return given  # `check_chat` refuses it
     on_disconnect = {"on_disconnect": "continue"} if background else {}
     return {"metadata": metadata, **on_disconnect, **(given or {})}

@@ -1,8 +1,8 @@
-"""OpenAI's Responses API: `resp_<stream id>` is a stream like any other, told in other words (docs/reference/http.md).
+"""OpenAI's Responses API: the response `resp_<stream id>` is another form of a stream (docs/reference/http.md).
 
-create      with stream: followed at once. With background: goes on to its end, whoever listens.
-            With neither: answered when it has ended
-retrieve    as it is now; with stream, its events after any number
+create      with stream: is followed at once; with background: runs to its end without readers;
+            with neither: is answered when it has ended
+retrieve    the response as it is now; with stream, the events after any number
 cancel, delete
 """
 
@@ -23,8 +23,8 @@ from gateway.facades.responses import operations
 from gateway.facades.responses.checks import wrong
 from gateway.facades.responses.events import RESPONSES, ResponsesEncoder
 from gateway.facades.responses.items import messages_of
-from gateway.facades.responses.object import PREFIX
-from gateway.facades.responses.request import Asked, asked
+from gateway.facades.responses.request import ResponseRequest, check_response_request
+from gateway.facades.responses.response_object import PREFIX
 from gateway.faces import encode
 from gateway.following.ring import broken_off
 from gateway.following.token_runs import checked
@@ -45,18 +45,18 @@ from shared.settings import Settings
 _PATH = "/v1/responses"
 _NUMBER_DIGITS_MAX = 12
 _HEAD_SECONDS_MAX = 5.0
-"""So long a streaming response waits to begin, so that a provider's refusal comes with its status."""
+"""A streaming response begins after so long at the latest; until then a refusal can be answered with its status."""
 _AHEAD_SECONDS_MAX, _AHEAD_PAUSE_SECONDS = 5.0, 0.25
-"""How long a client may be ahead of the log: a worker that lives writes again what Redis forgot within a second."""
+"""How long a client may be ahead of the log: a live worker rewrites within 1 s what Redis has lost."""
 
 _ENTRIES_AT_ONCE = 20
-"""Are encoded before the loop goes on: 1,280 deltas at most, some milliseconds."""
+"""So many entries, 1,280 deltas at most, are encoded before other tasks may run: some milliseconds."""
 
-_OfOne = Callable[[str, Scope, Receive, Any], Awaitable[None]]
+_Handler = Callable[[str, Scope, Receive, Any], Awaitable[None]]
 
 
 class Responses:
-    """The part of the gateway that speaks OpenAI's Responses API."""
+    """OpenAI's Responses API."""
 
     def __init__(self, streams: Streams, subscribe: Subscribe, settings: Settings) -> None:
         self._streams = streams
@@ -84,7 +84,7 @@ class Responses:
         """`POST /v1/responses`"""
         self._subscribe.take_place()
         request = Request(scope, receive)
-        wanted = asked(parse_body(await body_of(request, self._settings.body_bytes_max)))
+        wanted = check_response_request(parse_body(await body_of(request, self._settings.body_bytes_max)))
         before = [] if wanted.previous is None else await self._conversation(wanted.previous)
         chat = check_chat(wanted.request(before), request.headers, self._settings.default_model)
         created = await self._streams.create(
@@ -107,7 +107,7 @@ class Responses:
         if failed is not None and not response["output"] and not wanted.background:
             raise failure_problem(failed)
         answer = json_response(response, headers={"x-stream-id": stream_id})
-        del found, encoder, response  # only its bytes are kept while they are sent
+        del found, encoder, response  # while the body is sent only its bytes stay in memory
         await answer(scope, receive, send)
 
     async def retrieve(self, stream_id: str, scope: Scope, receive: Receive, send: Any) -> None:
@@ -125,7 +125,7 @@ class Responses:
             if encoder.ended and not response["store"]:
                 raise _no_response(stream_id, "; with store=false it is there only until it has ended")
             answer = json_response(response)
-            del encoder, response  # only its bytes are kept while they are sent
+            del encoder, response  # while the body is sent only its bytes stay in memory
             await answer(scope, receive, send)
         elif after is None:
             await self._subscribe.follow(FollowRequest(stream_id, RESPONSES), scope, send)
@@ -145,12 +145,14 @@ class Responses:
     async def delete(self, stream_id: str, scope: Scope, receive: Receive, send: Any) -> None:
         """`DELETE /v1/responses/{id}`"""
         await self._streams.delete(stream_id)
-        told = {"id": PREFIX + stream_id, "object": "response", "deleted": True}
-        await json_response(told)(scope, receive, send)
+        deleted = {"id": PREFIX + stream_id, "object": "response", "deleted": True}
+        await json_response(deleted)(scope, receive, send)
 
     # --- following
 
-    async def _follow_new(self, stream_id: str, wanted: Asked, scope: Scope, receive: Receive, send: Any) -> None:
+    async def _follow_new(
+        self, stream_id: str, wanted: ResponseRequest, scope: Scope, receive: Receive, send: Any
+    ) -> None:
         with self._subscribe.holding(stream_id, RESPONSES) as tail:
             if not wanted.background:
                 begun = await unless_disconnected(receive, self._subscribe.until_begun(tail, _HEAD_SECONDS_MAX))
@@ -169,21 +171,24 @@ class Responses:
         if not ended:
             await self._subscribe.follow(FollowRequest(stream_id, RESPONSES, Place(cursor), first=rest), scope, send)
             return
-        # Nothing more will come. A 204, which ends an EventSource, the SDK for Node takes for an error.
+        # Nothing more will come. Not a 204, which ends an EventSource: OpenAI's SDK for Node takes it for an error.
         headers = {"cache-control": "no-store", "content-type": RESPONSES.media_type.decode()}
         await Response(rest, headers=headers)(scope, receive, send)
 
     async def _place_after(self, stream_id: str, number: int) -> tuple[EventId, bytes, bool]:
-        """Where a client goes on that has every event up to `number`: the event of the log that gave it that one, the rest
-        of what that event gives, and whether it was the log's last. Raises Problem 400, 404, 503."""
+        """Returns where a client resumes that has every event up to `number`.
+
+        That is the id of the log event which became the client's last one, the bytes of the events that the same log event
+        became after it, and whether the log ends there. Raises Problem 400, 404, 503.
+        """
         encoder, cursor = RESPONSES.encoder(stream_id), BEGINNING
         give_up_at = asyncio.get_running_loop().time() + _AHEAD_SECONDS_MAX
         while True:
             async for event in self._events(stream_id, cursor):
-                told, cursor = _said_of(encoder, event), event.id
+                encoded, cursor = _encoded(encoder, event), event.id
                 more = encoder.next_number - 1 - number
                 if more >= 0:
-                    pieces = told.split(b"\n\n")[:-1]  # JSON has no line feed of its own
+                    pieces = encoded.split(b"\n\n")[:-1]  # compact JSON contains no line feed
                     rest = b"".join(piece + b"\n\n" for piece in pieces[len(pieces) - more :])
                     return cursor, rest, encoder.ended
                 if encoder.ended:
@@ -199,7 +204,7 @@ class Responses:
     # --- reading
 
     async def _events(self, stream_id: str, after: EventId = BEGINNING) -> AsyncIterator[Event]:
-        """What the log holds now, after an id."""
+        """Yields the events that the log holds now after an id, up to the first unreadable entry."""
         order = Order(BEGINNING if after == BEGINNING else None)
         while True:
             entries = await self._streams.read(stream_id, after)
@@ -209,13 +214,16 @@ class Responses:
                         yield event
                     if part.unreadable:
                         return
-                await asyncio.sleep(0)  # readers of other streams need not wait for a long one
+                await asyncio.sleep(0)  # readers of other streams do not wait for a long log
             if len(entries) < READ_ENTRIES_MAX:
                 return
             after = entries[-1].id
 
     async def _so_far(self, stream_id: str) -> tuple[ResponsesEncoder, dict[str, Any] | None]:
-        """An encoder that has seen the whole log, and the value of its `failed`, if it has one. Raises Problem 404, 410."""
+        """Returns an encoder that was fed the whole log, and the value of `failed`, if the log has one.
+
+        Raises Problem 404, 410.
+        """
         encoder, failed = RESPONSES.encoder(stream_id), None
         held, size = Held(encoder), 0
         async for event in self._events(stream_id):
@@ -223,7 +231,7 @@ class Responses:
             held.grow_to(size)
             if event.field == FAILED and not encoder.ended:
                 failed = orjson.loads(event.value)
-            _said_of(encoder, event)
+            _encoded(encoder, event)
         if not encoder.exists:
             raise self._streams.missing(stream_id)
         return encoder, failed
@@ -233,7 +241,7 @@ class Responses:
         return await self._so_far(stream_id)
 
     async def _conversation(self, response_id: str) -> list[dict[str, Any]]:
-        """What was asked and answered up to the end of an earlier response, without its instructions."""
+        """Returns the messages up to the end of an earlier response, without its instructions. Raises Problem 400."""
         gone = Problem(
             400,
             f"previous_response_id {response_id[:80]!r} is not there (any more), or not yours",
@@ -252,26 +260,24 @@ class Responses:
             raise gone from None
         response = encoder.snapshot()
         if not encoder.ended:
-            what = "must be a response that has ended: wait for it, or cancel it"
-            raise Problem(400, f"previous_response_id {what}", param="previous_response_id")
+            why = "must be a response that has ended: wait for it, or cancel it"
+            raise Problem(400, f"previous_response_id {why}", param="previous_response_id")
         if not response["store"]:
             raise gone
         messages_before = accepted.request.get("messages")
-        asked_before = messages_before if isinstance(messages_before, list) else []
-        asked_before = asked_before[1 if accepted.facade.get("instructions") else 0 :]
-        # Of an answer that was cut off, a call may be half of one.
-        stands = [one for one in response["output"] if one["type"] == "message" or response["status"] == "completed"]
-        messages = [*asked_before, *messages_of(stands, "previous_response_id")]
+        request_messages = messages_before if isinstance(messages_before, list) else []
+        request_messages = request_messages[1 if accepted.facade.get("instructions") else 0 :]
+        # Calls of an answer that was cut off may be incomplete: only its messages are kept.
+        items = [item for item in response["output"] if item["type"] == "message" or response["status"] == "completed"]
+        messages = [*request_messages, *messages_of(items, "previous_response_id")]
         if len(orjson.dumps(messages)) > self._settings.body_bytes_max:
-            bound = (
-                f"a conversation has more than {self._settings.body_bytes_max} bytes, which is the most that is kept"
-            )
+            bound = f"a conversation has more than {self._settings.body_bytes_max} bytes, the limit for a request"
             raise Problem(400, f"{bound}; begin a new one with a shorter input", param="previous_response_id")
         return messages
 
 
-def _said_of(encoder: ResponsesEncoder, event: Event) -> bytes:
-    """What an event of the log becomes; the end, where it cannot be shown."""
+def _encoded(encoder: ResponsesEncoder, event: Event) -> bytes:
+    """Returns the events that a log event becomes; for one that cannot be encoded, the stream's end as failed."""
     if encoder.ended:
         return b""
     try:
@@ -280,8 +286,8 @@ def _said_of(encoder: ResponsesEncoder, event: Event) -> bytes:
         return broken_off(RESPONSES, encoder, event)
 
 
-def _of(response_id: str, handler: _OfOne) -> ASGI:
-    """A handler for one response; what is not there is a 404, also what has expired, as OpenAI has it."""
+def _of(response_id: str, handler: _Handler) -> ASGI:
+    """Returns a handler for one response. One that is unknown or has expired is answered 404, as OpenAI does."""
 
     async def handled(scope: Scope, receive: Receive, send: Any) -> None:
         stream_id = response_id.removeprefix(PREFIX)
@@ -307,13 +313,14 @@ def _refusing(methods: list[str]) -> ASGI:
 
 
 def _no_response(stream_id: str, why: str = "") -> Problem:
-    told = f"there is no response {(PREFIX + stream_id)[:80]!r}, or it is not yours{why}"
-    return Problem(404, told, param="response_id")
+    detail = f"there is no response {(PREFIX + stream_id)[:80]!r}, or it is not yours{why}"
+    return Problem(404, detail, param="response_id")
 
 
-def _number(told: str | None) -> int | None:
-    if told is None:
+def _number(starting_after: str | None) -> int | None:
+    if starting_after is None:
         return None
-    if not (told.isascii() and told.isdigit()) or len(told) > _NUMBER_DIGITS_MAX:
-        wrong("starting_after", "an event's sequence_number, 0 or more", told[:64])
-    return int(told)
+    digits = starting_after.isascii() and starting_after.isdigit()
+    if not digits or len(starting_after) > _NUMBER_DIGITS_MAX:
+        wrong("starting_after", "an event's sequence_number, 0 or more", starting_after[:64])
+    return int(starting_after)

@@ -1,7 +1,6 @@
-"""The `response` object: what was asked for, as the Responses API says it, from what the log has of it.
+"""The `response` object of the Responses API, made from the request that the log keeps.
 
-All of it is read from the Chat Completions request that the log keeps, so that a stream which was made through another
-API has a response object, too.
+The log keeps a Chat Completions request, whichever API it came through: so every stream has a response object.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from shared.ids import created_at
 
 _SAME_NAME = ("prompt_cache_key", "safety_identifier", "service_tier", "top_logprobs", "user")
 PREFIX = "resp_"
-"""What stands before the stream's id in a response's."""
+"""A response's id is this and the stream's id."""
 
 _COUNT_MAX = 1 << 53
 _INVALID = frozenset({"content_filtered", "provider_refused"})
 
 
-def described(stream_id: str, accepted: Accepted | None) -> dict[str, Any]:
-    """The object as it is when the request has been accepted; without it, of a log that cannot be read."""
+def response_object(stream_id: str, accepted: Accepted | None) -> dict[str, Any]:
+    """Returns the object at the moment when the request has been accepted. None: the log cannot be read."""
     request, facade, metadata = (
         ({}, {}, {}) if accepted is None else (accepted.request, accepted.facade, accepted.metadata)
     )
@@ -55,20 +54,20 @@ def described(stream_id: str, accepted: Accepted | None) -> dict[str, Any]:
 
 
 def usage_of(chat: Any) -> dict[str, Any] | None:
-    """A provider's usage under the names of the Responses API. What is no count there counts as 0."""
+    """Returns a provider's usage under the names of the Responses API. What is not a count there becomes 0."""
     if not isinstance(chat, dict):
         return None
-    asked, answered = _count(chat, "prompt_tokens"), _count(chat, "completion_tokens")
+    prompt, answer = _count(chat, "prompt_tokens"), _count(chat, "completion_tokens")
     of_prompt, of_answer = chat.get("prompt_tokens_details"), chat.get("completion_tokens_details")
     return {
-        "input_tokens": asked,
+        "input_tokens": prompt,
         "input_tokens_details": {
             "cached_tokens": _count(of_prompt, "cached_tokens"),
             "cache_write_tokens": _count(of_prompt, "cache_write_tokens"),
         },
-        "output_tokens": answered,
+        "output_tokens": answer,
         "output_tokens_details": {"reasoning_tokens": _count(of_answer, "reasoning_tokens")},
-        "total_tokens": _count(chat, "total_tokens") or asked + answered,
+        "total_tokens": _count(chat, "total_tokens") or prompt + answer,
     }
 
 
@@ -84,7 +83,7 @@ def _instructions(request: dict[str, Any]) -> Any:
 
 
 def error_of(failed: dict[str, Any]) -> dict[str, Any]:
-    """A stream's failure as `response.error`: `code` is one of OpenAI's, `type` is ours (docs/reference/http.md)."""
+    """Returns `response.error` for a failure: `code` is one of OpenAI's, `type` is Midstream's (docs/reference/http.md)."""
     status = failed.get("status")
     if status == 429:
         code = "rate_limit_exceeded"
@@ -96,14 +95,14 @@ def error_of(failed: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(request: dict[str, Any]) -> dict[str, Any]:
-    wanted = request.get("response_format")
-    told: dict[str, Any] = {"format": {"type": "text"}}
-    if isinstance(wanted, dict):
-        schema = wanted.get("json_schema")
-        told["format"] = {"type": wanted.get("type"), **(schema if isinstance(schema, dict) else {})}
+    response_format = request.get("response_format")
+    text: dict[str, Any] = {"format": {"type": "text"}}
+    if isinstance(response_format, dict):
+        schema = response_format.get("json_schema")
+        text["format"] = {"type": response_format.get("type"), **(schema if isinstance(schema, dict) else {})}
     if request.get("verbosity") is not None:
-        told["verbosity"] = request["verbosity"]
-    return told
+        text["verbosity"] = request["verbosity"]
+    return text
 
 
 def _tool_choice(choice: Any) -> Any:
