@@ -101,7 +101,7 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
         await connection.close()
         await provider.close()
         raise
-    complaint = complaint_about(await until_redis_answers(lambda: eviction_policy(connection)))
+    complaint = complaint_about(await until_redis_answers(eviction_policy, connection))
     if complaint:
         logger.error(complaint)
     log = EventLog(

@@ -114,7 +114,7 @@ class Run:
             self.meter.ended("handed_back")
             return False
         except Fenced:
-            newest = await until_redis_answers(lambda: self._log.newest(self.stream_id))
+            newest = await until_redis_answers(self._log.newest, self.stream_id)
             ended = not newest or newest[-1].field in events.TERMINAL
             self.tally()
             self.meter.ended("fenced", fenced_by=newest[-1].field.decode() if ended and newest else "another attempt")
@@ -135,7 +135,7 @@ class Run:
             return True
         except LogFull as error:  # before the attempt could begin
             told = self._failed("log_full", str(error), retryable=False)
-            await until_redis_answers(lambda: self._log.end(self.stream_id, events.FAILED, told))
+            await until_redis_answers(self._log.end, self.stream_id, events.FAILED, told)
             logger.warning("stream %s: failed: log_full: %s", self.stream_id, error)
             self.meter.failed_before("log_full")
             self.ended_here = True
@@ -208,10 +208,9 @@ class Run:
             refusal = self._refusal(history)
             if refusal is not None:
                 code, message = refusal
+                failed = self._failed(code, message, retryable=True)
                 ended = await until_redis_answers(
-                    lambda code=code, message=message, last=history.last: self._log.end(  # type: ignore[misc]
-                        self.stream_id, events.FAILED, self._failed(code, message, retryable=True), only_after=last
-                    )
+                    self._log.end, self.stream_id, events.FAILED, failed, only_after=history.last
                 )
                 if ended:
                     self.ended_here = True
@@ -226,7 +225,7 @@ class Run:
 
     async def _read(self) -> tuple[list[Entry], History]:
         """The log, and what it tells. Raises Unreadable where that is nothing that could be gone on with."""
-        entries = await until_redis_answers(lambda: self._log.read_all(self.stream_id))
+        entries = await until_redis_answers(self._log.read_all, self.stream_id)
         try:
             history = fold(entries)
             if entries and not history.ended:
@@ -242,7 +241,7 @@ class Run:
         """End the stream, where that can be written: another worker would read its log no better."""
         failed = self._failed("unreadable", "the stream's log cannot be read", retryable=False)
         try:
-            ended = await until_redis_answers(lambda: self._log.end(self.stream_id, events.FAILED, failed))
+            ended = await until_redis_answers(self._log.end, self.stream_id, events.FAILED, failed)
             how = "" if ended else " (it has an end already, or none can be written)"
         except (RedisRefused, LogFull) as refusal:
             ended, how = False, f" (none can be written: {shown(str(refusal))})"

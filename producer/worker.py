@@ -155,7 +155,7 @@ class Worker:
         claim = run.claim
         try:
             if await run.run():
-                await until_redis_answers(lambda: self._queue.acknowledge(claim))
+                await until_redis_answers(self._queue.acknowledge, claim)
             if run.ended_here:
                 line = write_line(
                     self._log,

@@ -186,7 +186,7 @@ class Writer:
             outcome = await self._append_once_settled(entry)
             if outcome.status == "duplicate":
                 # Ours, after a lost reply? Someone else's has another worker or time in it.
-                stored = await until_redis_answers(lambda: self._log.read_between(self.stream_id, entry.id, entry.id))
+                stored = await until_redis_answers(self._log.read_between, self.stream_id, entry.id, entry.id)
                 if stored != [entry]:
                     return False
             elif outcome.status != "applied":
@@ -259,7 +259,7 @@ class Writer:
         """Append until it is known what became of it: applied, duplicate or fenced."""
         while True:
             held = len(self._copy) + self._uncounted
-            outcome = await until_redis_answers(lambda: self._log.append(self.stream_id, held, entry, ttl_seconds))  # noqa: B023
+            outcome = await until_redis_answers(self._log.append, self.stream_id, held, entry, ttl_seconds)
             if outcome.status == "duplicate" and entry.id.attempt == self._copy.last.attempt:
                 await self._raise_unless_ours(entry.id.attempt)
             if outcome.status != "gap":
@@ -271,7 +271,7 @@ class Writer:
 
     async def _make_whole(self) -> None:
         """Append again what Redis forgot. Raises Fenced, LogFull."""
-        outcome = await until_redis_answers(lambda: self._log.probe(self.stream_id, -1, self._copy.last))
+        outcome = await until_redis_answers(self._log.probe, self.stream_id, -1, self._copy.last)
         last, entries = outcome.last, outcome.entries  # no log holds -1 entries: it always tells
         missing = self._copy.later_than(last)
         if entries == 0 and not self.may_recreate:
@@ -292,11 +292,7 @@ class Writer:
             entry = self._copy[index]
             ttl_seconds = self._log.log_ttl_seconds if entry.field == ACCEPTED else None
             held = index + self._uncounted
-            outcome = await until_redis_answers(
-                lambda held=held, entry=entry, ttl_seconds=ttl_seconds: self._log.append(  # type: ignore[misc]
-                    self.stream_id, held, entry, ttl_seconds
-                )
-            )
+            outcome = await until_redis_answers(self._log.append, self.stream_id, held, entry, ttl_seconds)
             if outcome.status == "fenced":
                 raise Fenced
             if outcome.status == "duplicate":
@@ -307,6 +303,6 @@ class Writer:
     async def _raise_unless_ours(self, attempt: int) -> None:
         """Raise Fenced if another worker has begun the same attempt, in a log that Redis had partly forgotten."""
         beginning = EventId(attempt, 0)
-        stored = await until_redis_answers(lambda: self._log.read_between(self.stream_id, beginning, beginning))
+        stored = await until_redis_answers(self._log.read_between, self.stream_id, beginning, beginning)
         if stored and stored[0] not in self._copy:
             raise Fenced("another worker has begun the same attempt")

@@ -280,7 +280,7 @@ async def write_line(
     try:
         async with asyncio.timeout(_LINE_SECONDS_MAX):
             generated = Generated()
-            for count, entry in enumerate(await until_redis_answers(lambda: log.read_all(stream_id)), 1):
+            for count, entry in enumerate(await until_redis_answers(log.read_all, stream_id), 1):
                 try:
                     generated.apply(entry)
                 except Unreadable as error:
@@ -288,7 +288,7 @@ async def write_line(
                     break
                 if count % _ENTRIES_AT_ONCE == 0:
                     await asyncio.sleep(0)
-            whole = receipt(stream_id, generated, await until_redis_answers(lambda: deliveries.read(stream_id)))
+            whole = receipt(stream_id, generated, await until_redis_answers(deliveries.read, stream_id))
     except (MidstreamError, TimeoutError) as error:
         logger.warning("stream %s: no receipt: %s", stream_id, error or "Redis was away for too long")
         return
