@@ -41,6 +41,7 @@ from gateway.metrics import exposition, refused
 from gateway.streams import Streams
 from shared.event_log import Commands
 from shared.lifecycle import History
+from shared.outcomes import ENDED
 from shared.settings import Settings
 from shared.version import VERSION
 
@@ -166,7 +167,7 @@ def _routes(streams: Streams, delivery: Delivery, readiness: Readiness, settings
         history = await unless_disconnected(request.receive, streams.state(stream_id, wait_seconds))
         if history is None:
             return Response()  # to nobody
-        if history.status not in ("completed", "failed", "cancelled"):
+        if history.status not in ENDED:
             return json_response(await whole_state(stream_id, history))
         body, etag = await made(history.size_bytes, lambda: _with_etag(orjson.dumps(history.state(stream_id))))
         headers = {"etag": etag.decode(), "cache-control": "private, no-cache"}

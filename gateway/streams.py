@@ -27,6 +27,7 @@ from shared.ids import BEGINNING, FIRST_ID, EventId, created_at, is_stream_id, n
 from shared.keys import idempotency_key
 from shared.lifecycle import Folding, History
 from shared.logs import request_id
+from shared.outcomes import CancelReason, ReaderOutcome, Status
 from shared.queue import RequestQueue
 from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNote, DeliveryNotes, Generated, receipt, write_line
 from shared.settings import Settings
@@ -146,7 +147,7 @@ class Streams:
                 tail.on_end.remove(ended.set)
             self._tails.release(tail)
 
-    async def cancel(self, stream_id: str, by: str = "client") -> History:
+    async def cancel(self, stream_id: str, by: CancelReason = CancelReason.CLIENT) -> History:
         """End a stream that has not ended, and its state. The worker is fenced, and closes the provider's connection."""
         told = orjson.dumps({"by": by, "time": time.time()})
         self._known(stream_id)
@@ -192,7 +193,7 @@ class Streams:
     async def note_delivered(self, stream_id: str, reached: EventId, began_at: float) -> None:
         """Note, for the receipt, that a client was given the whole answer in one response, for which it had waited."""
         connection, now = secrets.token_hex(6), time.time()
-        given = DeliveryNote(connection, gateway_name(), BEGINNING, reached, began_at, now, "completed")
+        given = DeliveryNote(connection, gateway_name(), BEGINNING, reached, began_at, now, ReaderOutcome.COMPLETED)
         try:
             await self._deliveries.note(stream_id, given)
         except MidstreamError as error:
@@ -318,7 +319,7 @@ class Streams:
     def _created(stream_id: str) -> dict[str, Any]:
         return {
             "id": stream_id,
-            "status": "queued",
+            "status": Status.QUEUED,
             "created_at": created_at(stream_id),
             "events_url": f"/v1/streams/{stream_id}/events",
         }

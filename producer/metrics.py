@@ -18,7 +18,8 @@ from shared import metrics
 from shared.errors import Unusable
 from shared.events import Accepted
 from shared.metric_definition import OTHER, bounded
-from shared.metrics import FAILURE_CODES, FINISH_REASONS, MODELS_MAX, PROVIDER_CODES, PROVIDER_ODDITY_KINDS
+from shared.metrics import FINISH_REASONS, MODELS_MAX, PROVIDER_ODDITY_KINDS
+from shared.outcomes import PROVIDER_CODES, AttemptOutcome, CancelReason, FailureCode, Status
 from shared.resp import RespConnection
 from shared.self_measuring import Handover, Measuring
 from shared.settings import Settings
@@ -72,7 +73,7 @@ class Meter:
     def begun(self, attempt: int, base: int, model: str, reason: str) -> None:
         """An attempt stands in the log; of one that is not the first, with the reason for it."""
         if self._open:
-            self.ended("restarted")
+            self.ended(AttemptOutcome.RESTARTED)
         if attempt == 1:
             _QUEUE.observe(max(0.0, time.time() - self._accepted_at))
         self._attempt, self._counted, self._open = attempt, base, True
@@ -83,15 +84,15 @@ class Meter:
             _TOKENS.inc(offset - self._counted)
             self._counted = offset
 
-    def ended(self, outcome: str, **about: str) -> None:
+    def ended(self, outcome: AttemptOutcome, **about: str) -> None:
         """The attempt, if one is open; `about` is for traces: finish_reason, code, by, fenced_by."""
         if self._open:
             self._open = False
             _ATTEMPTS.labels(outcome).inc()
-            if outcome == "fenced":
+            if outcome == AttemptOutcome.FENCED:
                 _FENCED.inc()
 
-    def failed_before(self, code: str) -> None:
+    def failed_before(self, code: FailureCode) -> None:
         """The stream was ended as failed before an attempt could begin."""
         failed(code)
 
@@ -121,10 +122,10 @@ class Meter:
             if isinstance(count, int):
                 _GEN_AI_USAGE.labels(*labels, kind).observe(count)
 
-    def provider_failed(self, code: str) -> None:
-        code = bounded(code, PROVIDER_CODES)
-        _ERRORS.labels(code).inc()
-        _GEN_AI_DURATION.labels(*self._labels(), code).observe(time.monotonic() - self._asked_at)
+    def provider_failed(self, code: FailureCode) -> None:
+        label = bounded(code, PROVIDER_CODES)
+        _ERRORS.labels(label).inc()
+        _GEN_AI_DURATION.labels(*self._labels(), label).observe(time.monotonic() - self._asked_at)
 
     def _labels(self) -> tuple[str, str, str]:
         return "chat", self._provider, self._model if self._model in _models else OTHER
@@ -139,18 +140,18 @@ def odd(kind: str) -> None:
 
 
 def completed(finish_reason: str) -> None:
-    _ENDED.labels("completed").inc()
+    _ENDED.labels(Status.COMPLETED).inc()
     _ANSWERS.labels(bounded(finish_reason, FINISH_REASONS)).inc()
 
 
-def cancelled(by: str) -> None:
-    _ENDED.labels("cancelled").inc()
+def cancelled(by: CancelReason) -> None:
+    _ENDED.labels(Status.CANCELLED).inc()
     _CANCELS.labels(by).inc()
 
 
-def failed(code: str) -> None:
-    _ENDED.labels("failed").inc()
-    _FAILURES.labels(bounded(code, FAILURE_CODES)).inc()
+def failed(code: FailureCode) -> None:
+    _ENDED.labels(Status.FAILED).inc()
+    _FAILURES.labels(code).inc()
 
 
 def receipt_written(receipt: dict[str, Any]) -> None:

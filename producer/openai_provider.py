@@ -26,6 +26,7 @@ from producer.chunk_shapes import CHOICES_MAX, LEVELS_MAX, clean, json_text, sto
 from producer.direct_transport import FOLLOW, DirectTransport, proxy_of
 from producer.provider import Finish, Hearer, ProviderError, Refused, Unavailable
 from shared.events import Item
+from shared.outcomes import FailureCode
 from shared.tracing import traceparent
 
 _OWN_URL = "https://api.openai.com/v1"
@@ -102,7 +103,9 @@ class OpenAIProvider:
         except openai.APIStatusError as error:
             _raise_for_status(error)
         except openai.APITimeoutError as error:
-            raise Unavailable(f"the provider did not answer in time: {error}", code="provider_timeout") from None
+            raise Unavailable(
+                f"the provider did not answer in time: {error}", code=FailureCode.PROVIDER_TIMEOUT
+            ) from None
         except (openai.APIConnectionError, httpx2.HTTPError) as error:
             raise _lost(error) from None
         if reader.finish_reason is None:
@@ -362,7 +365,7 @@ def _raise_for_status(error: openai.APIStatusError) -> NoReturn:
     kind = {str(body.get(name)) for name in ("code", "type") if isinstance(body.get(name), str)}
     own = _own_error(body, words)
     if kind & {"content_filter", "content_policy_violation"}:
-        raise Refused(message, code="content_filtered", status=status, error=own) from None
+        raise Refused(message, code=FailureCode.CONTENT_FILTERED, status=status, error=own) from None
     retry_after = _retry_after(error.response.headers)
     if (status in _RETRYABLE_STATUSES or status >= 500) and "insufficient_quota" not in kind:
         raise Unavailable(message, retry_after_seconds=retry_after, status=status, error=own) from None
@@ -379,7 +382,7 @@ def _raise_for_error_chunk(error: Any) -> NoReturn:
     code = about.get("code")
     status = code if type(code) is int and 100 <= code <= 599 else None
     if kind & {"content_filter", "content_policy_violation"}:
-        raise Refused(message, code="content_filtered", status=status, error=own)
+        raise Refused(message, code=FailureCode.CONTENT_FILTERED, status=status, error=own)
     if kind & {"invalid_request_error", "authentication_error", "permission_error", "400", "401", "403", "404"}:
         raise Refused(message, status=status, error=own)
     raise Unavailable(message, status=status, error=own)

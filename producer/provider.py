@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from shared.errors import MidstreamError, Unusable
 from shared.events import Item
+from shared.outcomes import FailureCode
 from shared.settings import Settings
 
 
@@ -23,14 +24,14 @@ class Finish:
 class ProviderError(MidstreamError):
     """The provider did not answer to the end."""
 
-    code = "provider_unavailable"
+    code = FailureCode.PROVIDER_UNAVAILABLE
     retryable = True
 
     def __init__(
         self,
         message: str,
         *,
-        code: str | None = None,
+        code: FailureCode | None = None,
         retry_after_seconds: float | None = None,
         status: int | None = None,
         error: dict[str, Any] | None = None,
@@ -55,7 +56,7 @@ class Unavailable(ProviderError):
 class Refused(ProviderError):
     """It may not: the provider says that the request itself is at fault."""
 
-    code = "provider_refused"
+    code = FailureCode.PROVIDER_REFUSED
     retryable = False
 
 

@@ -35,6 +35,7 @@ from shared.events import Entry, Item
 from shared.ids import created_at
 from shared.lifecycle import History, fold
 from shared.logs import outcome, request_id
+from shared.outcomes import AttemptOutcome, CancelReason, FailureCode
 from shared.queue import Claim
 from shared.receipt import DeliveryNotes
 from shared.redis_retry import until_redis_answers
@@ -111,16 +112,21 @@ class Run:
             return True
         except HandedBack:
             self.tally()
-            self.meter.ended("handed_back")
+            self.meter.ended(AttemptOutcome.HANDED_BACK)
             return False
         except Fenced:
             newest = await until_redis_answers(self._log.newest, self.stream_id)
             ended = not newest or newest[-1].field in events.TERMINAL
             self.tally()
-            self.meter.ended("fenced", fenced_by=newest[-1].field.decode() if ended and newest else "another attempt")
+            self.meter.ended(
+                AttemptOutcome.FENCED, fenced_by=newest[-1].field.decode() if ended and newest else "another attempt"
+            )
             how = "ended by another" if ended else "taken over by another"
             logger.info(
-                "stream %s: %s", self.stream_id, how, extra=outcome("attempt", self.stream_id, outcome="fenced")
+                "stream %s: %s",
+                self.stream_id,
+                how,
+                extra=outcome("attempt", self.stream_id, outcome=AttemptOutcome.FENCED),
             )
             if ended:
                 await self._drain_for_usage()
@@ -134,10 +140,10 @@ class Run:
             await self._end_unreadable(str(error))
             return True
         except LogFull as error:  # before the attempt could begin
-            told = self._failed("log_full", str(error), retryable=False)
+            told = self._failed(FailureCode.LOG_FULL, str(error), retryable=False)
             await until_redis_answers(self._log.end, self.stream_id, events.FAILED, told)
             logger.warning("stream %s: failed: log_full: %s", self.stream_id, error)
-            self.meter.failed_before("log_full")
+            self.meter.failed_before(FailureCode.LOG_FULL)
             self.ended_here = True
             return True
         finally:
@@ -177,13 +183,13 @@ class Run:
         if self._pump is not None and not writer.crowded:
             if now - self._began_at > settings.attempt_seconds:
                 message = f"the answer was not complete within {settings.attempt_seconds:g} s"
-                self.stop(Unavailable(message, code="provider_timeout"))
+                self.stop(Unavailable(message, code=FailureCode.PROVIDER_TIMEOUT))
             elif not self._first_token_came and silent_seconds > settings.first_token_seconds:
                 message = f"no token came within {settings.first_token_seconds:g} s"
-                self.stop(Unavailable(message, code="provider_timeout"))
+                self.stop(Unavailable(message, code=FailureCode.PROVIDER_TIMEOUT))
             elif self._first_token_came and silent_seconds > settings.between_tokens_seconds:
                 message = f"the provider fell silent for {settings.between_tokens_seconds:g} s in mid-answer"
-                self.stop(Unavailable(message, code="provider_stalled"))
+                self.stop(Unavailable(message, code=FailureCode.PROVIDER_STALLED))
         patience, unheard_since = self._cancel_after_seconds, writer.unheard_since
         if patience is not None and unheard_since is not None and now - unheard_since >= patience:
             self.stop(LastReaderGone())
@@ -219,7 +225,7 @@ class Run:
                 continue  # read once more: ended now, or still alive
             self._cancel_after_seconds = history.accepted.policies.cancel_after_seconds
             writer = Writer(self._log, self.stream_id, entries, self._settings, self.stop)
-            if await self._begin(writer, history, history.attempt + 1, "worker_lost"):
+            if await self._begin(writer, history, history.attempt + 1, FailureCode.WORKER_LOST):
                 self._writer = writer
                 return writer, history
 
@@ -239,7 +245,7 @@ class Run:
 
     async def _end_unreadable(self, reason: str) -> None:
         """End the stream, where that can be written: another worker would read its log no better."""
-        failed = self._failed("unreadable", "the stream's log cannot be read", retryable=False)
+        failed = self._failed(FailureCode.UNREADABLE, "the stream's log cannot be read", retryable=False)
         try:
             ended = await until_redis_answers(self._log.end, self.stream_id, events.FAILED, failed)
             how = "" if ended else " (it has an end already, or none can be written)"
@@ -247,23 +253,23 @@ class Run:
             ended, how = False, f" (none can be written: {shown(str(refusal))})"
         logger.error("stream %s: failed: unreadable: %s%s", self.stream_id, shown(reason), how)
         self.tally()
-        self.meter.ended("failed", code="unreadable")
+        self.meter.ended(AttemptOutcome.FAILED, code=FailureCode.UNREADABLE)
         if ended:
-            self.meter.failed_before("unreadable")
+            self.meter.failed_before(FailureCode.UNREADABLE)
 
-    def _refusal(self, history: History) -> tuple[str, str] | None:
+    def _refusal(self, history: History) -> tuple[FailureCode, str] | None:
         """The code and message with which a stream ends instead of being taken over, if so."""
         assert history.accepted is not None
         settings = self._settings
         if history.attempt == 0 and time.time() - created_at(self.stream_id) > settings.queue_seconds:
-            return "queue_timeout", f"no worker was free within {settings.queue_seconds:g} s"
+            return FailureCode.QUEUE_TIMEOUT, f"no worker was free within {settings.queue_seconds:g} s"
         if history.attempt >= settings.attempts_max:
             return (
-                "attempts_exhausted",
+                FailureCode.ATTEMPTS_EXHAUSTED,
                 f"{history.attempt} attempts were broken off, the last by the death of its worker",
             )
         if history.attempt and history.items and history.accepted.policies.on_interrupt == "fail":
-            return "worker_lost", "the worker died in mid-answer; what arrived is kept"
+            return FailureCode.WORKER_LOST, "the worker died in mid-answer; what arrived is kept"
         return None
 
     async def _begin(self, writer: Writer, history: History, attempt: int, reason: str) -> bool:
@@ -303,22 +309,27 @@ class Run:
             done = {"finish_reason": finish.reason, "usage": finish.usage, **finish.about, "time": time.time()}
             await self._finish(writer, events.DONE, _terminal(done))
             metrics.completed(finish.reason)
-            self._tell(logging.INFO, "completed", f"done: {finish.reason}", writer, finish_reason=finish.reason)
+            self._tell(
+                logging.INFO, AttemptOutcome.COMPLETED, f"done: {finish.reason}", writer, finish_reason=finish.reason
+            )
         except (Fenced, HandedBack):
             raise
         except LastReaderGone:
-            await self._finish(writer, events.CANCELLED, orjson.dumps({"by": "disconnect", "time": time.time()}))
-            metrics.cancelled("disconnect")
-            self._tell(logging.INFO, "cancelled", "cancelled: the last reader has gone", writer, by="disconnect")
+            await self._finish(
+                writer, events.CANCELLED, orjson.dumps({"by": CancelReason.DISCONNECT, "time": time.time()})
+            )
+            metrics.cancelled(CancelReason.DISCONNECT)
+            reason = CancelReason.DISCONNECT
+            self._tell(logging.INFO, AttemptOutcome.CANCELLED, "cancelled: the last reader has gone", writer, by=reason)
         except LogFull as error:
-            await self._fail(writer, error, "log_full", retryable=False)
+            await self._fail(writer, error, FailureCode.LOG_FULL, retryable=False)
         except ProviderError as error:
             await self._fail(writer, error, error.code, retryable=error.retryable, **error.about())
         except (
             Exception
         ) as error:  # Redis refuses, or a bug: another attempt would meet it again, and be paid for again
             logger.error("stream %s: the attempt broke: %s", self.stream_id, _place_of(error))
-            code, message = "internal_error", f"the worker could not go on: {type(error).__name__}"
+            code, message = FailureCode.INTERNAL_ERROR, f"the worker could not go on: {type(error).__name__}"
             await self._fail(writer, MidstreamError(message), code, retryable=True)
 
     async def _generate_with_tries(self, writer: Writer, history: History) -> Finish:
@@ -369,7 +380,7 @@ class Run:
         except Exception as error:
             logger.error("stream %s: the provider's answer could not be read: %s", self.stream_id, _place_of(error))
             message = f"the provider's answer could not be read: {type(error).__name__}"
-            raise Refused(message, code="provider_unreadable") from None
+            raise Refused(message, code=FailureCode.PROVIDER_UNREADABLE) from None
         finally:
             self._pump = None
             if self._unread is not pump:
@@ -476,13 +487,15 @@ class Run:
     # --- ends
 
     @staticmethod
-    def _failed(code: str, message: str, *, retryable: bool, **more: Any) -> bytes:
-        return _terminal({"code": code, "message": message, "retryable": retryable, **more, "time": time.time()})
+    def _failed(code: FailureCode, message: str, *, retryable: bool, **more: Any) -> bytes:
+        return _terminal({"code": str(code), "message": message, "retryable": retryable, **more, "time": time.time()})
 
-    async def _fail(self, writer: Writer, error: MidstreamError, code: str, *, retryable: bool, **more: Any) -> None:
+    async def _fail(
+        self, writer: Writer, error: MidstreamError, code: FailureCode, *, retryable: bool, **more: Any
+    ) -> None:
         await self._finish(writer, events.FAILED, self._failed(code, str(error), retryable=retryable, **more))
         metrics.failed(code)
-        self._tell(logging.WARNING, "failed", f"failed: {code}: {self._shown(error)}", writer, code=code)
+        self._tell(logging.WARNING, AttemptOutcome.FAILED, f"failed: {code}: {self._shown(error)}", writer, code=code)
 
     @staticmethod
     async def _finish(writer: Writer, field: bytes, value: bytes) -> None:
@@ -497,7 +510,7 @@ class Run:
             return str(error)
         return f"the provider said so, with status {getattr(error, 'status', None)}"
 
-    def _tell(self, level: int, how: str, message: str, writer: Writer, **more: str) -> None:
+    def _tell(self, level: int, how: AttemptOutcome, message: str, writer: Writer, **more: str) -> None:
         """The line of an attempt's end, and its count."""
         self.tally()
         self.meter.ended(how, **more)

@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from producer.metrics import Meter
 from shared.events import Accepted
+from shared.outcomes import AttemptOutcome, FailureCode
 from shared.tracing import traceparent
 
 if TYPE_CHECKING:
     from shared.spans import Span, Tracing
 
-_TERMINAL = ("completed", "failed", "cancelled")
+_TERMINAL_EVENTS = {
+    AttemptOutcome.COMPLETED: "done",
+    AttemptOutcome.FAILED: "failed",
+    AttemptOutcome.CANCELLED: "cancelled",
+}
 _USAGE = (
     ("gen_ai.usage.input_tokens", "prompt_tokens"),
     ("gen_ai.usage.output_tokens", "completion_tokens"),
@@ -68,13 +73,13 @@ class TracedMeter(Meter):
             counts = {name: (usage or {}).get(theirs) for name, theirs in _USAGE}
             self._span.tell({name: count for name, count in counts.items() if isinstance(count, int)})
 
-    def provider_failed(self, code: str) -> None:
+    def provider_failed(self, code: FailureCode) -> None:
         super().provider_failed(code)
         self._error = code
         if self._span is not None:
             self._span.event("midstream.provider_failed", {"error.type": code})
 
-    def ended(self, outcome: str, **about: str) -> None:
+    def ended(self, outcome: AttemptOutcome, **about: str) -> None:
         super().ended(outcome, **about)
         span, self._span = self._span, None
         if span is None:
@@ -85,14 +90,18 @@ class TracedMeter(Meter):
         for name in ("by", "fenced_by"):
             if name in about:
                 span.tell({f"midstream.{name}": about[name]})
-        if outcome in _TERMINAL:
-            span.event(f"midstream.{'done' if outcome == 'completed' else outcome}")
-        broke = {"failed": about.get("code", ""), "restarted": self._error, "error": "error"}
-        span.end(broke.get(outcome, ""))
+        if outcome in _TERMINAL_EVENTS:
+            span.event(f"midstream.{_TERMINAL_EVENTS[outcome]}")
+        errors = {
+            AttemptOutcome.FAILED: about.get("code", ""),
+            AttemptOutcome.RESTARTED: self._error,
+            AttemptOutcome.ERROR: "error",
+        }
+        span.end(errors.get(outcome, ""))
 
-    def failed_before(self, code: str) -> None:
+    def failed_before(self, code: FailureCode) -> None:
         super().failed_before(code)
-        about = {"midstream.stream.id": self._stream_id, "midstream.outcome": "failed"}
+        about = {"midstream.stream.id": self._stream_id, "midstream.outcome": AttemptOutcome.FAILED}
         span = self._tracing.span("end", "internal", parent=self._parent, attributes=about)
         span.event("midstream.failed", {"error.type": code})
         span.end(code)

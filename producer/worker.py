@@ -18,6 +18,7 @@ from producer.tracing import TracedMeter
 from shared.background import Complaints, keep_running
 from shared.errors import Disconnected, RedisRefused
 from shared.event_log import Commands, EventLog
+from shared.outcomes import AttemptOutcome
 from shared.queue import Claim, RequestQueue
 from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNotes, write_line
 from shared.redis_retry import until_redis_answers
@@ -172,10 +173,10 @@ class Worker:
             raise
         except RedisRefused as error:  # a permission taken away, say: its lease runs out, and whoever may goes on
             logger.error("stream %s: the attempt broke off: Redis refuses it: %s", claim.stream_id, error)
-            run.meter.ended("error")
+            run.meter.ended(AttemptOutcome.ERROR)
         except Exception:  # a bug must not end the worker; the lease runs out, and attempts_max bounds the rest
             logger.exception("stream %s: the attempt broke", claim.stream_id)
-            run.meter.ended("error")
+            run.meter.ended(AttemptOutcome.ERROR)
         finally:
             run.tally()
             self._runs.pop(claim.entry_id, None)

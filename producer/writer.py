@@ -22,6 +22,7 @@ from shared.event_log import Appended, EventLog
 from shared.events import ACCEPTED, Entry, Item, encode_items
 from shared.ids import EventId
 from shared.keys import live_channel, log_key
+from shared.outcomes import FailureCode
 from shared.redis_retry import until_redis_answers
 from shared.settings import Settings
 
@@ -91,7 +92,7 @@ class Writer:
         try:
             field, value = encode_items(items)
         except (TypeError, ValueError):  # no provider of ours says such; here it would break the connection to Redis
-            self._fail(Refused("the provider's answer cannot be stored", code="provider_unreadable"))
+            self._fail(Refused("the provider's answer cannot be stored", code=FailureCode.PROVIDER_UNREADABLE))
             return
         self._id = EventId(self._id.attempt, self._id.offset + len(items))
         if len(self._copy) >= self._entries_max or self._copy.value_bytes + len(value) > self._bytes_max:

@@ -32,6 +32,7 @@ import orjson
 from shared.deltas import NESTED_MAX, SILENT, checked_delta, delta_of, loaded, too_deep, writable
 from shared.errors import Unreadable
 from shared.ids import ID_PART_MAX, EventId
+from shared.outcomes import FailureCode
 
 ACCEPTED = b"accepted"
 STARTED = b"started"
@@ -49,8 +50,6 @@ COUNTED = frozenset({TOKEN, DELTA, BATCH})
 
 UNREADABLE = b""
 """The field of an entry that does not have exactly one field and its value."""
-UNREADABLE_CODE = "unreadable"
-"""The failure code of a stream whose log cannot be read on."""
 _TIME_MAX = 1e11
 """Unix seconds: the year 5138."""
 _INTERRUPT_POLICIES = ("fail", "restart", "continue")
@@ -223,7 +222,7 @@ def unreadable_failure(event_id: EventId, error: Unreadable) -> dict[str, Any]:
     """The value of the `failed` as which the entry with this id reads. Every reader makes the same of it."""
     at = f"{min(event_id.attempt, ID_PART_MAX)}-{min(event_id.offset, ID_PART_MAX)}"
     message = f"the stream's log cannot be read from {at} on: {error}"
-    return {"code": UNREADABLE_CODE, "message": message, "retryable": False, "at": at}
+    return {"code": FailureCode.UNREADABLE, "message": message, "retryable": False, "at": at}
 
 
 def text_of(field: bytes, value: bytes) -> str:

@@ -25,6 +25,7 @@ from shared.events import Entry, control_of
 from shared.ids import EventId
 from shared.keys import deliveries_key, log_key
 from shared.lifecycle import History
+from shared.outcomes import AttemptOutcome, ReaderOutcome
 from shared.redis_retry import until_redis_answers
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,13 @@ _LINE_SECONDS_MAX = 60.0
 _ENTRIES_AT_ONCE = 50
 """Are counted before the loop goes on: 3,200 tokens at most, 3 ms."""
 _USAGE = b"usage"
+_OUTCOMES = {
+    events.DONE: AttemptOutcome.COMPLETED,
+    events.FAILED: AttemptOutcome.FAILED,
+    events.CANCELLED: AttemptOutcome.CANCELLED,
+    events.DELETED: AttemptOutcome.CANCELLED,
+}
+"""How the newest attempt has ended, by the stream's terminal event."""
 _ABANDONED_SECONDS = 60.0
 """A connection that is not closed so long after its stream's end belonged to a gateway that was killed."""
 
@@ -183,16 +191,16 @@ class Generated:
                 attempts[attempt - 1].outcome = about.get("reason")
             attempts[attempt] = _Attempt(base, base, worker=about.get("worker"), started_at=about.get("time"))
         elif entry.field in events.TERMINAL:
-            self._end({events.DONE: "completed", events.FAILED: "failed"}.get(entry.field, "cancelled"))
+            self._end(_OUTCOMES[entry.field])
         elif attempt in attempts:
             attempts[attempt].reached = offset
 
     def break_off(self, event_id: EventId, error: Unreadable) -> None:
         """The entry with this id cannot be read: the stream has failed."""
         self.history.break_off(event_id, error)
-        self._end("failed")
+        self._end(AttemptOutcome.FAILED)
 
-    def _end(self, outcome: str) -> None:
+    def _end(self, outcome: AttemptOutcome) -> None:
         """The newest attempt has ended so."""
         last = self.attempts.get(max(self.attempts, default=0))
         if last is not None:
@@ -210,7 +218,7 @@ def receipt(stream_id: str, generated: Generated, notes: Notes) -> dict[str, Any
     connections = []
     for note in notes.connections:
         if note["outcome"] is None and abandoned:
-            note = {**note, "outcome": "error"}
+            note = {**note, "outcome": ReaderOutcome.ERROR}
         start, reached = EventId.parse(note["from"]), EventId.parse(note["to"])
         connections.append({**note, "tokens": _tokens_between(start, reached, attempts)})
     return {

@@ -25,6 +25,8 @@ from shared.event_log import Commands
 from shared.events import Entry, entry_of
 from shared.ids import BEGINNING, EventId, created_at
 from shared.keys import GROUP, PROCESSES_ABOUT, PROCESSES_UNTIL, REQUESTS, log_key
+from shared.lifecycle import status_after
+from shared.outcomes import ENDED, Status
 from shared.presence import PROCESSES_MAX, THERE_SECONDS
 from shared.queue import claim_of
 from shared.version import VERSION
@@ -36,9 +38,11 @@ STREAMS_MAX = 100
 ENDED_MAX = 20
 """Streams that were seen to end while somebody looked."""
 _FRESH_SECONDS = 0.9
+_WAITING = "waiting"
+"""What the console calls a stream that is queued."""
+_LIVE = (_WAITING, Status.RUNNING)
 _WAIT_SECONDS = 2.0
 """A snapshot for which Redis takes longer says that Redis is away."""
-_ENDS = {events.DONE: "completed", events.FAILED: "failed", events.CANCELLED: "cancelled", events.DELETED: "deleted"}
 
 Row = dict[str, Any]
 
@@ -150,7 +154,7 @@ class Overview:
             "running": claimed,
             "waiting": length - claimed,
             "oldest_waiting_seconds": round(max(0.0, now - _time_of(oldest[0][0])), 1) if oldest else 0.0,
-            "newest": [row for _, row in rows if row["status"] not in _ENDS.values()],
+            "newest": [row for _, row in rows if row["status"] in _LIVE],
             "ended": list(reversed(self._ended.values())),
         }
         return told, now
@@ -165,7 +169,7 @@ class Overview:
         rows = {one: self._row(one, reply, now) for one, reply in zip((*ids, *left), replies, strict=True)}
         self._seen = {one: self._seen[one] for one in ids}
         for stream_id, row in rows.items():
-            if row["status"] in ("completed", "failed", "cancelled") and stream_id not in self._ended:
+            if row["status"] in ENDED and stream_id not in self._ended:
                 self._ended[stream_id] = {**row, "ended_at": now}
                 if len(self._ended) > ENDED_MAX:
                     self._ended.popitem(last=False)
@@ -177,30 +181,28 @@ class Overview:
         mean = newest.offset / max(0.1, now - created_at(stream_id))
         before, seen_at, rate = self._seen.get(stream_id, (newest, now, mean))
         tokens = newest.offset
-        if field in _ENDS:
-            status = _ENDS[field]
+        status = status_after(field)
+        if field in events.TERMINAL:
             # A cancel stands at the next attempt's 0: how many tokens stood before it, the last look knows.
             tokens = newest.offset - 1 if newest.offset else before.offset
-        elif field == events.ACCEPTED:
-            status, tokens = "waiting", 0
-        else:
-            status = "running"
-            if field in (events.STARTED, events.RESTARTED):
-                tokens = _base_of(field, value)
+        elif status == Status.QUEUED:
+            tokens = 0
+        elif field in (events.STARTED, events.RESTARTED):
+            tokens = _kept_tokens_of(field, value)
         if now > seen_at:
             rate = (newest.offset - before.offset) / (now - seen_at) if newest.attempt == before.attempt else 0.0
-        if status in ("waiting", "running"):
+        if status in (Status.QUEUED, Status.RUNNING):
             self._seen[stream_id] = (newest, now, rate)
         else:
             self._seen[stream_id] = (before, seen_at, 0.0)
         return {
             "id": stream_id,
-            "status": status,
+            "status": _WAITING if status == Status.QUEUED else status,
             "created_at": created_at(stream_id),
             "age_seconds": round(max(0.0, now - created_at(stream_id)), 1),
-            "attempt": newest.attempt if status == "running" else max(newest.attempt - (not newest.offset), 0),
+            "attempt": newest.attempt if status == Status.RUNNING else max(newest.attempt - (not newest.offset), 0),
             "tokens": max(0, tokens),
-            "tokens_per_second": round(max(0.0, rate), 1) if status == "running" else 0.0,
+            "tokens_per_second": round(max(0.0, rate), 1) if status == Status.RUNNING else 0.0,
         }
 
     async def _unless_refused(self, *command: bytes | str | int) -> list[Any]:
@@ -243,7 +245,7 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _base_of(field: bytes, value: bytes) -> int:
+def _kept_tokens_of(field: bytes, value: bytes) -> int:
     """How many deltas an attempt began with; 0 where that cannot be read."""
     try:
         return int(events.control_of(field, value).get("base") or 0)

@@ -21,6 +21,7 @@ from shared.errors import Disconnected, LogFull, RedisRefused
 from shared.event_log import EventLog
 from shared.events import Entry, Event
 from shared.ids import EventId, created_at
+from shared.outcomes import FailureCode
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -104,9 +105,12 @@ class Sweep:
         if tail.attempt == 0:
             if time.time() - created_at(tail.stream_id) <= settings.queue_seconds:
                 return
-            code, message = "queue_timeout", f"no worker was free within {settings.queue_seconds:g} s"
+            code, message = FailureCode.QUEUE_TIMEOUT, f"no worker was free within {settings.queue_seconds:g} s"
         elif silent_seconds > settings.orphan_seconds:
-            code, message = "worker_lost", f"nothing was heard of the worker for {settings.orphan_seconds:g} s"
+            code, message = (
+                FailureCode.WORKER_LOST,
+                f"nothing was heard of the worker for {settings.orphan_seconds:g} s",
+            )
         else:
             return
         failure = {"code": code, "message": message, "retryable": True}

@@ -39,7 +39,7 @@ from shared.errors import RedisRefused, Unreadable
 from shared.event_log import EventLog, RawEntry
 from shared.events import Entry, Event, entry_of, events_of
 from shared.ids import BEGINNING, FIRST_ID, EventId
-from shared.lifecycle import Order, base_of, readable_id
+from shared.lifecycle import Order, kept_tokens_of, readable_id
 from shared.resp import RespConnection
 from shared.settings import Settings
 
@@ -272,7 +272,7 @@ class Tails:
             if part.field == events.FAILED:
                 tail.unreadable_from = tail.unreadable_from or unreadable_from(part.events[0])
         elif part.field == events.RESTARTED:
-            tail.kept = tail.base = base_of(part.events[0].value)
+            tail.kept = tail.base = kept_tokens_of(part.events[0].value)
 
     def _tell(self, tail: Tail) -> None:
         if not tail.dirty:
