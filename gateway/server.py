@@ -107,10 +107,10 @@ async def serve(settings: Settings, listening: socket.socket, tracing: Tracing |
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
     streams.on_unreadable = tails.found_unreadable
     subscribe = Subscribe(streams, tails, delivery, settings)
-    measuring = GatewayMeasuring(delivery, tails, sweep, pages, commands, settings)
+    measuring = GatewayMeasuring(delivery, tails, sweep, pages, commands, queue, settings)
     request_timeouts = RequestTimeouts(settings.request_seconds)
     there = presence(delivery, tails, commands, settings)
-    watchers = Watchers(Overview(commands)) if is_wanted(settings) else None
+    watchers = Watchers(Overview(commands, queue)) if is_wanted(settings) else None
     readiness = Readiness(commands, settings)
     app = make_app(streams, subscribe, delivery, watchers, commands, readiness, settings)
     if traces is not None:

@@ -31,6 +31,28 @@ class Claim(NamedTuple):
     stream_id: str
 
 
+class Lease(NamedTuple):
+    """A worker's claim on a request, as others see it."""
+
+    worker: str
+    age_seconds: float
+    """Since it was taken or renewed."""
+
+
+class QueueCounts(NamedTuple):
+    """How full the queue is."""
+
+    requests: int
+    """Those that wait for a worker and those that one has claimed."""
+    claimed: int
+    oldest_waiting_at: float | None
+    """When the oldest request that waits was added (Unix seconds, by Redis's clock); None if none waits."""
+
+    @property
+    def waiting(self) -> int:
+        return self.requests - self.claimed
+
+
 class RequestQueue:
     """The queue, as one side sees it. `consumer` names a worker process; gateways only enqueue."""
 
@@ -116,21 +138,55 @@ class RequestQueue:
         """Let these leases count as expired, where they are still ours: another worker takes the requests over at once."""
         await self._renewed(claims, lease_milliseconds)
 
-    async def waiting(self) -> int:
-        """How many requests wait or run."""
-        reply = await self._commands.execute("XLEN", REQUESTS)
-        if not isinstance(reply, int):
-            raise OddReply(f"ODDREPLY XLEN was answered by {shown(reply)}")
-        return reply
+    async def counts(self) -> QueueCounts:
+        """How many requests wait and run now. Three short commands. Raises Disconnected, RedisRefused."""
+        requests = await self._commands.execute("XLEN", REQUESTS)
+        if not isinstance(requests, int):
+            raise OddReply(f"ODDREPLY XLEN was answered by {shown(requests)}")
+        if not requests:
+            return QueueCounts(0, 0, None)
+        claimed, first_waiting = 0, b"-"
+        reply = await self._unless_missing("XINFO", "GROUPS", REQUESTS)
+        try:
+            for group in _objects("XINFO GROUPS", reply):
+                if group.get(b"name") == GROUP:
+                    claimed, first_waiting = min(requests, group[b"pending"]), b"(" + group[b"last-delivered-id"]
+            if claimed == requests:
+                return QueueCounts(requests, claimed, None)
+            reply = await self._commands.execute("XRANGE", REQUESTS, first_waiting, "+", "COUNT", 1)
+            return QueueCounts(requests, claimed, int(reply[0][0].split(b"-")[0]) / 1000 if reply else None)
+        except (TypeError, ValueError, LookupError, AttributeError):
+            raise OddReply(f"ODDREPLY the queue's counts were answered by {shown(reply)}") from None
+
+    async def newest(self, count: int) -> list[Claim]:
+        """The newest at most `count` requests, whoever has them. Raises Disconnected, RedisRefused."""
+        entries = await self._commands.execute("XREVRANGE", REQUESTS, "+", "-", "COUNT", count)
+        if not isinstance(entries, list):
+            raise OddReply(f"ODDREPLY XREVRANGE was answered by {shown(entries)}")
+        return [claim for entry in entries if (claim := claim_of(entry)) is not None]
+
+    async def leases(self, first: bytes, count: int) -> dict[bytes, Lease]:
+        """The leases on at most `count` requests from the entry with the id `first` on. Raises Disconnected, RedisRefused."""
+        rows = await self._unless_missing("XPENDING", REQUESTS, GROUP, first, "+", count)
+        try:
+            return {
+                entry_id: Lease(worker.decode(errors="replace"), idle_milliseconds / 1000)
+                for entry_id, worker, idle_milliseconds, _ in rows
+            }
+        except (TypeError, ValueError, AttributeError):
+            raise OddReply(f"ODDREPLY XPENDING was answered by {shown(rows)}") from None
 
     async def forget_idle_consumers(self, idle_milliseconds: int) -> None:
         """Drop the names of workers that are long gone and hold nothing."""
-        rows = await self._commands.execute("XINFO", "CONSUMERS", REQUESTS, GROUP)
+        reply = await self._commands.execute("XINFO", "CONSUMERS", REQUESTS, GROUP)
         try:
-            consumers = [dict(zip(row[::2], row[1::2], strict=True)) for row in rows]
-            gone = [one[b"name"] for one in consumers if one[b"pending"] == 0 and one[b"idle"] > idle_milliseconds]
-        except (TypeError, ValueError, LookupError):
-            raise OddReply(f"ODDREPLY XINFO CONSUMERS was answered by {shown(rows)}") from None
+            gone = [
+                consumer[b"name"]
+                for consumer in _objects("XINFO CONSUMERS", reply)
+                if consumer[b"pending"] == 0 and consumer[b"idle"] > idle_milliseconds
+            ]
+        except (TypeError, LookupError):
+            raise OddReply(f"ODDREPLY XINFO CONSUMERS was answered by {shown(reply)}") from None
         for name in gone:
             await self._commands.execute("XGROUP", "DELCONSUMER", REQUESTS, GROUP, name)
 
@@ -173,6 +229,16 @@ class RequestQueue:
                 logger.debug("they could not be taken out: %s", error)
         return claims
 
+    async def _unless_missing(self, *command: bytes | str | int) -> Any:
+        """The reply; nothing where the queue does not exist yet, or its key holds something else."""
+        try:
+            return await self._commands.execute(*command)
+        except RedisRefused as error:
+            if error.forbids or isinstance(error, OddReply):
+                raise
+            logger.debug("the queue cannot be read: %s", error)
+            return []
+
     async def _opened_anew(self, error: RedisRefused) -> bool:
         """Whether the error was a missing queue or group (expired while idle, or forgotten), which is now there again."""
         if error.code != "NOGROUP":
@@ -180,6 +246,14 @@ class RequestQueue:
         logger.warning("the request queue was missing; making it anew")
         await self.open()
         return True
+
+
+def _objects(command: str, reply: Any) -> list[dict[bytes, Any]]:
+    """The objects that Redis sends as flat lists of names and values. Raises OddReply."""
+    try:
+        return [dict(zip(row[::2], row[1::2], strict=True)) for row in reply]
+    except (TypeError, ValueError):
+        raise OddReply(f"ODDREPLY {command} was answered by {shown(reply)}") from None
 
 
 def claim_of(entry: Any) -> Claim | None:

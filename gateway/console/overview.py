@@ -1,7 +1,7 @@
 """What runs now, for the console and `midstream top`: one snapshot a second, made only while somebody looks.
 
 What each process says of itself is in Redis (`shared.presence`); the live streams are the newest of the request queue, each
-with the newest entry of its log. Two round trips, a hundred short reads; never a prompt and never a text.
+with the newest entry of its log. Three round trips, a hundred short reads; never a prompt and never a text.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from shared.errors import MidstreamError, RedisRefused, Unreadable
 from shared.event_log import Commands
 from shared.events import Entry, entry_of
 from shared.ids import BEGINNING, EventId, created_at
-from shared.keys import GROUP, PROCESSES_ABOUT, PROCESSES_UNTIL, REQUESTS, log_key
+from shared.keys import PROCESSES_ABOUT, PROCESSES_UNTIL, log_key
 from shared.lifecycle import status_after
 from shared.outcomes import ENDED, Status
 from shared.presence import PROCESSES_MAX, THERE_SECONDS
-from shared.queue import claim_of
+from shared.queue import Claim, RequestQueue
 from shared.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,9 @@ Row = dict[str, Any]
 class Overview:
     """Makes snapshots, at most one a second however many ask."""
 
-    def __init__(self, commands: Commands) -> None:
+    def __init__(self, commands: Commands, queue: RequestQueue) -> None:
         self._commands = commands
+        self._queue = queue
         self._lock = asyncio.Lock()
         self._made_at = float("-inf")
         self._made = b""
@@ -128,38 +129,28 @@ class Overview:
 
     async def _read(self) -> tuple[Row, float]:
         """The queue and its newest streams; Redis' own time."""
-        execute = self._commands.execute
-        time_now, length, newest, groups = await asyncio.gather(
-            execute("TIME"),
-            execute("XLEN", REQUESTS),
-            execute("XREVRANGE", REQUESTS, "+", "-", "COUNT", STREAMS_MAX),
-            self._unless_refused("XINFO", "GROUPS", REQUESTS),
-        )
-        now = int(time_now[0]) + int(time_now[1]) / 1e6
-        claimed, last_claimed = 0, b"0-0"
-        for row in groups:
-            about = dict(zip(row[::2], row[1::2], strict=True))
-            if about[b"name"] == GROUP:
-                claimed, last_claimed = min(length, int(about[b"pending"])), about[b"last-delivered-id"]
-        first_id = newest[-1][0] if newest else b"+"
-        oldest, claims, rows = await asyncio.gather(
-            execute("XRANGE", REQUESTS, b"(" + last_claimed, "+", "COUNT", 1),
-            self._unless_refused("XPENDING", REQUESTS, GROUP, first_id, "+", STREAMS_MAX),
-            self._read_streams([claim for entry in newest if (claim := claim_of(entry)) is not None], now),
-        )
-        worker_of = {entry_id: (worker.decode(errors="replace"), idle / 1000) for entry_id, worker, idle, _ in claims}
-        for entry_id, row in rows:
-            row["worker"], row["lease_age_seconds"] = worker_of.get(entry_id, (None, None))
-        told = {
-            "running": claimed,
-            "waiting": length - claimed,
-            "oldest_waiting_seconds": round(max(0.0, now - _time_of(oldest[0][0])), 1) if oldest else 0.0,
-            "newest": [row for _, row in rows if row["status"] in _LIVE],
+        counts, (rows, now) = await asyncio.gather(self._queue.counts(), self._read_newest())
+        waiting_since = counts.oldest_waiting_at
+        streams = {
+            "running": counts.claimed,
+            "waiting": counts.waiting,
+            "oldest_waiting_seconds": 0.0 if waiting_since is None else round(max(0.0, now - waiting_since), 1),
+            "newest": [row for row in rows if row["status"] in _LIVE],
             "ended": list(reversed(self._ended.values())),
         }
-        return told, now
+        return streams, now
 
-    async def _read_streams(self, listed: Sequence[tuple[bytes, str]], now: float) -> list[tuple[bytes, Row]]:
+    async def _read_newest(self) -> tuple[list[Row], float]:
+        """The newest streams of the queue, each with the worker that has it; Redis' own time."""
+        time_now, newest = await asyncio.gather(self._commands.execute("TIME"), self._queue.newest(STREAMS_MAX))
+        now = int(time_now[0]) + int(time_now[1]) / 1e6
+        first_id = newest[-1].entry_id if newest else b"+"
+        leases, rows = await asyncio.gather(self._queue.leases(first_id, STREAMS_MAX), self._read_streams(newest, now))
+        for entry_id, row in rows:
+            row["worker"], row["lease_age_seconds"] = leases.get(entry_id, (None, None))
+        return [row for _, row in rows], now
+
+    async def _read_streams(self, listed: Sequence[Claim], now: float) -> list[tuple[bytes, Row]]:
         """Each stream as its log's newest entry tells, and those that have left the list since the last time."""
         ids = [stream_id for _, stream_id in listed]
         left = [stream_id for stream_id in self._seen if stream_id not in set(ids)]
@@ -251,10 +242,6 @@ def _kept_tokens_of(field: bytes, value: bytes) -> int:
         return int(events.control_of(field, value).get("base") or 0)
     except Unreadable:
         return 0
-
-
-def _time_of(entry_id: bytes) -> float:
-    return int(entry_id.split(b"-")[0]) / 1000
 
 
 def _reached(gauge: Gauge) -> float:

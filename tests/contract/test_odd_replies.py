@@ -120,7 +120,9 @@ async def test_an_odd_reply_is_an_error_of_its_own_call_and_of_no_other(
             "renew": lambda: queue.renew([Claim(b"1-1", stream_id)]),
             "acknowledge": lambda: queue.acknowledge(Claim(b"1-1", stream_id)),
             "forget_idle_consumers": lambda: queue.forget_idle_consumers(1),
-            "waiting": queue.waiting,
+            "counts": queue.counts,
+            "newest_requests": lambda: queue.newest(1),
+            "leases": lambda: queue.leases(b"-", 1),
             "deliveries": lambda: DeliveryNotes(connection).read(stream_id),
             "eviction_policy": lambda: eviction_policy(connection),
         }

@@ -113,6 +113,9 @@ class Parts:
     def log(self, commands: RespConnection) -> EventLog:
         return EventLog(commands, log_ttl_seconds=60, ended_ttl_seconds=60, tombstone_ttl_seconds=60)
 
+    def queue(self, commands: RespConnection) -> RequestQueue:
+        return RequestQueue(commands, ttl_seconds=60, requests_max=10, consumer="ann")
+
     def tails(self, commands: RespConnection) -> Tails:
         return Tails(
             self.log(commands),
@@ -193,7 +196,7 @@ async def _connection(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 async def _worker(parts: Parts, method: str) -> AsyncIterator[Callable[[], bool]]:
     client = ordinary_client(parts.url, reply_seconds=5.0)
     async with parts.commands() as commands:
-        queue = RequestQueue(commands, ttl_seconds=60, requests_max=10, consumer="ann")
+        queue = parts.queue(commands)
         worker = Worker(
             name="ann",
             log=parts.log(commands),
@@ -267,7 +270,7 @@ async def _look(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
         sweep = Sweep(tails, parts.log(commands), parts.settings, on_lost=delivery.lose)
         pages = Pages(parts.log(commands), page_events=256, cache_bytes_max=1 << 20)
         parts.patch.setattr(gateway.metrics, "handover", Handover())
-        measuring = GatewayMeasuring(delivery, tails, sweep, pages, commands, parts.settings)
+        measuring = GatewayMeasuring(delivery, tails, sweep, pages, commands, parts.queue(commands), parts.settings)
         once = Once(measuring._look_at_redis)
         parts.patch.setattr(measuring, "_look_at_redis", once)
         measuring.start()
@@ -335,7 +338,7 @@ async def _request_timeouts(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 async def _watchers(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     parts.patch.setattr(gateway.console.watchers, "SNAPSHOT_SECONDS", 0.02)
     async with parts.commands() as commands:
-        watchers = Watchers(Overview(commands))
+        watchers = Watchers(Overview(commands, parts.queue(commands)))
         sinks = [Sink(), Sink()]
         for sink in sinks:
             watcher = Watcher(watchers, cast(Connection, sink))
