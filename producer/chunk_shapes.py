@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -27,6 +28,9 @@ LEVELS_MAX = 32
 """How deep what is stored may be nested: three times as deep as any documented field, and far from what JSON libraries
 bear (orjson writes 254 levels)."""
 FINISH_REASON_CHARACTERS_MAX = 64
+ABOUT_BYTES_MAX = 16 << 10
+"""Of the fields beside an answer's text, or of an error object, so much is kept."""
+_ABOUT_FIELDS_MAX = 100
 _CALLS_MAX = 128
 """In one chunk: as many as OpenAI allows functions."""
 _CALL_INDEX_MAX = 1023
@@ -67,6 +71,24 @@ def json_text(value: Any) -> str:
         return orjson.dumps(value).decode()
     except TypeError:
         return ""
+
+
+def fitting(fields: dict[str, Any], odd: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Returns the fields that can be stored, as many as fit into the limits."""
+    room = ABOUT_BYTES_MAX
+    fitting: dict[str, Any] = {}
+    for name, value in islice(fields.items(), _ABOUT_FIELDS_MAX):
+        try:
+            size = len(orjson.dumps({name: value}))
+        except TypeError:  # half of a surrogate pair, or a number of more than 64 bits
+            odd()
+            continue
+        if size > room:
+            odd()
+            continue
+        room -= size
+        fitting[name] = storable(value, odd)
+    return fitting
 
 
 # --- kinds of shapes
