@@ -164,7 +164,7 @@ async def test_a_log_of_the_wrong_type_is_given_up_once(
         assert await running
     assert await commands.execute("GET", log_key(stream_id)) == b"something else", "it is not ours"
     (line,) = [record.getMessage() for record in caplog.records if "unreadable" in record.getMessage()]
-    assert "none can be written" in line
+    assert "end cannot be written" in line
     assert not any(record.exc_info for record in caplog.records)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from producer import run as attempt_module
+from producer import takeover
 from producer.log_copy import LogCopy
 from producer.openai_provider import OpenAIProvider
 from producer.provider import Finish, Hearer, Provider, Refused, Unavailable
@@ -134,7 +134,7 @@ class Watched:
             self.references += [weakref.ref(writer), weakref.ref(copy)]
             return writer
 
-        monkeypatch.setattr(attempt_module, "Writer", watched_writer)
+        monkeypatch.setattr(takeover, "Writer", watched_writer)
 
     def are_freed(self) -> bool:
         return len(self.references) >= 3 and all(reference() is None for reference in self.references)
