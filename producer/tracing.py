@@ -1,6 +1,5 @@
-"""A worker's spans: one for each attempt, and one for an end that is written without an attempt.
-
-A `TracedMeter` is told the same turns as any meter. It is in use only where traces are on.
+"""The spans of a worker: one for each attempt, and one for an end that is written without an attempt. Used only where traces
+are on.
 """
 
 from __future__ import annotations
@@ -44,15 +43,15 @@ class TracedMeter(Meter):
         super().accepted(accepted, has_tokens)
         self._parent = accepted.traceparent
 
-    def begun(self, attempt: int, base: int, model: str, reason: str) -> None:
-        super().begun(attempt, base, model, reason)
+    def begun(self, attempt: int, kept_tokens: int, model: str, reason: str) -> None:
+        super().begun(attempt, kept_tokens, model, reason)
         about: dict[str, Any] = {
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": self._provider,
             "gen_ai.request.model": model,
             "midstream.stream.id": self._stream_id,
             "midstream.attempt": attempt,
-            "midstream.base": base,
+            "midstream.base": kept_tokens,
         }
         if reason:
             about["midstream.reason"] = reason
@@ -60,7 +59,7 @@ class TracedMeter(Meter):
             about["midstream.queue_wait_seconds"] = max(0.0, time.time() - self._accepted_at)
         self._error = ""
         self._span = self._tracing.span(f"chat {model}", "client", parent=self._parent, attributes=about)
-        traceparent.set(self._span.traceparent)  # what the provider is told
+        traceparent.set(self._span.traceparent)  # sent to the provider
 
     def first_token(self) -> None:
         super().first_token()

@@ -39,24 +39,26 @@ class RedisAddress:
     @classmethod
     def parse(cls, url: str) -> RedisAddress:
         """Raises Unusable that says what a right one looks like; never shows a password."""
-        wanted = "redis://host:6379/0, rediss://user:password@host:6379/0 or unix:///path/to/redis.sock is wanted"
+        forms = (
+            "it must look like redis://host:6379/0, rediss://user:password@host:6379/0 or unix:///path/to/redis.sock"
+        )
         try:
             parts = urlsplit(url)
             port = parts.port or 6379
         except ValueError:
-            raise Unusable(f"the Redis URL cannot be read: {wanted}") from None
+            raise Unusable(f"the Redis URL cannot be read: {forms}") from None
         username, password = unquote(parts.username or ""), unquote(parts.password or "")
         if parts.scheme not in ("redis", "rediss", "unix"):
-            raise Unusable(f"the Redis URL cannot be used: {wanted}")
+            raise Unusable(f"the Redis URL cannot be used: {forms}")
         database = parts.path.strip("/") if parts.scheme != "unix" else parse_qs(parts.query).get("db", ["0"])[0]
         if database and not database.isdecimal():
-            raise Unusable(f"the Redis URL's database must be a number: {wanted}")
+            raise Unusable(f"the Redis URL's database must be a number: {forms}")
         if parts.scheme == "unix" and parts.path:
             return cls(path=parts.path, database=int(database or 0), username=username, password=password)
         if parts.scheme in ("redis", "rediss") and parts.hostname:
             tls = parts.scheme == "rediss"
             return cls(parts.hostname, port, "", int(database or 0), username, password, tls)
-        raise Unusable(f"the Redis URL cannot be used: {wanted}")
+        raise Unusable(f"the Redis URL cannot be used: {forms}")
 
     async def connect(self, loop: asyncio.AbstractEventLoop, protocol: Callable[[], asyncio.Protocol]) -> None:
         """Open one connection for a protocol. Raises OSError."""
@@ -217,4 +219,4 @@ def complaint_about(policy: str | None) -> str | None:
     """Why a Redis with this policy must not keep logs, or None."""
     if policy in (None, "noeviction"):
         return None
-    return f"Redis's maxmemory-policy is {policy}: it may evict the log of a running answer; noeviction is wanted"
+    return f"Redis's maxmemory-policy is {policy}: it may evict the log of a running answer; it must be noeviction"

@@ -334,11 +334,11 @@ class Described:
             value = kind(raw)
             finite = math.isfinite(value)
         except (ValueError, OverflowError):
-            what = "a whole number" if kind is int else "a number"
-            raise Unusable(f"{self.env}={raw!r}: {what} of {self.unit} is wanted, as in {self.default}") from None
+            number = "a whole number" if kind is int else "a number"
+            raise Unusable(f"{self.env}={raw!r} must be {number} ({self.unit}), as in {self.default}") from None
         if not finite or (self.least is not None and value < self.least) or value > self.most:
             most = "" if self.most == math.inf else f" and at most {self.most:g}"
-            raise Unusable(f"{self.env}={raw}: at least {self.least:g}{most} {self.unit} is wanted")
+            raise Unusable(f"{self.env}={raw} must be at least {self.least:g}{most} ({self.unit})")
         return value
 
 
