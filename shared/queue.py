@@ -1,9 +1,8 @@
-"""Getting requests to workers: one Redis Stream with a consumer group.
+"""The queue that brings requests to workers: one Redis Stream with a consumer group.
 
-A queue entry holds a stream's id and nothing else: the request is in the log. Claiming is a lease: a worker renews it
-while it works; one that is not renewed goes to whoever looks first. That two workers run the same request is possible
-by nature, and harmless by the log's fence. An entry that names no stream, which somebody else must have put there, is
-taken out of the queue by whoever comes upon it.
+A queue entry holds a stream's id and nothing else: the request is in the log. A claim is a lease: a worker renews it while it
+works, and any worker may take over one that was not renewed. So two workers can run the same request at once; the log's fence
+makes that harmless. An entry that names no stream was added by somebody else; the worker that claims it removes it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 _LOOKS_MAX = 32
-"""XAUTOCLAIM looks at ten entries for each that it may take; so many calls, at most, look for those that have expired."""
+"""How many calls, at most, look for expired leases: each XAUTOCLAIM examines ten entries for one that it may return."""
 
 
 class Claim(NamedTuple):
@@ -54,7 +53,7 @@ class QueueCounts(NamedTuple):
 
 
 class RequestQueue:
-    """The queue, as one side sees it. `consumer` names a worker process; gateways only enqueue."""
+    """The queue over one connection. `consumer` names a worker process; gateways only enqueue and read."""
 
     ENQUEUE, RENEW = Script("enqueue"), Script("renew")
     SCRIPTS = (ENQUEUE.source, RENEW.source)
@@ -65,16 +64,16 @@ class RequestQueue:
         self._requests_max = requests_max
         self._consumer = consumer
         self._looked_to: bytes | str = "0-0"
-        """Where the next look for expired leases begins."""
+        """The entry id at which the next search for expired leases begins."""
 
     async def enqueue(self, stream_id: str) -> None:
-        """Raises QueueFull."""
+        """Adds a request. Raises QueueFull, LogFull, Disconnected, RedisRefused."""
         reply = await self.ENQUEUE.run(self._commands, [REQUESTS], stream_id, self._requests_max, self._ttl_seconds)
         if reply is None:
             raise QueueFull(f"{self._requests_max} requests are waiting or running already")
 
     async def open(self) -> None:
-        """Make the queue and its group where they are missing."""
+        """Creates the queue and its group if they are missing."""
         try:
             await self._commands.execute("XGROUP", "CREATE", REQUESTS, GROUP, "0", "MKSTREAM")
         except RedisRefused as error:
@@ -83,7 +82,7 @@ class RequestQueue:
         await self._commands.execute("EXPIRE", REQUESTS, self._ttl_seconds)
 
     async def claim(self, blocking: Commands, count: int, block_milliseconds: int) -> list[Claim]:
-        """Take at most `count` new requests; wait for the first. `blocking` is a connection that nobody else uses."""
+        """Claims at most `count` new requests; waits for the first. `blocking` is a connection that nobody else uses."""
         try:
             reply = await blocking.execute(
                 *("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", count, "BLOCK", block_milliseconds),
@@ -100,7 +99,7 @@ class RequestQueue:
         return await self._claims([entry for _, entries in reply for entry in entries or ()])
 
     async def claim_expired(self, count: int, lease_milliseconds: int) -> list[Claim]:
-        """Take over at most `count` requests whose worker has not renewed its lease."""
+        """Takes over at most `count` requests whose leases have run out."""
         claims: list[Claim] = []
         for _ in range(_LOOKS_MAX):
             wanted = count - len(claims)
@@ -116,7 +115,7 @@ class RequestQueue:
                 break
             if not isinstance(reply, list) or len(reply) < 2 or not isinstance(reply[1], list):
                 raise OddReply(f"ODDREPLY XAUTOCLAIM was answered by {shown(reply)}")
-            # The first that hold a lease are often all alive, more of them than one call looks at: it goes on behind them.
+            # The first entries often belong to live workers, more of them than one call examines: the next call begins behind them.
             self._looked_to = reply[0]
             claims += await self._claims(reply[1])
             if self._looked_to == b"0-0" or len(claims) >= count:
@@ -124,18 +123,18 @@ class RequestQueue:
         return claims
 
     async def renew(self, claims: list[Claim]) -> list[bytes]:
-        """Renew these leases; the entry ids that this worker has lost to another, or to a Redis that forgot."""
+        """Renews these leases; returns the ids of the entries that this worker no longer holds."""
         return await self._renewed(claims, 0)
 
     async def acknowledge(self, claim: Claim) -> None:
-        """The request is done with, for every worker: its stream has ended."""
-        # In this order: of a worker that dies in between, XAUTOCLAIM clears away the rest. An entry acknowledged and not
-        # deleted would stay for ever, and count.
+        """Removes a request from the queue: its stream has ended."""
+        # In this order: if the worker dies in between, XAUTOCLAIM clears away the claim. An entry that was acknowledged but
+        # not deleted would stay for ever, and count.
         await self._commands.execute("XDEL", REQUESTS, claim.entry_id)
         await self._commands.execute("XACK", REQUESTS, GROUP, claim.entry_id)
 
     async def hand_back(self, claims: list[Claim], lease_milliseconds: int) -> None:
-        """Let these leases count as expired, where they are still ours: another worker takes the requests over at once."""
+        """Makes these leases expire at once, if they are still ours, so that another worker takes the requests over."""
         await self._renewed(claims, lease_milliseconds)
 
     async def counts(self) -> QueueCounts:
@@ -177,7 +176,7 @@ class RequestQueue:
             raise OddReply(f"ODDREPLY XPENDING was answered by {shown(rows)}") from None
 
     async def forget_idle_consumers(self, idle_milliseconds: int) -> None:
-        """Drop the names of workers that are long gone and hold nothing."""
+        """Deletes the consumers of workers that have been idle for so long and hold no claim."""
         reply = await self._commands.execute("XINFO", "CONSUMERS", REQUESTS, GROUP)
         try:
             gone = [
@@ -191,7 +190,7 @@ class RequestQueue:
             await self._commands.execute("XGROUP", "DELCONSUMER", REQUESTS, GROUP, name)
 
     async def _renewed(self, claims: list[Claim], idle_milliseconds: int) -> list[bytes]:
-        entry_ids = [one.entry_id for one in claims]
+        entry_ids = [claim.entry_id for claim in claims]
         try:
             reply = await self.RENEW.run(
                 self._commands, [REQUESTS], GROUP, self._consumer, self._ttl_seconds, idle_milliseconds, *entry_ids
@@ -205,7 +204,7 @@ class RequestQueue:
         return reply
 
     async def _claims(self, entries: list[Any]) -> list[Claim]:
-        """The claims among what was read. The other entries leave the queue, or they would come back for ever."""
+        """Returns the claims among these entries; removes the other entries, which would come back for ever."""
         claims, strange, gone = [], [], []
         for entry in entries:
             claim = claim_of(entry)
@@ -218,7 +217,7 @@ class RequestQueue:
         if strange:
             metrics.QUEUE_UNREADABLE.counter().inc(len(strange))
             logger.error(
-                "%d entries of %s name no stream and are taken out; the first: %s",
+                "%d entries of %s name no stream and are removed; the first: %s",
                 *(len(strange), REQUESTS.decode(), shown(strange[0])),
             )
         if gone:
@@ -226,7 +225,7 @@ class RequestQueue:
                 await self._commands.execute("XDEL", REQUESTS, *gone)
                 await self._commands.execute("XACK", REQUESTS, GROUP, *gone)
             except (Disconnected, RedisRefused) as error:  # they come back when their lease has run out
-                logger.debug("they could not be taken out: %s", error)
+                logger.debug("entries that name no stream could not be removed: %s", error)
         return claims
 
     async def _unless_missing(self, *command: bytes | str | int) -> Any:
@@ -240,10 +239,10 @@ class RequestQueue:
             return []
 
     async def _opened_anew(self, error: RedisRefused) -> bool:
-        """Whether the error was a missing queue or group (expired while idle, or forgotten), which is now there again."""
+        """Returns whether the error was a missing queue or group (it expires when idle), which has now been created again."""
         if error.code != "NOGROUP":
             return False
-        logger.warning("the request queue was missing; making it anew")
+        logger.warning("the request queue was missing; creating it again")
         await self.open()
         return True
 
@@ -257,7 +256,7 @@ def _objects(command: str, reply: Any) -> list[dict[bytes, Any]]:
 
 
 def claim_of(entry: Any) -> Claim | None:
-    """The claim on an entry as Redis sent it: `[id, [b"id", stream id]]` and nothing else; None for any other."""
+    """Returns the claim on an entry as Redis sent it: `[id, [b"id", stream id]]`; None for an entry of any other form."""
     try:
         entry_id, (field, value) = entry
         stream_id = value.decode()

@@ -316,7 +316,10 @@ class Settings:
         least=1,
     )
     drain_seconds: float = _setting(
-        0.8, "seconds", "After SIGTERM a gateway spreads the closing of its connections over so long.", least=0.05
+        0.8,
+        "seconds",
+        "How long a gateway that has got SIGTERM waits for its responses to end before it closes their connections.",
+        least=0.05,
     )
 
     @classmethod
