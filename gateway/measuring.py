@@ -14,7 +14,6 @@ from gateway.following.silence_checks import SilenceChecks
 from gateway.following.tails import Tails
 from shared.background import keep_running
 from shared.errors import Disconnected, RedisRefused
-from shared.keys import GROUP, REQUESTS
 from shared.metrics import (
     QUEUE_OLDEST_SECONDS,
     QUEUE_REQUESTS,
@@ -25,6 +24,7 @@ from shared.metrics import (
     REDIS_KEYS,
     REDIS_MEMORY_BYTES,
 )
+from shared.queue import RequestQueue
 from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
 from shared.self_measuring import Measuring
@@ -49,10 +49,12 @@ class GatewayMeasuring(Measuring):
         silence_checks: SilenceChecks,
         pages: Pages,
         commands: RespConnection,
+        queue: RequestQueue,
         settings: Settings,
     ) -> None:
         handover = metrics.handover
         super().__init__(handover, commands, tails.subscriber)
+        self._queue = queue
         self._database = f"db{RedisAddress.parse(settings.redis_url).database}"
         handover.show(metrics.READERS, lambda: delivery.readers)
         handover.show(metrics.READERS_MAX, lambda: settings.connections_max)
@@ -92,21 +94,11 @@ class GatewayMeasuring(Measuring):
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _measure_queue(self) -> None:
-        length = int(await self._commands.execute("XLEN", REQUESTS))
-        claimed, oldest_seconds = 0, 0.0
-        if length:
-            after = b"0-0"
-            for row in await self._commands.execute("XINFO", "GROUPS", REQUESTS):
-                group = dict(zip(row[::2], row[1::2], strict=True))
-                if group[b"name"] == GROUP:
-                    claimed, after = min(length, group[b"pending"]), group[b"last-delivered-id"]
-            if length > claimed:
-                first = await self._commands.execute("XRANGE", REQUESTS, b"(" + after, "+", "COUNT", 1)
-                if first:
-                    oldest_seconds = max(0.0, time.time() - int(first[0][0].split(b"-")[0]) / 1000)
-        QUEUE_REQUESTS.gauge().labels("waiting").set(length - claimed)
-        QUEUE_REQUESTS.gauge().labels("claimed").set(claimed)
-        QUEUE_OLDEST_SECONDS.gauge().set(oldest_seconds)
+        counts = await self._queue.counts()
+        QUEUE_REQUESTS.gauge().labels("waiting").set(counts.waiting)
+        QUEUE_REQUESTS.gauge().labels("claimed").set(counts.claimed)
+        added_at = counts.oldest_waiting_at
+        QUEUE_OLDEST_SECONDS.gauge().set(0.0 if added_at is None else max(0.0, time.time() - added_at))
 
     async def _measure_server(self) -> None:
         info = _parsed(await self._commands.execute("INFO", "memory", "stats", "clients", "keyspace"))

@@ -13,13 +13,14 @@ import time
 from typing import Any
 
 import orjson
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from shared import metrics
 from shared.events import Event
 from shared.metric_definition import bounded
-from shared.metrics import FAILURE_CODES, LOG_READ_REASONS, READER_OUTCOMES, STATUSES
+from shared.metrics import LOG_READ_REASONS, STATUSES
+from shared.outcomes import FailureCode, ReaderOutcome, Status
 from shared.self_measuring import Handover
 
 PROCESSES = metrics.PROCESSES.gauge()
@@ -42,7 +43,7 @@ TICK = metrics.TICK_SECONDS.gauge()
 _LAG = metrics.APPEND_TO_SOCKET.histogram()
 _RESUME_EVENTS_BACK = metrics.RESUME_EVENTS_BACK.histogram()
 _RESUMES = {place: metrics.RESUMES.counter().labels(place) for place in ("ring", "log", "ahead")}
-_CLOSES = {outcome: metrics.READER_CLOSES.counter().labels(outcome) for outcome in READER_OUTCOMES}
+_CLOSES: dict[str, Counter] = {outcome: metrics.READER_CLOSES.counter().labels(outcome) for outcome in ReaderOutcome}
 _PROBLEMS = {status: metrics.PROBLEMS.counter().labels(status) for status in STATUSES}
 _ENDED = metrics.STREAMS_ENDED.counter()
 _CANCELS = metrics.CANCELS.counter()
@@ -65,14 +66,14 @@ def refused(status: int) -> None:
 
 def cancelled(by: str) -> None:
     """Counts a stream to which this process has appended `cancelled`."""
-    _ENDED.labels("cancelled").inc()
+    _ENDED.labels(Status.CANCELLED).inc()
     _CANCELS.labels(by).inc()
 
 
 def failed(code: str) -> None:
     """Counts a stream to which this process has appended `failed`."""
-    _ENDED.labels("failed").inc()
-    _FAILURES.labels(bounded(code, FAILURE_CODES)).inc()
+    _ENDED.labels(Status.FAILED).inc()
+    _FAILURES.labels(bounded(code, tuple(FailureCode))).inc()
 
 
 def receipt_written(receipt: dict[str, Any]) -> None:

@@ -197,9 +197,9 @@ def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
     parts = (commands, log, queue, tails, deliveries, settings)
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
     subscribe = Subscribe(streams, tails, delivery, settings)
-    measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, settings)
+    measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, queue, settings)
     request_timeouts = RequestTimeouts(settings.request_seconds)
-    watchers = Watchers(Overview(commands)) if is_wanted(settings) else None
+    watchers = Watchers(Overview(commands, queue)) if is_wanted(settings) else None
     readiness = Readiness(commands, settings)
     app = make_app(Services(streams, subscribe, delivery, watchers, commands, readiness, settings))
     if traces is not None:

@@ -28,6 +28,7 @@ from shared.ids import BEGINNING, FIRST_ID, EventId, created_at, is_stream_id, n
 from shared.keys import idempotency_key
 from shared.lifecycle import Folding, History
 from shared.logs import request_id
+from shared.outcomes import CancelReason, ReaderOutcome, Status
 from shared.queue import RequestQueue
 from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNote, DeliveryNotes, Generated, receipt, write_line
 from shared.settings import Settings
@@ -140,7 +141,7 @@ class Streams:
         finally:
             tail.release()
 
-    async def cancel(self, stream_id: str, by: str = "client") -> History:
+    async def cancel(self, stream_id: str, by: CancelReason = CancelReason.CLIENT) -> History:
         """Ends a stream that has not ended; returns its state. The worker is fenced, and closes the provider's connection."""
         value = orjson.dumps({"by": by, "time": time.time()})
         self._check_id(stream_id)
@@ -186,7 +187,7 @@ class Streams:
     async def note_delivered(self, stream_id: str, reached: EventId, began_at: float) -> None:
         """Notes, for the receipt, that a client that waited was given the whole answer in one response."""
         connection, now = secrets.token_hex(6), time.time()
-        note = DeliveryNote(connection, gateway_name(), BEGINNING, reached, began_at, now, "completed")
+        note = DeliveryNote(connection, gateway_name(), BEGINNING, reached, began_at, now, ReaderOutcome.COMPLETED)
         try:
             await self._deliveries.note(stream_id, note)
         except MidstreamError as error:
@@ -314,7 +315,7 @@ class Streams:
         """Returns the body of a 201."""
         return {
             "id": stream_id,
-            "status": "queued",
+            "status": Status.QUEUED,
             "created_at": created_at(stream_id),
             "events_url": f"/v1/streams/{stream_id}/events",
         }

@@ -27,6 +27,7 @@ from shared.event_log import EventLog
 from shared.events import Accepted, Policies
 from shared.ids import BEGINNING, EventId
 from shared.lifecycle import History
+from shared.outcomes import AttemptOutcome, ReaderOutcome
 from shared.settings import Settings
 from shared.tracing import traceparent
 
@@ -145,7 +146,7 @@ class Traces:
         now = time.time()
 
         def make_span(parent: asyncio.Task[str]) -> None:
-            about = {"midstream.outcome": "failed"}
+            about = {"midstream.outcome": AttemptOutcome.FAILED}
             span = self.span("end", stream_id, about, parent=_result(parent), link="", began_at=now)
             span.event("midstream.failed", {"error.type": code})
             span.end(code)
@@ -183,7 +184,7 @@ class TracedStreams(Streams):
 
     def cancelled_here(self, stream_id: str, history: History, by: str) -> None:
         parent = history.accepted.traceparent if history.accepted is not None else ""
-        about = {"midstream.outcome": "cancelled", "midstream.by": by}
+        about = {"midstream.outcome": AttemptOutcome.CANCELLED, "midstream.by": by}
         began_at = history.ended_at or time.time()
         span = self._traces.span(
             "cancel", stream_id, about, parent=parent, link=self._traces.caller(), began_at=began_at
@@ -192,7 +193,7 @@ class TracedStreams(Streams):
         span.end()
 
     async def note_delivered(self, stream_id: str, reached: EventId, began_at: float) -> None:
-        about = _connection(BEGINNING, reached, reached.offset - 1, "completed", "whole")
+        about = _connection(BEGINNING, reached, reached.offset - 1, ReaderOutcome.COMPLETED, "whole")
         # The request that created the stream gets the answer: this is still its task, whose `traceparent` is the creation's.
         self._traces.span("read", stream_id, about, parent=traceparent.get(), link="", began_at=began_at).end()
         await super().note_delivered(stream_id, reached, began_at)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from producer.metrics import WorkerMeasuring
+from producer.metrics_server import MetricsServer
 from producer.presence import presence
 from producer.provider import Provider, provider_name
 from producer.simulated_provider import SimulatedProvider
@@ -48,29 +49,33 @@ if TYPE_CHECKING:
 logger = logging.getLogger("producer")
 
 _LAST_SPANS_SECONDS = 0.5
-"""What a collector gets to take the last spans: of a worker that has drained, no reader waits for that."""
+"""How long the trace collector may take for the last spans; no reader waits for a worker that has drained."""
 _OTHER_FILES = 200
-"""What a worker has open beside a connection per answer: idle connections to the provider, Redis, its log."""
+"""Open beside one connection per answer: idle connections to the provider, Redis, the log output."""
 
 
-def _raise_open_files(wanted: int) -> None:
-    """Many systems allow a process 1024 open files at first, which is fewer than a worker may need."""
+def _raise_open_files(needed: int) -> None:
+    """Raises the limit of open files, as far as the system allows: many begin with 1024, fewer than a worker may need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        if most < wanted:
-            logger.warning("only %d files may be open at once, %d are wanted: raise it (ulimit -n)", most, wanted)
+        if most < needed:
+            logger.warning(
+                "only %d files may be open at once, and up to %d are needed: raise the limit (ulimit -n)", most, needed
+            )
 
 
 def make_provider(settings: Settings) -> Provider:
-    """The provider that the settings name. Raises Unusable."""
+    """Returns the provider that the settings name. Raises Unusable."""
     name = provider_name(settings)
     if name == "simulated":
-        why = "as asked for" if settings.provider else "neither OPENAI_API_KEY nor OPENAI_BASE_URL is set"
-        logger.warning("answers are SIMULATED: %s", why)
+        reason = (
+            "MIDSTREAM_PROVIDER says so" if settings.provider else "neither OPENAI_API_KEY nor OPENAI_BASE_URL is set"
+        )
+        logger.warning("answers are SIMULATED: %s", reason)
         return SimulatedProvider()
-    from producer.openai_provider import OpenAIProvider  # takes a quarter of a second, so only who needs it waits
+    from producer.openai_provider import OpenAIProvider  # takes a quarter of a second: only where it is needed
 
     return OpenAIProvider(
         api_key=settings.openai_api_key,
@@ -81,7 +86,7 @@ def make_provider(settings: Settings) -> Provider:
 
 
 async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None = None) -> None:
-    """Run one worker until it is asked to stop; a byte goes to `ready_fd` once it is up. Raises Unusable."""
+    """Runs one worker until a signal stops it; writes a byte to `ready_fd` once it takes requests. Raises Unusable."""
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     provider = make_provider(settings)
     server = await check(settings.redis_url, within_seconds=settings.redis_start_seconds)
@@ -101,7 +106,7 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
         await connection.close()
         await provider.close()
         raise
-    complaint = complaint_about(await until_redis_answers(lambda: eviction_policy(connection)))
+    complaint = complaint_about(await until_redis_answers(eviction_policy, connection))
     if complaint:
         logger.error(complaint)
     log = EventLog(
@@ -116,7 +121,7 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
         requests_max=settings.queue_requests_max,
         consumer=name,
     )
-    # XREADGROUP BLOCK has a connection of its own. It, too, may be dead without a word: then nothing would be claimed any more.
+    # XREADGROUP BLOCK needs a connection of its own. Its time limit ends one that died silently: else nothing more would be claimed.
     claims = ordinary_client(settings.redis_url, reply_seconds=BLOCK_SECONDS + settings.redis_reply_seconds)
     worker = Worker(
         name=name,
@@ -129,17 +134,18 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
         tracing=tracing,
     )
     measuring = WorkerMeasuring(connection, settings, worker.tally)
-    metrics_url = await measuring.serve()
+    metrics_server = MetricsServer(measuring.handover.now, settings)
+    metrics_url = await metrics_server.open()
     measuring.start()
-    there = presence(worker, connection, name=name, provider=provider.name, capacity=settings.worker_concurrency)
-    there.start()
+    own_presence = presence(worker, connection, name=name, provider=provider.name, capacity=settings.worker_concurrency)
+    own_presence.start()
     loop = asyncio.get_running_loop()
-    for wish in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(wish, worker.drain)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, worker.drain)
     gc.collect()
-    gc.freeze()  # what is there now stays for good: the collector need not look at it again
-    # Tokens make small tuples and futures by the ten thousand, and hardly ever a cycle: at the default of 700 the
-    # collector took a twelfth of the work.
+    gc.freeze()  # what exists now stays for good: the collector can skip it
+    # Tokens create small tuples and futures by the ten thousand, and hardly ever a cycle: at the default threshold of 700
+    # the garbage collector took a twelfth of the CPU time.
     gc.set_threshold(50_000, 20, 50)
     logger.info("worker %s is up: %s, %s, %d at once", name, server, provider.name, settings.worker_concurrency)
     if metrics_url is not None:
@@ -150,7 +156,8 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     try:
         await worker.run()
     finally:
-        await there.close()
+        await own_presence.close()
+        await metrics_server.close()
         await measuring.close()
         await provider.close()
         await claims.aclose()
@@ -168,12 +175,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"midstream {VERSION}")
     parser.add_argument("--log-format", choices=("json", "text"), help="how lines look on standard error")
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write a byte to this descriptor when it is up")
-    told = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
         settings = Settings.from_environment(os.environ)
-        set_up_logging(settings.log_level, told.log_format or settings.log_format)
+        set_up_logging(settings.log_level, options.log_format or settings.log_format)
         _raise_open_files(settings.worker_concurrency + _OTHER_FILES)
-        uvloop.run(work(settings, told.ready_fd, set_up_tracing("midstream-worker", os.environ)))
+        uvloop.run(work(settings, options.ready_fd, set_up_tracing("midstream-worker", os.environ)))
     except Unusable as error:
         print(f"producer: {error}", file=sys.stderr)  # noqa: T201
         return 1

@@ -1,17 +1,18 @@
 """The shapes that the fields of a provider's chunk have, checked once: where the chunk is read.
 
-Providers, proxies and local servers send what no documentation has: a call that is null, arguments as an object, a list as
-the log probabilities. Behind this room everybody may rely on the shapes (docs/reference/log-format.md). A value of another shape
-is made text where that keeps its meaning, else left out; `odd` is called for each. Null counts as absent. A field
-that has no shape here belongs to one provider and is kept as it is, if it can be stored.
+Providers, proxies and local servers send values that no documentation mentions: a call that is null, arguments as an object, a
+list as the log probabilities. Everything behind this module may rely on the shapes (docs/reference/log-format.md). A value of
+another shape is made text if that keeps its meaning, else left out; `odd` is called for each. Null counts as absent. A field
+without a shape here belongs to one provider and is kept as it is, if it can be stored.
 
-Shapes change objects in place: they own what they are given.
+A shape may change the object that it is given. The gateway's check of stored deltas is another: `shared.deltas` says why.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -24,28 +25,31 @@ LEFT_OUT: Any = object()
 CHOICES_MAX = 128
 """Of one answer: OpenAI's own bound of `n`."""
 LEVELS_MAX = 32
-"""How deep what is stored may be nested: three times as deep as any documented field, and far from what JSON libraries
-bear (orjson writes 254 levels)."""
+"""How deep a stored value may be nested: three times as deep as any documented field, and far below the limits of JSON
+libraries (orjson writes 254 levels)."""
 FINISH_REASON_CHARACTERS_MAX = 64
+ABOUT_BYTES_MAX = 16 << 10
+"""Of the fields beside an answer's text, or of an error object, so much is kept."""
+_ABOUT_FIELDS_MAX = 100
 _CALLS_MAX = 128
 """In one chunk: as many as OpenAI allows functions."""
 _CALL_INDEX_MAX = 1023
 _NAME_CHARACTERS_MAX = 256
-"""Of a model, a fingerprint, a tier."""
+"""Of the name of a model, a fingerprint, a tier."""
 _TOKENS_MAX = 1 << 53
-"""What every JSON library reads as a whole number; counts go into metrics and traces, too."""
+"""The largest whole number that every JSON library reads exactly; counts go into metrics and traces, too."""
 
 
 # --- what can be stored
 
 
 def clean(text: str) -> str:
-    """Text that can be encoded: half of a surrogate pair becomes the replacement character."""
+    """Returns text that can be encoded: half of a surrogate pair becomes the replacement character."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def storable(value: Any, odd: Odd, levels: int = LEVELS_MAX) -> Any:
-    """A copy that any JSON library can write and read: null instead of numbers beyond 64 bits, infinite ones and depths."""
+    """Returns a copy that any JSON library can write and read: numbers beyond 64 bits, infinite ones and too deep values are null."""
     kind = type(value)
     if kind is str:
         return clean(value)
@@ -62,11 +66,29 @@ def storable(value: Any, odd: Odd, levels: int = LEVELS_MAX) -> Any:
 
 
 def json_text(value: Any) -> str:
-    """A value's JSON, for where a text is wanted; empty if there is none."""
+    """Returns a value's JSON as text; empty if it has none."""
     try:
         return orjson.dumps(value).decode()
     except TypeError:
         return ""
+
+
+def fitting(fields: dict[str, Any], odd: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Returns the fields that can be stored, as many as fit into the limits."""
+    room = ABOUT_BYTES_MAX
+    fitting: dict[str, Any] = {}
+    for name, value in islice(fields.items(), _ABOUT_FIELDS_MAX):
+        try:
+            size = len(orjson.dumps({name: value}))
+        except TypeError:  # half of a surrogate pair, or a number of more than 64 bits
+            odd()
+            continue
+        if size > room:
+            odd()
+            continue
+        room -= size
+        fitting[name] = storable(value, odd)
+    return fitting
 
 
 # --- kinds of shapes
@@ -202,7 +224,7 @@ def _counts(value: Any, odd: Odd) -> Any:
 
 
 def finish_reason(value: Any, odd: Odd) -> str | None:
-    """A short text, whatever it was said with: that the answer is at its end counts most. None: it is not."""
+    """Returns a short text, whatever the type of the value: what matters is that the answer is at its end. None: it is not."""
     if not value:
         return None
     if type(value) is not str:

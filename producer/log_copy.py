@@ -1,4 +1,4 @@
-"""A worker's copy of a log that it writes, to repair a Redis that forgot.
+"""A worker's copy of the log that it writes, from which entries that Redis has lost are appended again.
 
 A thousand answers of a thousand tokens are a million entries. As tuples they would take 250 bytes each, and the garbage
 collector would walk them again and again; laid out in columns a token takes 80, and there is nothing to walk.
@@ -14,7 +14,7 @@ from shared.ids import EventId
 
 
 class LogCopy:
-    """Entries in the order of their ids. Never empty: a log begins with `accepted`."""
+    """Holds entries in the order of their ids. Never empty: a log begins with `accepted`."""
 
     __slots__ = ("_attempts", "_fields", "_offsets", "_values", "value_bytes")
 
@@ -46,7 +46,7 @@ class LogCopy:
         return EventId(self._attempts[-1], self._offsets[-1])
 
     def later_than(self, entry_id: EventId) -> range:
-        """The indices of the entries after an id."""
+        """Returns the indices of the entries after an id."""
         first = len(self)
         while first and (self._attempts[first - 1], self._offsets[first - 1]) > entry_id:
             first -= 1

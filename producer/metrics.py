@@ -1,29 +1,22 @@
-"""What a worker counts. It is one process, where a counter costs 0.5 µs and a histogram 1.5; still nothing is done per token.
+"""The metrics of a worker. In one process a counter costs 0.5 µs and a histogram 1.5 µs; even so, nothing is done per token.
 
-A `Meter` belongs to one run and is told of its turns. Tokens are worked out of the offsets, once a second.
+A `Meter` belongs to one run, which reports its steps to it. Tokens are computed from the offsets, once a second.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-
 from shared import metrics
-from shared.errors import Unusable
 from shared.events import Accepted
 from shared.metric_definition import OTHER, bounded
-from shared.metrics import FAILURE_CODES, FINISH_REASONS, MODELS_MAX, PROVIDER_CODES, PROVIDER_ODDITY_KINDS
+from shared.metrics import FINISH_REASONS, MODELS_MAX, PROVIDER_ODDITY_KINDS
+from shared.outcomes import PROVIDER_CODES, AttemptOutcome, CancelReason, FailureCode, Status
 from shared.resp import RespConnection
 from shared.self_measuring import Handover, Measuring
 from shared.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 TAKEOVERS = metrics.TAKEOVERS.counter()
 LEASES_LOST = metrics.LEASES_LOST.counter()
@@ -50,11 +43,11 @@ _GEN_AI_PER_TOKEN = metrics.GEN_AI_PER_TOKEN.histogram()
 _GEN_AI_USAGE = metrics.GEN_AI_USAGE.histogram()
 
 _models: set[str] = set()
-"""Those that have a label of their own."""
+"""The models that have a label of their own."""
 
 
 class Meter:
-    """The turns of one run, in their order. Times are `time.monotonic()` where not said otherwise."""
+    """Counts the steps of one run, reported in their order. Times are `time.monotonic()` unless another clock is named."""
 
     def __init__(self, provider: str) -> None:
         self._provider = provider
@@ -66,32 +59,32 @@ class Meter:
         self._asked_at = self._first_at = 0.0
 
     def accepted(self, accepted: Accepted, has_tokens: bool) -> None:
-        """The run knows its request."""
+        """The run has read its request; `has_tokens`: earlier attempts have shown some already."""
         self._accepted_at, self._shown_tokens = accepted.created_at, has_tokens
 
-    def begun(self, attempt: int, base: int, model: str, reason: str) -> None:
-        """An attempt stands in the log; of one that is not the first, with the reason for it."""
+    def begun(self, attempt: int, kept_tokens: int, model: str, reason: str) -> None:
+        """An attempt has begun, keeping `kept_tokens` of earlier ones; `reason` is empty for the first."""
         if self._open:
-            self.ended("restarted")
+            self.ended(AttemptOutcome.RESTARTED)
         if attempt == 1:
             _QUEUE.observe(max(0.0, time.time() - self._accepted_at))
-        self._attempt, self._counted, self._open = attempt, base, True
+        self._attempt, self._counted, self._open = attempt, kept_tokens, True
 
     def tally(self, attempt: int, offset: int) -> None:
-        """So many deltas stand in this attempt now."""
+        """Counts the increments up to this offset of this attempt."""
         if attempt == self._attempt and offset > self._counted:
             _TOKENS.inc(offset - self._counted)
             self._counted = offset
 
-    def ended(self, outcome: str, **about: str) -> None:
-        """The attempt, if one is open; `about` is for traces: finish_reason, code, by, fenced_by."""
+    def ended(self, outcome: AttemptOutcome, **about: str) -> None:
+        """The attempt, if one is open, has ended. `about` is for traces: finish_reason, code, by, fenced_by."""
         if self._open:
             self._open = False
             _ATTEMPTS.labels(outcome).inc()
-            if outcome == "fenced":
+            if outcome == AttemptOutcome.FENCED:
                 _FENCED.inc()
 
-    def failed_before(self, code: str) -> None:
+    def failed_before(self, code: FailureCode) -> None:
         """The stream was ended as failed before an attempt could begin."""
         failed(code)
 
@@ -111,7 +104,7 @@ class Meter:
             _FIRST_TOKEN.observe(max(0.0, time.time() - self._accepted_at))
 
     def answered(self, tokens: int, last_at: float, usage: dict[str, Any] | None) -> None:
-        """The call came to its end with so many tokens, the last one at that time."""
+        """The provider's answer is complete: so many tokens, the last one at that time."""
         labels = self._labels()
         _GEN_AI_DURATION.labels(*labels, "").observe(time.monotonic() - self._asked_at)
         if tokens > 1 and self._first_at:
@@ -121,17 +114,17 @@ class Meter:
             if isinstance(count, int):
                 _GEN_AI_USAGE.labels(*labels, kind).observe(count)
 
-    def provider_failed(self, code: str) -> None:
-        code = bounded(code, PROVIDER_CODES)
-        _ERRORS.labels(code).inc()
-        _GEN_AI_DURATION.labels(*self._labels(), code).observe(time.monotonic() - self._asked_at)
+    def provider_failed(self, code: FailureCode) -> None:
+        label = bounded(code, PROVIDER_CODES)
+        _ERRORS.labels(label).inc()
+        _GEN_AI_DURATION.labels(*self._labels(), label).observe(time.monotonic() - self._asked_at)
 
     def _labels(self) -> tuple[str, str, str]:
         return "chat", self._provider, self._model if self._model in _models else OTHER
 
 
 def odd(kind: str) -> None:
-    """The provider said something of a shape that nothing documents."""
+    """The provider sent a value of an undocumented shape."""
     _ODDITIES.labels(bounded(kind, PROVIDER_ODDITY_KINDS)).inc()
 
 
@@ -139,18 +132,18 @@ def odd(kind: str) -> None:
 
 
 def completed(finish_reason: str) -> None:
-    _ENDED.labels("completed").inc()
+    _ENDED.labels(Status.COMPLETED).inc()
     _ANSWERS.labels(bounded(finish_reason, FINISH_REASONS)).inc()
 
 
-def cancelled(by: str) -> None:
-    _ENDED.labels("cancelled").inc()
+def cancelled(by: CancelReason) -> None:
+    _ENDED.labels(Status.CANCELLED).inc()
     _CANCELS.labels(by).inc()
 
 
-def failed(code: str) -> None:
-    _ENDED.labels("failed").inc()
-    _FAILURES.labels(bounded(code, FAILURE_CODES)).inc()
+def failed(code: FailureCode) -> None:
+    _ENDED.labels(Status.FAILED).inc()
+    _FAILURES.labels(code).inc()
 
 
 def receipt_written(receipt: dict[str, Any]) -> None:
@@ -161,64 +154,12 @@ def receipt_written(receipt: dict[str, Any]) -> None:
 
 # --- the process
 
-_PORTS_TRIED = 16
-"""Workers of one machine share one setting: each takes the next free port."""
-_ASKING_SECONDS_MAX = 5.0
-_HEAD_BYTES_MAX = 8192
-
 
 class WorkerMeasuring(Measuring):
-    """The handover of the worker's numbers, and the port at which they can be had.
-
-    The answers are made in the event loop, about 2 ms each: a thread of prometheus_client's own server would hold the
-    interpreter for up to 5 ms at a time.
-    """
+    """The handover of the worker's plain numbers to metrics."""
 
     def __init__(self, connection: RespConnection, settings: Settings, running: Callable[[], int]) -> None:
         self.handover = Handover()
         super().__init__(self.handover, connection)
-        self._settings = settings
-        self._server: asyncio.Server | None = None
         metrics.ATTEMPT_SLOTS.gauge().set(settings.worker_concurrency)
         self.handover.show(metrics.ATTEMPTS_RUNNING.gauge(), running)
-
-    async def serve(self) -> str | None:
-        """Open the port; its URL, None where no port is wanted. Raises Unusable when none is free."""
-        settings = self._settings
-        if not settings.metrics_port:
-            return None
-        for port in range(settings.metrics_port, settings.metrics_port + _PORTS_TRIED):
-            with contextlib.suppress(OSError):
-                self._server = await asyncio.start_server(
-                    self._answer, settings.metrics_host, port, limit=_HEAD_BYTES_MAX
-                )
-                host = f"[{settings.metrics_host}]" if ":" in settings.metrics_host else settings.metrics_host
-                return f"http://{host}:{port}/metrics"
-        raise Unusable(
-            f"no port for /metrics is free on {settings.metrics_host} from MIDSTREAM_METRICS_PORT={settings.metrics_port} on"
-        )
-
-    async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        await super().close()
-
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One request, one answer, the end: enough for Prometheus and for a health check."""
-        try:
-            async with asyncio.timeout(_ASKING_SECONDS_MAX):
-                head = await reader.readuntil(b"\r\n\r\n")
-                path = head.split(b" ", 2)[1].partition(b"?")[0] if head.startswith(b"GET ") else b""
-                status, kind, body = "404 Not Found", "text/plain; charset=utf-8", b"GET /metrics or /healthz\n"
-                if path == b"/metrics":
-                    self.handover.now()
-                    status, kind, body = "200 OK", CONTENT_TYPE_LATEST, generate_latest()
-                elif path == b"/healthz":
-                    status, body = "200 OK", b"ok\n"
-                told = f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-                writer.write(told.encode() + body)
-                await writer.drain()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, IndexError) as error:
-            logger.debug("a request for metrics was not answered: %s", error)
-        finally:
-            writer.close()

@@ -1,4 +1,4 @@
-"""What a worker says of itself to whoever watches."""
+"""What a worker reports about itself, for the console and `midstream top`."""
 
 from __future__ import annotations
 

@@ -2,11 +2,11 @@
 
 read the log ──ended──► acknowledge
      │
-take over: fence off whoever was here (<attempt>-0), or end the stream where its policy or a bound says so
+take over: fence off earlier workers (<attempt>-0), or end the stream where its policy or a limit says so (`producer.takeover`)
      │
 generate ──► append ──► done
      │
-     ├─ fenced: someone cancelled it or took it over. Close the provider's connection, write nothing
+     ├─ fenced: somebody cancelled it or took it over. Close the provider's connection, write nothing
      ├─ the last reader has been gone for too long: cancelled, by disconnect
      ├─ the provider failed before the first token: ask it again; readers see nothing of it
      └─ it failed in mid-answer: by policy a new attempt (restart, continue), or failed with the partial text kept
@@ -22,20 +22,18 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import orjson
-
-from producer import metrics
-from producer.chunk_shapes import storable
+from producer import metrics, terminal_events
 from producer.metrics import Meter
 from producer.provider import Finish, Provider, ProviderError, Refused, Unavailable
+from producer.takeover import Takeover
 from producer.writer import Writer
 from shared import events
 from shared.errors import Fenced, LogFull, MidstreamError, RedisRefused, Unreadable
-from shared.event_log import EventLog, shown
-from shared.events import Entry, Item
-from shared.ids import created_at
-from shared.lifecycle import History, fold
-from shared.logs import outcome, request_id
+from shared.event_log import EventLog
+from shared.events import Item
+from shared.lifecycle import History
+from shared.logs import outcome
+from shared.outcomes import AttemptOutcome, CancelReason, FailureCode
 from shared.queue import Claim
 from shared.receipt import DeliveryNotes
 from shared.redis_retry import until_redis_answers
@@ -45,16 +43,10 @@ logger = logging.getLogger(__name__)
 
 _BACKOFF_SECONDS_MAX = 30.0
 _RETRY_AFTER_SECONDS_MAX = 120.0
-"""A provider that asks for more patience than this is as good as gone: the reader is told."""
-_FRAMES_SHOWN = 5
-_MODEL_CHARACTERS_MAX = 64
-"""Of a model's name, which a client chose: as the console shows it, and said again every two seconds."""
+"""A provider that asks to wait for longer counts as unavailable: the stream fails."""
+_FRAMES_LOGGED = 5
 _PROBE_SECONDS = 0.4
-"""A writer that is silent for so long compares its log: a cancel is to reach the provider within a second."""
-
-
-_GARBAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What Python raises over a log that nobody of us has written."""
+"""After so long without an append the writer compares the log, so that a cancel reaches the provider within a second."""
 
 
 class LastReaderGone(MidstreamError):
@@ -62,11 +54,11 @@ class LastReaderGone(MidstreamError):
 
 
 class HandedBack(MidstreamError):
-    """The worker is stopping: another one goes on."""
+    """The worker is stopping: another one continues the stream."""
 
 
 class Run:
-    """The work on one claim. `acknowledge` says at its end whether the request is done with, for every worker."""
+    """The work on one claim."""
 
     def __init__(
         self,
@@ -86,53 +78,57 @@ class Run:
         self._deliveries = deliveries
         self._provider = provider
         self._settings = settings
-        self._worker = worker
-        self._last_heard_at = last_heard_at
-        self.failure: dict[str, Any] | None = None
-        """How this run ended its stream as failed, for the console: the code, never the provider's words."""
+        self.meter = meter or Meter(provider.name)
+        self._takeover = Takeover(
+            self.stream_id,
+            log=log,
+            provider=provider,
+            settings=settings,
+            worker=worker,
+            meter=self.meter,
+            last_heard_at=last_heard_at,
+        )
         self.ended_here = False
-        """Whether it was this run that appended the terminal event: then its process writes the receipt's line."""
+        """Whether this run appended the terminal event: then its process logs the receipt."""
         self._writer: Writer | None = None
-        self._pump: asyncio.Task[Finish] | None = None
+        self._generating: asyncio.Task[Finish] | None = None
         self._stopped: MidstreamError | None = None
+        """What stopped the generation."""
         self._halted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unread: asyncio.Task[Finish] | None = None
-        """What is left of a cancelled answer, where it is read to its end for the usage."""
+        """A cancelled answer that is read to its end for its usage."""
         self._cancel_after_seconds: float | None = None
         self._began_at = self._heard_at = time.monotonic()
         self._first_token_came = False
-        self._oddities: set[str] = set()
-        """The kinds that are logged already."""
-        self._model: str | None = None
+        self._odd_kinds: set[str] = set()
+        """Kinds of odd values that have been logged."""
         self._probing: asyncio.Task[None] | None = None
-        self.meter = meter or Meter(provider.name)
+
+    @property
+    def failure(self) -> dict[str, Any] | None:
+        """How this run ended its stream as failed, for the console: the code, never the provider's words."""
+        return self._takeover.failure
 
     async def run(self) -> bool:
-        """Bring the request to its end. True when it is done with; False when another worker has it, or is to have it."""
+        """Brings the request to its end. Returns True when it is done with; False when another worker has it or shall take it."""
         try:
-            writer_and_history = await self._take_over()
-            if writer_and_history is None:
+            opened = await self._takeover.open(self.stop)
+            if opened is None:
+                self.ended_here = self._takeover.ended_here
                 return True
-            await self._answer(*writer_and_history)
+            self._writer, history = opened
+            assert history.accepted is not None
+            self._cancel_after_seconds = history.accepted.policies.cancel_after_seconds
+            await self._answer(self._writer, history)
             self.ended_here = True
             await self._drain_for_usage()
             return True
         except HandedBack:
             self.tally()
-            self.meter.ended("handed_back")
+            self.meter.ended(AttemptOutcome.HANDED_BACK)
             return False
         except Fenced:
-            newest = await until_redis_answers(lambda: self._log.newest(self.stream_id))
-            ended = not newest or newest[-1].field in events.TERMINAL
-            self.tally()
-            self.meter.ended("fenced", fenced_by=newest[-1].field.decode() if ended and newest else "another attempt")
-            how = "ended by another" if ended else "taken over by another"
-            logger.info(
-                "stream %s: %s", self.stream_id, how, extra=outcome("attempt", self.stream_id, outcome="fenced")
-            )
-            if ended:
-                await self._drain_for_usage()
-            return ended
+            return await self._was_fenced()
         except Unreadable as error:
             await self._end_unreadable(str(error))
             return True
@@ -142,11 +138,7 @@ class Run:
             await self._end_unreadable(str(error))
             return True
         except LogFull as error:  # before the attempt could begin
-            told = self._failed("log_full", str(error), retryable=False)
-            await until_redis_answers(lambda: self._log.end(self.stream_id, events.FAILED, told))
-            self._note_failure(0, 0, "log_full")
-            logger.warning("stream %s: failed: log_full: %s", self.stream_id, error)
-            self.meter.failed_before("log_full")
+            await self._takeover.end_full(error)
             self.ended_here = True
             return True
         finally:
@@ -155,199 +147,97 @@ class Run:
                 await self._closed(unread)
             self._let_go()
 
-    def _let_go(self) -> None:
-        """Give up what leads back here, so that the last reference to this run frees it, and its copy of the log.
+    async def _was_fenced(self) -> bool:
+        """Returns whether the stream has ended; False when another worker writes it now."""
+        newest = await until_redis_answers(self._log.newest, self.stream_id)
+        ended = not newest or newest[-1].field in events.TERMINAL
+        self.tally()
+        fenced_by = newest[-1].field.decode() if ended and newest else "another attempt"
+        self.meter.ended(AttemptOutcome.FENCED, fenced_by=fenced_by)
+        about = outcome("attempt", self.stream_id, outcome=AttemptOutcome.FENCED)
+        logger.info("stream %s: %s by another", self.stream_id, "ended" if ended else "taken over", extra=about)
+        if ended:
+            await self._drain_for_usage()
+        return ended
 
-        The collector is set to come once in a million objects. Exceptions lead back by the frames in their tracebacks.
+    async def _end_unreadable(self, reason: str) -> None:
+        self.tally()
+        await self._takeover.end_unreadable(reason)
+
+    def _let_go(self) -> None:
+        """Drops the references that lead back here, so that the last one to this run frees it and its copy of the log.
+
+        The garbage collector runs only once in a million objects. Exceptions lead back by the frames in their tracebacks.
         """
         self.tally()
         if self._writer is not None:
             self._writer.let_go()
         self._writer = self._stopped = self._probing = None
 
-    def stop(self, why: MidstreamError) -> None:
-        """Stop generating, for the first reason that comes."""
+    def stop(self, reason: MidstreamError) -> None:
+        """Stops generating, for the first reason that is given."""
         if self._stopped is None and not self._halted.done():
-            self._stopped = why
+            self._stopped = reason
             self._halted.set_result(None)
 
     def tally(self) -> None:
-        """Count the tokens that were appended since this was last asked."""
+        """Counts the tokens that were appended since the last call."""
         if self._writer is not None:
             self.meter.tally(self._writer.attempt, self._writer.offset)
 
     def watch(self, now: float) -> None:
-        """Look, a few times a second, at what no token would tell: time limits, the last reader, the log's own end."""
+        """Checks, a few times a second, the time limits, whether anybody follows, and (with a probe) the log."""
         writer = self._writer
         if writer is None or self._stopped is not None:
             return
         settings = self._settings
         silent_seconds = now - self._heard_at
-        if self._pump is not None and not writer.crowded:
+        if self._generating is not None and not writer.crowded:
             if now - self._began_at > settings.attempt_seconds:
                 message = f"the answer was not complete within {settings.attempt_seconds:g} s"
-                self.stop(Unavailable(message, code="provider_timeout"))
+                self.stop(Unavailable(message, code=FailureCode.PROVIDER_TIMEOUT))
             elif not self._first_token_came and silent_seconds > settings.first_token_seconds:
                 message = f"no token came within {settings.first_token_seconds:g} s"
-                self.stop(Unavailable(message, code="provider_timeout"))
+                self.stop(Unavailable(message, code=FailureCode.PROVIDER_TIMEOUT))
             elif self._first_token_came and silent_seconds > settings.between_tokens_seconds:
                 message = f"the provider fell silent for {settings.between_tokens_seconds:g} s in mid-answer"
-                self.stop(Unavailable(message, code="provider_stalled"))
-        patience, unheard_since = self._cancel_after_seconds, writer.unheard_since
-        if patience is not None and unheard_since is not None and now - unheard_since >= patience:
+                self.stop(Unavailable(message, code=FailureCode.PROVIDER_STALLED))
+        limit_seconds, unheard_since = self._cancel_after_seconds, writer.unheard_since
+        if limit_seconds is not None and unheard_since is not None and now - unheard_since >= limit_seconds:
             self.stop(LastReaderGone())
         if now - writer.sent_at > _PROBE_SECONDS and (self._probing is None or self._probing.done()):
             self._probing = asyncio.get_running_loop().create_task(writer.probe())
 
     def slept_through_its_lease(self) -> None:
-        """The process was stopped for longer than its lease: others may have ended, even deleted, the stream."""
+        """Takes note that the process was stopped for longer than its lease: others may have ended or deleted the stream."""
         if self._writer is not None:
             self._writer.may_recreate = False
-
-    # --- taking over
-
-    async def _take_over(self) -> tuple[Writer, History] | None:
-        """The writer of a new attempt and what stands before it; None when there is nothing (more) to do."""
-        while True:
-            entries, history = await self._read()
-            if history.ended or history.accepted is None:
-                return None
-            request_id.set(history.accepted.request_id)
-            self.meter.accepted(history.accepted, bool(history.items))
-            refusal = self._refusal(history)
-            of_the_lost = await self._of_the_lost(entries)
-            if refusal is not None:
-                code, message = refusal
-                failed = self._failed(code, message, retryable=True, **of_the_lost)
-                ended = await until_redis_answers(
-                    lambda failed=failed, last=history.last: self._log.end(  # type: ignore[misc]
-                        self.stream_id, events.FAILED, failed, only_after=last
-                    )
-                )
-                if ended:
-                    self.ended_here = True
-                    self._note_failure(history.attempt, len(history.items), code)
-                    self.meter.failed_before(code)
-                    logger.warning("stream %s: failed: %s: %s", self.stream_id, code, message)
-                continue  # read once more: ended now, or still alive
-            self._cancel_after_seconds = history.accepted.policies.cancel_after_seconds
-            writer = Writer(self._log, self.stream_id, entries, self._settings, self.stop)
-            if await self._begin(writer, history, history.attempt + 1, "worker_lost", **of_the_lost):
-                self._writer = writer
-                return writer, history
-
-    async def _read(self) -> tuple[list[Entry], History]:
-        """The log, and what it tells. Raises Unreadable where that is nothing that could be gone on with."""
-        entries = await until_redis_answers(lambda: self._log.read_all(self.stream_id))
-        try:
-            history = fold(entries)
-            if entries and not history.ended:
-                if history.accepted is None:
-                    raise Unreadable("its first entry is no request")
-                self._provider.model_of(history.accepted.request)
-                _ = history.text if history.items else ""
-        except _GARBAGE as error:
-            raise Unreadable(f"{type(error).__name__}: {error}") from None
-        return entries, history
-
-    async def _end_unreadable(self, reason: str) -> None:
-        """End the stream, where that can be written: another worker would read its log no better."""
-        failed = self._failed("unreadable", "the stream's log cannot be read", retryable=False)
-        try:
-            ended = await until_redis_answers(lambda: self._log.end(self.stream_id, events.FAILED, failed))
-            how = "" if ended else " (it has an end already, or none can be written)"
-        except (RedisRefused, LogFull) as refusal:
-            ended, how = False, f" (none can be written: {shown(str(refusal))})"
-        logger.error("stream %s: failed: unreadable: %s%s", self.stream_id, shown(reason), how)
-        self.tally()
-        self.meter.ended("failed", code="unreadable")
-        if ended:
-            self._note_failure(0, 0, "unreadable")
-            self.meter.failed_before("unreadable")
-
-    async def _of_the_lost(self, entries: list[Entry]) -> dict[str, float]:
-        """`last_heard_at` of the worker that was here before, for the timeline; nothing where it is not known."""
-        begun = [entry for entry in entries if entry.field in (events.STARTED, events.RESTARTED)]
-        worker = events.control_of(begun[-1].field, begun[-1].value).get("worker") if begun else None
-        if self._last_heard_at is None or not isinstance(worker, str):
-            return {}
-        try:
-            seconds = await self._last_heard_at(worker)
-        except MidstreamError as error:
-            logger.debug("stream %s: when its worker was last heard is not known: %s", self.stream_id, error)
-            return {}
-        return {} if seconds is None else {"last_heard_at": seconds}
-
-    def _refusal(self, history: History) -> tuple[str, str] | None:
-        """The code and message with which a stream ends instead of being taken over, if so."""
-        assert history.accepted is not None
-        settings = self._settings
-        if history.attempt == 0 and time.time() - created_at(self.stream_id) > settings.queue_seconds:
-            return "queue_timeout", f"no worker was free within {settings.queue_seconds:g} s"
-        if history.attempt >= settings.attempts_max:
-            return (
-                "attempts_exhausted",
-                f"{history.attempt} attempts were broken off, the last by the death of its worker",
-            )
-        if history.attempt and history.items and history.accepted.policies.on_interrupt == "fail":
-            return "worker_lost", "the worker died in mid-answer; what arrived is kept"
-        return None
-
-    async def _begin(self, writer: Writer, history: History, attempt: int, reason: str, **of_the_lost: float) -> bool:
-        """Open an attempt in the log. False when the log has moved on."""
-        assert history.accepted is not None
-        base = self._base(history) if attempt > 1 else 0
-        about: dict[str, Any] = {
-            "attempt": attempt,
-            "model": self._provider.model_of(history.accepted.request),
-            "worker": self._worker,
-            "time": time.time(),
-        }
-        if attempt > 1:
-            about |= {"base": base, "reason": reason, **of_the_lost}
-        self._model = about["model"]
-        field = events.STARTED if attempt == 1 else events.RESTARTED
-        sent_at = time.monotonic()
-        if not await writer.begin(attempt, field, orjson.dumps(about), base):
-            return False
-        metrics.APPEND.observe(time.monotonic() - sent_at)
-        self.meter.begun(attempt, base, about["model"], about.get("reason", ""))
-        del history.items[base:]
-        history.attempt = attempt
-        return True
-
-    @staticmethod
-    def _base(history: History) -> int:
-        """How many deltas a new attempt keeps: all where it is to continue plain text, else none."""
-        assert history.accepted is not None
-        plain = all(field == events.TOKEN for field, _ in history.items)
-        return len(history.items) if history.accepted.policies.on_interrupt == "continue" and plain else 0
 
     # --- answering
 
     async def _answer(self, writer: Writer, history: History) -> None:
         try:
             finish = await self._generate_with_tries(writer, history)
-            done = {"finish_reason": finish.reason, "usage": finish.usage, **finish.about, "time": time.time()}
-            await self._finish(writer, events.DONE, _terminal(done))
+            await self._finish(writer, events.DONE, terminal_events.done(finish))
             metrics.completed(finish.reason)
-            self._tell(logging.INFO, "completed", f"done: {finish.reason}", writer, finish_reason=finish.reason)
+            self._report_end(AttemptOutcome.COMPLETED, f"done: {finish.reason}", writer, finish_reason=finish.reason)
         except (Fenced, HandedBack):
             raise
         except LastReaderGone:
-            await self._finish(writer, events.CANCELLED, orjson.dumps({"by": "disconnect", "time": time.time()}))
-            metrics.cancelled("disconnect")
-            self._tell(logging.INFO, "cancelled", "cancelled: the last reader has gone", writer, by="disconnect")
+            reason = CancelReason.DISCONNECT
+            await self._finish(writer, events.CANCELLED, terminal_events.cancelled(reason))
+            metrics.cancelled(reason)
+            self._report_end(AttemptOutcome.CANCELLED, "cancelled: the last reader has gone", writer, by=reason)
         except LogFull as error:
-            await self._fail(writer, error, "log_full", retryable=False)
+            await self._fail(writer, error, FailureCode.LOG_FULL, retryable=False)
         except ProviderError as error:
             await self._fail(writer, error, error.code, retryable=error.retryable, **error.about())
         except (
             Exception
-        ) as error:  # Redis refuses, or a bug: another attempt would meet it again, and be paid for again
+        ) as error:  # Redis refuses, or a bug: another attempt would cost money, and fail in the same way
             logger.error("stream %s: the attempt broke: %s", self.stream_id, _place_of(error))
-            code, message = "internal_error", f"the worker could not go on: {type(error).__name__}"
-            await self._fail(writer, MidstreamError(message), code, retryable=True)
+            message = f"the worker could not go on: {type(error).__name__}"
+            await self._fail(writer, MidstreamError(message), FailureCode.INTERNAL_ERROR, retryable=True)
 
     async def _generate_with_tries(self, writer: Writer, history: History) -> Finish:
         tries = 0
@@ -368,27 +258,27 @@ class Run:
                     tries = 0
 
     async def _generate(self, writer: Writer, history: History) -> Finish:
-        """One call of the provider, with everything that it says appended. Raises what stopped it."""
+        """Calls the provider once and appends everything that it says. Raises what stopped it."""
         assert history.accepted is not None
         self._began_at = self._heard_at = time.monotonic()
         self._first_token_came = False
         if self._stopped is not None:
             raise self._stopped
-        began_at = writer.offset
+        offset_before = writer.offset
         self.meter.asked(self._provider.model_of(history.accepted.request))
-        self._pump = pump = asyncio.get_running_loop().create_task(
+        self._generating = call = asyncio.get_running_loop().create_task(
             self._provider.generate(history.accepted.request, history.text, self)
         )
         try:
-            await self._until_done_or_halted(pump)
-            # Once it is stopped it passes over what it still reads: then its end is not the end of the answer.
+            await self._until_done_or_halted(call)
+            # After a stop the rest of the answer is ignored: then the end of the call is not the end of the answer.
             if self._stopped is None:
-                finish = pump.result()
+                finish = call.result()
                 await writer.drained()
-                self.meter.answered(writer.offset - began_at, self._heard_at, finish.usage)
+                self.meter.answered(writer.offset - offset_before, self._heard_at, finish.usage)
                 return finish
             if self._settings.provider_on_cancel == "drain" and isinstance(self._stopped, Fenced | LastReaderGone):
-                self._unread = pump
+                self._unread = call
             if isinstance(self._stopped, ProviderError | LastReaderGone | HandedBack):
                 await writer.drained()
             raise self._stopped
@@ -397,26 +287,26 @@ class Run:
         except Exception as error:
             logger.error("stream %s: the provider's answer could not be read: %s", self.stream_id, _place_of(error))
             message = f"the provider's answer could not be read: {type(error).__name__}"
-            raise Refused(message, code="provider_unreadable") from None
+            raise Refused(message, code=FailureCode.PROVIDER_UNREADABLE) from None
         finally:
-            self._pump = None
-            if self._unread is not pump:
-                await self._closed(pump)
-            del pump  # its exception leads to this frame, which must not lead back
+            self._generating = None
+            if self._unread is not call:
+                await self._closed(call)
+            del call  # its exception leads to this frame, which must not lead back
 
     async def _until_done_or_halted(self, task: asyncio.Task[Any]) -> None:
         await asyncio.wait({task, self._halted}, return_when=asyncio.FIRST_COMPLETED)
 
     @staticmethod
     async def _closed(task: asyncio.Task[Any]) -> None:
-        """Cancel a task and see it end: with the provider's answer, its connection is closed."""
+        """Cancels a task and waits for its end: with a call of the provider, its connection is closed."""
         task.cancel()
         await asyncio.wait({task})
         if not task.cancelled():
-            task.exception()  # known already, or of no interest any more
+            task.exception()  # known already, or no longer of interest
 
     async def _drain_for_usage(self) -> None:
-        """Read a cancelled answer to its end, writing none of it: some bill it whole, and only the end tells how much."""
+        """Reads a cancelled answer to its end without writing it: some providers bill all of it, and send the usage last."""
         if self._unread is None:
             return
         try:
@@ -425,15 +315,15 @@ class Run:
             if finish.usage is not None:
                 await self._deliveries.note_usage(self.stream_id, finish.usage)
         except (MidstreamError, TimeoutError) as error:
-            shown = self._shown(error) if isinstance(error, MidstreamError) else "it did not end in time"
-            logger.info("stream %s: the usage of what was cancelled is not known: %s", self.stream_id, shown)
+            reason = self._shown(error) if isinstance(error, MidstreamError) else "it did not end in time"
+            logger.info("stream %s: the usage of the cancelled answer is not known: %s", self.stream_id, reason)
         except Exception as error:
-            logger.error("stream %s: what was cancelled could not be read: %s", self.stream_id, _place_of(error))
+            logger.error("stream %s: the cancelled answer could not be read: %s", self.stream_id, _place_of(error))
 
     # --- Hearer
 
     def accept(self, items: list[Item]) -> bool:
-        """Append what the provider said; once stopped, pass over it."""
+        """Appends what the provider said; ignores it after a stop."""
         assert self._writer is not None
         self._heard_at = time.monotonic()
         if not self._first_token_came:
@@ -445,12 +335,14 @@ class Run:
         return not self._writer.crowded
 
     def odd(self, kind: str) -> None:
-        """Count what the provider said in a shape that it should not have, and log each kind once."""
+        """Counts a value of an undocumented shape, and logs each kind once per run."""
         metrics.odd(kind)
-        if kind not in self._oddities:
-            self._oddities.add(kind)
+        if kind not in self._odd_kinds:
+            self._odd_kinds.add(kind)
             logger.info(
-                "stream %s: the provider sent something odd as %s; left out, or made text", self.stream_id, kind
+                "stream %s: the provider sent a `%s` of an undocumented shape: it was left out or made text",
+                self.stream_id,
+                kind,
             )
 
     async def wait_for_room(self) -> None:
@@ -458,10 +350,13 @@ class Run:
         await self._writer.wait_for_room()
         self._heard_at = time.monotonic()
 
-    # --- when it broke off
+    # --- after a provider's error
 
     async def _try_again(self, writer: Writer, history: History, error: ProviderError, tries: int) -> bool:
-        """Make ready for another try, after a pause: the same attempt where no token came, else a new one by policy."""
+        """Prepares another try, after a pause: the same attempt where no token came, else a new one if the policy allows it.
+
+        Returns False when there is to be none.
+        """
         assert history.accepted is not None
         settings, policy = self._settings, history.accepted.policies.on_interrupt
         if not error.retryable:
@@ -482,17 +377,17 @@ class Run:
         if not in_mid_answer:
             return True
         await writer.drained()
-        _, history_now = await self._read()
+        _, history_now = await self._takeover.read()
         if history_now.ended or history_now.attempt != history.attempt:
             raise Fenced
         history.items = history_now.items
         self.tally()
-        if not await self._begin(writer, history, writer.attempt + 1, error.code):
+        if not await self._takeover.begin(writer, history, writer.attempt + 1, error.code):
             raise Fenced
         return True
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, unless something stops the run meanwhile. Raises what stopped it."""
+        """Waits. Raises what stops the run meanwhile."""
         pause = asyncio.get_running_loop().create_task(asyncio.sleep(seconds))
         try:
             await self._until_done_or_halted(pause)
@@ -503,26 +398,14 @@ class Run:
 
     # --- ends
 
-    @staticmethod
-    def _failed(code: str, message: str, *, retryable: bool, **more: Any) -> bytes:
-        return _terminal({"code": code, "message": message, "retryable": retryable, **more, "time": time.time()})
-
-    async def _fail(self, writer: Writer, error: MidstreamError, code: str, *, retryable: bool, **more: Any) -> None:
-        await self._finish(writer, events.FAILED, self._failed(code, str(error), retryable=retryable, **more))
-        self._note_failure(writer.attempt, writer.offset, code, getattr(error, "status", None))
+    async def _fail(
+        self, writer: Writer, error: MidstreamError, code: FailureCode, *, retryable: bool, **more: Any
+    ) -> None:
+        await self._finish(writer, events.FAILED, terminal_events.failed(code, str(error), retryable=retryable, **more))
+        self._takeover.note_failure(writer.attempt, writer.offset, code, getattr(error, "status", None))
         metrics.failed(code)
-        self._tell(logging.WARNING, "failed", f"failed: {code}: {self._shown(error)}", writer, code=code)
-
-    def _note_failure(self, attempt: int, tokens: int, code: str, status: int | None = None) -> None:
-        self.failure = {
-            "id": self.stream_id,
-            "attempt": attempt,
-            "model": self._model and self._model[:_MODEL_CHARACTERS_MAX],
-            "tokens": tokens,
-            "code": code,
-            "status": status,
-            "ended_at": time.time(),
-        }
+        message = f"failed: {code}: {self._shown(error)}"
+        self._report_end(AttemptOutcome.FAILED, message, writer, code=code)
 
     @staticmethod
     async def _finish(writer: Writer, field: bytes, value: bytes) -> None:
@@ -531,29 +414,22 @@ class Run:
         metrics.APPEND.observe(time.monotonic() - sent_at)
 
     def _shown(self, error: MidstreamError) -> str:
-        """An error as the log may show it. The provider's own words may hold the prompt's."""
-        said_by_provider = isinstance(error, ProviderError) and (error.error is not None or error.status is not None)
-        if not said_by_provider or self._settings.log_texts:
+        """Returns an error as it may be logged: a provider's own message may repeat the prompt."""
+        from_provider = isinstance(error, ProviderError) and (error.error is not None or error.status is not None)
+        if not from_provider or self._settings.log_texts:
             return str(error)
-        return f"the provider said so, with status {getattr(error, 'status', None)}"
+        return f"the provider answered with status {getattr(error, 'status', None)}"
 
-    def _tell(self, level: int, how: str, message: str, writer: Writer, **more: str) -> None:
-        """The line of an attempt's end, and its count."""
+    def _report_end(self, how: AttemptOutcome, message: str, writer: Writer, **more: str) -> None:
+        """Logs and counts the end of an attempt."""
         self.tally()
         self.meter.ended(how, **more)
+        level = logging.WARNING if how == AttemptOutcome.FAILED else logging.INFO
         about = outcome("attempt", self.stream_id, attempt=writer.attempt, outcome=how, tokens=writer.offset, **more)
         logger.log(level, "stream %s: %s, %d tokens", self.stream_id, message, writer.offset, extra=about)
 
 
-def _terminal(value: dict[str, Any]) -> bytes:
-    """The JSON of a terminal event. It can always be made: what cannot be stored is null in it."""
-    try:
-        return orjson.dumps(value)
-    except TypeError:
-        return orjson.dumps(storable(value, lambda: None))
-
-
 def _place_of(error: BaseException) -> str:
-    """An unexpected exception as the log may show it: kind and place, not the message, which may hold an answer's text."""
-    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES_SHOWN:]
+    """Returns an unexpected exception as it may be logged: kind and place, not the message, which may hold an answer's text."""
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES_LOGGED:]
     return " < ".join([type(error).__name__, *(f"{it.name}:{it.lineno}" for it in reversed(frames))])

@@ -1,6 +1,5 @@
-"""A worker's spans: one for each attempt, and one for an end that is written without an attempt.
-
-A `TracedMeter` is told the same turns as any meter. It is in use only where traces are on.
+"""The spans of a worker: one for each attempt, and one for an end that is written without an attempt. Used only where traces
+are on.
 """
 
 from __future__ import annotations
@@ -10,12 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from producer.metrics import Meter
 from shared.events import Accepted
+from shared.outcomes import AttemptOutcome, FailureCode
 from shared.tracing import traceparent
 
 if TYPE_CHECKING:
     from shared.spans import Span, Tracing
 
-_TERMINAL = ("completed", "failed", "cancelled")
+_TERMINAL_EVENTS = {
+    AttemptOutcome.COMPLETED: "done",
+    AttemptOutcome.FAILED: "failed",
+    AttemptOutcome.CANCELLED: "cancelled",
+}
 _USAGE = (
     ("gen_ai.usage.input_tokens", "prompt_tokens"),
     ("gen_ai.usage.output_tokens", "completion_tokens"),
@@ -39,15 +43,15 @@ class TracedMeter(Meter):
         super().accepted(accepted, has_tokens)
         self._parent = accepted.traceparent
 
-    def begun(self, attempt: int, base: int, model: str, reason: str) -> None:
-        super().begun(attempt, base, model, reason)
+    def begun(self, attempt: int, kept_tokens: int, model: str, reason: str) -> None:
+        super().begun(attempt, kept_tokens, model, reason)
         about: dict[str, Any] = {
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": self._provider,
             "gen_ai.request.model": model,
             "midstream.stream.id": self._stream_id,
             "midstream.attempt": attempt,
-            "midstream.base": base,
+            "midstream.base": kept_tokens,
         }
         if reason:
             about["midstream.reason"] = reason
@@ -55,7 +59,7 @@ class TracedMeter(Meter):
             about["midstream.queue_wait_seconds"] = max(0.0, time.time() - self._accepted_at)
         self._error = ""
         self._span = self._tracing.span(f"chat {model}", "client", parent=self._parent, attributes=about)
-        traceparent.set(self._span.traceparent)  # what the provider is told
+        traceparent.set(self._span.traceparent)  # sent to the provider
 
     def first_token(self) -> None:
         super().first_token()
@@ -68,13 +72,13 @@ class TracedMeter(Meter):
             counts = {name: (usage or {}).get(theirs) for name, theirs in _USAGE}
             self._span.tell({name: count for name, count in counts.items() if isinstance(count, int)})
 
-    def provider_failed(self, code: str) -> None:
+    def provider_failed(self, code: FailureCode) -> None:
         super().provider_failed(code)
         self._error = code
         if self._span is not None:
             self._span.event("midstream.provider_failed", {"error.type": code})
 
-    def ended(self, outcome: str, **about: str) -> None:
+    def ended(self, outcome: AttemptOutcome, **about: str) -> None:
         super().ended(outcome, **about)
         span, self._span = self._span, None
         if span is None:
@@ -85,14 +89,18 @@ class TracedMeter(Meter):
         for name in ("by", "fenced_by"):
             if name in about:
                 span.tell({f"midstream.{name}": about[name]})
-        if outcome in _TERMINAL:
-            span.event(f"midstream.{'done' if outcome == 'completed' else outcome}")
-        broke = {"failed": about.get("code", ""), "restarted": self._error, "error": "error"}
-        span.end(broke.get(outcome, ""))
+        if outcome in _TERMINAL_EVENTS:
+            span.event(f"midstream.{_TERMINAL_EVENTS[outcome]}")
+        errors = {
+            AttemptOutcome.FAILED: about.get("code", ""),
+            AttemptOutcome.RESTARTED: self._error,
+            AttemptOutcome.ERROR: "error",
+        }
+        span.end(errors.get(outcome, ""))
 
-    def failed_before(self, code: str) -> None:
+    def failed_before(self, code: FailureCode) -> None:
         super().failed_before(code)
-        about = {"midstream.stream.id": self._stream_id, "midstream.outcome": "failed"}
+        about = {"midstream.stream.id": self._stream_id, "midstream.outcome": AttemptOutcome.FAILED}
         span = self._tracing.span("end", "internal", parent=self._parent, attributes=about)
         span.event("midstream.failed", {"error.type": code})
         span.end(code)

@@ -1,4 +1,4 @@
-"""A worker process: claims requests, runs many at once, keeps its leases, takes over from the dead, leaves in order."""
+"""A worker process: claims requests, runs many at once, renews their leases, takes over from dead workers, stops in order."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from shared.background import Complaints, keep_running
 from shared.commands import Commands
 from shared.errors import Disconnected, RedisRefused
 from shared.event_log import EventLog
+from shared.outcomes import AttemptOutcome
 from shared.queue import Claim, RequestQueue
 from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNotes, write_line
 from shared.redis_retry import until_redis_answers
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BLOCK_SECONDS = 1.0
-"""How long a claim waits for work: so late, at most, does an idle worker notice that it is to stop."""
+"""How long a claim waits for a request: the longest time in which an idle worker notices that it has to stop."""
 _CLAIM_AT_ONCE_MAX = 64
 _WATCH_SECONDS = 0.2
 _CONSUMER_IDLE_MILLISECONDS = 3_600_000
@@ -43,6 +44,8 @@ _FAILURES_SECONDS = 120.0
 
 
 class Worker:
+    """Claims requests and runs them. `blocking` is a connection for the claims alone."""
+
     def __init__(
         self,
         *,
@@ -72,7 +75,7 @@ class Worker:
         self._draining = asyncio.Event()
 
     def drain(self) -> None:
-        """Claim nothing more; asked twice, hand back at once what is unfinished."""
+        """Claims nothing more. Called a second time, hands back at once what is unfinished."""
         if self._draining.is_set():
             self._stop_runs()
         self._draining.set()
@@ -82,7 +85,7 @@ class Worker:
         return self._draining.is_set()
 
     def tally(self) -> int:
-        """Count the tokens that were appended since this was last asked; how many answers are under way."""
+        """Counts the tokens that were appended since the last call, and returns how many answers are under way."""
         for run in self._runs.values():
             run.tally()
         return len(self._runs)
@@ -92,7 +95,7 @@ class Worker:
         return [one for one in self._failures if time.time() - one["ended_at"] < _FAILURES_SECONDS]
 
     async def run(self) -> None:
-        """Work until drained: then every claim is finished or handed back."""
+        """Works until it is drained: then every claim is finished or handed back."""
         loops = [
             keep_running(name, partial(self._repeat, loop, pause_seconds))
             for name, loop, pause_seconds in (
@@ -106,7 +109,7 @@ class Worker:
             try:
                 await self._queue.open()
             except (Disconnected, RedisRefused) as error:
-                logger.debug("the queue is not open yet: %s", error)  # a claim that misses it makes it
+                logger.debug("the queue is not open yet: %s", error)  # the first claim opens it
             await self._claim_until_drained()
             await self._finish_runs()
             if self._receipts:
@@ -142,7 +145,7 @@ class Worker:
         if free > 0 and not self._draining.is_set():
             lease_milliseconds = int(self._settings.lease_seconds * 1000)
             for claim in await self._queue.claim_expired(min(free, _CLAIM_AT_ONCE_MAX), lease_milliseconds):
-                if claim.entry_id not in self._runs:  # else it is our own, renewed a little late
+                if claim.entry_id not in self._runs:  # else it is this worker's own, renewed a little late
                     logger.info("stream %s: its worker's lease has expired; taking it over", claim.stream_id)
                     metrics.TAKEOVERS.inc()
                     self._start(claim)
@@ -166,7 +169,7 @@ class Worker:
         claim = run.claim
         try:
             if await run.run():
-                await until_redis_answers(lambda: self._queue.acknowledge(claim))
+                await until_redis_answers(self._queue.acknowledge, claim)
             if run.failure is not None:
                 self._failures.append(run.failure)
             if run.ended_here:
@@ -183,12 +186,14 @@ class Worker:
                 task.add_done_callback(self._receipts.discard)
         except asyncio.CancelledError:
             raise
-        except RedisRefused as error:  # a permission taken away, say: its lease runs out, and whoever may goes on
+        except (
+            RedisRefused
+        ) as error:  # as when a permission was taken away: the lease runs out, and a worker that has it continues
             logger.error("stream %s: the attempt broke off: Redis refuses it: %s", claim.stream_id, error)
-            run.meter.ended("error")
+            run.meter.ended(AttemptOutcome.ERROR)
         except Exception:  # a bug must not end the worker; the lease runs out, and attempts_max bounds the rest
             logger.exception("stream %s: the attempt broke", claim.stream_id)
-            run.meter.ended("error")
+            run.meter.ended(AttemptOutcome.ERROR)
         finally:
             run.tally()
             self._runs.pop(claim.entry_id, None)
@@ -200,26 +205,28 @@ class Worker:
     async def _renew(self) -> None:
         claims = [run.claim for run in self._runs.values()]
         if claims:
-            lost = [one for one in await self._queue.renew(claims) if one in self._runs]  # else done with meanwhile
+            lost = [
+                entry_id for entry_id in await self._queue.renew(claims) if entry_id in self._runs
+            ]  # others are done
             metrics.LEASES_LOST.inc(len(lost))
-            if lost:  # the log's fence decides who goes on, within the next append or probe
-                logger.warning("%d leases were lost, to other workers or to a Redis that forgot", len(lost))
+            if lost:  # the next append or probe shows, by the log's fence, who may continue
+                logger.warning("%d leases were lost: other workers took them, or Redis lost them", len(lost))
 
     async def _watch(self) -> None:
-        looked_at = time.monotonic()
+        checked_at = time.monotonic()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             now = time.monotonic()
-            if now - looked_at > self._settings.lease_seconds:
-                logger.warning("this process was stopped for %.1f s, longer than its leases", now - looked_at)
+            if now - checked_at > self._settings.lease_seconds:
+                logger.warning("this process was stopped for %.1f s, longer than its leases", now - checked_at)
                 for run in self._runs.values():
                     run.slept_through_its_lease()
-            looked_at = now
+            checked_at = now
             for run in list(self._runs.values()):
                 try:
                     run.watch(now)
-                except Exception:  # a bug that one run meets must not leave the others unwatched
-                    logger.exception("stream %s: it cannot be watched", run.stream_id)
+                except Exception:  # a bug in one run must not keep the others from being watched
+                    logger.exception("stream %s: its time limits cannot be checked", run.stream_id)
                     run.stop(HandedBack())
 
     async def _forget(self) -> None:
@@ -266,8 +273,9 @@ class Worker:
                 complaints.say(f"{once.__name__.strip('_')}: {error}")
 
     @staticmethod
-    async def _first_of(*happenings: asyncio.Event) -> None:
-        waits = [asyncio.create_task(one.wait()) for one in happenings]
+    async def _first_of(*events: asyncio.Event) -> None:
+        """Returns when one of the events is set."""
+        waits = [asyncio.create_task(event.wait()) for event in events]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()

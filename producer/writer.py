@@ -1,9 +1,9 @@
-"""One attempt's appends: at most one under way; what comes meanwhile gathers into the next entry.
+"""Appends the items of one attempt: at most one append is under way; items that come meanwhile share the next entry.
 
-So latency is one round trip when idle, and throughput a pipeline's when busy. The writer keeps a copy of the whole log
-as it must be. A lost reply, a Redis that restarted, a replica that lagged when it was promoted: in every case the log's
-last id says what is missing, and that is appended again, under the same ids and with the same bytes. Refused for ever
-is only what a later attempt has fenced off.
+So an idle writer appends at once, and a busy one as many tokens as come in a round trip. The writer keeps a copy of the whole
+log as it must be. After a lost reply, a restart of Redis, or a failover to a replica that lagged, the log's last id shows
+which entries are missing; they are appended again, under the same ids and with the same bytes. Only what a later attempt has
+fenced off stays refused.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from shared.event_log import Appended, EventLog
 from shared.events import ACCEPTED, Entry, Item, encode_items
 from shared.ids import EventId
 from shared.keys import live_channel, log_key
+from shared.outcomes import FailureCode
 from shared.redis_retry import until_redis_answers
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _LOOK_AGAIN_SECONDS = 0.01
-"""Between a repair and the next try of the append that found the gap: a log that somebody edits must not spin us."""
+"""The pause between a repair and the next try of the append: without it a log that somebody edits would keep the loop busy."""
 
 
 class Writer:
-    """Writes one stream's log for one worker. `on_trouble` is told, once, what ends the attempt: Fenced or LogFull."""
+    """Writes one stream's log for one worker. `on_trouble` gets, once, the error that ends the attempt, as Fenced or LogFull."""
 
     def __init__(
         self,
@@ -46,34 +47,35 @@ class Writer:
         self._log = log
         self._copy = LogCopy(entries)
         self._uncounted = 0
-        """How many entries more (or fewer, trimmed by hand) Redis counts than this copy."""
+        """How many entries more than this copy Redis holds (negative: fewer, as after XTRIM by hand)."""
         self._tokens_max = settings.entry_tokens_max
-        self._entries_max = settings.stream_entries_max - 1  # the last place is the terminal event's
+        self._entries_max = settings.stream_entries_max - 1  # one place is kept for the terminal event
         self._bytes_max = settings.stream_bytes_max
         self._unsent_bytes_max = settings.worker_unsent_bytes_max
         self._on_trouble = on_trouble
         self._trouble: MidstreamError | None = None
         self._keys = (log_key(stream_id), live_channel(stream_id))
         self._id = entries[-1].id
-        """The id of the last entry given out, sent or not."""
-        self._base = 0
+        """The id of the last entry that was made, whether sent or not."""
+        self._kept_tokens = 0
+        """How many increments of earlier attempts this one keeps."""
         self._waiting: list[Item] = []
         self._waiting_bytes = 0
         self._under_way: Entry | None = None
         self._repair: asyncio.Task[None] | None = None
         self._busy = False
-        """A repair, a beginning or an end is under way: no token may be sent, and a probe would misread the log."""
+        """A repair, a beginning or an end is under way: no token may be sent, and a probe could not be interpreted."""
         self._progress = asyncio.Event()
         self.may_recreate = True
-        """Whether a log that is gone altogether may be written anew: not by a worker that slept through its lease."""
+        """Whether a log that has vanished may be written again: not by a worker that was stopped for longer than its lease."""
         self.sent_at = 0.0
         self.unheard_since: float | None = None
-        """Since when no gateway listens (monotonic seconds); None while one does, or before it was asked."""
+        """Since when no gateway listens (monotonic seconds); None while one does, or before the first reply."""
 
     # --- the hot path
 
     def push(self, items: list[Item]) -> None:
-        """Take deltas to append, in order. They leave at once, or with the next entry when an append is under way."""
+        """Takes items to append, in order. They are sent at once, or, while an append is under way, with the next entry."""
         self._waiting += items
         self._waiting_bytes += sum(map(len, items))
         if self._under_way is None:
@@ -90,8 +92,8 @@ class Writer:
             self._waiting_bytes -= sum(map(len, items))
         try:
             field, value = encode_items(items)
-        except (TypeError, ValueError):  # no provider of ours says such; here it would break the connection to Redis
-            self._fail(Refused("the provider's answer cannot be stored", code="provider_unreadable"))
+        except (TypeError, ValueError):  # a bug in a provider; raised here it would break the connection to Redis
+            self._fail(Refused("the provider's answer cannot be stored", code=FailureCode.PROVIDER_UNREADABLE))
             return
         self._id = EventId(self._id.attempt, self._id.offset + len(items))
         if len(self._copy) >= self._entries_max or self._copy.value_bytes + len(value) > self._bytes_max:
@@ -128,13 +130,13 @@ class Writer:
             self.unheard_since = time.monotonic()
 
     def let_go(self) -> None:
-        """Forget whom this writer tells of trouble, and the trouble: nothing may hold a run that has ended."""
+        """Drops the references to the run and to its error: nothing may keep a run in memory that has ended."""
         self._on_trouble = lambda trouble: None
         self._trouble = self._repair = None
 
     def _fail(self, trouble: MidstreamError) -> None:
         if self._trouble is None:
-            self._trouble = trouble.with_traceback(None)  # which leads back here
+            self._trouble = trouble.with_traceback(None)  # a traceback would hold this frame
             self._on_trouble(trouble)
         self._progress.set()
 
@@ -142,18 +144,18 @@ class Writer:
 
     @property
     def crowded(self) -> bool:
-        """Whether so much waits (Redis is away, or slow) that no more should be read from the provider."""
+        """Whether so much waits, because Redis is slow or away, that no more should be read from the provider (backpressure)."""
         return self._waiting_bytes > self._unsent_bytes_max
 
     async def wait_for_room(self) -> None:
-        """Wait while crowded. Raises the trouble that ends the attempt."""
+        """Waits while the writer is crowded. Raises the error that ends the attempt."""
         while self.crowded and self._trouble is None:
             self._progress.clear()
             await self._progress.wait()
         self._raise_trouble()
 
     async def drained(self) -> None:
-        """Wait until all that was pushed is in the log. Raises the trouble that ends the attempt."""
+        """Waits until all that was pushed is in the log. Raises the error that ends the attempt."""
         while (self._under_way is not None or self._waiting or self._busy) and self._trouble is None:
             self._progress.clear()
             await self._progress.wait()
@@ -171,13 +173,13 @@ class Writer:
 
     @property
     def offset(self) -> int:
-        """How many deltas stand, up to what was sent or is under way."""
+        """How many increments stand, with those under way."""
         return self._id.offset
 
-    async def begin(self, attempt: int, field: bytes, value: bytes, base: int) -> bool:
-        """Fence off every earlier attempt with `<attempt>-0`, and go on from `base` deltas.
+    async def begin(self, attempt: int, field: bytes, value: bytes, kept_tokens: int) -> bool:
+        """Fences off every earlier attempt with the entry `<attempt>-0`, and continues behind `kept_tokens` increments.
 
-        False when the log has moved on meanwhile: someone else wrote, and it must be read again.
+        Returns False when somebody else has written meanwhile: then the log must be read again.
         """
         await self.drained()
         entry = Entry(EventId(attempt, 0), field, value)
@@ -185,8 +187,8 @@ class Writer:
         try:
             outcome = await self._append_once_settled(entry)
             if outcome.status == "duplicate":
-                # Ours, after a lost reply? Someone else's has another worker or time in it.
-                stored = await until_redis_answers(lambda: self._log.read_between(self.stream_id, entry.id, entry.id))
+                # Our own, after a lost reply? Somebody else's names another worker or time.
+                stored = await until_redis_answers(self._log.read_between, self.stream_id, entry.id, entry.id)
                 if stored != [entry]:
                     return False
             elif outcome.status != "applied":
@@ -195,17 +197,17 @@ class Writer:
         finally:
             self._busy = False
         self._heard_by(outcome.listeners)
-        self._id = EventId(attempt, base)
-        self._base = base
+        self._id = EventId(attempt, kept_tokens)
+        self._kept_tokens = kept_tokens
         return True
 
     async def finish(self, field: bytes, value: bytes) -> None:
-        """Append the terminal event and let the log expire. Raises Fenced when someone else ended it."""
+        """Appends the terminal event and sets the log's expiry. Raises Fenced when somebody else has ended the stream."""
         if self._trouble is None or isinstance(self._trouble, Fenced):
             await self.drained()
-        else:  # the log is full: what did not fit is not in it
+        else:  # the log is full: the items that did not fit are given up
             self._waiting.clear()
-            self._id = EventId(self._id.attempt, max(self._base, self._copy.last.offset))
+            self._id = EventId(self._id.attempt, max(self._kept_tokens, self._copy.last.offset))
         entry = Entry(EventId(self._id.attempt, self._id.offset + 1), field, value)
         self._busy = True
         try:
@@ -216,7 +218,7 @@ class Writer:
             raise Fenced
 
     async def probe(self) -> None:
-        """Compare the log with this copy while no token flows: a cancel, a takeover, a Redis that forgot, the listeners."""
+        """Compares the log with this copy while no token flows: to see a cancel, a takeover, lost entries, and whether a gateway listens."""
         if self._under_way is not None or self._busy or self._trouble is not None:
             return
         self.sent_at = time.monotonic()
@@ -226,7 +228,7 @@ class Writer:
         except (Disconnected, RedisRefused, LogFull):
             return
         if self._under_way is not None or self._busy or self._copy.last != last:
-            return  # an append left meanwhile; its own reply will tell
+            return  # an append was sent meanwhile: its reply shows as much
         if outcome.status == "applied":
             self._heard_by(outcome.listeners)
         elif outcome.status == "fenced":
@@ -238,7 +240,7 @@ class Writer:
     # --- when the log is not what it should be
 
     async def _settle(self, entry: Entry | None) -> None:
-        """Bring the append under way to an end after whatever reply was not a plain yes; without one, repair the log."""
+        """Brings the append under way to its end after any reply but a plain success; with `entry` None, repairs the log."""
         try:
             if entry is None:
                 await self._make_whole()
@@ -256,33 +258,35 @@ class Writer:
             self._fail(error if isinstance(error, MidstreamError) else MidstreamError(f"{type(error).__name__}"))
 
     async def _append_once_settled(self, entry: Entry, ttl_seconds: int | None = None) -> Appended:
-        """Append until it is known what became of it: applied, duplicate or fenced."""
+        """Appends, repairing the log if need be, until the outcome is known: applied, duplicate or fenced."""
         while True:
             held = len(self._copy) + self._uncounted
-            outcome = await until_redis_answers(lambda: self._log.append(self.stream_id, held, entry, ttl_seconds))  # noqa: B023
+            outcome = await until_redis_answers(self._log.append, self.stream_id, held, entry, ttl_seconds)
             if outcome.status == "duplicate" and entry.id.attempt == self._copy.last.attempt:
                 await self._raise_unless_ours(entry.id.attempt)
             if outcome.status != "gap":
                 return outcome
             if self._copy.last.attempt < entry.id.attempt and outcome.last > self._copy.last:
-                return outcome  # a fence that comes too late: others wrote what this copy does not have
+                return outcome  # too late to fence off: others have written entries that this copy does not have
             await self._make_whole()
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
     async def _make_whole(self) -> None:
-        """Append again what Redis forgot. Raises Fenced, LogFull."""
-        outcome = await until_redis_answers(lambda: self._log.probe(self.stream_id, -1, self._copy.last))
-        last, entries = outcome.last, outcome.entries  # no log holds -1 entries: it always tells
+        """Appends again the entries that Redis has lost. Raises Fenced, LogFull."""
+        outcome = await until_redis_answers(self._log.probe, self.stream_id, -1, self._copy.last)
+        last, entries = outcome.last, outcome.entries  # no log holds -1 entries, so the reply always has both
         missing = self._copy.later_than(last)
         if entries == 0 and not self.may_recreate:
-            raise Fenced("the log is gone, and this worker slept through its lease: it may not write it anew")
+            raise Fenced(
+                "the log is gone, and this worker was stopped for longer than its lease: it may not write it again"
+            )
         if last > self._copy.last:
             raise Fenced
         await self._raise_unless_ours(last.attempt)
         if missing:
             metrics.LOG_REPAIRS.inc()
             logger.warning(
-                "stream %s: Redis forgot %d of %d entries; appending them again",
+                "stream %s: Redis has lost %d of %d entries; appending them again",
                 self.stream_id,
                 len(missing),
                 len(self._copy),
@@ -292,21 +296,17 @@ class Writer:
             entry = self._copy[index]
             ttl_seconds = self._log.log_ttl_seconds if entry.field == ACCEPTED else None
             held = index + self._uncounted
-            outcome = await until_redis_answers(
-                lambda held=held, entry=entry, ttl_seconds=ttl_seconds: self._log.append(  # type: ignore[misc]
-                    self.stream_id, held, entry, ttl_seconds
-                )
-            )
+            outcome = await until_redis_answers(self._log.append, self.stream_id, held, entry, ttl_seconds)
             if outcome.status == "fenced":
                 raise Fenced
             if outcome.status == "duplicate":
                 await self._raise_unless_ours(entry.id.attempt)
             if outcome.status == "gap":
-                return  # it forgot again: the caller looks once more
+                return  # entries were lost again: the caller tries once more
 
     async def _raise_unless_ours(self, attempt: int) -> None:
-        """Raise Fenced if another worker has begun the same attempt, in a log that Redis had partly forgotten."""
+        """Raises Fenced if another worker has begun the same attempt, in a log of which Redis had lost a part."""
         beginning = EventId(attempt, 0)
-        stored = await until_redis_answers(lambda: self._log.read_between(self.stream_id, beginning, beginning))
+        stored = await until_redis_answers(self._log.read_between, self.stream_id, beginning, beginning)
         if stored and stored[0] not in self._copy:
             raise Fenced("another worker has begun the same attempt")

@@ -1,6 +1,6 @@
-"""Tasks that live as long as their process: one that breaks is logged, counted, and started again after a pause.
+"""Tasks that run as long as their process: one that raises is logged, counted, and started again after a pause.
 
-A task that nobody awaits ends without a word when it raises: nothing would renew leases, or look for the dead, any more.
+A task that nobody awaits ends silently when it raises: leases would no longer be renewed, or dead workers noticed.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE_SECONDS = 0.1
 """Before a task that broke is started again; doubled each time that it breaks soon after."""
 _PAUSE_SECONDS_MAX = 5.0
-"""Half a lease; and a task that always breaks writes at most 12 traces a minute."""
+"""Half a lease. A task that always breaks writes at most 12 traces a minute."""
 _SETTLED_SECONDS = 60.0
-"""A task that ran for so long did not break for the reason for which it broke before."""
+"""A task that has run for so long begins again with the first pause."""
 
 
 def keep_running(name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
-    """Run `work` as a task until it returns or is cancelled; start it anew, after a pause, whenever it raises.
+    """Runs `work` as a task until it returns or is cancelled; starts it again, after a pause, whenever it raises.
 
-    `name` is one of `shared.metrics.BACKGROUND_TASKS`. What the work keeps between its rounds must not be its local
-    variables where a new start would lose by that.
+    `name` is one of `shared.metrics.BACKGROUND_TASKS`. State that must survive a new start cannot be in local variables of
+    the work.
     """
     assert name in metrics.BACKGROUND_TASKS, name
     failures = metrics.BACKGROUND_FAILURES.counter().labels(name)
@@ -42,7 +42,7 @@ async def _kept_running(name: str, work: Callable[[], Awaitable[None]], failures
         try:
             await work()
             return
-        except Exception:  # a cancellation is none
+        except Exception:  # CancelledError is not one
             if time.monotonic() - began_at > _SETTLED_SECONDS:
                 pause_seconds = FIRST_PAUSE_SECONDS
             logger.exception("the background task %s broke; starting it again in %g s", name, pause_seconds)
@@ -52,7 +52,7 @@ async def _kept_running(name: str, work: Callable[[], Awaitable[None]], failures
 
 
 class Complaints:
-    """A warning that would come several times a second: written when it is another than before, and once a minute."""
+    """Limits a warning that would come several times a second: logged when it changes, and once a minute."""
 
     _AGAIN_SECONDS = 60.0
 

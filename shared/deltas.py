@@ -1,7 +1,11 @@
 """The shape of a delta: what readers of a `d` entry, and of an object in a `b` entry, may rely on.
 
-Providers, workers of another version and damaged logs leave other things there. What is not of the documented shape is
-left out here, so that no API of the gateway has to expect it.
+Workers of other versions, other writers and damaged logs can leave other values there. Fields that have not the documented
+shape are left out here, so that no API of the gateway has to expect them.
+
+`producer.chunk_shapes` checks more, for another purpose: it repairs what a provider sends before it is stored (texts become
+numbers, objects are changed in place), and reports each repair. Here nearly every entry must pass unchanged, as the bytes that
+it is, at the price of one JSON parse; so the two share no code.
 
 | field | shape |
 |---|---|
@@ -21,15 +25,15 @@ import orjson
 from shared.errors import Unreadable
 
 SILENT = b'{"delta":{}}'
-"""A delta that says nothing: it counts, and stands where something stood that nobody can show."""
+"""An empty delta: it counts as an increment, in place of one that cannot be shown."""
 NESTED_MAX = 200
-"""Levels of objects and lists: 1024 can be read, but only 254 be written, and APIs put a delta into objects of their own."""
+"""Levels of objects and lists: orjson reads 1024 but writes only 254, and APIs put a delta into objects of their own."""
 _INDEX_MAX = 1_000_000
 _MARGIN_LEVELS = 54
 
 
 def checked_delta(value: bytes) -> bytes:
-    """A `d` entry's value as readers get it: one line of JSON. Raises Unreadable for what is no JSON object."""
+    """Returns the value of a `d` entry as readers get it: one line of JSON. Raises Unreadable if it is no JSON object."""
     stored = loaded(value)
     if type(stored) is not dict:
         raise Unreadable("a delta is not a JSON object")
@@ -41,7 +45,7 @@ def checked_delta(value: bytes) -> bytes:
 
 
 def delta_of(stored: dict[str, Any]) -> bytes:
-    """A delta as readers get it, from the JSON object that the log has."""
+    """Returns a delta as readers get it, from the JSON object in the log."""
     tidy = stored if _is_documented(stored) else _tidied(stored)
     if not too_deep(tidy):
         return orjson.dumps(tidy)
@@ -52,7 +56,7 @@ def delta_of(stored: dict[str, Any]) -> bytes:
 
 
 def loaded(value: bytes) -> Any:
-    """What this JSON stands for. Raises Unreadable."""
+    """Returns the value of this JSON. Raises Unreadable."""
     try:
         return orjson.loads(value)
     except orjson.JSONDecodeError:
@@ -60,14 +64,14 @@ def loaded(value: bytes) -> Any:
 
 
 def too_deep(value: Any) -> bool:
-    """Whether a value that was read is nested too deeply to be written within other objects."""
+    """Returns whether a value that was read is nested too deeply to be written within other objects."""
     for _ in range(_MARGIN_LEVELS):
         value = [value]
     return not writable(value)
 
 
 def writable(value: Any) -> bool:
-    """Whether a value that was read can be written: it has not too many levels."""
+    """Returns whether a value that was read can be written again: whether it has not too many levels."""
     try:
         orjson.dumps(value)
     except TypeError:  # JSONEncodeError is one
@@ -85,7 +89,7 @@ def _is_documented(stored: dict[str, Any]) -> bool:
 
 
 def _tidied(stored: dict[str, Any]) -> dict[str, Any]:
-    """Without what is not of its shape."""
+    """Returns a delta's object without the fields that have not their documented shape."""
     tidy = dict(stored)
     delta = stored.get("delta")
     tidy["delta"] = _tidied_delta(delta) if isinstance(delta, dict) else {}
@@ -97,7 +101,7 @@ def _tidied(stored: dict[str, Any]) -> dict[str, Any]:
         for name in ("content", "refusal"):
             _keep_if(logprobs, name, _is_list)
             if logprobs.get(name):
-                logprobs[name] = [one for one in logprobs[name] if isinstance(one, dict)]
+                logprobs[name] = [token for token in logprobs[name] if isinstance(token, dict)]
     return tidy
 
 
@@ -107,7 +111,7 @@ def _tidied_delta(delta: dict[str, Any]) -> dict[str, Any]:
     tidy = dict(delta)
     _keep_if(tidy, "tool_calls", _is_list)
     if tidy.get("tool_calls"):
-        tidy["tool_calls"] = [_tidied_call(one) for one in tidy["tool_calls"] if isinstance(one, dict)]
+        tidy["tool_calls"] = [_tidied_call(call) for call in tidy["tool_calls"] if isinstance(call, dict)]
     return tidy
 
 

@@ -1,13 +1,13 @@
 """Every error that Midstream raises on purpose, in one tree.
 
-The docstring is the default message. An error says who is at fault: ``Rejected`` is the caller's,
-``Unusable`` the owner's, the rest is the world's, and may be tried again where it says so.
+The docstring of a class is its default message. The class says whose fault it is: `Rejected` the caller's, `Unusable` the
+owner's; the others come from the surroundings, and their docstrings say whether to try again.
 """
 
 from __future__ import annotations
 
 _FORBIDDEN = ("ACL failure in script", "The user executing the script can't", "unknown command", "nknown Redis command")
-"""What else than NOPERM Redis and Valkey say of what a user may not do, or of a command that they do not know."""
+"""Words with which Redis and Valkey refuse, beside NOPERM, a forbidden or unknown command."""
 
 
 class MidstreamError(Exception):
@@ -43,7 +43,7 @@ class RedisRefused(MidstreamError):
 
     @property
     def forbids(self) -> bool:
-        """Whether Redis's user lacks a permission, or the server does not know the command."""
+        """Whether the user of Redis lacks a permission, or the server does not know the command."""
         message = str(self)
         return self.code == "NOPERM" or any(words in message for words in _FORBIDDEN)
 

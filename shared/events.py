@@ -1,22 +1,22 @@
-"""What a log can hold, and how each is stored.
+"""The entries of a log, and how each is stored.
 
-An entry is one field and its value: the field says what the value is. The three that come by the thousand have
-names of one letter, because Redis keeps a field's name in every entry that differs from the first of its node.
+An entry is one field and its value: the field says what the value is. The three kinds that come by the thousand have names of
+one letter, because Redis stores a field's name again in every entry whose field differs from the first of its node.
 
 | field | value |
 |---|---|
-| `accepted` | JSON: request, principal, policies, metadata, created_at, request_id; facade for an API other than the native one; traceparent where traces are on |
+| `accepted` | JSON: request, principal, policies, metadata, created_at, request_id; facade for an API other than the native one; traceparent if traces are on |
 | `started`, `restarted` | JSON: attempt, model, worker, time; restarted also base, reason, perhaps last_heard_at |
 | `t` | one token: its text, UTF-8 |
-| `d` | one delta that is not plain text: the JSON object that readers get, with the provider's `delta` in it |
+| `d` | one delta (an increment that is not plain text): the JSON object that readers get, with the provider's `delta` in it |
 | `b` | several of both in order: a JSON array, a token as a string, a delta as an object |
-| `done` | JSON: finish_reason, usage, time; provider, choice for what else the provider said of them |
-| `failed` | JSON: code, message, retryable, time; status, provider_error, retry_after where the provider said so; perhaps last_heard_at |
+| `done` | JSON: finish_reason, usage, time; provider, choice: other fields that the provider sent |
+| `failed` | JSON: code, message, retryable, time; status, provider_error, retry_after if the provider sent them; perhaps last_heard_at |
 | `cancelled` | JSON: by, time |
-| `deleted` | empty: a tombstone, so that no late write brings a deleted stream back |
+| `deleted` | empty: a tombstone, which keeps a late write from bringing a deleted stream back |
 
-Whatever reads a log reads it through `events_of` and `control_of`, which raise Unreadable where it is not so. What may stand
-behind what is checked by `shared.lifecycle`. An entry of another kind counts as one delta, which says nothing.
+Every reader goes through `events_of` and `control_of`, which raise Unreadable for an entry of another format. The order of
+the entries is checked by `shared.lifecycle`. An entry of an unknown kind counts as one increment with an empty delta.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import orjson
 from shared.deltas import NESTED_MAX, SILENT, checked_delta, delta_of, loaded, too_deep, writable
 from shared.errors import Unreadable
 from shared.ids import ID_PART_MAX, EventId
+from shared.outcomes import FailureCode
 
 ACCEPTED = b"accepted"
 STARTED = b"started"
@@ -49,8 +50,6 @@ COUNTED = frozenset({TOKEN, DELTA, BATCH})
 
 UNREADABLE = b""
 """The field of an entry that does not have exactly one field and its value."""
-UNREADABLE_CODE = "unreadable"
-"""The failure code of a stream whose log cannot be read on."""
 TIME_MAX = 1e11
 """Unix seconds: the year 5138."""
 _INTERRUPT_POLICIES = ("fail", "restart", "continue")
@@ -59,7 +58,7 @@ _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 """W3C Trace Context, section 3.2."""
 
 Item = str | bytes
-"""One provider delta as a worker holds it: a token's text, or the JSON of what is not plain text."""
+"""One increment as a worker holds it: the text of a token, or the JSON of a delta."""
 
 
 class Entry(NamedTuple):
@@ -71,7 +70,7 @@ class Entry(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One event as readers see it: an entry, or one item of a batch under its own id."""
+    """One event as readers see it: an entry, or one item of a `b` entry under its own id."""
 
     id: EventId
     field: bytes
@@ -79,7 +78,7 @@ class Event(NamedTuple):
 
 
 def encode_items(items: list[Item]) -> tuple[bytes, bytes]:
-    """The field and the value of an entry that carries these one or more items."""
+    """Returns the field and the value of an entry that carries these items (one or more)."""
     if len(items) == 1:
         item = items[0]
         return (TOKEN, item.encode()) if isinstance(item, str) else (DELTA, item)
@@ -87,14 +86,14 @@ def encode_items(items: list[Item]) -> tuple[bytes, bytes]:
 
 
 def entry_of(event_id: bytes, fields: Sequence[bytes]) -> Entry:
-    """An entry as Redis sent it: its id, and its fields each followed by its value. It is read by `events_of`."""
+    """Returns an entry from Redis's reply: its id, and its fields, each followed by its value. Nothing is checked."""
     field, value = fields if len(fields) == 2 else (UNREADABLE, b"")
     return Entry(EventId.of(event_id), field, value)
 
 
 def events_of(entry: Entry) -> list[Event]:
-    """The events that an entry carries, in order; the entry's id is the id of the last. Their values are checked: what is
-    not of its documented shape and can be done without is left out. Raises Unreadable."""
+    """Returns the events that an entry carries, in order; the entry's id is the id of the last. Optional fields that have not
+    their documented shape are left out of the values. Raises Unreadable."""
     event_id, field, value = entry
     if event_id[0] > ID_PART_MAX or event_id[1] > ID_PART_MAX:
         raise Unreadable("an id has more than 16 digits")
@@ -114,12 +113,12 @@ def events_of(entry: Entry) -> list[Event]:
             Accepted.load(value)
         return [Event(*entry)]
     if field == UNREADABLE or not event_id.offset:
-        raise Unreadable("an entry has not one field that is known")
+        raise Unreadable("an entry does not have exactly one known field")
     return [Event(event_id, DELTA, SILENT)]
 
 
 def check_text(value: bytes) -> None:
-    """Raises Unreadable for what is not UTF-8."""
+    """Raises Unreadable if a token's text is not UTF-8."""
     try:
         value.decode()
     except UnicodeDecodeError:
@@ -127,10 +126,10 @@ def check_text(value: bytes) -> None:
 
 
 def items_of(value: bytes) -> list[Any]:
-    """The items of a `b` entry: texts and objects. Raises Unreadable."""
+    """Returns the items of a `b` entry: texts and objects. Raises Unreadable."""
     items = loaded(value)
     if type(items) is not list or not items:
-        raise Unreadable("an entry of several deltas is no list of them")
+        raise Unreadable("an entry of several increments is not a list of them")
     return items
 
 
@@ -139,7 +138,7 @@ def _events_of_batch(entry: Entry) -> list[Event]:
     attempt, last = entry.id
     offset = last - len(items)
     if offset < 0:
-        raise Unreadable("an entry has more deltas than its offset says")
+        raise Unreadable("an entry has more increments than its offset allows")
     events = []
     for item in items:
         offset += 1
@@ -148,24 +147,26 @@ def _events_of_batch(entry: Entry) -> list[Event]:
         elif type(item) is dict:
             events.append(Event(EventId(attempt, offset), DELTA, delta_of(item)))
         else:
-            raise Unreadable("a delta is neither a text nor a JSON object")
+            raise Unreadable("an increment is neither a text nor a JSON object")
     return events
 
 
 def control_of(field: bytes, value: bytes) -> dict[str, Any]:
-    """What the value of `started`, `restarted` or a terminal event says. Raises Unreadable."""
+    """Returns the fields in the value of `started`, `restarted` or a terminal event. Raises Unreadable."""
     return {} if field == DELETED else _checked(field, loaded(value))
 
 
 def _checked(field: bytes, stored: Any) -> dict[str, Any]:
-    """Without what is not of its shape and can be done without. Raises Unreadable for the rest."""
+    """Returns the value without optional fields of another shape. Raises Unreadable if a required one is missing or wrong."""
     name = field.decode()
     if not isinstance(stored, dict):
         raise Unreadable(f"the value of `{name}` is not a JSON object")
     for key, fits in _CHECKS[field].items():
         if key not in stored or not fits(stored[key]):
-            raise Unreadable(f"`{key}` of `{name}` is missing, or not of its type")
-    checked = {key: it for key, it in stored.items() if key not in _OPTIONAL or it is None or _OPTIONAL[key](it)}
+            raise Unreadable(f"`{key}` of `{name}` is missing or of the wrong type")
+    checked = {
+        key: value for key, value in stored.items() if key not in _OPTIONAL or value is None or _OPTIONAL[key](value)
+    }
     if field == DONE:
         checked = {"finish_reason": None, "usage": None, **checked}
     return checked
@@ -203,7 +204,7 @@ _CHECKS: dict[bytes, dict[str, Any]] = {
     FAILED: {"code": _is_text, "message": _is_text, "retryable": lambda value: isinstance(value, bool)},
     CANCELLED: {"by": _is_text},
 }
-"""What must be there, of those entries whose value is a JSON object."""
+"""The required fields of the entries whose value is a JSON object."""
 _OPTIONAL: dict[str, Any] = {
     "base": _is_count,
     "worker": _is_text,
@@ -217,18 +218,18 @@ _OPTIONAL: dict[str, Any] = {
     "retry_after": _is_number,
     "last_heard_at": _is_number,
 }
-"""What is left out unless it is of its shape; most of it is what a provider said."""
+"""The optional fields, which are left out if they have another shape; most of them come from a provider."""
 
 
 def unreadable_failure(event_id: EventId, error: Unreadable) -> dict[str, Any]:
-    """The value of the `failed` as which the entry with this id reads. Every reader makes the same of it."""
+    """Returns the value of the `failed` event that stands for the entry with this id, the same for every reader."""
     at = f"{min(event_id.attempt, ID_PART_MAX)}-{min(event_id.offset, ID_PART_MAX)}"
     message = f"the stream's log cannot be read from {at} on: {error}"
-    return {"code": UNREADABLE_CODE, "message": message, "retryable": False, "at": at}
+    return {"code": FailureCode.UNREADABLE, "message": message, "retryable": False, "at": at}
 
 
 def text_of(field: bytes, value: bytes) -> str:
-    """The text that an event adds to the answer's first choice: a token's own, or the content of a delta."""
+    """Returns the text that an event adds to the answer's first choice: the token itself, or the content of a delta."""
     if field == TOKEN:
         return value.decode()
     if field == DELTA:
@@ -240,10 +241,10 @@ def text_of(field: bytes, value: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """What a stream's owner asked for; api.md section 1 has their meaning and defaults."""
+    """The policies of a stream; docs/reference/http.md has their meaning and defaults."""
 
     cancel_after_seconds: float | None = 60.0
-    """How long the generation goes on when the last reader has gone; None: to its end."""
+    """How long the generation goes on after the last reader has left; None: to its end."""
     on_interrupt: str = "restart"
 
     def stored(self) -> dict[str, Any]:
@@ -256,7 +257,7 @@ class Policies:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The request as it was accepted: what a worker needs to answer it."""
+    """The request as it was accepted, with all that a worker needs to answer it."""
 
     request: dict[str, Any]
     policies: Policies
@@ -264,11 +265,11 @@ class Accepted:
     principal: str
     metadata: dict[str, str]
     facade: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What the API through which it came must remember to answer in its own shape; empty for the native one."""
+    """What the API that it came through needs to answer in its own format; empty for the native one."""
     request_id: str = ""
-    """Of the HTTP request that asked for it, for the logs."""
+    """The id of the HTTP request that created the stream, for the logs."""
     traceparent: str = ""
-    """The span of that request, whose children the stream's other spans are; empty where traces were off."""
+    """The span of that request, the parent of the stream's other spans; empty if traces were off."""
 
     def stored(self) -> bytes:
         """Its JSON. `metadata` stands before `request`: whoever lists streams reads the beginning only."""
@@ -293,7 +294,7 @@ class Accepted:
         if not wrong and value.count(b"{") + value.count(b"[") > NESTED_MAX and not writable(stored):
             wrong = "request"
         if wrong:
-            raise Unreadable(f"`{wrong}` of `accepted` is missing, or not of its type")
+            raise Unreadable(f"`{wrong}` of `accepted` is missing or of the wrong type")
         request_id, traceparent = stored.get("request_id", ""), stored.get("traceparent", "")
         return cls(
             stored["request"],
@@ -308,7 +309,7 @@ class Accepted:
 
 
 def _wrong_of_accepted(stored: Any) -> str:
-    """The name of what is not as `Accepted.stored` writes it; empty if all is."""
+    """Returns the name of the first field that `Accepted.stored` would have written otherwise; empty if there is none."""
     if not isinstance(stored, dict):
         return "value"
     for name in ("request", "policies", "metadata"):

@@ -13,16 +13,16 @@ from typing import NamedTuple
 from shared.errors import MalformedId
 
 ID_PART_MAX = 9_999_999_999_999_999
-"""Of an attempt and of an offset: 16 digits. Redis itself takes 20."""
+"""The largest attempt, and the largest offset: 16 digits. Redis itself takes 20."""
 _EVENT_ID = re.compile(r"(0|[1-9][0-9]{0,15})-(0|[1-9][0-9]{0,15})", re.ASCII)
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 _STREAM_ID = re.compile(rf"[{_ALPHABET}]{{36}}", re.ASCII)
 _TIME_DIGITS = 10
-_SECRET_DIGITS = 26  # 130 bits: design.md asks for 128 or more
+_SECRET_DIGITS = 26  # 130 bits: whoever knows a name may read the stream, so nobody may guess one
 
 
 class EventId(NamedTuple):
-    """The place of one event in a log. At most 16 digits each, well inside a double (Lua) and Redis's 64 bits."""
+    """The place of one event in a log. Its parts have at most 16 digits, which Lua's doubles and Redis's 64 bits can hold."""
 
     attempt: int
     offset: int
@@ -35,7 +35,7 @@ class EventId(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> EventId:
-        """The id that a client sent. Raises MalformedId."""
+        """Returns the id that a client sent. Raises MalformedId."""
         match = _EVENT_ID.fullmatch(text)
         if match is None:
             raise MalformedId(f"{text[:64]!r} is not an event id: `<attempt>-<offset>`, two whole numbers, as in 1-57")
@@ -43,7 +43,7 @@ class EventId(NamedTuple):
 
     @classmethod
     def of(cls, raw: bytes) -> EventId:
-        """The id that Redis sent: trusted to be well formed."""
+        """Returns the id that Redis sent, which is trusted to be well formed."""
         attempt, _, offset = raw.partition(b"-")
         return tuple.__new__(cls, (int(attempt), int(offset)))  # half the time of cls(...): once per entry read
 
@@ -53,7 +53,8 @@ FIRST_ID = EventId(0, 1)
 
 
 def new_stream_id(now: float | None = None) -> str:
-    """An unguessable name for a stream that also says when it was made (milliseconds), so that an expired one is known."""
+    """Returns a name for a stream that cannot be guessed and contains the time (milliseconds), which shows whether the stream
+    has expired."""
     number = int((time.time() if now is None else now) * 1000)
     digits = [_ALPHABET[number >> 5 * place & 31] for place in reversed(range(_TIME_DIGITS))]
     return "".join(digits) + "".join(secrets.choice(_ALPHABET) for _ in range(_SECRET_DIGITS))
@@ -64,7 +65,7 @@ def is_stream_id(text: str) -> bool:
 
 
 def created_at(stream_id: str) -> float:
-    """When a stream was made, in Unix seconds, as its name says. The name must be a stream id."""
+    """Returns when a stream was created (Unix seconds), from its name, which must be a stream id."""
     number = 0
     for digit in stream_id[:_TIME_DIGITS]:
         number = number << 5 | _ALPHABET.index(digit)

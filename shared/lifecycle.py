@@ -1,15 +1,17 @@
-"""A stream's states, and how its log is folded into the one that it is in.
+"""The states of a stream, and the folding of its log into the state that it is in.
 
-    queued ──started──► running ──done──► completed
-      │                 │ ▲ │
-      │        restarted└─┘ ├──failed──► failed
-      │                     │
-      └────────────────────►└──cancelled─► cancelled
+    unknown ──accepted──► queued ──started──► running ──done──► completed
+                            │                 │ ▲ │
+                            │        restarted└─┘ ├──failed──► failed
+                            │                     │
+                            └────────────────────►└──cancelled─► cancelled
 
-The table below is the whole machine. The first terminal event wins; whatever stands behind it is not read.
+`NEXT` is the whole state machine. `Order` runs it over the entries of a log; where the table has no row, or an entry's id
+does not fit, it raises Unreadable. The first terminal event wins: entries behind it are not read. `scripts/end.lua` knows
+the same four terminal events, and appends one only where none stands.
 
-A log can be damaged, or be none of ours. The first entry that cannot be read, or that cannot stand where it stands, reads as
-`failed` with the code `unreadable`, under its own id, to whoever reads it, at any time.
+A log can be damaged, or be written by somebody else. The first entry that cannot be read, or cannot stand where it stands,
+reads as `failed` with the code `unreadable`, under its own id, for every reader and at any time.
 """
 
 from __future__ import annotations
@@ -23,98 +25,139 @@ from shared import events
 from shared.errors import Unreadable
 from shared.events import Accepted, Entry, check_text, control_of, events_of, text_of, unreadable_failure
 from shared.ids import BEGINNING, ID_PART_MAX, EventId
+from shared.outcomes import Status
 
-_NEXT = {
-    events.ACCEPTED: "queued",
-    events.STARTED: "running",
-    events.RESTARTED: "running",
-    events.DONE: "completed",
-    events.FAILED: "failed",
-    events.CANCELLED: "cancelled",
-    events.DELETED: "deleted",
+_INCREMENT = b""
+"""In the table: any entry that is none of the others (`events.COUNTED`, and kinds of a later version)."""
+_ATTEMPTS = frozenset({events.STARTED, events.RESTARTED})
+_ENDS = {
+    events.DONE: Status.COMPLETED,
+    events.FAILED: Status.FAILED,
+    events.CANCELLED: Status.CANCELLED,
+    events.DELETED: Status.DELETED,
 }
+
+NEXT: dict[Status, dict[bytes, Status]] = {
+    Status.UNKNOWN: {events.ACCEPTED: Status.QUEUED, events.DELETED: Status.DELETED},
+    Status.QUEUED: {events.STARTED: Status.RUNNING, events.RESTARTED: Status.RUNNING, **_ENDS},
+    Status.RUNNING: {
+        events.STARTED: Status.RUNNING,
+        events.RESTARTED: Status.RUNNING,
+        _INCREMENT: Status.RUNNING,
+        **_ENDS,
+    },
+    Status.COMPLETED: {},
+    Status.FAILED: {},
+    Status.CANCELLED: {},
+    Status.DELETED: {},
+}
+"""State → event → state."""
+
+STATUS_AFTER: dict[bytes, Status] = {event: status for row in NEXT.values() for event, status in row.items()}
+"""The state after an event, for whoever sees only a log's newest entry: each event leads to one state."""
+
+
+def status_after(field: bytes) -> Status:
+    """Returns the state of a stream whose newest entry has this field."""
+    return STATUS_AFTER.get(field, Status.RUNNING)
 
 
 class Order:
-    """What may follow in a log on what was read of it. `reached` is the last id read (BEGINNING: nothing stands before), or
-    None where it is not known what stands before."""
+    """Checks that the entries of a log can stand one behind the other. `reached` is the id of the last one (BEGINNING: none
+    stands before), or None where it is not known what stands before: then any may follow."""
 
     __slots__ = ("reached",)
 
     def __init__(self, reached: EventId | None) -> None:
         self.reached = reached
 
-    def take(self, field: bytes, first: EventId, last: EventId, base: int = 0) -> None:
-        """The next entry, or several of the same kind whose offsets have no hole. Raises Unreadable.
+    def take(self, field: bytes, first: EventId, last: EventId, kept_tokens: int = 0) -> Status:
+        """Takes the next entry, or several of one kind without a hole in their offsets; returns the state after it.
 
-        `base`: of `restarted`, how many deltas stand.
+        `kept_tokens`: how many increments of earlier attempts a `restarted` keeps. Raises Unreadable.
         """
         before, self.reached = self.reached, last
         if field in _ATTEMPTS:
-            self.reached = EventId(last.attempt, base)
-        if before is None or field == events.DELETED or (field in events.TERMINAL and before != BEGINNING):
-            return
-        if field == events.ACCEPTED:
-            if before != BEGINNING:
-                raise Unreadable("`accepted` stands there a second time")
-        elif before == BEGINNING:
-            raise Unreadable("the log does not begin with `accepted`")
-        elif field in _ATTEMPTS:
+            self.reached = EventId(last.attempt, kept_tokens)
+        event = field if field in STATUS_AFTER else _INCREMENT
+        if before is None:
+            return STATUS_AFTER[event]
+        after = NEXT[_status_at(before)].get(event)
+        if after is None:
+            raise Unreadable(_why_not(before, event))
+        if event in _ATTEMPTS:
             if first.offset or first.attempt <= before.attempt:
                 raise Unreadable("an attempt begins where none can")
-        elif not first.attempt or first.attempt != before.attempt:
-            raise Unreadable("a delta stands before its attempt begins")
-        elif first.offset <= before.offset:
-            raise Unreadable("deltas stand there a second time")
+        elif event == _INCREMENT:
+            if first.attempt != before.attempt:
+                raise Unreadable("an increment stands before its attempt begins")
+            if first.offset <= before.offset:
+                raise Unreadable("an increment stands there a second time")
+        return after
 
 
-_ATTEMPTS = frozenset({events.STARTED, events.RESTARTED})
+def _status_at(reached: EventId) -> Status:
+    """Returns the state of a stream that has not ended, from the id of the last entry read."""
+    if reached == BEGINNING:
+        return Status.UNKNOWN
+    return Status.RUNNING if reached.attempt else Status.QUEUED
+
+
+def _why_not(reached: EventId, event: bytes) -> str:
+    """Returns why the table has no row for this event behind the entry with this id."""
+    if reached == BEGINNING:
+        return "the log does not begin with `accepted`"
+    if event == events.ACCEPTED:
+        return "`accepted` stands there a second time"
+    return "an increment stands before its attempt begins"
+
+
 _ITEM_BYTES = 100
-"""Of Python, for each delta beside its value."""
+"""Memory of Python's objects for each increment, beside its value."""
 
 
 class History:
-    """A log, folded: what was asked, what stands as the answer, how it ended."""
+    """A log folded into one state: the request, the answer that stands, how it ended."""
 
     def __init__(self) -> None:
         self._order = Order(BEGINNING)
         self.unreadable = False
-        """It ends at an entry that cannot be read, and counts as failed."""
-        self.status = "unknown"
+        """The log ends at an entry that cannot be read: the stream counts as failed."""
+        self.status = Status.UNKNOWN
         self.last = BEGINNING
         self.entries = 0
         self.accepted: Accepted | None = None
         self.attempt = 0
         self.items: list[tuple[bytes, bytes]] = []
-        """The deltas that stand, as (field, value): the first `base` of earlier attempts and those of this one."""
+        """The increments that stand, as (field, value): those kept of earlier attempts, then those of this one."""
         self.last_item = BEGINNING
-        """The id of the newest delta."""
+        """The id of the newest increment."""
         self.value_bytes = 0
-        """Of all deltas that were ever there."""
-        self.bases: dict[int, int] = {}
-        """For each attempt, how many deltas of those before it stand."""
+        """Size of all increments, also of those that were taken back."""
+        self.kept_tokens: dict[int, int] = {}
+        """For each attempt, how many increments of earlier ones it keeps."""
         self.took_back_text = False
-        """An attempt began anew after text had been shown."""
+        """Whether an attempt took back text that earlier ones had written."""
         self.terminal: dict[str, Any] | None = None
         self.model: str | None = None
         self.started_at: float | None = None
         self.ended_at: float | None = None
 
     def apply(self, entry: Entry) -> None:
-        """Take the next entry of the log. Entries behind a terminal event are passed over. Raises Unreadable."""
+        """Takes the next entry of the log; ignores those behind a terminal event. Raises Unreadable."""
         if self.ended:
             return
         field, order = entry.field, self._order
         if field == events.TOKEN and entry.id.attempt == self.attempt > 0 and (order.reached or BEGINNING) < entry.id:
-            check_text(entry.value)  # what `events_of` does, for what comes by the thousand
+            check_text(entry.value)  # as `events_of` does, without making objects: tokens come by the thousand
             order.reached = self.last_item = entry.id
             self.value_bytes += len(entry.value)
             self.items.append((field, entry.value))
-        elif field in _NEXT:
+        elif field in STATUS_AFTER:
             self._apply_control(entry)
         else:
             carried = events_of(entry)
-            order.take(field, carried[0].id, entry.id)
+            self.status = order.take(field, carried[0].id, entry.id)
             self.last_item = entry.id
             self.value_bytes += len(entry.value)
             self.items.extend((event.field, event.value) for event in carried)
@@ -123,34 +166,33 @@ class History:
 
     def _apply_control(self, entry: Entry) -> None:
         (event_id, field, value) = events_of(entry)[0]
-        about = {} if field == events.ACCEPTED else control_of(field, value)
-        base = about.get("base") or 0
-        self._order.take(field, event_id, event_id, base)
-        self.status = _NEXT[field]
+        fields = {} if field == events.ACCEPTED else control_of(field, value)
+        kept_tokens = fields.get("base") or 0
+        self.status = self._order.take(field, event_id, event_id, kept_tokens)
         if field == events.ACCEPTED:
             self.accepted = Accepted.load(value)
             return
         if field in events.TERMINAL:
-            self.terminal = about
-            self.ended_at = about.get("time")
+            self.terminal = fields
+            self.ended_at = fields.get("time")
             return
         self.attempt = event_id.attempt
-        self.bases[self.attempt] = base
-        self.took_back_text |= any(text_of(*item) for item in self.items[base:])
-        del self.items[base:]
-        self.model = about["model"]
+        self.kept_tokens[self.attempt] = kept_tokens
+        self.took_back_text |= any(text_of(*item) for item in self.items[kept_tokens:])
+        del self.items[kept_tokens:]
+        self.model = fields["model"]
         if self.started_at is None:
-            self.started_at = about["time"]
+            self.started_at = fields["time"]
 
     def break_off(self, event_id: EventId, error: Unreadable) -> None:
-        """The entry with this id cannot be read: the stream has failed."""
+        """Ends the stream as failed: the entry with this id cannot be read."""
         self.unreadable = True
-        self.status, self.terminal = _NEXT[events.FAILED], unreadable_failure(event_id, error)
+        self.status, self.terminal = Status.FAILED, unreadable_failure(event_id, error)
         self.last = readable_id(event_id)
 
     @property
     def size_bytes(self) -> int:
-        """About how much memory the deltas take."""
+        """The memory that the increments take, roughly."""
         return self.value_bytes + _ITEM_BYTES * len(self.items)
 
     @property
@@ -162,7 +204,7 @@ class History:
         return "".join(text_of(field, value) for field, value in self.items)
 
     def state(self, stream_id: str) -> dict[str, Any]:
-        """The body of `GET /v1/streams/{id}` (api.md section 1). Times are Unix seconds."""
+        """Returns the body of `GET /v1/streams/{id}` (docs/reference/http.md). Times are Unix seconds."""
         terminal = self.terminal or {}
         finish_reason = terminal.get("finish_reason")
         return {
@@ -176,7 +218,7 @@ class History:
             "truncated": finish_reason == "length",
             "usage": terminal.get("usage"),
             "error": {key: terminal[key] for key in ("code", "message", "retryable")}
-            if self.status == "failed"
+            if self.status == Status.FAILED
             else None,
             "cancelled_by": terminal.get("by"),
             "created_at": self.accepted.created_at if self.accepted else None,
@@ -187,17 +229,17 @@ class History:
 
 
 class Folding(Protocol):
-    """What takes a log entry by entry."""
+    """Takes a log entry by entry."""
 
     def apply(self, entry: Entry) -> None:
-        """Take the next entry. Raises Unreadable."""
+        """Takes the next entry. Raises Unreadable."""
 
     def break_off(self, event_id: EventId, error: Unreadable) -> None:
-        """The entry with this id cannot be read: the stream has failed."""
+        """Ends the stream as failed: the entry with this id cannot be read."""
 
 
 def fold(entries: Iterable[Entry]) -> History:
-    """The history that a log tells, from its first entry on. Raises Unreadable."""
+    """Returns the history of a log, given from its first entry on. Raises Unreadable."""
     history = History()
     for entry in entries:
         history.apply(entry)
@@ -205,14 +247,14 @@ def fold(entries: Iterable[Entry]) -> History:
 
 
 def fold_readable(entries: Iterable[Entry]) -> History:
-    """The history that a log tells as far as it can be read; what cannot be read has failed."""
+    """Returns the history of a log as far as it can be read; from an unreadable entry on it has failed."""
     history = History()
     fold_into(history, entries)
     return history
 
 
 def fold_into(folding: Folding, entries: Iterable[Entry]) -> None:
-    """Give entries to what folds them, up to the first that cannot be read."""
+    """Gives entries to a folding, up to the first that cannot be read."""
     for entry in entries:
         try:
             folding.apply(entry)
@@ -222,11 +264,11 @@ def fold_into(folding: Folding, entries: Iterable[Entry]) -> None:
 
 
 def readable_id(event_id: EventId) -> EventId:
-    """An id as clients are told it, who may send it back: of at most 16 digits each."""
+    """Returns an id that clients can send back: each part limited to 16 digits."""
     return EventId(min(event_id.attempt, ID_PART_MAX), min(event_id.offset, ID_PART_MAX))
 
 
-def base_of(restarted: bytes) -> int:
-    """How many deltas stand when an attempt begins, as the value of its `restarted` (or `started`) says. It must have been
-    read by `events_of`."""
+def kept_tokens_of(restarted: bytes) -> int:
+    """Returns how many increments stand when an attempt begins, from the value of its `restarted` or `started` entry, which
+    `events_of` must have checked."""
     return int(orjson.loads(restarted).get("base") or 0)

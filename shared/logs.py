@@ -26,9 +26,9 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 def set_up_logging(level: str, log_format: str = "auto") -> None:
     """Once per process, from its `__main__`. Raises Unusable for a level or a format that there is not."""
     if level.lower() not in _LEVELS:
-        raise Unusable(f"MIDSTREAM_LOG_LEVEL={level!r}: one of {', '.join(_LEVELS)} is wanted")
+        raise Unusable(f"MIDSTREAM_LOG_LEVEL={level!r} must be one of {', '.join(_LEVELS)}")
     if log_format not in _FORMATS:
-        raise Unusable(f"MIDSTREAM_LOG_FORMAT={log_format!r}: one of {', '.join(_FORMATS)} is wanted")
+        raise Unusable(f"MIDSTREAM_LOG_FORMAT={log_format!r} must be one of {', '.join(_FORMATS)}")
     text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler()
     handler.setFormatter(TextLines() if text else JsonLines())

@@ -11,25 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shared.metric_definition import OTHER, Metric
+from shared.outcomes import PROVIDER_CODES, AttemptOutcome, CancelReason, FailureCode, ReaderOutcome, Status
 
 MODELS_MAX = 20
 """Models that get a label of their own, once they have answered: a client may name any model it likes."""
 
-FAILURE_CODES = (
-    "provider_unavailable",
-    "provider_timeout",
-    "provider_stalled",
-    "provider_refused",
-    "provider_unreadable",
-    "content_filtered",
-    "log_full",
-    "queue_timeout",
-    "worker_lost",
-    "attempts_exhausted",
-    "unreadable",
-    "internal_error",
-)
-PROVIDER_CODES = FAILURE_CODES[:6]
 PROVIDER_ODDITY_KINDS = (
     "choices",
     "choice",
@@ -52,8 +38,6 @@ PROVIDER_ODDITY_KINDS = (
     "service_tier",
     "unstorable",
 )
-READER_OUTCOMES = ("completed", "disconnected", "rotated", "drained", "slow", "error")
-ATTEMPT_OUTCOMES = ("completed", "cancelled", "failed", "restarted", "fenced", "handed_back", "error")
 FINISH_REASONS = ("stop", "length", "tool_calls", "function_call", "content_filter", OTHER)
 STATUSES = (
     "400",
@@ -154,7 +138,7 @@ READER_CLOSES = Metric(
     "Connections that have ended, by how",
     "gateway",
     _CONNECTION,
-    {"outcome": READER_OUTCOMES},
+    {"outcome": tuple(ReaderOutcome)},
 )
 TOKENS_DELIVERED = Metric(
     "midstream_tokens_delivered",
@@ -367,7 +351,7 @@ ATTEMPTS = Metric(
     "Attempts that have ended, by how; `restarted`: the provider broke off and another attempt follows; `fenced`: cancelled, or taken over by another worker",
     "worker",
     _ATTEMPT,
-    {"outcome": ATTEMPT_OUTCOMES},
+    {"outcome": tuple(AttemptOutcome)},
 )
 ANSWERS = Metric(
     "midstream_answers",
@@ -468,7 +452,7 @@ STREAMS_ENDED = Metric(
     "Streams that this process ended, by status",
     "both",
     _STREAM,
-    {"status": ("completed", "failed", "cancelled")},
+    {"status": (Status.COMPLETED, Status.FAILED, Status.CANCELLED)},
 )
 FAILURES = Metric(
     "midstream_stream_failures",
@@ -476,7 +460,7 @@ FAILURES = Metric(
     "Streams that it ended as failed, by failure code",
     "both",
     _RARE,
-    {"code": (*FAILURE_CODES, OTHER)},
+    {"code": (*FailureCode, OTHER)},
 )
 CANCELS = Metric(
     "midstream_cancels",
@@ -484,7 +468,7 @@ CANCELS = Metric(
     "Streams that it ended as cancelled: by a client's wish, because the last reader had gone, or by an operator",
     "both",
     _STREAM,
-    {"by": ("client", "disconnect", "operator")},
+    {"by": tuple(CancelReason)},
 )
 RECEIPTS = Metric("midstream_receipts", "counter", "Receipts written to the log, one per ended stream", "both", _STREAM)
 RECEIPT_TOKENS = Metric(

@@ -1,9 +1,8 @@
-"""Getting requests to workers: one Redis Stream with a consumer group.
+"""The queue that brings requests to workers: one Redis Stream with a consumer group.
 
-A queue entry holds a stream's id and nothing else: the request is in the log. Claiming is a lease: a worker renews it
-while it works; one that is not renewed goes to whoever looks first. That two workers run the same request is possible
-by nature, and harmless by the log's fence. An entry that names no stream, which somebody else must have put there, is
-taken out of the queue by whoever comes upon it.
+A queue entry holds a stream's id and nothing else: the request is in the log. A claim is a lease: a worker renews it while it
+works, and any worker may take over one that was not renewed. So two workers can run the same request at once; the log's fence
+makes that harmless. An entry that names no stream was added by somebody else; the worker that claims it removes it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 _LOOKS_MAX = 32
-"""XAUTOCLAIM looks at ten entries for each that it may take; so many calls, at most, look for those that have expired."""
+"""How many calls, at most, look for expired leases: each XAUTOCLAIM examines ten entries for one that it may return."""
 
 
 class Claim(NamedTuple):
@@ -33,8 +32,30 @@ class Claim(NamedTuple):
     stream_id: str
 
 
+class Lease(NamedTuple):
+    """A worker's claim on a request, as others see it."""
+
+    worker: str
+    age_seconds: float
+    """Since it was taken or renewed."""
+
+
+class QueueCounts(NamedTuple):
+    """How full the queue is."""
+
+    requests: int
+    """Those that wait for a worker and those that one has claimed."""
+    claimed: int
+    oldest_waiting_at: float | None
+    """When the oldest request that waits was added (Unix seconds, by Redis's clock); None if none waits."""
+
+    @property
+    def waiting(self) -> int:
+        return self.requests - self.claimed
+
+
 class RequestQueue:
-    """The queue, as one side sees it. `consumer` names a worker process; gateways only enqueue."""
+    """The queue over one connection. `consumer` names a worker process; gateways only enqueue and read."""
 
     ENQUEUE, RENEW = Script("enqueue"), Script("renew")
     SCRIPTS = (ENQUEUE.source, RENEW.source)
@@ -45,16 +66,16 @@ class RequestQueue:
         self._requests_max = requests_max
         self._consumer = consumer
         self._looked_to: bytes | str = "0-0"
-        """Where the next look for expired leases begins."""
+        """The entry id at which the next search for expired leases begins."""
 
     async def enqueue(self, stream_id: str) -> None:
-        """Raises QueueFull."""
+        """Adds a request. Raises QueueFull, LogFull, Disconnected, RedisRefused."""
         reply = await self.ENQUEUE.run(self._commands, [REQUESTS], stream_id, self._requests_max, self._ttl_seconds)
         if reply is None:
             raise QueueFull(f"{self._requests_max} requests are waiting or running already")
 
     async def open(self) -> None:
-        """Make the queue and its group where they are missing."""
+        """Creates the queue and its group if they are missing."""
         try:
             await self._commands.execute("XGROUP", "CREATE", REQUESTS, GROUP, "0", "MKSTREAM")
         except RedisRefused as error:
@@ -63,7 +84,7 @@ class RequestQueue:
         await self._commands.execute("EXPIRE", REQUESTS, self._ttl_seconds)
 
     async def claim(self, blocking: Commands, count: int, block_milliseconds: int) -> list[Claim]:
-        """Take at most `count` new requests; wait for the first. `blocking` is a connection that nobody else uses."""
+        """Claims at most `count` new requests; waits for the first. `blocking` is a connection that nobody else uses."""
         try:
             reply = await blocking.execute(
                 *("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", count, "BLOCK", block_milliseconds),
@@ -80,7 +101,7 @@ class RequestQueue:
         return await self._claims([entry for _, entries in reply for entry in entries or ()])
 
     async def claim_expired(self, count: int, lease_milliseconds: int) -> list[Claim]:
-        """Take over at most `count` requests whose worker has not renewed its lease."""
+        """Takes over at most `count` requests whose leases have run out."""
         claims: list[Claim] = []
         for _ in range(_LOOKS_MAX):
             wanted = count - len(claims)
@@ -96,7 +117,7 @@ class RequestQueue:
                 break
             if not isinstance(reply, list) or len(reply) < 2 or not isinstance(reply[1], list):
                 raise OddReply(f"ODDREPLY XAUTOCLAIM was answered by {shown(reply)}")
-            # The first that hold a lease are often all alive, more of them than one call looks at: it goes on behind them.
+            # The first entries often belong to live workers, more of them than one call examines: the next call begins behind them.
             self._looked_to = reply[0]
             claims += await self._claims(reply[1])
             if self._looked_to == b"0-0" or len(claims) >= count:
@@ -104,44 +125,78 @@ class RequestQueue:
         return claims
 
     async def renew(self, claims: list[Claim]) -> list[bytes]:
-        """Renew these leases; the entry ids that this worker has lost to another, or to a Redis that forgot."""
+        """Renews these leases; returns the ids of the entries that this worker no longer holds."""
         return await self._renewed(claims, 0)
 
     async def acknowledge(self, claim: Claim) -> None:
-        """The request is done with, for every worker: its stream has ended."""
-        # In this order: of a worker that dies in between, XAUTOCLAIM clears away the rest. An entry acknowledged and not
-        # deleted would stay for ever, and count.
+        """Removes a request from the queue: its stream has ended."""
+        # In this order: if the worker dies in between, XAUTOCLAIM clears away the claim. An entry that was acknowledged but
+        # not deleted would stay for ever, and count.
         await self._commands.execute("XDEL", REQUESTS, claim.entry_id)
         await self._commands.execute("XACK", REQUESTS, GROUP, claim.entry_id)
 
     async def hand_back(self, claims: list[Claim], lease_milliseconds: int) -> None:
-        """Let these leases count as expired, where they are still ours: another worker takes the requests over at once."""
+        """Makes these leases expire at once, if they are still ours, so that another worker takes the requests over."""
         await self._renewed(claims, lease_milliseconds)
 
-    async def waiting(self) -> int:
-        """How many requests wait or run."""
-        reply = await self._commands.execute("XLEN", REQUESTS)
-        if not isinstance(reply, int):
-            raise OddReply(f"ODDREPLY XLEN was answered by {shown(reply)}")
-        return reply
+    async def counts(self) -> QueueCounts:
+        """How many requests wait and run now. Three short commands. Raises Disconnected, RedisRefused."""
+        requests = await self._commands.execute("XLEN", REQUESTS)
+        if not isinstance(requests, int):
+            raise OddReply(f"ODDREPLY XLEN was answered by {shown(requests)}")
+        if not requests:
+            return QueueCounts(0, 0, None)
+        claimed, first_waiting = 0, b"-"
+        reply = await self._unless_missing("XINFO", "GROUPS", REQUESTS)
+        try:
+            for group in _objects("XINFO GROUPS", reply):
+                if group.get(b"name") == GROUP:
+                    claimed, first_waiting = min(requests, group[b"pending"]), b"(" + group[b"last-delivered-id"]
+            if claimed == requests:
+                return QueueCounts(requests, claimed, None)
+            reply = await self._commands.execute("XRANGE", REQUESTS, first_waiting, "+", "COUNT", 1)
+            return QueueCounts(requests, claimed, int(reply[0][0].split(b"-")[0]) / 1000 if reply else None)
+        except (TypeError, ValueError, LookupError, AttributeError):
+            raise OddReply(f"ODDREPLY the queue's counts were answered by {shown(reply)}") from None
+
+    async def newest(self, count: int) -> list[Claim]:
+        """The newest at most `count` requests, whoever has them. Raises Disconnected, RedisRefused."""
+        entries = await self._commands.execute("XREVRANGE", REQUESTS, "+", "-", "COUNT", count)
+        if not isinstance(entries, list):
+            raise OddReply(f"ODDREPLY XREVRANGE was answered by {shown(entries)}")
+        return [claim for entry in entries if (claim := claim_of(entry)) is not None]
+
+    async def leases(self, first: bytes, count: int) -> dict[bytes, Lease]:
+        """The leases on at most `count` requests from the entry with the id `first` on. Raises Disconnected, RedisRefused."""
+        rows = await self._unless_missing("XPENDING", REQUESTS, GROUP, first, "+", count)
+        try:
+            return {
+                entry_id: Lease(worker.decode(errors="replace"), idle_milliseconds / 1000)
+                for entry_id, worker, idle_milliseconds, _ in rows
+            }
+        except (TypeError, ValueError, AttributeError):
+            raise OddReply(f"ODDREPLY XPENDING was answered by {shown(rows)}") from None
 
     async def last_heard_at(self, worker: str) -> float | None:
         """When another worker last said that it was there, in Unix seconds; None where that is not remembered."""
         return await last_heard_at(self._commands, worker)
 
     async def forget_idle_consumers(self, idle_milliseconds: int) -> None:
-        """Drop the names of workers that are long gone and hold nothing."""
-        rows = await self._commands.execute("XINFO", "CONSUMERS", REQUESTS, GROUP)
+        """Deletes the consumers of workers that have been idle for so long and hold no claim."""
+        reply = await self._commands.execute("XINFO", "CONSUMERS", REQUESTS, GROUP)
         try:
-            consumers = [dict(zip(row[::2], row[1::2], strict=True)) for row in rows]
-            gone = [one[b"name"] for one in consumers if one[b"pending"] == 0 and one[b"idle"] > idle_milliseconds]
-        except (TypeError, ValueError, LookupError):
-            raise OddReply(f"ODDREPLY XINFO CONSUMERS was answered by {shown(rows)}") from None
+            gone = [
+                consumer[b"name"]
+                for consumer in _objects("XINFO CONSUMERS", reply)
+                if consumer[b"pending"] == 0 and consumer[b"idle"] > idle_milliseconds
+            ]
+        except (TypeError, LookupError):
+            raise OddReply(f"ODDREPLY XINFO CONSUMERS was answered by {shown(reply)}") from None
         for name in gone:
             await self._commands.execute("XGROUP", "DELCONSUMER", REQUESTS, GROUP, name)
 
     async def _renewed(self, claims: list[Claim], idle_milliseconds: int) -> list[bytes]:
-        entry_ids = [one.entry_id for one in claims]
+        entry_ids = [claim.entry_id for claim in claims]
         try:
             reply = await self.RENEW.run(
                 self._commands, [REQUESTS], GROUP, self._consumer, self._ttl_seconds, idle_milliseconds, *entry_ids
@@ -155,7 +210,7 @@ class RequestQueue:
         return reply
 
     async def _claims(self, entries: list[Any]) -> list[Claim]:
-        """The claims among what was read. The other entries leave the queue, or they would come back for ever."""
+        """Returns the claims among these entries; removes the other entries, which would come back for ever."""
         claims, strange, gone = [], [], []
         for entry in entries:
             claim = claim_of(entry)
@@ -168,7 +223,7 @@ class RequestQueue:
         if strange:
             metrics.QUEUE_UNREADABLE.counter().inc(len(strange))
             logger.error(
-                "%d entries of %s name no stream and are taken out; the first: %s",
+                "%d entries of %s name no stream and are removed; the first: %s",
                 *(len(strange), REQUESTS.decode(), shown(strange[0])),
             )
         if gone:
@@ -176,20 +231,38 @@ class RequestQueue:
                 await self._commands.execute("XDEL", REQUESTS, *gone)
                 await self._commands.execute("XACK", REQUESTS, GROUP, *gone)
             except (Disconnected, RedisRefused) as error:  # they come back when their lease has run out
-                logger.debug("they could not be taken out: %s", error)
+                logger.debug("entries that name no stream could not be removed: %s", error)
         return claims
 
+    async def _unless_missing(self, *command: bytes | str | int) -> Any:
+        """The reply; nothing where the queue does not exist yet, or its key holds something else."""
+        try:
+            return await self._commands.execute(*command)
+        except RedisRefused as error:
+            if error.forbids or isinstance(error, OddReply):
+                raise
+            logger.debug("the queue cannot be read: %s", error)
+            return []
+
     async def _opened_anew(self, error: RedisRefused) -> bool:
-        """Whether the error was a missing queue or group (expired while idle, or forgotten), which is now there again."""
+        """Returns whether the error was a missing queue or group (it expires when idle), which has now been created again."""
         if error.code != "NOGROUP":
             return False
-        logger.warning("the request queue was missing; making it anew")
+        logger.warning("the request queue was missing; creating it again")
         await self.open()
         return True
 
 
+def _objects(command: str, reply: Any) -> list[dict[bytes, Any]]:
+    """The objects that Redis sends as flat lists of names and values. Raises OddReply."""
+    try:
+        return [dict(zip(row[::2], row[1::2], strict=True)) for row in reply]
+    except (TypeError, ValueError):
+        raise OddReply(f"ODDREPLY {command} was answered by {shown(reply)}") from None
+
+
 def claim_of(entry: Any) -> Claim | None:
-    """The claim on an entry as Redis sent it: `[id, [b"id", stream id]]` and nothing else; None for any other."""
+    """Returns the claim on an entry as Redis sent it: `[id, [b"id", stream id]]`; None for an entry of any other form."""
     try:
         entry_id, (field, value) = entry
         stream_id = value.decode()

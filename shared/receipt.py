@@ -1,8 +1,8 @@
 """Receipts: what was generated against what was delivered.
 
-Generated is what the log holds. DeliveryNote is what gateways note of their connections: from which id to which each was
-sent. How many tokens that was is worked out when a receipt is read, so that nothing is counted on the hot path. "Sent"
-means handed to the connection; what a client really had is the id with which it comes back.
+Generated is what the log holds. Delivered is what gateways write down for each of their connections (`DeliveryNote`): from
+which id to which it was sent. The number of tokens is computed when a receipt is read, so that nothing is counted on the hot
+path. "Sent" means handed to the connection; how much a client has really received shows only when it resumes with an id.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from shared.events import Entry, control_of
 from shared.ids import EventId
 from shared.keys import deliveries_key, log_key
 from shared.lifecycle import History
+from shared.outcomes import AttemptOutcome, ReaderOutcome
 from shared.redis_retry import until_redis_answers
 from shared.token_counts import tokens_between
 
@@ -38,19 +39,26 @@ CONNECTIONS_MAX = 1000
 RECEIPT_LINE_SECONDS = 1.0
 """How long after a stream's end its line is written."""
 _LINE_SECONDS_MAX = 60.0
-"""How long a Redis that is away may hold up a line."""
+"""How long a line waits for a Redis that is away."""
 _ENTRIES_AT_ONCE = 50
-"""Are counted before the loop goes on: 3,200 tokens at most, 3 ms."""
+"""So many entries are counted before other tasks get a turn: at most 3,200 tokens, 3 ms."""
 _USAGE = b"usage"
+_OUTCOMES = {
+    events.DONE: AttemptOutcome.COMPLETED,
+    events.FAILED: AttemptOutcome.FAILED,
+    events.CANCELLED: AttemptOutcome.CANCELLED,
+    events.DELETED: AttemptOutcome.CANCELLED,
+}
+"""How the newest attempt has ended, by the stream's terminal event."""
 _ABANDONED_SECONDS = 60.0
-"""A connection that is not closed so long after its stream's end belonged to a gateway that was killed."""
+"""A connection that is still open so long after the end of its stream belonged to a gateway that was killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryNote:
-    """What a gateway notes of one connection. Times are Unix seconds; open while `outcome` is None.
+    """How far one connection has come. Times are Unix seconds; the connection is open while `outcome` is None.
 
-    `noted_at` is when: of a gateway that is killed, the last time at which the connection is known to have been open.
+    `noted_at`: when this was noted; of a gateway that was killed, the last time at which the connection is known to be open.
     """
 
     connection: str
@@ -67,8 +75,8 @@ class DeliveryNote:
             {
                 "id": self.connection,
                 "gateway": self.gateway,
-                "from": _told(self.start),
-                "to": _told(self.reached),
+                "from": _as_id(self.start),
+                "to": _as_id(self.reached),
                 "opened_at": self.opened_at,
                 "closed_at": self.closed_at,
                 "outcome": self.outcome,
@@ -78,20 +86,20 @@ class DeliveryNote:
 
 
 @dataclass(frozen=True, slots=True)
-class Notes:
-    """What is noted beside a log: its connections, the oldest first, and a usage that came after the stream's end."""
+class StreamNotes:
+    """All that is kept beside a stream's log: its connections, oldest first, and a usage that came after the stream's end."""
 
     connections: list[dict[str, Any]]
     late_usage: dict[str, Any] | None = None
 
 
-def _told(cursor: EventId) -> str:
-    """A place as an id; the one just before `k-0`, where a reader may begin, has none of its own."""
+def _as_id(cursor: EventId) -> str:
+    """Returns a place as an id. The place just before `k-0`, where a reader may begin, has no id: `k-0` stands for it."""
     return str(EventId(cursor.attempt, max(0, cursor.offset)))
 
 
 class DeliveryNotes:
-    """The notes, over one connection to Redis."""
+    """Writes and reads delivery notes, over one connection to Redis."""
 
     DELIVER = Script("deliver")
     SCRIPTS = (DELIVER.source,)
@@ -99,49 +107,49 @@ class DeliveryNotes:
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
 
-    async def note(self, stream_id: str, delivered: DeliveryNote) -> None:
-        """Store how far a connection has come. Raises Disconnected, RedisRefused, LogFull."""
+    async def note(self, stream_id: str, note: DeliveryNote) -> None:
+        """Stores how far a connection has come. Raises Disconnected, RedisRefused, LogFull."""
         keys = [log_key(stream_id), deliveries_key(stream_id)]
-        await self.DELIVER.run(self._commands, keys, delivered.connection, delivered.stored(), CONNECTIONS_MAX)
+        await self.DELIVER.run(self._commands, keys, note.connection, note.stored(), CONNECTIONS_MAX)
 
-    def send_note(self, stream_id: str, delivered: DeliveryNote, on_reply: Callable[[Any], None]) -> None:
-        """`note` without a task: `on_reply` gets the bare reply or the error, also that of a script that Redis forgot."""
+    def send_note(self, stream_id: str, note: DeliveryNote, on_reply: Callable[[Any], None]) -> None:
+        """Stores how far a connection has come, without a task: `on_reply` gets the bare reply or the error, also NOSCRIPT."""
         keys = (log_key(stream_id), deliveries_key(stream_id))
-        more = (delivered.connection, delivered.stored(), CONNECTIONS_MAX)
-        self._commands.send(("EVALSHA", self.DELIVER.digest, 2, *keys, *more), on_reply)
+        arguments = (note.connection, note.stored(), CONNECTIONS_MAX)
+        self._commands.send(("EVALSHA", self.DELIVER.digest, 2, *keys, *arguments), on_reply)
 
     async def note_usage(self, stream_id: str, usage: dict[str, Any]) -> None:
-        """Store what the provider said of an answer after its stream had ended. Raises like `note`."""
+        """Stores a usage that the provider sent after the stream had ended. Raises Disconnected, RedisRefused, LogFull."""
         keys = [log_key(stream_id), deliveries_key(stream_id)]
         await self.DELIVER.run(self._commands, keys, _USAGE, orjson.dumps(usage), CONNECTIONS_MAX + 1)
 
-    async def read(self, stream_id: str) -> Notes:
-        """All notes of a stream. What is none of ours is passed over. Raises Disconnected, RedisRefused."""
+    async def read(self, stream_id: str) -> StreamNotes:
+        """Returns all notes of a stream; ignores fields of another format. Raises Disconnected, RedisRefused."""
         try:
             reply = await self._commands.execute("HGETALL", deliveries_key(stream_id))
         except RedisRefused as error:
             if error.code != "WRONGTYPE":
                 raise
-            return Notes([])
+            return StreamNotes([])
         if not isinstance(reply, list) or not all(isinstance(part, bytes) for part in reply):
-            raise OddReply(f"ODDREPLY the notes of a stream were asked for, and the answer was {shown(reply)}")
-        noted = dict(zip(reply[::2], reply[1::2], strict=False))
-        late_usage = _object(noted.pop(_USAGE, b""))
-        connections = [note for note in map(_note, noted.values()) if note is not None]
-        return Notes(sorted(connections, key=lambda note: float(note["opened_at"])), late_usage)
+            raise OddReply(f"ODDREPLY the read of a stream's delivery notes was answered by {shown(reply)}")
+        values = dict(zip(reply[::2], reply[1::2], strict=False))
+        late_usage = _object(values.pop(_USAGE, b""))
+        connections = [note for note in map(_note, values.values()) if note is not None]
+        return StreamNotes(sorted(connections, key=lambda note: float(note["opened_at"])), late_usage)
 
 
 def _object(value: bytes) -> dict[str, Any] | None:
-    """The JSON object that this is, if it is one that can be written again."""
+    """Returns this JSON object; None for other JSON, and for what is nested too deeply to be written again."""
     try:
-        found = orjson.loads(value)
+        parsed = orjson.loads(value)
     except orjson.JSONDecodeError:
         return None
-    return found if isinstance(found, dict) and not too_deep(found) else None
+    return parsed if isinstance(parsed, dict) and not too_deep(parsed) else None
 
 
 def _note(value: bytes) -> dict[str, Any] | None:
-    """A note as `DeliveryNote.stored` writes it; None for anything else."""
+    """Returns a note that `DeliveryNote.stored` has written; None for anything else."""
     note = _object(value)
     if note is None or not all(isinstance(note.get(name), str) for name in ("id", "gateway", "from", "to")):
         return None
@@ -167,9 +175,10 @@ def _is_time(value: Any) -> bool:
 
 @dataclass(slots=True)
 class _Attempt:
-    base: int
+    kept_tokens: int
+    """How many increments of earlier attempts it keeps."""
     reached: int
-    """The offset of its last delta; `base` while it has none."""
+    """The offset of its last increment; `kept_tokens` while it has none."""
     outcome: str | None = None
     worker: str | None = None
     started_at: float | None = None
@@ -178,56 +187,57 @@ class _Attempt:
 
 
 class Generated:
-    """What a log says of its answer: folded, and by attempt."""
+    """A log folded into its history, and into the attempts that make it up."""
 
     def __init__(self) -> None:
         self.history = History()
         self.attempts: dict[int, _Attempt] = {}
 
     def apply(self, entry: Entry) -> None:
-        """Take the next entry of the log. Entries behind a terminal event are passed over."""
+        """Takes the next entry of the log; ignores those behind a terminal event. Raises Unreadable."""
         if self.history.ended:
             return
         self.history.apply(entry)
         attempts, (attempt, offset) = self.attempts, entry.id
         if entry.field in (events.STARTED, events.RESTARTED):
-            about = control_of(entry.field, entry.value)
-            base = about.get("base") or 0
+            fields = control_of(entry.field, entry.value)
+            kept_tokens = fields.get("base") or 0
             if attempt - 1 in attempts:
-                attempts[attempt - 1].outcome = about.get("reason")
-                attempts[attempt - 1].last_heard_at = about.get("last_heard_at")
-            attempts[attempt] = _Attempt(base, base, worker=about.get("worker"), started_at=about.get("time"))
+                attempts[attempt - 1].outcome = fields.get("reason")
+                attempts[attempt - 1].last_heard_at = fields.get("last_heard_at")
+            attempts[attempt] = _Attempt(
+                kept_tokens, kept_tokens, worker=fields.get("worker"), started_at=fields.get("time")
+            )
         elif entry.field in events.TERMINAL:
-            outcome = {events.DONE: "completed", events.FAILED: "failed"}.get(entry.field, "cancelled")
-            self._end(outcome, (self.history.terminal or {}).get("last_heard_at"))
+            self._end(_OUTCOMES[entry.field], (self.history.terminal or {}).get("last_heard_at"))
         elif attempt in attempts:
             attempts[attempt].reached = offset
 
     def break_off(self, event_id: EventId, error: Unreadable) -> None:
-        """The entry with this id cannot be read: the stream has failed."""
+        """Ends the stream as failed: the entry with this id cannot be read."""
         self.history.break_off(event_id, error)
-        self._end("failed")
+        self._end(AttemptOutcome.FAILED)
 
-    def _end(self, outcome: str, last_heard_at: float | None = None) -> None:
-        """The newest attempt has ended so."""
+    def _end(self, outcome: AttemptOutcome, last_heard_at: float | None = None) -> None:
+        """Notes how the newest attempt has ended."""
         last = self.attempts.get(max(self.attempts, default=0))
         if last is not None:
             last.outcome, last.last_heard_at = outcome, last_heard_at
 
 
-def receipt(stream_id: str, generated: Generated, notes: Notes) -> dict[str, Any]:
-    """The body of `GET /v1/streams/{id}/receipt` (api.md section 1), from a log and the notes on its connections."""
+def receipt(stream_id: str, generated: Generated, notes: StreamNotes) -> dict[str, Any]:
+    """Returns the body of `GET /v1/streams/{id}/receipt` (docs/reference/http.md)."""
     history, attempts = generated.history, generated.attempts
     terminal = history.terminal or {}
     standing = len(history.items)
     highest = max((EventId.parse(note["to"]) for note in notes.connections), default=EventId(0, 0))
     delivered = _standing_of(highest, attempts, standing)
     abandoned = history.ended_at is not None and time.time() - history.ended_at > _ABANDONED_SECONDS
-    spans = [(number, attempt.base, attempt.reached) for number, attempt in attempts.items()]
+    spans = [(number, attempt.kept_tokens, attempt.reached) for number, attempt in attempts.items()]
     connections = []
     for note in notes.connections:
         if note["outcome"] is None and abandoned:
-            note = {**note, "outcome": "error"}
+            note = {**note, "outcome": ReaderOutcome.ERROR}
         start, reached = EventId.parse(note["from"]), EventId.parse(note["to"])
         connections.append({**note, "tokens": tokens_between(start, reached, spans)})
     return {
@@ -241,13 +251,13 @@ def receipt(stream_id: str, generated: Generated, notes: Notes) -> dict[str, Any
             "attempts": [
                 {
                     "attempt": number,
-                    "tokens": one.reached - one.base,
-                    "outcome": one.outcome,
-                    "worker": one.worker,
-                    "started_at": one.started_at,
-                    "last_heard_at": one.last_heard_at,
+                    "tokens": attempt.reached - attempt.kept_tokens,
+                    "outcome": attempt.outcome,
+                    "worker": attempt.worker,
+                    "started_at": attempt.started_at,
+                    "last_heard_at": attempt.last_heard_at,
                 }
-                for number, one in sorted(attempts.items())
+                for number, attempt in sorted(attempts.items())
             ],
         },
         "delivered": {"tokens": delivered, "connections": connections},
@@ -256,18 +266,18 @@ def receipt(stream_id: str, generated: Generated, notes: Notes) -> dict[str, Any
 
 
 def _standing_of(reached: EventId, attempts: dict[int, _Attempt], standing: int) -> int:
-    """How many of the tokens that stand in the end a connection had that was sent everything up to an id."""
+    """Returns how many of the tokens that stand in the end were sent to a connection that got everything up to an id."""
     offset = reached.offset if reached.attempt in attempts else (standing if attempts and reached.attempt else 0)
-    later = [one.base for number, one in attempts.items() if number > reached.attempt]
+    later = [attempt.kept_tokens for number, attempt in attempts.items() if number > reached.attempt]
     if reached.attempt in attempts and offset == 0:
-        offset = attempts[reached.attempt].base  # at k-0: it keeps what it had
+        offset = attempts[reached.attempt].kept_tokens  # at k-0: it has the tokens that this attempt keeps
     return min([max(0, offset), standing, *later])
 
 
 def line_of(whole: dict[str, Any], request_id: str) -> dict[str, Any]:
-    """A receipt as a log line: what happened, never what was said. (Metadata is the client's own, and may say.)"""
-    told = {"event": "receipt", "stream": whole["id"], **{key: whole[key] for key in whole if key != "metadata"}}
-    return {**told, "request_id": request_id} if request_id else told
+    """Returns the fields of a receipt's log line: no prompt and no answer, and no metadata, which could repeat them."""
+    fields = {"event": "receipt", "stream": whole["id"], **{key: whole[key] for key in whole if key != "metadata"}}
+    return {**fields, "request_id": request_id} if request_id else fields
 
 
 async def write_line(
@@ -279,15 +289,15 @@ async def write_line(
     on_receipt: Callable[[dict[str, Any]], None] = lambda _: None,
     with_texts: bool = False,
 ) -> None:
-    """Put a stream's receipt on this process's log, a moment after its end: gateways still note their last readers.
+    """Logs a stream's receipt, a moment after its end: gateways still note their last readers.
 
-    `on_receipt` gets it too. `with_texts`: what was asked and answered stands in the line as well.
+    `on_receipt` gets it, too. `with_texts`: the line contains the messages and the answer as well.
     """
     await asyncio.sleep(after_seconds)
     try:
         async with asyncio.timeout(_LINE_SECONDS_MAX):
             generated = Generated()
-            for count, entry in enumerate(await until_redis_answers(lambda: log.read_all(stream_id)), 1):
+            for count, entry in enumerate(await until_redis_answers(log.read_all, stream_id), 1):
                 try:
                     generated.apply(entry)
                 except Unreadable as error:
@@ -295,7 +305,7 @@ async def write_line(
                     break
                 if count % _ENTRIES_AT_ONCE == 0:
                     await asyncio.sleep(0)
-            whole = receipt(stream_id, generated, await until_redis_answers(lambda: deliveries.read(stream_id)))
+            whole = receipt(stream_id, generated, await until_redis_answers(deliveries.read, stream_id))
     except (MidstreamError, TimeoutError) as error:
         logger.warning("stream %s: no receipt: %s", stream_id, error or "Redis was away for too long")
         return

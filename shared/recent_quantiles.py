@@ -1,4 +1,4 @@
-"""What a histogram has seen lately: a histogram counts from the start of its process, and whoever watches wants to know of now."""
+"""Quantiles of the last 30 s, from a histogram that counts since the process began."""
 
 from __future__ import annotations
 

@@ -1,30 +1,31 @@
-"""Waiting for a Redis that is away."""
+"""Repeats a call until Redis answers it, with pauses in between."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from shared.errors import Disconnected, RedisRefused
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _FIRST_PAUSE_SECONDS = 0.02
 _PAUSE_SECONDS_MAX = 0.5
-"""So late, at most, does a caller notice that Redis is back."""
+"""The longest time that a caller takes to notice that Redis is back."""
 
 
-async def until_redis_answers(call: Callable[[], Awaitable[T]]) -> T:
-    """Call until Redis answers, however long it is away; the caller sets a bound, by cancelling, where there is one.
+async def until_redis_answers(call: Callable[P, Awaitable[T]], *arguments: P.args, **options: P.kwargs) -> T:
+    """Returns what the call returns, however long Redis is away. A caller that wants a time limit cancels.
 
-    Only for calls that may be repeated. Raises whatever is not passing: RedisRefused, LogFull.
+    Only for calls that may be repeated. Raises what waiting does not mend: LogFull, and RedisRefused unless it is `passing`.
     """
     pause_seconds = _FIRST_PAUSE_SECONDS
     while True:
         try:
-            return await call()
+            return await call(*arguments, **options)
         except Disconnected:
             pass
         except RedisRefused as error:

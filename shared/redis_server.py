@@ -1,4 +1,4 @@
-"""Where Redis is and what it must be told: addresses, the ordinary client, the check at the start."""
+"""The Redis server: its address, the ordinary client, the check at the start."""
 
 from __future__ import annotations
 
@@ -38,28 +38,30 @@ class RedisAddress:
 
     @classmethod
     def parse(cls, url: str) -> RedisAddress:
-        """Raises Unusable that says what a right one looks like; never shows a password."""
-        wanted = "redis://host:6379/0, rediss://user:password@host:6379/0 or unix:///path/to/redis.sock is wanted"
+        """Returns a parsed URL. Raises Unusable, with examples; the message never contains a password."""
+        forms = (
+            "it must look like redis://host:6379/0, rediss://user:password@host:6379/0 or unix:///path/to/redis.sock"
+        )
         try:
             parts = urlsplit(url)
             port = parts.port or 6379
         except ValueError:
-            raise Unusable(f"the Redis URL cannot be read: {wanted}") from None
+            raise Unusable(f"the Redis URL cannot be read: {forms}") from None
         username, password = unquote(parts.username or ""), unquote(parts.password or "")
         if parts.scheme not in ("redis", "rediss", "unix"):
-            raise Unusable(f"the Redis URL cannot be used: {wanted}")
+            raise Unusable(f"the Redis URL cannot be used: {forms}")
         database = parts.path.strip("/") if parts.scheme != "unix" else parse_qs(parts.query).get("db", ["0"])[0]
         if database and not database.isdecimal():
-            raise Unusable(f"the Redis URL's database must be a number: {wanted}")
+            raise Unusable(f"the Redis URL's database must be a number: {forms}")
         if parts.scheme == "unix" and parts.path:
             return cls(path=parts.path, database=int(database or 0), username=username, password=password)
         if parts.scheme in ("redis", "rediss") and parts.hostname:
             tls = parts.scheme == "rediss"
             return cls(parts.hostname, port, "", int(database or 0), username, password, tls)
-        raise Unusable(f"the Redis URL cannot be used: {wanted}")
+        raise Unusable(f"the Redis URL cannot be used: {forms}")
 
     async def connect(self, loop: asyncio.AbstractEventLoop, protocol: Callable[[], asyncio.Protocol]) -> None:
-        """Open one connection for a protocol. Raises OSError."""
+        """Opens one connection for a protocol. Raises OSError."""
         if self.path:
             await loop.create_unix_connection(protocol, self.path)
         else:
@@ -77,20 +79,23 @@ class RedisAddress:
 
 
 def ordinary_client(url: str, *, reply_seconds: float | None) -> redis.asyncio.Redis:
-    """redis-py, for what is not hot. `reply_seconds` None for a connection that blocks: redis-py 8 would end it after 5 s."""
+    """Returns a redis-py client, for everything but the hot paths. `reply_seconds` None: no time limit, for blocking commands
+    (redis-py 8 sets one of 5 s)."""
     return redis.asyncio.Redis.from_url(
         url,
         socket_timeout=reply_seconds,
         socket_connect_timeout=reply_seconds or 5.0,
         max_connections=16,
         protocol=2,
-        driver_info=None,  # CLIENT SETINFO is no use of ours, and a permission more
-        retry=Retry(NoBackoff(), 0),  # by default it tries ten times more, and hides from its caller for how long
+        driver_info=None,  # else redis-py sends CLIENT SETINFO, which needs one more permission
+        retry=Retry(
+            NoBackoff(), 0
+        ),  # by default redis-py retries ten times, and its caller cannot tell how long that takes
     )
 
 
 class OrdinaryCommands:
-    """redis-py behind the same two verbs as `RespConnection`, with replies as Redis sent them."""
+    """redis-py with the methods `execute` and `send` of `RespConnection`, and with replies as Redis sent them."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -105,7 +110,9 @@ class OrdinaryCommands:
                 return await connection.read_response()
             except BaseException as error:
                 if not isinstance(error, redis.exceptions.ResponseError):
-                    await connection.disconnect()  # a reply may still be under way: the next command would get it
+                    await (
+                        connection.disconnect()
+                    )  # its reply may still come, and would be taken for that of the next command
                 raise
             finally:
                 await self._client.connection_pool.release(connection)
@@ -139,22 +146,22 @@ _CODES: dict[type[BaseException], str] = {
 
 
 def _code_of(error: BaseException) -> str:
-    """redis-py takes the error code off the message of the errors that it has a class for."""
+    """Returns the error code that redis-py has removed from the message, as it does for errors that have a class."""
     code = _CODES.get(type(error), "")
     return "" if str(error).startswith(code) else code
 
 
 def _reason_of(error: BaseException) -> str:
-    """What the system said, without what redis-py says around it."""
+    """Returns the message of the operating system, without the words that redis-py puts around it."""
     cause = error.__cause__ or error
-    told = getattr(cause, "strerror", None) or str(cause)
-    return str(told).strip().rstrip(".").lower() or "no answer"
+    message = getattr(cause, "strerror", None) or str(cause)
+    return str(message).strip().rstrip(".").lower() or "no answer"
 
 
 async def check(url: str, *, within_seconds: float) -> str:
-    """The server's name and version, once it answers. Raises Unusable when it cannot be reached, or is too old.
+    """Returns the server's name and version, once it answers. Raises Unusable when it cannot be reached, or is too old.
 
-    Whether it lets this process do what it must is for `shared.grants` to try.
+    Whether it permits all that this process needs is tried by `shared.grants`.
     """
     address = RedisAddress.parse(url)
     deadline = time.monotonic() + within_seconds
@@ -166,17 +173,17 @@ async def check(url: str, *, within_seconds: float) -> str:
                     about = await client.info("server")
                 break
             except (TypeError, ValueError, LookupError, AttributeError):
-                about = {}  # a proxy's INFO; whether the rest is as it should be, `shared.grants` tries
+                about = {}  # the INFO of a proxy; `shared.grants` tries the rest
                 break
             except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
-                # What is refused while a connection is made comes wrapped in an error that says it could not be made.
+                # A refusal while the connection is made comes wrapped in an error about the connection.
                 cause = error.__cause__
                 reason = cause if isinstance(cause, redis.exceptions.RedisError) else error
                 if isinstance(reason, redis.exceptions.AuthenticationError):
                     raise Unusable(f"Redis at {address} refuses the login: {reason}") from None
                 refused = isinstance(reason, redis.exceptions.ResponseError)
                 if refused and not RedisRefused(_code_of(reason) + str(reason)).passing:
-                    about = {}  # who may not run INFO may still be let in: `shared.grants` tries what is needed
+                    about = {}  # a user who may not run INFO may have all that is needed: `shared.grants` tries it
                     break
                 if time.monotonic() > deadline:
                     if refused:
@@ -199,7 +206,7 @@ async def check(url: str, *, within_seconds: float) -> str:
 
 
 async def eviction_policy(commands: Any) -> str | None:
-    """Redis's maxmemory-policy, or None where it does not tell (managed services bar INFO's section or CONFIG)."""
+    """Returns Redis's maxmemory-policy; None if it is not shown, as by managed services that bar this section of INFO."""
     try:
         reply = await commands.execute("INFO", "memory")
     except RedisRefused:
@@ -214,7 +221,7 @@ async def eviction_policy(commands: Any) -> str | None:
 
 
 def complaint_about(policy: str | None) -> str | None:
-    """Why a Redis with this policy must not keep logs, or None."""
+    """Returns why a Redis with this policy must not keep logs; None if it may."""
     if policy in (None, "noeviction"):
         return None
-    return f"Redis's maxmemory-policy is {policy}: it may evict the log of a running answer; noeviction is wanted"
+    return f"Redis's maxmemory-policy is {policy}: it may evict the log of a running answer; it must be noeviction"

@@ -1,4 +1,4 @@
-"""From plain numbers to metrics, once a second, so that what happens by the thousand costs no more than an addition."""
+"""Hands plain numbers over to metrics, once a second, so that counting what happens by the thousand costs only an addition."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STATM = "/proc/self/statm"
 
 
 class Handover:
-    """Plain numbers that grow, and what is only worth a look, each with the metric that shows it."""
+    """Plain numbers that grow (counters) and values of the moment (gauges), each with its metric."""
 
     def __init__(self) -> None:
         self._counts: list[tuple[Any, Callable[[], float], list[float]]] = []
@@ -34,7 +34,7 @@ class Handover:
         self._shown.append((gauge, value))
 
     def now(self) -> None:
-        """Hand over what has changed: 20 to 60 µs."""
+        """Hands over what has changed: 20 to 60 µs."""
         for counter, total, handed_over in self._counts:
             reached = total()
             if reached > handed_over[0]:
@@ -45,7 +45,7 @@ class Handover:
 
 
 class Measuring:
-    """What both processes measure of themselves, beside the handover of their numbers."""
+    """Measures what gateways and workers have in common: event loop lag, Redis round trips, CPU, memory."""
 
     def __init__(self, handover: Handover, commands: RespConnection, subscriber: RespConnection | None = None) -> None:
         self._handover = handover
@@ -95,7 +95,7 @@ class Measuring:
 
 
 def resident_bytes() -> float:
-    """This process's memory; 0 where the system does not tell it in this way."""
+    """Returns this process's resident memory; 0 on systems without /proc."""
     with contextlib.suppress(OSError, ValueError, IndexError), open(_STATM, "rb") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0.0

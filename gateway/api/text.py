@@ -122,8 +122,8 @@ def text_after(
             raise Problem(400, f"after_bytes is {after_bytes}, but there are only {size} bytes of text")
         had = EventId(history.attempt, index)
     else:
-        index, skipped, had = cursor.offset or history.bases.get(cursor.attempt, 0), 0, cursor
-        later = (base for attempt, base in history.bases.items() if attempt > cursor.attempt)
+        index, skipped, had = cursor.offset or history.kept_tokens.get(cursor.attempt, 0), 0, cursor
+        later = (kept for attempt, kept in history.kept_tokens.items() if attempt > cursor.attempt)
         if any(base < index for base in later):
             raise Problem(409, f"text before {cursor} was taken back since: read it again from the beginning")
     pieces, size = [], 0
@@ -144,7 +144,7 @@ def _size_of(item: tuple[bytes, bytes]) -> int:
 def _is_in_the_log(history: History, count: int) -> bool:
     """Whether the log can be read on after so many deltas: ids and deltas correspond, and none of those was taken back."""
     whole = history.last_item == EventId(history.attempt, len(history.items))
-    return whole and count >= history.bases.get(history.attempt, 0)
+    return whole and count >= history.kept_tokens.get(history.attempt, 0)
 
 
 TEXT = TextFace()

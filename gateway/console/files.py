@@ -70,7 +70,7 @@ class Console:
 def is_wanted(settings: Settings) -> bool:
     """Whether this gateway has a console. Raises Unusable."""
     if settings.console not in ("auto", "on", "off"):
-        raise Unusable(f"MIDSTREAM_CONSOLE={settings.console!r}: auto, on or off is wanted")
+        raise Unusable(f"MIDSTREAM_CONSOLE={settings.console!r} must be auto, on or off")
     if settings.console != "auto":
         return settings.console == "on"
     return is_loopback(settings.host)

@@ -1,7 +1,7 @@
 """What runs now, for the console and `midstream top`: one snapshot a second, made only while somebody looks.
 
 What each process says of itself is in Redis (`shared.presence`); the live streams are the newest of the request queue, each
-with the newest entry of its log. Two round trips, a hundred short reads; never a prompt and never a text.
+with the newest entry of its log. Three round trips, a hundred short reads; never a prompt and never a text.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from shared.deltas import too_deep
 from shared.errors import MidstreamError, RedisRefused, Unreadable
 from shared.events import Entry, entry_of
 from shared.ids import BEGINNING, EventId, created_at
-from shared.keys import GROUP, PROCESSES_ABOUT, PROCESSES_UNTIL, REQUESTS, log_key
+from shared.keys import PROCESSES_ABOUT, PROCESSES_UNTIL, log_key
+from shared.lifecycle import status_after
+from shared.outcomes import ENDED, Status
 from shared.presence import PROCESSES_MAX, THERE_SECONDS
-from shared.queue import claim_of
+from shared.queue import Claim, RequestQueue
 from shared.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -43,9 +45,11 @@ _FORGOTTEN_SECONDS = 10.0
 _FRESH_SECONDS = 0.9
 _SAMPLE_SECONDS, _SAMPLE_SECONDS_MAX = 2.0, 8.0
 _PROCESSES_PER_SECOND = 25
+_WAITING = "waiting"
+"""What the console calls a stream that is queued."""
+_LIVE = (_WAITING, Status.RUNNING)
 _WAIT_SECONDS = 2.0
 """A snapshot for which Redis takes longer says that Redis is away."""
-_ENDS = {events.DONE: "completed", events.FAILED: "failed", events.CANCELLED: "cancelled", events.DELETED: "deleted"}
 _BEGINNINGS = (events.STARTED, events.RESTARTED)
 
 Row = dict[str, Any]
@@ -54,8 +58,9 @@ Row = dict[str, Any]
 class Overview:
     """Makes snapshots, at most one a second however many ask."""
 
-    def __init__(self, commands: Commands) -> None:
+    def __init__(self, commands: Commands, queue: RequestQueue) -> None:
         self._commands = commands
+        self._queue = queue
         self._lock = asyncio.Lock()
         self._made_at = float("-inf")
         self._made = b""
@@ -87,13 +92,11 @@ class Overview:
         async with self._lock:
             try:
                 async with asyncio.timeout(_WAIT_SECONDS):
-                    self._processes, (running, waiting, _) = await asyncio.gather(
-                        self._read_processes(), self._read_counts()
-                    )
+                    self._processes, counts = await asyncio.gather(self._read_processes(), self._queue.counts())
             except (MidstreamError, TimeoutError) as error:
                 logger.debug("no sample: %s", error)
             else:
-                streams = {"running": running, "waiting": waiting}
+                streams = {"running": counts.claimed, "waiting": counts.waiting}
                 self.samples.add({"time": time.time(), "streams": streams, **self._numbers()})
             return min(_SAMPLE_SECONDS_MAX, max(_SAMPLE_SECONDS, len(self._processes) / _PROCESSES_PER_SECOND))
 
@@ -161,55 +164,28 @@ class Overview:
 
     # --- streams
 
-    async def _read_counts(self) -> tuple[int, int, bytes]:
-        """How many streams a worker has claimed, how many wait for one, and the queue's id of the last that was claimed."""
-        length, groups = await asyncio.gather(
-            self._commands.execute("XLEN", REQUESTS), self._unless_refused("XINFO", "GROUPS", REQUESTS)
-        )
-        for row in groups:
-            about = dict(zip(row[::2], row[1::2], strict=True))
-            if about[b"name"] == GROUP:
-                claimed = min(length, int(about[b"pending"]))
-                return claimed, length - claimed, about[b"last-delivered-id"]
-        return 0, length, b"0-0"
-
     async def _read(self) -> tuple[Row, float]:
         """The queue and its newest streams; Redis' own time."""
-        execute = self._commands.execute
-        time_now, newest, (claimed, waiting, last_claimed) = await asyncio.gather(
-            execute("TIME"), execute("XREVRANGE", REQUESTS, "+", "-", "COUNT", STREAMS_MAX), self._read_counts()
-        )
-        now = int(time_now[0]) + int(time_now[1]) / 1e6
-        first_id = newest[-1][0] if newest else b"+"
-        oldest, claims, rows = await asyncio.gather(
-            execute("XRANGE", REQUESTS, b"(" + last_claimed, "+", "COUNT", 1),
-            self._unless_refused("XPENDING", REQUESTS, GROUP, first_id, "+", STREAMS_MAX),
-            self._read_streams(
-                [claim for entry in newest if (claim := claim_of(entry)) is not None],
-                now,
-                whole=len(newest) < STREAMS_MAX,
-            ),
-        )
-        worker_of = {entry_id: (worker.decode(errors="replace"), idle / 1000) for entry_id, worker, idle, _ in claims}
-        for entry_id, row in rows:
-            row["worker"], row["lease_age_seconds"] = worker_of.get(entry_id, (None, None))
-        told = {
-            "running": claimed + sum(not entry_id for entry_id, _ in rows),
-            "waiting": waiting,
-            "oldest_waiting_seconds": round(max(0.0, now - _time_of(oldest[0][0])), 1) if oldest else 0.0,
-            "newest": [row for _, row in rows if row["status"] not in _ENDS.values()],
+        counts = await self._queue.counts()
+        rows, now = await self._read_newest(whole=counts.requests < STREAMS_MAX)
+        waiting_since = counts.oldest_waiting_at
+        streams = {
+            "running": counts.claimed + sum(not entry_id for entry_id, _ in rows),
+            "waiting": counts.waiting,
+            "oldest_waiting_seconds": 0.0 if waiting_since is None else round(max(0.0, now - waiting_since), 1),
+            "newest": [row for _, row in rows if row["status"] in _LIVE],
             "ended": [],
         }
-        return told, now
+        return streams, now
 
     def _ended_rows(self, now: float) -> list[Row]:
-        """The streams that were seen to end, and those that failed unseen, as their workers tell; the newest first."""
+        """The streams that were seen to end, and those that failed unseen, as their workers report; the newest first."""
         rows = {**self._ended}
         for failure in (failure for process in self._processes for failure in failures_of(process)):
             if failure["id"] not in rows:
                 rows[failure["id"]] = {
                     **failure,
-                    "status": "failed",
+                    "status": Status.FAILED,
                     "created_at": created_at(failure["id"]),
                     "age_seconds": round(max(0.0, now - created_at(failure["id"])), 1),
                     "tokens_per_second": 0.0,
@@ -220,9 +196,19 @@ class Overview:
         newest_first = sorted(rows.values(), key=lambda row: float(row["ended_at"]), reverse=True)
         return newest_first[:ENDED_MAX]
 
-    async def _read_streams(
-        self, listed: Sequence[tuple[bytes, str]], now: float, *, whole: bool
-    ) -> list[tuple[bytes, Row]]:
+    async def _read_newest(self, *, whole: bool) -> tuple[list[tuple[bytes, Row]], float]:
+        """The newest streams of the queue by their entries' ids, each with the worker that has it; Redis' own time."""
+        time_now, newest = await asyncio.gather(self._commands.execute("TIME"), self._queue.newest(STREAMS_MAX))
+        now = int(time_now[0]) + int(time_now[1]) / 1e6
+        first_id = newest[-1].entry_id if newest else b"+"
+        leases, rows = await asyncio.gather(
+            self._queue.leases(first_id, STREAMS_MAX), self._read_streams(newest, now, whole=whole)
+        )
+        for entry_id, row in rows:
+            row["worker"], row["lease_age_seconds"] = leases.get(entry_id, (None, None))
+        return rows, now
+
+    async def _read_streams(self, listed: Sequence[Claim], now: float, *, whole: bool) -> list[tuple[bytes, Row]]:
         """Each stream as its log's newest entry tells, and those that have left the list since the last time.
 
         `whole`: the list is the whole queue. Streams that still run though the queue has forgotten them are listed, too,
@@ -241,7 +227,7 @@ class Overview:
         for stream_id, row in rows.items():
             row |= _about(known.get(stream_id, UNKNOWN))
         for stream_id, row in rows.items():
-            if row["status"] in ("completed", "failed", "cancelled") and stream_id not in self._ended:
+            if row["status"] in ENDED and stream_id not in self._ended:
                 self._ended[stream_id] = {**row, "ended_at": now}
                 if len(self._ended) > ENDED_MAX:
                     self._ended.popitem(last=False)
@@ -264,31 +250,29 @@ class Overview:
         mean = newest.offset / max(0.1, now - created_at(stream_id))
         before, seen_at, rate = self._seen.get(stream_id, (newest, now, mean))
         tokens = newest.offset
-        if field in _ENDS:
-            status = _ENDS[field]
-            # A cancel stands at the next attempt's 0: how many tokens there were, the entry before it tells.
+        status = status_after(field)
+        if field in events.TERMINAL:
+            # A cancel stands at the next attempt's 0: the entry before it tells how many tokens stood.
             standing = _standing(entry_of(*reply[1])) if len(reply) > 1 else before.offset
             tokens = newest.offset - 1 if newest.offset else standing
-        elif field == events.ACCEPTED:
-            status, tokens = "waiting", 0
-        else:
-            status = "running"
-            if field in _BEGINNINGS:
-                tokens = _base_of(field, value)
+        elif status == Status.QUEUED:
+            tokens = 0
+        elif field in _BEGINNINGS:
+            tokens = _kept_tokens_of(field, value)
         if now > seen_at:
             rate = (newest.offset - before.offset) / (now - seen_at) if newest.attempt == before.attempt else 0.0
-        if status in ("waiting", "running"):
+        if status in (Status.QUEUED, Status.RUNNING):
             self._seen[stream_id] = (newest, now, rate)
         else:
             self._seen[stream_id] = (before, seen_at, 0.0)
         return {
             "id": stream_id,
-            "status": status,
+            "status": _WAITING if status == Status.QUEUED else status,
             "created_at": created_at(stream_id),
             "age_seconds": round(max(0.0, now - created_at(stream_id)), 1),
-            "attempt": newest.attempt if status == "running" else max(newest.attempt - (not newest.offset), 0),
+            "attempt": newest.attempt if status == Status.RUNNING else max(newest.attempt - (not newest.offset), 0),
             "tokens": max(0, tokens),
-            "tokens_per_second": round(max(0.0, rate), 1) if status == "running" else 0.0,
+            "tokens_per_second": round(max(0.0, rate), 1) if status == Status.RUNNING else 0.0,
             "error": failure_of(value) if field == events.FAILED else None,
         }
 
@@ -332,7 +316,7 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _base_of(field: bytes, value: bytes) -> int:
+def _kept_tokens_of(field: bytes, value: bytes) -> int:
     """How many deltas an attempt began with; 0 where that cannot be read."""
     try:
         return int(events.control_of(field, value).get("base") or 0)
@@ -344,15 +328,11 @@ def _standing(entry: Entry) -> int:
     """How many tokens stand after an entry."""
     if entry.field == events.ACCEPTED:
         return 0
-    return _base_of(entry.field, entry.value) if entry.field in _BEGINNINGS else entry.id.offset
+    return _kept_tokens_of(entry.field, entry.value) if entry.field in _BEGINNINGS else entry.id.offset
 
 
 def _about(listed: Listed) -> Row:
     return {"model": listed.model, "metadata": listed.metadata}
-
-
-def _time_of(entry_id: bytes) -> float:
-    return int(entry_id.split(b"-")[0]) / 1000
 
 
 def _reached(gauge: Gauge) -> float:

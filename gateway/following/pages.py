@@ -19,7 +19,7 @@ from shared import events
 from shared.event_log import EventLog
 from shared.events import TOKEN, Event
 from shared.ids import BEGINNING, FIRST_ID, ID_PART_MAX, EventId
-from shared.lifecycle import base_of
+from shared.lifecycle import kept_tokens_of
 
 logger = logging.getLogger(__name__)
 
@@ -254,5 +254,5 @@ def _listed(content: list[TokenRun | Carried]) -> tuple[list[Event], EventId | N
         if part.unreadable:
             return listed, part.last
         if part.field == events.RESTARTED:
-            reached = EventId(part.last.attempt, base_of(part.events[0].value))
+            reached = EventId(part.last.attempt, kept_tokens_of(part.events[0].value))
     return listed, None

@@ -17,6 +17,7 @@ from shared.background import keep_running
 from shared.errors import OddReply
 from shared.event_log import EventLog, RawEntry, entries_of
 from shared.ids import EventId, created_at
+from shared.outcomes import FailureCode
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -120,9 +121,12 @@ class SilenceChecks:
         if tail.attempt == 0:
             if time.time() - created_at(tail.stream_id) <= settings.queue_seconds:
                 return
-            code, message = "queue_timeout", f"no worker was free within {settings.queue_seconds:g} s"
+            code, message = FailureCode.QUEUE_TIMEOUT, f"no worker was free within {settings.queue_seconds:g} s"
         elif silent_seconds > settings.orphan_seconds:
-            code, message = "worker_lost", f"nothing was heard of the worker for {settings.orphan_seconds:g} s"
+            code, message = (
+                FailureCode.WORKER_LOST,
+                f"nothing was heard of the worker for {settings.orphan_seconds:g} s",
+            )
         else:
             return
         failure: dict[str, Any] = {"code": code, "message": message, "retryable": True}

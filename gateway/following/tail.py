@@ -14,7 +14,7 @@ from shared import events
 from shared.events import Event
 from shared.ids import BEGINNING, FIRST_ID, EventId
 from shared.keys import live_channel
-from shared.lifecycle import Order, base_of
+from shared.lifecycle import Order, kept_tokens_of
 from shared.token_counts import tokens_between
 
 logger = logging.getLogger(__name__)
@@ -265,7 +265,7 @@ class Tail:
         if part.field in events.TERMINAL:
             self._take_end(part)
         elif part.field == events.RESTARTED:
-            self._restarted, self.kept_tokens = True, base_of(part.events[0].value)
+            self._restarted, self.kept_tokens = True, kept_tokens_of(part.events[0].value)
 
     def _take_end(self, part: Carried) -> None:
         self.ended, self.ended_as = part.last, part.field

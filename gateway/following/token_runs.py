@@ -19,7 +19,6 @@ from shared.events import (
     BATCH,
     FAILED,
     TOKEN,
-    UNREADABLE_CODE,
     Entry,
     Event,
     entry_of,
@@ -28,7 +27,8 @@ from shared.events import (
     unreadable_failure,
 )
 from shared.ids import ID_PART_MAX, EventId
-from shared.lifecycle import Order, base_of, readable_id
+from shared.lifecycle import Order, kept_tokens_of, readable_id
+from shared.outcomes import FailureCode
 
 
 class TokenRun(NamedTuple):
@@ -95,7 +95,7 @@ def _taken(part: TokenRun | Entry, order: Order) -> TokenRun | Carried:
         order.take(TOKEN, part.first, part.last)
         return part
     carried = carried_by(part)
-    base = base_of(carried.events[0].value) if part.field == events.RESTARTED else 0
+    base = kept_tokens_of(carried.events[0].value) if part.field == events.RESTARTED else 0
     order.take(part.field, carried.first, carried.last, base)
     return carried
 
@@ -125,7 +125,7 @@ def unreadable_from(failed: Event) -> EventId | None:
     """Returns the id of the entry that could not be read, if that is what this `failed` says. A reader that has this id has
     had the end already."""
     failure = orjson.loads(failed.value)
-    if failure["code"] != UNREADABLE_CODE or not isinstance(failure.get("at"), str):
+    if failure["code"] != FailureCode.UNREADABLE or not isinstance(failure.get("at"), str):
         return None
     try:
         return EventId.parse(failure["at"])

@@ -4,6 +4,7 @@
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 if not last then return nil end
 local field = last[2][1]
+-- The terminal events, as in shared/lifecycle.py.
 if field == 'done' or field == 'failed' or field == 'cancelled' or field == 'deleted' then return {0, last[1]} end
 if ARGV[4] and ARGV[4] ~= last[1] then return {0, last[1]} end
 local id = string.format('%d-0', math.min(tonumber(string.match(last[1], '^(%d+)-')), 9007199254740990) + 1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 
 from shared.errors import Disconnected, LogFull, QueueFull
 from shared.keys import GROUP, PROCESSES_UNTIL, REQUESTS
-from shared.queue import Claim, RequestQueue
+from shared.queue import Claim, QueueCounts, RequestQueue
 from tests.contract.conftest import QUEUE_TTL_SECONDS, REAL_BACKENDS, Backend
 from tests.support.waiting import wait_until
 
@@ -46,7 +47,7 @@ async def test_requests_are_claimed_in_order_each_by_one_worker(backend: Backend
     assert [one.stream_id for one in hers] == list(STREAMS[:2])
     assert [one.stream_id for one in his] == list(STREAMS[2:])
     assert await ann.claim(backend.commands, 10, 1) == [], "an empty queue answers when the wait is over"
-    assert await bob.waiting() == 5, "until they are acknowledged, they count"
+    assert (await bob.counts()).requests == 5, "until they are acknowledged, they count"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ async def test_what_is_acknowledged_is_gone(backend: Backend) -> None:
     ann = backend.queue("ann")
     await ann.acknowledge(claim)
     await ann.acknowledge(claim)
-    assert await ann.waiting() == 0
+    assert (await ann.counts()).requests == 0
     assert await backend.queue("bob").claim_expired(10, 0) == []
     assert await owner_of(backend, claim) is None
 
@@ -170,7 +171,7 @@ async def test_a_worker_that_dies_while_it_acknowledges_leaves_nothing(backend: 
         await dying.acknowledge(claim)
     bob = backend.queue("bob")
     assert await bob.claim_expired(10, 0) == []
-    assert await bob.waiting() == 0
+    assert (await bob.counts()).requests == 0
     assert await owner_of(backend, claim) is None
 
 
@@ -191,7 +192,7 @@ async def test_a_full_queue_says_so_and_takes_requests_again_when_one_is_done(ba
         await queue.enqueue(STREAMS[2])
     await queue.acknowledge(claim)
     await queue.enqueue(STREAMS[2])
-    assert await queue.waiting() == 2
+    assert (await queue.counts()).requests == 2
 
 
 @pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)  # fakeredis words this error in its own way
@@ -253,7 +254,7 @@ async def test_a_redis_that_is_full_takes_no_request(backend: Backend) -> None:
             await queue.enqueue(STREAM)
     finally:
         await backend.client.config_set("maxmemory", 0)
-    assert await queue.waiting() == 0
+    assert (await queue.counts()).requests == 0
 
 
 STRANGE: dict[str, list[bytes]] = {
@@ -318,3 +319,29 @@ async def test_an_entry_that_was_deleted_while_it_was_claimed_is_passed_over(bac
     await wait_until(lambda: idle_of_first(backend, 5))
     assert await backend.queue("bob").claim_expired(10, 5) == []
     assert (await backend.commands.execute("XPENDING", REQUESTS, GROUP))[0] == 0
+
+
+async def test_counts_leases_and_the_newest_requests(backend: Backend) -> None:
+    queue, ann = backend.queue("looks"), backend.queue("ann")
+    assert await queue.counts() == QueueCounts(0, 0, None)
+    assert (await queue.newest(10), await queue.leases(b"-", 10)) == ([], {})
+    await ann.open()
+    assert await queue.counts() == QueueCounts(0, 0, None)
+    before = time.time()
+    for stream_id in STREAMS[:3]:
+        await queue.enqueue(stream_id)
+    oldest_at = (await queue.counts()).oldest_waiting_at
+    assert oldest_at is not None
+    assert abs(oldest_at - before) < 5
+    claims = await ann.claim(backend.commands, 2, 10)
+    counts = await queue.counts()
+    assert (counts.requests, counts.claimed, counts.waiting) == (3, 2, 1)
+    assert counts.oldest_waiting_at is not None
+    assert counts.oldest_waiting_at >= oldest_at
+    newest = await queue.newest(10)
+    assert newest[1:] == claims[::-1]
+    assert {entry_id: lease.worker for entry_id, lease in (await queue.leases(b"-", 10)).items()} == {
+        claim.entry_id: "ann" for claim in claims
+    }
+    await ann.claim(backend.commands, 2, 10)
+    assert await queue.counts() == QueueCounts(3, 3, None)

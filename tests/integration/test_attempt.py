@@ -19,6 +19,7 @@ from shared.events import Accepted, Entry, Policies
 from shared.ids import FIRST_ID, EventId, new_stream_id
 from shared.keys import log_key
 from shared.lifecycle import fold
+from shared.outcomes import FailureCode
 from shared.queue import Claim
 from shared.receipt import DeliveryNotes
 from shared.redis_server import RedisAddress
@@ -90,7 +91,7 @@ async def test_a_provider_that_ends_as_it_is_stopped_leaves_no_hole(log: EventLo
         return len(fold(await log.read_all(stream_id)).items) == 1
 
     await wait_until(has_begun)
-    run.stop(Unavailable("it fell silent", code="provider_stalled"))
+    run.stop(Unavailable("it fell silent", code=FailureCode.PROVIDER_STALLED))
     provider.cue.set()  # in the same turn of the loop
     assert await running
     history = fold(await log.read_all(stream_id))
@@ -212,7 +213,7 @@ async def test_a_log_of_the_wrong_type_is_given_up_once(
         assert await running
     assert await commands.execute("GET", log_key(stream_id)) == b"something else", "it is not ours"
     (line,) = [record.getMessage() for record in caplog.records if "unreadable" in record.getMessage()]
-    assert "none can be written" in line
+    assert "end cannot be written" in line
     assert not any(record.exc_info for record in caplog.records)
 
 

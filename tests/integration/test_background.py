@@ -122,6 +122,9 @@ class Parts:
     def log(self, commands: RespConnection) -> EventLog:
         return EventLog(commands, log_ttl_seconds=60, ended_ttl_seconds=60, tombstone_ttl_seconds=60)
 
+    def queue(self, commands: RespConnection) -> RequestQueue:
+        return RequestQueue(commands, ttl_seconds=60, requests_max=10, consumer="ann")
+
     def tails(self, commands: RespConnection) -> Tails:
         return Tails(
             FollowedStreams(_not_ended),
@@ -203,7 +206,7 @@ async def _connection(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 async def _worker(parts: Parts, method: str) -> AsyncIterator[Callable[[], bool]]:
     client = ordinary_client(parts.url, reply_seconds=5.0)
     async with parts.commands() as commands:
-        queue = RequestQueue(commands, ttl_seconds=60, requests_max=10, consumer="ann")
+        queue = parts.queue(commands)
         worker = Worker(
             name="ann",
             log=parts.log(commands),
@@ -279,7 +282,9 @@ async def _look(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
         )
         pages = Pages(parts.log(commands), _not_ended, page_events=256, cache_bytes_max=1 << 20)
         parts.patch.setattr(gateway.metrics, "handover", Handover())
-        measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, parts.settings)
+        measuring = GatewayMeasuring(
+            delivery, tails, silence_checks, pages, commands, parts.queue(commands), parts.settings
+        )
         once = Once(measuring._measure_server)
         parts.patch.setattr(measuring, "_measure_server", once)
         measuring.start()
@@ -319,7 +324,7 @@ async def _presence(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 async def _samples(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     parts.patch.setattr(gateway.console.overview, "_SAMPLE_SECONDS", 0.02)
     async with parts.commands() as commands:
-        overview = Overview(commands)
+        overview = Overview(commands, parts.queue(commands))
         watchers = Watchers(overview)
         once = Once(overview.sample)
         parts.patch.setattr(overview, "sample", once)
@@ -364,7 +369,7 @@ async def _request_timeouts(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 async def _watchers(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     parts.patch.setattr(gateway.console.watchers, "SNAPSHOT_SECONDS", 0.02)
     async with parts.commands() as commands:
-        watchers = Watchers(Overview(commands))
+        watchers = Watchers(Overview(commands, parts.queue(commands)))
         sinks = [Sink(), Sink()]
         for sink in sinks:
             watcher = Watcher(watchers, cast(Connection, sink))

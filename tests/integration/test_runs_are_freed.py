@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from producer import run as attempt_module
+from producer import takeover
 from producer.log_copy import LogCopy
 from producer.openai_provider import OpenAIProvider
 from producer.provider import Finish, Hearer, Provider, Refused, Unavailable
@@ -24,6 +24,7 @@ from shared.event_log import EventLog
 from shared.events import Accepted, Entry, Policies
 from shared.ids import FIRST_ID, EventId, new_stream_id
 from shared.lifecycle import fold
+from shared.outcomes import FailureCode
 from shared.queue import Claim
 from shared.receipt import DeliveryNotes
 from shared.redis_server import RedisAddress
@@ -133,7 +134,7 @@ class Watched:
             self.references += [weakref.ref(writer), weakref.ref(copy)]
             return writer
 
-        monkeypatch.setattr(attempt_module, "Writer", watched_writer)
+        monkeypatch.setattr(takeover, "Writer", watched_writer)
 
     def are_freed(self) -> bool:
         return len(self.references) >= 3 and all(reference() is None for reference in self.references)
@@ -200,7 +201,7 @@ async def test_an_answer_ends_in_one_terminal_event_and_nothing_of_its_run_stays
     [
         (HandedBack(), "running"),
         (LastReaderGone(), "cancelled"),
-        (Unavailable("it fell silent", code="provider_stalled"), "failed"),
+        (Unavailable("it fell silent", code=FailureCode.PROVIDER_STALLED), "failed"),
     ],
 )
 @pytest.mark.parametrize("on_cancel", ["close", "drain"])

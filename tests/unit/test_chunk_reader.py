@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer import openai_provider
-from producer.openai_provider import _ChunkReader
+from producer import chunk_reader
+from producer.chunk_reader import ChunkReader
 from producer.provider import ProviderError, Refused, Unavailable
 from shared.events import Entry, Item, encode_items, events_of
 from shared.ids import EventId
@@ -25,7 +25,7 @@ def chunk(delta: Any, **choice: Any) -> bytes:
 
 
 def read(*parts: bytes) -> list[Item]:
-    reader = _ChunkReader()
+    reader = ChunkReader()
     items = [item for part in parts for item in reader.feed(part)]
     if reader.error is not None:
         raise reader.error
@@ -74,7 +74,7 @@ def test_what_is_not_plain_text_is_kept_as_it_was_said(delta: dict[str, Any]) ->
 
 
 def test_further_choices_are_kept_with_their_end() -> None:
-    reader = _ChunkReader()
+    reader = ChunkReader()
     items = reader.feed(chunk({"content": "b"}, index=1) + chunk({}, index=1, finish_reason="length"))
     assert [orjson.loads(item) for item in items] == [
         {"delta": {"content": "b"}, "index": 1},
@@ -86,7 +86,7 @@ def test_further_choices_are_kept_with_their_end() -> None:
 
 
 def test_the_end_and_the_usage_are_read() -> None:
-    reader = _ChunkReader()
+    reader = ChunkReader()
     usage = {"total_tokens": 3}
     assert reader.feed(chunk({"content": "a"}, finish_reason="stop")) == ["a"]
     assert reader.feed(b"data: " + orjson.dumps({"choices": [], "usage": usage}) + b"\n\n") == []
@@ -165,7 +165,7 @@ def test_an_error_chunk_is_an_error(error: Any, kind: type[ProviderError], code:
 
 def test_what_came_before_an_error_is_told() -> None:
     """One packet may bring both."""
-    reader = _ChunkReader()
+    reader = ChunkReader()
     error = b"data: " + orjson.dumps({"error": {"message": "overloaded"}}) + b"\n\n"
     assert reader.feed(chunk({"content": "a"}) + error + chunk({"content": "b"})) == ["a"]
     assert isinstance(reader.error, Unavailable)
@@ -185,7 +185,7 @@ def test_an_error_shows_nothing_of_what_was_said() -> None:
 
 def test_a_line_that_comes_byte_by_byte_is_not_copied_each_time() -> None:
     """8 MB in pieces of a byte must not take hours: a single packet would then cost a millisecond."""
-    reader = _ChunkReader()
+    reader = ChunkReader()
     began = time.process_time()
     for _ in range(200_000):
         reader.feed(b"x")
@@ -201,6 +201,6 @@ def test_what_is_not_a_chunk_is_an_error(payload: bytes) -> None:
 
 
 def test_an_endless_line_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_provider, "_LINE_BYTES_MAX", 1000)
+    monkeypatch.setattr(chunk_reader, "_LINE_BYTES_MAX", 1000)
     with pytest.raises(Unavailable, match="1000 bytes"):
         read(b"data: " + b"x" * 1000)

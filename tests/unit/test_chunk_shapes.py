@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from producer import chunk_shapes as shapes
-from producer.openai_provider import _ABOUT_BYTES_MAX, _PLACES_MAX, _ChunkReader
+from producer.chunk_reader import _PLACES_MAX, ChunkReader
 from producer.provider import ProviderError, Unavailable
 from shared.events import Entry, Item, encode_items, events_of
 from shared.ids import EventId
@@ -163,17 +163,17 @@ def held(items: list[Item]) -> None:
                 assert depth_of(delta) <= shapes.LEVELS_MAX + 2
 
 
-def fed(payload: bytes) -> tuple[_ChunkReader, list[str]]:
+def fed(payload: bytes) -> tuple[ChunkReader, list[str]]:
     """A reader that was fed one chunk, and what it found odd. AssertionError if anything of it breaks a promise."""
     odd: list[str] = []
-    reader = _ChunkReader(odd.append)
+    reader = ChunkReader(odd.append)
     held(reader.feed(b"data: " + payload + b"\n\n"))
     usage = reader.usage
     assert set(odd) <= {*PROVIDER_ODDITY_KINDS}
     assert reader.finish_reason is None or 1 <= len(reader.finish_reason) <= 64
     done = {"finish_reason": reader.finish_reason, "usage": usage, **reader.about}
     assert depth_of(json.loads(orjson.dumps(done))) <= shapes.LEVELS_MAX + 2
-    assert len(orjson.dumps(done)) < 3 * _ABOUT_BYTES_MAX + 1000
+    assert len(orjson.dumps(done)) < 3 * shapes.ABOUT_BYTES_MAX + 1000
     for name in ("model", "system_fingerprint", "service_tier"):
         assert type(reader.about.get("provider", {}).get(name, "")) is str
     if usage is not None:
@@ -188,13 +188,13 @@ def fed(payload: bytes) -> tuple[_ChunkReader, list[str]]:
         error = reader.take_error()
         assert isinstance(error, ProviderError)
         assert len(str(error)) < 1000
-        assert len(orjson.dumps(error.about())) < _ABOUT_BYTES_MAX + 1000
+        assert len(orjson.dumps(error.about())) < shapes.ABOUT_BYTES_MAX + 1000
     return reader, odd
 
 
 def test_what_is_documented_is_kept_as_it_is() -> None:
     odd: list[str] = []
-    reader = _ChunkReader(odd.append)
+    reader = ChunkReader(odd.append)
     first, second = (orjson.loads(item) for item in reader.feed(b"data: " + orjson.dumps(WHOLE) + b"\n\n"))
     delta = dict(WHOLE["choices"][0]["delta"])
     del delta["role"]
@@ -274,7 +274,7 @@ def test_any_bytes_are_read_or_are_an_error(noise: bytes, at: int) -> None:
 )
 def test_what_is_made_of_an_odd_value(field: str, value: Any, kept: Any) -> None:
     odd: list[str] = []
-    items = _ChunkReader(odd.append).feed(
+    items = ChunkReader(odd.append).feed(
         b"data: " + json.dumps({"choices": [{"delta": {field: value, "refusal": "r"}}]}).encode() + b"\n"
     )
     assert orjson.loads(items[0]) == {"delta": {"refusal": "r", **({} if kept is None else {field: kept})}}
@@ -294,7 +294,7 @@ def test_a_finish_reason_is_a_short_text(value: Any, reason: str | None) -> None
 def test_of_thousands_of_choices_a_hundred_and_twenty_eight_are_kept() -> None:
     odd: list[str] = []
     choices = [{"index": index, "delta": {"content": "a"}} for index in range(10_000)]
-    assert len(_ChunkReader(odd.append).feed(b"data: " + orjson.dumps({"choices": choices}) + b"\n")) == 128
+    assert len(ChunkReader(odd.append).feed(b"data: " + orjson.dumps({"choices": choices}) + b"\n")) == 128
     assert odd == ["choices"]
 
 
@@ -302,7 +302,7 @@ def test_a_line_that_would_fill_the_memory_is_not_parsed() -> None:
     payload = b'data: {"choices":[' + b",".join([b"[]"] * (_PLACES_MAX + 1)) + b"]}\n"
     tracemalloc.start()
     try:
-        reader = _ChunkReader()
+        reader = ChunkReader()
         reader.feed(payload)
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -313,7 +313,7 @@ def test_a_line_that_would_fill_the_memory_is_not_parsed() -> None:
 
 def test_what_is_said_beside_an_answer_does_not_gather() -> None:
     """Another field with each chunk, forever."""
-    reader = _ChunkReader()
+    reader = ChunkReader()
     for number in range(2000):
         reader.feed(b"data: " + orjson.dumps({"usage": {"total_tokens": 1}, f"field{number}": "x" * 100}) + b"\n")
-    assert len(orjson.dumps(reader.about)) < 2 * _ABOUT_BYTES_MAX
+    assert len(orjson.dumps(reader.about)) < 2 * shapes.ABOUT_BYTES_MAX

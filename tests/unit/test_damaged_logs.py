@@ -28,7 +28,7 @@ from shared.event_log import RawEntry
 from shared.events import Accepted, Entry, Event, Policies, entry_of, events_of
 from shared.ids import BEGINNING, EventId, new_stream_id
 from shared.lifecycle import History, fold_into, fold_readable
-from shared.receipt import Generated, Notes, receipt
+from shared.receipt import Generated, StreamNotes, receipt
 
 STREAM_ID = new_stream_id()
 REQUEST: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -113,7 +113,7 @@ def check_all(raw: list[RawEntry]) -> History:
     orjson.dumps(history.state(STREAM_ID))
     generated = Generated()
     fold_into(generated, entries)
-    orjson.dumps(receipt(STREAM_ID, generated, Notes([])))
+    orjson.dumps(receipt(STREAM_ID, generated, StreamNotes([])))
     encoder = ResponsesEncoder(STREAM_ID)
     for part in parts(raw, BEGINNING):
         if isinstance(part, TokenRun):

@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 
 from midstream import cli
-from producer.provider import ProviderError, Refused
-from producer.run import Run
-from shared.events import UNREADABLE_CODE
-from shared.metrics import FAILURE_CODES, defined
+from shared.metrics import defined
+from shared.outcomes import FailureCode
 from shared.settings import described
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -79,38 +77,21 @@ def test_every_metric_that_is_spoken_of_exists() -> None:
         assert spoken_of <= exposed, named(page)
 
 
-def test_the_failure_codes_have_metrics_of_their_own() -> None:
-    assert set(FAILURE_CODES) == failure_codes()
-
-
-def texts(node: ast.expr) -> Iterator[str]:
-    """The texts that an expression is, where it says them itself."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield node.value
-
-
-def failure_codes() -> set[str]:
-    """Every failure code in the code: given as `code`, to `_fail`, or as the first of a `code, message` pair."""
-    found = {ProviderError.code, Refused.code, UNREADABLE_CODE}
-    for source in [*_ROOT.glob("producer/*.py"), *_ROOT.glob("gateway/*.py")]:
-        for node in ast.walk(ast.parse(source.read_text())):
-            if isinstance(node, ast.Call):
-                found.update(text for one in node.keywords if one.arg == "code" for text in texts(one.value))
-                called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-                if called in (Run._fail.__name__, Run._failed.__name__):
-                    found.update(text for one in node.args[:2] for text in texts(one) if _CODE.fullmatch(text))
-            elif isinstance(node, ast.Return | ast.Assign) and isinstance(node.value, ast.Tuple):
-                if isinstance(node, ast.Assign) and not isinstance(node.targets[0], ast.Tuple):
-                    continue
-                found.update(text for text in texts(node.value.elts[0]) if _CODE.fullmatch(text))
-    return found
+def test_every_failure_code_is_raised_somewhere() -> None:
+    sources = [path.read_text() for room in ("producer", "gateway", "shared") for path in (_ROOT / room).rglob("*.py")]
+    raised = {
+        code
+        for source in sources
+        for code in re.findall(r"\bFailureCode\.([A-Z_]+)\b", source.partition("class FailureCode")[0])
+    }
+    assert raised == {code.name for code in FailureCode}
 
 
 def test_the_failure_codes_are_documented_and_no_others() -> None:
     page = prose(_ROOT / "docs" / "reference" / "http.md")
     section = page.partition("## Failure codes")[2].partition("\n## ")[0]
     documented = set(re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE))
-    assert documented == failure_codes()
+    assert documented == set(FailureCode)
 
 
 _OUR_FILE = re.compile(r"`((?:bench|deploy|docs|gateway|midstream|producer|shared|tests)/[\w./-]*\w\.\w+)`")

@@ -4,9 +4,11 @@ import orjson
 import pytest
 
 from shared import events
+from shared.errors import Unreadable
 from shared.events import Accepted, Entry, Policies
 from shared.ids import EventId
-from shared.lifecycle import fold
+from shared.lifecycle import NEXT, fold, status_after
+from shared.outcomes import Status
 
 ACCEPTED = Entry(EventId(0, 1), events.ACCEPTED, Accepted({}, Policies(), 5.0, "p", {"k": "v"}).stored())
 STARTED = Entry(EventId(1, 0), events.STARTED, orjson.dumps({"attempt": 1, "model": "m", "worker": "w", "time": 6.0}))
@@ -85,3 +87,27 @@ def test_the_state_of_an_answer_that_failed_keeps_its_text() -> None:
 def test_an_empty_log_has_a_state() -> None:
     state = fold([]).state("id")
     assert (state["status"], state["text"], state["created_at"], state["metadata"]) == ("unknown", "", None, {})
+
+
+EVENTS = [ACCEPTED, STARTED, restarted(1, 0), token(1, 1, "a"), batch(1, 2, "a", "b"), DONE, FAILED, CANCELLED, DELETED]
+BEFORE = {
+    Status.UNKNOWN: [],
+    Status.QUEUED: [ACCEPTED],
+    Status.RUNNING: [ACCEPTED, STARTED],
+}
+
+
+@pytest.mark.parametrize("entry", EVENTS, ids=lambda entry: entry.field.decode())
+@pytest.mark.parametrize("status", BEFORE)
+def test_an_event_leads_where_the_table_says_and_nowhere_else(status: Status, entry: Entry) -> None:
+    history = fold(BEFORE[status])
+    assert history.status == status
+    if status == Status.RUNNING and entry.field in (events.STARTED, events.RESTARTED):
+        entry = entry._replace(id=EventId(2, 0))
+    after = NEXT[status].get(b"" if entry.field in events.COUNTED else entry.field)
+    if after is None:
+        with pytest.raises(Unreadable):
+            history.apply(entry)
+    else:
+        history.apply(entry)
+        assert history.status == after == status_after(entry.field)

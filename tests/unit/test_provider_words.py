@@ -8,7 +8,9 @@ from typing import Any
 import orjson
 import pytest
 
-from producer.openai_provider import _ABOUT_BYTES_MAX, _ChunkReader, _fitting, _own_error
+from producer.chunk_reader import ChunkReader
+from producer.chunk_shapes import ABOUT_BYTES_MAX, fitting
+from producer.provider_errors import own_error
 
 
 def line(**chunk: Any) -> bytes:
@@ -20,7 +22,7 @@ def choice(index: int = 0, **said: Any) -> dict[str, Any]:
 
 
 def test_the_answer_s_own_fields_are_kept_and_its_envelope_is_not() -> None:
-    reader = _ChunkReader()
+    reader = ChunkReader()
     about = {"id": "c", "object": "chunk", "created": 1, "model": "m-2026", "obfuscation": "x", "usage": None}
     first = line(**about, system_fingerprint="fp", prompt_filter_results=[1], choices=[])
     words = line(**about, system_fingerprint="other", choices=[choice(delta={"content": "a"})])
@@ -40,7 +42,7 @@ def test_the_answer_s_own_fields_are_kept_and_its_envelope_is_not() -> None:
 
 
 def test_a_further_choice_keeps_what_it_says_at_its_end() -> None:
-    items = _ChunkReader().feed(line(choices=[choice(1, finish_reason="stop", stop_reason=7)]))
+    items = ChunkReader().feed(line(choices=[choice(1, finish_reason="stop", stop_reason=7)]))
     assert [orjson.loads(item) for item in items] == [
         {"delta": {}, "index": 1, "finish_reason": "stop", "stop_reason": 7}
     ]
@@ -48,13 +50,13 @@ def test_a_further_choice_keeps_what_it_says_at_its_end() -> None:
 
 @pytest.mark.parametrize("odd", ["a\ud83db", 2**70, float("nan"), {"deep": ["\ude00", 2**70, float("nan")]}])
 def test_whatever_it_says_can_be_stored(odd: Any) -> None:
-    assert orjson.dumps(_fitting({"odd": odd, "system_fingerprint": "fp"})).endswith(b'"fp"}')
-    assert orjson.loads(orjson.dumps(_own_error({"message": "m\ud83d", "odd": odd}, "m")))["message"] == "m\ufffd"
+    assert orjson.dumps(fitting({"odd": odd, "system_fingerprint": "fp"})).endswith(b'"fp"}')
+    assert orjson.loads(orjson.dumps(own_error({"message": "m\ud83d", "odd": odd}, "m")))["message"] == "m\ufffd"
 
 
 def test_what_is_too_long_is_left_out_and_the_rest_is_kept() -> None:
-    large = "x" * _ABOUT_BYTES_MAX
-    assert _fitting({"large": large, "system_fingerprint": "fp"}) == {"system_fingerprint": "fp"}
-    error = _own_error({"message": large, "code": "c", "large": large}, "m")
+    large = "x" * ABOUT_BYTES_MAX
+    assert fitting({"large": large, "system_fingerprint": "fp"}) == {"system_fingerprint": "fp"}
+    error = own_error({"message": large, "code": "c", "large": large}, "m")
     assert (len(error["message"]), error["code"], error["type"], "large" in error) == (500, "c", None, False)
-    assert _own_error({"message": None}, "ours")["message"] == "ours"
+    assert own_error({"message": None}, "ours")["message"] == "ours"

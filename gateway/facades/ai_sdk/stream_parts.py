@@ -24,7 +24,7 @@ from shared import events
 from shared.deltas import NESTED_MAX, too_deep
 from shared.events import Accepted, Event
 from shared.ids import BEGINNING
-from shared.lifecycle import base_of
+from shared.lifecycle import kept_tokens_of
 
 _FINISH_REASONS = {
     "stop": "stop",
@@ -123,7 +123,7 @@ class _Encoder(Encoder):
             self._in_step = True
             return _chunk({"type": "start-step"})
         if field == events.RESTARTED:
-            return self._restarted(base_of(value))
+            return self._restarted(kept_tokens_of(value))
         if field == GAP:
             return _chunk({"type": "data-gap", "data": orjson.loads(value), "transient": True})
         if field in events.TERMINAL:

@@ -1,0 +1,35 @@
+"""The values of the terminal events that a worker writes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import orjson
+
+from producer.chunk_shapes import storable
+from producer.provider import Finish
+from shared.outcomes import CancelReason, FailureCode
+
+
+def done(finish: Finish) -> bytes:
+    return _encoded({"finish_reason": finish.reason, "usage": finish.usage, **finish.about, "time": time.time()})
+
+
+def failed(code: FailureCode, message: str, *, retryable: bool, **more: Any) -> bytes:
+    """`more`: what the provider said of its error (`ProviderError.about`)."""
+    return _encoded(
+        {"code": code.value, "message": message, "retryable": retryable, **more, "time": time.time()},
+    )
+
+
+def cancelled(by: CancelReason) -> bytes:
+    return _encoded({"by": by.value, "time": time.time()})
+
+
+def _encoded(value: dict[str, Any]) -> bytes:
+    """Returns the JSON of a value. It never fails: what cannot be stored becomes null."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return orjson.dumps(storable(value, lambda: None))
