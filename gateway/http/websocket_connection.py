@@ -196,7 +196,15 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.conn.parser.close()  # else connection and parser refer to each other until the collector runs
+        _forget_frames(self.conn.handshake_exc)
         self._leave()
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Drops the tracebacks of a refused handshake's exceptions: the connection keeps these, and their frames lead back to it."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 class Frames:

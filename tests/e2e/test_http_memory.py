@@ -142,6 +142,8 @@ async def test_connections_that_were_kept_alive_and_closed(system: System) -> No
         pytest.param(b"POST /v1/streams HTTP/1.1\r\nHost: x\r\nContent-Length: 60001\r\n\r\n" + b"x" * 60_000, id="half-body"),
         pytest.param(b"GET /v1/streams/x/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
                      b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nA: " + b"a" * 8000 + b"\r\n\r\n", id="websocket"),
+        pytest.param(b"GET /v1/streams/x/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+                     b"Sec-WebSocket-Key: bad\r\nA: " + b"a" * 8000 + b"\r\n\r\n", id="handshake"),
     ],
 )  # fmt: skip
 async def test_what_a_closed_connection_held(system: System, request_: bytes, leaves: str) -> None:
