@@ -126,6 +126,7 @@ def shape_of(delta: dict[str, Any]) -> None:
     for name in ("content", "refusal"):
         for token in logprobs.get(name) or []:
             token_of(token)
+            assert type(token.get("top_logprobs")) in (list, type(None))  # in one of these it would be a foreign field
             for top in token.get("top_logprobs") or []:
                 token_of(top)
 
@@ -140,7 +141,6 @@ def token_of(token: Any) -> None:
     assert type(token.get("token")) in (str, type(None))
     assert type(token.get("logprob")) in (int, float, type(None))
     assert all(type(it) is int for it in token.get("bytes") or [])
-    assert type(token.get("top_logprobs")) in (list, type(None))
 
 
 def depth_of(value: Any) -> int:
