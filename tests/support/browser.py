@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests.support.needs import needs
 
@@ -16,12 +16,15 @@ _ARGUMENTS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
+_EXPECT_MILLISECONDS = 20_000
+"""How long a page may take to show something: Playwright's own 5 s are little where a page first waits for a dead worker."""
 
 
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     needs("chromium (Debian: apt install chromium)", program)
+    expect.set_options(timeout=_EXPECT_MILLISECONDS)
     async with async_playwright() as playwright:
         started = await playwright.chromium.launch(executable_path=program, args=_ARGUMENTS)
         yield started
