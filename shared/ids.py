@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from shared.errors import MalformedId
 
-ID_PART_MAX = (1 << 53) - 2
-"""The largest attempt, and the largest offset: scripts count in doubles, and must be able to add one. Redis itself takes 64 bits."""
+ID_PART_MAX = (1 << 53) - 1
+"""The largest attempt, and the largest offset: scripts count in doubles. Redis itself takes 64 bits."""
 _EVENT_ID = re.compile(r"(0|[1-9][0-9]{0,15})-(0|[1-9][0-9]{0,15})", re.ASCII)
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 _STREAM_ID = re.compile(rf"[{_ALPHABET}]{{36}}", re.ASCII)

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from copy import deepcopy
 from typing import Any
 
 PLAIN_SECONDS = 0.05
@@ -79,7 +80,9 @@ def _odd_value(dice: random.Random) -> Any:
         lambda: dice.choice([None, True, False, 0, -1, 1, 2**31, 2**63, 2**70, 1.5, float("nan"), float("inf")]),
         lambda: dice.choice(["", "0", "text", "\ud83d", "\udc00", "\x00", "a\nb\x1b[0m", "null", "error", "1" * 400]),
         lambda: "x" * dice.choice([100, 10_000, 3_000_000]),
-        lambda: dice.choice([[], {}, [None], [1], ["a"], [[]], [{}], {"index": 0}, {"content": "a"}, [_CALL]]),
+        lambda: dice.choice(
+            [[], {}, [None], [1], ["a"], [[]], [{}], {"index": 0}, {"content": "a"}, [deepcopy(_CALL)]]
+        ),
         lambda: deep(dice.choice([5, 40, 200, 900, 3000])),
         lambda: [{"index": number} for number in range(dice.choice([3, 200, 30_000]))],
         lambda: {f"k{number}": number for number in range(dice.choice([3, 1000, 50_000]))},
