@@ -15,6 +15,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from gateway.http.incoming import EXTENSION, Incoming
+from gateway.http.request_timeouts import RequestTimeouts
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -71,9 +72,13 @@ class _Flow:
 class Connection(Incoming):
     """uvicorn's HTTP connection, which is also a Sink once a response is open."""
 
-    _follower: Follower | None = None
-    _chunked = True
-    _keep_open = False
+    __slots__ = ("_chunked", "_follower", "_keep_open")
+
+    def __init__(self, request_timeouts: RequestTimeouts, *arguments: Any, **more: Any) -> None:
+        super().__init__(request_timeouts, *arguments, **more)
+        self._follower: Follower | None = None
+        self._chunked = True
+        self._keep_open = False
 
     @classmethod
     def of(cls, scope: dict[str, Any]) -> Connection:

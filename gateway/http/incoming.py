@@ -38,18 +38,19 @@ _DRAINED_BYTES_MAX = 1 << 20
 class Incoming(Closing):
     """uvicorn's connection, with this package's own parsing of requests."""
 
-    _unread = b""
-    """Bytes that are not parsed yet: a head that is incomplete, or pipelined requests."""
-    _lines: Lines | None = None
-    """The lines of an incomplete head."""
-    _body: Body | None = None
-    """The rest of the newest request's body; None when it is complete."""
-    _drained_bytes = 0
-    _deaf = False
-    """The connection is to end: whatever else comes is dropped."""
+    __slots__ = ("_body", "_deaf", "_drained_bytes", "_lines", "_unread")
 
     def __init__(self, request_timeouts: RequestTimeouts, *arguments: Any, **more: Any) -> None:
         super().__init__(request_timeouts, *arguments, **more)
+        self._unread = b""
+        """Bytes that are not parsed yet: a head that is incomplete, or pipelined requests."""
+        self._lines: Lines | None = None
+        """The lines of an incomplete head."""
+        self._body: Body | None = None
+        """The rest of the newest request's body; None when it is complete."""
+        self._drained_bytes = 0
+        self._deaf = False
+        """The connection is to end: whatever else comes is dropped."""
         self.parser = None  # type: ignore[assignment]  # each head gets its own, while it is read
         self.pipeline = _NO_PIPELINE
 
