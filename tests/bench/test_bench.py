@@ -52,9 +52,9 @@ def test_quick_runs_through_beside_the_ordinary_way(tmp_path: Path) -> None:
     sides = told["workloads"]["W1"]["sides"]
     for side in (OURS, PEER):
         (run,) = sides[side]["runs"]
-        assert 150 < run["events"] < 400
+        assert 50 < run["events"] < 400
         assert 0 < run["p50_ms"] <= run["p99_ms"] <= run["max_ms"]
-        assert run["server_us_per_event"] > 0
+        assert run["server_us_per_event"] >= 0  # counted in ticks of 10 ms: 200 events may take less
         assert run["missing"] == run["doubled"] == run["out_of_order"] == 0
         assert [step["offered_per_s"] for step in run["curve"]]
         assert sides[side]["medians"]["p50_ms"] == run["p50_ms"]
