@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from tests.support.memory import resident_megabytes
 from tests.support.raw_http import RawHttp, exchange, statuses
 from tests.support.system import System
 from tests.support.waiting import wait_until
@@ -35,13 +35,6 @@ async def running() -> AsyncIterator[System]:
         yield system
 
 
-def resident_megabytes(system: System) -> float:
-    for line in Path(f"/proc/{system.gateways[0].pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise AssertionError("there is no VmRSS")
-
-
 async def _keep_alive(system: System) -> None:
     async with RawHttp(system.gateway_port()) as raw:
         await raw.send(HEALTH)
@@ -50,9 +43,9 @@ async def _keep_alive(system: System) -> None:
 
 async def _is_back(system: System, before: float) -> None:
     await wait_until(
-        lambda: resident_megabytes(system) < before + GROWN_MEGABYTES_MAX,
+        lambda: resident_megabytes(system.gateways[0].pid) < before + GROWN_MEGABYTES_MAX,
         within_seconds=5,
-        what=f"the gateway's memory is back at {before:.0f} MB, and not at {resident_megabytes(system):.0f}",
+        what=f"the gateway's memory is back at {before:.0f} MB, and not at {resident_megabytes(system.gateways[0].pid):.0f}",
     )
 
 
@@ -76,7 +69,7 @@ async def _is_back(system: System, before: float) -> None:
     ],
 )
 async def test_what_never_ends(system: System, begun: bytes, again: bytes) -> None:
-    before = resident_megabytes(system)
+    before = resident_megabytes(system.gateways[0].pid)
 
     async def attack() -> None:
         async with RawHttp(system.gateway_port()) as raw:
@@ -90,7 +83,7 @@ async def test_what_never_ends(system: System, begun: bytes, again: bytes) -> No
         began = asyncio.get_running_loop().time()
         assert statuses(await exchange(system.gateway_port(), HEALTH[:-2] + b"Connection: close\r\n\r\n")) == [200]
         slowest = max(slowest, asyncio.get_running_loop().time() - began)
-        most = max(most, resident_megabytes(system))
+        most = max(most, resident_megabytes(system.gateways[0].pid))
     await asyncio.gather(*attacks)
     assert most < before + GROWN_MEGABYTES_MAX, f"{most:.0f} MB, and {before:.0f} before"
     assert slowest < 1.0, f"somebody else waited {slowest:.2f} s"
@@ -99,18 +92,18 @@ async def test_what_never_ends(system: System, begun: bytes, again: bytes) -> No
 
 async def test_heads_that_are_left_unfinished(system: System) -> None:
     """Each holds no more than the bound while it is open, and nothing afterwards."""
-    before = resident_megabytes(system)
+    before = resident_megabytes(system.gateways[0].pid)
     async with AsyncExitStack() as stack:
         for _ in range(50):
             raw = await stack.enter_async_context(RawHttp(system.gateway_port()))
             await raw.send(b"GET / HTTP/1.1\r\nHost: x\r\n" + (b"A: " + b"a" * 15_000 + b"\r\n") * 4)
         await exchange(system.gateway_port(), HEALTH[:-2] + b"Connection: close\r\n\r\n")
-        assert resident_megabytes(system) < before + 50 * 0.2 + GROWN_MEGABYTES_MAX
+        assert resident_megabytes(system.gateways[0].pid) < before + 50 * 0.2 + GROWN_MEGABYTES_MAX
     await _is_back(system, before)
 
 
 async def test_requests_by_the_thousand_behind_one_that_waits(system: System) -> None:
-    before = resident_megabytes(system)
+    before = resident_megabytes(system.gateways[0].pid)
     stream_id = await system.create(simulate={"tokens": 1000, "tokens_per_second": 1})
     waits = b"GET /v1/streams/%b?wait=600 HTTP/1.1\r\nHost: x\r\n\r\n" % stream_id.encode()
     async with AsyncExitStack() as stack:
@@ -122,12 +115,12 @@ async def test_requests_by_the_thousand_behind_one_that_waits(system: System) ->
         began = asyncio.get_running_loop().time()
         await exchange(system.gateway_port(), HEALTH[:-2] + b"Connection: close\r\n\r\n")
         assert asyncio.get_running_loop().time() - began < 0.5
-        assert resident_megabytes(system) < before + GROWN_MEGABYTES_MAX
+        assert resident_megabytes(system.gateways[0].pid) < before + GROWN_MEGABYTES_MAX
     await _is_back(system, before)
 
 
 async def test_connections_that_were_kept_alive_and_closed(system: System) -> None:
-    before = resident_megabytes(system)
+    before = resident_megabytes(system.gateways[0].pid)
     for _ in range(CLOSED_CONNECTIONS // AT_ONCE):
         await asyncio.gather(*(_keep_alive(system) for _ in range(AT_ONCE)))
     await _is_back(system, before)
@@ -148,7 +141,7 @@ async def test_connections_that_were_kept_alive_and_closed(system: System) -> No
 )  # fmt: skip
 async def test_what_a_closed_connection_held(system: System, request_: bytes, leaves: str) -> None:
     """Kept until the collector comes, it would be 9 to 60 MB."""
-    before = resident_megabytes(system)
+    before = resident_megabytes(system.gateways[0].pid)
 
     async def come_and_go() -> None:
         async with RawHttp(system.gateway_port()) as raw:

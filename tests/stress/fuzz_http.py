@@ -2,7 +2,7 @@
 
 Several connections at once send what looks like HTTP, cut anywhere, from a process of their own. A reader follows one stream
 after the other all the while. Exit code 0 when the gateway lives, serves, has answered no 5xx and logged no trace, the
-reader missed nothing, and the memory is where it was.
+reader missed nothing, and the memory is where it was. No process may ask for more than 256 MB (RLIMIT_AS).
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from pathlib import Path
 import httpx2
 
 from shared.sse import Decoder, Message
+from tests.support.memory import limit_memory, resident_megabytes
 from tests.support.raw_http import RawHttp, statuses
 from tests.support.redis_server import RedisServer
 from tests.support.system import Process, answer_of
 from tests.support.waiting import wait_until
 
 _CONNECTIONS = 6
-_RESIDENT_MEGABYTES_MAX = 256.0
+_MEGABYTES_MAX = 256
 _GROWN_MEGABYTES_MAX = 20.0
 _GAP_SECONDS = 0.2
 """What a reader should not notice; said when it was more, since a busy machine has gaps of its own."""
@@ -220,11 +221,6 @@ class Beside:
 # --- the run
 
 
-def resident_megabytes(pid: int) -> float:
-    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    return int(found[1]) / 1024 if found else 0.0
-
-
 async def fuzz(seconds: float, seed: int) -> list[str]:
     """What is wrong, after a run of so many seconds."""
     with tempfile.TemporaryDirectory(prefix="midstream-fuzz-") as directory, RedisServer("valkey") as server:
@@ -238,6 +234,8 @@ async def fuzz(seconds: float, seed: int) -> list[str]:
             worker.start()
             await wait_until(lambda: " is up: " in gateway.logged(), within_seconds=30, what="the gateway is up")
             await wait_until(lambda: " is up: " in worker.logged(), within_seconds=30, what="the worker is up")
+            for process in (gateway, worker):
+                limit_memory(process.pid, _MEGABYTES_MAX)
             return await _run(gateway, seconds, seed)
         finally:
             for process in (gateway, worker):
@@ -260,7 +258,7 @@ async def _run(gateway: Process, seconds: float, seed: int) -> list[str]:
     memory: list[tuple[float, float]] = []
     while attacker.is_alive() and gateway.runs and not reading.done():
         memory.append((time.monotonic() - started, resident_megabytes(gateway.pid)))
-        if memory[-1][1] > _RESIDENT_MEGABYTES_MAX:
+        if memory[-1][1] > _MEGABYTES_MAX:
             wrong.append(f"the gateway has {memory[-1][1]:.0f} MB after {memory[-1][0]:.0f} s")
             break
         if not results.empty():

@@ -5,7 +5,7 @@ faces at once. What must hold:
 
 - every stream ends in one terminal event, every response ends, none is a 5xx;
 - the provider is asked no more often than its settings say;
-- no process logs a trace, or takes more memory than its bound;
+- no process logs a trace, or takes more memory than 256 MB (nor may it ask for more: RLIMIT_AS);
 - an innocent stream beside it is exact. Its longest gap is noted.
 """
 
@@ -26,9 +26,10 @@ from pathlib import Path
 import httpx2
 import uvloop
 
-from tests.support.system import Process, System
+from tests.support.memory import limit_memory, resident_megabytes
+from tests.support.system import System
 
-MEGABYTES_MAX = 256.0
+_MEGABYTES_MAX = 256
 _AT_ONCE = 8
 _TRIES_MAX, _ATTEMPTS_MAX = 2, 2
 _ANSWER_SECONDS_MAX = 90.0
@@ -42,11 +43,6 @@ _SETTINGS = {
     "ended_ttl_seconds": 30,
 }
 _TERMINAL = ("done", "failed", "cancelled")
-
-
-def megabytes(process: Process) -> float:
-    """Its resident memory."""
-    return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4096 / 1e6
 
 
 @asynccontextmanager
@@ -77,6 +73,8 @@ class Fuzz:
     async def run(self, only: int | None = None) -> bool:
         """Whether all held."""
         async with hostile_provider() as url, System(settings={**_SETTINGS, "openai_base_url": url}) as system:
+            for process in (*system.gateways, *system.workers):
+                limit_memory(process.pid, _MEGABYTES_MAX)
             watch = asyncio.create_task(self._watch(system))
             plain = asyncio.create_task(self._plain(system))
             deadline = time.monotonic() + self._seconds
@@ -187,11 +185,11 @@ class Fuzz:
         """The memory of the processes. Raises AssertionError when one takes too much."""
         while True:
             for process in (*system.gateways, *system.workers):
-                taken = megabytes(process)
+                taken = resident_megabytes(process.pid)
                 self.first.setdefault(process.module, taken)
                 self.peaks[process.module] = max(taken, self.peaks.get(process.module, 0.0))
                 self.last[process.module] = taken
-                assert taken < MEGABYTES_MAX, f"{process.module} takes {taken:.0f} MB"
+                assert taken < _MEGABYTES_MAX, f"{process.module} takes {taken:.0f} MB"
             await asyncio.sleep(0.1)
 
     @property

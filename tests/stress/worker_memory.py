@@ -23,6 +23,7 @@ from shared.ids import FIRST_ID, new_stream_id
 from shared.queue import RequestQueue
 from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
+from tests.support.memory import resident_megabytes
 from tests.support.openai_server import OpenAIServer
 from tests.support.redis_server import RedisServer
 from tests.support.system import Process
@@ -95,8 +96,7 @@ class WorkerMemory:
 
     def megabytes(self) -> float:
         """The worker's resident memory."""
-        pages = int(Path(f"/proc/{self.worker.pid}/statm").read_text().split()[1])
-        return pages * 4096 / 1e6
+        return resident_megabytes(self.worker.pid)
 
 
 async def measure(kinds: list[tuple[int, dict[str, Any]]]) -> list[float]:
