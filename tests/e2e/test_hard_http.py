@@ -490,7 +490,6 @@ async def test_half_a_request_and_then_the_end(system: System, half: bytes) -> N
 async def test_an_answer_that_nobody_takes_is_cut_off(system: System) -> None:
     """Else its client would have this process keep it for as long as it likes."""
     async with RawHttp(system.gateway_port()) as raw:
-        await raw.send(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
         pid = system.gateways[0].pid
 
         def connections() -> int:
@@ -499,7 +498,8 @@ async def test_an_answer_that_nobody_takes_is_cut_off(system: System) -> None:
             mine = f":{raw.port:04X}"
             return sum(row[1].endswith(port) and row[2].endswith(mine) and row[9] != "0" for row in rows)
 
-        assert connections() == 1
+        await wait_until(lambda: connections() == 1, what="it is taken")
+        await raw.send(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
         await wait_until(lambda: connections() == 0, within_seconds=REQUEST_SECONDS * 3 + 3, what="it is cut off")
 
 
