@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from httptools import HttpParserInvalidURLError, parse_url
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 
 from gateway.http.closing import Closing
 from gateway.http.framing import REQUEST_LINE_BYTES_MAX, Body, Head, Lines, check_begun, no_request, read_head
@@ -145,8 +146,8 @@ class Incoming(Closing):
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
             "http_version": head.version,
-            "server": self.server,
-            "client": self.client,
+            "server": get_local_addr(self.transport),
+            "client": get_remote_addr(self.transport),
             "scheme": self.scheme,
             "method": head.method,
             "root_path": self.root_path,
@@ -323,6 +324,7 @@ class Incoming(Closing):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.server = self.client = None  # 300 bytes of every idle reader: each request looks them up
         self._request_timeouts.begun(self)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn keeps nothing open
