@@ -97,6 +97,7 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
         reply_seconds=settings.redis_reply_seconds,
         reconnect_seconds_max=settings.reconnect_seconds_max,
         scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS),
+        gathers=True,
     )
     connection.start()
     try:

@@ -49,6 +49,39 @@ async def test_replies_come_in_the_order_of_the_commands(server: RedisServer) ->
         assert replies == [b"%d" % number for number in range(1000)]
 
 
+async def test_a_busy_connection_that_gathers_writes_once_for_many_commands(server: RedisServer) -> None:
+    async with connected(server.url, gathers=True) as connection:
+        replies: list[Any] = []
+        before = connection.writes
+        server.freeze()  # so that all of them are under way
+        for number in range(100):
+            connection.send(("ECHO", b"%d" % number), replies.append)
+            await asyncio.sleep(0)
+        server.thaw()
+        assert await connection.execute("ECHO", "last") == b"last"
+        assert replies == [b"%d" % number for number in range(100)]
+        assert connection.writes - before < 30
+
+
+async def test_a_connection_that_gathers_sends_a_lone_command_at_once(server: RedisServer) -> None:
+    async with connected(server.url, gathers=True) as connection:
+        before, began = connection.writes, time.monotonic()
+        for number in range(100):
+            await connection.execute("ECHO", number)
+        assert connection.writes - before == 100
+        assert time.monotonic() - began < 0.1, "each waited for a tick"
+
+
+async def test_what_was_gathered_is_sent_before_a_close(server: RedisServer) -> None:
+    async with connected(server.url) as other, connected(server.url, gathers=True) as connection:
+        for number in range(10):
+            connection.send(("RPUSH", "list", number), lambda reply: None)
+            await asyncio.sleep(0)
+        await connection.close()
+        await wait_until(lambda: other.execute("LLEN", "list"))
+        assert await other.execute("LLEN", "list") == 10
+
+
 async def test_an_error_is_one_commands_own(server: RedisServer) -> None:
     async with connected(server.url) as connection:
         commands = [("ECHO", "a"), ("NOT-A-COMMAND",), ("ECHO", "b")]
