@@ -87,7 +87,8 @@ class Takeover:
                     self._meter.failed_before(code)
                     logger.warning("stream %s: failed: %s: %s", self.stream_id, code, message)
                 continue  # read the log again: it has ended now, or somebody still writes it
-            writer = Writer(self._log, self.stream_id, entries, self._settings, on_trouble)
+            pace_ms = history.accepted.policies.pace_ms
+            writer = Writer(self._log, self.stream_id, entries, self._settings, on_trouble, pace_ms=pace_ms)
             if await self.begin(writer, history, history.attempt + 1, FailureCode.WORKER_LOST, **lost_worker):
                 return writer, history
         raise Fenced("somebody else has written to the log at every look")

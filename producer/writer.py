@@ -1,6 +1,7 @@
 """Appends the items of one attempt: at most one append is under way; items that come meanwhile share the next entry.
 
-So an idle writer appends at once, and a busy one as many tokens as come in a round trip. The writer keeps a copy of the whole
+So an idle writer appends at once, and a busy one as many tokens as come in a round trip. One with a pace waits for that
+between two entries, but not with the first token, nor at the end. The writer keeps a copy of the whole
 log as it must be. After a lost reply, a restart of Redis, or a failover to a replica that lagged, the log's last id shows
 which entries are missing; they are appended again, under the same ids and with the same bytes. Only what a later attempt has
 fenced off stays refused.
@@ -42,6 +43,8 @@ class Writer:
         entries: list[Entry],
         settings: Settings,
         on_trouble: Callable[[MidstreamError], None],
+        *,
+        pace_ms: int | None = None,
     ) -> None:
         self.stream_id = stream_id
         self._log = log
@@ -52,6 +55,9 @@ class Writer:
         self._entries_max = settings.stream_entries_max - 1  # one place is kept for the terminal event
         self._bytes_max = settings.stream_bytes_max
         self._unsent_bytes_max = settings.worker_unsent_bytes_max
+        self._pace_seconds = (settings.entry_milliseconds if pace_ms is None else pace_ms) / 1000
+        self._pause: asyncio.TimerHandle | None = None
+        """Runs until the stream's pace allows the next entry."""
         self._on_trouble = on_trouble
         self._trouble: MidstreamError | None = None
         self._keys = (log_key(stream_id), live_channel(stream_id))
@@ -79,6 +85,22 @@ class Writer:
         self._waiting += items
         self._waiting_bytes += sum(map(len, items))
         if self._under_way is None:
+            if self._pace_seconds:
+                self._send_at_its_pace()
+            else:
+                self._send_next()
+
+    def _send_at_its_pace(self) -> None:
+        """Sends what waits, now or when the pause since the last entry is over; a full entry does not wait."""
+        pause_seconds = self.sent_at + self._pace_seconds - time.monotonic()
+        if pause_seconds <= 0 or len(self._waiting) >= self._tokens_max:
+            self._send_next()
+        elif self._pause is None:
+            self._pause = asyncio.get_running_loop().call_later(pause_seconds, self._pause_is_over)
+
+    def _pause_is_over(self) -> None:
+        self._pause = None
+        if self._waiting and self._under_way is None:
             self._send_next()
 
     def _send_next(self) -> None:
@@ -120,7 +142,10 @@ class Writer:
         self._under_way = None
         self._heard_by(listeners)
         if self._waiting:
-            self._send_next()
+            if self._pace_seconds:
+                self._send_at_its_pace()
+            else:
+                self._send_next()
         self._progress.set()
 
     def _heard_by(self, listeners: int) -> None:
@@ -132,6 +157,8 @@ class Writer:
     def let_go(self) -> None:
         """Drops the references to the run and to its error: nothing may keep a run in memory that has ended."""
         self._on_trouble = lambda trouble: None
+        if self._pause is not None:
+            self._pause.cancel()
         self._trouble = self._repair = None
 
     def _fail(self, trouble: MidstreamError) -> None:
@@ -155,8 +182,10 @@ class Writer:
         self._raise_trouble()
 
     async def drained(self) -> None:
-        """Waits until all that was pushed is in the log. Raises the error that ends the attempt."""
+        """Waits until all that was pushed is in the log, which it goes into at once. Raises the error that ends the attempt."""
         while (self._under_way is not None or self._waiting or self._busy) and self._trouble is None:
+            if self._under_way is None:
+                self._send_next()
             self._progress.clear()
             await self._progress.wait()
         self._raise_trouble()

@@ -239,6 +239,10 @@ def text_of(field: bytes, value: bytes) -> str:
     return ""
 
 
+PACE_MS_MAX = 5_000
+"""The longest pause between two entries that a request may ask for: a reader takes a longer one for a stall."""
+
+
 @dataclass(frozen=True, slots=True)
 class Policies:
     """The policies of a stream; docs/reference/http.md has their meaning and defaults."""
@@ -246,13 +250,16 @@ class Policies:
     cancel_after_seconds: float | None = 60.0
     """How long the generation goes on after the last reader has left; None: to its end."""
     on_interrupt: str = "restart"
+    pace_ms: int | None = None
+    """The least time between two entries with tokens; None: the worker's setting."""
 
     def stored(self) -> dict[str, Any]:
-        return {"cancel_after": self.cancel_after_seconds, "on_interrupt": self.on_interrupt}
+        stored: dict[str, Any] = {"cancel_after": self.cancel_after_seconds, "on_interrupt": self.on_interrupt}
+        return stored if self.pace_ms is None else {**stored, "pace_ms": self.pace_ms}
 
     @classmethod
     def load(cls, stored: dict[str, Any]) -> Policies:
-        return cls(stored.get("cancel_after"), stored["on_interrupt"])
+        return cls(stored.get("cancel_after"), stored["on_interrupt"], stored.get("pace_ms"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,9 +323,10 @@ def _wrong_of_accepted(stored: Any) -> str:
         if not isinstance(stored.get(name), dict):
             return name
     policies, metadata = stored["policies"], stored["metadata"]
-    cancel_after = policies.get("cancel_after")
+    cancel_after, pace_ms = policies.get("cancel_after"), policies.get("pace_ms")
     if policies.get("on_interrupt") not in _INTERRUPT_POLICIES or not (
-        cancel_after is None or _is_number(cancel_after)
+        (cancel_after is None or _is_number(cancel_after))
+        and (pace_ms is None or (type(pace_ms) is int and 0 <= pace_ms <= PACE_MS_MAX))
     ):
         return "policies"
     if not all(isinstance(text, str) for text in metadata.values()):

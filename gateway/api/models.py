@@ -31,6 +31,8 @@ class MidstreamOptions(Closed):
     """How long generation goes on when no gateway has a reader of the stream."""
     on_interrupt: Literal["restart", "continue", "fail"] = "restart"
     """What follows when a worker or the provider breaks off in mid-answer."""
+    pace_ms: Annotated[int, Field(ge=0, le=5_000)] | None = None
+    """The least time between two entries of the log, in milliseconds: tokens in between share the next. The worker's setting where none is given."""
     metadata: dict[str, str] = Field(default_factory=dict, max_length=64)
     """Kept with the stream."""
 

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 import orjson
 
 from gateway.http.problems import Problem
-from shared.events import Policies
+from shared.events import PACE_MS_MAX, Policies
 
-_MIDSTREAM = {"on_disconnect", "on_interrupt", "metadata"}
+_MIDSTREAM = {"on_disconnect", "on_interrupt", "metadata", "pace_ms"}
 _SIMULATE = {"tokens", "tokens_per_second", "finish_reason", "fail_after", "stall_after"}
 _INTERRUPT_POLICIES = ("fail", "restart", "continue")
 _CANCEL_AFTER_SECONDS_MAX = 86_400
@@ -116,6 +116,11 @@ def _midstream_of(headers: Mapping[str, str]) -> dict[str, Any]:
             options["on_disconnect"] = {"cancel_after": after_seconds}
         else:
             _wrong("X-Midstream-On-Disconnect", "continue or cancel_after=SECONDS", disconnect)
+    pace = headers.get("x-midstream-pace-ms")
+    if pace is not None:
+        if not pace.isascii() or not pace.isdecimal() or len(pace) > 5 or int(pace) > PACE_MS_MAX:
+            _wrong("X-Midstream-Pace-Ms", f"a whole number from 0 to {PACE_MS_MAX}", pace)
+        options["pace_ms"] = int(pace)
     return options
 
 
@@ -160,7 +165,11 @@ def _check_midstream(options: Any) -> tuple[Policies, dict[str, str]]:
         or not all(isinstance(value, str) for value in metadata.values())
     ):
         _wrong("midstream.metadata", f"an object of at most {_METADATA_ENTRIES_MAX} strings", metadata)
-    return Policies(_cancel_after_seconds(options.get("on_disconnect", {"cancel_after": 60})), interrupt), metadata
+    pace_ms = options.get("pace_ms")
+    if pace_ms is not None:
+        _whole("midstream.pace_ms", pace_ms, least=0, most=PACE_MS_MAX)
+    cancel_after_seconds = _cancel_after_seconds(options.get("on_disconnect", {"cancel_after": 60}))
+    return Policies(cancel_after_seconds, interrupt, pace_ms), metadata
 
 
 def _cancel_after_seconds(on_disconnect: Any) -> float | None:

@@ -111,6 +111,17 @@ async def test_cancel_stops_the_provider_within_a_second(model: Model) -> None:
     assert model.server.tokens == produced
 
 
+async def test_tokens_at_a_pace_keep_their_ids_and_reach_readers_together(model: Model) -> None:
+    script = {"tokens": 60, "tokens_per_second": 100}
+    stream_id = await model.system.create("pace", script=script, midstream={"pace_ms": 100})
+    reader = await model.system.follow(stream_id).until_end()
+    assert answer_of(reader.messages).end == "done"
+    ids = [message.id for message in reader.messages if message.event == "message"]
+    assert ids == [f"1-{offset}" for offset in range(1, 61)]
+    entries = await model.system.commands.xlen(log_key(stream_id))
+    assert entries <= 3 + 60 / 100 / 0.1 + 6, "accepted, started, done, and about ten a second"
+
+
 @pytest.mark.parametrize("stall_after", [0, 5])
 async def test_cancel_while_the_provider_is_silent(model: Model, stall_after: int) -> None:
     stream_id = await model.system.create("silent", script={"tokens": 50, "stall_after": stall_after})

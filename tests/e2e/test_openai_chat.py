@@ -311,6 +311,8 @@ async def test_what_is_wrong_with_a_request_is_named(system: System, body: dict[
         {"x-midstream-on-interrupt": "never"},
         {"x-midstream-on-disconnect": "5"},
         {"x-midstream-on-disconnect": "cancel_after=soon"},
+        {"x-midstream-pace-ms": "fast"},
+        {"x-midstream-pace-ms": "5001"},
         {"idempotency-key": "k" * 256},
     ],
 )

@@ -373,6 +373,7 @@ async def test_body_of_two_megabytes(system: System, chunked: bool) -> None:
         ("midstream.on_interrupt", ["maybe", 1, None, {}]),
         ("midstream.on_disconnect", ["stop", 1, None, {}, {"after": 1}, {"cancel_after": 1, "more": 2}]),
         ("midstream.on_disconnect.cancel_after", [-1, "1", None, 10**9, True]),
+        ("midstream.pace_ms", [-1, 1.5, "100", True, 5001, []]),
         ("midstream.metadata", [1, [], {"a": 1}, {"a": None}, {str(n): "" for n in range(65)}]),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -130,6 +131,37 @@ async def test_tokens_that_come_during_a_round_trip_gather_into_the_next_entry(r
     writer.push(["d"])
     await writer.drained()
     assert await log.newest(STREAM) == [Entry(EventId(1, 4), events.TOKEN, b"d")]
+
+
+async def test_tokens_that_come_within_the_pace_share_an_entry(redis: RespConnection) -> None:
+    log = log_over(redis)
+    writer = Writer(log, STREAM, await accepted(log), Settings(), _unheeded, pace_ms=200)
+    assert await writer.begin(1, events.STARTED, b"{}", 0)
+    writer.push(["t1"])
+    await wait_until(lambda: log.newest(STREAM), what="the first token waits for nothing")
+    began = time.monotonic()
+    for offset in range(2, 21):
+        writer.push([f"t{offset}"])
+        await asyncio.sleep(0.01)
+    took_seconds = time.monotonic() - began
+    await writer.drained()
+    entries = (await log.read_all(STREAM))[2:]
+    assert entries[0].id == EventId(1, 1)
+    assert 2 <= len(entries) <= 3 + took_seconds / 0.2
+    assert await tokens_in(log) == numbered(20)
+
+
+async def test_the_end_of_an_answer_and_a_full_entry_wait_for_no_pace(redis: RespConnection) -> None:
+    log = log_over(redis)
+    writer = Writer(log, STREAM, await accepted(log), Settings(entry_tokens_max=10), _unheeded, pace_ms=5000)
+    assert await writer.begin(1, events.STARTED, b"{}", 0)
+    began = time.monotonic()
+    writer.push([f"t{offset}" for offset in range(1, 36)])
+    await wait_until(lambda: writer.offset == 30, what="full entries are sent")
+    writer.push(["t36"])
+    await writer.finish(events.DONE, b"{}")
+    assert time.monotonic() - began < 2
+    assert await tokens_in(log) == numbered(36)
 
 
 async def test_an_entry_holds_a_bounded_number_of_tokens(redis: RespConnection) -> None:

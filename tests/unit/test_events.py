@@ -68,7 +68,8 @@ def test_the_text_of_an_event_is_that_of_the_first_choice(field: bytes, value: b
 
 
 @pytest.mark.parametrize("seconds", [None, 0.0, 12.5])
-def test_a_request_is_loaded_as_it_was_stored(seconds: float | None) -> None:
+@pytest.mark.parametrize("pace_ms", [None, 0, 100])
+def test_a_request_is_loaded_as_it_was_stored(seconds: float | None, pace_ms: int | None) -> None:
     request: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "ü"}], "unknown": None}
-    accepted = Accepted(request, Policies(seconds, "fail"), 12.5, "someone", {"a": "b"})
+    accepted = Accepted(request, Policies(seconds, "fail", pace_ms), 12.5, "someone", {"a": "b"})
     assert Accepted.load(accepted.stored()) == accepted

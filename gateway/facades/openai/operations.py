@@ -156,6 +156,7 @@ ON_INTERRUPT = header(
     type="string",
     enum=["fail", "restart", "continue"],
 )
+PACE = header("X-Midstream-Pace-Ms", "`midstream.pace_ms` for clients that cannot add to the body, which wins.")
 ON_DISCONNECT = header("X-Midstream-On-Disconnect", "`continue` or `cancel_after=SECONDS`. The body wins.")
 STREAM_ID_HEADER = {"X-Stream-Id": "The stream's id, for the other paths."}
 PROVIDER_ERRORS = (401, 404, 413, 422, 424, 429, 499, 502, 504, 507)
@@ -183,7 +184,7 @@ CREATE_CHAT = Operation(
             STREAM_ID_HEADER,
         ),
     ),
-    parameters=(IDEMPOTENCY_KEY, ON_INTERRUPT, ON_DISCONNECT),
+    parameters=(IDEMPOTENCY_KEY, ON_INTERRUPT, ON_DISCONNECT, PACE),
     body=ChatCompletionRequest,
     errors=PROVIDER_ERRORS,
     error=OpenAIError,

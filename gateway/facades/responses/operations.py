@@ -13,6 +13,7 @@ from gateway.api.models import MidstreamOptions
 from gateway.facades.openai.operations import (
     ON_DISCONNECT,
     ON_INTERRUPT,
+    PACE,
     PROVIDER_ERRORS,
     STREAM_ID_HEADER,
     OpenAIError,
@@ -240,7 +241,7 @@ CREATE = Operation(
     "create_response",
     "OpenAI's responses: streaming, in the background, or answered when they have ended.",
     (Answer(200, "The response; its events with `stream: true`.", {JSON: Response, SSE: None}, STREAM_ID_HEADER),),
-    parameters=(IDEMPOTENCY_KEY, ON_INTERRUPT, ON_DISCONNECT),
+    parameters=(IDEMPOTENCY_KEY, ON_INTERRUPT, ON_DISCONNECT, PACE),
     body=ResponseRequest,
     errors=PROVIDER_ERRORS,
     error=OpenAIError,
