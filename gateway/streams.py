@@ -134,7 +134,7 @@ class Streams:
         tail = self._tails.hold(stream_id)
         try:
             async with asyncio.timeout(wait_seconds):
-                await asyncio.shield(tail.ready)
+                await tail.until_ready()
                 await tail.until_ended()
         except TimeoutError:
             pass

@@ -176,10 +176,10 @@ class Subscribe:
         """The tail of a stream, when its log has been read. Raises Problem 404, 410, 503."""
         self.take_place()
         with self.holding(stream_id, face, place) as tail:
-            if not tail.ready.done():
+            if not tail.is_ready:
                 try:
                     async with asyncio.timeout(self._settings.redis_wait_seconds):
-                        await asyncio.shield(tail.ready)
+                        await tail.until_ready()
                 except TimeoutError:
                     raise await self._streams.why_not_read(stream_id) from None
             if not tail.exists:
@@ -208,7 +208,7 @@ class Subscribe:
         """Waits until a tail that is held has its answer's first increment or its end; False when the time is up."""
         try:
             async with asyncio.timeout(wait_seconds):
-                await asyncio.shield(tail.ready)
+                await tail.until_ready()
                 while tail.exists and not tail.begun:
                     await self._delivery.until_flushed(tail)
         except TimeoutError:

@@ -102,7 +102,7 @@ class Delivery:
             self._count_resume(reader)
         self.ledger.opened(reader)
         reader.tail.hold()
-        reader.ring.readers.add(reader)
+        reader.ring.join(reader)
         reader.beat_slot = self.readers % len(self._beats)
         self._beats[reader.beat_slot].add(reader)
         if reader.ring.face.resumable:
@@ -130,7 +130,7 @@ class Delivery:
         self.readers -= 1
         metrics.closed(reader.outcome)
         tail, ring = reader.tail, reader.ring
-        ring.readers.discard(reader)
+        ring.leave(reader)
         if not ring.readers:
             tail.close_ring(ring)
         self._leave_those_ahead(reader)
@@ -241,12 +241,12 @@ class Delivery:
 
     def _flush_end(self, tail: Tail) -> None:
         """Sends the rest of a stream that has ended to its readers, who leave."""
-        self._send_to_end(list(tail.rings))
+        self._send_to_end(tail.rings)
         sent_at = tail.take_end_sent_at()
         if sent_at:
             metrics.written(sent_at)
 
-    def _send_to_end(self, rings: list[Ring]) -> None:
+    def _send_to_end(self, rings: tuple[Ring, ...]) -> None:
         """Sends the rest of these rings, to which nothing is added any more, to their readers, who leave."""
         for ring in rings:
             for reader in list(ring.readers):

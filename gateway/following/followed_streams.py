@@ -25,14 +25,14 @@ class FollowedStreams:
         self._on_unreadable = on_unreadable
         self.by_id: dict[str, Tail] = {}
         self.by_channel: dict[bytes, Tail] = {}
-        self._broken: OrderedDict[str, list[Ring]] = OrderedDict()
+        self._broken: OrderedDict[str, tuple[Ring, ...]] = OrderedDict()
         """The broken rings of streams that nobody follows now."""
         self._unreadable: OrderedDict[str, EventId] = OrderedDict()
         """Where logs were found unreadable: a reader that comes back with that id has had the end."""
 
     def add(self, tail: Tail) -> None:
         """Adds a new tail, and tells it what is remembered of its stream."""
-        tail.remember_broken(self._broken.pop(tail.stream_id, []))
+        tail.remember_broken(self._broken.pop(tail.stream_id, ()))
         tail.note_unreadable_from(self._unreadable.get(tail.stream_id))
         self.by_id[tail.stream_id] = self.by_channel[tail.channel] = tail
 

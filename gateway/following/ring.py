@@ -52,8 +52,8 @@ class Ring:
         self.start = 0
         self.encoded: list[bytes] = []
         """The events as bytes. A token with the very next id may be appended here directly; everything else goes through `append`."""
-        self.readers: set[Any] = set()
-        """Who reads it. `gateway.delivery.delivery` adds, moves and removes them; here they are only kept."""
+        self.readers: tuple[()] | tuple[Any] | set[Any] = ()
+        """Who reads it: a set only if there are several, since most streams have one reader, and a set takes 200 bytes more."""
         self.broken: EventId | None = None
         """The event at which the encoder failed. In its place stands the end as this face shows it; nothing comes after."""
         self.begin_at(base, encoder)
@@ -63,6 +63,20 @@ class Ring:
         self.encoder = encoder
         self.base = base
         self._marks = [Mark(0, base.attempt, base.offset + 1)]
+
+    def join(self, reader: Any) -> None:
+        """Adds a reader."""
+        if isinstance(self.readers, set):
+            self.readers.add(reader)
+        else:
+            self.readers = {*self.readers, reader} if self.readers else (reader,)
+
+    def leave(self, reader: Any) -> None:
+        """Removes a reader, if it is here."""
+        if isinstance(self.readers, set):
+            self.readers.discard(reader)
+        elif reader in self.readers:
+            self.readers = ()
 
     @property
     def end(self) -> int:

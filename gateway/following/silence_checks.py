@@ -75,7 +75,7 @@ class SilenceChecks:
             silent_seconds = now - tail.heard_at
             if silent_seconds < sweep_seconds:
                 check_at[tail] = tail.heard_at + sweep_seconds
-            elif tail.ready.done() and not tail.reading:
+            elif tail.is_ready and not tail.reading:
                 pause_seconds = min(silent_seconds, _PAUSE_SWEEPS_MAX * sweep_seconds)
                 check_at[tail] = now + pause_seconds * random.uniform(1.0, 1.2)  # so that they spread
                 self.checks += 1

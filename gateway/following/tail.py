@@ -23,6 +23,10 @@ _NOTHING = b""
 """`Tail.next_id` while the fast path is off: equal to no id that is pushed."""
 
 
+def _without(rings: tuple[Ring, ...], ring: Ring) -> tuple[Ring, ...]:
+    return tuple(it for it in rings if it is not ring)
+
+
 def _is_kept(tail: Tail) -> None:
     """A tail that is in no `Tails` has nobody to tell that it is not held any more."""
 
@@ -30,8 +34,8 @@ def _is_kept(tail: Tail) -> None:
 class Tail:
     """A stream as far as this gateway has followed it, shared by the stream's readers.
 
-    The fields are written here, by the verbs below, with these exceptions. `gateway.following.tails` sets `ready`,
-    `exists`, `sought`, `reading`, `again` and `heard_at`, and moves `offset` and `next_id` on for each token that is pushed
+    The fields are written here, by the verbs below, with these exceptions. `gateway.following.tails` sets `exists`,
+    `sought`, `reading`, `again` and `heard_at`, and moves `offset` and `next_id` on for each token that is pushed
     in order (a call for each would cost as much as all the rest). `gateway.delivery.delivery` sets `dirty`.
     """
 
@@ -41,6 +45,7 @@ class Tail:
         "_holders",
         "_on_unheld",
         "_overtaken",
+        "_ready",
         "_restarted",
         "again",
         "attempt",
@@ -57,7 +62,6 @@ class Tail:
         "next_id",
         "offset",
         "reading",
-        "ready",
         "rings",
         "sought",
         "stream_id",
@@ -72,11 +76,11 @@ class Tail:
         self._on_unheld = on_unheld
         self._holders = 0
         # --- what the readers share
-        self.rings: list[Ring] = []
+        self.rings: tuple[Ring, ...] = ()
         """One for each face that has readers."""
-        self.unprimed: list[Ring] = []
+        self.unprimed: tuple[Ring, ...] = ()
         """Rings of stateful faces, until somebody has brought an encoder that has seen the whole log."""
-        self.broken: list[Ring] = []
+        self.broken: tuple[Ring, ...] = ()
         """Rings whose encoder has failed. They stay, with the end that their face shows: a reader who comes later gets it too."""
         # --- how far the stream has come
         self.attempt = self.offset = 0
@@ -103,8 +107,8 @@ class Tail:
         """Done at the stream's end; made when somebody waits for that."""
         self._end_sent_at = 0.0
         # --- how it is read
-        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done once the log has been read; then `exists` and `ended` can be trusted."""
+        self._ready: asyncio.Future[None] | None = asyncio.get_running_loop().create_future()
+        """Done once the log has been read, and then dropped: a tail lives for long."""
         self.exists = False
         self.sought = BEGINNING
         """Where the first of its readers are: the first read of the log need not go back behind this."""
@@ -135,6 +139,22 @@ class Tail:
             await asyncio.shield(self._end)
 
     # --- where it is
+
+    @property
+    def is_ready(self) -> bool:
+        """Tells whether the log has been read; then `exists` and `ended` can be trusted."""
+        return self._ready is None
+
+    async def until_ready(self) -> None:
+        """Returns once the log has been read."""
+        if self._ready is not None:
+            await asyncio.shield(self._ready)
+
+    def set_ready(self) -> None:
+        """Notes that the log has been read."""
+        ready, self._ready = self._ready, None
+        if ready is not None and not ready.done():
+            ready.set_result(None)
 
     @property
     def last(self) -> EventId:
@@ -194,24 +214,24 @@ class Tail:
                 place = self.failed.id
                 ring.begin_at(EventId(place.attempt, place.offset - 1), ring.encoder)
                 ring.append(self.failed)
-            if face.stateful and self.ready.done():
-                self.unprimed.append(ring)
+            if face.stateful and self.is_ready:
+                self.unprimed += (ring,)
             else:
-                self.rings.append(ring)
+                self.rings += (ring,)
         return ring
 
     def prime(self, ring: Ring, encoder: Encoder) -> None:
         """Begins to fill a ring with an encoder that has seen everything up to `last`."""
-        self.unprimed.remove(ring)
+        self.unprimed = _without(self.unprimed, ring)
         ring.begin_at(self.last, encoder)
-        self.rings.append(ring)
+        self.rings += (ring,)
 
     def begin_rings_at(self, base: EventId) -> None:
         """Has the rings, still empty, begin after `base`: the log has more than its first read gave."""
-        for ring in list(self.rings):
+        for ring in self.rings:
             if ring.face.stateful:
-                self.rings.remove(ring)
-                self.unprimed.append(ring)
+                self.rings = _without(self.rings, ring)
+                self.unprimed += (ring,)
             else:
                 ring.begin_at(base, ring.encoder)
 
@@ -220,15 +240,14 @@ class Tail:
         if ring in self.broken:
             ring.trim(1)
             return
-        (self.unprimed if ring in self.unprimed else self.rings).remove(ring)
+        self.unprimed, self.rings = _without(self.unprimed, ring), _without(self.rings, ring)
 
     def set_broken_aside(self) -> None:
         """Gives nothing more to rings whose encoder has failed."""
-        for ring in [ring for ring in self.rings if ring.broken is not None]:
-            self.rings.remove(ring)
-            self.broken.append(ring)
+        self.broken += tuple(ring for ring in self.rings if ring.broken is not None)
+        self.rings = tuple(ring for ring in self.rings if ring.broken is None)
 
-    def remember_broken(self, rings: list[Ring]) -> None:
+    def remember_broken(self, rings: tuple[Ring, ...]) -> None:
         """Takes over the broken rings that an earlier tail of this stream left."""
         self.broken = rings
 

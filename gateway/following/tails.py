@@ -70,6 +70,7 @@ class Tails:
         self.subscriber = subscriber_for(self._on_push, self._on_up)
         self.refusal: RedisRefused | None = None
         """Why Redis refused the last subscription; None when it did not."""
+        self._on_unheld = self._unheld  # one bound method for all tails
         self._reads_under_way = 0
         self._waiting_to_read: deque[Tail] = deque()
         self._put_off: list[Tail] = []
@@ -108,11 +109,11 @@ class Tails:
             after = BEGINNING
         tail = self._by_id.get(stream_id)
         if tail is None:
-            tail = Tail(stream_id, self._loop.time(), self._unheld)
+            tail = Tail(stream_id, self._loop.time(), self._on_unheld)
             tail.sought = after
             self.followed.add(tail)
             self.subscriber.push(b"SSUBSCRIBE", tail.channel)
-        if face is not None and not tail.ready.done():
+        if face is not None and not tail.is_ready:
             tail.open_ring(face)
             tail.sought = min(tail.sought, after)
         tail.hold()
@@ -207,7 +208,7 @@ class Tails:
 
     def _take(self, tail: Tail, entry: Entry, now: float) -> None:
         """Takes a pushed entry if it is the next one, passes over an old one, and reads the log for anything else."""
-        if tail.reading or not tail.ready.done():
+        if tail.reading or not tail.is_ready:
             tail.again = True
             return
         if entry.id <= tail.last or tail.ended is not None:
@@ -319,8 +320,7 @@ class Tails:
 
     def _has_read(self, tail: Tail, *, more: bool) -> None:
         tail.exists = tail.last > BEGINNING and tail.ended_as != events.DELETED
-        if not tail.ready.done():
-            tail.ready.set_result(None)
+        tail.set_ready()
         if more or (tail.again and tail.ended is None):
             self._ask(tail)
         else:

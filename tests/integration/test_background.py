@@ -146,7 +146,7 @@ class Parts:
             sinks = [Sink() for _ in range(20)]
             for sink in sinks:
                 tail = Tail(new_stream_id(), 0.0)
-                tail.ready.set_result(None)
+                tail.set_ready()
                 delivery.attach(Reader(delivery, tail, tail.open_ring(NATIVE), sink, BEGINNING))
             try:
                 yield delivery, sinks

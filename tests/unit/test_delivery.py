@@ -41,7 +41,7 @@ async def test_a_keep_alive_leaves_nobody_behind_who_has_news_to_come() -> None:
     try:
         tail = Tail(new_stream_id(), 0.0)
         ring = tail.open_ring(NATIVE)
-        tail.ready.set_result(None)
+        tail.set_ready()
         sink = Noted()
         reader = Reader(delivery, tail, ring, sink, EventId(0, 0))
         delivery.attach(reader)
@@ -81,7 +81,7 @@ async def test_a_socket_that_fails_is_one_reader_s_trouble(ended: bool) -> None:
         sinks: list[Noted] = []
         for kind in (Noted, Broken, Noted, Broken, Noted):
             tail = Tail(new_stream_id(), 0.0)
-            tail.ready.set_result(None)
+            tail.set_ready()
             ring = tail.open_ring(NATIVE)
             for one in (kind(), Noted(), kind()):
                 reader = Reader(delivery, tail, ring, one, EventId(0, 0))

@@ -64,7 +64,7 @@ def _token(offset: int) -> Event:
 async def test_what_was_read_ahead_of_its_push_is_encoded_once() -> None:
     face, log = Remembers(), Log()
     tail = Tail(new_stream_id(), 0.0)
-    tail.ready.set_result(None)
+    tail.set_ready()
     tail.reach(EventId(1, 2))
     ring = tail.open_ring(face)
     assert ring in tail.unprimed
@@ -95,7 +95,7 @@ async def test_what_was_read_ahead_of_its_push_is_encoded_once() -> None:
 async def test_a_push_that_never_comes_is_looked_for_in_the_log() -> None:
     face, log = Remembers(), Log()
     tail = Tail(new_stream_id(), 0.0)
-    tail.ready.set_result(None)
+    tail.set_ready()
     tail.reach(EventId(1, 1))
     ring = tail.open_ring(face)
     log.listed = [_ACCEPTED, _token(1), _token(2)]

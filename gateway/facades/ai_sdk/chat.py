@@ -92,7 +92,7 @@ class AiSdk:
             with self._subscribe.holding(stream_id, AI_SDK_REPLAY) as tail:
                 try:
                     async with asyncio.timeout(self._settings.redis_wait_seconds):
-                        await asyncio.shield(tail.ready)
+                        await tail.until_ready()
                 except TimeoutError:
                     raise await self._streams.why_not_read(stream_id) from None
                 if tail.exists and (tail.ended is None or ended):
