@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 import traceback
 from collections.abc import Awaitable, Callable
@@ -24,7 +23,8 @@ from typing import Any
 
 from producer import metrics, terminal_events
 from producer.metrics import Meter
-from producer.provider import Finish, Provider, ProviderError, Refused, Unavailable
+from producer.provider import Finish, Provider, ProviderError, Refused
+from producer.retry_policy import pause_before_next_call, time_limit_passed
 from producer.takeover import Takeover
 from producer.writer import Writer
 from shared import events
@@ -41,9 +41,6 @@ from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_BACKOFF_SECONDS_MAX = 30.0
-_RETRY_AFTER_SECONDS_MAX = 120.0
-"""A provider that asks to wait for longer counts as unavailable: the stream fails."""
 _FRAMES_LOGGED = 5
 _PROBE_SECONDS = 0.4
 """After so long without an append the writer compares the log, so that a cancel reaches the provider within a second."""
@@ -190,18 +187,15 @@ class Run:
         writer = self._writer
         if writer is None or self._stopped is not None:
             return
-        settings = self._settings
-        silent_seconds = now - self._heard_at
         if self._generating is not None and not writer.crowded:
-            if now - self._began_at > settings.attempt_seconds:
-                message = f"the answer was not complete within {settings.attempt_seconds:g} s"
-                self.stop(Unavailable(message, code=FailureCode.PROVIDER_TIMEOUT))
-            elif not self._first_token_came and silent_seconds > settings.first_token_seconds:
-                message = f"no token came within {settings.first_token_seconds:g} s"
-                self.stop(Unavailable(message, code=FailureCode.PROVIDER_TIMEOUT))
-            elif self._first_token_came and silent_seconds > settings.between_tokens_seconds:
-                message = f"the provider fell silent for {settings.between_tokens_seconds:g} s in mid-answer"
-                self.stop(Unavailable(message, code=FailureCode.PROVIDER_STALLED))
+            too_long = time_limit_passed(
+                self._settings,
+                calling_seconds=now - self._began_at,
+                silent_seconds=now - self._heard_at,
+                first_token_came=self._first_token_came,
+            )
+            if too_long is not None:
+                self.stop(too_long)
         limit_seconds, unheard_since = self._cancel_after_seconds, writer.unheard_since
         if limit_seconds is not None and unheard_since is not None and now - unheard_since >= limit_seconds:
             self.stop(LastReaderGone())
@@ -358,19 +352,16 @@ class Run:
         Returns False when there is to be none.
         """
         assert history.accepted is not None
-        settings, policy = self._settings, history.accepted.policies.on_interrupt
-        if not error.retryable:
-            return False
         in_mid_answer = self._first_token_came
-        if in_mid_answer and (policy == "fail" or writer.attempt >= settings.attempts_max):
-            return False
-        if not in_mid_answer and tries >= settings.provider_tries_max:
-            return False
-        pause_seconds = error.retry_after_seconds
+        pause_seconds = pause_before_next_call(
+            self._settings,
+            error,
+            on_interrupt=history.accepted.policies.on_interrupt,
+            attempt=writer.attempt,
+            tries=tries,
+            in_mid_answer=in_mid_answer,
+        )
         if pause_seconds is None:
-            pause_seconds = min(_BACKOFF_SECONDS_MAX, settings.provider_backoff_seconds * 2 ** (tries - 1))
-            pause_seconds *= random.uniform(0.5, 1.0)
-        elif pause_seconds > _RETRY_AFTER_SECONDS_MAX:
             return False
         logger.info("stream %s: %s; trying again in %.1f s", self.stream_id, self._shown(error), pause_seconds)
         await self._pause(pause_seconds)
