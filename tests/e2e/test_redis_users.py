@@ -220,7 +220,7 @@ FAULTS: dict[str, tuple[list[str], list[str], str]] = {
     "a queue that is none": (
         [],
         ["ACL SETUSER u on >p ~* &* +@all", f"SET {REQUESTS.decode()} x"],
-        "midstream:requests holds something else",
+        "midstream:requests is not the request queue",
     ),
 }
 
@@ -265,7 +265,7 @@ async def test_a_key_that_somebody_else_uses_is_said_where_it_is_the_queue(role:
         async with connected(server, role) as (connection, subscription):
             assert await sentence(connection, subscription, role) is None
             await admin.set(REQUESTS, "x")
-            assert "midstream:requests holds something else" in str(await sentence(connection, subscription, role))
+            assert "midstream:requests is not the request queue" in str(await sentence(connection, subscription, role))
         await admin.aclose()
 
 
