@@ -64,7 +64,7 @@ async def test_reloaded_in_mid_answer(browser: Browser) -> None:
             await until_tokens(page, seen)
             await page.reload()
         assert (await whole(page, system))["tokens"] == 120
-        await expect(page.locator(".story")).to_contain_text("loaded anew")
+        await expect(page.locator(".story")).to_contain_text("The page was reloaded")
         await expect(page.locator(".story")).to_contain_text("120 tokens over 3 connections")
         assert await system.metric("midstream_streams_created_total") == 1
         assert await system.metric("midstream_resumes_total") == 2

@@ -377,7 +377,7 @@ async def _watchers(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
             watchers._watching.add(watcher)
         once = Once(sinks[0].send)
         parts.patch.setattr(sinks[0], "send", once)
-        watchers._keep_telling()
+        watchers._keep_sending()
         try:
             yield lambda: once.calls == 1 and sinks[1].sent > 1
         finally:
