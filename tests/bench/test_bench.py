@@ -37,7 +37,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @needs_linux
 @measures
-def test_quick_runs_through_beside_the_ordinary_way(tmp_path: Path) -> None:
+def test_a_quick_run_completes(tmp_path: Path) -> None:
     for part in ("matplotlib", "sse_starlette"):
         needs(part, importlib.util.find_spec(part))
     out, png = tmp_path / "bench.json", tmp_path / "bench.png"
@@ -69,7 +69,7 @@ def test_quick_runs_through_beside_the_ordinary_way(tmp_path: Path) -> None:
 
 @needs_linux
 @measures
-def test_redis_pays_less_for_tokens_that_share_an_entry() -> None:
+def test_tokens_that_share_an_entry_cost_redis_less() -> None:
     with Parts(Cores()) as parts:
         one, many = (store.w6(parts, QUICK, print, units=(unit,)) for unit in (1, 16))
     assert 5 < many["bytes_per_token_16"] < one["bytes_per_token_1"] < 60
@@ -102,7 +102,7 @@ class Lossy(HttpServer):
 
 
 @needs_linux
-async def test_a_gateway_that_loses_a_token_makes_the_figure_void(tmp_path: Path) -> None:
+async def test_a_lost_token_makes_the_result_invalid(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     with RedisServer() as server:
         async with Lossy(server.url, without=5) as lossy:
@@ -120,7 +120,7 @@ async def test_a_gateway_that_loses_a_token_makes_the_figure_void(tmp_path: Path
 
 @needs_linux
 @measures
-def test_every_face_is_measured_beside_the_native_one(tmp_path: Path) -> None:
+def test_every_face_is_compared_with_the_native_one(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     ran = bench("--faces", "--quick", "--readers", "10", "--rate", "200", "--seconds", "0.5", "--json", str(out))
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -134,7 +134,7 @@ def test_every_face_is_measured_beside_the_native_one(tmp_path: Path) -> None:
 
 @needs_linux
 @measures
-def test_the_guard_sees_a_gateway_whose_readers_share_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_guard_detects_a_gateway_whose_readers_share_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with Parts(Cores()) as parts:
         assert judge(storm(parts)) == 0, capsys.readouterr().out
         assert judge(storm(parts, page_cache_bytes_max=0, page_events=16, ring_events=16)) == 1
@@ -152,7 +152,7 @@ def test_the_guard_sees_a_gateway_whose_readers_share_nothing(capsys: pytest.Cap
         (["--runs", "0"], "a whole number from 1 to 20"),
     ],
 )
-def test_wrong_options_say_what_would_be_right(
+def test_the_error_for_a_wrong_option_names_valid_values(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
@@ -172,12 +172,12 @@ def test_wrong_options_say_what_would_be_right(
         (["--cores", "server=99,load=0"], "server=A,load=B"),
     ],
 )
-def test_options_that_cannot_work_say_why(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_for_impossible_options_says_why(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", *arguments]) == 1
     assert said in capsys.readouterr().err
 
 
-def test_cores_are_told_by_name() -> None:
+def test_cores_are_named() -> None:
     with pytest.raises(Unusable, match="of the cores"):
         Cores.of("server=0")
     assert "not pinned" in Cores().describe()

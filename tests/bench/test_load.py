@@ -76,7 +76,7 @@ _CASES = {
 
 
 @pytest.mark.parametrize("case", _CASES)
-async def test_each_fault_is_counted_and_nothing_else(case: str, tmp_path: Path) -> None:
+async def test_each_fault_is_counted_under_its_own_name(case: str, tmp_path: Path) -> None:
     body, wanted = _CASES[case]
     async with Misbehaving(body, seed=len(case)) as server:
         told = await asyncio.to_thread(load, server.port, tmp_path, last=3)
@@ -85,7 +85,7 @@ async def test_each_fault_is_counted_and_nothing_else(case: str, tmp_path: Path)
     assert told["behind"] == 0
 
 
-async def test_what_never_comes_is_told(tmp_path: Path) -> None:
+async def test_missing_events_are_counted(tmp_path: Path) -> None:
     async with Misbehaving(events(1, 2, 3), seed=1) as server:
         told = await asyncio.to_thread(load, server.port, tmp_path, last=5)
     assert (told["behind"], told["lacking"]) == (3, 6)
@@ -128,7 +128,7 @@ def test_any_cut_gives_the_same(seed: int) -> None:
     assert tally.latencies.quantile(0.0) >= 1000
 
 
-def test_what_is_not_http_is_refused() -> None:
+def test_malformed_http_is_refused() -> None:
     with pytest.raises(Broken):
         Unchunker().feed(b"<html>\r\n")
     with pytest.raises(Broken):

@@ -42,7 +42,7 @@ async def test_the_logs_are_well_formed_and_gone_afterwards(tokens_per_entry: in
         assert parts.redis.dbsize() == 0
 
 
-def test_a_refused_append_is_told(tmp_path: Path) -> None:
+def test_a_refused_append_is_reported(tmp_path: Path) -> None:
     with Parts(Cores()) as parts, streams.begun(parts.redis, 1) as names:
         plan = {"redis": parts.redis_url, "streams": names, "tokens_per_entry": 1, "padding": 0, "held": 7}
         with Helper("bench.processes.publish", plan, log=tmp_path / "log", cores=None) as publisher:

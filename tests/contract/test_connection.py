@@ -49,7 +49,7 @@ async def test_replies_come_in_the_order_of_the_commands(server: RedisServer) ->
         assert replies == [b"%d" % number for number in range(1000)]
 
 
-async def test_an_error_is_one_commands_own(server: RedisServer) -> None:
+async def test_an_error_affects_only_its_command(server: RedisServer) -> None:
     async with connected(server.url) as connection:
         commands = [("ECHO", "a"), ("NOT-A-COMMAND",), ("ECHO", "b")]
         replies = await asyncio.gather(*(connection.execute(*one) for one in commands), return_exceptions=True)
@@ -67,7 +67,7 @@ async def test_arguments_of_every_kind_and_large_replies(server: RedisServer) ->
         assert await connection.execute("GET", "nothing") is None
 
 
-async def test_nothing_is_called_back_before_send_returns(server: RedisServer) -> None:
+async def test_no_callback_runs_before_send_returns(server: RedisServer) -> None:
     replies: list[Any] = []
     async with connected(server.url) as connection:
         connection.send(("PING",), replies.append)
@@ -96,7 +96,7 @@ async def test_a_killed_server_disconnects_every_unanswered_command(server: Redi
             await connection.execute("PING")
 
 
-async def test_it_reconnects_by_itself_with_its_scripts_and_says_so_each_time(server: RedisServer) -> None:
+async def test_it_reconnects_loads_its_scripts_and_calls_on_up_each_time(server: RedisServer) -> None:
     ups: list[bool] = []
     connection_now: list[RespConnection] = []
     async with connected(
@@ -145,7 +145,7 @@ async def test_a_server_that_falls_silent_is_noticed(server: RedisServer) -> Non
         assert await connection.execute("PING") == b"PONG"
 
 
-async def test_a_connection_that_owes_nothing_is_left_in_peace(server: RedisServer) -> None:
+async def test_an_idle_connection_is_not_aborted(server: RedisServer) -> None:
     async with connected(server.url, reply_seconds=0.1) as connection:
         began = time.monotonic()
         await wait_until(lambda: time.monotonic() - began > 0.5)
@@ -222,7 +222,7 @@ async def test_a_cancelled_caller_leaves_the_order_intact(server: RedisServer) -
             assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
 
 
-async def test_a_subscriber_gets_its_pushes_in_order_and_subscribes_anew(server: RedisServer) -> None:
+async def test_a_subscriber_gets_pushes_in_order_and_resubscribes(server: RedisServer) -> None:
     pushed: list[Any] = []
     subscriber: list[RespConnection] = []
 
@@ -265,7 +265,7 @@ async def test_a_subscriber_notices_a_server_that_falls_silent(server: RedisServ
         await wait_until(lambda: subscriber.is_up)
 
 
-async def test_closing_gives_disconnected_to_whoever_waits(server: RedisServer) -> None:
+async def test_closing_gives_disconnected_to_waiting_callers(server: RedisServer) -> None:
     async with connected(server.url) as connection:
         server.freeze()
         waiting = asyncio.create_task(connection.execute("PING"))

@@ -257,7 +257,7 @@ class LogMachine(RuleBasedStateMachine):
             assert reader.got == history[: len(reader.got)], "every reader is told a prefix of it"
 
 
-def test_every_reader_is_told_a_prefix_of_one_history(valkey_server: RedisServer) -> None:
+def test_every_reader_gets_a_prefix_of_one_history(valkey_server: RedisServer) -> None:
     loop = asyncio.new_event_loop()
 
     async def connect() -> RespConnection:

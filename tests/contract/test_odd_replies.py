@@ -97,7 +97,7 @@ REPLIES = {
 
 
 @pytest.mark.parametrize("reply", REPLIES)
-async def test_an_odd_reply_is_an_error_of_its_own_call_and_of_no_other(
+async def test_an_odd_reply_affects_only_its_own_call(
     reply: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     server, stream_id = OddServer(), new_stream_id()
@@ -146,7 +146,7 @@ async def test_an_odd_reply_is_an_error_of_its_own_call_and_of_no_other(
 @pytest.mark.parametrize(
     "request_timeouts", [b"+ONE MORE\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x16\x03\x01\x00\x00"]
 )
-async def test_after_what_was_not_asked_for_the_connection_is_made_anew(request_timeouts: bytes) -> None:
+async def test_an_unexpected_reply_leads_to_a_new_connection(request_timeouts: bytes) -> None:
     """Whose reply is whose, nobody could say any more."""
     server = OddServer()
     async with connected(server) as connection:
@@ -157,7 +157,7 @@ async def test_after_what_was_not_asked_for_the_connection_is_made_anew(request_
 
 
 @pytest.mark.parametrize("reply", [*REPLIES, "no RESP"])
-async def test_a_claim_that_is_answered_oddly_is_an_error_and_the_next_is_a_claim_again(reply: str) -> None:
+async def test_an_odd_reply_to_a_claim_is_an_error_and_the_next_claim_works(reply: str) -> None:
     """Claims have a connection of their own, through redis-py."""
     server, stream_id = OddServer(), new_stream_id()
     async with connected(server) as connection, server.serving() as port:
@@ -175,7 +175,7 @@ async def test_a_claim_that_is_answered_oddly_is_an_error_and_the_next_is_a_clai
 
 
 @pytest.mark.parametrize("reply", [*REPLIES, "no RESP"])
-async def test_at_the_start_an_odd_server_is_refused_or_used_and_never_a_crash(reply: str) -> None:
+async def test_an_odd_server_never_crashes_the_start(reply: str) -> None:
     server = OddServer()
     server.reply = REPLIES.get(reply, b"HTTP/1.1 400 Bad Request\r\n\r\n")
     async with server.serving() as port:
@@ -185,7 +185,7 @@ async def test_at_the_start_an_odd_server_is_refused_or_used_and_never_a_crash(r
         assert "Redis at 127.0.0.1" in str(refused.value)
 
 
-async def test_who_cannot_take_a_reply_does_not_keep_others_from_theirs(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failing_callback_does_not_affect_other_replies(caplog: pytest.LogCaptureFixture) -> None:
     server = OddServer()
     async with connected(server) as connection:
         connection.send(("ECHO", "a"), lambda reply: 1 / 0)  # type: ignore[arg-type]

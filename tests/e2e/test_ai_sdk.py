@@ -83,7 +83,7 @@ def text_of(message: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("version", ["ai", "ai-v6"])
-async def test_every_part_is_as_the_sdk_wants_it(system: System, version: str) -> None:
+async def test_every_part_is_valid_for_the_sdk(system: System, version: str) -> None:
     """Reasoning, text, a tool call, usage: the whole vocabulary of an answer, in the newest version and the one before."""
     script = {"reasoning": ["let me", " see"], "text": ["Grüße 👋🏽", ' "q"\n', "\u2028"], "tool_calls": [LOOK]}
     answer = await ask(system, "every-part", script=script)
@@ -142,7 +142,7 @@ async def test_a_second_attempt(system: System, on_interrupt: str | None) -> Non
     assert len(state["text"].split()) == 10
 
 
-async def test_resumed_from_the_first_part_on_another_gateway(system: System) -> None:
+async def test_resumed_from_the_first_part_through_another_gateway(system: System) -> None:
     """The same bytes, also after the ring has long forgotten the beginning."""
     chat = "chat/with ünusual?id"
     asked = Asked(system, chat, script={"tokens": 900, "tokens_per_second": 300})
@@ -158,7 +158,7 @@ async def test_resumed_from_the_first_part_on_another_gateway(system: System) ->
     assert without_comments(replayed.content) == without_comments(asked.body)
 
 
-async def test_nothing_to_resume(system: System) -> None:
+async def test_a_chat_without_an_active_stream_is_204(system: System) -> None:
     answer = await resume(system, "never-heard-of")
     assert (answer.status_code, answer.content) == (204, b"")
     asked = await ask(system, "to-be-deleted")
@@ -188,7 +188,7 @@ async def test_stop(system: System, server: OpenAIServer) -> None:
     assert (await resume(system, "stop")).status_code == 204
 
 
-async def test_a_late_stop_does_not_hit_a_newer_stream(system: System, server: OpenAIServer) -> None:
+async def test_a_late_stop_does_not_cancel_a_newer_stream(system: System, server: OpenAIServer) -> None:
     slow = {"tokens": 1000, "tokens_per_second": 50}
     first = Asked(system, "late", script=slow)
     await first.until_deltas(1)
@@ -207,7 +207,7 @@ async def test_a_late_stop_does_not_hit_a_newer_stream(system: System, server: O
     await wait_until(lambda: server.running == 0, what="the provider has stopped")
 
 
-async def test_a_new_question_replaces_the_active_stream_and_leaves_the_old_one_alone(system: System) -> None:
+async def test_a_new_question_replaces_the_active_stream_without_cancelling_it(system: System) -> None:
     old = Asked(system, "replaced", script={"tokens": 100, "tokens_per_second": 50})
     await old.until_deltas(1)
     new = Asked(system, "replaced", script={"tokens": 1000, "tokens_per_second": 50})
@@ -231,7 +231,7 @@ async def test_a_repeated_request_gets_the_same_stream(system: System, server: O
     assert server.requests == asked_before + 1
 
 
-async def test_a_message_that_goes_on_after_a_tool_s_result(system: System, server: OpenAIServer) -> None:
+async def test_a_message_continues_after_a_tool_s_result(system: System, server: OpenAIServer) -> None:
     first = await ai_sdk.read((await ask(system, "tools", script={"text": ["I look. "], "tool_calls": [LOOK]})).content)
     message = first["message"]
     message["parts"][-1] |= {"state": "output-available", "output": {"seen": "waves"}}
@@ -247,7 +247,7 @@ async def test_a_message_that_goes_on_after_a_tool_s_result(system: System, serv
     ]
 
 
-async def test_a_gateway_that_stops_breaks_the_answer_off(server: OpenAIServer) -> None:
+async def test_a_stopping_gateway_cuts_the_response_off(server: OpenAIServer) -> None:
     """A body that ended as HTTP wants it would be a whole answer to useChat."""
     settings = {"provider": "openai", "openai_base_url": server.url, "connection_seconds": 0.5}
     async with System(gateways=2, settings=settings) as system:
@@ -261,7 +261,7 @@ async def test_a_gateway_that_stops_breaks_the_answer_off(server: OpenAIServer) 
         assert (await ai_sdk.read(answer.content))["chunks"][-1]["finishReason"] == "stop"
 
 
-async def test_bad_requests_say_what_is_wrong(system: System) -> None:
+async def test_the_error_for_a_bad_request_names_the_fault(system: System) -> None:
     def message(*parts: Any) -> list[Any]:
         return [{"role": "user", "parts": list(parts)}]
 

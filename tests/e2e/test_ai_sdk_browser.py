@@ -113,7 +113,7 @@ async def test_an_answer_arrives_token_by_token(browser: Browser, system: System
     await chat.page.close()
 
 
-async def test_reloaded_in_mid_answer_it_goes_on_and_is_there_once(
+async def test_a_page_reloaded_in_mid_answer_shows_the_answer_once(
     browser: Browser, system: System, server: OpenAIServer
 ) -> None:
     asked_before = server.requests
@@ -133,7 +133,7 @@ async def test_reloaded_in_mid_answer_it_goes_on_and_is_there_once(
     await chat.page.close()
 
 
-async def test_an_answer_that_ended_while_nobody_looked(browser: Browser, system: System) -> None:
+async def test_an_answer_that_ended_while_the_page_was_closed(browser: Browser, system: System) -> None:
     """`?ended=replay` is for a page that keeps its answers nowhere else. What it has already is not there twice."""
     chat = await Chat.open(browser, system, "ended", replay="1", keep="1")
     await chat.ask("tell me", script={"tokens": 40, "tokens_per_second": 80})
@@ -149,7 +149,7 @@ async def test_an_answer_that_ended_while_nobody_looked(browser: Browser, system
     await chat.page.close()
 
 
-async def test_stopped_after_a_reload_the_provider_stops(
+async def test_stopping_after_a_reload_stops_the_provider(
     browser: Browser, system: System, server: OpenAIServer
 ) -> None:
     chat = await Chat.open(browser, system, "stopped")
@@ -180,7 +180,7 @@ async def test_cut_off_by_its_length(browser: Browser, system: System) -> None:
     await chat.page.close()
 
 
-async def test_a_tool_is_called_and_its_result_goes_on_in_the_same_message(
+async def test_after_a_tool_call_the_answer_continues_in_the_same_message(
     browser: Browser, system: System, server: OpenAIServer
 ) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at":"the sea"}'}}
@@ -215,7 +215,7 @@ async def test_a_failure_is_an_error_and_the_text_stays(browser: Browser, system
     await chat.page.close()
 
 
-async def test_a_request_that_is_refused_says_why(browser: Browser, system: System) -> None:
+async def test_the_error_for_a_refused_request_says_why(browser: Browser, system: System) -> None:
     chat = await Chat.open(browser, system, "refused")
     await chat.ask("tell me", max_tokens=-1)
     assert "max_tokens must be a whole number" in (await chat.until("error"))["error"]
@@ -254,7 +254,7 @@ async def test_its_gateway_is_killed(browser: Browser, server: OpenAIServer) -> 
         await chat.page.close()
 
 
-async def test_reloaded_after_a_tool_s_result_the_earlier_steps_stay(
+async def test_earlier_steps_stay_after_a_reload_behind_a_tool_s_result(
     browser: Browser, system: System, server: OpenAIServer
 ) -> None:
     """useChat empties the message before a replay, so the replay must bring also what stood before this stream."""

@@ -71,7 +71,7 @@ async def delivered(system: System, stream_id: str) -> dict[str, Any]:
     return state
 
 
-async def test_cut_by_the_server_it_resumes_by_itself_and_stops_after_done(browser: Browser) -> None:
+async def test_the_browser_resumes_by_itself_and_stops_after_done(browser: Browser) -> None:
     """The gateway ends every response that is 0.4 s old."""
     settings = {"connection_seconds": 0.4, "retry_milliseconds": 50}
     async with System(settings=settings) as system:

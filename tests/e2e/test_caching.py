@@ -59,7 +59,7 @@ async def test_a_finished_stream(system: System, path: str, accept: str) -> None
     assert "etag" not in gone.headers
 
 
-async def test_each_representation_has_its_own(system: System) -> None:
+async def test_each_representation_has_its_own_etag(system: System) -> None:
     stream_id = await system.create("each", simulate=ANSWER)
     await system.until_status(stream_id, "completed")
     answers = [await get(system, stream_id, path, accept=accept) for path, accept in REPRESENTATIONS]
@@ -68,7 +68,7 @@ async def test_each_representation_has_its_own(system: System) -> None:
 
 
 @pytest.mark.parametrize(("path", "accept"), REPRESENTATIONS[:3])
-async def test_failed_and_cancelled_have_ended_too(system: System, path: str, accept: str) -> None:
+async def test_failed_and_cancelled_streams_have_an_etag_too(system: System, path: str, accept: str) -> None:
     failed = await system.create("f", simulate={**ANSWER, "fail_after": 5}, midstream={"on_interrupt": "fail"})
     await system.until_status(failed, "failed")
     cancelled = await system.create("c", simulate=RUNNING)
@@ -78,7 +78,7 @@ async def test_failed_and_cancelled_have_ended_too(system: System, path: str, ac
         assert (await get(system, stream_id, path, accept=accept, if_none_match=etag)).status_code == 304
 
 
-async def test_a_part_is_not_the_whole(system: System) -> None:
+async def test_a_partial_request_is_never_answered_with_304(system: System) -> None:
     """Whoever asks for a part gets it, whatever he says that he has."""
     stream_id = await system.create("part", simulate=ANSWER)
     await system.until_status(stream_id, "completed")
@@ -88,7 +88,7 @@ async def test_a_part_is_not_the_whole(system: System) -> None:
         assert "etag" not in part.headers
 
 
-async def test_one_that_runs(system: System) -> None:
+async def test_a_running_stream_has_no_etag(system: System) -> None:
     stream_id = await system.create("runs", simulate=RUNNING)
     await system.follow(stream_id).until_tokens(2)
     state = await get(system, stream_id, "", if_none_match="*")
@@ -103,7 +103,7 @@ async def test_one_that_runs(system: System) -> None:
     await system.http.post(f"{system.gateway_url()}/v1/streams/{stream_id}/cancel")
 
 
-async def test_text_that_is_not_whole_has_none(system: System) -> None:
+async def test_incomplete_text_has_no_etag(system: System) -> None:
     stream_id = await system.create("f", simulate={**ANSWER, "fail_after": 5}, midstream={"on_interrupt": "fail"})
     await system.until_status(stream_id, "failed")
     url = f"{system.gateway_url()}/v1/streams/{stream_id}/text"

@@ -127,7 +127,7 @@ async def test_stopped_and_asked_again(browser: Browser) -> None:
         await expect(page.locator("article")).to_have_count(0)
 
 
-async def test_the_proof_is_in_view(browser: Browser) -> None:
+async def test_the_end_of_the_answer_is_in_view(browser: Browser) -> None:
     """Whoever reads at the end of the page sees what comes there, above the bar; on a phone the state, too."""
     async with System() as system, chat(browser, system, viewport={"width": 390, "height": 740}) as page:
         await ask(page, tokens=400, pace=400)
@@ -161,7 +161,7 @@ async def is_in_view(page: Page, selector: str) -> bool:
     return seen
 
 
-async def test_enter_while_an_answer_comes(browser: Browser) -> None:
+async def test_enter_while_an_answer_arrives(browser: Browser) -> None:
     async with System() as system, chat(browser, system) as page:
         await ask(page, tokens=60, pace=30)
         await until_tokens(page, 5)
@@ -179,7 +179,7 @@ async def test_enter_while_an_answer_comes(browser: Browser) -> None:
         await expect(question).to_have_value("")
 
 
-async def test_a_dead_worker_is_told(browser: Browser) -> None:
+async def test_a_dead_worker_is_shown(browser: Browser) -> None:
     async with System(settings={"lease_seconds": 1}) as system, chat(browser, system) as page:
         await ask(page, tokens=80, pace=30)
         await until_tokens(page, 10)
@@ -192,7 +192,7 @@ async def test_a_dead_worker_is_told(browser: Browser) -> None:
         await expect(status).to_have_text("The answer is complete")
 
 
-async def test_no_worker_and_a_silent_provider_are_told(browser: Browser) -> None:
+async def test_a_missing_worker_and_a_silent_provider_are_shown(browser: Browser) -> None:
     async with System() as system:
         stream_id = await system.create(simulate={"tokens": 50, "tokens_per_second": 100, "stall_after": 10})
         one = await Opened.at(browser, f"{system.gateway_url()}/chat#{stream_id}")
@@ -210,7 +210,7 @@ async def test_no_worker_and_a_silent_provider_are_told(browser: Browser) -> Non
         await one.page.close()
 
 
-async def test_a_failed_answer_says_why_and_has_no_tick(browser: Browser) -> None:
+async def test_a_failed_answer_shows_the_reason_and_no_tick(browser: Browser) -> None:
     async with System() as system, chat(browser, system) as page:
         await page.get_by_text("Options").click()
         await page.get_by_label("Break off after").fill("10")
@@ -239,7 +239,7 @@ async def test_a_model_that_the_provider_has(browser: Browser) -> None:
             assert provider.bodies[-1]["model"] == "scripted"
 
 
-async def test_a_provider_that_is_not_there(browser: Browser, unused_tcp_port: int) -> None:
+async def test_an_unreachable_provider_is_shown(browser: Browser, unused_tcp_port: int) -> None:
     address = f"http://127.0.0.1:{unused_tcp_port}/v1"
     settings = {"provider": "openai", "openai_base_url": address, "provider_tries_max": 1}
     async with System(settings=settings) as system, chat(browser, system) as page:

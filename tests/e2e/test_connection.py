@@ -36,7 +36,7 @@ async def _open(system: System) -> tuple[asyncio.StreamReader, asyncio.StreamWri
     return await asyncio.open_connection(host, int(port))
 
 
-async def test_one_connection_carries_one_answer_after_the_other() -> None:
+async def test_a_connection_is_reused_after_a_streamed_answer() -> None:
     async with System() as system:
         first, second = await _ended_stream(system), await _ended_stream(system)
         reader, writer = await _open(system)
@@ -52,7 +52,7 @@ async def test_one_connection_carries_one_answer_after_the_other() -> None:
         writer.close()
 
 
-async def test_requests_that_come_before_the_answer_do_not_mix_with_it() -> None:
+async def test_pipelined_requests_do_not_mix_with_the_answer() -> None:
     """Pipelined: answered in order, or not at all and the connection is closed, as RFC 9112 (9.3.2) allows."""
     async with System() as system:
         stream_id = await system.create("a question", simulate={"tokens": 50, "tokens_per_second": 50})

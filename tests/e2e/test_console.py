@@ -127,7 +127,7 @@ async def test_cuts_and_resumes_in_the_timeline(browser: Browser) -> None:
             await expect(said).to_have_text((await system.state(stream_id))["text"])
 
 
-async def test_what_strangers_wrote_stays_text(browser: Browser) -> None:
+async def test_hostile_texts_are_not_interpreted_as_html(browser: Browser) -> None:
     async with System() as system:
         midstream = {"metadata": {_HOSTILE: _HOSTILE}}
         simulate = {"tokens": 20, "tokens_per_second": 0}

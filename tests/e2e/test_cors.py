@@ -87,7 +87,7 @@ async def test_preflight(system: System, stream_id: str, path: str) -> None:
     assert (everybody.status_code, allowed(everybody)) == (204, "*")
 
 
-async def test_answers_of_every_kind(system: System, stream_id: str) -> None:
+async def test_cors_headers_of_every_kind_of_answer(system: System, stream_id: str) -> None:
     """Errors and streams too: without the header a page's script would not even be told the status."""
     streams = "/v1/streams"
     for method, path, headers, status in (
@@ -118,7 +118,7 @@ async def test_answers_of_every_kind(system: System, stream_id: str) -> None:
                 assert "origin" in response.headers["vary"].lower(), where
 
 
-async def test_nobody_is_let_in_who_is_not_named(system: System, stream_id: str) -> None:
+async def test_origins_that_are_not_configured_get_no_access(system: System, stream_id: str) -> None:
     for index, origin in ((0, OTHER), (1, APP)):
         response = await system.http.get(system.events_url(stream_id, gateway=index), headers=cross(origin))
         assert allowed(response) is None
@@ -138,7 +138,7 @@ async def test_nobody_is_let_in_who_is_not_named(system: System, stream_id: str)
         ("GET", "/stream?prompt=mine"),
     ],
 )
-async def test_what_changes_something_is_refused_to_other_pages(
+async def test_requests_with_side_effects_are_refused_for_other_origins(
     system: System, stream_id: str, method: str, path: str
 ) -> None:
     """A form or an image is sent without a preflight, and its sender need not see the answer to do harm."""
@@ -166,7 +166,7 @@ async def test_what_changes_something_is_refused_to_other_pages(
     assert len(await system.logs()) == before
 
 
-async def test_the_same_origin_and_programs_are_free(system: System) -> None:
+async def test_the_same_origin_and_programs_are_allowed(system: System) -> None:
     """The page that the gateway itself serves, also over plain HTTP and behind a proxy; and whoever is no browser."""
     url = f"{system.gateway_url(1)}/v1/streams"
     host = system.gateway_url(1).removeprefix("http://")
@@ -186,7 +186,7 @@ async def test_the_same_origin_and_programs_are_free(system: System) -> None:
     assert link.status_code == 200
 
 
-async def test_a_name_that_was_pointed_here_is_misdirected(system: System, stream_id: str) -> None:
+async def test_dns_rebinding_is_refused(system: System, stream_id: str) -> None:
     """DNS rebinding: the browser takes the gateway for the page's own origin, and only `Host` tells."""
     url = system.gateway_url(2)  # which lets pages of all origins in: that is about reading, not about names
     before = len(await system.logs())
@@ -239,7 +239,7 @@ async def test_websockets(system: System, stream_id: str) -> None:
 @pytest.mark.parametrize(
     "origins", ["app.example.com", "https://app.example.com/path", "*,https://a.example", "https://*"]
 )
-async def test_a_setting_that_is_wrong_is_named(system: System, origins: str) -> None:
+async def test_a_wrong_setting_is_named(system: System, origins: str) -> None:
     gateway = system.gateways[1]
     gateway.kill()
     right, gateway.settings["cors_origins"] = gateway.settings.get("cors_origins", ""), origins
@@ -336,7 +336,7 @@ _LINK = "url => { location = url; }"
 @pytest.mark.parametrize(
     ("script", "path"), [(_FORM, "/v1/streams"), (_LINK, "/stream?prompt=link")], ids=["form", "link"]
 )
-async def test_a_strangers_form_and_link_in_chromium(system: System, browser: Browser, script: str, path: str) -> None:
+async def test_another_site_s_form_and_link_in_chromium(system: System, browser: Browser, script: str, path: str) -> None:
     """What needs no script's leave at all; but for the origin, the request is as good as any."""
     before = len(await system.logs())
     page = await browser.new_page()
@@ -350,7 +350,7 @@ async def test_a_strangers_form_and_link_in_chromium(system: System, browser: Br
     assert len(await system.logs()) == before
 
 
-async def test_a_strangers_image_in_chromium(system: System, browser: Browser) -> None:
+async def test_another_site_s_image_in_chromium(system: System, browser: Browser) -> None:
     before = len(await system.logs())
     page = await browser.new_page()
     async with Site() as stranger:

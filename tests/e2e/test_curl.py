@@ -116,7 +116,7 @@ async def test_cut_twice_and_resumed(system: System, by: str, gateways: tuple[in
     assert (again.status, again.body) == (204, b"")
 
 
-async def test_a_gateway_that_never_saw_it_replays_all_of_it(system: System) -> None:
+async def test_a_gateway_that_did_not_follow_a_stream_replays_all_of_it(system: System) -> None:
     stream_id = await system.create("replay", simulate={**FAST, "tokens": 600})
     followed = await curl(system.events_url(stream_id))
     replayed = await curl(system.events_url(stream_id, gateway=1))
@@ -124,7 +124,7 @@ async def test_a_gateway_that_never_saw_it_replays_all_of_it(system: System) -> 
     assert len(replayed.tokens) == 600
 
 
-async def test_the_header_goes_before_the_query(system: System) -> None:
+async def test_the_header_takes_precedence_over_the_query(system: System) -> None:
     stream_id = await system.create("both", simulate={"tokens": 10, "tokens_per_second": 0})
     await system.until_status(stream_id, "completed")
     url = system.events_url(stream_id) + "?last_event_id=1-3"
@@ -132,7 +132,7 @@ async def test_the_header_goes_before_the_query(system: System) -> None:
     assert (await curl(url, "-H", "Last-Event-ID: 1-7")).tokens[0][0] == "1-8"
 
 
-async def test_inside_an_entry_of_many_tokens(system: System) -> None:
+async def test_resumed_inside_an_entry_of_many_tokens(system: System) -> None:
     """Flat out, an entry carries many tokens: who comes back into its middle gets only the rest."""
     stream_id = await system.create("batches", simulate={"tokens": 300, "tokens_per_second": 0})
     state = await system.until_status(stream_id, "completed")

@@ -218,7 +218,7 @@ WRITABLE = [name for name, raw in DAMAGED.items() if all(len(fields) and not len
 
 
 @pytest.mark.parametrize("name", WRITABLE)
-async def test_a_log_that_is_damaged(system: System, neighbour: Neighbour, name: str) -> None:
+async def test_a_damaged_log(system: System, neighbour: Neighbour, name: str) -> None:
     stream_id = new_stream_id()
     newest = (0, 0)
     for event_id, fields in DAMAGED[name]:
@@ -244,7 +244,7 @@ async def test_a_log_that_is_damaged(system: System, neighbour: Neighbour, name:
         (b"failed", b"nothing"),
     ],
 )
-async def test_a_log_that_is_damaged_while_all_follow_it(
+async def test_a_log_damaged_while_readers_follow_it(
     system: System, neighbour: Neighbour, fields: tuple[bytes, ...]
 ) -> None:
     """The end is written down, once, where the log has not ended."""
@@ -273,7 +273,7 @@ async def is_noted(system: System, stream_id: str) -> bool:
 
 
 @pytest.mark.parametrize("ended", [True, False])
-async def test_a_long_log_that_is_damaged_in_its_middle(system: System, neighbour: Neighbour, ended: bool) -> None:
+async def test_a_long_log_damaged_in_its_middle(system: System, neighbour: Neighbour, ended: bool) -> None:
     """Further back than a ring goes, and than is read at once."""
     stream_id = new_stream_id()
     for entry in BEGUN:
@@ -306,7 +306,7 @@ async def test_a_long_log_that_is_damaged_in_its_middle(system: System, neighbou
         ("/v1/responses", {"input": "hi", "stream": True}),
     ],
 )
-async def test_who_waits_for_a_log_that_is_damaged(
+async def test_waiting_requests_get_an_error_for_a_damaged_log(
     system: System, neighbour: Neighbour, path: str, body: dict[str, Any]
 ) -> None:
     """Of the whole answer, or of its first token: a refusal that no SDK tries again by itself."""
@@ -341,7 +341,7 @@ ODD_DELTAS: list[Any] = [
 
 
 @pytest.mark.parametrize("live", [False, True])
-async def test_odd_deltas_are_shown_as_far_as_they_can_be(system: System, neighbour: Neighbour, live: bool) -> None:
+async def test_odd_deltas_are_shown_as_far_as_possible(system: System, neighbour: Neighbour, live: bool) -> None:
     stream_id, done = new_stream_id(), value_with_odd_words()
     for entry in BEGUN:
         await append(system, stream_id, *entry)
@@ -369,7 +369,7 @@ def value_with_odd_words() -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["string", "hash", "list"])
-async def test_a_key_that_is_no_stream(system: System, neighbour: Neighbour, kind: str) -> None:
+async def test_a_key_of_another_type(system: System, neighbour: Neighbour, kind: str) -> None:
     stream_id = new_stream_id()
     command: tuple[Any, ...] = {"string": ("SET",), "hash": ("HSET", "f"), "list": ("RPUSH",)}[kind]
     await system.commands.execute_command(command[0], log_key(stream_id), *command[1:], b"v")
@@ -426,7 +426,7 @@ async def test_garbage_on_a_channel(system: System, neighbour: Neighbour) -> Non
     await neighbour.speaks()
 
 
-async def test_what_is_kept_beside_the_logs_may_be_garbage(system: System, neighbour: Neighbour) -> None:
+async def test_garbage_in_other_keys(system: System, neighbour: Neighbour) -> None:
     """A chat's newest stream, an idempotency key, notes of deliveries, what processes say of themselves."""
     http, url, commands = system.http, system.gateway_url(), system.commands
     for chat, value in (("one", b"\xff\xfe"), ("two", b"no stream"), ("three", b"0" * 36 + b"\n")):

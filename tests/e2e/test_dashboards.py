@@ -88,12 +88,12 @@ def promtool(*arguments: str) -> str:
     return done.stdout
 
 
-def test_promtool_finds_the_rules_and_the_configuration_right() -> None:
+def test_promtool_accepts_the_rules_and_the_configuration() -> None:
     assert "rules found" in promtool("check", "rules", str(_RULES))
     assert "is valid" in promtool("check", "config", "deploy/prometheus/prometheus.yml")
 
 
-def test_each_alert_fires_on_what_it_is_for_and_is_quiet_on_what_looks_like_it() -> None:
+def test_each_alert_fires_on_its_problem_and_not_on_similar_data() -> None:
     tests = _ROOT / "deploy" / "prometheus" / "tests" / "midstream.yml"
     assert "SUCCESS" in promtool("test", "rules", str(tests))
     for name in re.findall(r"- alert: (\w+)", _RULES.read_text()):

@@ -121,7 +121,7 @@ async def ask(http: httpx2.AsyncClient, url: str, tokens: int, tokens_per_second
 
 
 @pytest.mark.parametrize("name", WAYS)
-async def test_what_it_starts_answers_and_stops_in_time(name: str, tmp_path: Path) -> None:
+async def test_each_deployment_s_processes_answer_and_stop_in_time(name: str, tmp_path: Path) -> None:
     needs("curl (Debian: apt install curl)", shutil.which("curl"))
     way = WAYS[name]()
     async with AsyncExitStack() as stack:
@@ -226,7 +226,7 @@ async def slow_subscriber(port: int, commands: Any) -> int:
         writer.close()
 
 
-async def test_redis_is_told_what_we_need(tmp_path: Path) -> None:
+async def test_redis_gets_the_configuration_we_need(tmp_path: Path) -> None:
     async with redis_as_deployed(tmp_path) as port, redis.asyncio.Redis(port=port, decode_responses=True) as commands:
         told = await commands.config_get("maxmemory-policy", "appendonly", "save")
         assert told == {"maxmemory-policy": "noeviction", "appendonly": "yes", "save": ""}

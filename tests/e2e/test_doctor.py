@@ -187,7 +187,7 @@ def haproxy(gateway: str, option: str = "option http-no-delay") -> Proxy:
     )
 
 
-async def test_a_haproxy_as_it_comes_waits_for_full_packets(system: System) -> None:
+async def test_a_default_haproxy_waits_for_full_packets(system: System) -> None:
     with haproxy(system.gateway_url(), "no option http-no-delay") as proxy:
         named, unnamed = await asyncio.gather(
             doctor(system.gateway_url(), "--via", f"haproxy={proxy.url}", "--idle", "0", "--json"),
@@ -200,7 +200,7 @@ async def test_a_haproxy_as_it_comes_waits_for_full_packets(system: System) -> N
     assert any(change.startswith("HAProxy: option http-no-delay") for change in unnamed.fault("buffering")["change"])
 
 
-async def test_a_caddy_that_flushes_by_order_keeps_the_request_of_a_reader_who_left(system: System) -> None:
+async def test_a_caddy_with_flush_interval_keeps_the_request_of_a_reader_that_left(system: System) -> None:
     caddy = f"http://127.0.0.1:{{port}} {{\nreverse_proxy {system.gateway_url()[7:]} {{\nflush_interval -1\n}}\n}}\n"
     with Proxy("caddy", caddy) as proxy:
         said = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0", "--json")
@@ -226,7 +226,7 @@ async def test_a_cache_is_found(system: System) -> None:
     assert said.fault("caching")["change"][0] == "proxy_cache off;"
 
 
-async def test_https_and_what_it_speaks(system: System) -> None:
+async def test_https_and_http_2(system: System) -> None:
     """Caddy makes a certificate of its own, which nobody trusts."""
     gateway = system.gateway_url()[7:]
     site = f"https://localhost:{{port}} {{\ntls internal {{\n{{alpn}}\n}}\nreverse_proxy {gateway}\n}}\n"
@@ -245,7 +245,7 @@ async def test_https_and_what_it_speaks(system: System) -> None:
     assert one.found["addresses"][0]["checks"]["http2"]["verdict"] == "advice"
 
 
-async def test_what_we_ship_is_well(system: System) -> None:
+async def test_our_configurations_have_no_faults(system: System) -> None:
     ports = system.gateway_ports
     gateways = [word for index in range(2) for word in ("--via", system.gateway_url(index))]
     kinds: tuple[Kind, ...] = ("nginx", "caddy", "haproxy")
@@ -275,7 +275,7 @@ async def test_text_names_hop_fault_and_directive(system: System) -> None:
     assert max(map(len, lines)) <= 130
 
 
-async def test_what_cannot_be_asked_is_2(system: System) -> None:
+async def test_an_unreachable_address_is_exit_code_2(system: System) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
     gone, elsewhere, bad_url, bad_option = await asyncio.gather(
         doctor(system.gateway_url(), "--via", nobody, "--idle", "0", "--timeout", "3"),
@@ -303,7 +303,7 @@ async def test_what_cannot_be_asked_is_2(system: System) -> None:
         ("events=%ff", "not percent-encoded UTF-8"),
     ],
 )
-async def test_a_probe_has_bounds(system: System, query: str, detail: str) -> None:
+async def test_a_probe_s_parameters_are_limited(system: System, query: str, detail: str) -> None:
     response = await system.http.get(f"{system.gateway_url()}/v1/probe?{query}")
     assert response.status_code == 400
     assert detail in response.json()["detail"]

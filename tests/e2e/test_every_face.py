@@ -63,7 +63,7 @@ def of_events(events: list[tuple[str, Any]]) -> Said:
 
 
 @pytest.mark.parametrize("name", recorded())
-async def test_natively(system: System, name: str) -> None:
+async def test_every_form_of_the_native_api(system: System, name: str) -> None:
     """Followed live through one gateway, replayed through the other: SSE, lines, text, WebSocket, state."""
     stream_id = await system.create(model=name)
 

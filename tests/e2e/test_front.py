@@ -78,7 +78,7 @@ async def raw(port: int, request: bytes) -> bytes:
         writer.close()
 
 
-async def test_no_answer_may_be_taken_for_what_it_is_not(system: System) -> None:
+async def test_every_answer_has_nosniff(system: System) -> None:
     """`nosniff` on all of them: pages, streams, errors, and what is no HTTP."""
     stream_id = await system.create("x", simulate=FAST)
     await system.until_status(stream_id, "completed")
@@ -134,7 +134,7 @@ async def test_no_answer_may_be_taken_for_what_it_is_not(system: System) -> None
     assert caught.value.response.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_the_documentation_has_all_paths_and_nothing_from_elsewhere(system: System) -> None:
+async def test_the_documentation_has_all_paths_and_loads_nothing_from_other_sites(system: System) -> None:
     page = await system.http.get(f"{system.gateway_url()}/docs")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     policy = page.headers["content-security-policy"]
@@ -165,7 +165,7 @@ async def test_the_documentation_has_all_paths_and_nothing_from_elsewhere(system
     assert (await system.http.get(f"{system.gateway_url()}/docs/oauth2-redirect")).status_code == 404
 
 
-async def test_the_body_of_a_stop_is_small(system: System) -> None:
+async def test_the_body_of_a_stop_request_is_limited(system: System) -> None:
     url = f"{system.gateway_url()}/api/chat/c1/stop"
     fits = orjson.dumps({"messages": ["x" * 900_000]})
     assert (await system.http.post(url, content=fits)).status_code == 200
@@ -173,7 +173,7 @@ async def test_the_body_of_a_stop_is_small(system: System) -> None:
 
 
 @pytest.mark.parametrize("before", [0, 30_016])
-async def test_a_long_text_comes_whole_and_once_from_wherever(system: System, before: int) -> None:
+async def test_a_long_text_is_complete_from_memory_and_from_the_log(system: System, before: int) -> None:
     """It begins with a piece from memory, and goes on with pages of the log."""
     stream_id, text = await long_answer(system, 60_000, " ünïcode", before=before)
     url, encoded = f"{system.gateway_url()}/v1/streams/{stream_id}", text.encode()
@@ -192,7 +192,7 @@ async def test_a_long_text_comes_whole_and_once_from_wherever(system: System, be
     assert receipt["delivered"]["tokens"] == 60_000
 
 
-async def test_long_answers_that_nobody_reads_have_a_bound() -> None:
+async def test_memory_for_long_answers_that_are_not_read_is_limited() -> None:
     """Sixty clients ask for 15 MB each, in every way in which it is given whole, and read nothing."""
     clients = 60
     async with System(workers=0) as system:
@@ -237,7 +237,7 @@ async def test_long_answers_that_nobody_reads_have_a_bound() -> None:
         await wait_until(is_free, within_seconds=30, what="there is room again")
 
 
-async def test_a_long_answer_does_not_hold_up_others(system: System) -> None:
+async def test_a_long_answer_does_not_delay_other_requests(system: System) -> None:
     """While states, receipts and texts of 190,000 tokens are made, whoever asks for something short waits for a moment at most."""
     stream_id, _ = await long_answer(system, 190_000, " a")
     url = system.gateway_url()

@@ -68,7 +68,7 @@ async def _is_back(system: System, before: float) -> None:
         ),
     ],
 )
-async def test_what_never_ends(system: System, begun: bytes, again: bytes) -> None:
+async def test_endless_requests(system: System, begun: bytes, again: bytes) -> None:
     before = resident_megabytes(system.gateways[0].pid)
 
     async def attack() -> None:
@@ -90,7 +90,7 @@ async def test_what_never_ends(system: System, begun: bytes, again: bytes) -> No
     await _is_back(system, before)
 
 
-async def test_heads_that_are_left_unfinished(system: System) -> None:
+async def test_unfinished_heads(system: System) -> None:
     """Each holds no more than the bound while it is open, and nothing afterwards."""
     before = resident_megabytes(system.gateways[0].pid)
     async with AsyncExitStack() as stack:
@@ -102,7 +102,7 @@ async def test_heads_that_are_left_unfinished(system: System) -> None:
     await _is_back(system, before)
 
 
-async def test_requests_by_the_thousand_behind_one_that_waits(system: System) -> None:
+async def test_thousands_of_pipelined_requests_behind_a_waiting_one(system: System) -> None:
     before = resident_megabytes(system.gateways[0].pid)
     stream_id = await system.create(simulate={"tokens": 1000, "tokens_per_second": 1})
     waits = b"GET /v1/streams/%b?wait=600 HTTP/1.1\r\nHost: x\r\n\r\n" % stream_id.encode()
@@ -119,7 +119,7 @@ async def test_requests_by_the_thousand_behind_one_that_waits(system: System) ->
     await _is_back(system, before)
 
 
-async def test_connections_that_were_kept_alive_and_closed(system: System) -> None:
+async def test_closed_keep_alive_connections(system: System) -> None:
     before = resident_megabytes(system.gateways[0].pid)
     for _ in range(CLOSED_CONNECTIONS // AT_ONCE):
         await asyncio.gather(*(_keep_alive(system) for _ in range(AT_ONCE)))
@@ -139,7 +139,7 @@ async def test_connections_that_were_kept_alive_and_closed(system: System) -> No
                      b"Sec-WebSocket-Key: bad\r\nA: " + b"a" * 8000 + b"\r\n\r\n", id="handshake"),
     ],
 )  # fmt: skip
-async def test_what_a_closed_connection_held(system: System, request_: bytes, leaves: str) -> None:
+async def test_memory_of_a_closed_connection_is_freed_at_once(system: System, request_: bytes, leaves: str) -> None:
     """Kept until the collector comes, it would be 9 to 60 MB."""
     before = resident_megabytes(system.gateways[0].pid)
 

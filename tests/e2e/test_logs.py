@@ -61,7 +61,7 @@ async def test_every_stream_has_its_outcome_and_its_receipt_under_its_requests_i
         assert "simulated answer" not in system.tails()
 
 
-async def test_what_the_provider_says_is_not_on_the_log_unless_asked_for() -> None:
+async def test_the_provider_s_texts_are_logged_only_if_the_setting_allows_it() -> None:
     async with OpenAIServer() as provider:
         for log_texts in (0, 1):
             settings = {
@@ -83,7 +83,7 @@ async def test_what_the_provider_says_is_not_on_the_log_unless_asked_for() -> No
                 assert "sk-test" not in everything
 
 
-async def test_request_ids_are_echoed_made_and_never_trusted() -> None:
+async def test_request_ids_are_echoed_or_made_and_checked() -> None:
     async with System() as system:
         url = system.gateway_url()
 
@@ -104,7 +104,7 @@ async def test_request_ids_are_echoed_made_and_never_trusted() -> None:
             assert response.headers.get_list("x-request-id") == ["r-2"]
 
 
-async def test_text_for_people() -> None:
+async def test_the_text_format_of_logs() -> None:
     async with System(settings={"log_format": "text"}) as system:
         stream_id = await system.create(_SECRET, simulate={"tokens": 5})
         await system.follow(stream_id).until_end()

@@ -61,7 +61,7 @@ def settings() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_what_is_counted_is_what_happened(processes: int) -> None:
+async def test_counters_agree_with_receipts_and_readers(processes: int) -> None:
     async with System(settings=settings(), gateway_settings={**SMALL_RING, "gateway_processes": processes}) as system:
         streams = await a_bit_of_everything(system)
         receipts: list[dict[str, Any]] = []
@@ -137,7 +137,7 @@ async def test_what_is_counted_is_what_happened(processes: int) -> None:
         assert total(worker, "gen_ai_client_token_usage_count", gen_ai_token_type="output") == 4
 
 
-async def test_every_metric_is_there_from_the_start_with_every_label() -> None:
+async def test_every_metric_exists_from_the_start_with_every_label() -> None:
     async with System(settings=settings()) as system:
         sides = {"gateway": await of_gateway(system), "worker": await of_workers(system)}
         for one in defined():
@@ -164,7 +164,7 @@ async def test_takeovers_and_lost_leases_of_a_worker_that_is_killed() -> None:
         assert total(worker, "midstream_queue_wait_seconds_count") <= 1
 
 
-async def test_a_queue_without_workers_is_seen_at_the_gateway() -> None:
+async def test_a_queue_without_workers_shows_in_the_gateway_s_metrics() -> None:
     async with System(workers=0) as system:
         for _ in range(3):
             await system.create()
@@ -181,7 +181,7 @@ async def test_a_queue_without_workers_is_seen_at_the_gateway() -> None:
         assert await system.metric("midstream_redis_headroom_bytes") > 0
 
 
-async def test_a_client_cannot_make_labels_without_end() -> None:
+async def test_clients_cannot_create_unlimited_labels() -> None:
     async with OpenAIServer() as provider:
         told = {**settings(), "openai_api_key": "sk-test", "openai_base_url": provider.url}
         async with System(settings=told) as system:
@@ -198,7 +198,7 @@ async def test_a_client_cannot_make_labels_without_end() -> None:
         assert OTHER in models
 
 
-async def test_the_workers_port() -> None:
+async def test_the_worker_s_metrics_port() -> None:
     taken = settings()
     async with System(workers=2, settings=taken) as system:
         addresses = {metrics_address(worker) for worker in system.workers}

@@ -141,13 +141,13 @@ async def test_the_last_reader_leaves(model: Model) -> None:
     assert (await model.system.state(stream_id))["status"] == "cancelled"
 
 
-async def test_nobody_ever_came(model: Model) -> None:
+async def test_a_stream_without_any_reader_is_cancelled(model: Model) -> None:
     midstream = {"on_disconnect": {"cancel_after": GRACE_SECONDS}}
     stream_id = await model.system.create("nobody", script=TICKING, midstream=midstream)
     await model.system.until_status(stream_id, "cancelled", within_seconds=GRACE_SECONDS + 3.0)
 
 
-async def test_a_reload_within_the_grace(model: Model) -> None:
+async def test_a_reader_that_returns_in_time_keeps_the_stream(model: Model) -> None:
     midstream = {"on_disconnect": {"cancel_after": 2}}
     stream_id = await model.system.create(
         "reload", script={"tokens": 200, "tokens_per_second": 50}, midstream=midstream
@@ -171,7 +171,7 @@ async def test_continue_needs_no_reader(model: Model) -> None:
     assert (await model.system.state(stream_id, wait_seconds=20))["tokens"] == 60
 
 
-async def test_delete_stops_it_and_leaves_a_tombstone(model: Model) -> None:
+async def test_delete_stops_the_provider_and_leaves_a_tombstone(model: Model) -> None:
     stream_id = await model.system.create("delete", script=TICKING)
     reader = model.system.follow(stream_id)
     await reader.until_tokens(10)
@@ -198,7 +198,7 @@ async def test_refused_by_the_provider(model: Model) -> None:
     assert (await model.system.state(stream_id))["error"] == answer.end_data
 
 
-async def test_tried_again_before_the_first_token_and_nobody_sees(model: Model) -> None:
+async def test_retries_before_the_first_token_are_invisible(model: Model) -> None:
     script = {"tokens": 10, "key": "busy", "times": 2, "fail_status": 429, "retry_after": 0.05}
     stream_id = await model.system.create("again", script=script)
     answer = answer_of((await model.system.follow(stream_id).until_end()).messages)

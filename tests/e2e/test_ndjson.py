@@ -111,7 +111,7 @@ async def test_jq_reads_keep_alives_too(system: System) -> None:
     assert told.split() == [b'"a"', b'"b"']
 
 
-async def test_node_comes_back_after_the_gateway_has_sent_it_away(system: System) -> None:
+async def test_node_reconnects_after_the_gateway_was_stopped(system: System) -> None:
     """Redeployed in mid-answer: a last line says when to come back, and the rest follows with no hole."""
     async with System(gateway_settings={"connection_seconds": 0.3, "retry_milliseconds": 100}) as own:
         stream_id = await own.create("node", simulate={"tokens": 90, "tokens_per_second": 45})
@@ -128,7 +128,7 @@ async def test_node_comes_back_after_the_gateway_has_sent_it_away(system: System
         assert "".join(one["data"]["token"] for one in tokens) == (await own.state(stream_id))["text"]
 
 
-async def test_node_goes_on_after_the_gateway_was_killed(system: System) -> None:
+async def test_node_resumes_after_the_gateway_was_killed(system: System) -> None:
     async with System() as own:
         stream_id = await own.create("killed", simulate={"tokens": 120, "tokens_per_second": 60})
         reader = await Node.run("ndjson.mjs", own.events_url(stream_id))
@@ -153,7 +153,7 @@ async def test_curl_pipes_lines(system: System) -> None:
     assert lines_of(body.decode())[-1]["event"] == "done"
 
 
-async def test_lines_as_httpx_iterates_them(system: System) -> None:
+async def test_lines_read_by_httpx(system: System) -> None:
     stream_id = await system.create("httpx", simulate=FAST)
     async with (
         httpx.AsyncClient(timeout=10.0, trust_env=False) as client,
@@ -178,7 +178,7 @@ async def test_lines_as_httpx_iterates_them(system: System) -> None:
         ("text/plain, */*;q=0.1", "text/plain; charset=utf-8"),
     ],
 )
-async def test_what_is_accepted(system: System, accept: str, media_type: str) -> None:
+async def test_media_types_of_the_accept_header(system: System, accept: str, media_type: str) -> None:
     stream_id = await system.create("accept", simulate={"tokens": 1, "tokens_per_second": 0})
     response = await system.http.get(system.events_url(stream_id), headers={"accept": accept})
     assert response.headers["content-type"] == media_type
@@ -191,7 +191,7 @@ async def test_errors_are_problems(system: System) -> None:
     assert (await fetched(system, stream_id, last_event_id="x")).status_code == 400
 
 
-async def test_a_restart_is_told(system: System) -> None:
+async def test_a_restart_is_an_event(system: System) -> None:
     """A worker dies in mid-answer: its successor begins anew, and the line says how many tokens stand."""
     stream_id = await system.create("restart", simulate={"tokens": 60, "tokens_per_second": 40})
     reading = asyncio.create_task(fetched(system, stream_id))

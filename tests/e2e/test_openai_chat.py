@@ -91,7 +91,7 @@ async def test_a_whole_answer_is_one_object(client: openai.AsyncOpenAI) -> None:
     assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (2, 6)
 
 
-async def test_what_was_said_at_the_end_of_a_stream_is_kept(client: openai.AsyncOpenAI) -> None:
+async def test_the_fields_of_a_stream_s_end_are_kept(client: openai.AsyncOpenAI) -> None:
     script = {"tokens": 2, "about": {"system_fingerprint": "fp_1", "service_tier": "flex"}, "last": {"stop_reason": 7}}
     *_, last = await chunks_of(client, script)
     assert (last.system_fingerprint, last.service_tier) == ("fp_1", "flex")
@@ -133,7 +133,7 @@ async def test_whole_and_streamed_are_the_same(
         assert logprobs[0] == logprobs[1]
 
 
-async def test_choices_calls_and_reasoning_are_told_apart(client: openai.AsyncOpenAI) -> None:
+async def test_choices_calls_and_reasoning_are_separate(client: openai.AsyncOpenAI) -> None:
     script = {"text": ["x", "y"], "further": [["a", "b"], ["c"]], "finish_reason": "length"}
     whole = await client.chat.completions.create(model="m", messages=MESSAGES, n=3, extra_body={"script": script})
     assert [(one.index, one.message.content, one.finish_reason) for one in whole.choices] == [
@@ -175,7 +175,7 @@ async def test_parameters_that_are_not_known_pass_untouched(client: openai.Async
     }
 
 
-async def test_the_client_that_blocks_reads_the_same(running: System) -> None:
+async def test_the_synchronous_client_reads_the_same(running: System) -> None:
     def ask() -> tuple[str | None, str]:
         asked: dict[str, Any] = {"model": "m", "messages": MESSAGES, "extra_body": {"script": {"text": TEXT}}}
         with openai.OpenAI(base_url=f"{running.gateway_url()}/v1", api_key="any", max_retries=0) as client:
@@ -200,7 +200,7 @@ STATUSES = [
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("status", "kind"), STATUSES)
-async def test_a_refusal_has_the_provider_s_status_and_words(
+async def test_a_refusal_has_the_provider_s_status_and_message(
     client: openai.AsyncOpenAI, status: int, kind: type[openai.APIStatusError], stream: bool
 ) -> None:
     error = {"message": "as the provider says it", "type": "a_type", "param": "messages", "code": "a_code", "more": [1]}
@@ -215,7 +215,7 @@ async def test_a_refusal_has_the_provider_s_status_and_words(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_provider_that_is_tried_again_is_not_noticed(client: openai.AsyncOpenAI, stream: bool) -> None:
+async def test_retries_of_the_provider_are_invisible(client: openai.AsyncOpenAI, stream: bool) -> None:
     script = {"text": TEXT, "fail_status": 503, "times": 2, "key": f"again-{stream}"}
     answer = await client.chat.completions.create(
         model="m", messages=MESSAGES, stream=stream, extra_body={"script": script}
@@ -226,7 +226,7 @@ async def test_a_provider_that_is_tried_again_is_not_noticed(client: openai.Asyn
         assert answer.choices[0].message.content == "".join(TEXT)
 
 
-async def test_a_failure_in_mid_stream_is_an_error_after_what_came(client: openai.AsyncOpenAI) -> None:
+async def test_a_failure_in_mid_stream_is_an_error_after_the_chunks(client: openai.AsyncOpenAI) -> None:
     error = {"message": "overloaded", "type": "server_error", "param": None, "code": "busy"}
     stream = await client.chat.completions.create(
         model="m",
@@ -246,7 +246,7 @@ async def test_a_failure_in_mid_stream_is_an_error_after_what_came(client: opena
     assert (raised.value.message, raised.value.code, raised.value.body) == ("overloaded", "busy", error)
 
 
-async def test_without_a_word_of_the_provider_the_error_is_ours(client: openai.AsyncOpenAI) -> None:
+async def test_without_an_error_of_the_provider_the_error_is_ours(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.InternalServerError) as raised:
         await client.chat.completions.create(
             model="m", messages=MESSAGES, extra_body={"script": {"tokens": 5, "break_after": 2}}
@@ -259,7 +259,7 @@ async def test_without_a_word_of_the_provider_the_error_is_ours(client: openai.A
 
 
 @pytest.mark.parametrize(("policy", "base"), [("restart", 0), ("continue", 2)])
-async def test_a_restart_that_was_asked_for_is_told(client: openai.AsyncOpenAI, policy: str, base: int) -> None:
+async def test_a_requested_restart_is_in_the_chunks(client: openai.AsyncOpenAI, policy: str, base: int) -> None:
     stream = await client.chat.completions.create(
         model="m",
         messages=MESSAGES,
@@ -295,7 +295,7 @@ async def test_a_restart_that_was_asked_for_is_told(client: openai.AsyncOpenAI, 
         ({"midstream": 1}, "midstream"),
     ],
 )
-async def test_what_is_wrong_with_a_request_is_named(system: System, body: dict[str, Any], param: str) -> None:
+async def test_the_wrong_parameter_of_a_request_is_named(system: System, body: dict[str, Any], param: str) -> None:
     response = await system.http.post(
         f"{system.gateway_url()}/v1/chat/completions", json={"model": "m", "messages": MESSAGES, **body}
     )
@@ -314,7 +314,7 @@ async def test_what_is_wrong_with_a_request_is_named(system: System, body: dict[
         {"idempotency-key": "k" * 256},
     ],
 )
-async def test_what_is_wrong_with_a_header_is_named(system: System, headers: dict[str, str]) -> None:
+async def test_the_wrong_header_is_named(system: System, headers: dict[str, str]) -> None:
     url = f"{system.gateway_url()}/v1/chat/completions"
     response = await system.http.post(url, json={"messages": MESSAGES}, headers=headers)
     assert response.status_code == 400
@@ -322,7 +322,7 @@ async def test_what_is_wrong_with_a_header_is_named(system: System, headers: dic
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff"])
-async def test_a_body_that_is_no_request_is_refused_in_openai_s_shape(system: System, body: bytes) -> None:
+async def test_a_malformed_body_is_refused_in_openai_s_shape(system: System, body: bytes) -> None:
     response = await system.http.post(f"{system.gateway_url()}/v1/chat/completions", content=body)
     assert response.status_code == 400
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
@@ -364,7 +364,7 @@ async def test_node_reads_the_same(system: System) -> None:
     assert told["models"] == ["scripted"]
 
 
-async def test_two_clients_at_once_do_not_mix(client: openai.AsyncOpenAI) -> None:
+async def test_two_concurrent_streams_do_not_mix(client: openai.AsyncOpenAI) -> None:
     scripts: list[dict[str, Any]] = [{"text": [f"{number}-", "a", f"-{number}"]} for number in range(20)]
     answers = await asyncio.gather(*(chunks_of(client, script) for script in scripts))
     assert [text_of(chunks) for chunks in answers] == ["".join(script["text"]) for script in scripts]

@@ -45,7 +45,7 @@ async def resumed(system: System, stream_id: str, after: str, **how: Any) -> htt
     return await system.http.get(f"{chat_url(system, 1)}/{stream_id}/events", headers=headers, **how)
 
 
-async def test_a_stream_goes_on_after_any_of_its_events(system: System) -> None:
+async def test_a_stream_can_be_resumed_after_any_of_its_events(system: System) -> None:
     script = {"tokens": 5, "tool_calls": [CALL], "further": [["a", "b"]], "reasoning": ["hm"]}
     asked = asking(script, stream=True, n=2, stream_options={"include_usage": True})
     response = await system.http.post(chat_url(system), json=asked)
@@ -65,7 +65,7 @@ async def test_a_stream_goes_on_after_any_of_its_events(system: System) -> None:
     assert blocks(by_query.text) == whole[4:], "the completion's own id is understood, and the parameter"
 
 
-async def test_a_client_that_was_cut_off_goes_on_live(system: System) -> None:
+async def test_a_client_that_was_cut_off_resumes_a_running_stream(system: System) -> None:
     """Half of the answer from one gateway, the rest from another while it is still being generated."""
     got: list[Message] = []
     decoder = Decoder()
@@ -99,7 +99,7 @@ async def test_a_client_that_was_cut_off_goes_on_live(system: System) -> None:
         (None, "1-1.1", 400),
     ],
 )
-async def test_where_nothing_can_go_on_it_says_why(
+async def test_an_impossible_resumption_is_refused_with_a_reason(
     system: System, stream_id: str | None, after: str, status: int
 ) -> None:
     response = await system.http.post(chat_url(system), json=asking({"tokens": 2}))
@@ -108,7 +108,7 @@ async def test_where_nothing_can_go_on_it_says_why(
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-async def test_streams_of_other_apis_can_be_read_here_and_the_other_way_round(system: System) -> None:
+async def test_streams_can_be_read_through_other_apis_than_they_were_created_with(system: System) -> None:
     native = await system.create(model="m", script={"tokens": 3}, midstream={"on_disconnect": "continue"})
     *chunks, done = [one.split("data: ")[1] for one in blocks((await resumed(system, native, "")).text)]
     state = await system.state(native)
@@ -120,7 +120,7 @@ async def test_streams_of_other_apis_can_be_read_here_and_the_other_way_round(sy
     assert "".join(reader.tokens) == response.json()["choices"][0]["message"]["content"]
 
 
-async def test_a_cut_off_answer_says_length_in_every_shape(system: System) -> None:
+async def test_a_truncated_answer_has_the_reason_length_in_every_api(system: System) -> None:
     whole = (await system.http.post(chat_url(system), json=asking({"tokens": 9}, max_tokens=4))).json()
     streamed = await system.http.post(chat_url(system), json=asking({"tokens": 9}, max_tokens=4, stream=True))
     last = json.loads(blocks(streamed.text)[-2].split("data: ")[1])
@@ -146,7 +146,7 @@ async def test_the_provider_stops_when_the_client_leaves(
     assert server.aborted == aborted + 1
 
 
-async def test_a_silent_provider_is_waited_for_with_an_open_stream(system: System, server: OpenAIServer) -> None:
+async def test_the_response_begins_before_a_silent_provider_s_first_token(system: System, server: OpenAIServer) -> None:
     """No proxy may take the connection for dead before the first token: after a moment the response begins."""
     began = time.monotonic()
     async with system.http.stream("POST", chat_url(system), json=asking({"stall_after": 0}, stream=True)) as response:
@@ -162,7 +162,7 @@ async def test_a_silent_provider_is_waited_for_with_an_open_stream(system: Syste
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_what_was_cancelled_is_not_begun_anew_by_the_sdk(
+async def test_the_sdk_does_not_retry_a_cancelled_answer(
     system: System, server: OpenAIServer, stream: bool
 ) -> None:
     async with openai.AsyncOpenAI(base_url=f"{system.gateway_url()}/v1", api_key="any", max_retries=2) as client:
@@ -190,7 +190,7 @@ async def stream_that_runs(system: System) -> str:
     raise AssertionError("no stream runs")
 
 
-async def test_a_request_that_is_repeated_under_its_key_is_one_answer(system: System, server: OpenAIServer) -> None:
+async def test_a_request_repeated_with_its_idempotency_key_is_one_answer(system: System, server: OpenAIServer) -> None:
     requests = server.requests
     headers = {"idempotency-key": "once"}
     asked = asking({"tokens": 5})
@@ -199,7 +199,7 @@ async def test_a_request_that_is_repeated_under_its_key_is_one_answer(system: Sy
     assert server.requests == requests + 1
 
 
-async def test_the_receipt_knows_a_whole_answer_that_was_given(system: System) -> None:
+async def test_a_whole_answer_is_in_the_receipt(system: System) -> None:
     response = await system.http.post(chat_url(system), json=asking({"tokens": 7}))
     url = f"{system.gateway_url()}/v1/streams/{response.headers['x-stream-id']}/receipt"
 
@@ -210,7 +210,7 @@ async def test_the_receipt_knows_a_whole_answer_that_was_given(system: System) -
     await wait_until(delivered, what="the receipt has it")
 
 
-async def test_curl_gets_the_stream_as_it_is(system: System) -> None:
+async def test_curl_reads_the_stream(system: System) -> None:
     needs("curl", shutil.which("curl"))
     body = json.dumps(asking({"tokens": 30, "tokens_per_second": 100}, stream=True))
     process = await asyncio.create_subprocess_exec(
@@ -225,7 +225,7 @@ async def test_curl_gets_the_stream_as_it_is(system: System) -> None:
     assert events[-1].endswith("\ndata: [DONE]")
 
 
-async def test_an_sdk_s_stream_is_not_sent_away_when_it_grows_old_but_cut_when_the_gateway_stops() -> None:
+async def test_an_sdk_s_stream_is_not_rotated_by_age_and_is_cut_off_when_the_gateway_stops() -> None:
     """An SDK does not come back: its response lasts as long as its answer, and what is not whole must look so."""
     asked: dict[str, Any] = {"model": "m", "messages": MESSAGES, "stream": True}
     simulate = {"tokens": 100, "tokens_per_second": 50}

@@ -78,7 +78,7 @@ async def test_polling(client: openai.AsyncOpenAI, other: openai.AsyncOpenAI) ->
     assert "in_progress" in seen
 
 
-async def test_what_arrives_at_the_provider(client: openai.AsyncOpenAI, server: OpenAIServer) -> None:
+async def test_the_request_that_the_provider_gets(client: openai.AsyncOpenAI, server: OpenAIServer) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string"}}}
     asked: list[Any] = [
         {"role": "developer", "content": "Be kind."},
@@ -147,7 +147,7 @@ async def test_what_arrives_at_the_provider(client: openai.AsyncOpenAI, server: 
     assert response.output[0].content[0].logprobs[0].logprob == -0.5
 
 
-async def test_an_answer_that_is_cut_off(client: openai.AsyncOpenAI, server: OpenAIServer) -> None:
+async def test_a_truncated_response_is_incomplete(client: openai.AsyncOpenAI, server: OpenAIServer) -> None:
     events = await all_of(await create(client, {"tokens": 20}, stream=True, max_output_tokens=4))
     response = events[-1].response
     assert (events[-1].type, response.status) == ("response.incomplete", "incomplete")
@@ -193,7 +193,7 @@ async def test_a_function_is_called_and_answered(client: openai.AsyncOpenAI, ser
     assert third.status == "completed"
 
 
-async def test_delete_and_what_is_not_there(client: openai.AsyncOpenAI, other: openai.AsyncOpenAI) -> None:
+async def test_deleted_and_unknown_responses(client: openai.AsyncOpenAI, other: openai.AsyncOpenAI) -> None:
     response = await create(client, {"tokens": 2})
     await other.responses.delete(response.id)
     for response_id in (response.id, "resp_unknown", "chatcmpl-1"):
@@ -210,7 +210,7 @@ async def test_delete_and_what_is_not_there(client: openai.AsyncOpenAI, other: o
         assert (refused.value.code, refused.value.param) == ("previous_response_not_found", "previous_response_id")
 
 
-async def test_what_is_not_stored_is_there_until_it_has_ended(client: openai.AsyncOpenAI) -> None:
+async def test_a_response_with_store_false_exists_until_it_has_ended(client: openai.AsyncOpenAI) -> None:
     events = await all_of(await create(client, {"text": TEXT}, stream=True, store=False))
     response = events[-1].response
     assert response.model_extra["store"] is False
@@ -230,7 +230,7 @@ async def test_a_refusal_of_the_provider_has_its_status(client: openai.AsyncOpen
         assert refused.value.code == "model_not_found"
 
 
-async def test_a_failure_in_mid_answer_keeps_what_came(client: openai.AsyncOpenAI, other: openai.AsyncOpenAI) -> None:
+async def test_a_failure_in_mid_answer_keeps_the_text(client: openai.AsyncOpenAI, other: openai.AsyncOpenAI) -> None:
     script = {"text": TEXT, "break_after": 3}
     events = await all_of(await create(client, script, stream=True))
     assert [event.type for event in events[-2:]] == ["error", "response.failed"]
@@ -242,7 +242,7 @@ async def test_a_failure_in_mid_answer_keeps_what_came(client: openai.AsyncOpenA
     assert (whole.status, whole.output_text) == ("failed", "".join(TEXT[:3]))
 
 
-async def test_an_answer_that_begins_anew_if_that_is_wanted(client: openai.AsyncOpenAI) -> None:
+async def test_an_answer_restarts_if_the_policy_says_so(client: openai.AsyncOpenAI) -> None:
     script = {"text": TEXT, "break_after": 3, "times": 1, "key": "anew"}
     body = {"script": script, "midstream": {"on_interrupt": "restart"}}
     async with client.responses.stream(model="m", input="say something", extra_body=body) as stream:
@@ -269,7 +269,7 @@ async def test_the_same_key_gives_the_same_response(client: openai.AsyncOpenAI, 
     assert server.requests == asked + 1
 
 
-async def test_a_conversation_has_a_bound(client: openai.AsyncOpenAI) -> None:
+async def test_the_length_of_a_conversation_is_limited(client: openai.AsyncOpenAI) -> None:
     first = await create(client, {"tokens": 1}, input="x" * 600_000)
     second = await create(client, {"tokens": 1}, input="x" * 600_000, previous_response_id=first.id)
     with pytest.raises(openai.BadRequestError) as refused:

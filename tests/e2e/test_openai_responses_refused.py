@@ -55,7 +55,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
         ({"previous_response_id": 7}, "previous_response_id"),
     ],
 )
-async def test_what_is_wrong_or_not_supported_is_named(system: System, wrong: dict[str, Any], param: str) -> None:
+async def test_wrong_or_unsupported_parameters_are_named(system: System, wrong: dict[str, Any], param: str) -> None:
     answer = await post(system, {"model": "m", "input": "x", **wrong})
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -69,7 +69,7 @@ async def post(system: System, body: Any) -> httpx2.Response:
     return await system.http.post(f"{system.gateway_url()}/v1/responses", content=content)
 
 
-async def test_rude_requests(system: System, server: OpenAIServer) -> None:
+async def test_malformed_requests(system: System, server: OpenAIServer) -> None:
     asked = server.requests
     for body in (b"", b"[]", b"{", b"\xff", b'{"input":' + b"[" * 4000):
         answer = await post(system, body)

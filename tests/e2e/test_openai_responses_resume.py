@@ -28,7 +28,7 @@ async def running(server: OpenAIServer) -> AsyncIterator[System]:
         yield system
 
 
-async def test_a_dropped_connection_goes_on_at_the_next_event_through_another_gateway(
+async def test_a_dropped_connection_is_resumed_through_another_gateway(
     client: openai.AsyncOpenAI, other: openai.AsyncOpenAI, server: OpenAIServer
 ) -> None:
     asked = server.requests
@@ -50,7 +50,7 @@ async def test_a_dropped_connection_goes_on_at_the_next_event_through_another_ga
     assert server.requests == asked + 1
 
 
-async def test_who_comes_at_any_time_is_told_the_same(clients: list[openai.AsyncOpenAI]) -> None:
+async def test_readers_that_come_at_any_time_get_the_same_events(clients: list[openai.AsyncOpenAI]) -> None:
     async def read(client: openai.AsyncOpenAI, after: int) -> list[Any]:
         return await all_of(await client.responses.retrieve(response.id, stream=True, starting_after=after))
 
@@ -68,7 +68,7 @@ async def test_who_comes_at_any_time_is_told_the_same(clients: list[openai.Async
         assert await events == whole[after + 1 :], f"after {after}"
 
 
-async def test_every_place_to_go_on_from(client: openai.AsyncOpenAI, running: System) -> None:
+async def test_resumed_after_any_event(client: openai.AsyncOpenAI, running: System) -> None:
     """Also in the middle of what one entry of the log became, and at and behind the end."""
     script = {"reasoning": ["let", " me"], "text": ["a", "b"], "tool_calls": [CALL]}
     response = await create(client, script)
@@ -86,7 +86,7 @@ async def test_every_place_to_go_on_from(client: openai.AsyncOpenAI, running: Sy
         assert answer.content.removeprefix(head) == b"".join(pieces[number + 1 :]), f"after {number} of {len(pieces)}"
 
 
-async def test_ahead_of_a_response_that_runs(
+async def test_a_cursor_ahead_of_a_running_response(
     client: openai.AsyncOpenAI, other: openai.AsyncOpenAI, system: System
 ) -> None:
     response = await create(client, {"tokens": 40, "tokens_per_second": 20}, background=True)
@@ -130,7 +130,7 @@ async def test_cancel_stops_the_provider(
     assert (await client.responses.cancel(first.response.id)).to_dict() == cancelled.to_dict()
 
 
-async def test_closing_the_connection_counts_as_leaving(client: openai.AsyncOpenAI, server: OpenAIServer) -> None:
+async def test_closing_the_connection_cancels_the_response(client: openai.AsyncOpenAI, server: OpenAIServer) -> None:
     await wait_until(lambda: server.running == 0, what="no other test is answered any more")
     midstream = {"on_disconnect": {"cancel_after": 0.2}}
     stream = await create(client, ENDLESS, stream=True, extra_body={"script": ENDLESS, "midstream": midstream})
@@ -141,7 +141,7 @@ async def test_closing_the_connection_counts_as_leaving(client: openai.AsyncOpen
     assert (await client.responses.retrieve(first.response.id)).status == "cancelled"
 
 
-async def test_a_gateway_that_stops_says_so(server: OpenAIServer) -> None:
+async def test_a_stopping_gateway_ends_the_stream_with_an_error(server: OpenAIServer) -> None:
     """The SDK would take an orderly end for the end of the answer: it gets an error instead, and goes on elsewhere."""
     told = {"provider": "openai", "openai_base_url": server.url}
     async with System(gateways=2, settings=told) as system:

@@ -287,7 +287,7 @@ async def test_every_operation_is_called(described: Described) -> None:
     assert {name for name, statuses in called_with.items() if min(statuses) >= 400} == {"follow_websocket"}
 
 
-async def test_errors_that_any_request_may_meet(system: System, described: Described, names: dict[str, str]) -> None:
+async def test_errors_that_any_request_may_get(system: System, described: Described, names: dict[str, str]) -> None:
     """Of a host that the gateway does not answer for: in the shape that each operation names."""
     for operation, (method, path, _) in described.operations.items():
         call = Call(operation, method, path.replace("{", "").replace("}", ""), 421)
@@ -312,7 +312,7 @@ async def test_the_messages_of_a_websocket(system: System, described: Described,
         described.check_event("follow_websocket", name, json.dumps(event["data"]))
 
 
-async def test_what_does_not_happen_every_day(system: System, described: Described) -> None:
+async def test_answers_for_unusual_streams(system: System, described: Described) -> None:
     """Streams that failed, were cancelled or began anew, in every form."""
     failing = await system.create("x", simulate={"tokens": 8, "tokens_per_second": 0, "fail_after": 3})
     slow = await system.create("x", simulate={"tokens": 1000, "tokens_per_second": 20})

@@ -39,7 +39,7 @@ async def until_told(system: System, wanted: str, **counts: int) -> dict[str, An
     return told
 
 
-async def test_every_process_is_there_and_leaves() -> None:
+async def test_processes_appear_and_disappear() -> None:
     async with System(gateways=2, workers=2) as system:
         told = await until_told(system, "two and two", gateway=2, worker=2)
         pids = {one["pid"] for one in told["processes"]}
@@ -56,7 +56,7 @@ async def test_every_process_is_there_and_leaves() -> None:
         assert system.gateways[1].pid not in {one["pid"] for one in told["processes"]}
 
 
-async def test_streams_with_no_word_of_what_is_said() -> None:
+async def test_streams_are_listed_without_their_texts() -> None:
     async with System(settings={"worker_concurrency": 1}) as system:
         simulate = {"tokens": 2000, "tokens_per_second": 50}
         metadata = {"customer": "Acme", "long": "x" * 1000}
@@ -100,7 +100,7 @@ async def test_streams_with_no_word_of_what_is_said() -> None:
         await wait_until(seen_to_end, within_seconds=10.0, what="it was seen to end")
 
 
-async def test_a_failure_that_nobody_saw() -> None:
+async def test_a_failure_between_two_snapshots_is_listed() -> None:
     """Of a stream that failed between two looks its worker tells: the code, and never the provider's words."""
     async with System() as system:
         simulate = {"tokens": 5, "tokens_per_second": 0, "fail_after": 2}
@@ -121,7 +121,7 @@ async def test_a_failure_that_nobody_saw() -> None:
         assert "as it was asked to" not in json.dumps(await overview(system))
 
 
-async def test_what_was_cancelled_counts_what_it_had() -> None:
+async def test_a_cancelled_stream_shows_the_tokens_it_had() -> None:
     async with System() as system:
         stream_id = await system.create(simulate={"tokens": 2000, "tokens_per_second": 100})
         reader = system.follow(stream_id)
@@ -138,7 +138,7 @@ async def test_what_was_cancelled_counts_what_it_had() -> None:
         assert (await rows())[0]["tokens"] == state["tokens"] >= 100
 
 
-async def test_numbers_are_noted_while_nobody_watches() -> None:
+async def test_samples_are_taken_while_nobody_watches() -> None:
     async with System() as system:
         reader = system.follow(await system.create(simulate={"tokens": 2000, "tokens_per_second": 50}))
         await reader.until_tokens(200, within_seconds=30.0)  # four seconds
@@ -162,7 +162,7 @@ async def test_numbers_are_noted_while_nobody_watches() -> None:
         await plain.leave()
 
 
-async def test_redis_restarted_empty_leaves_what_runs_in_the_list() -> None:
+async def test_running_streams_stay_listed_after_redis_restarted_empty() -> None:
     async with System(settings={"redis_reply_seconds": 1}) as system:
         stream_id = await system.create(simulate={"tokens": 4000, "tokens_per_second": 50})
         reader = system.follow(stream_id)
@@ -262,7 +262,7 @@ async def test_switched_off(console: str, host: str, status: int) -> None:
             assert (await system.http.get(system.gateway_url() + path)).status_code == status
 
 
-async def test_redis_away_is_told() -> None:
+async def test_the_overview_shows_that_redis_is_away() -> None:
     async with System(durable=True, settings={"redis_reply_seconds": 1}) as system:
         watcher = Reader(system.http, f"{system.gateway_url()}/v1/overview/events")
 

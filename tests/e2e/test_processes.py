@@ -125,7 +125,7 @@ async def assert_whole(system: System, stream_id: str, lives: list[list[Reader]]
         assert (answer.text, answer.end) == (text, "cancelled")
 
 
-async def test_one_is_killed_and_started_again() -> None:
+async def test_a_killed_process_is_restarted() -> None:
     async with System(
         settings={"delivery_report_seconds": 0.2, "connections_max": 1000}, gateway_settings={"gateway_processes": 2}
     ) as system:
@@ -169,7 +169,7 @@ async def test_one_is_killed_and_started_again() -> None:
 
 
 @pytest.mark.alone("they leave within 4 s")
-async def test_all_drain_at_the_same_time_and_nothing_is_lost() -> None:
+async def test_all_processes_drain_at_the_same_time_and_nothing_is_lost() -> None:
     async with System(gateways=2, gateway_settings={"gateway_processes": 2}) as system:
         first, second = system.gateways
         children = [pid for _, pid in await until_up(first, 2)]
@@ -192,7 +192,7 @@ async def test_all_drain_at_the_same_time_and_nothing_is_lost() -> None:
         await assert_whole(system, stream_id, lives, gateway=1)
 
 
-async def test_a_child_that_is_told_to_stop_is_replaced() -> None:
+async def test_a_stopped_child_is_replaced() -> None:
     async with System(gateway_settings={"gateway_processes": 2}) as system:
         gateway = system.gateways[0]
         (_, one), _ = sorted(await until_up(gateway, 2))
@@ -220,7 +220,7 @@ async def test_children_do_not_outlive_a_supervisor_that_is_killed() -> None:
         await assert_whole(system, stream_id, await resume(system, stream_id, [reader]))
 
 
-async def test_a_second_gateway_does_not_slip_in_at_the_same_port(tmp_path: Path) -> None:
+async def test_a_second_gateway_cannot_listen_on_the_same_port(tmp_path: Path) -> None:
     async with System(gateway_settings={"gateway_processes": 2}) as system:
         for processes in (1, 2):
             settings = {**system.gateways[0].settings, "gateway_processes": processes}
@@ -232,7 +232,7 @@ async def test_a_second_gateway_does_not_slip_in_at_the_same_port(tmp_path: Path
             )
 
 
-async def test_what_is_wrong_with_all_of_them_is_said_once(tmp_path: Path) -> None:
+async def test_an_error_of_all_processes_is_logged_once(tmp_path: Path) -> None:
     settings = {
         "redis_url": "unix:///nowhere/redis.sock",
         "redis_start_seconds": 0.2,
@@ -261,7 +261,7 @@ def up_of_two() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-async def test_midstream_up_has_as_many_as_it_is_told(up_of_two: subprocess.Popen[bytes], how: signal.Signals) -> None:
+async def test_midstream_up_starts_the_given_number_of_processes(up_of_two: subprocess.Popen[bytes], how: signal.Signals) -> None:
     assert up_of_two.stdout is not None
     told = (await asyncio.to_thread(up_of_two.stdout.readline)).decode()
     url = told.removeprefix("midstream is up: ").strip()
@@ -298,7 +298,7 @@ def up_of_one(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     running.wait()
 
 
-async def test_midstream_up_restarts_what_was_ready_with_a_back_off(
+async def test_midstream_up_restarts_ready_processes_with_a_back_off(
     up_of_one: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     def logged() -> str:

@@ -36,7 +36,7 @@ async def running() -> AsyncIterator[System]:
 
 @pytest.mark.alone("a token may be 0.1 s late")
 @pytest.mark.parametrize("kind", KINDS)
-async def test_two_thousand_tokens_are_not_late(system: System, kind: Kind) -> None:
+async def test_a_proxy_does_not_delay_two_thousand_tokens(system: System, kind: Kind) -> None:
     """Event by event: when it came through the proxy, against when it came to a reader of the gateway, at the same time."""
     with deployed(kind, system.gateway_ports) as proxy:
         stream_id = await system.create(kind, simulate={"tokens": TOKENS, "tokens_per_second": 1000})
@@ -78,7 +78,7 @@ async def test_two_thousand_timed_events_keep_their_pace(system: System, kind: K
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_what_else_a_reader_relies_on(system: System, kind: Kind) -> None:
+async def test_status_204_resumption_posts_and_errors_through_a_proxy(system: System, kind: Kind) -> None:
     """204 after the end, the header's resume point, a POST, an error's body."""
     with deployed(kind, system.gateway_ports) as proxy:
         body = {"messages": [{"role": "user", "content": kind}], "simulate": {"tokens": 5, "tokens_per_second": 0}}
@@ -192,7 +192,7 @@ async def answer(port: int, method: str, target: str) -> tuple[int, bytes]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_only_what_is_for_the_public_is_passed_on(system: System, kind: Kind) -> None:
+async def test_only_public_paths_are_passed_on(system: System, kind: Kind) -> None:
     """The console of these gateways is on, so that it is the proxy which keeps it in."""
     gateway = system.gateway_ports[0]
     for path in ("/", "/chat", "/v1/overview", "/metrics", "/readyz", "/healthz", "/openapi.json", "/docs"):
@@ -216,7 +216,7 @@ async def test_only_what_is_for_the_public_is_passed_on(system: System, kind: Ki
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_websocket_and_no_other_upgrade_goes_through(system: System, kind: Kind) -> None:
+async def test_only_websocket_upgrades_go_through(system: System, kind: Kind) -> None:
     with deployed(kind, system.gateway_ports) as proxy:
         stream_id = await system.create(kind, simulate={"tokens": 5, "tokens_per_second": 100})
         path = f"/v1/streams/{stream_id}/ws"
@@ -252,7 +252,7 @@ async def upgraded(port: int, path: str, name: str) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_no_answer_goes_to_somebody_else(system: System, kind: Kind) -> None:
+async def test_no_answer_goes_to_another_client(system: System, kind: Kind) -> None:
     """Requests hidden behind an upgrade that is offered: `python -m tests.stress.hidden_request` tries it more often."""
     found = await hidden_request.through(system, kind, tries=60, seed=3)
     assert found.wrong == []
@@ -273,7 +273,7 @@ async def test_the_host_keeps_its_port(system: System, kind: Kind) -> None:
 READERS, STREAMS = 500, 10
 
 
-async def test_gateways_are_replaced_under_five_hundred_readers() -> None:
+async def test_gateways_are_replaced_while_five_hundred_readers_follow() -> None:
     """One after the other behind nginx, as a deployment does it: nobody is refused, loses a token or gets one twice."""
     async with System(gateways=2, settings={"retry_milliseconds": 300}) as system:
         with deployed("nginx", system.gateway_ports) as proxy:

@@ -54,7 +54,7 @@ async def test_cut_and_resumed_on_another_gateway() -> None:
         assert one["opened_at"] <= one["closed_at"] <= two["closed_at"]
 
 
-async def test_what_nobody_read_is_undelivered_and_usage_is_never_made_up() -> None:
+async def test_unread_tokens_are_undelivered_and_usage_is_never_invented() -> None:
     async with System() as system:
         stream_id = await system.create(
             simulate={"tokens": 1000, "tokens_per_second": 50}, midstream={"on_disconnect": {"cancel_after": 0.5}}
@@ -89,7 +89,7 @@ async def test_each_attempt_is_counted() -> None:
             assert told["delivered"]["connections"][0]["tokens"] == tokens == len(reader.tokens)
 
 
-async def test_a_gateway_that_is_killed_loses_little() -> None:
+async def test_a_killed_gateway_s_receipt_lacks_little() -> None:
     async with System(gateways=2, gateway_settings={"delivery_report_seconds": 0.3}) as system:
         stream_id = await system.create(simulate={"tokens": 300, "tokens_per_second": 60})
         reader = system.follow(stream_id)
@@ -125,7 +125,7 @@ async def test_the_process_that_ends_a_stream_logs_its_receipt() -> None:
         assert "simulated answer" not in everything
 
 
-async def test_a_provider_that_bills_what_is_cancelled_is_read_to_its_end() -> None:
+async def test_a_cancelled_answer_is_read_to_its_end_for_the_usage() -> None:
     settings = {"provider_on_cancel": "drain"}
     async with System(worker_settings=settings) as system:
         stream_id = await system.create(simulate={"tokens": 120, "tokens_per_second": 60})
@@ -147,7 +147,7 @@ async def test_a_provider_that_bills_what_is_cancelled_is_read_to_its_end() -> N
 
 
 @pytest.mark.parametrize("policy", ["restart", "fail"])
-async def test_when_a_lost_worker_and_a_killed_gateway_were_last_heard_of(policy: str) -> None:
+async def test_receipts_have_the_last_heartbeats_of_a_killed_worker_and_gateway(policy: str) -> None:
     settings = {"lease_seconds": 1, "delivery_report_seconds": 0.2}
     async with System(gateways=2, workers=2, settings=settings) as system:
         simulate = {"tokens": 100, "tokens_per_second": 40}

@@ -83,7 +83,7 @@ async def test_redis_starts_from_an_older_append_only_file() -> None:
         assert_it_had_forgotten(system)
 
 
-async def test_redis_is_full_and_has_room_again() -> None:
+async def test_streams_fail_while_redis_is_full_and_work_again_afterwards() -> None:
     """Running streams end as log_full, new ones are refused with a reason, and then all is well again."""
     async with System() as system:
         stream_id = await system.create(simulate={"tokens": 5000, "tokens_per_second": 200})
@@ -107,7 +107,7 @@ async def test_redis_is_full_and_has_room_again() -> None:
         assert (await system.state(again, wait_seconds=10))["tokens"] == 20
 
 
-async def test_a_stream_has_a_bound_of_its_own() -> None:
+async def test_a_stream_has_its_own_size_limit() -> None:
     async with System(worker_settings={"stream_entries_max": 60}) as system:
         stream_id = await system.create(simulate={"tokens": 500, "tokens_per_second": 100})
         answer = answer_of((await system.follow(stream_id).until_end()).messages)

@@ -59,7 +59,7 @@ async def test_connections_cut_in_mid_stream() -> None:
         await assert_all_whole(system, readers)
 
 
-async def test_while_redis_is_away_requests_are_told_so() -> None:
+async def test_requests_are_answered_with_503_while_redis_is_down() -> None:
     async with System(tcp=True, durable=True, gateway_settings={"redis_wait_seconds": 1}) as system:
         stream_id = await system.create(simulate={"tokens": 3})
         await system.until_status(stream_id, "completed")

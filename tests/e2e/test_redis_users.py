@@ -61,7 +61,7 @@ def test_the_user_for_both_has_the_permissions_of_each() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_everything_works_with_what_the_page_grants_and_nothing_else_is_tried(kind: Kind) -> None:
+async def test_the_documented_permissions_are_sufficient(kind: Kind) -> None:
     names = ("midstream-gateway", "midstream-worker")
     arguments: list[str] = []
     for name in names:
@@ -157,7 +157,7 @@ async def sentence(connection: RespConnection, subscription: Subscription | None
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_each_permission_that_is_missing_is_named(kind: Kind, role: Role) -> None:
+async def test_each_missing_permission_is_named(kind: Kind, role: Role) -> None:
     rules = [rule for rule in documented(f"midstream-{role}") if not rule.startswith(">")]
     commands = [rule for rule in rules if rule.startswith("+")]
     others = {"~midstream:*": "the keys midstream:*", "&midstream:*": "the channels midstream:*"}
@@ -227,7 +227,7 @@ FAULTS: dict[str, tuple[list[str], list[str], str]] = {
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_who_cannot_work_says_why_at_the_start(fault: str, role: Role) -> None:
+async def test_a_process_without_its_permissions_says_why_at_the_start(fault: str, role: Role) -> None:
     arguments, commands, words = FAULTS[fault]
     with server_of("redis" if binary_of("redis") else "valkey", *arguments) as server:
         admin: Any = redis.asyncio.Redis.from_url(server.url)
@@ -242,7 +242,7 @@ async def test_who_cannot_work_says_why_at_the_start(fault: str, role: Role) -> 
 
 
 @pytest.mark.parametrize("module", ["gateway", "producer"])
-async def test_a_process_that_cannot_work_ends_with_that_sentence(module: str, tmp_path: Path) -> None:
+async def test_a_process_without_its_permissions_ends_with_that_sentence(module: str, tmp_path: Path) -> None:
     user = ["--user", "u", "on", ">p", "~*", "resetchannels", "+@all", "-script|load"]
     with server_of("redis" if binary_of("redis") else "valkey", *user) as server:
         settings: Mapping[str, object] = {"redis_url": server.url_of("u", "p"), "port": 0}
@@ -255,7 +255,7 @@ async def test_a_process_that_cannot_work_ends_with_that_sentence(module: str, t
 
 
 @pytest.mark.parametrize("role", ROLES)
-async def test_a_key_that_somebody_else_uses_is_said_where_it_is_the_queue(role: Role) -> None:
+async def test_only_another_program_s_queue_key_prevents_the_start(role: Role) -> None:
     """Without any other, everything but itself works: the rest must not be refused for its sake."""
     with server_of(
         "redis" if binary_of("redis") else "valkey", "--user", "u", "on", ">p", "~*", "&*", "+@all"
@@ -285,7 +285,7 @@ async def small(request: pytest.FixtureRequest) -> AsyncIterator[System]:
         yield system
 
 
-async def test_what_is_taken_away_later_is_told_by_every_route_and_not_as_a_redis_that_is_away(small: System) -> None:
+async def test_permissions_removed_later_are_reported_by_every_route(small: System) -> None:
     system, http, url = small, small.http, small.gateway_url()
     ended = await system.create(simulate={"tokens": 3})
     await system.follow(ended).until_end()
@@ -338,7 +338,7 @@ async def test_what_is_taken_away_later_is_told_by_every_route_and_not_as_a_redi
     assert len((await system.follow(ended).until_end()).tokens) == 3
 
 
-async def test_a_password_that_was_changed_is_told_as_one(small: System) -> None:
+async def test_a_changed_password_is_reported_as_one(small: System) -> None:
     system, url = small, small.gateway_url()
     await system.commands.execute_command("ACL", "SETUSER", "u", "resetpass", ">other")
     await system.commands.execute_command("CLIENT", "KILL", "USER", "u")
@@ -352,7 +352,7 @@ async def test_a_password_that_was_changed_is_told_as_one(small: System) -> None
     await wait_until(lambda: readyz(200, "ready"), what="ready again")
 
 
-async def test_midstream_up_says_what_its_redis_refuses_once(tmp_path: Path) -> None:
+async def test_midstream_up_reports_a_refusal_of_redis_once(tmp_path: Path) -> None:
     user = ["--user", "u", "on", ">p", "~*", "resetchannels", "+@all"]
     with server_of("redis" if binary_of("redis") else "valkey", *user) as server:
         command = [sys.executable, "-m", "midstream.cli", "up", "--port", "0", "--redis", server.url_of("u", "p")]
@@ -366,7 +366,7 @@ async def test_midstream_up_says_what_its_redis_refuses_once(tmp_path: Path) -> 
         ] == lines
 
 
-async def test_a_redis_that_becomes_a_replica_is_told_as_one_until_it_is_a_primary_again(small: System) -> None:
+async def test_a_redis_that_becomes_a_replica_is_reported_until_it_is_a_primary_again(small: System) -> None:
     system, http, url = small, small.http, small.gateway_url()
 
     async def readyz(status: int, words: str) -> bool:
@@ -387,7 +387,7 @@ async def test_a_redis_that_becomes_a_replica_is_told_as_one_until_it_is_a_prima
     assert len((await system.follow(stream_id).until_end()).tokens) == 3
 
 
-async def test_readyz_looks_at_redis_once_a_second_however_often_it_is_asked(small: System) -> None:
+async def test_readyz_checks_redis_at_most_once_a_second(small: System) -> None:
     system, url = small, small.gateway_url()
     client = ordinary_client(system.redis.url, reply_seconds=5.0)
 
@@ -404,7 +404,7 @@ async def test_readyz_looks_at_redis_once_a_second_however_often_it_is_asked(sma
         await client.aclose()
 
 
-async def test_strange_entries_of_the_queue_and_logs_that_are_none_hold_up_no_takeover() -> None:
+async def test_garbage_in_the_queue_and_in_logs_delays_no_takeover() -> None:
     async with System(workers=2, settings={"lease_seconds": 1}) as system:
         for fields in (["id", b"\xff\xfe"], ["id", "nobody\nforged"], ["x", "y"], ["id", "a", "id", "b"]):
             await system.commands.execute_command("XADD", REQUESTS, "*", *fields)

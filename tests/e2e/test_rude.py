@@ -126,7 +126,7 @@ async def test_a_reader_that_stops_reading(system: System) -> None:
         b"POST /v1/streams HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
     ],
 )
-async def test_half_a_request_and_silence(system: System, begun: bytes) -> None:
+async def test_half_a_request_times_out(system: System, begun: bytes) -> None:
     with closing(RawConnection(system)) as half:
         await half.send(begun)
         stream_id = await system.create("others are served", simulate={"tokens": 3, "tokens_per_second": 0})
@@ -134,7 +134,7 @@ async def test_half_a_request_and_silence(system: System, begun: bytes) -> None:
     assert (await system.http.get(f"{system.gateway_url()}/readyz")).status_code == 200
 
 
-async def test_half_requests_do_not_hold_up_the_end() -> None:
+async def test_half_requests_do_not_delay_a_shutdown() -> None:
     async with System(workers=0) as system:
         halves = [RawConnection(system) for _ in range(3)]
         for half in halves:
@@ -145,7 +145,7 @@ async def test_half_requests_do_not_hold_up_the_end() -> None:
             half.close()
 
 
-async def test_a_request_that_does_not_come_whole_is_cut_off() -> None:
+async def test_an_incomplete_request_is_cut_off() -> None:
     whole = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     async with System(workers=1, gateway_settings={"request_seconds": 1.2}) as system:
         stream_id = await system.create("slow", simulate={"tokens": 90, "tokens_per_second": 30})
@@ -180,7 +180,7 @@ async def test_a_request_that_does_not_come_whole_is_cut_off() -> None:
         assert await system.metric('midstream_http_problems_total{status="408"}') == len(halves) + 1
 
 
-async def test_an_answer_under_way_is_not_cut_off_for_half_a_request_behind_it() -> None:
+async def test_half_a_pipelined_request_does_not_cut_off_a_running_answer() -> None:
     async with System(workers=1, gateway_settings={"request_seconds": 1.0}) as system:
         stream_id = await system.create("slow", simulate={"tokens": 90, "tokens_per_second": 30})
         with closing(RawConnection(system)) as raw:
@@ -405,7 +405,7 @@ async def test_wrong_values_are_named(system: System, name: str, values: list[An
         {"seed": {"a": [1]}, "stream": "perhaps", "temperature": -7},
     ],
 )
-async def test_odd_but_possible(system: System, body: dict[str, Any]) -> None:
+async def test_unusual_but_valid_requests(system: System, body: dict[str, Any]) -> None:
     answer = await system.http.post(
         f"{system.gateway_url()}/v1/streams", json={"messages": HELLO, "simulate": {"tokens": 1}, **body}
     )
@@ -452,7 +452,7 @@ async def test_huge_header_or_url(system: System, path: str, header: str) -> Non
 # --- idempotency
 
 
-async def test_creates_at_once_with_one_idempotency_key_are_one_generation(system: System) -> None:
+async def test_concurrent_creates_with_one_idempotency_key_are_one_generation(system: System) -> None:
     """Each that put the request before the workers again would have it taken over, until its attempts were used up."""
     for number in range(30):
         key = {"idempotency-key": f"at once {number}"}
@@ -464,7 +464,7 @@ async def test_creates_at_once_with_one_idempotency_key_are_one_generation(syste
         assert (state["status"], state["tokens"], state["attempt"]) == ("completed", 5, 1)
 
 
-async def test_a_create_that_did_not_come_through_is_made_by_the_next_with_its_key(system: System) -> None:
+async def test_a_failed_create_is_completed_by_the_next_one_with_its_key(system: System) -> None:
     key = {"idempotency-key": "came to nothing"}
     lost = await system.create("the same", headers=key, simulate={"tokens": 5})
     await system.state(lost, wait_seconds=10)
@@ -549,7 +549,7 @@ BOTH = pytest.mark.parametrize("module", ["gateway", "producer"])
 
 
 @BOTH
-async def test_redis_is_not_there(module: str, tmp_path: Path) -> None:
+async def test_an_unreachable_redis_ends_the_start(module: str, tmp_path: Path) -> None:
     """With the default patience, less than 3 s; the rest is the time in which a busy machine gets the process going."""
     settings: dict[str, object] = {"redis_url": f"redis://127.0.0.1:{free_port()}/0", "redis_start_seconds": ""}
     said = await fails_to_start(module, tmp_path, settings, within_seconds=12.0)
@@ -557,14 +557,14 @@ async def test_redis_is_not_there(module: str, tmp_path: Path) -> None:
     assert "MIDSTREAM_REDIS_URL" in said
 
 
-async def test_redis_accepts_and_says_nothing(tmp_path: Path) -> None:
+async def test_a_redis_that_does_not_answer_ends_the_start(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
         assert all("cannot be reached" in said for said in await both_fail_to_start(tmp_path, {"redis_url": url}))
 
 
 @pytest.mark.parametrize("login", ["", ":wrong-word@", "someone:wrong-word@"])
-async def test_redis_wants_another_password(login: str, tmp_path: Path) -> None:
+async def test_a_wrong_redis_password_ends_the_start(login: str, tmp_path: Path) -> None:
     with RedisServer("redis" if binary_of("redis") else "valkey", tcp=True, password="right") as server:
         url = f"redis://{login}127.0.0.1:{server.port}/0"
         for said in await both_fail_to_start(tmp_path, {"redis_url": url}):
@@ -572,7 +572,7 @@ async def test_redis_wants_another_password(login: str, tmp_path: Path) -> None:
             assert "wrong-word" not in said
 
 
-async def test_port_is_taken(tmp_path: Path) -> None:
+async def test_a_port_in_use_ends_the_start(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert f"127.0.0.1:{port}" in await fails_to_start("gateway", tmp_path, {"port": port})

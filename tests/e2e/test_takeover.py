@@ -60,7 +60,7 @@ async def test_worker_killed_in_mid_answer(policy: str) -> None:
             assert told["base"] == (kept if policy == "continue" else 0)
 
 
-async def test_reader_that_was_away_during_the_takeover() -> None:
+async def test_a_reader_that_was_disconnected_during_the_takeover() -> None:
     """It resumes with an id of the first attempt, and is told what became of it."""
     async with System(gateways=2, workers=2, settings=SETTINGS) as system:
         stream_id, reader, worker = await talk(system)
@@ -161,7 +161,7 @@ async def test_all_workers_die_in_mid_answer() -> None:
 
 
 @pytest.mark.alone("it leaves within a second, with 200 readers of this process")
-async def test_gateway_asked_to_stop_sends_its_readers_on() -> None:
+async def test_a_stopping_gateway_makes_its_readers_reconnect() -> None:
     streams, readers_each = 20, 10
     async with System(gateways=2) as system:
         simulate = {"tokens": 80, "tokens_per_second": 20}

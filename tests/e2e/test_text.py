@@ -89,7 +89,7 @@ async def test_followed_and_replayed(system: System) -> None:
     assert accepted.text == state["text"]
 
 
-async def test_the_receipt_knows_what_was_sent(system: System) -> None:
+async def test_text_sent_is_in_the_receipt(system: System) -> None:
     stream_id = await system.create("receipt", simulate={"tokens": 30, "tokens_per_second": 0})
     state = await system.until_status(stream_id, "completed")
     await system.http.get(text_url(system, stream_id))
@@ -106,7 +106,7 @@ async def test_the_receipt_knows_what_was_sent(system: System) -> None:
     await wait_until(all_three, what="each connection's tokens are noted")
 
 
-async def test_truncated_by_the_model_is_whole(system: System) -> None:
+async def test_an_answer_truncated_by_the_model_is_complete_text(system: System) -> None:
     """What the model cut off is all that it said: whether it is complete stands in the state."""
     stream_id = await system.create("length", simulate={**FAST, "finish_reason": "length"})
     assert (await curl(text_url(system, stream_id)))[0] == 0
@@ -140,7 +140,7 @@ async def test_cancelled(system: System) -> None:
     assert reader.body.decode() == (await system.state(stream_id))["text"]
 
 
-async def test_nothing_but_text_while_it_is_silent(system: System) -> None:
+async def test_a_silent_stream_sends_nothing_but_text(system: System) -> None:
     stream_id = await system.create("silent", simulate={"tokens": 5, "stall_after": 2})
     reader = TextReader(system, text_url(system, stream_id))
     sse = system.follow(stream_id)  # its keep-alives are the clock
@@ -153,7 +153,7 @@ async def test_nothing_but_text_while_it_is_silent(system: System) -> None:
 
 
 @pytest.mark.parametrize("gateway", [0, 1])
-async def test_resumed_by_what_a_client_of_text_has(system: System, gateway: int) -> None:
+async def test_resumed_by_the_number_of_bytes(system: System, gateway: int) -> None:
     """Cut off in mid-answer: it has so many bytes, asks for what comes after them, and appends it."""
     stream_id = await system.create(f"resumed {gateway}", simulate={"tokens": 100, "tokens_per_second": 60})
     async with system.http.stream("GET", text_url(system, stream_id)) as response:
@@ -184,7 +184,7 @@ async def test_resumed_by_an_event_id(system: System) -> None:
     assert (await system.http.get(f"{text_url(system, stream_id)}?last_event_id=1-31")).status_code == 204
 
 
-async def test_a_gateway_that_stops_cuts_it_off(system: System) -> None:
+async def test_a_stopping_gateway_cuts_the_text_off(system: System) -> None:
     async with System() as own:
         stream_id = await own.create("drained", simulate={"tokens": 400, "tokens_per_second": 40})
         reader = TextReader(own, text_url(own, stream_id))
@@ -198,7 +198,7 @@ async def test_a_gateway_that_stops_cuts_it_off(system: System) -> None:
         assert state["text"].encode().startswith(reader.body)
 
 
-async def test_text_that_is_taken_back_cuts_it_off(system: System) -> None:
+async def test_taken_back_text_cuts_the_response_off(system: System) -> None:
     """A worker dies, its successor begins anew: the body ends, and the next request has the text that stands."""
     stream_id = await system.create("restart", simulate={"tokens": 80, "tokens_per_second": 40})
     reader = TextReader(system, text_url(system, stream_id))
@@ -225,7 +225,7 @@ async def test_text_that_is_taken_back_cuts_it_off(system: System) -> None:
     assert await system.metric("midstream_readers") == 0, "the readers that were cut off are forgotten"
 
 
-async def test_continued_text_goes_on(system: System) -> None:
+async def test_a_continued_attempt_continues_the_text(system: System) -> None:
     stream_id = await system.create(
         "continue", simulate={"tokens": 80, "tokens_per_second": 40}, midstream={"on_interrupt": "continue"}
     )

@@ -85,7 +85,7 @@ async def run(*arguments: str) -> tuple[int, str, str]:
     return process.returncode or 0, out.decode(), err.decode()
 
 
-async def test_live_resized_and_left(system: System) -> None:
+async def test_live_display_resizing_and_quitting(system: System) -> None:
     streams = [await system.create(simulate={"tokens": 3000, "tokens_per_second": 30}) for _ in range(20)]
     with Terminal(system.gateway_url(), 24, 80) as terminal:
 
@@ -120,7 +120,7 @@ async def test_live_resized_and_left(system: System) -> None:
         assert terminal.echoes()
 
 
-async def test_for_scripts(system: System) -> None:
+async def test_output_for_scripts(system: System) -> None:
     stream_id = await system.create(simulate={"tokens": 3000, "tokens_per_second": 30})
     url = system.gateway_url()
     code, out, _ = await run("--server", url, "--once")
@@ -139,7 +139,7 @@ async def test_for_scripts(system: System) -> None:
     await process.wait()
 
 
-async def test_what_is_wrong_is_said(system: System) -> None:
+async def test_errors_are_printed(system: System) -> None:
     code, _, err = await run("--server", system.gateway_url())
     assert (code, "no terminal" in err) == (1, True)
     code, _, err = await run("--once", "--server", "http://127.0.0.1:9")

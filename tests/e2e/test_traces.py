@@ -139,7 +139,7 @@ async def test_every_face_joins_the_clients_trace() -> None:
         assert b"private" not in b"".join(collector.bodies)
 
 
-async def test_a_worker_that_is_killed_is_followed_by_another_in_the_same_trace() -> None:
+async def test_the_attempt_after_a_killed_worker_is_in_the_same_trace() -> None:
     async with (
         Collector() as collector,
         System(workers=2, settings=FAST, environment=collector.environment()) as system,
@@ -213,7 +213,7 @@ async def test_every_end_has_its_outcome() -> None:
 
 
 @pytest.mark.parametrize("ended_by", ["gateway", "worker"])
-async def test_a_request_that_no_worker_took_in_time_has_its_end_in_the_trace(ended_by: str) -> None:
+async def test_a_request_that_no_worker_claimed_in_time_ends_in_its_trace(ended_by: str) -> None:
     settings = {**FAST, "queue_seconds": 1, "sweep_seconds": 0.2 if ended_by == "gateway" else 30}
     async with Collector() as collector, System(settings=settings, environment=collector.environment()) as system:
         system.workers[0].kill()
@@ -231,7 +231,7 @@ async def test_a_request_that_no_worker_took_in_time_has_its_end_in_the_trace(en
     assert end.service == ("midstream-worker" if ended_by == "worker" else "midstream-gateway")
 
 
-async def test_what_a_client_says_of_its_trace_is_not_trusted() -> None:
+async def test_a_malformed_traceparent_of_a_client_is_ignored() -> None:
     async with Collector() as collector, System(environment=collector.environment()) as system:
         unsampled = await system.create(simulate=SHORT, headers={"traceparent": f"00-{TRACE}-{CALLER}-00"})
         await system.follow(unsampled).until_end()
@@ -260,7 +260,7 @@ async def test_each_process_of_a_gateway_traces() -> None:
 # --- leaving
 
 
-async def test_the_last_spans_are_sent_as_a_process_leaves() -> None:
+async def test_the_last_spans_are_sent_when_a_process_stops() -> None:
     async with Collector() as collector:
         environment = collector.environment(OTEL_BSP_SCHEDULE_DELAY="60000")
         async with System(settings={"worker_drain_seconds": 0.1}, environment=environment) as system:
@@ -332,7 +332,7 @@ def at_start(directory: Path, code: str) -> dict[str, str]:
     ],
     ids=["not-asked-for", "disabled", "none"],
 )
-async def test_without_traces_nothing_of_them_is_loaded_stored_or_sent(tmp_path: Path, more: dict[str, str]) -> None:
+async def test_without_tracing_no_module_is_loaded_and_nothing_is_stored_or_sent(tmp_path: Path, more: dict[str, str]) -> None:
     async with OpenAIServer() as provider:
         settings = {"openai_base_url": provider.url}
         async with System(settings=settings, environment={**at_start(tmp_path, _TELL_MODULES), **more}) as system:
@@ -360,7 +360,7 @@ async def test_without_traces_nothing_of_them_is_loaded_stored_or_sent(tmp_path:
         assert not [name for name in loaded if name.startswith(ours)]
 
 
-async def test_traces_that_are_asked_for_and_not_installed_are_said_to_be_missing(tmp_path: Path) -> None:
+async def test_tracing_without_its_packages_is_reported(tmp_path: Path) -> None:
     environment = {**at_start(tmp_path, _NOT_INSTALLED), "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1"}
     async with System(environment=environment) as system:
         await system.follow(await system.create()).until_end()

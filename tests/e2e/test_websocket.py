@@ -116,7 +116,7 @@ async def test_cancel(system: System) -> None:
         (b'{"type": "cancel"}', "text, not binary"),
     ],
 )
-async def test_what_is_no_message_of_ours(system: System, message: str | bytes, named: str) -> None:
+async def test_unknown_messages_are_refused(system: System, message: str | bytes, named: str) -> None:
     stream_id = await system.create("malformed", simulate=SLOW)
     async with connected(system, stream_id) as socket:
         await socket.recv()
@@ -140,7 +140,7 @@ async def test_a_message_that_is_too_long(system: System) -> None:
     await system.http.post(f"{system.gateway_url()}/v1/streams/{stream_id}/cancel")
 
 
-async def test_what_no_retry_can_mend_is_told_by_the_code(system: System) -> None:
+async def test_permanent_errors_have_their_own_close_codes(system: System) -> None:
     stream_id = await system.create("codes", simulate={"tokens": 1})
     old = new_stream_id(now=0)
     for told, query, status in (
@@ -158,7 +158,7 @@ async def test_what_no_retry_can_mend_is_told_by_the_code(system: System) -> Non
         assert plain.status_code == status
 
 
-async def test_what_a_retry_can_mend_is_refused_in_the_handshake(system: System) -> None:
+async def test_temporary_errors_are_refused_in_the_handshake(system: System) -> None:
     async with System(gateway_settings={"connections_max": 1}) as own:
         stream_id = await own.create("full", simulate=SLOW)
         async with connected(own, stream_id) as socket:
@@ -181,7 +181,7 @@ async def test_other_paths(system: System) -> None:
     assert (response.status_code, response.headers["upgrade"]) == (426, "websocket")
 
 
-async def test_sent_away_and_back(system: System) -> None:
+async def test_rotated_and_reconnected(system: System) -> None:
     """Rotated every half second: 1012 and when to come back; what comes then has no hole and no repetition."""
     async with System(gateway_settings={"connection_seconds": 0.5, "retry_milliseconds": 100}) as own:
         stream_id = await own.create("rotated", simulate={"tokens": 80, "tokens_per_second": 40})
@@ -221,7 +221,7 @@ async def test_drained() -> None:
         stuck.close()
 
 
-async def test_who_leaves_is_forgotten(system: System) -> None:
+async def test_a_reader_that_leaves_is_removed(system: System) -> None:
     stream_id = await system.create("leave", simulate=SLOW)
     async with connected(system, stream_id) as socket:
         await socket.recv()
@@ -236,7 +236,7 @@ async def test_who_leaves_is_forgotten(system: System) -> None:
     await system.http.post(f"{system.gateway_url()}/v1/streams/{stream_id}/cancel")
 
 
-async def test_a_client_that_does_not_read_costs_nothing_and_loses_nothing(system: System) -> None:
+async def test_a_client_that_does_not_read_delays_nobody_and_loses_nothing(system: System) -> None:
     """It falls out of the ring, nobody else waits for it, and it gets all of it when it reads again."""
     stream_id = await system.create("backpressure", simulate={"tokens": 40_000, "tokens_per_second": 20_000})
     slow = await raw(system, stream_id, read_bytes_max=4096)
@@ -257,7 +257,7 @@ async def test_a_client_that_does_not_read_costs_nothing_and_loses_nothing(syste
     slow.close()
 
 
-async def test_pings_without_reading_are_not_hoarded(system: System) -> None:
+async def test_pongs_for_a_client_that_does_not_read_do_not_accumulate(system: System) -> None:
     """Each ping wants a pong. Who sends them and does not read is not read either, before they pile up."""
     stream_id = await system.create("pings", simulate={"tokens": 5, "stall_after": 0})
     rude = await raw(system, stream_id, read_bytes_max=4096)
@@ -290,7 +290,7 @@ async def test_silence_is_checked_with_pings(system: System) -> None:
         silent.close()
 
 
-async def test_the_log_is_away(system: System) -> None:
+async def test_a_cancel_while_redis_is_down(system: System) -> None:
     """What a client asks for cannot be done at the moment: it is told, may say it again, but not for ever."""
     async with System(gateway_settings={"redis_wait_seconds": 0.5}) as own:
         stream_id = await own.create("away", simulate={"tokens": 5, "stall_after": 0})

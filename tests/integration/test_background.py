@@ -385,7 +385,7 @@ async def _watchers(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 
 
 @pytest.mark.parametrize("name", metrics.BACKGROUND_TASKS)
-async def test_a_task_that_breaks_is_told_counted_and_goes_on(
+async def test_a_task_that_raises_is_logged_counted_and_restarted(
     name: str, valkey_server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(background, "FIRST_PAUSE_SECONDS", 0.01)
@@ -399,7 +399,7 @@ async def test_a_task_that_breaks_is_told_counted_and_goes_on(
     assert f"the background task {name} broke" in record.getMessage()
 
 
-async def test_silence_checks_forget_a_tail_that_has_gone(
+async def test_silence_checks_drop_a_tail_that_is_no_longer_followed(
     valkey_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = Parts(valkey_server.url, monkeypatch)
@@ -424,7 +424,7 @@ async def test_silence_checks_forget_a_tail_that_has_gone(
             await tails.close()
 
 
-async def test_it_pauses_longer_each_time_up_to_a_bound_and_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_restarts_have_growing_pauses_with_a_maximum_and_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     sleep = asyncio.sleep
 
@@ -447,7 +447,7 @@ async def test_it_pauses_longer_each_time_up_to_a_bound_and_can_be_cancelled(mon
     assert set(pauses[6:]) == {5.0}
 
 
-async def test_what_returns_has_ended_and_a_cancellation_is_no_failure() -> None:
+async def test_a_task_that_returns_is_not_restarted_and_a_cancellation_is_not_a_failure() -> None:
     ran: list[str] = []
 
     async def once() -> None:
@@ -484,7 +484,7 @@ SHORT_LIVED = {
 supervisor's child). All others are made by `keep_running`."""
 
 
-def test_every_other_task_is_kept_running() -> None:
+def test_every_long_lived_task_is_started_by_keep_running() -> None:
     makers = {"create_task", "ensure_future", "start_soon", "run_coroutine_threadsafe", "Thread", "TaskGroup"}
     found: dict[str, set[str]] = {}
     for folder in ("shared", "gateway", "producer"):

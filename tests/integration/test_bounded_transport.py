@@ -121,7 +121,7 @@ def endless(first: bytes, part: bytes, megabytes: int = 64) -> Iterable[bytes]:
 
 
 @pytest.mark.parametrize("status", ["400 Bad Request", "500 Internal Server Error", "429 Too Many", "999 What"])
-async def test_of_an_error_s_body_so_much_is_read(status: str) -> None:
+async def test_an_error_s_body_is_read_up_to_a_limit(status: str) -> None:
     body = endless(head(status, b"Transfer-Encoding: chunked"), b"10000\r\n" + b"x" * 65536 + b"\r\n")
     async with serving(body) as server:
         (heard, error), peak = await peak_of(lambda: generated(server))
@@ -152,7 +152,7 @@ BOMB = zipped(b"\0" * (64 * MEGABYTE), 2)
     ],
 )
 @pytest.mark.parametrize("status", ["400 Bad Request", "200 OK"])
-async def test_what_unpacks_to_much_is_unpacked_a_piece_at_a_time(status: str, coding: str, body: bytes) -> None:
+async def test_a_body_that_decompresses_to_much_is_decompressed_in_pieces(status: str, coding: str, body: bytes) -> None:
     response = [head(status, b"Content-Encoding: " + coding.encode(), b"Content-Length: %d" % len(body)), body]
     async with serving(response) as server:
         (heard, error), peak = await peak_of(lambda: generated(server))
@@ -161,7 +161,7 @@ async def test_what_unpacks_to_much_is_unpacked_a_piece_at_a_time(status: str, c
     assert peak < 20 * MEGABYTE, peak
 
 
-async def test_an_error_that_comes_compressed_is_told() -> None:
+async def test_a_compressed_error_is_reported() -> None:
     body = gzip.compress(orjson.dumps({"error": {"message": "the reason why", "code": 2**63}}))
     about = (b"Content-Encoding: gzip", b"Content-Type: text/html; charset=zlib_codec", b"Retry-After: 3")
     async with serving([head("429 Slow Down", b"Content-Length: %d" % len(body), *about), body]) as server:
@@ -171,7 +171,7 @@ async def test_an_error_that_comes_compressed_is_told() -> None:
     assert error.retry_after_seconds == 3.0
 
 
-async def test_an_error_whose_body_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_error_body_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("producer.bounded_transport._ERROR_SECONDS_MAX", 0.05)
     response = [head("400 Bad Request", b"Content-Length: 1000"), b'{"error":']
     async with serving(response, hangs=True) as server:
@@ -193,7 +193,7 @@ async def test_an_error_whose_body_does_not_end_is_not_waited_for(monkeypatch: p
         b"",
     ],
 )
-async def test_whatever_an_error_holds_it_can_be_stored(body: bytes) -> None:
+async def test_any_error_body_can_be_stored(body: bytes) -> None:
     async with serving([head("400 Bad Request", b"Content-Length: %d" % len(body)), body]) as server:
         _, error = await generated(server)
     assert isinstance(error, Refused)
@@ -207,7 +207,7 @@ async def test_whatever_an_error_holds_it_can_be_stored(body: bytes) -> None:
     "value", ["9" * 400, "inf", "nan", "-5", "1e999", "Mon, 01 Jan 9999999 00:00:00 GMT", "x" * 9000, "\xff\xfe"]
 )
 @pytest.mark.parametrize("name", ["Retry-After", "Retry-After-Ms"])
-async def test_a_time_to_wait_is_a_number_or_none(name: str, value: str) -> None:
+async def test_retry_after_is_a_number_or_ignored(name: str, value: str) -> None:
     async with serving([head("503 Busy", f"{name}: {value}".encode("latin-1"), b"Content-Length: 0")]) as server:
         _, error = await generated(server)
     assert isinstance(error, Unavailable)
@@ -248,7 +248,7 @@ async def test_a_redirect_on_the_same_server_is_followed_with_the_prompt(status:
         "",
     ],
 )
-async def test_a_prompt_goes_nowhere_else(location: str) -> None:
+async def test_a_redirect_to_another_server_is_not_followed(location: str) -> None:
     responses: list[list[bytes]] = [[], answer(CHUNK + LAST)]
     async with serving(*responses) as other, serving([]) as server:
         server.responses = [redirect(location.replace("{port}", str(other.port)))]
@@ -264,7 +264,7 @@ async def test_a_prompt_goes_nowhere_else(location: str) -> None:
 @pytest.mark.parametrize(
     "status", ["300 Multiple Choices", "303 See Other", "304 Not Modified", "305 Use Proxy", "399 X"]
 )
-async def test_after_another_redirect_nothing_can_be_asked_again(status: str) -> None:
+async def test_a_redirect_that_does_not_keep_the_post_is_an_error(status: str) -> None:
     async with serving(redirect("/v1/other", status), answer(CHUNK + LAST)) as server:
         _, error = await generated(server)
         assert isinstance(error, Refused)
@@ -278,7 +278,7 @@ async def test_a_loop_of_redirects_ends() -> None:
         assert len(server.requests) == 4
 
 
-async def test_of_a_redirect_s_body_nothing_is_read() -> None:
+async def test_a_redirect_s_body_is_not_read() -> None:
     body = endless(head("307 Temporary Redirect", b"Location: /b", b"Content-Length: 99999999999"), b"x" * 65536)
     async with serving(body, answer(CHUNK + LAST)) as server:
         (_, finish), peak = await peak_of(lambda: generated(server))
@@ -287,7 +287,7 @@ async def test_of_a_redirect_s_body_nothing_is_read() -> None:
     assert peak < 8 * MEGABYTE
 
 
-async def test_through_a_proxy_the_bounds_hold_too(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_limits_also_hold_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proxy that the environment names is the server itself, which answers for every host."""
     for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -330,7 +330,7 @@ async def test_through_a_proxy_the_bounds_hold_too(monkeypatch: pytest.MonkeyPat
         endless(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0" * 65536),
     ],
 )  # fmt: skip
-async def test_what_frames_an_answer_is_bounded(response: Iterable[bytes]) -> None:
+async def test_heads_and_chunk_framing_are_limited(response: Iterable[bytes]) -> None:
     async with serving(response) as server:
         (_, error), peak = await peak_of(lambda: generated(server))
         assert server.sent < 32 * MEGABYTE
@@ -350,7 +350,7 @@ async def test_a_hundred_headers_may_come_and_cookies_are_not_kept() -> None:
         assert b"cookie" not in server.requests[1].lower()
 
 
-async def test_pieces_of_two_bytes_do_not_fill_the_memory() -> None:
+async def test_many_small_pieces_do_not_fill_the_memory() -> None:
     """While nobody reads."""
     body = endless(head("200 OK", b"Transfer-Encoding: chunked"), b"2\r\nab\r\n" * 8192)
     async with serving(body) as server:
@@ -400,7 +400,7 @@ async def ends(stream: bytes, cuts: list[int]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(PIECES | st.binary(max_size=20), max_size=12), st.lists(st.integers(0, 500), max_size=4))
-def test_any_bytes_end_in_a_response_or_an_error(pieces: list[bytes], cuts: list[int]) -> None:
+def test_any_bytes_lead_to_a_response_or_an_error(pieces: list[bytes], cuts: list[int]) -> None:
     asyncio.run(ends(b"".join(pieces), cuts))
 
 

@@ -130,7 +130,7 @@ HEAD = b"started@1-0;"
 
 @pytest.mark.parametrize("native_first", [True, False])
 @pytest.mark.parametrize("stateful", [True, False])
-async def test_an_encoder_that_fails_ends_its_own_readers_and_nothing_else(
+async def test_a_failing_encoder_ends_only_the_readers_of_its_face(
     valkey_server: RedisServer, native_first: bool, stateful: bool
 ) -> None:
     async with running(valkey_server.url) as gateway:
@@ -181,7 +181,7 @@ def total(counter: Any) -> float:
 
 
 @pytest.mark.parametrize("stateful", [True, False])
-async def test_it_ends_them_in_history_too(valkey_server: RedisServer, stateful: bool) -> None:
+async def test_a_failing_encoder_also_ends_readers_that_catch_up(valkey_server: RedisServer, stateful: bool) -> None:
     """The event that cannot be shown is far behind the ring."""
     async with running(valkey_server.url) as gateway:
         face: Any = FailingFace(b"bad")
@@ -202,7 +202,7 @@ async def test_it_ends_them_in_history_too(valkey_server: RedisServer, stateful:
         assert native.body.count(b"\nid: 1-") + native.body.startswith(b"id: 1-") == 2002
 
 
-async def test_what_is_pushed_out_of_order_is_never_shown_twice(valkey_server: RedisServer) -> None:
+async def test_entries_pushed_out_of_order_are_never_sent_twice(valkey_server: RedisServer) -> None:
     """A face that fails, garbage and old entries on the channel, reads of the log in between."""
     async with running(valkey_server.url) as gateway:
         writer = Writer(gateway.log, new_stream_id())
@@ -228,7 +228,7 @@ async def test_what_is_pushed_out_of_order_is_never_shown_twice(valkey_server: R
         assert gateway.tails.subscriber.reconnects == 0
 
 
-async def test_a_callback_that_raises_touches_no_other_reply(valkey_server: RedisServer) -> None:
+async def test_a_callback_that_raises_affects_no_other_reply(valkey_server: RedisServer) -> None:
     async with running(valkey_server.url) as gateway:
         commands, replies = gateway.commands, list[Any]()
 
@@ -247,7 +247,7 @@ async def test_a_callback_that_raises_touches_no_other_reply(valkey_server: Redi
 
 
 @pytest.mark.parametrize("garbage", [b"+OK\r\n" * 3, b"?\r\n", b"*-7\r\n$9999999999999\r\n", b"\xff\x00" * 50])
-async def test_a_server_that_speaks_no_redis_is_left(garbage: bytes) -> None:
+async def test_a_server_that_does_not_speak_redis_is_disconnected(garbage: bytes) -> None:
     """Nobody knows which reply is whose: a new connection is made, and what was not answered is `Disconnected`."""
     connections = 0
 
@@ -270,7 +270,7 @@ async def test_a_server_that_speaks_no_redis_is_left(garbage: bytes) -> None:
         server.close()
 
 
-async def test_a_tail_that_a_face_broke_is_forgotten_in_the_end(valkey_server: RedisServer) -> None:
+async def test_a_tail_with_a_failed_face_is_dropped_in_the_end(valkey_server: RedisServer) -> None:
     async with running(valkey_server.url) as gateway:
         face: Any = FailingFace(b"bad")
         writer = Writer(gateway.log, new_stream_id())
@@ -285,7 +285,7 @@ async def test_a_tail_that_a_face_broke_is_forgotten_in_the_end(valkey_server: R
 
 
 @pytest.mark.parametrize("ended", [True, False])
-async def test_who_comes_while_a_log_is_first_read_from_further_on(valkey_server: RedisServer, ended: bool) -> None:
+async def test_a_reader_that_arrives_during_a_first_read_from_a_later_id(valkey_server: RedisServer, ended: bool) -> None:
     """A reader comes back with the newest id; before its read is answered another one comes, from the beginning."""
     async with running(valkey_server.url) as gateway:
         writer = Writer(gateway.log, new_stream_id())

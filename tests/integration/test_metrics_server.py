@@ -41,7 +41,7 @@ async def answer(port: int, request: bytes) -> bytes:
         writer.close()
 
 
-async def test_metrics_and_health_are_shown_and_nothing_else(port: int) -> None:
+async def test_only_metrics_and_health_are_served(port: int) -> None:
     assert TAKEOVERS.exposed.encode() in await answer(port, b"GET /metrics?x=1 HTTP/1.1\r\n\r\n")
     assert (await answer(port, b"GET /healthz HTTP/1.1\r\n\r\n")).endswith(b"\r\n\r\nok\n")
     for request in (b"GET / HTTP/1.1\r\n\r\n", b"POST /metrics HTTP/1.1\r\n\r\n"):

@@ -75,20 +75,20 @@ async def test_parameters_pass_through_untouched(provider: OpenAIProvider, serve
     }
 
 
-async def test_the_requests_own_model_is_asked(provider: OpenAIProvider, server: OpenAIServer) -> None:
+async def test_the_request_s_model_is_used(provider: OpenAIProvider, server: OpenAIServer) -> None:
     request = asking({"tokens": 1}, model="a-model")
     assert provider.model_of(request) == "a-model"
     await answer_of(provider, request)
     assert server.bodies[0]["model"] == "a-model"
 
 
-async def test_an_answer_that_was_cut_off_says_so(provider: OpenAIProvider) -> None:
+async def test_a_truncated_answer_has_the_reason_length(provider: OpenAIProvider) -> None:
     items, finish = await answer_of(provider, asking({"tokens": 10}, max_tokens=3))
     assert len(items) == 3
     assert finish.reason == "length"
 
 
-async def test_an_answer_goes_on_from_a_partial_text(provider: OpenAIProvider, server: OpenAIServer) -> None:
+async def test_an_answer_continues_a_partial_text(provider: OpenAIProvider, server: OpenAIServer) -> None:
     whole, _ = await answer_of(provider, asking({"tokens": 10}))
     begun = [item for item in whole[:4] if isinstance(item, str)]
     request = asking({"tokens": 10})
@@ -132,7 +132,7 @@ async def test_of_several_choices_the_first_is_text_and_the_others_are_kept(prov
 
 
 @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504])
-async def test_what_may_pass_may_be_tried_again(provider: OpenAIProvider, server: OpenAIServer, status: int) -> None:
+async def test_temporary_errors_are_retryable(provider: OpenAIProvider, server: OpenAIServer, status: int) -> None:
     script = {"fail_status": status, "retry_after": 2.5, "times": 1, "key": "k", "tokens": 1}
     items, error = await partly(provider, asking(script), Unavailable)
     assert (items, error.retryable, error.retry_after_seconds) == ([], True, 2.5)
@@ -143,7 +143,7 @@ async def test_what_may_pass_may_be_tried_again(provider: OpenAIProvider, server
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-async def test_what_the_provider_refuses_may_not(provider: OpenAIProvider, status: int) -> None:
+async def test_refusals_are_not_retryable(provider: OpenAIProvider, status: int) -> None:
     error = {"message": "the reason why", "type": "invalid_request_error"}
     items, refused = await partly(provider, asking({"fail_status": status, "error": error}), Refused)
     assert (items, refused.retryable, refused.code) == ([], False, "provider_refused")
@@ -158,7 +158,7 @@ async def test_what_the_provider_refuses_may_not(provider: OpenAIProvider, statu
         (429, {"message": "no", "type": "rate_limit"}, Unavailable, "provider_unavailable"),
     ],
 )
-async def test_the_kind_of_an_error_counts(
+async def test_the_type_of_an_error_decides_whether_it_is_retryable(
     provider: OpenAIProvider, status: int, error: dict[str, Any], kind: type[Exception], code: str
 ) -> None:
     _, raised = await partly(provider, asking({"fail_status": status, "error": error}), kind)
@@ -181,7 +181,7 @@ async def test_an_error_inside_the_answer_ends_it(
     assert error["message"] in str(raised)
 
 
-async def test_an_answer_that_breaks_off_may_be_tried_again(provider: OpenAIProvider) -> None:
+async def test_an_interrupted_answer_is_retryable(provider: OpenAIProvider) -> None:
     script = {"break_after": 3, "times": 1, "tokens": 6, "tokens_per_second": 200}
     items, error = await partly(provider, asking(script), Unavailable)
     assert len(items) == 3
@@ -190,13 +190,13 @@ async def test_an_answer_that_breaks_off_may_be_tried_again(provider: OpenAIProv
     assert len(items) == 6
 
 
-async def test_an_answer_without_a_finish_reason_is_not_whole(provider: OpenAIProvider) -> None:
+async def test_an_answer_without_a_finish_reason_is_incomplete(provider: OpenAIProvider) -> None:
     items, error = await partly(provider, asking({"tokens": 5, "no_finish": True}), Unavailable)
     assert len(items) == 5
     assert "finish_reason" in str(error)
 
 
-async def test_a_provider_that_is_not_there_is_unavailable() -> None:
+async def test_an_unreachable_provider_is_unavailable() -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
     provider = OpenAIProvider(api_key="", base_url=url, default_model="m", connections_max=1)
     try:
@@ -221,7 +221,7 @@ async def test_cancelling_stops_the_provider(provider: OpenAIProvider, server: O
     assert server.tokens < 1_000_000
 
 
-async def test_a_hearer_that_has_enough_is_waited_for(provider: OpenAIProvider) -> None:
+async def test_the_provider_waits_for_a_hearer_without_room(provider: OpenAIProvider) -> None:
     heard = Heard(enough=True)
     finish = await provider.generate(asking({"tokens": 500, "tokens_per_second": 5000}), "", heard)
     assert len(heard.items) == 500
@@ -230,7 +230,7 @@ async def test_a_hearer_that_has_enough_is_waited_for(provider: OpenAIProvider) 
     assert heard.waits in (heard.times, heard.times - 1)  # there is no need to wait for what ended the answer
 
 
-async def test_what_a_hearer_raises_ends_the_answer(provider: OpenAIProvider, server: OpenAIServer) -> None:
+async def test_an_exception_of_the_hearer_ends_the_answer(provider: OpenAIProvider, server: OpenAIServer) -> None:
     def refuse(items: list[Item]) -> None:
         raise LookupError("no place")
 

@@ -174,7 +174,7 @@ async def has_begun(log: EventLog, stream_id: str) -> bool:
         (an_item_that_cannot_be_stored, "failed", 1),
     ],
 )
-async def test_an_answer_ends_in_one_terminal_event_and_nothing_of_its_run_stays(
+async def test_an_answer_ends_in_one_terminal_event_and_its_run_is_freed(
     log: EventLog,
     connection: RespConnection,
     monkeypatch: pytest.MonkeyPatch,
@@ -268,7 +268,7 @@ async def test_a_run_that_is_fenced_off_is_freed(
     await wait_until(watched.are_freed)
 
 
-async def test_a_run_whose_redis_went_away_is_freed(
+async def test_a_run_that_lost_redis_is_freed(
     log: EventLog, connection: RespConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What could not be sent is repaired: the errors of that time must not hold the writer."""
@@ -309,7 +309,7 @@ SCRIPTS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("script", "status"), SCRIPTS)
-async def test_what_a_provider_does_holds_nothing(
+async def test_a_run_is_freed_after_any_end_of_the_provider(
     log: EventLog, connection: RespConnection, monkeypatch: pytest.MonkeyPatch, script: dict[str, Any], status: str
 ) -> None:
     async with OpenAIServer() as server:
@@ -324,7 +324,7 @@ async def test_what_a_provider_does_holds_nothing(
     assert fold(await log.read_all(stream_id)).status == status
 
 
-async def test_what_was_unreachable_holds_nothing(
+async def test_a_run_is_freed_after_an_unreachable_provider(
     log: EventLog, connection: RespConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with OpenAIServer() as server:
@@ -341,7 +341,7 @@ async def test_what_was_unreachable_holds_nothing(
 
 
 @pytest.mark.parametrize(("script", "status"), SCRIPTS)
-async def test_the_collector_finds_nothing(
+async def test_runs_leave_no_garbage_for_the_collector(
     log: EventLog, connection: RespConnection, script: dict[str, Any], status: str
 ) -> None:
     """Nor in connections, requests and responses."""

@@ -117,7 +117,7 @@ async def push_each(writer: Writer, first: int, last: int) -> None:
 # --- the ordinary way
 
 
-async def test_tokens_that_come_during_a_round_trip_gather_into_the_next_entry(redis: RespConnection) -> None:
+async def test_tokens_that_arrive_during_a_round_trip_share_the_next_entry(redis: RespConnection) -> None:
     log = log_over(redis)
     writer = await begun(log)
     for item in ("a", "b", "c"):
@@ -132,7 +132,7 @@ async def test_tokens_that_come_during_a_round_trip_gather_into_the_next_entry(r
     assert await log.newest(STREAM) == [Entry(EventId(1, 4), events.TOKEN, b"d")]
 
 
-async def test_an_entry_holds_a_bounded_number_of_tokens(redis: RespConnection) -> None:
+async def test_an_entry_has_a_limited_number_of_tokens(redis: RespConnection) -> None:
     log = log_over(redis)
     writer = await begun(log, entry_tokens_max=10)
     writer.push([f"t{offset}" for offset in range(1, 36)])
@@ -151,7 +151,7 @@ async def test_deltas_keep_their_place_among_tokens(redis: RespConnection) -> No
     assert [value for _, value in await tokens_in(log)] == [b"a", b'{"delta":{"tool_calls":[]}}', b"b"]
 
 
-async def test_it_knows_since_when_nobody_listens(redis: RespConnection, valkey_server: RedisServer) -> None:
+async def test_the_writer_knows_since_when_nobody_listens(redis: RespConnection, valkey_server: RedisServer) -> None:
     log = log_over(redis)
     pushed: list[Any] = []
     subscriber = RespConnection(
@@ -179,7 +179,7 @@ async def test_it_knows_since_when_nobody_listens(redis: RespConnection, valkey_
         await subscriber.close()
 
 
-async def test_the_end_lets_the_log_expire_soon(redis: RespConnection) -> None:
+async def test_after_the_end_the_log_expires_soon(redis: RespConnection) -> None:
     log = log_over(redis)
     writer = await begun(log)
     assert await redis.execute("TTL", KEY) > ENDED_TTL_SECONDS
@@ -193,7 +193,7 @@ async def test_the_end_lets_the_log_expire_soon(redis: RespConnection) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_lost_replies_double_nothing_and_lose_nothing(redis: RespConnection, seed: int) -> None:
+async def test_lost_replies_neither_double_nor_lose_tokens(redis: RespConnection, seed: int) -> None:
     lossy = LossyCommands(redis, seed=seed, share=0.0)
     log = log_over(lossy)
     writer = await begun(log, entry_tokens_max=3)
@@ -213,7 +213,7 @@ async def test_lost_replies_double_nothing_and_lose_nothing(redis: RespConnectio
     assert [entry.field for entry in await log.read_all(STREAM)].count(events.DONE) == 1
 
 
-async def test_a_killed_redis_that_kept_everything_is_a_pause(durable: RedisServer) -> None:
+async def test_a_killed_redis_with_a_durable_log_only_causes_a_pause(durable: RedisServer) -> None:
     async with connected(durable) as redis:
         log = log_over(redis)
         writer = await begun(log)
@@ -228,7 +228,7 @@ async def test_a_killed_redis_that_kept_everything_is_a_pause(durable: RedisServ
         assert [entry.field for entry in await log.read_all(STREAM)].count(events.DONE) == 1
 
 
-async def test_a_killed_redis_that_forgot_everything_is_written_anew(forgetful: RedisServer) -> None:
+async def test_a_log_that_a_killed_redis_lost_is_written_again(forgetful: RedisServer) -> None:
     async with connected(forgetful) as redis:
         log = log_over(redis)
         writer = await begun(log)
@@ -244,7 +244,7 @@ async def test_a_killed_redis_that_forgot_everything_is_written_anew(forgetful: 
         assert 0 < await redis.execute("TTL", KEY) <= LOG_TTL_SECONDS
 
 
-async def test_while_redis_is_away_a_writer_takes_only_so_much(durable: RedisServer) -> None:
+async def test_while_redis_is_down_the_writer_s_buffer_is_limited(durable: RedisServer) -> None:
     async with connected(durable) as redis:
         log = log_over(redis)
         writer = await begun(log, worker_unsent_bytes_max=1024)
@@ -265,7 +265,7 @@ async def test_while_redis_is_away_a_writer_takes_only_so_much(durable: RedisSer
 # --- a Redis that forgot
 
 
-async def test_a_deleted_log_is_written_anew_with_the_same_ids_and_bytes(redis: RespConnection) -> None:
+async def test_a_lost_log_is_written_again_with_the_same_ids_and_bytes(redis: RespConnection) -> None:
     log = log_over(redis)
     writer = await begun(log)
     await push_each(writer, 1, 20)
@@ -279,7 +279,7 @@ async def test_a_deleted_log_is_written_anew_with_the_same_ids_and_bytes(redis: 
     assert 0 < await redis.execute("TTL", KEY) <= LOG_TTL_SECONDS
 
 
-async def test_a_silent_writer_notices_what_was_forgotten(redis: RespConnection) -> None:
+async def test_an_idle_writer_notices_lost_entries(redis: RespConnection) -> None:
     log = log_over(redis)
     writer = await begun(log)
     await push_each(writer, 1, 20)
@@ -307,7 +307,7 @@ async def keep_first(redis: RespConnection, log: EventLog, count: int) -> list[E
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 3, 10])
 @pytest.mark.parametrize("by_probe", [True, False])
-async def test_what_a_lagging_replica_lacks_is_appended_again(redis: RespConnection, kept: int, by_probe: bool) -> None:
+async def test_entries_that_a_lagging_replica_lacks_are_appended_again(redis: RespConnection, kept: int, by_probe: bool) -> None:
     log = log_over(redis)
     writer = await begun(log, entry_tokens_max=3)
     await push_each(writer, 1, 40)
@@ -321,7 +321,7 @@ async def test_what_a_lagging_replica_lacks_is_appended_again(redis: RespConnect
     assert await tokens_in(log) == numbered(45)
 
 
-async def test_redis_may_forget_again_and_again(redis: RespConnection) -> None:
+async def test_redis_may_lose_entries_repeatedly(redis: RespConnection) -> None:
     log = log_over(redis)
     writer = await begun(log)
     dice = random.Random(7)
@@ -334,7 +334,7 @@ async def test_redis_may_forget_again_and_again(redis: RespConnection) -> None:
     assert await tokens_in(log) == numbered(59)
 
 
-async def test_what_is_repaired_is_published_to_whoever_listens(
+async def test_repaired_entries_are_published(
     redis: RespConnection, valkey_server: RedisServer
 ) -> None:
     log = log_over(redis)
@@ -372,7 +372,7 @@ async def test_an_entry_removed_by_hand_does_not_stop_the_rest(redis: RespConnec
     assert await tokens_in(log) == [one for one in numbered(6) if one[0].offset != 2]
 
 
-async def test_a_worker_that_slept_through_its_lease_does_not_write_a_log_anew(redis: RespConnection) -> None:
+async def test_a_worker_suspended_past_its_lease_does_not_recreate_a_log(redis: RespConnection) -> None:
     troubles: list[MidstreamError] = []
     log = log_over(redis)
     writer = await begun(log, troubles)
@@ -387,7 +387,7 @@ async def test_a_worker_that_slept_through_its_lease_does_not_write_a_log_anew(r
     assert await redis.execute("EXISTS", KEY) == 0
 
 
-async def test_a_worker_that_slept_still_repairs_a_log_that_is_there(redis: RespConnection) -> None:
+async def test_a_worker_suspended_past_its_lease_still_repairs_an_existing_log(redis: RespConnection) -> None:
     log = log_over(redis)
     writer = await begun(log)
     await push_each(writer, 1, 20)
@@ -404,7 +404,7 @@ async def test_a_worker_that_slept_still_repairs_a_log_that_is_there(redis: Resp
 
 @pytest.mark.parametrize("by_probe", [True, False])
 @pytest.mark.parametrize("how", ["cancelled", "taken over", "deleted"])
-async def test_a_fence_ends_the_attempt_and_is_told_once(redis: RespConnection, how: str, by_probe: bool) -> None:
+async def test_a_fence_ends_the_attempt_and_is_reported_once(redis: RespConnection, how: str, by_probe: bool) -> None:
     troubles: list[MidstreamError] = []
     log = log_over(redis)
     writer = await begun(log, troubles)
@@ -435,7 +435,7 @@ async def test_a_fence_ends_the_attempt_and_is_told_once(redis: RespConnection, 
     assert await log.read_all(STREAM) == before
 
 
-async def test_a_fence_that_falls_while_an_append_is_under_way_wins_or_comes_after(redis: RespConnection) -> None:
+async def test_a_fence_during_an_append_comes_before_or_after_it(redis: RespConnection) -> None:
     for round_number in range(30):
         await redis.execute("DEL", KEY)
         troubles: list[MidstreamError] = []
@@ -455,7 +455,7 @@ async def test_a_fence_that_falls_while_an_append_is_under_way_wins_or_comes_aft
         assert kept == numbered(len(kept))
 
 
-async def test_a_takeover_of_what_has_moved_on_is_refused(redis: RespConnection) -> None:
+async def test_a_takeover_of_a_log_that_has_grown_is_refused(redis: RespConnection) -> None:
     log = log_over(redis)
     stale = await accepted(log)
     assert await log.end(STREAM, events.CANCELLED, b"{}")
@@ -465,7 +465,7 @@ async def test_a_takeover_of_what_has_moved_on_is_refused(redis: RespConnection)
     assert await log.read_all(STREAM) == before
 
 
-async def test_a_takeover_waits_for_no_tokens_that_it_does_not_know(redis: RespConnection) -> None:
+async def test_a_takeover_does_not_wait_for_unknown_tokens(redis: RespConnection) -> None:
     log = log_over(redis)
     first = await begun(log)
     stale = await log.read_all(STREAM)
@@ -478,7 +478,7 @@ async def test_a_takeover_waits_for_no_tokens_that_it_does_not_know(redis: RespC
     assert await tokens_in(log) == numbered(2)
 
 
-async def test_of_two_workers_that_begin_the_same_attempt_one_does(redis: RespConnection) -> None:
+async def test_only_one_of_two_workers_begins_the_same_attempt(redis: RespConnection) -> None:
     log = log_over(redis)
     entries = await accepted(log)
     writers = [Writer(log, STREAM, list(entries), Settings(), _unheeded) for _ in range(4)]
@@ -487,7 +487,7 @@ async def test_of_two_workers_that_begin_the_same_attempt_one_does(redis: RespCo
 
 
 @pytest.mark.parametrize("seed", range(10))
-async def test_an_attempt_whose_beginning_was_answered_late_is_still_its_own(redis: RespConnection, seed: int) -> None:
+async def test_a_late_reply_to_an_attempt_s_first_entry_is_not_a_fence(redis: RespConnection, seed: int) -> None:
     lossy = LossyCommands(redis, seed=seed, share=0.6)
     log = log_over(lossy)
     writer = Writer(log, STREAM, await accepted(log_over(redis)), Settings(), _unheeded)
@@ -502,7 +502,7 @@ async def test_an_attempt_whose_beginning_was_answered_late_is_still_its_own(red
     ]
 
 
-async def test_a_later_attempt_goes_on_behind_what_it_keeps(redis: RespConnection) -> None:
+async def test_a_later_attempt_continues_after_the_tokens_it_keeps(redis: RespConnection) -> None:
     log = log_over(redis)
     first = await begun(log)
     await push_each(first, 1, 3)
@@ -576,7 +576,7 @@ async def test_a_log_of_too_many_bytes_ends(redis: RespConnection) -> None:
     assert last.id == EventId(1, len(await tokens_in(log)) + 1)
 
 
-async def test_a_redis_that_is_full_ends_the_attempt_and_leaves_no_hole(redis: RespConnection) -> None:
+async def test_a_full_redis_ends_the_attempt_without_a_hole(redis: RespConnection) -> None:
     troubles: list[MidstreamError] = []
     log = log_over(redis)
     writer = await begun(log, troubles)
@@ -603,7 +603,7 @@ async def test_a_redis_that_is_full_ends_the_attempt_and_leaves_no_hole(redis: R
 
 
 @pytest.mark.parametrize("steps", range(8))
-async def test_a_probe_during_a_new_beginning_does_not_take_it_for_a_fence(redis: RespConnection, steps: int) -> None:
+async def test_a_probe_during_a_restart_does_not_take_the_new_attempt_for_a_fence(redis: RespConnection, steps: int) -> None:
     troubles: list[MidstreamError] = []
     log = log_over(redis)
     writer = await begun(log, troubles)

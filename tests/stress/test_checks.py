@@ -38,7 +38,7 @@ def _kinds(seen: list[Shown], *, complete: bool = True, from_now: bool = False) 
     return {one.kind for one in check_reader(history_of(_log()).shown, seen, from_now=from_now, complete=complete)}
 
 
-def test_a_whole_history_is_in_order() -> None:
+def test_an_undamaged_history_passes() -> None:
     history = history_of(_log())
     assert history.broken == []
     assert history.items == ["1 ", "2 ", "3 ", "4 ", "5 "]
@@ -83,12 +83,12 @@ def test_a_hole_in_the_log_is_noticed() -> None:
     assert [one.invariant for one in history_of(log).broken] == ["offsets have no holes", "generated = appended"]
 
 
-def test_a_policy_that_was_not_kept_is_noticed() -> None:
+def test_a_violated_policy_is_noticed() -> None:
     assert history_of(_log("fail")).broken
     assert history_of(_log("continue")).broken
 
 
-def test_an_answer_that_is_not_the_providers_is_noticed() -> None:
+def test_an_answer_that_differs_from_the_provider_s_is_noticed() -> None:
     said = ["1 ", "2 ", "3 "]
     assert check_answer(said, said, whole=True) == []
     assert check_answer(said, said[:2], whole=False) == []

@@ -121,7 +121,7 @@ def test_an_answer() -> None:
     ]
 
 
-def test_the_message_is_named_by_the_stream_or_by_what_it_goes_on_with() -> None:
+def test_the_message_id_is_the_stream_s_or_that_of_the_continued_message() -> None:
     for facade, message_id in (({}, f"msg_{STREAM_ID}"), ({"message": "mine"}, "mine")):
         told = body_of(numbered([], facade={"api": "ai_sdk", **facade}))
         metadata = {"streamId": STREAM_ID}
@@ -132,7 +132,7 @@ def test_the_message_is_named_by_the_stream_or_by_what_it_goes_on_with() -> None
         }
 
 
-def test_only_who_resumes_is_told_of_earlier_steps() -> None:
+def test_earlier_steps_are_sent_only_on_resumption() -> None:
     before = [{"type": "start-step"}, {"type": "finish-step"}]
     listed = numbered([started, token("a")], facade={"api": "ai_sdk", "message": "mine", "before": before})
     encoder = AI_SDK_REPLAY.encoder(STREAM_ID)
@@ -157,7 +157,7 @@ def test_finish_reasons(theirs: str, ours: str) -> None:
     assert parts_of([started, token("a"), done(theirs)])[-1] == {"type": "finish", "finishReason": ours}
 
 
-def test_reasoning_text_and_refusals_are_parts_of_their_own() -> None:
+def test_reasoning_text_and_refusals_are_separate_parts() -> None:
     log = [
         started,
         delta(reasoning_content="hm"),
@@ -218,7 +218,7 @@ def test_a_call_without_an_id_gets_one_and_one_without_a_name_waits_for_it() -> 
     ]
 
 
-def test_input_that_was_cut_off_is_an_error_and_no_call() -> None:
+def test_truncated_tool_input_is_an_error() -> None:
     wrong = parts_of([started, call(0, "c0", "a", '{"b":'), done("length")])[-3]
     assert (wrong["type"], wrong["input"]) == ("tool-input-error", '{"b":')
     assert "a is not complete JSON" in wrong["errorText"]
@@ -232,16 +232,16 @@ def test_a_restart_takes_everything_back() -> None:
     assert [part["input"] for part in parts if part["type"] == "tool-input-available"] == [{}]
 
 
-def test_a_restart_before_anything_was_said_is_not_told() -> None:
+def test_a_restart_before_the_first_token_is_not_sent() -> None:
     assert parts_of([started, restarted(0), token("a"), done()]) == parts_of([started, token("a"), done()])
 
 
-def test_an_attempt_that_goes_on_takes_nothing_back() -> None:
+def test_a_continued_attempt_takes_nothing_back() -> None:
     log = [started, token("a"), token("b"), restarted(2), token("c"), done()]
     assert parts_of(log, on_interrupt="continue") == parts_of([started, token("a"), token("b"), token("c"), done()])
 
 
-def test_an_attempt_that_keeps_a_part_says_that_again() -> None:
+def test_an_attempt_that_keeps_some_tokens_repeats_them() -> None:
     log = [
         started,
         delta(reasoning="r"),
@@ -264,7 +264,7 @@ def test_cancelled(by: str, reason: str) -> None:
     assert parts[-2:] == [{"type": "text-end", "id": "text-1"}, {"type": "abort", "reason": reason}]
 
 
-def test_deleted_while_it_is_read() -> None:
+def test_deleted_while_a_client_reads() -> None:
     encoder = AI_SDK.encoder(STREAM_ID)
     assert b'{"type":"abort"' in encode(encoder, Event(EventId(2, 0), events.DELETED, b""))
 
@@ -283,7 +283,7 @@ def test_failed() -> None:
     ]
 
 
-def test_a_gap_is_said_without_becoming_part_of_the_message() -> None:
+def test_a_gap_is_sent_but_is_not_a_part_of_the_message() -> None:
     encoder = AI_SDK.encoder(STREAM_ID)
     told = orjson.loads(encode(encoder, gap_event(EventId(1, 3), EventId(1, 5))).removeprefix(b"data: "))
     assert told == {"type": "data-gap", "data": {"requested": "1-3", "first_available": "1-5"}, "transient": True}
@@ -303,5 +303,5 @@ odd_deltas = st.dictionaries(
 
 
 @given(st.lists(st.builds(token, st.text(max_size=4)) | odd_deltas | st.just(restarted(0)), max_size=12))
-def test_whatever_a_provider_sends_is_told_in_order(log: Log) -> None:
+def test_any_log_becomes_valid_parts_in_order(log: Log) -> None:
     message_of(parts_of([started, *log, done()]))

@@ -192,7 +192,7 @@ def fed(payload: bytes) -> tuple[ChunkReader, list[str]]:
     return reader, odd
 
 
-def test_what_is_documented_is_kept_as_it_is() -> None:
+def test_documented_values_are_kept() -> None:
     odd: list[str] = []
     reader = ChunkReader(odd.append)
     first, second = (orjson.loads(item) for item in reader.feed(b"data: " + orjson.dumps(WHOLE) + b"\n\n"))
@@ -205,7 +205,7 @@ def test_what_is_documented_is_kept_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: ".".join(map(str, path)))
-def test_an_odd_value_at_any_place_breaks_nothing_but_itself(path: tuple[Any, ...]) -> None:
+def test_an_odd_value_at_any_place_affects_no_other_value(path: tuple[Any, ...]) -> None:
     for value in ODD:
         fed(json.dumps(placed(path, value)).encode())
 
@@ -231,7 +231,7 @@ JSON = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(PATHS), JSON)
-def test_any_json_at_any_place_breaks_nothing_but_itself(path: tuple[Any, ...], value: Any) -> None:
+def test_any_json_at_any_place_affects_no_other_value(path: tuple[Any, ...], value: Any) -> None:
     fed(json.dumps(placed(path, value)).encode())
 
 
@@ -272,7 +272,7 @@ def test_any_bytes_are_read_or_are_an_error(noise: bytes, at: int) -> None:
         ("reasoning_content", ["a"], None),
     ],
 )
-def test_what_is_made_of_an_odd_value(field: str, value: Any, kept: Any) -> None:
+def test_odd_values_are_left_out_or_converted(field: str, value: Any, kept: Any) -> None:
     odd: list[str] = []
     items = ChunkReader(odd.append).feed(
         b"data: " + json.dumps({"choices": [{"delta": {field: value, "refusal": "r"}}]}).encode() + b"\n"
@@ -291,14 +291,14 @@ def test_a_finish_reason_is_a_short_text(value: Any, reason: str | None) -> None
     assert odd == ([] if value in ("\ud83d", 0, []) else ["finish_reason"])
 
 
-def test_of_thousands_of_choices_a_hundred_and_twenty_eight_are_kept() -> None:
+def test_at_most_128_choices_are_kept() -> None:
     odd: list[str] = []
     choices = [{"index": index, "delta": {"content": "a"}} for index in range(10_000)]
     assert len(ChunkReader(odd.append).feed(b"data: " + orjson.dumps({"choices": choices}) + b"\n")) == 128
     assert odd == ["choices"]
 
 
-def test_a_line_that_would_fill_the_memory_is_not_parsed() -> None:
+def test_a_line_that_would_need_too_much_memory_is_not_parsed() -> None:
     payload = b'data: {"choices":[' + b",".join([b"[]"] * (_PLACES_MAX + 1)) + b"]}\n"
     tracemalloc.start()
     try:
@@ -311,7 +311,7 @@ def test_a_line_that_would_fill_the_memory_is_not_parsed() -> None:
     assert peak < 4 * len(payload)
 
 
-def test_what_is_said_beside_an_answer_does_not_gather() -> None:
+def test_other_fields_of_chunks_do_not_accumulate() -> None:
     """Another field with each chunk, forever."""
     reader = ChunkReader()
     for number in range(2000):

@@ -175,7 +175,7 @@ def test_any_json_as_a_delta(deltas: list[Any], batch: bool) -> None:
 @given(json_values | looked_at, st.sampled_from(["finish_reason", "usage", "provider", "choice", "time"]))
 @example({"prompt_tokens": "many", "prompt_tokens_details": [1], "completion_tokens_details": 5}, "usage")
 @example(["length"], "finish_reason")
-def test_any_json_in_the_end(value: Any, name: str) -> None:
+def test_any_json_in_a_terminal_event(value: Any, name: str) -> None:
     end = orjson.dumps({"finish_reason": "stop", "usage": None, "time": 1.0, name: value})
     assert check_all(log_of((events.TOKEN, b"x"), end=end)).status == "completed"
 
@@ -217,7 +217,7 @@ def test_deep_deltas(levels: int, batch: bool) -> None:
     assert (history.status, history.text) == ("completed", "kept")
 
 
-def test_a_kind_of_entry_that_is_not_known_counts_and_says_nothing() -> None:
+def test_an_unknown_kind_of_entry_is_an_empty_delta() -> None:
     raw = log_of((events.TOKEN, b"a"), (b"later", b"\xff"), (events.TOKEN, b"b"))
     history = check_all(raw)
     assert (history.status, history.text, len(history.items)) == ("completed", "ab", 3)
@@ -295,12 +295,12 @@ def test_a_damaged_log_has_failed(raw: list[RawEntry]) -> None:
     EventId.parse(failed.partition(b"\n")[0].removeprefix(b"id: ").decode())  # a client may come back with it
 
 
-def test_an_entry_of_too_large_an_id_is_none() -> None:
+def test_an_entry_with_too_large_an_id_is_damage() -> None:
     with pytest.raises(Unreadable):
         events_of(Entry(EventId(10**16, 0), events.DONE, DONE))
 
 
-def test_a_hole_is_told_and_is_no_damage() -> None:
+def test_a_hole_is_a_gap_and_not_damage() -> None:
     raw = log_of((events.TOKEN, b"a"))
     raw[2:] = [(b"1-5000000000", (events.TOKEN, b"a")), (b"1-5000000001", (events.DONE, DONE))]
     assert fold_readable(entry_of(*one) for one in raw).status == "completed"
@@ -356,7 +356,7 @@ def test_a_ring_whose_encoder_fails_ends_there(bad: int) -> None:
 
 
 @pytest.mark.parametrize("remembering", [RESPONSES, AI_SDK], ids=["responses", "ai"])
-def test_an_encoder_that_can_no_longer_say_its_open_parts_still_says_the_end(remembering: Face) -> None:
+def test_an_encoder_that_cannot_close_its_parts_still_encodes_the_end(remembering: Face) -> None:
     encoder: Any = remembering.encoder(STREAM_ID)
     for part in parts(log_of((events.TOKEN, b"a"))[:3], BEGINNING):
         for event in (
@@ -370,7 +370,7 @@ def test_an_encoder_that_can_no_longer_say_its_open_parts_still_says_the_end(rem
     assert (b"response.failed" in end) if remembering is RESPONSES else end.endswith(b"data: [DONE]\n\n")
 
 
-def test_arguments_that_are_nested_too_deeply_are_said_to_be_wrong() -> None:
+def test_arguments_that_are_nested_too_deeply_are_an_input_error() -> None:
     """The arguments of a call are a text of the model's: the AI SDK wants them read."""
     deep = '{"a":' + "[" * 900 + "]" * 900 + "}"
     call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": deep}}
@@ -380,7 +380,7 @@ def test_arguments_that_are_nested_too_deeply_are_said_to_be_wrong() -> None:
     assert b'"type":"finish"' in shown(AI_SDK, raw)
 
 
-def test_what_a_call_may_be() -> None:
+def test_tool_calls_of_odd_shapes() -> None:
     """A provider's pieces of calls, in other shapes than the documented one."""
     odd: list[Any] = [
         None,
@@ -394,7 +394,7 @@ def test_what_a_call_may_be() -> None:
     assert events_of(Entry(EventId(1, 1), events.DELTA, good)) == [Event(EventId(1, 1), events.DELTA, good)]
 
 
-def test_json_of_several_lines_is_shown_on_one() -> None:
+def test_json_of_several_lines_becomes_one_line() -> None:
     raw = log_of((events.DELTA, b'{"delta":\r\n\n{"role":"x"}\n\n}'))
     assert b'id: 1-1\ndata: {"delta":{"role":"x"}}\n\n' in shown(NATIVE, raw)
     check_all(raw)

@@ -51,12 +51,12 @@ def settings_of(part: Part) -> Settings:
 
 
 @pytest.mark.parametrize("path", _FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_setting_that_is_named_exists(path: Path) -> None:
+def test_every_setting_in_a_deployment_exists(path: Path) -> None:
     assert set(_OURS.findall(path.read_text())) <= {one.env for one in described()}
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_parts_are_told_where_they_are(way: str) -> None:
+def test_gateways_and_workers_get_the_addresses_they_need(way: str) -> None:
     told = WAYS[way]()
     gateway, worker = settings_of(told.gateway), settings_of(told.worker)
     assert gateway.redis_url == worker.redis_url
@@ -70,7 +70,7 @@ def test_the_parts_are_told_where_they_are(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_nobody_is_killed_who_is_about_to_stop(way: str) -> None:
+def test_the_time_to_stop_is_longer_than_draining_takes(way: str) -> None:
     told = WAYS[way]()
     gateway, worker = settings_of(told.gateway), settings_of(told.worker)
     pause = 0.0
@@ -85,7 +85,7 @@ def test_nobody_is_killed_who_is_about_to_stop(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_nobody_outside_gets_the_console_or_comes_by_another_name(way: str) -> None:
+def test_the_console_is_off_and_host_names_are_configured(way: str) -> None:
     gateway = settings_of(WAYS[way]().gateway)
     assert gateway.console == "off"
     assert gateway.hosts
@@ -100,7 +100,7 @@ def test_the_providers_key_goes_to_workers_only(way: str) -> None:
     assert "OPENAI_API_KEY" not in told.gateway.environment
 
 
-def test_nginx_is_given_the_time_to_stop() -> None:
+def test_nginx_has_enough_time_to_stop() -> None:
     (shutdown,) = re.findall(r"worker_shutdown_timeout (\w+);", (DEPLOY / "nginx" / "container.conf").read_text())
     assert seconds(compose()["services"]["nginx"]["stop_grace_period"]) > seconds(shutdown)
 
@@ -108,7 +108,7 @@ def test_nginx_is_given_the_time_to_stop() -> None:
 # --- docker compose and the image
 
 
-def test_what_is_mounted_exists_and_what_is_kept_is_declared() -> None:
+def test_mounted_files_exist_and_volumes_are_declared() -> None:
     told = compose()
     for name, service in told["services"].items():
         for volume in service.get("volumes", []):
@@ -123,7 +123,7 @@ def test_what_is_mounted_exists_and_what_is_kept_is_declared() -> None:
 
 
 @pytest.mark.parametrize("name", ["redis", "gateway", "worker", "nginx"])
-def test_our_containers_may_do_little(name: str) -> None:
+def test_our_containers_have_few_privileges(name: str) -> None:
     service = compose()["services"][name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -133,7 +133,7 @@ def test_our_containers_may_do_little(name: str) -> None:
         assert service["user"] in ("redis", "nginx")
 
 
-def test_nginx_gets_its_configuration_with_other_addresses_and_nothing_else(tmp_path: Path) -> None:
+def test_nginx_in_compose_differs_from_the_documented_configuration_only_in_addresses(tmp_path: Path) -> None:
     shipped = (DEPLOY / "nginx" / "midstream.conf").read_text()
     shell, options, script = compose()["services"]["nginx"]["command"]
     made = tmp_path / "midstream.conf"
@@ -151,7 +151,7 @@ def test_nginx_gets_its_configuration_with_other_addresses_and_nothing_else(tmp_
     assert f"include {'/tmp/midstream.conf'};" in (DEPLOY / "nginx" / "container.conf").read_text()
 
 
-def test_the_image_is_made_of_all_our_packages_and_is_not_root() -> None:
+def test_the_image_has_all_our_packages_and_does_not_run_as_root() -> None:
     dockerfile = (DEPLOY / "Dockerfile").read_text()
     copied = " ".join(re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE)).split()
     let_in = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
@@ -183,7 +183,7 @@ def test_the_packages_are_installed_with_all_their_files(tmp_path: Path) -> None
 # --- systemd
 
 
-def test_units_are_confined_alike_and_come_back() -> None:
+def test_units_have_the_same_confinement_and_restart() -> None:
     gateway, worker = unit("gateway"), unit("worker")
     own = {"ExecStart", "ExecStartPost", "Description", "TimeoutStopSec", "EnvironmentFile"}
     assert {key: gateway[key] for key in gateway.keys() - own} == {key: worker[key] for key in worker.keys() - own}
@@ -205,7 +205,7 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
 # --- Kubernetes
 
 
-def test_what_kustomize_takes_exists() -> None:
+def test_files_named_in_kustomizations_exist() -> None:
     said = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
     for name in said["resources"]:
         assert (KUBERNETES / name).exists(), name
@@ -244,7 +244,7 @@ def test_pods_are_found_and_confined(one: Any) -> None:
     assert targets or one["metadata"]["name"] == "midstream-worker"  # nobody calls a worker
 
 
-def test_a_gateway_is_there_while_another_one_is_replaced() -> None:
+def test_a_rolling_update_keeps_a_gateway_running() -> None:
     gateway = manifests()["Deployment", "midstream-gateway"]["spec"]
     assert gateway["replicas"] >= 2
     assert gateway["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
@@ -253,7 +253,7 @@ def test_a_gateway_is_there_while_another_one_is_replaced() -> None:
     assert budget["selector"] == gateway["selector"]
 
 
-def test_the_ingress_streams_and_lets_in_what_is_public() -> None:
+def test_the_ingress_does_not_buffer_and_passes_only_public_paths() -> None:
     ingress = manifests()["Ingress", "midstream"]
     told = {key.rpartition("/")[2]: value for key, value in ingress["metadata"]["annotations"].items()}
     assert told["proxy-buffering"] == "off"

@@ -49,13 +49,13 @@ def test_the_lowest_limit_above_a_process_counts(tmp_path: Path) -> None:
     assert cores(*group(tmp_path, limits, "/")) == 8
 
 
-def test_without_such_groups_the_affinity_counts(tmp_path: Path) -> None:
+def test_without_a_container_limit_the_cpu_affinity_counts(tmp_path: Path) -> None:
     assert cores(tmp_path / "none", tmp_path) == 8
     (tmp_path / "membership").write_text("4:cpu,cpuacct:/\n")
     assert cores(tmp_path / "membership", tmp_path) == 8
 
 
-def test_one_unless_more_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_unless_the_setting_asks_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "cores", lambda: 6)
     monkeypatch.setattr(supervisor, "CAN_SHARE", True)
     assert processes_wanted(Settings()) == 1
@@ -63,7 +63,7 @@ def test_one_unless_more_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes_wanted(Settings(gateway_processes=0)) == 6
 
 
-def test_one_where_connections_are_not_spread(
+def test_one_process_on_systems_that_do_not_spread_connections(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(supervisor, "CAN_SHARE", False)

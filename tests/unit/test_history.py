@@ -61,7 +61,7 @@ def _token(offset: int) -> Event:
     return Event(EventId(1, offset), events.TOKEN, b"x")
 
 
-async def test_what_was_read_ahead_of_its_push_is_encoded_once() -> None:
+async def test_events_read_before_they_are_pushed_are_encoded_once() -> None:
     face, log = Remembers(), Log()
     tail = Tail(new_stream_id(), 0.0)
     tail.ready.set_result(None)
@@ -92,7 +92,7 @@ async def test_what_was_read_ahead_of_its_push_is_encoded_once() -> None:
     assert encoder.given == [b"0-1", b"1-1", b"1-2", b"1-3", b"1-4", b"1-5"]
 
 
-async def test_a_push_that_never_comes_is_looked_for_in_the_log() -> None:
+async def test_a_missing_push_is_read_from_the_log() -> None:
     face, log = Remembers(), Log()
     tail = Tail(new_stream_id(), 0.0)
     tail.ready.set_result(None)

@@ -37,7 +37,7 @@ def test_a_log_of_an_earlier_version_that_begins_with_its_request() -> None:
 
 
 @given(st.binary(max_size=60))
-def test_bytes_that_are_no_json(value: bytes) -> None:
+def test_bytes_that_are_not_json(value: bytes) -> None:
     assert metadata_of(value) == {}
     assert model_of(value) is None
     assert set(failure_of(value)) == {"code", "status"}
@@ -52,11 +52,11 @@ def test_bytes_that_are_no_json(value: bytes) -> None:
         ([], {"code": "", "status": None}),
     ],
 )
-def test_a_failure_has_no_words_of_the_provider(value: Any, failure: dict[str, Any]) -> None:
+def test_a_failure_does_not_have_the_provider_s_message(value: Any, failure: dict[str, Any]) -> None:
     assert failure_of(orjson.dumps(value)) == failure
 
 
-def test_failures_that_no_worker_of_ours_tells_of_are_left_out() -> None:
+def test_malformed_failures_in_heartbeats_are_ignored() -> None:
     told = {
         "id": "0" * 36,
         "attempt": 1,

@@ -17,7 +17,7 @@ def histogram(*buckets: float) -> Histogram:
     return Histogram("a", "a", buckets=buckets, registry=CollectorRegistry())
 
 
-def test_quantiles_are_of_late_and_not_of_ever() -> None:
+def test_quantiles_cover_only_the_last_seconds() -> None:
     seen = histogram(0.001, 0.01, 0.1)
     lately = Lately(seen)
     assert lately.told(0.0) is None
@@ -36,7 +36,7 @@ def test_quantiles_are_of_late_and_not_of_ever() -> None:
     assert lately.told(3.0 + 2 * WINDOW_SECONDS) is None
 
 
-def test_what_is_beyond_all_buckets_is_told_as_the_last_bound() -> None:
+def test_values_beyond_all_buckets_count_as_the_last_bound() -> None:
     seen = histogram(0.001, 0.01)
     lately = Lately(seen)
     lately.told(0.0)
@@ -100,14 +100,14 @@ def test_a_frame_fits_its_terminal(streams: int, processes: int, columns: int, l
     assert all(len(line) <= columns for line in drawn)
 
 
-def test_all_is_shown_where_there_is_room() -> None:
+def test_a_large_terminal_shows_everything() -> None:
     drawn = "\n".join(frame(snapshot(30, 5), "http://here", [], 100, 200, colours=False))
     assert all(f"{number:036}"[:12] in drawn for number in range(30))
     assert drawn.count("worker vm-1") == 5
     assert "more" not in drawn
 
 
-def test_a_name_cannot_speak_to_the_terminal() -> None:
+def test_control_characters_in_names_are_removed() -> None:
     drawn = frame(snapshot(2, 2, name="\x1b]0;taken\x07\n"), "http://here", [], 100, 50, colours=False)
     assert not any(character < " " for line in drawn for character in line)
 

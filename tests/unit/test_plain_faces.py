@@ -44,7 +44,7 @@ def shown(face: Face, *log: Event) -> bytes:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_line_is_a_line_for_every_reader(text: str) -> None:
+def test_a_json_line_is_one_line_for_every_client(text: str) -> None:
     """Also for those that split at what Unicode calls a line end, as httpx does."""
     body = shown(NDJSON, STARTED, token(1, text), delta(2, reasoning_content=text), DONE)
     lines = body.split(b"\n")
@@ -56,7 +56,7 @@ def test_a_line_is_a_line_for_every_reader(text: str) -> None:
     assert parsed[2]["data"] == {"delta": {"reasoning_content": text}}
 
 
-def test_what_has_no_id_says_null() -> None:
+def test_an_event_without_an_id_has_the_id_null() -> None:
     lines = NDJSON.live(7) + NDJSON.epilogue(2000) + shown(NDJSON, gap_event(EventId(1, 3), EventId(1, 8)))
     assert [json.loads(line) for line in lines.splitlines()] == [
         {"id": None, "event": "live", "data": {"offset": 7}},
@@ -81,7 +81,7 @@ def test_a_frame_of_every_size(size: int) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_messages_are_what_lines_are(text: str) -> None:
+def test_websocket_messages_equal_json_lines(text: str) -> None:
     log = (STARTED, token(1, text), token(2, "y" * 72), token(3, "y" * 73), delta(4, refusal=text), DONE)
     messages = [json.loads(one) for one in received(shown(FACE, *log) + FACE.live(3) + FACE.epilogue(5))]
     lines = shown(NDJSON, *log) + NDJSON.live(3) + NDJSON.epilogue(5)
@@ -106,12 +106,12 @@ def restarted(attempt: int, base: int) -> Event:
         ([STARTED, token(1, "a"), restarted(2, 0), restarted(3, 0)], True),
     ],
 )
-def test_text_says_where_it_is_taken_back(log: list[Event], taken_back: bool) -> None:
+def test_taken_back_text_ends_the_text_face(log: list[Event], taken_back: bool) -> None:
     assert (b"\xff" in shown(TEXT, *log)) is taken_back
     assert shown(TEXT, *log).count(b"\xff") <= 1
 
 
-def test_text_is_nothing_but_text() -> None:
+def test_the_text_face_has_only_text() -> None:
     log = [STARTED, delta(1, role="assistant"), token(2, "ä"), delta(3, content="b"), delta(4, refusal="c"), DONE]
     second = Event(EventId(1, 5), events.DELTA, b'{"delta":{"content":"of another choice"},"index":1}')
     assert shown(TEXT, *log, second) == "äb".encode()
@@ -145,7 +145,7 @@ def test_text_is_nothing_but_text() -> None:
         (["x/y," * 10_000], SSE),
     ],
 )
-def test_what_a_client_asks_for(accept: list[str], wanted: str) -> None:
+def test_the_accept_header_chooses_the_face(accept: list[str], wanted: str) -> None:
     scope = {"headers": [(b"host", b"h"), *((b"accept", one.encode()) for one in accept)]}
     assert preferred(scope) == wanted
 

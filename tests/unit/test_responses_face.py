@@ -128,7 +128,7 @@ def test_a_response_in_the_background_is_queued_first() -> None:
     assert found[0]["response"]["previous_response_id"] == "resp_x"
 
 
-def test_reasoning_comes_before_the_message_and_is_no_text() -> None:
+def test_reasoning_is_an_item_before_the_message() -> None:
     found = told(
         log_of({"delta": {"reasoning_content": "Let me "}}, {"delta": {"reasoning": "see."}}, "An", " answer", done())
     )
@@ -155,7 +155,7 @@ def test_a_refusal_is_a_part_of_the_message() -> None:
     assert [one["content_index"] for one in found if one["type"].startswith("response.refusal")] == [1, 1]
 
 
-def test_calls_whose_pieces_are_mixed() -> None:
+def test_calls_whose_pieces_alternate() -> None:
     found = told(
         log_of(
             "Let me look.",
@@ -178,7 +178,7 @@ def test_calls_whose_pieces_are_mixed() -> None:
     ]
 
 
-def test_calls_that_a_provider_counts_all_as_the_first() -> None:
+def test_calls_that_all_have_the_index_0() -> None:
     found = told(log_of(call(0, "{}", "call_a", "one"), call(0, '{"x":1}', "call_b", "two"), done("tool_calls")))
     assert [(one["call_id"], one["arguments"]) for one in found[-1]["response"]["output"]] == [
         ("call_a", "{}"),
@@ -216,7 +216,7 @@ def test_an_answer_that_was_cut_off() -> None:
     assert found[-1]["response"]["incomplete_details"] == {"reason": "content_filter"}
 
 
-def test_a_failure_keeps_what_came() -> None:
+def test_a_failed_response_keeps_its_text() -> None:
     failed = {"code": "provider_unavailable", "message": "it broke off", "retryable": True, "time": 1.0}
     found = told(log_of("Hel", (events.FAILED, failed)))
     assert kinds(found)[-2:] == ["error", "failed"]
@@ -245,7 +245,7 @@ def test_cancelled_and_deleted() -> None:
     assert not alone.exists
 
 
-def test_what_stands_behind_the_end_is_not_told() -> None:
+def test_entries_behind_the_end_become_no_events() -> None:
     log = log_of("Hel", (events.CANCELLED, {"by": "client", "time": 1.0}), done())
     assert kinds(told(log))[-1] == "incomplete"
 
@@ -270,7 +270,7 @@ def test_an_attempt_that_goes_on_keeps_the_item_open() -> None:
     assert found[-1]["response"]["output"][0]["content"][0]["text"] == "Hello"
 
 
-def test_missing_events_are_told() -> None:
+def test_a_gap_is_an_error_event() -> None:
     found = told(log_of("Hel", (GAP, {"requested": "1-2", "first_available": "1-9"}), "x", done()))
     (error,) = [one for one in found if one["type"] == "error"]
     assert error["code"] == "events_missing"
@@ -322,7 +322,7 @@ _ENDS = st.sampled_from(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(_SAID, max_size=12), _ENDS)
-def test_any_log_is_told_whole(said: list[Any], end: tuple[bytes, dict[str, Any]]) -> None:
+def test_any_log_becomes_valid_events(said: list[Any], end: tuple[bytes, dict[str, Any]]) -> None:
     log = log_of(*said, end)
     found = told(log)
     response = Response.model_validate(found[-1]["response"])

@@ -55,7 +55,7 @@ def test_positions_and_ids_agree(seed: int) -> None:
         assert ring.body(ring.start + index) == b"".join(encode(NATIVE.encoder("s"), one) for one in kept[index:])
 
 
-def test_a_cursor_in_a_hole_goes_on_behind_it() -> None:
+def test_a_cursor_in_a_hole_continues_behind_the_hole() -> None:
     ring = Ring(NATIVE, NATIVE.encoder("s"), EventId(1, 3))
     for offset in (4, 5, 9):
         ring.append(Event(EventId(1, offset), events.TOKEN, b"x"))

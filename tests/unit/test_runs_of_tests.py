@@ -75,7 +75,7 @@ def test_a_process_that_is_left_behind_fails_the_run(tmp_path: Path, processes: 
     assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z", "it was killed"
 
 
-def test_a_failure_at_an_instruction_that_has_no_line_does_not_end_the_run(tmp_path: Path) -> None:
+def test_a_failure_at_an_instruction_without_a_line_does_not_end_the_run(tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_lines.py").write_text(_HAS_NO_LINE + "\ndef test_the_next():\n    pass\n")
     done = run(tmp_path)
@@ -83,7 +83,7 @@ def test_a_failure_at_an_instruction_that_has_no_line_does_not_end_the_run(tmp_p
     assert "1 failed, 1 passed" in done.stdout.splitlines()[-1]
 
 
-def test_who_is_marked_alone_runs_last_and_while_nobody_else_does(tmp_path: Path) -> None:
+def test_tests_marked_alone_run_last_and_alone(tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
     for number in range(4):
         mark = "alone" if number < 2 else "ordinary"

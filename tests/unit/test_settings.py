@@ -20,7 +20,7 @@ def told(one: Described, raw: object) -> Any:
     return getattr(Settings.from_environment({one.env: str(raw)}), one.name)
 
 
-def test_every_setting_says_what_it_is() -> None:
+def test_every_setting_has_a_description() -> None:
     for one in described():
         assert one.unit
         assert one.why.endswith(".")
@@ -56,7 +56,7 @@ def test_an_upper_bound_holds(one: Described) -> None:
 
 @pytest.mark.parametrize("one", NUMBERS, ids=named)
 @pytest.mark.parametrize("raw", ["x", "1s", "--1", "nan", "inf", "1e999", "0x10", "9" * 400, "9" * 5000])
-def test_what_is_not_a_number_is_refused_by_name(one: Described, raw: str) -> None:
+def test_a_malformed_number_is_refused_with_the_setting_s_name(one: Described, raw: str) -> None:
     with pytest.raises(Unusable, match=one.env):
         told(one, raw)
 
@@ -67,6 +67,6 @@ def test_a_whole_number_has_no_fraction(one: Described) -> None:
         told(one, f"{one.default}.5")
 
 
-def test_settings_that_others_have_named_keep_their_names() -> None:
+def test_settings_named_by_other_programs_keep_their_names() -> None:
     settings = Settings.from_environment({"OPENAI_API_KEY": "key", "OPENAI_BASE_URL": "http://x/v1"})
     assert (settings.openai_api_key, settings.openai_base_url) == ("key", "http://x/v1")

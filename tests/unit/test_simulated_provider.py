@@ -42,7 +42,7 @@ async def test_the_pace_does_not_change_the_answer() -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60))
-def test_an_answer_goes_on_from_any_place(tokens: int, kept: int) -> None:
+def test_an_answer_continues_after_any_token(tokens: int, kept: int) -> None:
     async def run() -> None:
         whole, _ = await said_by(asking(simulate={"tokens": tokens}))
         rest, _ = await said_by(asking(simulate={"tokens": tokens}), "".join(whole[:kept]))
@@ -61,14 +61,14 @@ async def test_a_limit_cuts_the_answer_off(name: str, limit: int, count: int, re
     assert (len(words), finish.reason) == (count, reason)
 
 
-async def test_it_ends_as_it_was_asked_to() -> None:
+async def test_the_finish_reason_is_the_requested_one() -> None:
     _, finish = await said_by(asking(simulate={"tokens": 2, "finish_reason": "content_filter"}))
     assert finish.reason == "content_filter"
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 70])
 @pytest.mark.parametrize("pace", [0, 5000])
-async def test_it_breaks_off_after_so_many_tokens(count: int, pace: int) -> None:
+async def test_it_fails_after_the_requested_number_of_tokens(count: int, pace: int) -> None:
     heard = Heard()
     simulate = {"tokens": 100, "fail_after": count, "tokens_per_second": pace}
     with pytest.raises(Unavailable):
@@ -76,7 +76,7 @@ async def test_it_breaks_off_after_so_many_tokens(count: int, pace: int) -> None
     assert len(heard.items) == count
 
 
-async def test_it_falls_silent_after_so_many_tokens() -> None:
+async def test_it_falls_silent_after_the_requested_number_of_tokens() -> None:
     heard = Heard()
     asked = asking(simulate={"tokens": 100, "stall_after": 3})
     generating = asyncio.create_task(SimulatedProvider().generate(asked, "", heard))
