@@ -1,4 +1,4 @@
-"""`midstream bench` from outside, in very small."""
+"""`midstream bench` as a process, with very small sizes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_tokens_that_share_an_entry_cost_redis_less() -> None:
 
 
 class Lossy(HttpServer):
-    """A gateway that serves logs as they grow, and leaves out one token of each."""
+    """A gateway that leaves out one token of each stream."""
 
     def __init__(self, redis_url: str, *, without: int) -> None:
         super().__init__()

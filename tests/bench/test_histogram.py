@@ -1,4 +1,4 @@
-"""Latencies in buckets: what they lose, and what they do not."""
+"""Latencies in buckets: the loss of precision is limited, and counts are exact."""
 
 from __future__ import annotations
 

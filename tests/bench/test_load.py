@@ -1,4 +1,4 @@
-"""The readers see what a server does wrong, and nothing that it does right; however its bytes are cut."""
+"""The bench's readers count a server's faults, and nothing else, for any division of its bytes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def chunked(body: bytes, size: int) -> bytes:
 
 
 class Misbehaving(HttpServer):
-    """A server that answers every request with the same body, in pieces of its own choice, and then waits."""
+    """A server that answers every request with the same body, in random pieces, and then waits."""
 
     def __init__(self, body: bytes, *, seed: int, whole: bool = False) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ async def test_a_storm_is_checked_when_the_clock_has_stopped(
 
 @pytest.mark.parametrize("seed", range(20))
 def test_any_cut_gives_the_same(seed: int) -> None:
-    """The decoder and the scanner, by themselves, fed byte for byte and in great pieces."""
+    """The decoder and the scanner alone, fed byte by byte and in large pieces."""
     dice = random.Random(seed)
     body = _FIRST + events(*range(1, 200)) + b"event: live\ndata: {}\n\n:\n" + events(*range(200, 230))
     data = chunked(body, dice.choice((1, 7, 100, 5000))) + b"0\r\n\r\n"

@@ -1,4 +1,4 @@
-"""What the publisher appends is what a worker would have appended."""
+"""The publisher's entries equal those of a worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pipelined connection, on real servers that are killed, frozen and restarted under it."""
+"""The pipelined connection to real servers that are killed, frozen and restarted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REPLY_SECONDS = 0.4
 
 @pytest.fixture(params=["unix", "tcp"])
 def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """A server of the test's own, to be killed."""
+    """Yields a server for this test alone, which may be killed."""
     with RedisServer("valkey", tcp=request.param == "tcp") as server:
         yield server
 
@@ -253,7 +253,7 @@ async def test_a_subscriber_gets_pushes_in_order_and_resubscribes(server: RedisS
 
 @pytest.mark.alone("noticed within tenths of a second")
 async def test_a_subscriber_notices_a_server_that_falls_silent(server: RedisServer) -> None:
-    """It owes no reply, so it pings: else a dead subscription would look like a quiet one."""
+    """A subscriber pings, since otherwise a dead subscription would look like a quiet one."""
     options: dict[str, Any] = {"on_push": lambda _: None, "reply_seconds": REPLY_SECONDS}
     async with connected(server.url, **options) as subscriber:
         began = time.monotonic()

@@ -1,5 +1,5 @@
-"""Whatever writers, cancels, lost replies and readers do to one log, and in whatever order: every reader is told a prefix
-of one and the same history, without hole or double, ended by its first terminal event.
+"""Random orders of writers, cancels, lost replies and readers on one log: every reader gets a prefix of one history, without a
+hole or a repetition, which ends at the first terminal event.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ACCEPTED = orjson.dumps(
 
 @dataclass
 class WriterModel:
-    """A worker as `producer.writer` plays it: a copy of the log, and at most one append whose outcome it does not know."""
+    """Models `producer.writer`: a copy of the log, and at most one append whose outcome is not known."""
 
     entries: list[Entry]
     attempt: int
@@ -62,7 +62,7 @@ class ReaderModel:
 
 
 def told(entries: list[Entry]) -> list[Event]:
-    """What a log tells: its events up to the first terminal one."""
+    """Returns the events of a log up to the first terminal one."""
     history = []
     for event in (event for entry in entries for event in events_of(entry)):
         history.append(event)
@@ -105,7 +105,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(target=snapshots)
     def look(self) -> list[Entry]:
-        """Read the log; whoever takes over may do so much later."""
+        """Reads the log; the takeover itself may happen much later."""
         return self.everything()
 
     @rule(target=writers, seen=snapshots, keep=st.booleans(), reply_lost=st.booleans())
@@ -143,7 +143,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(counts=st.lists(st.integers(1, 4), min_size=1, max_size=3), reply_lost=st.booleans())
     def the_newest_speaks(self, counts: list[int], reply_lost: bool) -> None:
-        """Else most of the talking is left to workers that have long been fenced off."""
+        """Ensures that the newest worker writes often; otherwise most steps would be those of fenced ones."""
         if self.newest is not None:
             for count in counts:
                 self.repeat(self.newest, reply_lost=False)
@@ -171,7 +171,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(writer=writers, reply_lost=st.booleans())
     def repeat(self, writer: WriterModel, reply_lost: bool) -> None:
-        """An append whose reply was lost is made again, however late, as often as it takes."""
+        """Repeats an append whose reply was lost, at any later time, any number of times."""
         if writer.under_way is not None:
             self._send(writer, writer.under_way, reply_lost)
 
@@ -204,7 +204,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(seen=snapshots)
     def give_up(self, seen: list[Entry]) -> None:
-        """End a stream whose worker seems to be gone, unless it has written since."""
+        """Ends a stream whose worker seems to be gone, unless the worker has written meanwhile."""
         before = self.everything()
         did = self.do(
             self.log.end(
@@ -219,7 +219,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(target=readers, reader=readers, data=st.data())
     def come_back(self, reader: ReaderModel, data: st.DataObject) -> ReaderModel:
-        """Resume after any event that a reader was told, also one in the middle of an entry."""
+        """Resumes after any event that a reader got, also one in the middle of an entry."""
         count = data.draw(st.integers(0, len(reader.got)), label="events kept")
         return self._joined(ReaderModel(reader.got[:count]))
 

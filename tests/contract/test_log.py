@@ -1,4 +1,4 @@
-"""The log's contract: what is appended, what is refused and why, what listeners hear of it, and when it expires."""
+"""The log's contract: which entries are appended, which are refused and why, what is published, and when a log expires."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def token(attempt: int, offset: int, text: str = "word") -> Entry:
 
 
 async def written(log: EventLog, *entries: Entry) -> list[Entry]:
-    """A log with these entries behind its first two."""
+    """Writes a log with these entries behind its first two, and returns all its entries."""
     everything = [ACCEPTED, STARTED, *entries]
     for held, entry in enumerate(everything):
         outcome = await log.append(STREAM, held, entry, LOG_TTL_SECONDS if entry is ACCEPTED else None)
@@ -295,7 +295,7 @@ async def test_a_refused_append_does_not_prolong_a_log(backend: Backend) -> None
 
 
 async def test_a_key_that_never_expires_is_found(backend: Backend) -> None:
-    """The check at the end of every test here can fail."""
+    """Proves that the check at the end of every test of this module can fail."""
     await backend.log().append(STREAM, 0, ACCEPTED)
     assert await keys_that_never_expire(backend.client) == [log_key(STREAM)]
     await backend.client.delete(log_key(STREAM))

@@ -1,4 +1,4 @@
-"""What is between us and Redis, or is no Redis, may answer anything: an error of that call, and of nothing else."""
+"""A proxy, or a server that is not Redis, may answer anything: that is an error of the one call, and affects nothing else."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.support.waiting import wait_until
 
 
 class OddServer:
-    """Speaks RESP on a real socket. It answers PING and ECHO as it should, everything else by `reply`."""
+    """Speaks RESP on a real socket. It answers PING and ECHO correctly, and all other commands with `reply`."""
 
     def __init__(self) -> None:
         self.reply = b"+OK\r\n"
         self.request_timeouts = b""
-        """Sent beside the next answer."""
+        """Bytes that are sent together with the next answer."""
         self.connections = 0
 
     @asynccontextmanager
@@ -147,7 +147,7 @@ async def test_an_odd_reply_affects_only_its_own_call(
     "request_timeouts", [b"+ONE MORE\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x16\x03\x01\x00\x00"]
 )
 async def test_an_unexpected_reply_leads_to_a_new_connection(request_timeouts: bytes) -> None:
-    """Whose reply is whose, nobody could say any more."""
+    """It is no longer known which reply belongs to which command."""
     server = OddServer()
     async with connected(server) as connection:
         server.request_timeouts = request_timeouts
@@ -158,7 +158,7 @@ async def test_an_unexpected_reply_leads_to_a_new_connection(request_timeouts: b
 
 @pytest.mark.parametrize("reply", [*REPLIES, "no RESP"])
 async def test_an_odd_reply_to_a_claim_is_an_error_and_the_next_claim_works(reply: str) -> None:
-    """Claims have a connection of their own, through redis-py."""
+    """Claims use a separate connection, through redis-py."""
     server, stream_id = OddServer(), new_stream_id()
     async with connected(server) as connection, server.serving() as port:
         server.reply = REPLIES.get(reply, b"HTTP/1.1 400 Bad Request\r\n\r\n")

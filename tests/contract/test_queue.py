@@ -1,4 +1,4 @@
-"""The queue's contract: every request goes to one worker, and to another one when that one's lease has run out."""
+"""The queue's contract: every request goes to one worker, and to another one when the lease has expired."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_requests_are_claimed_in_order_each_by_one_worker(backend: Backend
     ("score", "seconds"), [(8_000_000.0, 7993.0), (1000.0, None), ("inf", None), (1e300, None), (-5, None)]
 )
 async def test_the_last_heartbeat_of_a_worker(backend: Backend, score: float | str, seconds: float | None) -> None:
-    """A time that no process of ours has written is none: it would stand in logs."""
+    """A score that another program has written is ignored, since the time would be written to logs."""
     assert await backend.queue("ann").last_heard_at("bob") is None
     await backend.commands.execute("ZADD", PROCESSES_UNTIL, score, "bob")
     await backend.commands.execute("EXPIRE", PROCESSES_UNTIL, 60)
@@ -153,7 +153,7 @@ async def test_an_acknowledged_request_is_deleted(backend: Backend) -> None:
 
 @pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)
 async def test_a_half_done_acknowledgement_is_completed_later(backend: Backend) -> None:
-    """Deleted and not yet acknowledged: the next look for expired leases clears away the rest."""
+    """The request is deleted but not acknowledged: the next search for expired leases removes the rest."""
     claim = await one_claimed(backend)
     done: list[str] = []
 
@@ -299,7 +299,7 @@ async def idle_of_first(backend: Backend, milliseconds: int) -> bool:
 
 @pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)
 async def test_an_expired_lease_is_found_behind_many_valid_ones(backend: Backend) -> None:
-    """XAUTOCLAIM looks at ten entries for each that it may take, and no further."""
+    """XAUTOCLAIM looks at no more than ten entries for each that it may claim."""
     ann, bob = backend.queue("ann"), backend.queue("bob")
     await ann.open()
     for _ in range(65):

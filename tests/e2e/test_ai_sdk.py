@@ -1,4 +1,4 @@
-"""The AI SDK's protocol over HTTP; what comes is read by the SDK itself, in Node, against its own schemas."""
+"""The AI SDK's protocol over HTTP. The SDK itself, in Node, reads the answers and checks them with its schemas."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ async def post(system: System, path: str, body: Any = None, *, gateway: int = 0)
 
 
 async def ask(system: System, chat: str, *messages: dict[str, Any], gateway: int = 0, **body: Any) -> httpx2.Response:
-    """What useChat's transport sends, read to its end."""
+    """Sends what useChat's transport sends, and reads the response to its end."""
     asked = {"id": chat, "messages": list(messages) or [user("hello")], "trigger": "submit-message", **body}
     return await post(system, "/api/chat", asked, gateway=gateway)
 
 
 class Asked:
-    """The same, not waited for."""
+    """A request as useChat's transport sends it, whose response is read in the background."""
 
     def __init__(self, system: System, chat: str, **body: Any) -> None:
         self.body = b""
@@ -84,7 +84,7 @@ def text_of(message: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("version", ["ai", "ai-v6"])
 async def test_every_part_is_valid_for_the_sdk(system: System, version: str) -> None:
-    """Reasoning, text, a tool call, usage: the whole vocabulary of an answer, in the newest version and the one before."""
+    """An answer with all kinds of parts: reasoning, text, a tool call, usage; for the newest version of the SDK and the one before."""
     script = {"reasoning": ["let me", " see"], "text": ["Grüße 👋🏽", ' "q"\n', "\u2028"], "tool_calls": [LOOK]}
     answer = await ask(system, "every-part", script=script)
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -128,7 +128,7 @@ async def test_a_provider_that_fails_in_mid_answer(system: System) -> None:
 
 @pytest.mark.parametrize("on_interrupt", [None, "continue"])
 async def test_a_second_attempt(system: System, on_interrupt: str | None) -> None:
-    """By default what was said is taken back; with `continue` it stays. The text is whole and there once."""
+    """By default the first attempt's text is taken back; with `continue` it stays. The text is complete and there once."""
     script = {"tokens": 10, "break_after": 6, "times": 1, "key": f"second-{on_interrupt}"}
     options: dict[str, Any] = {} if on_interrupt is None else {"midstream": {"on_interrupt": on_interrupt}}
     answer = await ask(system, f"second-{on_interrupt}", script=script, **options)
@@ -143,7 +143,7 @@ async def test_a_second_attempt(system: System, on_interrupt: str | None) -> Non
 
 
 async def test_resumed_from_the_first_part_through_another_gateway(system: System) -> None:
-    """The same bytes, also after the ring has long forgotten the beginning."""
+    """The same bytes, also when the beginning has left the ring."""
     chat = "chat/with ünusual?id"
     asked = Asked(system, chat, script={"tokens": 900, "tokens_per_second": 300})
     await asked.until_deltas(600)
@@ -248,7 +248,7 @@ async def test_a_message_continues_after_a_tool_s_result(system: System, server:
 
 
 async def test_a_stopping_gateway_cuts_the_response_off(server: OpenAIServer) -> None:
-    """A body that ended as HTTP wants it would be a whole answer to useChat."""
+    """useChat would take a body that ends properly for a complete answer."""
     settings = {"provider": "openai", "openai_base_url": server.url, "connection_seconds": 0.5}
     async with System(gateways=2, settings=settings) as system:
         asked = Asked(system, "leaving", script={"tokens": 200, "tokens_per_second": 50})

@@ -36,7 +36,7 @@ async def running(server: OpenAIServer) -> AsyncIterator[System]:
 
 
 class Chat:
-    """A page with one chat. The page itself is put in the browser's way; every other request goes to the gateway."""
+    """A page with one chat. Playwright serves the page itself; every other request goes to the gateway."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
@@ -71,7 +71,7 @@ class Chat:
         return await self.page.evaluate(_STATE)
 
     async def until(self, status: str, *, words: int = 0, within_seconds: float = 20.0) -> Any:
-        """Its state, once it has this status and so many words of an answer."""
+        """Returns the page's state, once it has this status and so many words of an answer."""
         state: Any = None
 
         async def reached() -> bool:
@@ -134,7 +134,7 @@ async def test_a_page_reloaded_in_mid_answer_shows_the_answer_once(
 
 
 async def test_an_answer_that_ended_while_the_page_was_closed(browser: Browser, system: System) -> None:
-    """`?ended=replay` is for a page that keeps its answers nowhere else. What it has already is not there twice."""
+    """`?ended=replay` is for a page that stores no answers. An answer that it has already is not shown twice."""
     chat = await Chat.open(browser, system, "ended", replay="1", keep="1")
     await chat.ask("tell me", script={"tokens": 40, "tokens_per_second": 80})
     await chat.until("streaming", words=3)
@@ -236,7 +236,7 @@ async def test_a_second_attempt_replaces_the_text(browser: Browser, system: Syst
 
 
 async def test_its_gateway_is_killed(browser: Browser, server: OpenAIServer) -> None:
-    """useChat reports a lost connection and does not come back by itself; `resumeStream`, or a reload, brings it all.
+    """useChat reports a lost connection and does not reconnect by itself; `resumeStream`, or a reload, brings the whole answer.
 
     With `?ended=replay` also if the answer ends before the gateway is back: 204 would leave the page with half of it.
     """
@@ -257,7 +257,7 @@ async def test_its_gateway_is_killed(browser: Browser, server: OpenAIServer) -> 
 async def test_earlier_steps_stay_after_a_reload_behind_a_tool_s_result(
     browser: Browser, system: System, server: OpenAIServer
 ) -> None:
-    """useChat empties the message before a replay, so the replay must bring also what stood before this stream."""
+    """useChat empties the message before a replay, so the replay must also have the parts from before this stream."""
     call = {"id": "call_2", "type": "function", "function": {"name": "look", "arguments": '{"at":"the sky"}'}}
     chat = await Chat.open(browser, system, "tool-reload", keep="1")
     await chat.ask("what is there?", script={"reasoning": ["hm"], "text": ["I look."], "tool_calls": [call]})

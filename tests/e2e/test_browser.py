@@ -1,4 +1,4 @@
-"""Chromium and its own EventSource, with nothing of ours between it and the gateway."""
+"""Chromium's own EventSource, without any script of ours between it and the gateway."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Follower:
         await wait_until(enough, within_seconds=20.0, what=f"{count} messages")
 
     async def until_closed(self) -> list[Message]:
-        """Wait until the browser has given up by itself, which it does only for a 204, and for good."""
+        """Waits until the browser has closed the EventSource for good, which it does only after a 204."""
 
         async def closed() -> bool:
             state: int = await self._page.evaluate("source.readyState")
@@ -103,7 +103,7 @@ async def test_gateway_killed_twice(browser: Browser) -> None:
 
 
 def prompt_answer(messages: list[Message]) -> tuple[str, list[str]]:
-    """The stream's id and the tokens of the one-line endpoint, of which every id must have come once and in order."""
+    """Returns the stream's id and the tokens from the one-line endpoint. AssertionError unless every id came once and in order."""
     stream_id = messages[0].id.partition("/")[0]
     assert {one.event for one in messages} <= {"message", "accepted"}
     told = [one for one in messages if one.event == "message"]

@@ -1,4 +1,4 @@
-"""What has ended does not change: its copy is compared with an ETag, and sent again only when it must be."""
+"""Ended streams do not change: a client's copy is compared by ETag, and sent again only if it differs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_failed_and_cancelled_streams_have_an_etag_too(system: System, pat
 
 
 async def test_a_partial_request_is_never_answered_with_304(system: System) -> None:
-    """Whoever asks for a part gets it, whatever he says that he has."""
+    """A request for a part gets it, whatever its `If-None-Match` says."""
     stream_id = await system.create("part", simulate=ANSWER)
     await system.until_status(stream_id, "completed")
     for path in ("/events?last_event_id=1-3", "/events?from=now", "/text?after_bytes=3", "/text?last_event_id=1-3"):
@@ -113,7 +113,7 @@ async def test_incomplete_text_has_no_etag(system: System) -> None:
 
 
 async def test_curl_keeps_its_copy(system: System, tmp_path: Path) -> None:
-    """`curl --etag-save` and `--etag-compare`, which leave the file alone when there is nothing new."""
+    """`curl --etag-save` and `--etag-compare`, which keep the file if nothing has changed."""
     needs("curl", shutil.which("curl"))
     stream_id = await system.create("curl", simulate=ANSWER)
     state = await system.until_status(stream_id, "completed")

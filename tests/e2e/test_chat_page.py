@@ -1,4 +1,4 @@
-"""The chat at `/chat`, in Chromium: whatever is done to its connection, it has the answer, whole and once."""
+"""The chat at `/chat`, in Chromium: whatever happens to its connection, it shows the complete answer once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WHOLE = "none lost, none doubled, and the text equals what the server keeps."
 
 @asynccontextmanager
 async def chat(browser: Browser, system: System, **options: object) -> AsyncIterator[Page]:
-    """The page; its complaints, but for those of lost connections, fail the test when it is left."""
+    """Yields the page. Afterwards the test fails if the browser has logged errors other than lost connections."""
     one = await Opened.at(browser, f"{system.gateway_url()}/chat", **options)
     one.page.set_default_timeout(_SHOW_MS)
     yield one.page
@@ -50,7 +50,7 @@ async def until_tokens(page: Page, count: int) -> None:
 
 
 async def whole(page: Page, system: System) -> dict[str, Any]:
-    """Wait for the end; the state, whose text must be the page's, to the letter."""
+    """Waits for the end, and returns the stream's state. AssertionError if the page shows another text."""
     await expect(page.locator(".story").last).to_contain_text(_WHOLE, timeout=_SHOW_MS)
     state = await system.state(urlsplit(page.url).fragment)
     assert await page.locator(".answer").last.text_content() == state["text"]
@@ -128,7 +128,7 @@ async def test_stopped_and_asked_again(browser: Browser) -> None:
 
 
 async def test_the_end_of_the_answer_is_in_view(browser: Browser) -> None:
-    """Whoever reads at the end of the page sees what comes there, above the bar; on a phone the state, too."""
+    """At the end of the page new text stays visible above the bar; on a phone the state, too."""
     async with System() as system, chat(browser, system, viewport={"width": 390, "height": 740}) as page:
         await ask(page, tokens=400, pace=400)
         await page.get_by_text("Options").click()
@@ -153,7 +153,7 @@ async def test_the_end_of_the_answer_is_in_view(browser: Browser) -> None:
 
 
 async def is_in_view(page: Page, selector: str) -> bool:
-    """Whether an element's middle is what one sees in that place, and not something that covers it."""
+    """Returns whether an element is visible, and not covered by another one."""
     seen: bool = await page.locator(selector).evaluate(
         """e => { const r = e.getBoundingClientRect(), x = r.x + Math.min(r.width / 2, 40);
         return [r.y + 3, r.bottom - 3].every(y => e.contains(document.elementFromPoint(x, y))); }"""
@@ -256,7 +256,7 @@ async def test_an_unreachable_provider_is_shown(browser: Browser, unused_tcp_por
 
 
 def snippet_of(path: str) -> str:
-    """The first example in JavaScript that has an EventSource."""
+    """Returns the page's first JavaScript example that has an EventSource."""
     text = (Path(__file__).resolve().parents[2] / path).read_text()
     blocks: list[str] = re.findall(r"```js\n(.*?)```", text, re.DOTALL)
     return next(block for block in blocks if "EventSource" in block)
@@ -265,7 +265,7 @@ def snippet_of(path: str) -> str:
 @pytest.mark.parametrize("page_of", ["README.md", "docs/tutorial/first-answer.md"])
 @pytest.mark.parametrize("fails", [False, True])
 async def test_the_plain_page_of_the_docs(browser: Browser, page_of: str, fails: bool, unused_tcp_port: int) -> None:
-    """What is to be pasted into a page's console: it shows the answer, and a failure."""
+    """The docs' example for a page's console shows the answer, or a failure."""
     address = f"http://127.0.0.1:{unused_tcp_port}/v1"
     settings = {"provider": "openai", "openai_base_url": address, "provider_tries_max": 1} if fails else {}
     async with System(settings=settings) as system:

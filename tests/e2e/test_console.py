@@ -1,4 +1,4 @@
-"""The console, in Chromium: what it shows is what runs, whatever is done to what runs."""
+"""The console, in Chromium: it shows the true state, also after faults."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHOW_MS = 15_000
 
 @asynccontextmanager
 async def opened(browser: Browser, url: str, **options: object) -> AsyncIterator[Page]:
-    """A page that must not have complained, nor have asked another host, when it is left."""
+    """Yields a page. Afterwards the test fails if the browser has logged errors or sent requests to another host."""
     one = await Opened.at(browser, url, **options)
     one.page.set_default_timeout(_SHOW_MS)
     yield one.page
@@ -202,7 +202,7 @@ async def test_charts_begin_with_the_last_two_minutes(browser: Browser) -> None:
 
 
 async def test_redis_restarted_empty(browser: Browser) -> None:
-    """What the queue has forgotten still runs, and still is shown; also by a gateway that did not know it before."""
+    """Streams that the queue has lost still run, and are still shown; also by a gateway that did not know them before."""
     async with (
         System(gateways=2, settings={"redis_reply_seconds": 1}) as system,
         opened(browser, system.gateway_url(0)) as page,
@@ -266,7 +266,7 @@ async def test_a_timeline_opens_in_view(browser: Browser, width: int) -> None:
 
 
 async def in_view(page: Page, selector: str) -> bool:
-    """Whether an element is in the window, whole."""
+    """Returns whether the whole element is in the window."""
     seen: bool = await page.locator(selector).evaluate(
         "e => { const r = e.getBoundingClientRect(); return r.top >= 0 && r.bottom <= innerHeight && r.right <= innerWidth; }"
     )
@@ -288,7 +288,7 @@ async def test_reader_of_a_killed_gateway(browser: Browser) -> None:
 
 
 async def extent(bar: Locator) -> float:
-    """Where a bar of the timeline ends, in percent."""
+    """Returns the end of a bar of the timeline, in percent."""
     ends: float = await bar.evaluate("e => parseFloat(e.style.left) + parseFloat(e.style.width)")
     return ends
 
@@ -318,7 +318,7 @@ async def test_silence_of_a_dead_worker(browser: Browser) -> None:
 
 
 async def test_one_stream_for_all_tabs(browser: Browser) -> None:
-    """A browser opens six connections to a host. The tab that came first may leave."""
+    """A browser opens only six connections to a host. The first tab may be closed."""
     async with System() as system:
         context = await browser.new_context()
         asked: list[str] = []
@@ -411,7 +411,7 @@ _CONTRAST = """() => {
     }
     return poor;
 }"""
-"""The texts whose contrast with their ground is below 4.5 (WCAG 2.2, AA)."""
+"""Lists the texts whose contrast with their background is below 4.5 (WCAG 2.2, AA)."""
 
 
 async def test_behind_a_proxy_that_strips_a_path(browser: Browser) -> None:

@@ -1,4 +1,4 @@
-"""Which pages may use the gateway: asked by hand, and by Chromium from pages of other origins."""
+"""The origins whose pages may use the gateway, tested with handwritten requests, and with Chromium on pages of other origins."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PATHS = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running() -> AsyncIterator[System]:
-    """The first gateway lets one application in, the second nobody, the third everybody."""
+    """The first gateway allows one origin, the second none, the third all."""
     async with System(gateways=3, settings={"hosts": "chat.example.com"}) as system:
         for index, origins in ((0, f"{APP}, https://second.example.com:8443"), (2, "*")):
             gateway = system.gateways[index]
@@ -54,7 +54,7 @@ async def stream_id(running: System) -> str:
 
 
 def cross(origin: str, **more: str) -> dict[str, str]:
-    """What a browser adds to a request of a page from there."""
+    """Returns the headers that a browser adds to a request of a page of this origin."""
     return {
         "origin": origin,
         "sec-fetch-site": "cross-site",
@@ -88,7 +88,7 @@ async def test_preflight(system: System, stream_id: str, path: str) -> None:
 
 
 async def test_cors_headers_of_every_kind_of_answer(system: System, stream_id: str) -> None:
-    """Errors and streams too: without the header a page's script would not even be told the status."""
+    """Errors and streams, too: without the header a page's script would not even see the status."""
     streams = "/v1/streams"
     for method, path, headers, status in (
         ("GET", f"{streams}/{stream_id}", {}, 200),
@@ -141,7 +141,7 @@ async def test_origins_that_are_not_configured_get_no_access(system: System, str
 async def test_requests_with_side_effects_are_refused_for_other_origins(
     system: System, stream_id: str, method: str, path: str
 ) -> None:
-    """A form or an image is sent without a preflight, and its sender need not see the answer to do harm."""
+    """Forms and images are sent without a preflight, and do harm even if the page cannot read the answer."""
     body: dict[str, Any] = (
         {"json": {"model": "m", "messages": [{"role": "user", "content": "x"}], "input": "x"}}
         if method == "POST"
@@ -167,7 +167,7 @@ async def test_requests_with_side_effects_are_refused_for_other_origins(
 
 
 async def test_the_same_origin_and_programs_are_allowed(system: System) -> None:
-    """The page that the gateway itself serves, also over plain HTTP and behind a proxy; and whoever is no browser."""
+    """The gateway's own pages, also over plain HTTP and behind a proxy, and clients that are not browsers."""
     url = f"{system.gateway_url(1)}/v1/streams"
     host = system.gateway_url(1).removeprefix("http://")
     body = {"messages": [{"role": "user", "content": "x"}], "simulate": FAST}
@@ -187,7 +187,7 @@ async def test_the_same_origin_and_programs_are_allowed(system: System) -> None:
 
 
 async def test_dns_rebinding_is_refused(system: System, stream_id: str) -> None:
-    """DNS rebinding: the browser takes the gateway for the page's own origin, and only `Host` tells."""
+    """DNS rebinding: the browser takes the gateway for the page's own origin; only `Host` shows the attack."""
     url = system.gateway_url(2)  # which lets pages of all origins in: that is about reading, not about names
     before = len(await system.logs())
     page = {"host": "rebound.example:8000", "origin": "http://rebound.example:8000", "sec-fetch-site": "same-origin"}
@@ -223,7 +223,7 @@ async def test_dns_rebinding_is_refused(system: System, stream_id: str) -> None:
 
 
 async def test_websockets(system: System, stream_id: str) -> None:
-    """Browsers open them to anywhere, and let the page read: so the gateway must look who it is."""
+    """Browsers let pages open and read WebSockets to any host: so the gateway must check the origin."""
     for index, origin, status in ((0, APP, 101), (0, OTHER, 403), (1, APP, 403), (1, None, 101), (2, OTHER, 101)):
         url = f"{system.gateway_url(index).replace('http', 'ws', 1)}/v1/streams/{stream_id}/ws"
         try:
@@ -256,7 +256,7 @@ async def test_a_wrong_setting_is_named(system: System, origins: str) -> None:
 
 
 class Site(HttpServer):
-    """Another origin: a server of blank pages."""
+    """A server of blank pages, as another origin."""
 
     async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(response(200, "text/html", b"<!doctype html><title>a page</title>"))
@@ -337,7 +337,7 @@ _LINK = "url => { location = url; }"
     ("script", "path"), [(_FORM, "/v1/streams"), (_LINK, "/stream?prompt=link")], ids=["form", "link"]
 )
 async def test_another_site_s_form_and_link_in_chromium(system: System, browser: Browser, script: str, path: str) -> None:
-    """What needs no script's leave at all; but for the origin, the request is as good as any."""
+    """Requests that need no script. Only their origin makes them different from allowed ones."""
     before = len(await system.logs())
     page = await browser.new_page()
     async with Site() as stranger:

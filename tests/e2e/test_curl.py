@@ -1,4 +1,4 @@
-"""`curl -N`: the plainest client there is, cut off and resumed by hand."""
+"""`curl -N`, the simplest client: cut off and resumed by hand."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def running() -> AsyncIterator[System]:
 
 @dataclass
 class Fetched:
-    """What one run of curl got, read by a decoder that is not ours."""
+    """The output of one run of curl, read by a decoder that is not ours."""
 
     head: str
     body: bytes
@@ -55,12 +55,12 @@ class Fetched:
 
     @property
     def tokens(self) -> list[tuple[str, str]]:
-        """(id, text) of each token."""
+        """Returns (id, text) of each token."""
         return [(one.id, json.loads(one.data)["token"]) for one in self.events if one.event == "message"]
 
 
 async def curl(url: str, *arguments: str, until: re.Pattern[bytes] | None = None, count: int = 1) -> Fetched:
-    """Run `curl -N`, to the end of the response, or kill it with the `count`-th event whose block matches `until`."""
+    """Runs `curl -N` to the end of the response, or kills it at the `count`-th event whose block matches `until`."""
     process = await asyncio.create_subprocess_exec(
         *("curl", "-sS", "-N", "-i", "--max-time", "30", *arguments, url), stdout=asyncio.subprocess.PIPE
     )
@@ -133,7 +133,7 @@ async def test_the_header_takes_precedence_over_the_query(system: System) -> Non
 
 
 async def test_resumed_inside_an_entry_of_many_tokens(system: System) -> None:
-    """Flat out, an entry carries many tokens: who comes back into its middle gets only the rest."""
+    """At full speed an entry has many tokens: a reader that resumes in the middle of one gets only the rest."""
     stream_id = await system.create("batches", simulate={"tokens": 300, "tokens_per_second": 0})
     state = await system.until_status(stream_id, "completed")
     assert await system.commands.xlen(log_key(stream_id)) < 300

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LOG_SECONDS = 300
 END_SECONDS_MAX = 20.0
-"""The longest that a reader may take to be told the end, on a machine with other work."""
+"""The longest that a reader may wait for the end, on a machine with other work."""
 BEGUN: list[tuple[bytes, Sequence[bytes]]] = [
     (b"0-1", (b"accepted", ACCEPTED)),
     (b"1-0", (b"started", STARTED)),
@@ -56,7 +56,7 @@ async def running() -> AsyncIterator[System]:
 
 
 class Neighbour:
-    """A stream that somebody follows all the time, through the same gateway."""
+    """An intact stream that a reader follows all the time, through the same gateway."""
 
     def __init__(self, system: System) -> None:
         self.system, self.stream_id, self.count = system, new_stream_id(), 0
@@ -70,7 +70,7 @@ class Neighbour:
         return self.reader
 
     async def speaks(self) -> None:
-        """One more token comes, at once: the subscription is up, and it was pushed."""
+        """Appends a token, and checks that it arrives: the subscription still works."""
         self.count += 1
         await append(self.system, self.stream_id, b"1-%d" % self.count, (b"t", b"%d" % self.count))
         await self.reader.until_tokens(self.count)
@@ -114,14 +114,14 @@ def of(body: bytes) -> list[Message]:
 
 
 class Faces:
-    """The ways to read one stream; each comes back with how many ends it was told, and must not hang."""
+    """All ways to read one stream. Each checks that it gets exactly one end, and must not hang."""
 
     def __init__(self, system: System, stream_id: str) -> None:
         self.system, self.stream_id = system, stream_id
         self.url = system.gateway_url()
 
     async def all(self, *, ended: bool = True) -> None:
-        """Everybody reads to the end, at once."""
+        """Reads the stream to its end in all ways at the same time."""
         await self.system.commands.set(chat_key("anonymous", self.stream_id), self.stream_id, ex=LOG_SECONDS)
         ways = [self.native, self.ndjson, self.text, self.prompt, self.chat, self.responses, self.ai, self.websocket]
         async with asyncio.timeout(END_SECONDS_MAX):
@@ -130,7 +130,7 @@ class Faces:
                 await self.whole()
 
     async def get(self, path: str, **headers: str) -> Any:
-        """A whole response; its body may be cut off."""
+        """Reads a whole response; its body may be cut off."""
         body, is_whole = b"", True
         async with self.system.http.stream("GET", self.url + path, headers=headers) as response:
             try:
@@ -183,7 +183,7 @@ class Faces:
         assert socket.close_code == 1000
 
     async def whole(self) -> None:
-        """What is answered at once."""
+        """Makes the requests that are answered at once."""
         for path in ("", "?wait=0.1", "/receipt"):
             status, body = await self.get(f"/v1/streams/{self.stream_id}{path}")
             assert (status, json.loads(body)["id"]) == (200, self.stream_id)
@@ -247,7 +247,7 @@ async def test_a_damaged_log(system: System, neighbour: Neighbour, name: str) ->
 async def test_a_log_damaged_while_readers_follow_it(
     system: System, neighbour: Neighbour, fields: tuple[bytes, ...]
 ) -> None:
-    """The end is written down, once, where the log has not ended."""
+    """The end is appended, once, to a log that has not ended."""
     stream_id = new_stream_id()
     for entry in BEGUN:
         await append(system, stream_id, *entry)
@@ -274,7 +274,7 @@ async def is_noted(system: System, stream_id: str) -> bool:
 
 @pytest.mark.parametrize("ended", [True, False])
 async def test_a_long_log_damaged_in_its_middle(system: System, neighbour: Neighbour, ended: bool) -> None:
-    """Further back than a ring goes, and than is read at once."""
+    """Further back than the ring reaches, and than one read of the log covers."""
     stream_id = new_stream_id()
     for entry in BEGUN:
         await append(system, stream_id, *entry, push=False)
@@ -309,7 +309,7 @@ async def test_a_long_log_damaged_in_its_middle(system: System, neighbour: Neigh
 async def test_waiting_requests_get_an_error_for_a_damaged_log(
     system: System, neighbour: Neighbour, path: str, body: dict[str, Any]
 ) -> None:
-    """Of the whole answer, or of its first token: a refusal that no SDK tries again by itself."""
+    """Requests that wait for the whole answer or for the first token get an error that no SDK retries."""
     before = set(await system.logs())
     waiting = asyncio.create_task(system.http.post(system.gateway_url() + path, json={"model": "m", **body}))
 
@@ -382,7 +382,7 @@ async def test_a_key_of_another_type(system: System, neighbour: Neighbour, kind:
 
 
 async def test_garbage_on_a_channel(system: System, neighbour: Neighbour) -> None:
-    """It is passed over and counted, the log is read, and nobody's subscription is lost."""
+    """Garbage is ignored and counted, the log is read, and no subscription is lost."""
     stream_id = new_stream_id()
     for entry in BEGUN:
         await append(system, stream_id, *entry)
@@ -427,7 +427,7 @@ async def test_garbage_on_a_channel(system: System, neighbour: Neighbour) -> Non
 
 
 async def test_garbage_in_other_keys(system: System, neighbour: Neighbour) -> None:
-    """A chat's newest stream, an idempotency key, notes of deliveries, what processes say of themselves."""
+    """A chat's newest stream, an idempotency key, delivery notes, and heartbeats of processes."""
     http, url, commands = system.http, system.gateway_url(), system.commands
     for chat, value in (("one", b"\xff\xfe"), ("two", b"no stream"), ("three", b"0" * 36 + b"\n")):
         await commands.set(chat_key("anonymous", chat), value, ex=LOG_SECONDS)
@@ -481,7 +481,7 @@ async def test_garbage_in_other_keys(system: System, neighbour: Neighbour) -> No
 
 
 async def test_random_entries_and_pushes(system: System, neighbour: Neighbour) -> None:
-    """Whatever stands in a log: one end for each reader."""
+    """Any entries in a log lead to one end for each reader."""
     choose = random.Random(seed := secrets.randbits(32))
     print("seed", seed)
     fields = [

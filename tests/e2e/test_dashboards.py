@@ -1,4 +1,4 @@
-"""The dashboards and alerts against a real Prometheus that scrapes a running system: every expression gives data."""
+"""The dashboards and alerts with a real Prometheus that scrapes a running system: every expression gives data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROUNDS = 3
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Every panel's, with its name."""
+    """Yields every expression, with the name of its panel."""
     for path in sorted((_ROOT / "deploy" / "grafana" / "dashboards").glob("*.json")):
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel["targets"]:

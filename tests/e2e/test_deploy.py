@@ -1,4 +1,4 @@
-"""What each way of deploying starts, started by hand: the commands, environments and health checks as they are written.
+"""The processes of each deployment, started here: commands, environments and health checks are those of its files.
 
 Only addresses are other ones. There is neither Docker, systemd nor Kubernetes in these tests.
 """
@@ -36,7 +36,7 @@ _EVENT_BYTES, _THOUSANDS = 100, 600
 
 
 class Running:
-    """One command of a deployment. `others` are addresses that stand in it, and what stands there here."""
+    """One command of a deployment. `others` maps addresses in its files to addresses of the test."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], others: Mapping[str, str]) -> None:
         self._others = others
@@ -50,7 +50,7 @@ class Running:
         self._process = await asyncio.create_subprocess_exec(*self._command, cwd="/", env=self._environment)
 
     async def stop(self, how: signal.Signals = signal.SIGTERM, *, within_seconds: float) -> int:
-        """Its code. TimeoutError: it would have been killed."""
+        """Stops the process and returns its exit code. TimeoutError if the deployment would have killed it."""
         self._process.send_signal(how)
         async with asyncio.timeout(within_seconds):
             return await self._process.wait()
@@ -61,7 +61,7 @@ class Running:
             await self._process.wait()
 
     async def check(self, command: Sequence[str]) -> int:
-        """The code of a health check of this part."""
+        """Runs a health check of this part; returns its exit code."""
         told = [self._here(one) for one in command]
         silent = asyncio.subprocess.DEVNULL
         process = await asyncio.create_subprocess_exec(*told, env=self._environment, stdout=silent, stderr=silent)
@@ -95,7 +95,7 @@ async def running(
 
 @asynccontextmanager
 async def redis_as_deployed(directory: Path) -> AsyncIterator[int]:
-    """docker-compose.yml's Redis, with deploy/redis/redis.conf as it is; its port. Ends as its health check says it runs."""
+    """Starts docker-compose.yml's Redis, with deploy/redis/redis.conf, and yields its port once its health check succeeds."""
     needs("redis-server (Debian: apt install redis-server)", shutil.which("redis-server"))
     service = compose()["services"]["redis"]
     port = free_port()
@@ -170,7 +170,7 @@ async def test_each_deployment_s_processes_answer_and_stop_in_time(name: str, tm
 
 
 async def test_nginx_as_compose_starts_it(tmp_path: Path) -> None:
-    """Its shell script and both configurations. Debian's nginx is older than `resolve`, so that one word is taken out."""
+    """Its shell script and both configurations. Debian's nginx does not know `resolve`, so that word is removed."""
     needs("nginx (Debian: apt install nginx)", binary_of("nginx"))
     needs("wget (Debian: apt install wget)", shutil.which("wget"))
     service, way = compose()["services"]["nginx"], WAYS["compose"]()
@@ -215,7 +215,7 @@ async def test_nginx_as_compose_starts_it(tmp_path: Path) -> None:
 
 
 async def slow_subscriber(port: int, commands: Any) -> int:
-    """How often somebody was there for what was published, while nobody read: 60 MB, as 70,000 events a second for 8.6 s."""
+    """Publishes 60 MB (70,000 events a second for 8.6 s) to a subscriber that does not read; returns how often it was still connected."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"SSUBSCRIBE slow\r\n")
     await reader.readuntil(b":1\r\n")

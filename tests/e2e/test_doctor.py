@@ -1,4 +1,4 @@
-"""`midstream doctor` before real proxies that are wrong in one way each: it names the fault, the hop, and the directive."""
+"""`midstream doctor` with real proxies that have one fault each: it names the fault, the hop, and the directive."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.system import System
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 KEEPALIVE_SECONDS = 2
-"""So that a time-out shorter than it is found in seconds and not in a quarter of a minute."""
+"""The interval of keep-alives: short, so that a shorter time-out of a proxy is found in a few seconds."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -45,7 +45,7 @@ class Diagnosis:
         return dict(json.loads(self.printed))
 
     def fault(self, check: str) -> dict[str, Any]:
-        """The fault of this name, which must be there, and be the only one of its name."""
+        """Returns the fault of this name. AssertionError unless there is exactly one."""
         (one,) = [fault for fault in self.found["faults"] if fault["check"] == check]
         return dict(one)
 
@@ -68,7 +68,7 @@ async def doctor(*arguments: str) -> Diagnosis:
 
 
 def nginx(gateway: str, *directives: str, above: str = "") -> Proxy:
-    """An nginx that is right but for these directives."""
+    """Returns the configuration of an nginx that is right except for these directives."""
     right = ["proxy_http_version 1.1;", 'proxy_set_header Connection "";', "proxy_pass_header X-Accel-Buffering;"]
     said = " ".join([*(one for one in right if one.split()[0] not in " ".join(directives)), *directives])
     return Proxy(
@@ -77,7 +77,7 @@ def nginx(gateway: str, *directives: str, above: str = "") -> Proxy:
 
 
 IGNORE = "proxy_ignore_headers X-Accel-Buffering;"
-"""How people break it: nginx heeds what the gateway asks for, until it is told not to."""
+"""A common mistake: nginx follows the gateway's X-Accel-Buffering, unless a directive ignores it."""
 
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "compression": (("gzip on;", "gzip_types text/event-stream;"), "gzip off;"),
@@ -87,15 +87,15 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "headers": (("proxy_hide_header Cache-Control;",), "remove: proxy_hide_header Cache-Control;"),
     "framing": (("chunked_transfer_encoding off;",), "chunked_transfer_encoding on;"),
 }
-"""By its fault: what is wrong in an nginx, and how the advice begins."""
+"""For each fault the wrong directives of an nginx, and the beginning of the advice."""
 
 
 AT_ONCE = 3
-"""Diagnoses mostly wait; but with too many at once the machine itself makes events late."""
+"""Runs at the same time. They mostly wait, but with too many the machine itself delays events."""
 
 
 async def diagnoses(asked: dict[str, list[str]]) -> dict[str, Diagnosis]:
-    """Several runs, a few at once."""
+    """Runs several diagnoses, a few at a time."""
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(arguments: list[str]) -> Diagnosis:
@@ -136,7 +136,7 @@ async def test_an_nginx_with_one_fault_is_named(
 
 
 async def test_an_nginx_that_buffers(system: System) -> None:
-    """nginx as it comes speaks HTTP/1.0 and buffers; X-Accel-Buffering saves it. With that ignored, nothing comes before the end."""
+    """A default nginx uses HTTP/1.0 and buffers, unless X-Accel-Buffering forbids it. If that is ignored, all events come at the end."""
     with nginx(system.gateway_url(), "proxy_http_version 1.0;", "proxy_buffering on;", IGNORE) as proxy:
         said = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0", "--json")
     assert said.exit_code == 1
@@ -149,7 +149,7 @@ async def test_an_nginx_that_buffers(system: System) -> None:
 
 
 async def test_gzip_that_buffers(system: System) -> None:
-    """The same over HTTP/1.1: chunks are passed on one by one, so that only who asks for gzip gets all at the end."""
+    """With HTTP/1.1 chunks are passed on one by one; only clients that accept gzip get all events at the end."""
     with nginx(system.gateway_url(), "proxy_buffering on;", IGNORE, "gzip on;", "gzip_types *;") as proxy:
         said = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0", "--json")
     assert said.faults == ["compression"], said.printed
@@ -159,7 +159,7 @@ async def test_gzip_that_buffers(system: System) -> None:
 
 
 async def test_the_hop_in_the_middle_is_named(system: System) -> None:
-    """gateway, a right nginx, a Caddy that gathers, a HAProxy outside: three addresses before, and only Caddy is at fault."""
+    """A gateway, a right nginx, a Caddy that buffers, and a HAProxy in front: only Caddy is at fault."""
     with ExitStack() as stack:
         inner = stack.enter_context(nginx(system.gateway_url()))
         caddy = Proxy(
@@ -227,7 +227,7 @@ async def test_a_cache_is_found(system: System) -> None:
 
 
 async def test_https_and_http_2(system: System) -> None:
-    """Caddy makes a certificate of its own, which nobody trusts."""
+    """Caddy makes a certificate that no client trusts."""
     gateway = system.gateway_url()[7:]
     site = f"https://localhost:{{port}} {{\ntls internal {{\n{{alpn}}\n}}\nreverse_proxy {gateway}\n}}\n"
     with ExitStack() as stack:

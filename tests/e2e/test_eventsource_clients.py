@@ -35,7 +35,7 @@ async def running() -> AsyncIterator[System]:
 
 
 async def expect_whole(system: System, stream_id: str, messages: list[Message]) -> None:
-    """It got everything once and in order, over all its connections."""
+    """Checks that the client got every event once and in order, over all its connections."""
     answer = answer_of(messages)
     state = await system.state(stream_id)
     assert len(answer.tokens) == ANSWER["tokens"]

@@ -37,7 +37,7 @@ async def running() -> AsyncIterator[System]:
 
 
 def check(said: Said, name: str, face: str) -> None:
-    """All that this face says is what the recording says."""
+    """Checks that everything this face shows equals the recording."""
     wanted = said_in(name)
     for one in fields(Said):
         told = getattr(said, one.name)
@@ -45,13 +45,13 @@ def check(said: Said, name: str, face: str) -> None:
 
 
 def sse_of(body: bytes) -> list[ServerSentEvent]:
-    """As a decoder has it that is not ours."""
+    """Decodes the events with a decoder that is not ours."""
     response = httpx.Response(200, headers={"content-type": "text/event-stream"}, content=body)
     return list(EventSource(response).iter_sse())
 
 
 def of_events(events: list[tuple[str, Any]]) -> Said:
-    """From the native events, whichever way they came: (name, data)."""
+    """Merges native events, given as (name, data)."""
     gathering = Gathering()
     for name, data in events:
         if name == "message":
@@ -64,7 +64,7 @@ def of_events(events: list[tuple[str, Any]]) -> Said:
 
 @pytest.mark.parametrize("name", recorded())
 async def test_every_form_of_the_native_api(system: System, name: str) -> None:
-    """Followed live through one gateway, replayed through the other: SSE, lines, text, WebSocket, state."""
+    """Followed live through one gateway, replayed through the other: SSE, NDJSON, text, WebSocket, state."""
     stream_id = await system.create(model=name)
 
     async def sse(gateway: int) -> Said:
@@ -201,7 +201,7 @@ def of_response(response: Any) -> Said:
 
 @pytest.mark.parametrize("name", recorded())
 async def test_the_ai_sdk(system: System, name: str) -> None:
-    """It shows a refusal as text, and a call's arguments as the value that they are."""
+    """The AI SDK shows a refusal as text, and a call's arguments as a parsed value."""
     asked = {"id": f"chat-{name}", "messages": [{"id": "u", "role": "user", "parts": [{"type": "text", "text": "x"}]}]}
     answer = await system.http.post(f"{system.gateway_url()}/api/chat", json={**asked, "model": name})
     seen = await ai_sdk.read(answer.content)
@@ -226,7 +226,7 @@ async def test_the_ai_sdk(system: System, name: str) -> None:
 async def test_an_answer_of_one_api_is_read_through_another(
     client: openai.AsyncOpenAI, system: System, name: str
 ) -> None:
-    """Whatever created it, it is a log like any other."""
+    """Every stream is a log, whichever API created it."""
     raw = await client.chat.completions.with_raw_response.create(model=name, messages=MESSAGES, stream=True)
     chat = raw.headers["x-stream-id"]
     [chunk async for chunk in raw.parse()]

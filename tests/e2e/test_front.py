@@ -1,4 +1,4 @@
-"""What whoever reaches a gateway meets first: the same headers on all answers, its documentation, and bounds of what is given whole."""
+"""A gateway's common headers, its documentation, and the limits of answers that are sent whole."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def running() -> AsyncIterator[System]:
 
 
 async def long_answer(system: System, tokens: int, token: str, *, before: int = 0) -> tuple[str, str]:
-    """A finished answer as a worker writes it, in entries of 64 tokens; its id and its text. `before` tokens of a first attempt stand."""
+    """Writes a finished answer as a worker does, in entries of 64 tokens; returns its id and its text. `before`: tokens kept of a first attempt."""
     stream_id = new_stream_id()
     accepted = Accepted({"model": "m", "messages": []}, Policies(), time.time(), "anonymous", {})
     started = {"attempt": 1, "model": "m", "worker": "w", "time": time.time()}
@@ -79,7 +79,7 @@ async def raw(port: int, request: bytes) -> bytes:
 
 
 async def test_every_answer_has_nosniff(system: System) -> None:
-    """`nosniff` on all of them: pages, streams, errors, and what is no HTTP."""
+    """`nosniff` is in pages, streams, errors, and answers to malformed HTTP."""
     stream_id = await system.create("x", simulate=FAST)
     await system.until_status(stream_id, "completed")
     url, port = system.gateway_url(), system.gateway_port()
@@ -174,7 +174,7 @@ async def test_the_body_of_a_stop_request_is_limited(system: System) -> None:
 
 @pytest.mark.parametrize("before", [0, 30_016])
 async def test_a_long_text_is_complete_from_memory_and_from_the_log(system: System, before: int) -> None:
-    """It begins with a piece from memory, and goes on with pages of the log."""
+    """The text begins with a piece from memory, and continues with pages of the log."""
     stream_id, text = await long_answer(system, 60_000, " ünïcode", before=before)
     url, encoded = f"{system.gateway_url()}/v1/streams/{stream_id}", text.encode()
     assert (await system.http.get(url)).json()["text"] == text
@@ -193,7 +193,7 @@ async def test_a_long_text_is_complete_from_memory_and_from_the_log(system: Syst
 
 
 async def test_memory_for_long_answers_that_are_not_read_is_limited() -> None:
-    """Sixty clients ask for 15 MB each, in every way in which it is given whole, and read nothing."""
+    """Sixty clients request 15 MB each, in every form that is sent whole, and read nothing."""
     clients = 60
     async with System(workers=0) as system:
         stream_id, text = await long_answer(system, 15_000, "x" * 1000)
@@ -238,7 +238,7 @@ async def test_memory_for_long_answers_that_are_not_read_is_limited() -> None:
 
 
 async def test_a_long_answer_does_not_delay_other_requests(system: System) -> None:
-    """While states, receipts and texts of 190,000 tokens are made, whoever asks for something short waits for a moment at most."""
+    """While states, receipts and texts of 190,000 tokens are made, short requests are answered almost at once."""
     stream_id, _ = await long_answer(system, 190_000, " a")
     url = system.gateway_url()
     paths = ("", "/receipt", "/text", "?wait=1")

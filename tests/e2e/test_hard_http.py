@@ -1,4 +1,4 @@
-"""What clients send that breaks the rules of HTTP, or goes to their limits: a clear refusal, and nothing of it is another request."""
+"""Requests that break the rules of HTTP, or reach their limits: they are refused clearly, and no part becomes another request."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ async def test_every_incomplete_request_times_out(system: System) -> None:
 
 
 async def test_an_unread_body_does_not_keep_its_connection_open(system: System) -> None:
-    """A small one is read, so that the next request is answered; a large one ends the connection, and soon."""
+    """A small body is read, so that the next request is answered; after a large one the connection is closed soon."""
     small = post(sized(b"x" * 50_000), b"x" * 50_000, path=b"/nowhere")
     last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     head, _, body = small.partition(b"\r\n\r\n")
@@ -381,7 +381,7 @@ async def test_more_pipelined_requests_than_may_wait_are_answered_if_answers_are
 
 @pytest.mark.parametrize("leaves", ["reset", "close"])
 async def test_a_leaving_client_is_noticed_whatever_it_sent_before(system: System, leaves: str) -> None:
-    """By every face, with nothing behind, one request, and more than is kept."""
+    """By every face, without pipelined bytes, with one request behind, and with more than is kept."""
     cases = [(face, behind) for face in ("events", "chat", "whole") for behind in (b"", HEALTH, HEALTH * 20_000)]
     await asyncio.gather(*(_leaves(system, leaves, *case, f"{leaves} {number}.") for number, case in enumerate(cases)))
 
@@ -412,7 +412,7 @@ def chat(prompt: str, **more: Any) -> bytes:
 
 
 async def stream_of(system: System, prompt: str) -> str:
-    """The stream that was made for this prompt, once it is there."""
+    """Returns the stream that was created for this prompt, once it exists."""
     found: list[str] = []
 
     async def is_there() -> bool:
@@ -488,7 +488,7 @@ async def test_half_a_request_and_then_the_end(system: System, half: bytes) -> N
 
 
 async def test_an_answer_that_is_not_read_is_cut_off(system: System) -> None:
-    """Else its client would have this process keep it for as long as it likes."""
+    """Otherwise a client could occupy memory for as long as it likes."""
     async with RawHttp(system.gateway_port()) as raw:
         pid = system.gateways[0].pid
 

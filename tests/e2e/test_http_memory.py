@@ -1,4 +1,4 @@
-"""What clients make a gateway keep is bounded, and gone when they are: its memory before, in the middle of, and after each attack."""
+"""The memory that clients can occupy is limited, and freed when they leave: measured before, during and after each attack."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ HOST = b"Host: x\r\n"
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 CHUNKED = b"POST /v1/streams HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 MEGABYTES = 30
-"""Of each attack; what it came to without a bound was several times as much."""
+"""The limit for each attack; without limits in the gateway each takes several times as much."""
 GROWN_MEGABYTES_MAX = 10.0
 CLOSED_CONNECTIONS = 4_000
-"""They were 140 MB, until the collector came."""
+"""Without care these were 140 MB, until the garbage collector ran."""
 AT_ONCE = 400
 
 
@@ -91,7 +91,7 @@ async def test_endless_requests(system: System, begun: bytes, again: bytes) -> N
 
 
 async def test_unfinished_heads(system: System) -> None:
-    """Each holds no more than the bound while it is open, and nothing afterwards."""
+    """Each connection occupies no more than the limit while it is open, and nothing afterwards."""
     before = resident_megabytes(system.gateways[0].pid)
     async with AsyncExitStack() as stack:
         for _ in range(50):
@@ -140,7 +140,7 @@ async def test_closed_keep_alive_connections(system: System) -> None:
     ],
 )  # fmt: skip
 async def test_memory_of_a_closed_connection_is_freed_at_once(system: System, request_: bytes, leaves: str) -> None:
-    """Kept until the collector comes, it would be 9 to 60 MB."""
+    """If it were kept until the garbage collector runs, it would be 9 to 60 MB."""
     before = resident_megabytes(system.gateways[0].pid)
 
     async def come_and_go() -> None:

@@ -1,4 +1,4 @@
-"""The processes' logs: one line per outcome, found by stream and by request, without a word of what was said."""
+"""The processes' logs: one line per outcome, with the stream's and the request's id, and without texts of prompts or answers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _SECRET = "a very private question"
 
 
 def lines(process: Process) -> list[dict[str, Any]]:
-    """Every line that it has logged; each must be an object of its own."""
+    """Parses every line that the process has logged; each must be a JSON object."""
     return [json.loads(line) for line in process.logged().splitlines()]
 
 
 def outcomes(system: System, stream_id: str) -> list[tuple[str, str]]:
-    """Of a stream: what the lines tell that are about an outcome."""
+    """Returns the outcome lines of a stream."""
     every = [line for process in (*system.workers, *system.gateways) for line in lines(process)]
     about = [line for line in every if line.get("stream") == stream_id]
     return [(line["event"], line.get("outcome") or line["status"]) for line in about]
 
 
 async def until_told(system: System, *stream_ids: str) -> None:
-    """Each stream's outcome and its receipt are on the log."""
+    """Returns once each stream's outcome and receipt are logged."""
     await wait_until(
         lambda: all(len(outcomes(system, stream_id)) == 2 for stream_id in stream_ids), what="all outcomes are logged"
     )

@@ -1,4 +1,4 @@
-"""The metrics tell the truth: what they count is compared with what receipts and readers say."""
+"""Compares the metrics with receipts and with what readers got."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def parsed(text: str) -> Samples:
 
 
 def total(samples: Samples, name: str, **labels: str) -> float:
-    """Of all series of this name that have these labels. AssertionError if there is none."""
+    """Returns the sum over all series of this name with these labels. AssertionError if there is none."""
     found = [
         value for (named, told), value in samples.items() if named == name and labels.items() <= dict(told).items()
     ]

@@ -1,4 +1,4 @@
-"""A worker that asks a real OpenAI-compatible server over HTTP, whose own counters say what was generated."""
+"""A worker that calls an OpenAI-compatible server over HTTP; the server's counters show what was generated."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Model:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def model(server: OpenAIServer, system: System) -> AsyncIterator[Model]:
-    """The server and the system, at rest before and after."""
+    """Yields the server and the system, both idle before and after the test."""
     assert server.running == 0
     yield Model(server, system)
     await wait_until(lambda: server.running == 0, what="the provider is at rest")

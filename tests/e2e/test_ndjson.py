@@ -1,4 +1,4 @@
-"""Lines of JSON for services: the same events as Server-Sent Events have, resumed in the same way."""
+"""JSON lines: the same events as in Server-Sent Events, resumed in the same way."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def running() -> AsyncIterator[System]:
 
 
 def lines_of(body: str) -> list[dict[str, Any]]:
-    """Each line by itself, as the plainest reader would take them: there is nothing that JSON cannot parse."""
+    """Parses each line by itself, as the simplest client would."""
     assert body.endswith("\n")
     return [json.loads(line) for line in body[:-1].split("\n")]
 
@@ -100,7 +100,7 @@ async def test_a_silent_stream_is_kept_alive_and_no_line_is_empty(system: System
 
 
 async def test_jq_reads_keep_alives_too(system: System) -> None:
-    """The space before a line is JSON's own white space, for every parser."""
+    """A keep-alive is a space before a line, which every JSON parser ignores as white space."""
     jq = shutil.which("jq")
     needs("jq (Debian: apt install jq)", jq)
     assert jq is not None
@@ -112,7 +112,7 @@ async def test_jq_reads_keep_alives_too(system: System) -> None:
 
 
 async def test_node_reconnects_after_the_gateway_was_stopped(system: System) -> None:
-    """Redeployed in mid-answer: a last line says when to come back, and the rest follows with no hole."""
+    """The gateway is stopped in mid-answer: the last line says when to reconnect, and the rest follows without a hole."""
     async with System(gateway_settings={"connection_seconds": 0.3, "retry_milliseconds": 100}) as own:
         stream_id = await own.create("node", simulate={"tokens": 90, "tokens_per_second": 45})
         said = await (await Node.run("ndjson.mjs", own.events_url(stream_id))).until_end()
@@ -192,7 +192,7 @@ async def test_errors_are_problems(system: System) -> None:
 
 
 async def test_a_restart_is_an_event(system: System) -> None:
-    """A worker dies in mid-answer: its successor begins anew, and the line says how many tokens stand."""
+    """A worker dies in mid-answer: another one restarts it, and the line says how many tokens are kept."""
     stream_id = await system.create("restart", simulate={"tokens": 60, "tokens_per_second": 40})
     reading = asyncio.create_task(fetched(system, stream_id))
     await system.follow(stream_id, gateway=1).until_tokens(10)

@@ -1,4 +1,4 @@
-"""Chat completions by OpenAI's own clients, for Python and for Node, with nothing changed but the base URL."""
+"""Chat completions with OpenAI's own clients for Python and Node; only the base URL is changed."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def test_the_fields_of_a_stream_s_end_are_kept(client: openai.AsyncOpenAI)
 async def test_whole_and_streamed_are_the_same(
     client: openai.AsyncOpenAI, script: dict[str, Any], more: dict[str, Any]
 ) -> None:
-    """The SDK puts the chunks together as it does those of OpenAI; the object that the gateway put together is the same."""
+    """The SDK merges the chunks as it does OpenAI's; the result equals the whole answer that the gateway makes."""
     asked: dict[str, Any] = {"model": "some-model", "messages": MESSAGES, "extra_body": {"script": script}, **more}
     whole = await client.chat.completions.create(**asked)
     async with client.chat.completions.stream(**asked, stream_options={"include_usage": True}) as stream:

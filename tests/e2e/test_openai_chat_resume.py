@@ -1,4 +1,4 @@
-"""Chat completions that are cut off, resumed, left, cancelled and outlived: what OpenAI's own API does not do."""
+"""Chat completions that are cut off, resumed, abandoned or cancelled, which OpenAI's own API does not offer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def asking(script: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def blocks(body: str) -> list[str]:
-    """The events of a body, each with its lines, without comments and `retry:`."""
+    """Returns the events of a body, each with its lines, without comments and `retry:`."""
     lines = [line for line in body.split("\n") if not line.startswith((":", "retry:"))]
     return [one for one in "\n".join(lines).split("\n\n") if one]
 
@@ -147,7 +147,7 @@ async def test_the_provider_stops_when_the_client_leaves(
 
 
 async def test_the_response_begins_before_a_silent_provider_s_first_token(system: System, server: OpenAIServer) -> None:
-    """No proxy may take the connection for dead before the first token: after a moment the response begins."""
+    """The response begins before the first token, so that no proxy takes the connection for dead."""
     began = time.monotonic()
     async with system.http.stream("POST", chat_url(system), json=asking({"stall_after": 0}, stream=True)) as response:
         assert 4 < time.monotonic() - began < 10
@@ -226,7 +226,7 @@ async def test_curl_reads_the_stream(system: System) -> None:
 
 
 async def test_an_sdk_s_stream_is_not_rotated_by_age_and_is_cut_off_when_the_gateway_stops() -> None:
-    """An SDK does not come back: its response lasts as long as its answer, and what is not whole must look so."""
+    """An SDK does not reconnect: its response lasts as long as the answer, and an incomplete one must be recognisable."""
     asked: dict[str, Any] = {"model": "m", "messages": MESSAGES, "stream": True}
     simulate = {"tokens": 100, "tokens_per_second": 50}
     async with System(gateways=2, gateway_settings={"connection_seconds": 0.3}) as system:

@@ -1,4 +1,4 @@
-"""OpenAI's Responses API by OpenAI's own clients, for Python and for Node, with nothing changed but the base URL."""
+"""OpenAI's Responses API with OpenAI's own clients for Python and Node; only the base URL is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the Responses API is asked for and does not have, or that is wrong: a 4xx that names it, never a 500."""
+"""Unsupported or wrong requests to the Responses API: a 4xx that names the parameter, never a 500."""
 
 from __future__ import annotations
 

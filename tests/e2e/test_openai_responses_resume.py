@@ -1,4 +1,4 @@
-"""Responses whose connection is dropped, that are followed by many, from anywhere, or are stopped: by OpenAI's own client."""
+"""Responses that are resumed after a dropped connection, followed by many readers, or cancelled, with OpenAI's own client."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_readers_that_come_at_any_time_get_the_same_events(clients: list[o
 
 
 async def test_resumed_after_any_event(client: openai.AsyncOpenAI, running: System) -> None:
-    """Also in the middle of what one entry of the log became, and at and behind the end."""
+    """Also between the events of one log entry, and at and behind the end."""
     script = {"reasoning": ["let", " me"], "text": ["a", "b"], "tool_calls": [CALL]}
     response = await create(client, script)
     bodies = []
@@ -142,7 +142,7 @@ async def test_closing_the_connection_cancels_the_response(client: openai.AsyncO
 
 
 async def test_a_stopping_gateway_ends_the_stream_with_an_error(server: OpenAIServer) -> None:
-    """The SDK would take an orderly end for the end of the answer: it gets an error instead, and goes on elsewhere."""
+    """The SDK would take a proper end for the end of the answer: it gets an error instead, and resumes at another gateway."""
     told = {"provider": "openai", "openai_base_url": server.url}
     async with System(gateways=2, settings=told) as system:
         urls = [f"{system.gateway_url(index)}/v1" for index in range(2)]

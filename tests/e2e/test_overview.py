@@ -1,4 +1,4 @@
-"""`/`, `/v1/overview` and its events over HTTP: what is told, what is bounded, who is let in."""
+"""`/`, `/v1/overview` and its events over HTTP: contents, limits and access."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def overview(system: System, gateway: int = 0) -> dict[str, Any]:
 
 
 async def until_told(system: System, wanted: str, **counts: int) -> dict[str, Any]:
-    """The overview, once as many processes of each kind are there."""
+    """Returns the overview, once it has so many processes of each kind."""
     told: dict[str, Any] = {}
 
     async def there() -> bool:
@@ -101,7 +101,7 @@ async def test_streams_are_listed_without_their_texts() -> None:
 
 
 async def test_a_failure_between_two_snapshots_is_listed() -> None:
-    """Of a stream that failed between two looks its worker tells: the code, and never the provider's words."""
+    """A stream that failed between two snapshots is reported by its worker: the code, and never the provider's message."""
     async with System() as system:
         simulate = {"tokens": 5, "tokens_per_second": 0, "fail_after": 2}
         failed = await system.create(_SECRET, simulate=simulate, midstream={"on_interrupt": "fail"})

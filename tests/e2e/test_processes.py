@@ -28,7 +28,7 @@ from tests.support.waiting import wait_until
 
 _UP_SECONDS_MAX = 20.0
 _ASKED = 24
-"""Connections over which something is asked: that all of two processes' go to one happens once in 8 million runs."""
+"""The number of connections for a question to all processes: that all reach the same of two happens once in 8 million runs."""
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +37,13 @@ def _spread() -> None:
 
 
 def up(gateway: Process) -> list[tuple[int, int]]:
-    """Number and pid of every child that has come up so far, in that order."""
+    """Returns number and pid of every child that has been ready so far, in order."""
     found = re.findall(r"process (\d+) is up after .*: pid (\d+)", gateway.logged())
     return [(int(number), int(pid)) for number, pid in found]
 
 
 async def until_up(gateway: Process, count: int) -> list[tuple[int, int]]:
-    """Once so many children have come up, those that were started again counted again."""
+    """Returns once so many children have been ready; a restarted child counts again."""
     await wait_until(lambda: len(up(gateway)) >= count, within_seconds=_UP_SECONDS_MAX, what=f"{count} are up")
     return up(gateway)
 
@@ -61,13 +61,13 @@ def metrics_dir_of(pid: int) -> Path:
 
 
 _ENDLESS = {"tokens": 5000, "tokens_per_second": 10}
-"""Longer than any test: it is cancelled when its readers have shown what they are to show."""
+"""Longer than any test: the stream is cancelled when the test has seen enough."""
 _ALONE = {"connection": "close"}
-"""Asked for over a connection of its own, which any of the processes may get."""
+"""Makes a request over a new connection, which any of the processes may get."""
 
 
 async def everywhere(url: str, name: str) -> set[float]:
-    """What a metric is, asked over so many connections that every process has answered."""
+    """Returns the values of a metric, read over so many connections that every process has answered."""
     told = set()
     async with httpx2.AsyncClient(trust_env=False, verify=False) as http:
         for _ in range(_ASKED):
@@ -77,7 +77,7 @@ async def everywhere(url: str, name: str) -> set[float]:
 
 
 async def until_everywhere(url: str, name: str, value: float) -> None:
-    """Wait until every process says so: what is counted is handed over once a second."""
+    """Waits until every process reports this value: plain numbers are copied to the metrics once a second."""
 
     async def says_so() -> bool:
         return await everywhere(url, name) == {value}
@@ -97,14 +97,14 @@ async def nobody_listens(url: str) -> bool:
 
 
 async def connections_by_pid(system: System, stream_id: str) -> Counter[int]:
-    """How many connections of a stream each process has, by its receipt."""
+    """Returns from the receipt how many of a stream's connections each process has."""
     response = await system.http.get(f"{system.gateway_url()}/v1/streams/{stream_id}/receipt")
     listed = response.json()["delivered"]["connections"]
     return Counter(int(one["gateway"].rpartition("-")[2]) for one in listed)
 
 
 async def resume(system: System, stream_id: str, readers: list[Reader], *, gateway: int = 0) -> list[list[Reader]]:
-    """Each reader that was cut off, with the one that goes on for it, which has got something new."""
+    """Resumes each reader that was cut off; returns the pairs, once each new reader has got new tokens."""
     lives = []
     for one in readers:
         assert one.last_id
@@ -115,7 +115,7 @@ async def resume(system: System, stream_id: str, readers: list[Reader], *, gatew
 
 
 async def assert_whole(system: System, stream_id: str, lives: list[list[Reader]], *, gateway: int = 0) -> None:
-    """End the stream: over its connections every reader has got all of its text, in order, nothing twice."""
+    """Ends the stream, and checks that every reader has got all of its text over its connections, in order and nothing twice."""
     response = await system.http.post(f"{system.gateway_url(gateway)}/v1/streams/{stream_id}/cancel")
     text = response.json()["text"]
     assert text
@@ -280,7 +280,7 @@ async def test_midstream_up_starts_the_given_number_of_processes(up_of_two: subp
 
 
 def children_of(pid: int, module: str) -> list[int]:
-    """The pids of a process's children that run `python -m module`."""
+    """Returns the pids of a process's children that run `python -m module`."""
     pids = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     return [
         child for child in pids if f"-m\0{module}\0".encode() in Path(f"/proc/{child}/cmdline").read_bytes() + b"\0"
@@ -289,7 +289,7 @@ def children_of(pid: int, module: str) -> list[int]:
 
 @pytest.fixture
 def up_of_one(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`midstream up`, which writes to the file `log`."""
+    """Starts `midstream up`, which writes to the file `log`."""
     command = [sys.executable, "-m", "midstream.cli", "up", "--gateways", "1", "--port", "0", "--provider", "simulated"]
     with (tmp_path / "log").open("wb") as output:
         running = subprocess.Popen(command, env=environment_of({}), stdout=output, stderr=output)

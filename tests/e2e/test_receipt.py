@@ -1,4 +1,4 @@
-"""Receipts: generated against delivered, over connections that are cut, gateways that are killed, attempts that fail."""
+"""Receipts: tokens generated and delivered, with cut connections, killed gateways and failed attempts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Redis comes back with less than it had acknowledged, or has no room left: nothing is lost while the worker lives."""
+"""Redis loses entries that it had acknowledged, or is full: nothing is lost while the worker lives."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_a_replica_is_promoted_while_it_lags() -> None:
 
 
 def assert_it_had_forgotten(system: System) -> None:
-    """The worker has said so: else the test has shown nothing."""
+    """Waits until the worker has logged a repair: otherwise the test would prove nothing."""
     assert system.workers[0].logged().count("appending them again") >= STREAMS // 2
 
 
@@ -84,7 +84,7 @@ async def test_redis_starts_from_an_older_append_only_file() -> None:
 
 
 async def test_streams_fail_while_redis_is_full_and_work_again_afterwards() -> None:
-    """Running streams end as log_full, new ones are refused with a reason, and then all is well again."""
+    """Running streams end as log_full, new ones are refused with a reason, and afterwards streams work again."""
     async with System() as system:
         stream_id = await system.create(simulate={"tokens": 5000, "tokens_per_second": 200})
         reader = system.follow(stream_id)

@@ -1,4 +1,4 @@
-"""Redis dies, comes back, or cuts its connections, while readers who never reconnect are reading."""
+"""Redis is killed and restarted, or closes its connections, while readers follow that never reconnect."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def assert_all_whole(system: System, readers: dict[str, Reader]) -> None:
 
 @pytest.mark.parametrize("durable", [True, False], ids=["append-only", "forgets everything"])
 async def test_killed_and_started_again(durable: bool) -> None:
-    """With nothing on disk the workers write again what Redis forgot, under the same ids."""
+    """If Redis has nothing on disk, the workers write the entries again, under the same ids."""
     async with System(tcp=True, durable=durable) as system:
         readers = await start_all(system, tokens_per_second=50)
         for seen in (30, 100):

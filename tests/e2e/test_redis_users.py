@@ -1,4 +1,4 @@
-"""Redis users that may do what the documentation says, and no more; and what is said of those that may do less."""
+"""Redis users with exactly the documented permissions work; with fewer the missing ones are named."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from tests.support.waiting import wait_until
 _PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "run-with-your-own-redis.md"
 KINDS: tuple[Kind, ...] = ("valkey", "redis")
 _OPTIONAL = {"+client|setname", "+info"}
-"""Without these everything works, as the page says."""
+"""Optional commands: without these everything works, as the documentation says."""
 
 
 def documented(user: str) -> list[str]:
-    """The rules of this user's ACL SETUSER line in the documentation."""
+    """Returns the rules of this user's ACL SETUSER line in the documentation."""
     (line,) = re.findall(rf"^ACL SETUSER {user} (.+)$", _PAGE.read_text(), re.MULTILINE)
     return str(line).split()
 
@@ -193,7 +193,7 @@ async def test_each_missing_permission_is_named(kind: Kind, role: Role) -> None:
 
 
 async def connection_up(connection: RespConnection) -> None:
-    """Redis ends the connections of a user whose channels are taken away."""
+    """Redis closes a user's connections when permissions for channels are removed."""
 
     async def answers() -> bool:
         return connection.is_up and await connection.execute("PING") == b"PONG"
@@ -256,7 +256,7 @@ async def test_a_process_without_its_permissions_ends_with_that_sentence(module:
 
 @pytest.mark.parametrize("role", ROLES)
 async def test_only_another_program_s_queue_key_prevents_the_start(role: Role) -> None:
-    """Without any other, everything but itself works: the rest must not be refused for its sake."""
+    """If another key has a wrong type, only the feature that uses it fails: the process must still start."""
     with server_of(
         "redis" if binary_of("redis") else "valkey", "--user", "u", "on", ">p", "~*", "&*", "+@all"
     ) as server:

@@ -1,4 +1,4 @@
-"""The slow, the rude and the wrong: a clear 4xx or a bounded effect; never a 500, never a trace."""
+"""Slow, hostile and malformed requests: a clear 4xx or a limited effect; never a 500, never a traceback."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def assert_problem(answer: httpx2.Response, status: int, *words: str) -> None:
 
 
 class RawConnection:
-    """A TCP connection that reads only when it is told to, and says whatever it likes."""
+    """A TCP connection that sends any bytes, and reads only when a test calls it."""
 
     def __init__(self, system: System, *, receive_buffer_bytes: int | None = None) -> None:
         self._socket = socket.socket()
@@ -63,7 +63,7 @@ class RawConnection:
         await loop.sock_sendall(self._socket, data)
 
     async def read_until(self, end: bytes) -> bytes:
-        """Everything up to these bytes, which are the last that come for now."""
+        """Reads up to these bytes. AssertionError if more come with them."""
         loop, received = asyncio.get_running_loop(), b""
         async with asyncio.timeout(20):
             while not received.endswith(end):
@@ -73,7 +73,7 @@ class RawConnection:
         return received
 
     async def read_to_end(self) -> bytes:
-        """Everything up to the end of the connection."""
+        """Reads up to the end of the connection."""
         loop, parts = asyncio.get_running_loop(), []
         async with asyncio.timeout(20):
             with suppress(ConnectionResetError):
@@ -86,7 +86,7 @@ class RawConnection:
 
 
 def events_of_response(raw: bytes) -> list[Message]:
-    """The events of a chunked response."""
+    """Returns the events of a chunked response."""
     body, rest = b"", raw.partition(b"\r\n\r\n")[2]
     while rest:
         size, _, rest = rest.partition(b"\r\n")
@@ -232,7 +232,7 @@ async def test_malformed_event_id(system: System, wrong: str, by: str) -> None:
 
 
 async def test_id_beyond_the_end(system: System) -> None:
-    """An ended stream has nothing for it; in a running one it waits until the stream has come so far."""
+    """An ended stream answers 204; in a running one the reader waits until the stream has come so far."""
     stream_id = await system.create(simulate={"tokens": 60, "tokens_per_second": 60})
     reader = system.follow(stream_id, after="1-50")
     answer = await reader.until_end()
@@ -439,7 +439,7 @@ async def test_wait(system: System) -> None:
     ids=lambda value: value[:30],
 )
 async def test_huge_header_or_url(system: System, path: str, header: str) -> None:
-    """Served, refused or cut off: all are bounded."""
+    """The request may be answered, refused or cut off: all are limited."""
     with closing(RawConnection(system)) as raw:
         with suppress(ConnectionError):
             await raw.send(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n\r\n".encode())
@@ -453,7 +453,7 @@ async def test_huge_header_or_url(system: System, path: str, header: str) -> Non
 
 
 async def test_concurrent_creates_with_one_idempotency_key_are_one_generation(system: System) -> None:
-    """Each that put the request before the workers again would have it taken over, until its attempts were used up."""
+    """If each of them queued the request again, it would be taken over until its attempts were used up."""
     for number in range(30):
         key = {"idempotency-key": f"at once {number}"}
         ids = await asyncio.gather(
@@ -508,7 +508,7 @@ async def test_redis_that_may_evict(system: System) -> None:
 async def fails_to_start(
     module: str, directory: Path, settings: dict[str, object], *, within_seconds: float = 10.0
 ) -> str:
-    """The one line that it says before it ends with 1."""
+    """Returns the one line that the process logs before it ends with exit code 1."""
     process = Process(module, {"port": 0, "redis_start_seconds": 0.5, **settings}, directory / f"{module}.log")
     process.start()
     try:
@@ -524,7 +524,7 @@ async def fails_to_start(
 
 
 async def both_fail_to_start(directory: Path, settings: dict[str, object]) -> list[str]:
-    """The same of a gateway and of a worker."""
+    """Starts a gateway and a worker; returns the line on which both end."""
     return await asyncio.gather(*(fails_to_start(module, directory, settings) for module in ("gateway", "producer")))
 
 
@@ -550,7 +550,7 @@ BOTH = pytest.mark.parametrize("module", ["gateway", "producer"])
 
 @BOTH
 async def test_an_unreachable_redis_ends_the_start(module: str, tmp_path: Path) -> None:
-    """With the default patience, less than 3 s; the rest is the time in which a busy machine gets the process going."""
+    """With the default wait it takes less than 3 s; the rest is for the start of the process on a busy machine."""
     settings: dict[str, object] = {"redis_url": f"redis://127.0.0.1:{free_port()}/0", "redis_start_seconds": ""}
     said = await fails_to_start(module, tmp_path, settings, within_seconds=12.0)
     assert "cannot be reached within 2.5 s" in said

@@ -1,4 +1,4 @@
-"""Workers and gateways that die, freeze or are asked to stop while they are needed."""
+"""Workers and gateways that are killed, frozen or stopped while streams run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TALK = {"tokens": 120, "tokens_per_second": 80}
 
 
 async def talk(system: System, policy: str = "restart", *, seen: int = 30) -> tuple[str, Reader, Process]:
-    """A stream in mid-answer, its reader, and its worker."""
+    """Returns a stream in mid-answer, its reader and its worker."""
     stream_id = await system.create("take over", simulate=TALK, midstream={"on_interrupt": policy})
     reader = system.follow(stream_id)
     await reader.until_tokens(seen)
@@ -27,7 +27,7 @@ async def talk(system: System, policy: str = "restart", *, seen: int = 30) -> tu
 
 
 async def uninterrupted(system: System) -> str:
-    """The text that one undisturbed run gives."""
+    """Returns the text of an undisturbed run."""
     stream_id = await system.create("take over", simulate={"tokens": TALK["tokens"], "tokens_per_second": 0})
     return str((await system.state(stream_id, wait_seconds=20))["text"])
 
@@ -61,7 +61,7 @@ async def test_worker_killed_in_mid_answer(policy: str) -> None:
 
 
 async def test_a_reader_that_was_disconnected_during_the_takeover() -> None:
-    """It resumes with an id of the first attempt, and is told what became of it."""
+    """The reader resumes with an id of the first attempt, and gets the restart."""
     async with System(gateways=2, workers=2, settings=SETTINGS) as system:
         stream_id, reader, worker = await talk(system)
         await reader.leave()
@@ -196,7 +196,7 @@ async def test_a_stopping_gateway_makes_its_readers_reconnect() -> None:
 
 
 def _exit_of(process: Process, since: float) -> tuple[int, float]:
-    """The exit code, and how long after `since` it ended; in a thread, so that readers do not delay the clock."""
+    """Returns the exit code, and how many seconds after `since` the process ended; in a thread, so that readers do not delay the clock."""
     code = asyncio.run(process.exit_code(within_seconds=10.0))
     return code, time.monotonic() - since
 

@@ -1,4 +1,4 @@
-"""The bare text: whole after `done`, cut off after anything else, and every client sees the difference."""
+"""The bare text: complete after `done`, cut off after any other end, and every client sees the difference."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def text_url(system: System, stream_id: str, gateway: int = 0) -> str:
 
 
 async def curl(url: str) -> tuple[int, str]:
-    """Its exit code, and what it printed."""
+    """Runs curl; returns its exit code and output."""
     process = await asyncio.create_subprocess_exec(
         *("curl", "-sSN", "--max-time", "30", url), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -107,13 +107,13 @@ async def test_text_sent_is_in_the_receipt(system: System) -> None:
 
 
 async def test_an_answer_truncated_by_the_model_is_complete_text(system: System) -> None:
-    """What the model cut off is all that it said: whether it is complete stands in the state."""
+    """An answer that hit its length limit is complete text: only the stream's state says that it was truncated."""
     stream_id = await system.create("length", simulate={**FAST, "finish_reason": "length"})
     assert (await curl(text_url(system, stream_id)))[0] == 0
 
 
 async def test_failed(system: System) -> None:
-    """curl, httpx2 and Node each say that the body is not whole, whether they came before or after."""
+    """curl, httpx2 and Node each report an incomplete body, whether they connect before or after the failure."""
     stream_id = await system.create("failed", simulate={**FAST, "fail_after": 50}, midstream={"on_interrupt": "fail"})
     followed = await curl(text_url(system, stream_id))
     state = await system.state(stream_id)
@@ -154,7 +154,7 @@ async def test_a_silent_stream_sends_nothing_but_text(system: System) -> None:
 
 @pytest.mark.parametrize("gateway", [0, 1])
 async def test_resumed_by_the_number_of_bytes(system: System, gateway: int) -> None:
-    """Cut off in mid-answer: it has so many bytes, asks for what comes after them, and appends it."""
+    """Cut off in mid-answer, a client counts its bytes, requests what comes after them, and appends it."""
     stream_id = await system.create(f"resumed {gateway}", simulate={"tokens": 100, "tokens_per_second": 60})
     async with system.http.stream("GET", text_url(system, stream_id)) as response:
         body = b""
@@ -199,7 +199,7 @@ async def test_a_stopping_gateway_cuts_the_text_off(system: System) -> None:
 
 
 async def test_taken_back_text_cuts_the_response_off(system: System) -> None:
-    """A worker dies, its successor begins anew: the body ends, and the next request has the text that stands."""
+    """A worker dies and another one restarts the answer: the body is cut off, and the next request gets the new text."""
     stream_id = await system.create("restart", simulate={"tokens": 80, "tokens_per_second": 40})
     reader = TextReader(system, text_url(system, stream_id))
     other = TextReader(system, text_url(system, stream_id, 1))

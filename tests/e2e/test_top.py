@@ -1,4 +1,4 @@
-"""`midstream top` in a real terminal (a pseudo one), and for scripts."""
+"""`midstream top` in a pseudo-terminal, and its output for scripts."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Terminal:
         return self._said.decode(errors="replace")
 
     def picture(self) -> list[str]:
-        """The newest whole frame, without its colours."""
+        """Returns the newest complete frame, without colours."""
         frames = [one for one in self.said().split("\x1b[H")[1:] if one.endswith("\x1b[J") or _LEFT in one]
         return _ESCAPE.sub("", frames[-1].removesuffix(_LEFT)).split("\r\n") if frames else []
 

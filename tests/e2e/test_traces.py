@@ -27,7 +27,7 @@ _SECRET, _ANSWER = "a very private question", ["forty", "-two, in", " confidence
 
 
 async def until_spans(collector: Collector, stream_id: str, *names: str) -> list[Received]:
-    """The stream's spans, once those of these names have come, and no others."""
+    """Returns the stream's spans once they have exactly these names."""
 
     def came() -> bool:
         return sorted(one.name for one in collector.of(stream_id)) == sorted(names)
@@ -48,7 +48,7 @@ def named(spans: list[Received], name: str) -> Received:
 
 
 def assert_one_trace(spans: list[Received], created: Received) -> None:
-    """All in the client's trace; the creation is the child of the client's span, and all others are the creation's."""
+    """Checks that all spans are in the client's trace: creation is the child of the client's span, and the parent of all others."""
     assert {one.trace_id for one in spans} == {TRACE}
     assert created.parent_id == CALLER
     assert {one.parent_id for one in spans if one is not created} <= {created.span_id}
@@ -318,7 +318,7 @@ sys.modules["opentelemetry.exporter"] = None
 
 
 def at_start(directory: Path, code: str) -> dict[str, str]:
-    """The environment of a process that runs this before anything else."""
+    """Returns the environment of a process that runs this code at its start."""
     (directory / "sitecustomize.py").write_text(code)
     return {"PYTHONPATH": str(directory), "MODULES": str(directory)}
 

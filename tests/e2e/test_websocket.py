@@ -1,4 +1,4 @@
-"""The WebSocket face, read by the `websockets` library, by Chromium, and by a client without manners."""
+"""The WebSocket face with the `websockets` library, Chromium, and a client that breaks the rules."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def connected(system: System, stream_id: str, query: str = "", *, gateway: int =
 
 
 async def rest_of(socket: ClientConnection) -> tuple[list[dict[str, Any]], int]:
-    """Every message until the connection is closed, and the code with which it was."""
+    """Returns every message until the connection is closed, and its close code."""
     messages = []
     try:
         async with asyncio.timeout(30):
@@ -182,7 +182,7 @@ async def test_other_paths(system: System) -> None:
 
 
 async def test_rotated_and_reconnected(system: System) -> None:
-    """Rotated every half second: 1012 and when to come back; what comes then has no hole and no repetition."""
+    """Rotated every half second: 1012 and when to reconnect; the messages have no hole and no repetition."""
     async with System(gateway_settings={"connection_seconds": 0.5, "retry_milliseconds": 100}) as own:
         stream_id = await own.create("rotated", simulate={"tokens": 80, "tokens_per_second": 40})
         messages: list[dict[str, Any]] = []
@@ -205,7 +205,7 @@ async def test_rotated_and_reconnected(system: System) -> None:
 
 @pytest.mark.alone("it leaves within a second or so")
 async def test_drained() -> None:
-    """SIGTERM: everybody is sent away, and the process has ended within a second or so, also with a client that is stuck."""
+    """At SIGTERM all readers are told to reconnect, and the process ends within a second or so, also with a client that does not read."""
     async with System() as own:
         stream_id = await own.create("drained", simulate=SLOW)
         stuck = await raw(own, stream_id)
@@ -237,7 +237,7 @@ async def test_a_reader_that_leaves_is_removed(system: System) -> None:
 
 
 async def test_a_client_that_does_not_read_delays_nobody_and_loses_nothing(system: System) -> None:
-    """It falls out of the ring, nobody else waits for it, and it gets all of it when it reads again."""
+    """The reader falls out of the ring, delays no other reader, and gets everything when it reads again."""
     stream_id = await system.create("backpressure", simulate={"tokens": 40_000, "tokens_per_second": 20_000})
     slow = await raw(system, stream_id, read_bytes_max=4096)
     other = await system.follow(stream_id).until_end()
@@ -258,7 +258,7 @@ async def test_a_client_that_does_not_read_delays_nobody_and_loses_nothing(syste
 
 
 async def test_pongs_for_a_client_that_does_not_read_do_not_accumulate(system: System) -> None:
-    """Each ping wants a pong. Who sends them and does not read is not read either, before they pile up."""
+    """Each ping needs a pong. The gateway stops reading from a client that does not read its pongs."""
     stream_id = await system.create("pings", simulate={"tokens": 5, "stall_after": 0})
     rude = await raw(system, stream_id, read_bytes_max=4096)
     sent = 0
@@ -277,7 +277,7 @@ async def test_pongs_for_a_client_that_does_not_read_do_not_accumulate(system: S
 
 
 async def test_silence_is_checked_with_pings(system: System) -> None:
-    """A client that answers stays; one that has gone without a word is cut off."""
+    """A client that answers stays connected; one that has disappeared is cut off."""
     async with System(gateway_settings={"keepalive_seconds": 1, "dead_peer_seconds": 1}) as own:
         stream_id = await own.create("pings", simulate={"tokens": 5, "stall_after": 0})
         silent = await raw(own, stream_id)
@@ -291,7 +291,7 @@ async def test_silence_is_checked_with_pings(system: System) -> None:
 
 
 async def test_a_cancel_while_redis_is_down(system: System) -> None:
-    """What a client asks for cannot be done at the moment: it is told, may say it again, but not for ever."""
+    """The client gets an error and may try again, but only a limited number of times."""
     async with System(gateway_settings={"redis_wait_seconds": 0.5}) as own:
         stream_id = await own.create("away", simulate={"tokens": 5, "stall_after": 0})
         async with connected(own, stream_id) as socket:
@@ -305,7 +305,7 @@ async def test_a_cancel_while_redis_is_down(system: System) -> None:
 
 
 async def test_chromium(system: System) -> None:
-    """A page's own WebSocket: events, cancel, and the codes that its script is told."""
+    """A page's own WebSocket: events, cancel, and the close codes that its script sees."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     needs("chromium (Debian: apt install chromium)", program)
     script = """([path, cancel_after]) => new Promise(resolve => {

@@ -1,4 +1,4 @@
-"""One claimed request against a real Valkey and a provider that follows a script."""
+"""One claimed request, with a real Valkey and a scripted provider."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WORDS = [f"word{number} " for number in range(20)]
 
 
 class ScriptedProvider:
-    """Says the first word, waits for its cue, and then all the rest and its end in one turn of the loop."""
+    """Sends the first word, waits for `cue`, and then sends the rest and the end in one turn of the event loop."""
 
     name = "scripted"
 
@@ -52,7 +52,7 @@ class ScriptedProvider:
         return Finish("stop", None)
 
     async def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing: there is no connection."""
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ async def accepted(log: EventLog, on_interrupt: str) -> str:
 
 @pytest.mark.parametrize("on_interrupt", ["restart", "continue", "fail"])
 async def test_a_provider_that_ends_while_it_is_stopped_leaves_no_hole(log: EventLog, on_interrupt: str) -> None:
-    """What came after the stop was passed over: the end that came with it must not count as the end of the answer."""
+    """Tokens after the stop were ignored: the end that came with them must not count as the end of the answer."""
     stream_id = await accepted(log, on_interrupt)
     provider = ScriptedProvider()
     run = Run(

@@ -1,4 +1,4 @@
-"""What runs as long as its process, each task in its own real object: it breaks once, and goes on."""
+"""Tasks that run as long as their process, each in its real object: each raises an exception once, and is restarted."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 class Once:
-    """A function that breaks when it is first called, and does as it should from then on."""
+    """A function that raises an exception at the first call, and works afterwards."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -74,7 +74,7 @@ class Once:
 
 
 class Sink:
-    """Takes everything, and notes it."""
+    """A sink that records all bytes."""
 
     def __init__(self) -> None:
         self.sent = 0
@@ -91,11 +91,11 @@ class Sink:
 
 
 def _not_ended(stream_id: str, failed: Event) -> None:
-    """A log here can be read."""
+    """A beginning of a log that can be read."""
 
 
 class Parts:
-    """What the cases are made of: real connections to a real Valkey."""
+    """Makes the objects of the cases, with real connections to a real Valkey."""
 
     def __init__(self, url: str, patch: pytest.MonkeyPatch) -> None:
         self.url = url
@@ -136,7 +136,7 @@ class Parts:
 
     @asynccontextmanager
     async def delivery(self, connection_seconds: float = 900.0) -> AsyncIterator[tuple[Delivery, list[Sink]]]:
-        """A delivery with readers, and what these are sent."""
+        """Returns a delivery with readers, and their sinks."""
         settings = Settings(keepalive_seconds=1, connection_seconds=connection_seconds)
         async with self.commands() as commands:
             pages = Pages(self.log(commands), _not_ended, page_events=256, cache_bytes_max=1 << 20)
@@ -155,7 +155,7 @@ class Parts:
 
 
 Case = Callable[[Parts], AbstractAsyncContextManager[Callable[[], bool]]]
-"""Makes the task break once while it is open; what it gives tells whether the task has gone on since."""
+"""A context in which the task raises an exception once. It yields a function that returns whether the task has run since."""
 CASES: dict[str, Case] = {}
 
 
@@ -480,8 +480,8 @@ SHORT_LIVED = {
     "producer/worker.py": {"_first_of", "_run", "_start"},
     "producer/writer.py": {"_on_reply", "probe"},
 }
-"""Where a task or a thread is made that ends by itself: with a request, a stream, a reply, or its process (the thread of a
-supervisor's child). All others are made by `keep_running`."""
+"""Functions that start a task or thread which ends by itself: with a request, a stream, a reply, or a process (the thread of a
+supervisor's child). All others must be started by `keep_running`."""
 
 
 def test_every_long_lived_task_is_started_by_keep_running() -> None:

@@ -1,4 +1,4 @@
-"""A provider whose responses are hostile: nothing of them is kept, read or followed beyond its bound."""
+"""Hostile responses of a provider: what is kept, read or followed of them is limited."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LAST = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]
 
 
 class HostileServer:
-    """Answers each request with the next of its responses, or for ever with the last; counts what could be sent."""
+    """Answers each request with the next of its responses, the last one repeatedly; counts the bytes sent."""
 
     def __init__(self, *responses: Iterable[bytes], hangs: bool = False) -> None:
         self.responses = [list(it) if isinstance(it, list) else it for it in responses]
@@ -81,7 +81,7 @@ async def serving(*responses: Iterable[bytes], hangs: bool = False) -> AsyncIter
 
 
 async def generated(server: HostileServer) -> tuple[Heard, Any]:
-    """What was heard, and how it ended: a Finish or the ProviderError."""
+    """Returns the items of an answer, and its Finish or ProviderError."""
     provider = OpenAIProvider(api_key="secret", base_url=server.url, default_model="m", connections_max=2)
     heard = Heard()
     try:
@@ -93,7 +93,7 @@ async def generated(server: HostileServer) -> tuple[Heard, Any]:
 
 
 async def peak_of(call: Callable[[], Awaitable[Any]]) -> tuple[Any, int]:
-    """What the call gives, and the most memory that Python took meanwhile."""
+    """Returns the call's result, and the most memory that Python used meanwhile."""
     tracemalloc.start()
     try:
         given = await call()
@@ -111,7 +111,7 @@ def answer(body: bytes, *headers: bytes) -> list[bytes]:
 
 
 def endless(first: bytes, part: bytes, megabytes: int = 64) -> Iterable[bytes]:
-    """So much that a bound must have stopped it, not the end."""
+    """Yields so many bytes that only a limit can have stopped the reading."""
     yield first
     for _ in range(megabytes * MEGABYTE // len(part)):
         yield part
@@ -288,7 +288,7 @@ async def test_a_redirect_s_body_is_not_read() -> None:
 
 
 async def test_the_limits_also_hold_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy that the environment names is the server itself, which answers for every host."""
+    """The server itself is the proxy that the environment names, and answers for every host."""
     for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
     redirects = redirect("/v1/x", "308 Permanent Redirect")
@@ -351,7 +351,7 @@ async def test_a_hundred_headers_may_come_and_cookies_are_not_kept() -> None:
 
 
 async def test_many_small_pieces_do_not_fill_the_memory() -> None:
-    """While nobody reads."""
+    """The reader does not read meanwhile."""
     body = endless(head("200 OK", b"Transfer-Encoding: chunked"), b"2\r\nab\r\n" * 8192)
     async with serving(body) as server:
 

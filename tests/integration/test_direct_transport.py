@@ -1,4 +1,4 @@
-"""The transport against a server that says exactly what each test tells it to, byte by byte where it matters."""
+"""The transport, with a server that sends exactly the bytes of each test, one at a time where that matters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.redis_server import free_port
 from tests.support.waiting import wait_until
 
 Say = Callable[[bytes, asyncio.StreamWriter], Awaitable[bool | None]]
-"""Answers one request, given its bytes; true: the connection stays open for the next."""
+"""Answers one request, given its bytes. Returns True if the connection stays open."""
 
 
 class Server:
@@ -302,7 +302,7 @@ async def test_a_slow_reader_causes_backpressure() -> None:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """A key and a certificate of 127.0.0.1 that only its own holder trusts, in one file."""
+    """Makes a file with a key and a self-signed certificate of 127.0.0.1."""
     needs("openssl", which("openssl"))
     made = tmp_path / "certificate.pem"
     subject = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")

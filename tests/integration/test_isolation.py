@@ -1,4 +1,4 @@
-"""A face whose encoder fails, and callbacks that raise: what breaks is theirs alone. In one process, with a real Valkey."""
+"""Encoders and callbacks that raise exceptions affect nothing else. In one process, with a real Valkey."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SETTINGS = Settings(sweep_seconds=1.0)
 
 
 class Sink:
-    """A socket that takes everything."""
+    """A sink that records all bytes."""
 
     def __init__(self) -> None:
         self.body, self.end = b"", ""
@@ -57,7 +57,7 @@ class Sink:
 
 
 class Gateway:
-    """What of a gateway process has to do with following."""
+    """The parts of a gateway process that follow streams."""
 
     def __init__(self, url: str) -> None:
         def connection(name: str, **more: Any) -> RespConnection:
@@ -106,7 +106,7 @@ async def running(url: str) -> AsyncIterator[Gateway]:
 
 
 class Writer:
-    """Appends as a worker does, and publishes."""
+    """Appends and publishes entries as a worker does."""
 
     def __init__(self, log: EventLog, stream_id: str) -> None:
         self._log, self.stream_id, self.held = log, stream_id, 0
@@ -182,7 +182,7 @@ def total(counter: Any) -> float:
 
 @pytest.mark.parametrize("stateful", [True, False])
 async def test_a_failing_encoder_also_ends_readers_that_catch_up(valkey_server: RedisServer, stateful: bool) -> None:
-    """The event that cannot be shown is far behind the ring."""
+    """The event that cannot be encoded is far behind the ring."""
     async with running(valkey_server.url) as gateway:
         face: Any = FailingFace(b"bad")
         face.stateful = stateful
@@ -203,7 +203,7 @@ async def test_a_failing_encoder_also_ends_readers_that_catch_up(valkey_server: 
 
 
 async def test_entries_pushed_out_of_order_are_never_sent_twice(valkey_server: RedisServer) -> None:
-    """A face that fails, garbage and old entries on the channel, reads of the log in between."""
+    """With a failing face, garbage and old entries on the channel, and reads of the log in between."""
     async with running(valkey_server.url) as gateway:
         writer = Writer(gateway.log, new_stream_id())
         await writer.begin()
@@ -248,7 +248,7 @@ async def test_a_callback_that_raises_affects_no_other_reply(valkey_server: Redi
 
 @pytest.mark.parametrize("garbage", [b"+OK\r\n" * 3, b"?\r\n", b"*-7\r\n$9999999999999\r\n", b"\xff\x00" * 50])
 async def test_a_server_that_does_not_speak_redis_is_disconnected(garbage: bytes) -> None:
-    """Nobody knows which reply is whose: a new connection is made, and what was not answered is `Disconnected`."""
+    """It is not known which reply belongs to which command: a new connection is made, and pending commands get `Disconnected`."""
     connections = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -286,7 +286,7 @@ async def test_a_tail_with_a_failed_face_is_dropped_in_the_end(valkey_server: Re
 
 @pytest.mark.parametrize("ended", [True, False])
 async def test_a_reader_that_arrives_during_a_first_read_from_a_later_id(valkey_server: RedisServer, ended: bool) -> None:
-    """A reader comes back with the newest id; before its read is answered another one comes, from the beginning."""
+    """A reader resumes after the newest id. Before its read is answered, another reader comes, from the beginning."""
     async with running(valkey_server.url) as gateway:
         writer = Writer(gateway.log, new_stream_id())
         await writer.begin()

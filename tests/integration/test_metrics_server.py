@@ -1,4 +1,4 @@
-"""Nobody can hold up a worker at the port where it shows its metrics."""
+"""Clients of a worker's metrics port cannot hold up the worker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
 
 
 async def answer(port: int, request: bytes) -> bytes:
-    """What comes until the server closes the connection."""
+    """Returns everything received until the server closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(request)

@@ -1,4 +1,4 @@
-"""The provider against a server that speaks OpenAI's protocol, and breaks it when it is asked to."""
+"""The provider, with a server that speaks OpenAI's protocol, and breaks it on request."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def asking(script: dict[str, Any] | None = None, **parameters: Any) -> dict[str,
 
 
 async def partly(provider: OpenAIProvider, request: dict[str, Any], error: type[Exception]) -> tuple[list[Item], Any]:
-    """What came before the error, and the error."""
+    """Returns the items before the error, and the error."""
     heard = Heard()
     with pytest.raises(error) as raised:
         await provider.generate(request, "", heard)

@@ -1,4 +1,4 @@
-"""A run that has ended is freed by its last reference, whatever ended it: the worker's collector hardly ever comes."""
+"""A run that has ended is freed by its last reference, after any end: the worker's garbage collector rarely runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.waiting import wait_until
 
 
 class Scripted:
-    """Says two tokens, and then does what the test wants."""
+    """Sends two tokens, and then calls the test's function."""
 
     name = "scripted"
 
@@ -54,7 +54,7 @@ class Scripted:
         return await self._then(hearer, self.calls)
 
     async def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing: there is no connection."""
 
 
 async def done(hearer: Hearer, calls: int) -> Finish:
@@ -271,7 +271,7 @@ async def test_a_run_that_is_fenced_off_is_freed(
 async def test_a_run_that_lost_redis_is_freed(
     log: EventLog, connection: RespConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What could not be sent is repaired: the errors of that time must not hold the writer."""
+    """Appends that failed are repeated: their errors must not refer to the writer."""
     stream_id = await accepted(log)
     cue = asyncio.Event()
 
@@ -344,7 +344,7 @@ async def test_a_run_is_freed_after_an_unreachable_provider(
 async def test_runs_leave_no_garbage_for_the_collector(
     log: EventLog, connection: RespConnection, script: dict[str, Any], status: str
 ) -> None:
-    """Nor in connections, requests and responses."""
+    """Also not of connections, requests and responses."""
     answers = 10
     async with OpenAIServer() as server:
         provider = OpenAIProvider(api_key="", base_url=server.url, default_model="m", connections_max=4)

@@ -1,4 +1,4 @@
-"""The supervisor with children that die or will not end: real processes that do nothing else."""
+"""The supervisor, with real child processes that die or do not stop."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start a supervisor of two children with this program, which end with it as the real ones do."""
+    """Starts a supervisor of two children that run this program, and end with it as real ones do."""
     needs("a system that spreads connections over processes (Linux)", CAN_SHARE)
     started: list[subprocess.Popen[bytes]] = []
 

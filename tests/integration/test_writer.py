@@ -1,4 +1,4 @@
-"""The writer on a real Valkey that loses replies, is killed, forgets, or is full: the log must be as if nothing had been."""
+"""The writer on a real Valkey that loses replies or entries, is killed, or is full: the log must not show it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def durable() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def forgetful() -> Iterator[RedisServer]:
-    """It forgets everything when it is killed, as a failover to an empty replica does."""
+    """Yields a server that loses everything when it is killed, as in a failover to an empty replica."""
     with RedisServer("valkey") as server:
         yield server
 
@@ -64,7 +64,7 @@ async def connected(server: RedisServer) -> AsyncIterator[RespConnection]:
 
 @pytest.fixture
 async def redis(valkey_server: RedisServer) -> AsyncIterator[RespConnection]:
-    """A connection to the run's Valkey, emptied."""
+    """Yields a connection to the shared Valkey, emptied."""
     async with connected(valkey_server) as connection:
         await connection.execute("FLUSHALL")
         yield connection
@@ -82,7 +82,7 @@ async def accepted(log: EventLog) -> list[Entry]:
 
 
 async def begun(log: EventLog, troubles: list[MidstreamError] | None = None, **settings: Any) -> Writer:
-    """A writer that has opened the first attempt of a new stream."""
+    """Returns a writer that has begun the first attempt of a new stream."""
     troubles = [] if troubles is None else troubles
     writer = Writer(log, STREAM, await accepted(log), Settings(**settings), troubles.append)
     assert await writer.begin(1, events.STARTED, b"{}", 0)
@@ -90,11 +90,11 @@ async def begun(log: EventLog, troubles: list[MidstreamError] | None = None, **s
 
 
 def _unheeded(trouble: MidstreamError) -> None:
-    """What ends the attempt is of no interest here; whoever waits gets it raised."""
+    """Ignores what ends the attempt; callers that wait get it as an exception."""
 
 
 async def tokens_in(log: EventLog) -> list[tuple[EventId, bytes]]:
-    """Every token of the log with its id."""
+    """Returns every token of the log with its id."""
     return [
         (event.id, event.value)
         for entry in await log.read_all(STREAM)
@@ -108,7 +108,7 @@ def numbered(count: int, attempt: int = 1, start: int = 1) -> list[tuple[EventId
 
 
 async def push_each(writer: Writer, first: int, last: int) -> None:
-    """Push the tokens of these offsets one by one, letting replies come in between."""
+    """Pushes the tokens of these offsets one by one, with time for replies in between."""
     for offset in range(first, last + 1):
         writer.push([f"t{offset}"])
         await asyncio.sleep(0)
@@ -295,7 +295,7 @@ async def test_an_idle_writer_notices_lost_entries(redis: RespConnection) -> Non
 
 
 async def keep_first(redis: RespConnection, log: EventLog, count: int) -> list[Entry]:
-    """Leave the log's first entries only, as the promotion of a replica that lagged does; what it was."""
+    """Removes all but the log's first entries, as the promotion of a lagging replica does. Returns the former entries."""
     before = await log.read_all(STREAM)
     await redis.execute("DEL", KEY)
     for entry in before[:count]:
@@ -518,7 +518,7 @@ async def test_a_later_attempt_continues_after_the_tokens_it_keeps(redis: RespCo
 async def test_an_attempt_of_the_same_number_by_another_worker_is_a_fence(
     redis: RespConnection, forgotten: int
 ) -> None:
-    """Redis forgot that this worker had begun, and another one began the same attempt before this one came to repair it."""
+    """Redis has lost this worker's first entry, and another worker has begun the same attempt before the repair."""
     troubles: list[MidstreamError] = []
     log = log_over(redis)
     writer = await begun(log, troubles)

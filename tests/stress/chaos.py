@@ -1,4 +1,4 @@
-"""The faults: chosen and timed by the seed, several at once, each undone by itself after a while."""
+"""The faults: the seed chooses kinds and times; several occur at once, and each is undone after a while."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AT_ONCE_MAX = 5
 
 
 class Chaos:
-    """Strikes until told to stop; then everything runs again and the weather is calm."""
+    """Causes faults until it is stopped; then undoes all of them."""
 
     def __init__(self, fleet: Fleet, seed: int) -> None:
         self._fleet = fleet
@@ -32,7 +32,7 @@ class Chaos:
         self.journal: list[str] = []
 
     async def run(self, until: float) -> None:
-        """Strike until that time (monotonic), then wait until all is undone."""
+        """Causes faults until that time (monotonic), then waits until all are undone."""
         kinds: list[tuple[Callable[[], Awaitable[None]], int]] = [
             (self._kill_member, 4),
             (self._freeze_member, 4),
@@ -68,7 +68,7 @@ class Chaos:
     # --- processes
 
     def _someone(self) -> Member | None:
-        """A member to which nothing is being done; one of each kind is always spared."""
+        """Returns a member without a fault; one of each kind is always spared."""
         kind = self._dice.choice((self._fleet.gateways, self._fleet.workers))
         idle = [one for one in kind if not one.busy]
         return self._dice.choice(idle) if len(idle) > 1 else None

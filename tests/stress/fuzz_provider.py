@@ -1,4 +1,4 @@
-"""Hostile providers beside an innocent one: `python -m tests.stress.fuzz_provider --seconds 120 --seed 7`. Exit code 1: it broke.
+"""Hostile providers beside a correct one: `python -m tests.stress.fuzz_provider --seconds 120 --seed 7`. Exit code 1: a check failed.
 
 A real Valkey, one worker, one gateway, and the hostile server in a process of its own. Each answer is read through several
 faces at once. What must hold:
@@ -46,7 +46,7 @@ _TERMINAL = ("done", "failed", "cancelled")
 
 @asynccontextmanager
 async def hostile_provider() -> AsyncIterator[str]:
-    """Its URL, while it runs."""
+    """Runs a hostile provider, and yields its URL."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.support.hostile_provider", stdout=subprocess.PIPE
     )
@@ -70,7 +70,7 @@ class Fuzz:
         self.longest_gap = 0.0
 
     async def run(self, only: int | None = None) -> bool:
-        """Whether all held."""
+        """Runs; returns whether all checks held."""
         async with hostile_provider() as url, System(settings={**_SETTINGS, "openai_base_url": url}) as system:
             for process in (*system.gateways, *system.workers):
                 limit_memory(process.pid, _MEGABYTES_MAX)
@@ -159,7 +159,7 @@ class Fuzz:
         self.problems.append(f"answer {seed}: {problem}")
 
     async def _plain(self, system: System) -> None:
-        """An innocent stream, which must be exact; raises AssertionError if it is not."""
+        """Checks a stream of the correct provider, which must be exact. AssertionError if it is not."""
         while True:
             stream_id = await system.create(model="plain", midstream={"on_interrupt": "fail"})
             reader, began = system.follow(stream_id), time.monotonic()
@@ -181,7 +181,7 @@ class Fuzz:
             assert failed["code"] == "provider_timeout", failed  # it goes on until its attempt's time is over
 
     async def _watch(self, system: System) -> None:
-        """The memory of the processes. Raises AssertionError when one takes too much."""
+        """Returns the memory of the processes. AssertionError if one uses too much."""
         while True:
             for process in (*system.gateways, *system.workers):
                 taken = resident_megabytes(process.pid)
@@ -202,7 +202,7 @@ class Fuzz:
 
 
 def _ends_of(name: str, body: bytes) -> list[str] | None:
-    """The terminal events in a face's body; None where the face has none."""
+    """Returns the terminal events in a face's body; None for a face without any."""
     if name == "events":
         return [
             it

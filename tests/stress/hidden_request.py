@@ -48,17 +48,17 @@ class NoAnswer(Exception):
 
 @dataclass
 class Found:
-    """What came of the tries with one proxy."""
+    """The results of the tries with one proxy."""
 
     tries: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
-    """What the attacker was answered; 0 for nothing."""
+    """The statuses that the attacker got; 0 for none."""
     wrong: list[str] = field(default_factory=list)
-    """What went to the wrong client, or did not come."""
+    """Answers that went to the wrong client, or did not come."""
 
 
 class Client:
-    """One connection to the proxy, made anew when it has ended."""
+    """One connection to the proxy, opened again when it has ended."""
 
     def __init__(self, port: int, seconds_max: float) -> None:
         self._port = port
@@ -74,7 +74,7 @@ class Client:
             self._socket.sendall(request)
 
     def answer(self) -> tuple[int, bytes]:
-        """The status and the whole of the next answer. Raises NoAnswer."""
+        """Reads the next answer; returns its status and all its bytes. Raises NoAnswer."""
         while b"\r\n\r\n" not in self._got[:_HEAD_BYTES_MAX]:
             self._receive()
         head, _, rest = self._got.partition(b"\r\n\r\n")
@@ -96,7 +96,7 @@ class Client:
         return status, answer
 
     def left_over(self) -> bytes:
-        """What came although nothing more was asked for."""
+        """Returns bytes that came although no request was open."""
         if self._socket is not None and select.select([self._socket], [], [], 0)[0]:
             with contextlib.suppress(NoAnswer):  # it has ended
                 self._receive()
@@ -120,7 +120,7 @@ class Client:
 
 
 def attack(dice: random.Random) -> bytes:
-    """A request that offers an upgrade, with a body made of requests or pieces of one."""
+    """Returns a request that offers an upgrade, with a body made of requests or pieces of one."""
     hidden = f"GET /v1/streams/{_HIDDEN} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     size = int(10 ** dice.uniform(0, 5.778))
     padding = b"x" * dice.choice((0, 0, dice.randrange(1, 9000)))
@@ -137,7 +137,7 @@ def attack(dice: random.Random) -> bytes:
 
 
 def try_often(port: int, tries: int, seed: int) -> Found:
-    """Attack and ask in turns. The attacker may be refused; whoever asks must get the answer to what it asked."""
+    """Attacks and sends normal requests in turn. The attacker may be refused; each normal request must get its own answer."""
     found = Found()
     attacker, victim = Client(port, _REFUSAL_SECONDS_MAX), Client(port, _ANSWER_SECONDS_MAX)
     for number in range(tries):
@@ -171,7 +171,7 @@ def try_often(port: int, tries: int, seed: int) -> Found:
 
 
 async def through(system: System, kind: Kind, tries: int, seed: int) -> Found:
-    """Try through our configuration of this proxy, before one gateway: its connections to it serve both clients."""
+    """Tries it through our configuration of this proxy, with one gateway, so that both clients share the proxy's connections."""
     port = system.gateway_port()
     with deployed(kind, [port, port]) as proxy:
         return await asyncio.to_thread(try_often, proxy.port, tries, seed)

@@ -1,4 +1,4 @@
-"""What is asked for and how it is read, drawn from the seed: one order per stream."""
+"""The plan of a run, drawn from the seed: for each stream its request and its readers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _FAULTS = ("break_after", "error_chunk_after", "stall_after", "fail_status", "no
 
 @dataclass
 class ReaderOrder:
-    """How one reader behaves. Counts are events since its last connection began."""
+    """The behaviour of one reader. Counts are events since its last connection began."""
 
     starts_after_seconds: float = 0.0
     from_now: bool = False
     bytes_per_second: int = 0
-    """0: as fast as they come."""
+    """0: reads events as fast as they come."""
     leaves_after: list[int] = field(default_factory=list)
-    """It closes its connection after so many events, and comes back, once for each."""
+    """For each number: closes the connection after so many events, and reconnects."""
     away_seconds: float = 0.1
     abandons_after: int | None = None
-    """It closes its connection after so many events, and never comes back."""
+    """Closes the connection after so many events for good."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class StreamOrder:
 
 
 def order(seed: int, number: int) -> StreamOrder:
-    """The order of one stream: the same for the same seed and number."""
+    """Returns the order of one stream: equal for equal seed and number."""
     dice = random.Random(f"{seed}/{number}")
     big = dice.random() < 0.15
     tokens = dice.randrange(2000, 6000) if big else dice.randrange(0, 200)
@@ -73,7 +73,7 @@ def order(seed: int, number: int) -> StreamOrder:
 
 
 def _order_fault(dice: random.Random, script: dict[str, Any], items: int) -> None:
-    """A fault of the provider at any token, once or a few times."""
+    """Returns a fault of the provider at any token, once or a few times."""
     kind = dice.choice(_FAULTS)
     script["times"] = dice.choice((1, 1, 2, 3))
     if kind == "fail_status":

@@ -1,4 +1,4 @@
-"""The checker bites: what a run counts on to notice a lost, a doubled or a reordered token."""
+"""The checks of a stress run notice a lost, doubled or reordered token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Entries = list[tuple[bytes, dict[bytes, bytes]]]
 
 
 def _log(policy: str = "restart") -> _Entries:
-    """Two attempts: five tokens, then all again, two of them in one entry."""
+    """Returns a log of two attempts: five tokens, then all again, two of them in one entry."""
     started = {"attempt": 1, "model": "m", "worker": "w", "time": 1.0}
     restarted = {**started, "attempt": 2, "base": 0, "reason": "worker_lost"}
     done = {"finish_reason": "stop", "usage": {"completion_tokens": 5}, "time": 2.0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.stress.worker_memory import measure
 
 _GROWTH_MEGABYTES_MAX = 12.0
-"""What the allocator keeps. A worker that kept these answers grew by 45, and by as much again."""
+"""Room for what the allocator keeps, in MB. A worker that kept these answers would grow by 45 each time."""
 
 
 async def test_a_worker_frees_ended_answers() -> None:

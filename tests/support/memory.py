@@ -1,4 +1,4 @@
-"""The memory of another process: what it has, and a limit on what it may ask for."""
+"""The memory of another process: its size, and a limit for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def resident_megabytes(pid: int) -> float:
-    """What it has in memory; 0 once it has ended."""
+    """Returns the process's resident memory; 0 once it has ended."""
     return _megabytes(pid, "VmRSS")
 
 

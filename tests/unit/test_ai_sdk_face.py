@@ -16,7 +16,7 @@ from shared.ids import FIRST_ID, EventId, new_stream_id
 
 STREAM_ID = new_stream_id()
 Log = list[tuple[bytes, Any]]
-"""Fields and values, in order; ids are made up by `numbered`."""
+"""Fields and values in order; `numbered` adds the ids."""
 
 started = (events.STARTED, {"attempt": 1, "model": "m", "worker": "w", "time": 1.0})
 
@@ -64,7 +64,7 @@ def body_of(listed: Iterable[Event]) -> bytes:
 
 
 def parts_of(log: Log, **options: Any) -> list[Any]:
-    """What the client is sent, from `start` (which is checked) to what stands before [DONE]."""
+    """Returns the parts that a client gets, between `start` (which is checked) and [DONE]."""
     told = body_of(numbered(log, **options)).decode()
     lines = told.split("\n\n")
     assert lines.pop() == ""
@@ -79,7 +79,7 @@ def parts_of(log: Log, **options: Any) -> list[Any]:
 
 
 def message_of(parts: list[Any]) -> list[tuple[str, str]]:
-    """The parts of the message as the SDK puts it together; a part that grows must be open, and open once."""
+    """Assembles the message's parts as the SDK does. AssertionError if a part grows that is not open, or opens twice."""
     message: list[tuple[str, str]] = []
     open_parts: dict[str, int] = {}
     step = 0

@@ -23,7 +23,7 @@ def file(url: str, media_type: str, **more: Any) -> dict[str, Any]:
 
 
 def of(role: str, *parts: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a message becomes, without the question that keeps the whole from being empty."""
+    """Returns the chat messages that one UI message becomes. A question is added and removed again, since requests must not be empty."""
     question = {"role": "user", "parts": [text("q")]}
     *converted, last = chat_messages([{"id": "1", "role": role, "parts": list(parts)}, question])
     assert last == {"role": "user", "content": "q"}

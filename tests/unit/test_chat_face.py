@@ -1,4 +1,4 @@
-"""Chat completion chunks: what each event becomes, and what all of them together come to."""
+"""Chat completion chunks: the chunks of each event, and the whole answer that all of them make."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def whole_of(pieces: list[Any], **done: Any) -> dict[str, Any]:
 
 @given(PIECES)
 def test_merging_pieces_loses_and_adds_nothing(pieces: list[Any]) -> None:
-    """Against a plain reading of the same pieces, field by field."""
+    """Compares the merged message with a simple reading of the same pieces, field by field."""
     choices = {one["index"]: one for one in whole_of(pieces)["choices"]}
     texts = {0: "", 1: ""}
     reasoning, calls, logprobs = "", dict[int, str](), list[dict[str, str]]()
@@ -235,7 +235,7 @@ def test_merging_pieces_loses_and_adds_nothing(pieces: list[Any]) -> None:
 
 
 def test_merging_many_pieces_takes_linear_time() -> None:
-    """Adding each of 40,000 pieces to all before it would copy 80 GB."""
+    """Appending each of 40,000 pieces to a string would copy 80 GB."""
     pieces = [f"{number:100}" for number in range(40_000)]
     began = time.process_time()
     whole = whole_of([{"delta": {"reasoning_content": piece}} for piece in pieces])

@@ -1,4 +1,4 @@
-"""What an OpenAI-compatible provider's bytes become."""
+"""The items that the bytes of an OpenAI-compatible provider become."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shared.ids import EventId
 
 
 def chunk(delta: Any, **choice: Any) -> bytes:
-    """A chunk as Python's json writes it: half of a surrogate pair is escaped, as JavaScript does it."""
+    """Returns a chunk as Python's json writes it: a lone surrogate is escaped, as in JavaScript."""
     return b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta, **choice}]}).encode() + b"\n\n"
 
 
@@ -164,7 +164,7 @@ def test_an_error_chunk_is_an_error(error: Any, kind: type[ProviderError], code:
 
 
 def test_items_before_an_error_are_kept() -> None:
-    """One packet may bring both."""
+    """One packet may bring items and an error."""
     reader = ChunkReader()
     error = b"data: " + orjson.dumps({"error": {"message": "overloaded"}}) + b"\n\n"
     assert reader.feed(chunk({"content": "a"}) + error + chunk({"content": "b"})) == ["a"]
@@ -184,7 +184,7 @@ def test_an_error_has_no_text_of_the_answer() -> None:
 
 
 def test_a_line_that_comes_byte_by_byte_is_not_copied_each_time() -> None:
-    """8 MB in pieces of a byte must not take hours: a single packet would then cost a millisecond."""
+    """8 MB in pieces of one byte must not take hours: copying the line for each piece would take 1 ms per piece."""
     reader = ChunkReader()
     began = time.process_time()
     for _ in range(200_000):

@@ -1,4 +1,4 @@
-"""Whatever a provider's chunk holds, what is stored has the shapes that docs/reference/log-format.md promises."""
+"""For any chunk of a provider, the stored values have the shapes that docs/reference/log-format.md promises."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ WHOLE: dict[str, Any] = {
 
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a JSON value."""
+    """Yields the path of every place in a JSON value."""
     below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path, *(deeper for key, it in below for deeper in paths(it, (*path, key)))]
 
@@ -71,7 +71,7 @@ PATHS = paths(WHOLE)[1:]
 
 
 def placed(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
-    """The whole chunk with another value at one place."""
+    """Returns the chunk with another value at one place."""
     chunk: Any = json.loads(json.dumps(WHOLE))
     within = chunk
     for key in path[:-1]:
@@ -96,7 +96,7 @@ ODD: list[Any] = [
 
 
 def shape_of(delta: dict[str, Any]) -> None:
-    """Raises AssertionError where a stored delta is not as log-format.md says."""
+    """Raises AssertionError if a stored delta has not the shape of log-format.md."""
     assert type(delta["delta"]) is dict
     assert type(delta.get("index", 1)) is int
     assert 1 <= delta.get("index", 1) <= 127
@@ -144,7 +144,7 @@ def token_of(token: Any) -> None:
 
 
 def depth_of(value: Any) -> int:
-    """How many lists and objects stand around its innermost value."""
+    """Returns the depth of nesting of a JSON value."""
     if not isinstance(value, dict | list):
         return 0
     return 1 + max(map(depth_of, value.values() if isinstance(value, dict) else value), default=0)
@@ -164,7 +164,7 @@ def held(items: list[Item]) -> None:
 
 
 def fed(payload: bytes) -> tuple[ChunkReader, list[str]]:
-    """A reader that was fed one chunk, and what it found odd. AssertionError if anything of it breaks a promise."""
+    """Returns a reader that was fed one chunk, and the odd fields that it reported. AssertionError if a stored shape is wrong."""
     odd: list[str] = []
     reader = ChunkReader(odd.append)
     held(reader.feed(b"data: " + payload + b"\n\n"))
@@ -312,7 +312,7 @@ def test_a_line_that_would_need_too_much_memory_is_not_parsed() -> None:
 
 
 def test_other_fields_of_chunks_do_not_accumulate() -> None:
-    """Another field with each chunk, forever."""
+    """A provider that sends another field with each chunk, for ever."""
     reader = ChunkReader()
     for number in range(2000):
         reader.feed(b"data: " + orjson.dumps({"usage": {"total_tokens": 1}, f"field{number}": "x" * 100}) + b"\n")

@@ -1,4 +1,4 @@
-"""Where a reader goes on, from the request to the id that it counts as having."""
+"""Cursors: from a request's header and query to the id after which the reader continues."""
 
 from __future__ import annotations
 

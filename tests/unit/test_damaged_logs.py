@@ -1,4 +1,4 @@
-"""Whatever a log holds: no face raises an exception, and each reader is told one end."""
+"""For any content of a log: no face raises an exception, and each reader gets exactly one end."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ names = st.sampled_from(
         *("refusal", "reasoning_content", "top_logprobs", "token", "bytes", "usage", "prompt_tokens_details", "type"),
     ]
 )
-"""Those that somebody looks at."""
+"""Names of fields that our code reads."""
 looked_at = st.recursive(
     json_values,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4),
@@ -79,14 +79,14 @@ looked_at = st.recursive(
 
 
 def log_of(*entries: tuple[bytes, bytes], end: bytes = DONE) -> list[RawEntry]:
-    """A log of one attempt that has these entries, each of one delta."""
+    """Returns a log with one attempt that has these entries."""
     raw: list[RawEntry] = [(b"0-1", (events.ACCEPTED, ACCEPTED)), (b"1-0", (events.STARTED, STARTED))]
     raw += [(b"1-%d" % offset, entry) for offset, entry in enumerate(entries, start=1)]
     return [*raw, (b"1-%d" % (len(entries) + 1), (events.DONE, end))]
 
 
 def shown(face: Face, raw: list[RawEntry]) -> bytes:
-    """What a ring has of a log. A page, of a face that does not remember, ends in the same way; it tells of holes, too."""
+    """Returns a ring's bytes of a log. With a stateless face a page ends in the same way, and also reports holes."""
     ring = Ring(face, face.encoder(STREAM_ID), BEGINNING)
     for part in parts(raw, BEGINNING):
         if isinstance(part, TokenRun):
@@ -103,7 +103,7 @@ def shown(face: Face, raw: list[RawEntry]) -> bytes:
 
 
 def check_all(raw: list[RawEntry]) -> History:
-    """Every reader of this log is told one end; what is told at once can be told."""
+    """Checks that every face gives one end for this log, and that its state and whole answers can be made."""
     ends = [
         part.field for part in parts(raw, BEGINNING) if not isinstance(part, TokenRun) and part.field in events.TERMINAL
     ]
@@ -155,7 +155,7 @@ def nested(levels: int) -> bytes:
 @example([{"delta": {"content": "a"}, "finish_reason": {"a": 1}}], False)
 @example([{"delta": 5}], False)
 def test_any_json_as_a_delta(deltas: list[Any], batch: bool) -> None:
-    """An object is a delta, whatever is in it; anything else cannot be read."""
+    """Every object is a delta; any other value makes the log unreadable."""
     objects = all(isinstance(one, dict) for one in deltas)
     if batch:
         raw = log_of()
@@ -308,7 +308,7 @@ def test_a_hole_is_a_gap_and_not_damage() -> None:
 
 @dataclasses.dataclass(unsafe_hash=True)
 class FailingFace:
-    """A face whose encoder fails at one text, as a bug would."""
+    """A face whose encoder raises an exception for one text, as a bug would."""
 
     at: bytes
     stateful = False
@@ -371,7 +371,7 @@ def test_an_encoder_that_cannot_close_its_parts_still_encodes_the_end(rememberin
 
 
 def test_arguments_that_are_nested_too_deeply_are_an_input_error() -> None:
-    """The arguments of a call are a text of the model's: the AI SDK wants them read."""
+    """The model writes a call's arguments as text; the AI SDK wants them parsed."""
     deep = '{"a":' + "[" * 900 + "]" * 900 + "}"
     call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": deep}}
     raw = log_of((events.DELTA, orjson.dumps({"delta": {"tool_calls": [call]}})))
@@ -381,7 +381,7 @@ def test_arguments_that_are_nested_too_deeply_are_an_input_error() -> None:
 
 
 def test_tool_calls_of_odd_shapes() -> None:
-    """A provider's pieces of calls, in other shapes than the documented one."""
+    """Pieces of tool calls in other shapes than the documented one."""
     odd: list[Any] = [
         None,
         5,

@@ -1,4 +1,4 @@
-"""Delivery with sinks that only note what they were given."""
+"""Delivery to sinks that only record what they are sent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.waiting import wait_until
 
 
 class Noted:
-    """A sink, and a ledger."""
+    """A sink and a ledger that record the bytes sent."""
 
     def __init__(self) -> None:
         self.body = b""

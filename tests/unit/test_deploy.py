@@ -1,4 +1,4 @@
-"""The deployments against what they deploy: settings, ports, times to stop, what the image holds, who gets which secret."""
+"""Compares the deployments with the code: settings, ports, times to stop, the image's contents, and who gets which secret."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _PACKAGES = ("shared", "gateway", "producer", "midstream", "bench")
 
 
 def settings_of(part: Part) -> Settings:
-    """AssertionError for a variable that looks like ours and is not."""
+    """Returns the settings of a process. AssertionError for a MIDSTREAM_ variable that is not a setting."""
     known = {one.env for one in described()}
     assert {name for name in part.environment if _OURS.fullmatch(name)} <= known
     return Settings.from_environment(part.environment)
@@ -165,7 +165,7 @@ def test_the_image_has_all_our_packages_and_does_not_run_as_root() -> None:
 
 
 def test_the_packages_are_installed_with_all_their_files(tmp_path: Path) -> None:
-    """Scripts for Redis and pages too: what the image has is what the wheel has."""
+    """Scripts for Redis and pages, too: the image installs the wheel."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
     (wheel,) = tmp_path.glob("*.whl")

@@ -1,4 +1,4 @@
-"""What the documentation says is compared with what it speaks of, wherever a program can do that."""
+"""Compares the documentation with the code: links, settings, metrics, failure codes, files and functions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def prose(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Returns the anchors that GitHub makes of a page's headings."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -99,7 +99,7 @@ _FUNCTIONS_IN_FILE = re.compile(_OUR_FILE.pattern + r" · ((?:`[\w.]+`(?:,\s+)?)
 
 
 def defined_in(path: Path) -> set[str]:
-    """The classes and functions that a module defines, methods as `Class.method`."""
+    """Returns the classes and functions that a module defines, methods as `Class.method`."""
 
     def walk(node: ast.AST, prefix: str) -> Iterator[str]:
         for child in ast.iter_child_nodes(node):

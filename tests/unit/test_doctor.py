@@ -1,4 +1,4 @@
-"""What the doctor makes of what it sees: pace, traces of proxies, and advice."""
+"""The doctor's conclusions: pace, headers that reveal proxies, and advice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from midstream.doctor.report import as_json, as_text, report_of
 
 
 def arrivals(came: Sequence[float], *, interval: float = 0.05, skew: float = 0.0) -> list[Arrival]:
-    """Events that were sent one interval apart, on a clock that is `skew` ahead of ours."""
+    """Returns events sent one interval apart, by a clock that is `skew` seconds ahead of ours."""
     return [Arrival(number, "message", number * interval + skew, at, {}, 40) for number, at in enumerate(came, start=1)]
 
 
@@ -38,7 +38,7 @@ def test_events_that_all_arrive_at_the_end_are_a_buffer() -> None:
 
 
 def test_the_size_of_clumps_is_measured() -> None:
-    """A hop that lets go of what it has every half second: ten events at a time."""
+    """A hop that forwards what it has every half second: ten events at a time."""
     found = pace(arrivals([-(-number // 10) * 0.5 + number / 100_000 for number in range(1, 41)]))
     assert found is not None
     assert found.held

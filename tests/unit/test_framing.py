@@ -1,4 +1,4 @@
-"""Where requests begin and end in what a client sends: the same wherever it is cut, and never more than is taken."""
+"""The beginning and end of requests in a client's bytes: the same for every division into packets, and within the limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many processes a gateway has: by its setting, the machine, and the limit of its container."""
+"""The number of a gateway's processes, by its setting, the machine, and the container's CPU limit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def group(root: Path, limits: dict[str, str], own: str) -> tuple[Path, Path]:
-    """What the kernel shows of a process in the group `own`, where these groups have these limits."""
+    """Makes the files that the kernel shows to a process in the group `own`; `limits` has the limit of each group."""
     for name, limit in limits.items():
         (root / "mounted" / name.strip("/")).mkdir(parents=True, exist_ok=True)
         (root / "mounted" / name.strip("/") / "cpu.max").write_text(f"{limit}\n")

@@ -1,4 +1,4 @@
-"""A reader of a face that remembers, whose read of the log was faster than the push of what it read."""
+"""A reader of a stateful face that reads entries from the log before they are pushed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shared.ids import BEGINNING, EventId, new_stream_id
 
 
 class Counting(Encoder):
-    """Says how often it was given each event."""
+    """Records the ids of the events that it encodes."""
 
     def __init__(self) -> None:
         self.given: list[bytes] = []
@@ -43,7 +43,7 @@ class Remembers(SseFace):
 
 
 class Log:
-    """What pages of it give; it may be ahead of the tail."""
+    """Replaces the pages of a log; it may be ahead of the tail."""
 
     def __init__(self) -> None:
         self.listed: list[Event] = []

@@ -1,4 +1,4 @@
-"""Which hosts a gateway answers for, by where it listens and what it is configured with."""
+"""The host names that a gateway answers for, by its address and its setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the console lists beside a stream's numbers, from bytes that may be anything; and the samples of its charts."""
+"""Model, metadata and failures in the console's list, read from any bytes; and the samples of its charts."""
 
 from __future__ import annotations
 

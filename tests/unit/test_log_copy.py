@@ -1,4 +1,4 @@
-"""The worker's copy of a log against a plain list."""
+"""Compares the worker's copy of a log with a plain list."""
 
 from __future__ import annotations
 

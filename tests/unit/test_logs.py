@@ -1,4 +1,4 @@
-"""What a line of the log looks like: for machines, for people, and never with what was said."""
+"""Log lines for machines and for people, which never have the text of a prompt or an answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
-    """The handlers of the test run."""
+    """Restores the logging handlers of the test run."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -83,7 +83,7 @@ HOSTILE = (
 
 
 def written(log_format: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """What one hostile word becomes in a line, in its fields and in the trace of an exception that has it."""
+    """Returns the log lines for a hostile text: in a message, in fields, and in a traceback."""
     set_up_logging("info", log_format)
     about = outcome("attempt", "abc", reason=HOSTILE, nested={HOSTILE: [HOSTILE]}, request_id=HOSTILE)
     try:

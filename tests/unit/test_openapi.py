@@ -23,11 +23,11 @@ from shared.settings import Settings
 
 SETTINGS = Settings()
 NOBODY = cast(Any, None)
-"""Stands for what answers requests: here none is answered."""
+"""Replaces the parts that answer requests: these tests send none."""
 
 
 def parts(*, console: bool = True) -> tuple[list[Route], list[Part]]:
-    """What FastAPI serves, and the parts before it."""
+    """The FastAPI application, and the routes that are tried before it."""
     subscribe = Subscribe(NOBODY, NOBODY, NOBODY, SETTINGS)
     watchers = Watchers(NOBODY) if console else None
     native, before = parts_of(Services(NOBODY, subscribe, NOBODY, watchers, NOBODY, NOBODY, SETTINGS))
@@ -57,7 +57,7 @@ def operations() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def sample(path: str) -> str:
-    """A path that this template means."""
+    """Returns a path that matches this template."""
     return re.sub(r"\{(\w+)\}", lambda name: "console.js" if name[1] == "file" else "x", path)
 
 

@@ -1,4 +1,4 @@
-"""What the overview is drawn from and drawn as, without a system: quantiles of late, and the frame of `midstream top`."""
+"""Parts of the overview without a running system: quantiles of the last seconds, and the frames of `midstream top`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines of JSON, WebSocket frames, bare text, and the choice between them: bytes in, bytes out."""
+"""The faces for JSON lines, WebSocket frames and bare text, and the choice between them by `Accept`. No I/O."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def shown(face: Face, *log: Event) -> bytes:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_json_line_is_one_line_for_every_client(text: str) -> None:
-    """Also for those that split at what Unicode calls a line end, as httpx does."""
+    """Also for clients that split at every line end that Unicode has, as httpx does."""
     body = shown(NDJSON, STARTED, token(1, text), delta(2, reasoning_content=text), DONE)
     lines = body.split(b"\n")
     assert lines.pop() == b""
@@ -66,7 +66,7 @@ def test_an_event_without_an_id_has_the_id_null() -> None:
 
 
 def received(body: bytes) -> list[bytes]:
-    """What a WebSocket client makes of these bytes."""
+    """Returns the messages that a WebSocket client gets from these bytes."""
     client = ClientProtocol(parse_uri("ws://localhost/"), state=OPEN, max_size=None)
     client.receive_data(body)
     frames = client.events_received()
@@ -152,7 +152,7 @@ def test_the_accept_header_chooses_the_face(accept: list[str], wanted: str) -> N
 
 @pytest.mark.parametrize("face", [NDJSON, FACE, TEXT])
 def test_a_token_costs_about_what_the_native_face_costs(face: Face) -> None:
-    """Its cost is per token and tail, whoever reads. The bound is loose: it is a machine with other work on it."""
+    """A token is encoded once per face, for all readers. The bound is loose, since the machine has other work."""
 
     def seconds(of: Face) -> float:
         token_of = of.encoder("stream").token

@@ -1,4 +1,4 @@
-"""What is kept of what a provider says beside its answer: of bounded size, and always something that can be stored."""
+"""The fields besides the answer that are kept of a provider's chunks: their size is limited, and they can always be stored."""
 
 from __future__ import annotations
 

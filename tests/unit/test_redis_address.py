@@ -57,7 +57,7 @@ def test_the_error_for_a_malformed_address_describes_a_valid_one_without_a_passw
 
 @given(st.text(min_size=8, alphabet=st.characters(min_codepoint=33, max_codepoint=126)))
 def test_no_unquoted_password_is_ever_shown(password: str) -> None:
-    """Somebody will forget to quote it."""
+    """A password with special characters that is not percent-encoded."""
     try:
         shown = str(RedisAddress.parse(f"redis://user:{password}@host/x"))
     except Unusable as error:

@@ -1,4 +1,4 @@
-"""Logs as events of the Responses API: valid in the SDK's own types, numbered without a hole, the same at every reading."""
+"""Logs as events of the Responses API: valid in the SDK's types, numbered without a hole, the same at every reading."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TYPES: dict[str, type[BaseModel]] = {
 
 
 def log_of(*said: Any, facade: dict[str, Any] | None = None, request: dict[str, Any] | None = None) -> list[Event]:
-    """A log: texts, deltas, and (field, value) for anything else; an attempt begins with (RESTARTED, …)."""
+    """Returns a log from texts, deltas, and (field, value) for other entries; (RESTARTED, …) begins another attempt."""
     accepted = Accepted(request or REQUEST, Policies(), 1_800_000_000.0, "anonymous", {"a": "b"}, facade or {})
     log = [
         Event(FIRST_ID, events.ACCEPTED, accepted.stored()),
@@ -66,7 +66,7 @@ def call(index: int, arguments: str, call_id: str | None = None, name: str | Non
 
 
 def told(log: list[Event]) -> list[dict[str, Any]]:
-    """The events of a log, each checked against the SDK's type for it, and all of them as its stream helper does."""
+    """Returns the events of a log. Checks each against the SDK's type, and all of them with its stream helper."""
     encoder, decoder, found = RESPONSES.encoder(ID), Decoder(), []
     helper = ResponseStreamState(input_tools=omit, text_format=omit)
     for event in log:

@@ -1,4 +1,4 @@
-"""The ring against a plain list of ids: whatever the log holds, positions and ids stand for the same events."""
+"""Compares the ring with a plain list of ids: in any log, a position and an id mean the same event."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shared.ids import BEGINNING, EventId
 
 
 def _log(seed: int) -> list[Event]:
-    """Attempts of random length, some of which keep a part of the one before, with a hole now and then."""
+    """Returns attempts of random length. Some keep a part of the one before; there are a few holes."""
     choose = random.Random(seed)
     listed = [Event(EventId(0, 1), events.ACCEPTED, b"{}")]
     base = 0

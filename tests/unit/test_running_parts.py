@@ -1,4 +1,4 @@
-"""The parts of a gateway process are all closed, in the reverse of the order in which they started."""
+"""All parts of a gateway process are closed, in the reverse order of their start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many entries at once against the same one by one."""
+"""Compares entries that are read many at once with the same entries read one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run of tests must notice, shown by small runs of pytest: who is left behind, and who is not alone."""
+"""Plugins of the test run, tried on small runs of pytest: processes left running, and tests marked `alone`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_it(number):
 
 
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A run of the tests of this directory, with the same plugins as this one's."""
+    """Runs the tests of a directory with the plugins of this test run."""
     (directory / "tests").mkdir(exist_ok=True)
     (directory / "conftest.py").write_text(_CONFTEST)
     (directory / "pytest.ini").write_text(f"[pytest]\npythonpath = {_ROOT}\nmarkers =\n    alone\n    ordinary\n")

@@ -10,7 +10,7 @@ from shared import sse
 from shared.sse import Decoder, Message
 
 END = b"\ndata: end\n\n"
-"""Ends whatever was unfinished, so that a carriage return at the very end is not waited on."""
+"""Ends an unfinished line, since a carriage return at the very end might be followed by a line feed."""
 
 
 def decoded(data: bytes, cuts: list[int] | None = None) -> tuple[list[Message], int | None]:

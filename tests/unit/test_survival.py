@@ -1,4 +1,4 @@
-"""The README's table "What survives what": every row has tests that do it, and they exist."""
+"""The README's table "What survives what": every row names tests, and they exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many tokens a connection was sent: one way to count for receipts, metrics and spans."""
+"""The number of tokens that a connection was sent, which receipts, metrics and spans count in the same way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.token_counts import tokens_between
 
 
 def test_tokens_between_two_ids_are_counted_in_each_attempt() -> None:
-    """Against a plain list of the tokens' ids, in attempts of random length that keep some of the one before."""
+    """Compares the count with a plain list of ids, for attempts of random length that keep a part of the one before."""
     for seed in range(200):
         choose = random.Random(seed)
         attempts: list[tuple[int, int, int]] = []

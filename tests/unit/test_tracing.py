@@ -1,4 +1,4 @@
-"""When traces are on, and what the log keeps of them."""
+"""When tracing is on, and the `traceparent` that a log keeps."""
 
 from __future__ import annotations
 

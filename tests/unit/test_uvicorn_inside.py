@@ -1,4 +1,4 @@
-"""The gateway does not start on a uvicorn that is not made as it needs it, and says so in words."""
+"""The gateway refuses to start with a uvicorn whose inside differs from what it needs, and names the difference."""
 
 from __future__ import annotations
 
