@@ -26,7 +26,7 @@ from shared.errors import MidstreamError, OddReply
 from shared.event_log import shown
 from shared.events import TIME_MAX
 from shared.keys import PROCESSES_ABOUT, PROCESSES_UNTIL
-from shared.recent_quantiles import Lately
+from shared.recent_quantiles import RecentQuantiles
 from shared.self_measuring import resident_bytes
 from shared.version import VERSION
 
@@ -49,15 +49,15 @@ class Presence:
     BEAT = Script("presence", when_full=True)
 
     def __init__(
-        self, commands: Commands, kind: str, name: str, facts: Callable[[], Facts], lags: dict[str, Lately]
+        self, commands: Commands, kind: str, name: str, facts: Callable[[], Facts], lags: dict[str, RecentQuantiles]
     ) -> None:
         self._commands = commands
         self._name = name
         self._facts = facts
         self._lags = {
             **lags,
-            "event_loop": Lately(metrics.LOOP_LAG.histogram()),
-            "redis": Lately(metrics.REDIS_ROUND_TRIP.histogram()),
+            "event_loop": RecentQuantiles(metrics.LOOP_LAG.histogram()),
+            "redis": RecentQuantiles(metrics.REDIS_ROUND_TRIP.histogram()),
         }
         self._about = {
             "kind": kind,
@@ -114,7 +114,7 @@ class Presence:
                 name: 0.0 if first else round(max(0.0, total - before.get(name, 0.0)) / passed_seconds, 1)
                 for name, total in totals.items()
             },
-            "lag": {name: lag for name, lately in self._lags.items() if (lag := lately.told(now)) is not None},
+            "lag": {name: lag for name, recent in self._lags.items() if (lag := recent.current(now)) is not None},
         }
         self._looked_at, self._cpu_seconds, self._totals = now, cpu_seconds, totals
         return state

@@ -48,8 +48,8 @@ def test_a_quick_run_completes(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stderr == ""
     assert png.read_bytes().startswith(_PNG)
-    told = json.loads(out.read_text())
-    sides = told["workloads"]["W1"]["sides"]
+    results = json.loads(out.read_text())
+    sides = results["workloads"]["W1"]["sides"]
     for side in (OURS, PEER):
         (run,) = sides[side]["runs"]
         assert 50 < run["events"] < 400
@@ -58,11 +58,11 @@ def test_a_quick_run_completes(tmp_path: Path) -> None:
         assert run["missing"] == run["doubled"] == run["out_of_order"] == 0
         assert [step["offered_per_s"] for step in run["curve"]]
         assert sides[side]["medians"]["p50_ms"] == run["p50_ms"]
-    ratio = told["workloads"]["W1"]["ratios"]["server_us_per_event"]
+    ratio = results["workloads"]["W1"]["ratios"]["server_us_per_event"]
     medians = [sides[side]["medians"]["server_us_per_event"] for side in (OURS, PEER)]
     assert ratio == pytest.approx(medians[1] / medians[0])
-    assert told["void"] is False
-    assert {"machine", "versions", "settings", "cores"} <= told.keys()
+    assert results["void"] is False
+    assert {"machine", "versions", "settings", "cores"} <= results.keys()
     for line in ("W1  many streams, a reader each", "gateway CPU per event", "ratio"):
         assert line in ran.stdout
 
@@ -138,13 +138,13 @@ def test_the_guard_detects_a_gateway_whose_readers_share_nothing(capsys: pytest.
     with Parts(Cores()) as parts:
         assert judge(storm(parts)) == 0, capsys.readouterr().out
         assert judge(storm(parts, page_cache_bytes_max=0, page_events=16, ring_events=16)) == 1
-    said = capsys.readouterr().out
-    assert "OVER storm: log reads for all readers" in said
-    assert "must share its pages" in said
+    output = capsys.readouterr().out
+    assert "OVER storm: log reads for all readers" in output
+    assert "must share its pages" in output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["W9"], "W1, W2"),
         (["W1", "--rate", "nan"], "a number from 1"),
@@ -153,16 +153,16 @@ def test_the_guard_detects_a_gateway_whose_readers_share_nothing(capsys: pytest.
     ],
 )
 def test_the_error_for_a_wrong_option_names_valid_values(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main(["bench", *arguments])
     assert left.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--url", "http://127.0.0.1:1"], "--url needs --redis"),
         (["--plot", "x.jpg"], "ends in .png"),
@@ -172,9 +172,9 @@ def test_the_error_for_a_wrong_option_names_valid_values(
         (["--cores", "server=99,load=0"], "server=A,load=B"),
     ],
 )
-def test_the_error_for_impossible_options_says_why(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_for_impossible_options_says_why(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", *arguments]) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_cores_are_named() -> None:

@@ -58,8 +58,8 @@ def load(port: int, tmp_path: Path, *, last: int, storm: bool = False, readers: 
         helper.hear(within_seconds=20)
         if storm:
             return helper.ask("storm", after="", last=last, within_seconds=5.0)
-        told = helper.ask("connect", after="", at_once=2, within_seconds=10.0)
-        assert told["connected"] + told["refused"] == readers
+        answer = helper.ask("connect", after="", at_once=2, within_seconds=10.0)
+        assert answer["connected"] + answer["refused"] == readers
         return helper.ask("drain", last=last, within_seconds=1.0)
 
 
@@ -71,7 +71,7 @@ _CASES = {
     "a swap": (events(1, 3, 2, 4), {"out_of_order": 1}),
     "another stream's": (events(1) + event(2, number=7) + events(2, 3), {"strangers": 1}),
     "an id that lies": (events(1) + event(2, event_id=3) + events(2, 3), {"strangers": 1}),
-    "a gap that is told": (events(1, 2) + b"event: gap\ndata: {}\n\n" + events(3), {"event_gap": 1}),
+    "a gap event": (events(1, 2) + b"event: gap\ndata: {}\n\n" + events(3), {"event_gap": 1}),
 }
 
 
@@ -79,17 +79,17 @@ _CASES = {
 async def test_each_fault_is_counted_under_its_own_name(case: str, tmp_path: Path) -> None:
     body, wanted = _CASES[case]
     async with Misbehaving(body, seed=len(case)) as server:
-        told = await asyncio.to_thread(load, server.port, tmp_path, last=3)
-    found = {name: count for name, count in told["faults"].items() if count}
+        counts = await asyncio.to_thread(load, server.port, tmp_path, last=3)
+    found = {name: count for name, count in counts["faults"].items() if count}
     assert found == {name: count * 3 for name, count in wanted.items()}
-    assert told["behind"] == 0
+    assert counts["behind"] == 0
 
 
 async def test_missing_events_are_counted(tmp_path: Path) -> None:
     async with Misbehaving(events(1, 2, 3), seed=1) as server:
-        told = await asyncio.to_thread(load, server.port, tmp_path, last=5)
-    assert (told["behind"], told["lacking"]) == (3, 6)
-    assert not any(told["faults"].values())
+        counts = await asyncio.to_thread(load, server.port, tmp_path, last=5)
+    assert (counts["behind"], counts["lacking"]) == (3, 6)
+    assert not any(counts["faults"].values())
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ async def test_a_storm_is_checked_when_the_clock_has_stopped(
 ) -> None:
     last = 500 if not wanted else 5
     async with Misbehaving(body, seed=3, whole=True) as server:
-        told = await asyncio.to_thread(load, server.port, tmp_path, last=last, storm=True)
-    assert {name: count for name, count in told["faults"].items() if count} == {n: c * 3 for n, c in wanted.items()}
-    assert told["caught_up"] == 3
-    assert told["events"] == (1500 if not wanted else 12)
+        counts = await asyncio.to_thread(load, server.port, tmp_path, last=last, storm=True)
+    assert {name: count for name, count in counts["faults"].items() if count} == {n: c * 3 for n, c in wanted.items()}
+    assert counts["caught_up"] == 3
+    assert counts["events"] == (1500 if not wanted else 12)
 
 
 @pytest.mark.parametrize("seed", range(20))

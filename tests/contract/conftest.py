@@ -60,7 +60,7 @@ class Listener:
     pubsub: Any
     channel: bytes
 
-    async def heard(self) -> list[bytes]:
+    async def received(self) -> list[bytes]:
         """Returns all messages on the channel until now: up to a marker that this method publishes."""
         await self.client.execute_command("SPUBLISH", self.channel, b"marker")
         messages: list[bytes] = []

@@ -213,11 +213,11 @@ async def test_it_selects_its_database_each_time(server: RedisServer) -> None:
 async def test_a_cancelled_caller_leaves_the_order_intact(server: RedisServer) -> None:
     async with connected(server.url) as connection:
         for round_number in range(20):
-            asked = [asyncio.create_task(connection.execute("ECHO", f"{round_number}-{n}")) for n in range(10)]
+            calls = [asyncio.create_task(connection.execute("ECHO", f"{round_number}-{n}")) for n in range(10)]
             await asyncio.sleep(0)
-            for task in asked[::2]:
+            for task in calls[::2]:
                 task.cancel()
-            answers = await asyncio.gather(*asked, return_exceptions=True)
+            answers = await asyncio.gather(*calls, return_exceptions=True)
             assert answers[1::2] == [f"{round_number}-{n}".encode() for n in range(1, 10, 2)]
             assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
 

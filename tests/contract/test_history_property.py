@@ -61,7 +61,7 @@ class ReaderModel:
         return bool(self.got) and self.got[-1].field in events.TERMINAL
 
 
-def told(entries: list[Entry]) -> list[Event]:
+def events_until_end(entries: list[Entry]) -> list[Event]:
     """Returns the events of a log up to the first terminal one."""
     history = []
     for event in (event for entry in entries for event in events_of(entry)):
@@ -198,7 +198,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule()
     def cancel(self) -> None:
-        before = told(self.everything())
+        before = events_until_end(self.everything())
         did = self.do(self.log.end(self.stream_id, events.CANCELLED, b'{"by":"client"}'))
         assert did is (before[-1].field not in events.TERMINAL)
 
@@ -226,7 +226,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule(reader=readers, count=st.integers(1, 3))
     def read(self, reader: ReaderModel, count: int) -> None:
         if not reader.ended:
-            new = told(self.do(self.log.read(self.stream_id, reader.cursor, count)))
+            new = events_until_end(self.do(self.log.read(self.stream_id, reader.cursor, count)))
             reader.got += [event for event in new if event.id > reader.cursor]
 
     def _joined(self, reader: ReaderModel) -> ReaderModel:
@@ -238,7 +238,7 @@ class LogMachine(RuleBasedStateMachine):
     @invariant()
     def one_history(self) -> None:
         entries = self.everything()
-        history = told(entries)
+        history = events_until_end(entries)
         ids = [event.id for event in history]
         assert ids == sorted(set(ids)), "in order, nothing twice"
         assert all(event.field not in events.TERMINAL for event in history[:-1])
@@ -254,7 +254,7 @@ class LogMachine(RuleBasedStateMachine):
                 assert event.id == (attempt, offset), "no hole"
                 assert event.value == b"%d.%d" % (attempt, offset)
         for reader in self.all_readers:
-            assert reader.got == history[: len(reader.got)], "every reader is told a prefix of it"
+            assert reader.got == history[: len(reader.got)], "every reader gets a prefix of it"
 
 
 def test_every_reader_gets_a_prefix_of_one_history(valkey_server: RedisServer) -> None:

@@ -66,7 +66,7 @@ async def test_any_bytes_are_kept_and_published(backend: Backend, value: bytes) 
     async with backend.listening(STREAM) as listener:
         everything = await written(log, Entry(EventId(1, 1), events.TOKEN, value))
         assert await log.read_all(STREAM) == everything
-        assert (await listener.heard())[-1] == b"1-1 t " + value
+        assert (await listener.received())[-1] == b"1-1 t " + value
 
 
 async def test_an_append_that_is_repeated_is_a_duplicate(backend: Backend) -> None:
@@ -157,7 +157,7 @@ async def test_exactly_the_appended_entries_are_published(backend: Backend) -> N
     log = backend.log()
     async with backend.listening(STREAM) as listener:
         await written(log, token(1, 1, "Hel"), token(1, 2, " lo"))
-        assert await listener.heard() == [b"0-1 accepted {}", b"1-0 started {}", b"1-1 t Hel", b"1-2 t  lo"]
+        assert await listener.received() == [b"0-1 accepted {}", b"1-0 started {}", b"1-1 t Hel", b"1-2 t  lo"]
 
 
 async def test_refused_entries_are_not_published(backend: Backend) -> None:
@@ -169,7 +169,7 @@ async def test_refused_entries_are_not_published(backend: Backend) -> None:
         assert (await log.append(STREAM, 9, token(2, 2))).status == "gap"
         assert (await log.probe(STREAM, 4, EventId(2, 0))).status == "applied"
         assert await log.end(STREAM, events.FAILED, b"{}", only_after=EventId(1, 1)) is False
-        assert await listener.heard() == []
+        assert await listener.received() == []
 
 
 # --- probe
@@ -196,7 +196,7 @@ async def test_end_appends_one_terminal_event_that_fences_and_is_published(backe
         assert await log.end(STREAM, events.CANCELLED, b'{"by":"client"}') is True
         assert await log.end(STREAM, events.FAILED, b"{}") is False
         assert (await log.append(STREAM, 3, token(1, 2))).status == "fenced"
-        assert await listener.heard() == [b'2-0 cancelled {"by":"client"}']
+        assert await listener.received() == [b'2-0 cancelled {"by":"client"}']
     cancelled = Entry(EventId(2, 0), events.CANCELLED, b'{"by":"client"}')
     assert await log.read_all(STREAM) == [*everything, cancelled]
 
@@ -362,7 +362,7 @@ async def test_a_full_redis_refuses_tokens_but_accepts_an_end(backend: Backend) 
             assert await log.end(STREAM, events.CANCELLED, b"{}") is False
         finally:
             await backend.client.config_set("maxmemory", 0)
-        assert await listener.heard() == [b"1-2 failed {}"]
+        assert await listener.received() == [b"1-2 failed {}"]
     assert await log.read_all(STREAM) == [*everything, failed]
 
 

@@ -42,8 +42,8 @@ async def post(system: System, path: str, body: Any = None, *, gateway: int = 0)
 
 async def ask(system: System, chat: str, *messages: dict[str, Any], gateway: int = 0, **body: Any) -> httpx2.Response:
     """Sends what useChat's transport sends, and reads the response to its end."""
-    asked = {"id": chat, "messages": list(messages) or [user("hello")], "trigger": "submit-message", **body}
-    return await post(system, "/api/chat", asked, gateway=gateway)
+    question = {"id": chat, "messages": list(messages) or [user("hello")], "trigger": "submit-message", **body}
+    return await post(system, "/api/chat", question, gateway=gateway)
 
 
 class Asked:
@@ -52,11 +52,11 @@ class Asked:
     def __init__(self, system: System, chat: str, **body: Any) -> None:
         self.body = b""
         self.stream_id = ""
-        asked = {"id": chat, "messages": [user("hello")], "trigger": "submit-message", **body}
-        self.task = asyncio.create_task(self._read(system, asked))
+        question = {"id": chat, "messages": [user("hello")], "trigger": "submit-message", **body}
+        self.task = asyncio.create_task(self._read(system, question))
 
-    async def _read(self, system: System, asked: dict[str, Any]) -> None:
-        async with system.http.stream("POST", f"{system.gateway_url()}/api/chat", json=asked) as response:
+    async def _read(self, system: System, question: dict[str, Any]) -> None:
+        async with system.http.stream("POST", f"{system.gateway_url()}/api/chat", json=question) as response:
             assert response.status_code == 200
             self.stream_id = response.headers["x-stream-id"]
             async for part in response.aiter_bytes():
@@ -145,24 +145,24 @@ async def test_a_second_attempt(system: System, on_interrupt: str | None) -> Non
 async def test_resumed_from_the_first_part_through_another_gateway(system: System) -> None:
     """The same bytes, also when the beginning has left the ring."""
     chat = "chat/with ünusual?id"
-    asked = Asked(system, chat, script={"tokens": 900, "tokens_per_second": 300})
-    await asked.until_deltas(600)
+    running = Asked(system, chat, script={"tokens": 900, "tokens_per_second": 300})
+    await running.until_deltas(600)
     answer = await resume(system, chat, gateway=1)
-    await asked.task
+    await running.task
     assert answer.status_code == 200
-    assert answer.headers["x-stream-id"] == asked.stream_id
+    assert answer.headers["x-stream-id"] == running.stream_id
     assert answer.headers["x-vercel-ai-ui-message-stream"] == "v1"
-    assert without_comments(answer.content) == without_comments(asked.body)
+    assert without_comments(answer.content) == without_comments(running.body)
     assert (await resume(system, chat)).status_code == 204
     replayed = await resume(system, chat, gateway=1, query="?ended=replay")
-    assert without_comments(replayed.content) == without_comments(asked.body)
+    assert without_comments(replayed.content) == without_comments(running.body)
 
 
 async def test_a_chat_without_an_active_stream_is_204(system: System) -> None:
     answer = await resume(system, "never-heard-of")
     assert (answer.status_code, answer.content) == (204, b"")
-    asked = await ask(system, "to-be-deleted")
-    deleted = await system.http.delete(f"{system.gateway_url()}/v1/streams/{asked.headers['x-stream-id']}")
+    response = await ask(system, "to-be-deleted")
+    deleted = await system.http.delete(f"{system.gateway_url()}/v1/streams/{response.headers['x-stream-id']}")
     assert deleted.status_code == 204
     for query in ("", "?ended=replay"):
         assert (await resume(system, "to-be-deleted", query=query)).status_code == 204
@@ -175,16 +175,16 @@ async def test_the_chat_s_key_expires(system: System) -> None:
 
 
 async def test_stop(system: System, server: OpenAIServer) -> None:
-    asked = Asked(system, "stop", script={"tokens": 1000, "tokens_per_second": 100})
-    await asked.until_deltas(5)
-    told = (await post(system, "/api/chat/stop/stop", gateway=1)).json()
-    assert told == {"stopped": True, "stream_id": asked.stream_id, "status": "cancelled"}
-    await asked.task
+    running = Asked(system, "stop", script={"tokens": 1000, "tokens_per_second": 100})
+    await running.until_deltas(5)
+    answer = (await post(system, "/api/chat/stop/stop", gateway=1)).json()
+    assert answer == {"stopped": True, "stream_id": running.stream_id, "status": "cancelled"}
+    await running.task
     await wait_until(lambda: server.running == 0, what="the provider has stopped")
-    seen = await ai_sdk.read(asked.body)
+    seen = await ai_sdk.read(running.body)
     assert not seen["wrong"]
     assert seen["chunks"][-1] == {"type": "abort", "reason": "stopped by the user"}
-    assert (await post(system, "/api/chat/stop/stop")).json() == told, "it may be repeated"
+    assert (await post(system, "/api/chat/stop/stop")).json() == answer, "it may be repeated"
     assert (await resume(system, "stop")).status_code == 204
 
 
@@ -196,8 +196,8 @@ async def test_a_late_stop_does_not_cancel_a_newer_stream(system: System, server
     await first.task
     second = Asked(system, "late", script=slow)
     await second.until_deltas(1)
-    told = (await post(system, "/api/chat/late/stop", {"activeStreamId": first.stream_id})).json()
-    assert told["stream_id"] == first.stream_id
+    answer = (await post(system, "/api/chat/late/stop", {"activeStreamId": first.stream_id})).json()
+    assert answer["stream_id"] == first.stream_id
     assert (await system.state(second.stream_id))["status"] == "running"
     other = (await post(system, "/api/chat/other/stop", {"activeStreamId": second.stream_id})).json()
     assert other == {"stopped": False, "stream_id": second.stream_id, "status": None}
@@ -251,13 +251,13 @@ async def test_a_stopping_gateway_cuts_the_response_off(server: OpenAIServer) ->
     """useChat would take a body that ends properly for a complete answer."""
     settings = {"provider": "openai", "openai_base_url": server.url, "connection_seconds": 0.5}
     async with System(gateways=2, settings=settings) as system:
-        asked = Asked(system, "leaving", script={"tokens": 200, "tokens_per_second": 50})
-        await asked.until_deltas(100)  # it is not sent away for its age
+        running = Asked(system, "leaving", script={"tokens": 200, "tokens_per_second": 50})
+        await running.until_deltas(100)  # it is not sent away for its age
         system.gateways[0].send(signal.SIGTERM)
         with pytest.raises(httpx2.RemoteProtocolError):
-            await asked.task
+            await running.task
         answer = await resume(system, "leaving", gateway=1)
-        assert without_comments(answer.content).startswith(without_comments(asked.body))
+        assert without_comments(answer.content).startswith(without_comments(running.body))
         assert (await ai_sdk.read(answer.content))["chunks"][-1]["finishReason"] == "stop"
 
 
@@ -285,10 +285,10 @@ async def test_the_error_for_a_bad_request_names_the_fault(system: System) -> No
         ({"id": "c", "messages": message({"type": "text", "text": "a"}), "max_tokens": 0}, "max_tokens must be"),
         ([], "the body must be"),
     ]
-    for body, told in cases:
+    for body, named in cases:
         answer = await post(system, "/api/chat", body)
         assert answer.status_code == 400, body
-        assert told in answer.json()["detail"], body
+        assert named in answer.json()["detail"], body
     for path, body in (("/api/chat/c/stop", {"activeStreamId": "x"}), (f"/api/chat/{'c' * 256}/stop", {})):
         assert (await post(system, path, body)).status_code == 400
     assert (await resume(system, "c", query="?ended=yes")).status_code == 400

@@ -88,8 +88,8 @@ class Chat:
         return state
 
     async def stream_id(self) -> str:
-        told: str = await self.page.evaluate("() => chat.messages.at(-1).metadata.streamId")
-        return told
+        stream_id: str = await self.page.evaluate("() => chat.messages.at(-1).metadata.streamId")
+        return stream_id
 
 
 async def answered(system: System, stream_id: str) -> str:
@@ -157,15 +157,15 @@ async def test_stopping_after_a_reload_stops_the_provider(
     await chat.until("streaming", words=5)
     await chat.load()
     await chat.until("streaming", words=10)
-    told = await chat.page.evaluate("() => stopNow()")
-    assert told == {"stopped": True, "stream_id": await chat.stream_id(), "status": "cancelled"}
+    answer = await chat.page.evaluate("() => stopNow()")
+    assert answer == {"stopped": True, "stream_id": await chat.stream_id(), "status": "cancelled"}
     await wait_until(lambda: server.running == 0, within_seconds=5.0, what="the provider has stopped")
     state = await chat.until("ready", words=10)
     assert state["error"] is None
     async with httpx2.AsyncClient(trust_env=False) as http:
         stats = (await http.get(server.url.removesuffix("/v1") + "/stats")).json()
     assert stats["aborted"] >= 1
-    assert (await system.state(told["stream_id"]))["cancelled_by"] == "client"
+    assert (await system.state(answer["stream_id"]))["cancelled_by"] == "client"
     await chat.load()
     assert (await chat.until("ready"))["text"] == ""
     await chat.page.close()

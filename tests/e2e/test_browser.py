@@ -17,9 +17,9 @@ _CLOSED = 2  # EventSource.readyState
 _OPEN_SOURCE = """url => {
     window.received = [];
     window.source = new EventSource(url);
-    window.source.onmessage = told => received.push([told.lastEventId, 'message', told.data]);
+    window.source.onmessage = event => received.push([event.lastEventId, 'message', event.data]);
     for (const name of ['accepted', 'started', 'restarted', 'done', 'failed', 'cancelled', 'gap'])
-        window.source.addEventListener(name, told => received.push([told.lastEventId, name, told.data]));
+        window.source.addEventListener(name, event => received.push([event.lastEventId, name, event.data]));
 }"""
 
 
@@ -106,10 +106,10 @@ def prompt_answer(messages: list[Message]) -> tuple[str, list[str]]:
     """Returns the stream's id and the tokens from the one-line endpoint. AssertionError unless every id came once and in order."""
     stream_id = messages[0].id.partition("/")[0]
     assert {one.event for one in messages} <= {"message", "accepted"}
-    told = [one for one in messages if one.event == "message"]
-    assert told[-1].data == "[DONE]"
-    assert [one.id for one in told] == [f"{stream_id}/1-{offset}" for offset in range(1, len(told) + 1)]
-    return stream_id, [one.data for one in told[:-1]]
+    tokens = [one for one in messages if one.event == "message"]
+    assert tokens[-1].data == "[DONE]"
+    assert [one.id for one in tokens] == [f"{stream_id}/1-{offset}" for offset in range(1, len(tokens) + 1)]
+    return stream_id, [one.data for one in tokens[:-1]]
 
 
 async def test_one_line_endpoint_makes_one_generation(browser: Browser) -> None:

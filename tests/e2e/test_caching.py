@@ -35,7 +35,7 @@ async def running() -> AsyncIterator[System]:
 
 async def get(system: System, stream_id: str, path: str, *, gateway: int = 0, **headers: str) -> Any:
     url = f"{system.gateway_url(gateway)}/v1/streams/{stream_id}{path}"
-    return await system.http.get(url, headers={name.replace("_", "-"): told for name, told in headers.items()})
+    return await system.http.get(url, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
 @pytest.mark.parametrize(("path", "accept"), REPRESENTATIONS)
@@ -48,8 +48,8 @@ async def test_a_finished_stream(system: System, path: str, accept: str) -> None
     assert "no-cache" in whole.headers["cache-control"]
     assert "max-age" not in whole.headers["cache-control"], "it can be deleted at any time"
     for gateway in (0, 1):
-        for told in (etag, f'"other", {etag}', f"W/{etag}", "*"):
-            same = await get(system, stream_id, path, gateway=gateway, accept=accept, if_none_match=told)
+        for known in (etag, f'"other", {etag}', f"W/{etag}", "*"):
+            same = await get(system, stream_id, path, gateway=gateway, accept=accept, if_none_match=known)
             assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", etag)
         again = await get(system, stream_id, path, gateway=gateway, accept=accept, if_none_match='"other"')
         assert (again.status_code, again.content, again.headers["etag"]) == (200, whole.content, etag)
@@ -123,9 +123,9 @@ async def test_curl_keeps_its_copy(system: System, tmp_path: Path) -> None:
     async def fetch(*more: str) -> bytes:
         command = ("curl", "-sS", "--max-time", "20", "-w", "%{http_code}", "-o", str(copy), *more, url)
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-        told, _ = await process.communicate()
+        output, _ = await process.communicate()
         assert process.returncode == 0
-        return told
+        return output
 
     assert await fetch("--etag-save", str(etag)) == b"200"
     assert copy.read_text() == state["text"]

@@ -30,7 +30,7 @@ async def chat(browser: Browser, system: System, **options: object) -> AsyncIter
     one = await Opened.at(browser, f"{system.gateway_url()}/chat", **options)
     one.page.set_default_timeout(_SHOW_MS)
     yield one.page
-    one.complaints = [told for told in one.complaints if "ERR_" not in told and "status of 502" not in told]
+    one.complaints = [complaint for complaint in one.complaints if "ERR_" not in complaint and "status of 502" not in complaint]
     await one.close(host=urlsplit(system.gateway_url()).netloc)
 
 

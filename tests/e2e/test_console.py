@@ -86,8 +86,8 @@ async def test_cancel_stops_the_provider(browser: Browser) -> None:
         await expect(row).to_contain_text("cancelled", timeout=_SHOW_MS)
 
         async def worker_is_idle() -> bool:
-            told = (await system.http.get(f"{system.gateway_url()}/v1/overview")).json()
-            return all(one["running"] == 0 for one in told["processes"] if one["kind"] == "worker")
+            snapshot = (await system.http.get(f"{system.gateway_url()}/v1/overview")).json()
+            return all(one["running"] == 0 for one in snapshot["processes"] if one["kind"] == "worker")
 
         await wait_until(worker_is_idle, within_seconds=10.0, what="the worker has stopped")
 
@@ -123,8 +123,8 @@ async def test_cuts_and_resumes_in_the_timeline(browser: Browser) -> None:
             await expect(timeline).to_contain_text("its connection broke off", timeout=_SHOW_MS)
             await expect(timeline).to_contain_text(f"resumed after {first.last_id}")
             await page.get_by_role("button", name="Show the answer").click()
-            said = page.get_by_role("region", name="The answer")
-            await expect(said).to_have_text((await system.state(stream_id))["text"])
+            answer = page.get_by_role("region", name="The answer")
+            await expect(answer).to_have_text((await system.state(stream_id))["text"])
 
 
 async def test_hostile_texts_are_not_interpreted_as_html(browser: Browser) -> None:
@@ -321,8 +321,8 @@ async def test_one_stream_for_all_tabs(browser: Browser) -> None:
     """A browser opens only six connections to a host. The first tab may be closed."""
     async with System() as system:
         context = await browser.new_context()
-        asked: list[str] = []
-        context.on("request", lambda request: asked.append(urlsplit(request.url).path))
+        requested: list[str] = []
+        context.on("request", lambda request: requested.append(urlsplit(request.url).path))
         tabs = [await context.new_page() for _ in range(8)]
         for tab in tabs:
             await tab.goto(system.gateway_url())
@@ -332,8 +332,8 @@ async def test_one_stream_for_all_tabs(browser: Browser) -> None:
         stream_id = await system.create(simulate=_LONG)
         for tab in tabs[1:]:
             await expect(tab.locator("#streams")).to_contain_text(stream_id[:12], timeout=_SHOW_MS)
-        assert asked.count("/console/feed.js") == 8
-        assert "/v1/overview/events" not in asked, "no tab has one of its own"
+        assert requested.count("/console/feed.js") == 8
+        assert "/v1/overview/events" not in requested, "no tab has one of its own"
         await context.close()
 
 
@@ -341,12 +341,12 @@ async def test_a_browser_without_shared_workers(browser: Browser) -> None:
     async with System() as system:
         context = await browser.new_context()
         await context.add_init_script("delete window.SharedWorker")
-        asked: list[str] = []
-        context.on("request", lambda request: asked.append(urlsplit(request.url).path))
+        requested: list[str] = []
+        context.on("request", lambda request: requested.append(urlsplit(request.url).path))
         page = await context.new_page()
         await page.goto(system.gateway_url())
         await expect(page.locator("#link")).to_have_text("live", timeout=_SHOW_MS)
-        assert "/v1/overview/events" in asked
+        assert "/v1/overview/events" in requested
         await context.close()
 
 

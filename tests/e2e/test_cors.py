@@ -58,7 +58,7 @@ def cross(origin: str, **more: str) -> dict[str, str]:
     return {
         "origin": origin,
         "sec-fetch-site": "cross-site",
-        **{name.replace("_", "-"): told for name, told in more.items()},
+        **{name.replace("_", "-"): value for name, value in more.items()},
     }
 
 
@@ -67,8 +67,8 @@ def preflight_of(origin: str, method: str = "POST") -> dict[str, str]:
 
 
 def allowed(response: Any) -> str | None:
-    told: str | None = response.headers.get("access-control-allow-origin")
-    return told
+    origin: str | None = response.headers.get("access-control-allow-origin")
+    return origin
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -148,7 +148,7 @@ async def test_requests_with_side_effects_are_refused_for_other_origins(
         else {}
     )
     before = len(await system.logs())
-    for told in (
+    for headers in (
         cross(OTHER),
         {"origin": "null", "sec-fetch-site": "cross-site"},
         {"origin": OTHER},
@@ -157,8 +157,8 @@ async def test_requests_with_side_effects_are_refused_for_other_origins(
     ):
         for index in (0, 1):
             url = system.gateway_url(index) + path.format(stream_id)
-            response = await system.http.request(method, url, headers=told, **body)
-            assert response.status_code == 403, told
+            response = await system.http.request(method, url, headers=headers, **body)
+            assert response.status_code == 403, headers
             problem = response.json()
             message = problem["error"]["message"] if "error" in problem else problem["detail"]
             assert "error" in problem or not path.startswith(("/v1/chat", "/v1/responses"))
@@ -171,7 +171,7 @@ async def test_the_same_origin_and_programs_are_allowed(system: System) -> None:
     url = f"{system.gateway_url(1)}/v1/streams"
     host = system.gateway_url(1).removeprefix("http://")
     body = {"messages": [{"role": "user", "content": "x"}], "simulate": FAST}
-    for told in (
+    for headers in (
         {},
         {"origin": f"http://{host}"},
         {"origin": f"http://{host}", "sec-fetch-site": "same-origin"},
@@ -181,7 +181,7 @@ async def test_the_same_origin_and_programs_are_allowed(system: System) -> None:
         {"origin": "https://chat.example.com", "x-forwarded-host": "chat.example.com"},
         {"sec-fetch-site": "none"},
     ):
-        assert (await system.http.post(url, headers=told, json=body)).status_code == 201, told
+        assert (await system.http.post(url, headers=headers, json=body)).status_code == 201, headers
     link = await system.http.get(f"{system.gateway_url(1)}/stream?prompt=typed", headers={"sec-fetch-site": "none"})
     assert link.status_code == 200
 
@@ -263,10 +263,10 @@ class Site(HttpServer):
 
 
 _USE = """async ([base, id, prompt]) => {
-    const outcome = work => work.then(told => told, () => 'refused');
+    const outcome = work => work.then(result => result, () => 'refused');
     const source = url => new Promise((resolve, reject) => {
         const one = new EventSource(url), tokens = [];
-        one.onmessage = told => told.data === '[DONE]' ? (one.close(), resolve(tokens.length)) : tokens.push(told.data);
+        one.onmessage = event => event.data === '[DONE]' ? (one.close(), resolve(tokens.length)) : tokens.push(event.data);
         one.addEventListener('done', () => { one.close(); resolve(tokens.length); });
         one.onerror = () => { one.close(); reject(); };
     });

@@ -162,8 +162,8 @@ async def test_head_of_a_stream_without_a_token(system: System) -> None:
     assert "content-length" not in fetched.headers
     assert "content-encoding" not in fetched.headers
     # The comment and `retry:` stand in the block of the first event: no blank line of their own.
-    told = rb':\nretry: 2000\n:?\n?id: 1-0\nevent: started\ndata: \{"attempt":1,"model":"simulated"\}\n\n'
-    assert re.match(told, fetched.body), fetched.body
+    head = rb':\nretry: 2000\n:?\n?id: 1-0\nevent: started\ndata: \{"attempt":1,"model":"simulated"\}\n\n'
+    assert re.match(head, fetched.body), fetched.body
     assert [(one.event, one.data) for one in fetched.events] == [
         ("started", '{"attempt":1,"model":"simulated"}'),
         ("live", '{"offset":0}'),
@@ -176,8 +176,8 @@ async def test_comments_keep_a_silent_stream_alive(system: System) -> None:
     reader = system.follow(stream_id, gateway=1)
     await reader.until_event("live")
     events = bytes(reader.body).replace(b":\n", b"")
-    heard = len(reader.body)
-    await wait_until(lambda: len(reader.body) >= heard + 4, what="two comments")
+    received = len(reader.body)
+    await wait_until(lambda: len(reader.body) >= received + 4, what="two comments")
     assert bytes(reader.body).replace(b":\n", b"") == events  # nothing but comments, and no blank line
     await reader.leave()
     await system.http.post(f"{system.gateway_url()}/v1/streams/{stream_id}/cancel")

@@ -178,8 +178,8 @@ class Faces:
 
     async def websocket(self) -> None:
         async with connect(f"{self.url.replace('http', 'ws')}/v1/streams/{self.stream_id}/ws") as socket:
-            told = [json.loads(message)["event"] async for message in socket]
-            assert [one for one in told if one in TERMINAL] == told[-1:], told
+            names = [json.loads(message)["event"] async for message in socket]
+            assert [one for one in names if one in TERMINAL] == names[-1:], names
         assert socket.close_code == 1000
 
     async def whole(self) -> None:

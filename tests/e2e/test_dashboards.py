@@ -69,10 +69,10 @@ async def test_every_panel_and_every_rule_shows_data() -> None:
         assert [rule["name"] for rule in rules if rule["health"] != "ok"] == []
         assert len(rules) == _RULES.read_text().count("- alert:")
         for rule in rules:
-            told = _COMPARISON.match(rule["query"])
-            assert told, f"{rule['name']}: {rule['query']}"
-            values = [value for _, value in await prometheus.query(told[1])]
-            assert any(math.isfinite(value) for value in values), f"{rule['name']} has no data: {told[1]}"
+            comparison = _COMPARISON.match(rule["query"])
+            assert comparison, f"{rule['name']}: {rule['query']}"
+            values = [value for _, value in await prometheus.query(comparison[1])]
+            assert any(math.isfinite(value) for value in values), f"{rule['name']} has no data: {comparison[1]}"
 
 
 async def test_every_metric_is_on_a_dashboard_or_in_a_rule() -> None:

@@ -42,8 +42,8 @@ class Running:
         self._others = others
         self._command = [self._here(one) for one in command]
         inherited = {name: value for name, value in os.environ.items() if name not in _OURS}
-        told = {name: self._here(value) for name, value in environment.items()}
-        self._environment = {**inherited, **told, "PATH": _PATH}
+        here = {name: self._here(value) for name, value in environment.items()}
+        self._environment = {**inherited, **here, "PATH": _PATH}
 
     async def start(self) -> None:
         # From `/`, as in the image.
@@ -62,9 +62,9 @@ class Running:
 
     async def check(self, command: Sequence[str]) -> int:
         """Runs a health check of this part; returns its exit code."""
-        told = [self._here(one) for one in command]
+        arguments = [self._here(one) for one in command]
         silent = asyncio.subprocess.DEVNULL
-        process = await asyncio.create_subprocess_exec(*told, env=self._environment, stdout=silent, stderr=silent)
+        process = await asyncio.create_subprocess_exec(*arguments, env=self._environment, stdout=silent, stderr=silent)
         return await process.wait()
 
     async def until_well(self, command: Sequence[str]) -> None:
@@ -140,8 +140,8 @@ async def test_each_deployment_s_processes_answer_and_stop_in_time(name: str, tm
             return await stack.enter_async_context(running(one.command, one.environment, others))
 
         gateway, worker = await part(way.gateway), await part(way.worker)
-        for one, told in ((gateway, way.gateway), (worker, way.worker)):
-            for check in told.checks:
+        for one, described in ((gateway, way.gateway), (worker, way.worker)):
+            for check in described.checks:
                 await one.until_well(check)
         http = await stack.enter_async_context(httpx2.AsyncClient(timeout=30.0, trust_env=False))
         url = f"http://127.0.0.1:{gateway_port}"
@@ -163,8 +163,8 @@ async def test_each_deployment_s_processes_answer_and_stop_in_time(name: str, tm
         async with http.stream("GET", f"{url}/v1/streams/{waiting}/events") as response:
             assert await gateway.stop(within_seconds=way.gateway.stop_seconds) == 0
             assert b"retry:" in await response.aread()
-        for one, told in ((gateway, way.gateway), (worker, way.worker)):
-            for check in told.checks:
+        for one, described in ((gateway, way.gateway), (worker, way.worker)):
+            for check in described.checks:
                 if "--retry" not in check:  # systemd's waits for a start, and would wait on
                     assert await one.check(check) != 0
 
@@ -228,8 +228,8 @@ async def slow_subscriber(port: int, commands: Any) -> int:
 
 async def test_redis_gets_the_configuration_we_need(tmp_path: Path) -> None:
     async with redis_as_deployed(tmp_path) as port, redis.asyncio.Redis(port=port, decode_responses=True) as commands:
-        told = await commands.config_get("maxmemory-policy", "appendonly", "save")
-        assert told == {"maxmemory-policy": "noeviction", "appendonly": "yes", "save": ""}
+        configuration = await commands.config_get("maxmemory-policy", "appendonly", "save")
+        assert configuration == {"maxmemory-policy": "noeviction", "appendonly": "yes", "save": ""}
         assert await slow_subscriber(port, commands) == _THOUSANDS
         await commands.config_set("client-output-buffer-limit", "pubsub 32mb 8mb 60")  # the default, to compare with
         assert await slow_subscriber(port, commands) < _THOUSANDS

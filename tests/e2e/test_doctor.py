@@ -70,9 +70,9 @@ async def doctor(*arguments: str) -> Diagnosis:
 def nginx(gateway: str, *directives: str, above: str = "") -> Proxy:
     """Returns the configuration of an nginx that is right except for these directives."""
     right = ["proxy_http_version 1.1;", 'proxy_set_header Connection "";', "proxy_pass_header X-Accel-Buffering;"]
-    said = " ".join([*(one for one in right if one.split()[0] not in " ".join(directives)), *directives])
+    text = " ".join([*(one for one in right if one.split()[0] not in " ".join(directives)), *directives])
     return Proxy(
-        "nginx", f"{above} server {{ listen 127.0.0.1:{{port}}; location / {{ {said} proxy_pass {gateway}; }} }}"
+        "nginx", f"{above} server {{ listen 127.0.0.1:{{port}}; location / {{ {text} proxy_pass {gateway}; }} }}"
     )
 
 
@@ -94,15 +94,15 @@ AT_ONCE = 3
 """Runs at the same time. They mostly wait, but with too many the machine itself delays events."""
 
 
-async def diagnoses(asked: dict[str, list[str]]) -> dict[str, Diagnosis]:
-    """Runs several diagnoses, a few at a time."""
+async def diagnoses(runs: dict[str, list[str]]) -> dict[str, Diagnosis]:
+    """Runs several diagnoses, a few at a time. `runs` has the arguments of each by its name."""
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(arguments: list[str]) -> Diagnosis:
         async with places:
             return await doctor(*arguments)
 
-    return dict(zip(asked, await asyncio.gather(*map(one, asked.values())), strict=True))
+    return dict(zip(runs, await asyncio.gather(*map(one, runs.values())), strict=True))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -122,11 +122,11 @@ async def of_wrong_nginxes(running: System) -> dict[str, Diagnosis]:
 async def test_an_nginx_with_one_fault_is_named(
     system: System, of_wrong_nginxes: dict[str, Diagnosis], check: str
 ) -> None:
-    said = of_wrong_nginxes[check]
-    assert said.exit_code == 1
-    assert said.faults == [check], said.printed
-    fault = said.fault(check)
-    assert (fault["url"], fault["kind"]) == (said.found["addresses"][1]["url"], "nginx")
+    diagnosis = of_wrong_nginxes[check]
+    assert diagnosis.exit_code == 1
+    assert diagnosis.faults == [check], diagnosis.printed
+    fault = diagnosis.fault(check)
+    assert (fault["url"], fault["kind"]) == (diagnosis.found["addresses"][1]["url"], "nginx")
     assert fault["well_before_at"] == "gateway"
     assert any(change.startswith(WRONG[check][1]) for change in fault["change"])
     if check == "compression":
@@ -138,10 +138,10 @@ async def test_an_nginx_with_one_fault_is_named(
 async def test_an_nginx_that_buffers(system: System) -> None:
     """A default nginx uses HTTP/1.0 and buffers, unless X-Accel-Buffering forbids it. If that is ignored, all events come at the end."""
     with nginx(system.gateway_url(), "proxy_http_version 1.0;", "proxy_buffering on;", IGNORE) as proxy:
-        said = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0", "--json")
-    assert said.exit_code == 1
-    assert said.faults == ["buffering", "http_version"], said.printed
-    fault = said.fault("buffering")
+        diagnosis = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0", "--json")
+    assert diagnosis.exit_code == 1
+    assert diagnosis.faults == ["buffering", "http_version"], diagnosis.printed
+    fault = diagnosis.fault("buffering")
     assert (fault["kind"], fault["well_before_at"]) == ("nginx", "gateway")
     assert fault["held_ms_max"] > 1200  # of the 1.4 s in which it was sent
     assert 3 << 10 <= fault["buffer_bytes"] <= 16 << 10  # nginx has buffers of a page, 4 or 8 KiB
@@ -151,9 +151,9 @@ async def test_an_nginx_that_buffers(system: System) -> None:
 async def test_gzip_that_buffers(system: System) -> None:
     """With HTTP/1.1 chunks are passed on one by one; only clients that accept gzip get all events at the end."""
     with nginx(system.gateway_url(), "proxy_buffering on;", IGNORE, "gzip on;", "gzip_types *;") as proxy:
-        said = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0", "--json")
-    assert said.faults == ["compression"], said.printed
-    fault = said.fault("compression")
+        diagnosis = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0", "--json")
+    assert diagnosis.faults == ["compression"], diagnosis.printed
+    fault = diagnosis.fault("compression")
     assert fault["delays"] is True
     assert fault["held_ms_max"] > 1200
 
@@ -168,12 +168,12 @@ async def test_the_hop_in_the_middle_is_named(system: System) -> None:
         middle = stack.enter_context(caddy)
         outer = stack.enter_context(haproxy(middle.url))
         vias = [f"gateway={system.gateway_url()}", f"inner={inner.url}", f"middle={middle.url}"]
-        said = await doctor(outer.url, *(word for via in vias for word in ("--via", via)), "--idle", "0", "--json")
-    fault = said.fault("buffering")
+        diagnosis = await doctor(outer.url, *(word for via in vias for word in ("--via", via)), "--idle", "0", "--json")
+    fault = diagnosis.fault("buffering")
     assert (fault["at"], fault["kind"], fault["well_before_at"]) == ("middle", "caddy", "inner")
     assert fault["also_at"] == [outer.url[7:]]
     assert any("buffer_responses" in change for change in fault["change"])
-    kinds = [address["kind"] for address in said.found["addresses"]]
+    kinds = [address["kind"] for address in diagnosis.found["addresses"]]
     assert kinds == [None, "nginx", "caddy", None]  # HAProxy leaves no trace, and is not taken for what is behind it
 
 
@@ -203,9 +203,9 @@ async def test_a_default_haproxy_waits_for_full_packets(system: System) -> None:
 async def test_a_caddy_with_flush_interval_keeps_the_request_of_a_reader_that_left(system: System) -> None:
     caddy = f"http://127.0.0.1:{{port}} {{\nreverse_proxy {system.gateway_url()[7:]} {{\nflush_interval -1\n}}\n}}\n"
     with Proxy("caddy", caddy) as proxy:
-        said = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0", "--json")
-    assert (said.exit_code, said.faults) == (0, [])
-    (advice,) = [one for one in said.found["advice"] if one["check"] == "leaving"]
+        diagnosis = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0", "--json")
+    assert (diagnosis.exit_code, diagnosis.faults) == (0, [])
+    (advice,) = [one for one in diagnosis.found["advice"] if one["check"] == "leaving"]
     assert (advice["kind"], advice["well_before_at"]) == ("caddy", "gateway")
     assert advice["noticed_seconds"] > 0.5
     assert advice["change"][0].startswith("remove: flush_interval -1")
@@ -221,9 +221,9 @@ async def test_a_cache_is_found(system: System) -> None:
         )
         above = f"proxy_cache_path {directory} keys_zone=c:1m;"
         proxy = stack.enter_context(nginx(system.gateway_url(), *directives, above=above))
-        said = await doctor(proxy.url, "--idle", "0", "--json")
-    assert "caching" in said.faults
-    assert said.fault("caching")["change"][0] == "proxy_cache off;"
+        diagnosis = await doctor(proxy.url, "--idle", "0", "--json")
+    assert "caching" in diagnosis.faults
+    assert diagnosis.fault("caching")["change"][0] == "proxy_cache off;"
 
 
 async def test_https_and_http_2(system: System) -> None:
@@ -251,24 +251,24 @@ async def test_our_configurations_have_no_faults(system: System) -> None:
     kinds: tuple[Kind, ...] = ("nginx", "caddy", "haproxy")
     with ExitStack() as stack:
         proxies = {kind: stack.enter_context(deployed(kind, ports)) for kind in kinds}
-        told = await diagnoses({kind: [one.url, *gateways, "--age", "3"] for kind, one in proxies.items()})
-    for kind, said in told.items():
-        assert said.exit_code == 0, f"{kind}\n{said.printed}"
-        assert "SSE streams as it should." in said.printed
-        assert "✗" not in said.printed
-        assert "!" not in said.printed  # nor is there anything to advise
-        assert said.printed.count("✓ 3 s") == 3  # the response may grow old, at each address
+        by_kind = await diagnoses({kind: [one.url, *gateways, "--age", "3"] for kind, one in proxies.items()})
+    for kind, diagnosis in by_kind.items():
+        assert diagnosis.exit_code == 0, f"{kind}\n{diagnosis.printed}"
+        assert "SSE streams as it should." in diagnosis.printed
+        assert "✗" not in diagnosis.printed
+        assert "!" not in diagnosis.printed  # nor is there anything to advise
+        assert diagnosis.printed.count("✓ 3 s") == 3  # the response may grow old, at each address
 
 
 async def test_text_names_hop_fault_and_directive(system: System) -> None:
     with nginx(system.gateway_url(), "proxy_http_version 1.0;", IGNORE) as proxy:
-        said = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0")
-    print(said.printed)
-    assert said.exit_code == 1
-    lines = said.printed.splitlines()
+        diagnosis = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0")
+    print(diagnosis.printed)
+    assert diagnosis.exit_code == 1
+    lines = diagnosis.printed.splitlines()
     (row,) = [line for line in lines if line.startswith("events come one by one")]
     assert re.search(r"✓ within \d+ ms +✗ all at the end$", row)
-    text = " ".join(said.printed.split())
+    text = " ".join(diagnosis.printed.split())
     assert f"✗ nginx at {proxy.url[7:]} holds events back" in text
     assert "At gateway, before it, all is well." in text
     assert "      proxy_buffering off;" in lines

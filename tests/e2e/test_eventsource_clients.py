@@ -47,10 +47,10 @@ async def expect_whole(system: System, stream_id: str, messages: list[Message]) 
 async def test_eventsource_of_npm(system: System) -> None:
     stream_id = await system.create("npm", simulate=ANSWER)
     reader = await Node.run("eventsource.mjs", system.events_url(stream_id))
-    said = await reader.until_end()
-    assert sum("opened" in one for one in said) >= 3
-    assert said[-1] == {"closed": True, "status": 204}, "it asked for more after the end, and gave up for good"
-    await expect_whole(system, stream_id, [Message(**one) for one in said if "event" in one])
+    lines = await reader.until_end()
+    assert sum("opened" in one for one in lines) >= 3
+    assert lines[-1] == {"closed": True, "status": 204}, "it asked for more after the end, and gave up for good"
+    await expect_whole(system, stream_id, [Message(**one) for one in lines if "event" in one])
 
 
 async def test_fetch_event_source_of_microsoft(system: System) -> None:

@@ -84,7 +84,7 @@ async def test_every_answer_has_nosniff(system: System) -> None:
     await system.until_status(stream_id, "completed")
     url, port = system.gateway_url(), system.gateway_port()
     last = f"/v1/streams/{stream_id}/events?last_event_id=1-21"
-    asked = [
+    requests = [
         *(
             ("GET", path)
             for path in (
@@ -121,7 +121,7 @@ async def test_every_answer_has_nosniff(system: System) -> None:
         *(("OPTIONS", "/v1/streams"), ("DELETE", f"/v1/streams/{stream_id}"), ("BREW", "/"), ("HEAD", "/chat")),
     ]
     statuses = set()
-    for method, path in asked:
+    for method, path in requests:
         answer = await system.http.request(method, url + path)
         assert answer.headers.get_list("x-content-type-options") == ["nosniff"], f"{method} {path}"
         statuses.add(answer.status_code)

@@ -54,8 +54,8 @@ def chunked(body: bytes, trailers: bytes = b"") -> bytes:
 
 
 def body_of(answer: bytes) -> dict[str, object]:
-    told: dict[str, object] = json.loads(answer.partition(b"\r\n\r\n")[2])
-    return told
+    body: dict[str, object] = json.loads(answer.partition(b"\r\n\r\n")[2])
+    return body
 
 
 # --- upgrades, and bodies that look like requests
@@ -387,15 +387,15 @@ async def test_a_leaving_client_is_noticed_whatever_it_sent_before(system: Syste
 
 
 async def _leaves(system: System, leaves: str, face: str, behind: bytes, prompt: str) -> None:
-    asked = {
+    fields = {
         "simulate": {"tokens": 2000, "tokens_per_second": 2},
         "midstream": {"on_disconnect": {"cancel_after": 0.3}},
     }
     if face == "events":
-        stream_id = await system.create(prompt, gateway=0, headers=None, **asked)
+        stream_id = await system.create(prompt, gateway=0, headers=None, **fields)
         request = b"GET /v1/streams/%b/events HTTP/1.1\r\nHost: x\r\n\r\n" % stream_id.encode()
     else:
-        request = chat(prompt, stream=face == "chat", **asked)
+        request = chat(prompt, stream=face == "chat", **fields)
     async with RawHttp(system.gateway_port()) as raw:
         sending = asyncio.create_task(raw.send(request + behind))
         await (raw.read_until(b"data:") if face != "whole" else stream_of(system, prompt))

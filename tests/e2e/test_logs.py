@@ -33,8 +33,8 @@ async def until_told(system: System, *stream_ids: str) -> None:
 
 async def test_every_stream_has_its_outcome_and_its_receipt_under_its_requests_id() -> None:
     async with System() as system:
-        asked = {"x-request-id": "from-the-client:7"}
-        done = await system.create(_SECRET, simulate={"tokens": 10}, headers=asked)
+        headers = {"x-request-id": "from-the-client:7"}
+        done = await system.create(_SECRET, simulate={"tokens": 10}, headers=headers)
         await system.follow(done).until_end()
         failed = await system.create(
             _SECRET, simulate={"tokens": 10, "fail_after": 3}, midstream={"on_interrupt": "fail"}
@@ -53,8 +53,8 @@ async def test_every_stream_has_its_outcome_and_its_receipt_under_its_requests_i
             )
 
         await wait_until(all_told, what="all outcomes are logged")
-        told = [line for line in lines(system.workers[0]) if line.get("stream") == done]
-        assert {line["request_id"] for line in told} == {"from-the-client:7"}
+        logged = [line for line in lines(system.workers[0]) if line.get("stream") == done]
+        assert {line["request_id"] for line in logged} == {"from-the-client:7"}
         (failure,) = [line for line in lines(system.workers[0]) if line.get("code")]
         assert (failure["level"], failure["code"], failure["attempt"]) == ("warning", "provider_unavailable", 1)
         assert _SECRET not in system.tails()
@@ -87,8 +87,8 @@ async def test_request_ids_are_echoed_or_made_and_checked() -> None:
     async with System() as system:
         url = system.gateway_url()
 
-        async def echoed(told: str | None, path: str = "/v1/streams/none") -> str:
-            response = await system.http.get(f"{url}{path}", headers={} if told is None else {"x-request-id": told})
+        async def echoed(request_id: str | None, path: str = "/v1/streams/none") -> str:
+            response = await system.http.get(f"{url}{path}", headers={} if request_id is None else {"x-request-id": request_id})
             return str(response.headers["x-request-id"])
 
         assert await echoed("abc-123") == "abc-123"
@@ -108,8 +108,8 @@ async def test_the_text_format_of_logs() -> None:
     async with System(settings={"log_format": "text"}) as system:
         stream_id = await system.create(_SECRET, simulate={"tokens": 5})
         await system.follow(stream_id).until_end()
-        told = (
+        formats = (
             f"INFO midstream.receipt stream {stream_id}: completed: 5 tokens generated, 5 delivered over 1 connections"
         )
-        await wait_until(lambda: told in system.workers[0].logged(), what="the receipt in words")
+        await wait_until(lambda: formats in system.workers[0].logged(), what="the receipt in words")
         assert "{" not in system.workers[0].logged()

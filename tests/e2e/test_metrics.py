@@ -31,7 +31,7 @@ def parsed(text: str) -> Samples:
 def total(samples: Samples, name: str, **labels: str) -> float:
     """Returns the sum over all series of this name with these labels. AssertionError if there is none."""
     found = [
-        value for (named, told), value in samples.items() if named == name and labels.items() <= dict(told).items()
+        value for (named, series), value in samples.items() if named == name and labels.items() <= dict(series).items()
     ]
     assert found, f"there is no {name} with {labels}"
     return sum(found)
@@ -69,15 +69,15 @@ async def test_counters_agree_with_receipts_and_readers(processes: int) -> None:
         async def all_told() -> bool:
             receipts[:] = []
             for stream_id in streams.values():
-                told = await system.http.get(f"{system.gateway_url()}/v1/streams/{stream_id}/receipt")
-                receipts.append(told.json())
-            noted = all(one["outcome"] for told in receipts for one in told["delivered"]["connections"])
+                response = await system.http.get(f"{system.gateway_url()}/v1/streams/{stream_id}/receipt")
+                receipts.append(response.json())
+            noted = all(one["outcome"] for receipt in receipts for one in receipt["delivered"]["connections"])
             gateway, worker = await of_gateway(system), await of_workers(system)
             written = sum(total(side, "midstream_receipts_total") for side in (gateway, worker))
             return noted and written == len(streams) and total(gateway, "midstream_readers") == 0
 
         await wait_until(all_told, within_seconds=15.0, what="all readers are gone and all receipts written")
-        connections = [one for told in receipts for one in told["delivered"]["connections"]]
+        connections = [one for receipt in receipts for one in receipt["delivered"]["connections"]]
 
         async def all_handed_over() -> bool:
             closes = total(await of_gateway(system), "midstream_reader_closes_total")
@@ -89,11 +89,11 @@ async def test_counters_agree_with_receipts_and_readers(processes: int) -> None:
         gateway, worker = await of_gateway(system), await of_workers(system)
 
         # Tokens: each attempt's, of every stream. One that was cancelled from outside may have had an entry under way.
-        generated = sum(attempt["tokens"] for told in receipts for attempt in told["generated"]["attempts"])
+        generated = sum(attempt["tokens"] for receipt in receipts for attempt in receipt["generated"]["attempts"])
         assert generated <= total(worker, "midstream_tokens_generated_total") <= generated + 2
         delivered = sum(one["tokens"] for one in connections)
         assert total(gateway, "midstream_tokens_delivered_total") == delivered
-        undelivered = sum(told["undelivered_tokens"] for told in receipts)
+        undelivered = sum(receipt["undelivered_tokens"] for receipt in receipts)
         counted = [total(side, "midstream_receipt_tokens_total", fate="undelivered") for side in (gateway, worker)]
         assert sum(counted) == undelivered
         assert undelivered > 0
@@ -146,8 +146,8 @@ async def test_every_metric_exists_from_the_start_with_every_label() -> None:
                     continue  # by model: once it has answered
                 name = one.exposed + ("_count" if one.kind == "histogram" else "")
                 for label, values in one.labels.items():
-                    told = {dict(labels).get(label) for named, labels in sides[side] if named == name}
-                    assert told == set(values), f"{side}: {name}"
+                    shown = {dict(labels).get(label) for named, labels in sides[side] if named == name}
+                    assert shown == set(values), f"{side}: {name}"
                 assert total(sides[side], name) >= 0
 
 
@@ -183,8 +183,8 @@ async def test_a_queue_without_workers_shows_in_the_gateway_s_metrics() -> None:
 
 async def test_clients_cannot_create_unlimited_labels() -> None:
     async with OpenAIServer() as provider:
-        told = {**settings(), "openai_api_key": "sk-test", "openai_base_url": provider.url}
-        async with System(settings=told) as system:
+        worker_settings = {**settings(), "openai_api_key": "sk-test", "openai_base_url": provider.url}
+        async with System(settings=worker_settings) as system:
             for number in range(MODELS_MAX + 5):
                 reader = system.follow(await system.create(model=f"model-{number}"))
                 await reader.until_end()

@@ -42,18 +42,18 @@ async def cancel(system: System, stream_id: str) -> dict[str, Any]:
 
 
 async def test_answer_and_usage_are_the_provider_s(model: Model) -> None:
-    said = ["Grüße", " 👋🏽", ' "quoted"\n', " \u2028", " end"]
-    stream_id = await model.system.create("one two three", model="some-model", script={"text": said})
+    words = ["Grüße", " 👋🏽", ' "quoted"\n', " \u2028", " end"]
+    stream_id = await model.system.create("one two three", model="some-model", script={"text": words})
     answer = answer_of((await model.system.follow(stream_id).until_end()).messages)
     assert answer.started == {"attempt": 1, "model": "some-model"}
-    assert answer.tokens == said
+    assert answer.tokens == words
     assert answer.end_data == {
         "finish_reason": "stop",
         "truncated": False,
         "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8},
     }
     state = await model.system.state(stream_id)
-    assert (state["status"], state["text"], state["tokens"]) == ("completed", "".join(said), 5)
+    assert (state["status"], state["text"], state["tokens"]) == ("completed", "".join(words), 5)
     assert state["usage"] == answer.end_data["usage"]
 
 

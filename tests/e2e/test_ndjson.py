@@ -43,7 +43,7 @@ def lines_of(body: str) -> list[dict[str, Any]]:
 async def fetched(system: System, stream_id: str, query: str = "", *, gateway: int = 0, **headers: str) -> Any:
     url = system.events_url(stream_id, gateway=gateway) + query
     return await system.http.get(
-        url, headers={**NDJSON, **{name.replace("_", "-"): told for name, told in headers.items()}}
+        url, headers={**NDJSON, **{name.replace("_", "-"): value for name, value in headers.items()}}
     )
 
 
@@ -89,8 +89,8 @@ async def test_a_silent_stream_is_kept_alive_and_no_line_is_empty(system: System
 
     reading = asyncio.create_task(read())
     await wait_until(lambda: re.search(rb"\n +$", body), what="a keep-alive")
-    heard = len(body)
-    await wait_until(lambda: len(body) >= heard + 2, what="two more")
+    received = len(body)
+    await wait_until(lambda: len(body) >= received + 2, what="two more")
     await system.http.post(f"{system.gateway_url()}/v1/streams/{stream_id}/cancel")
     await reading
     lines = lines_of(body.decode())
@@ -107,23 +107,23 @@ async def test_jq_reads_keep_alives_too(system: System) -> None:
     process = await asyncio.create_subprocess_exec(
         jq, "-c", ".event", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
-    told, _ = await process.communicate(b'{"event":"a"}\n   {"event":"b"}\n ')
-    assert told.split() == [b'"a"', b'"b"']
+    output, _ = await process.communicate(b'{"event":"a"}\n   {"event":"b"}\n ')
+    assert output.split() == [b'"a"', b'"b"']
 
 
 async def test_node_reconnects_after_the_gateway_was_stopped(system: System) -> None:
     """The gateway is stopped in mid-answer: the last line says when to reconnect, and the rest follows without a hole."""
     async with System(gateway_settings={"connection_seconds": 0.3, "retry_milliseconds": 100}) as own:
         stream_id = await own.create("node", simulate={"tokens": 90, "tokens_per_second": 45})
-        said = await (await Node.run("ndjson.mjs", own.events_url(stream_id))).until_end()
-        statuses = [one["status"] for one in said if "status" in one]
+        lines = await (await Node.run("ndjson.mjs", own.events_url(stream_id))).until_end()
+        statuses = [one["status"] for one in lines if "status" in one]
         assert len(statuses) >= 3
         assert set(statuses) == {200}
-        again = [one for one in said if one.get("event") == "retry"]
+        again = [one for one in lines if one.get("event") == "retry"]
         assert len(again) == len(statuses) - 1, "each response that ended early said so in its last line"
         assert all(one["id"] is None and 25 <= one["data"]["milliseconds"] <= 100 for one in again)
-        assert not [one for one in said if "cut" in one or "error" in one]
-        tokens = [one for one in said if one.get("event") == "message"]
+        assert not [one for one in lines if "cut" in one or "error" in one]
+        tokens = [one for one in lines if one.get("event") == "message"]
         assert [one["id"] for one in tokens] == [f"1-{offset}" for offset in range(1, 91)]
         assert "".join(one["data"]["token"] for one in tokens) == (await own.state(stream_id))["text"]
 
@@ -135,9 +135,9 @@ async def test_node_resumes_after_the_gateway_was_killed(system: System) -> None
         await wait_until(lambda: len(reader.lines) > 30, within_seconds=15, what="30 lines")
         own.gateways[0].kill()
         await own.start_gateway(0)
-        said = await reader.until_end()
-        assert [one for one in said if "error" in one], "it was cut off, and saw it"
-        tokens = [one["id"] for one in said if one.get("event") == "message"]
+        lines = await reader.until_end()
+        assert [one for one in lines if "error" in one], "it was cut off, and saw it"
+        tokens = [one["id"] for one in lines if one.get("event") == "message"]
         assert tokens == [f"1-{offset}" for offset in range(1, 121)]
 
 

@@ -28,8 +28,8 @@ TEXT = ["Grü", "ße", ' "quoted"\n\n', " \u2028", " data: [DONE]", " 😀"]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server: OpenAIServer) -> AsyncIterator[System]:
-    told = {"provider": "openai", "openai_base_url": server.url, "provider_backoff_seconds": 0.01}
-    async with System(settings=told) as system:
+    settings = {"provider": "openai", "openai_base_url": server.url, "provider_backoff_seconds": 0.01}
+    async with System(settings=settings) as system:
         yield system
 
 
@@ -115,9 +115,9 @@ async def test_whole_and_streamed_are_the_same(
     client: openai.AsyncOpenAI, script: dict[str, Any], more: dict[str, Any]
 ) -> None:
     """The SDK merges the chunks as it does OpenAI's; the result equals the whole answer that the gateway makes."""
-    asked: dict[str, Any] = {"model": "some-model", "messages": MESSAGES, "extra_body": {"script": script}, **more}
-    whole = await client.chat.completions.create(**asked)
-    async with client.chat.completions.stream(**asked, stream_options={"include_usage": True}) as stream:
+    request: dict[str, Any] = {"model": "some-model", "messages": MESSAGES, "extra_body": {"script": script}, **more}
+    whole = await client.chat.completions.create(**request)
+    async with client.chat.completions.stream(**request, stream_options={"include_usage": True}) as stream:
         streamed = await stream.get_final_completion()
     assert whole.usage == streamed.usage
     assert len(whole.choices) == more.get("n", 1)
@@ -126,10 +126,10 @@ async def test_whole_and_streamed_are_the_same(
         assert (one.message.content or "") == (other.message.content or "")
         assert one.message.refusal == other.message.refusal
         assert one.message.model_extra == other.message.model_extra, "reasoning"
-        calls = [[(call.id, call.function.name, call.function.arguments) for call in it.message.tool_calls or []]
-                 for it in (one, other)]  # fmt: skip
+        calls = [[(call.id, call.function.name, call.function.arguments) for call in choice.message.tool_calls or []]
+                 for choice in (one, other)]  # fmt: skip
         assert calls[0] == calls[1]
-        logprobs = [it.logprobs and [entry.logprob for entry in it.logprobs.content or []] for it in (one, other)]
+        logprobs = [choice.logprobs and [entry.logprob for entry in choice.logprobs.content or []] for choice in (one, other)]
         assert logprobs[0] == logprobs[1]
 
 
@@ -177,10 +177,10 @@ async def test_parameters_that_are_not_known_pass_untouched(client: openai.Async
 
 async def test_the_synchronous_client_reads_the_same(running: System) -> None:
     def ask() -> tuple[str | None, str]:
-        asked: dict[str, Any] = {"model": "m", "messages": MESSAGES, "extra_body": {"script": {"text": TEXT}}}
+        request: dict[str, Any] = {"model": "m", "messages": MESSAGES, "extra_body": {"script": {"text": TEXT}}}
         with openai.OpenAI(base_url=f"{running.gateway_url()}/v1", api_key="any", max_retries=0) as client:
-            whole = client.chat.completions.create(**asked)
-            with client.chat.completions.create(**asked, stream=True) as stream:
+            whole = client.chat.completions.create(**request)
+            with client.chat.completions.create(**request, stream=True) as stream:
                 streamed = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
         return whole.choices[0].message.content, streamed
 
@@ -267,17 +267,17 @@ async def test_a_requested_restart_is_in_the_chunks(client: openai.AsyncOpenAI, 
         extra_headers={"x-midstream-on-interrupt": policy},
         extra_body={"script": {"text": TEXT, "break_after": 2, "times": 1, "key": policy}},
     )
-    told: list[Any] = []
+    restarts: list[Any] = []
     pieces: list[str] = []
     async for chunk in stream:
         assert chunk.choices, "what clients look at without asking is there"
         restarted = (chunk.model_extra or {}).get("midstream", {}).get("restarted")
         if restarted:
-            told.append(restarted)
+            restarts.append(restarted)
             del pieces[restarted["base"] :]
         elif chunk.choices[0].delta.content:
             pieces.append(chunk.choices[0].delta.content)
-    assert told == [{"attempt": 2, "base": base, "reason": "provider_unavailable"}]
+    assert restarts == [{"attempt": 2, "base": base, "reason": "provider_unavailable"}]
     assert pieces == TEXT
 
 
@@ -338,7 +338,7 @@ async def test_the_models_are_the_provider_s(client: openai.AsyncOpenAI) -> None
 
 async def test_node_reads_the_same(system: System) -> None:
     error = {"message": "overloaded", "type": "server_error", "param": None, "code": "busy"}
-    told = await node.run(
+    output = await node.run(
         "chat.mjs",
         {
             "baseURL": f"{system.gateway_url()}/v1",
@@ -348,20 +348,20 @@ async def test_node_reads_the_same(system: System) -> None:
             "refused": {"fail_status": 401, "error": {"message": "no", "type": "t", "code": "invalid_api_key"}},
         },
     )
-    said = [choice["delta"].get("content") or "" for chunk in told["chunks"] for choice in chunk["choices"]]
-    assert "".join(said) == told["whole"]["choices"][0]["message"]["content"] == "".join(TEXT)
-    assert {chunk["id"] for chunk in told["chunks"]} == {f"chatcmpl-{told['streamId']}"}
-    assert told["chunks"][-1]["usage"] == told["whole"]["usage"]
-    [called] = told["calls"]
+    pieces = [choice["delta"].get("content") or "" for chunk in output["chunks"] for choice in chunk["choices"]]
+    assert "".join(pieces) == output["whole"]["choices"][0]["message"]["content"] == "".join(TEXT)
+    assert {chunk["id"] for chunk in output["chunks"]} == {f"chatcmpl-{output['streamId']}"}
+    assert output["chunks"][-1]["usage"] == output["whole"]["usage"]
+    [called] = output["calls"]
     assert (called["name"], called["arguments"]) == ("weather", CALL["function"]["arguments"])
-    assert [told[one]["choices"][0]["message"]["tool_calls"] for one in ("final", "called")] == [[CALL], [CALL]]
-    assert [told[one]["choices"][0]["finish_reason"] for one in ("final", "called")] == ["tool_calls"] * 2
-    assert told["received"] == "".join(TEXT[:2])
-    assert (told["midStream"]["code"], told["midStream"]["type"]) == ("busy", "server_error")
-    assert told["midStream"]["message"] == "overloaded"
-    assert (told["refused"]["name"], told["refused"]["status"]) == ("AuthenticationError", 401)
-    assert told["refused"]["code"] == "invalid_api_key"
-    assert told["models"] == ["scripted"]
+    assert [output[one]["choices"][0]["message"]["tool_calls"] for one in ("final", "called")] == [[CALL], [CALL]]
+    assert [output[one]["choices"][0]["finish_reason"] for one in ("final", "called")] == ["tool_calls"] * 2
+    assert output["received"] == "".join(TEXT[:2])
+    assert (output["midStream"]["code"], output["midStream"]["type"]) == ("busy", "server_error")
+    assert output["midStream"]["message"] == "overloaded"
+    assert (output["refused"]["name"], output["refused"]["status"]) == ("AuthenticationError", 401)
+    assert output["refused"]["code"] == "invalid_api_key"
+    assert output["models"] == ["scripted"]
 
 
 async def test_two_concurrent_streams_do_not_mix(client: openai.AsyncOpenAI) -> None:

@@ -47,8 +47,8 @@ async def resumed(system: System, stream_id: str, after: str, **how: Any) -> htt
 
 async def test_a_stream_can_be_resumed_after_any_of_its_events(system: System) -> None:
     script = {"tokens": 5, "tool_calls": [CALL], "further": [["a", "b"]], "reasoning": ["hm"]}
-    asked = asking(script, stream=True, n=2, stream_options={"include_usage": True})
-    response = await system.http.post(chat_url(system), json=asked)
+    request = asking(script, stream=True, n=2, stream_options={"include_usage": True})
+    response = await system.http.post(chat_url(system), json=request)
     whole = blocks(response.text)
     stream_id = response.headers["x-stream-id"]
     ids = [one.split("\n")[0].removeprefix("id: ") for one in whole]
@@ -69,8 +69,8 @@ async def test_a_client_that_was_cut_off_resumes_a_running_stream(system: System
     """Half of the answer from one gateway, the rest from another while it is still being generated."""
     got: list[Message] = []
     decoder = Decoder()
-    asked = asking({"tokens": 60, "tokens_per_second": 60}, stream=True)
-    async with system.http.stream("POST", chat_url(system), json=asked) as response:
+    request = asking({"tokens": 60, "tokens_per_second": 60}, stream=True)
+    async with system.http.stream("POST", chat_url(system), json=request) as response:
         stream_id = response.headers["x-stream-id"]
         async for part in response.aiter_bytes():
             got += decoder.feed(part)
@@ -84,8 +84,8 @@ async def test_a_client_that_was_cut_off_resumes_a_running_stream(system: System
         async for part in response.aiter_bytes():
             rest += decoder_of_rest.feed(part)
     assert rest[-1].data == "[DONE]"
-    said = [json.loads(one.data)["choices"][0]["delta"].get("content", "") for one in [*got, *rest][:-1]]
-    assert "".join(said) == (await system.state(stream_id))["text"]
+    pieces = [json.loads(one.data)["choices"][0]["delta"].get("content", "") for one in [*got, *rest][:-1]]
+    assert "".join(pieces) == (await system.state(stream_id))["text"]
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ async def test_streams_can_be_read_through_other_apis_than_they_were_created_wit
     native = await system.create(model="m", script={"tokens": 3}, midstream={"on_disconnect": "continue"})
     *chunks, done = [one.split("data: ")[1] for one in blocks((await resumed(system, native, "")).text)]
     state = await system.state(native)
-    said = [choice["delta"].get("content", "") for one in chunks for choice in json.loads(one)["choices"]]
-    assert ("".join(said), done) == (state["text"], "[DONE]")
+    pieces = [choice["delta"].get("content", "") for one in chunks for choice in json.loads(one)["choices"]]
+    assert ("".join(pieces), done) == (state["text"], "[DONE]")
     assert json.loads(chunks[-1])["usage"] == state["usage"], "who had no say about the usage gets it"
     response = await system.http.post(chat_url(system), json=asking({"tokens": 3}))
     reader = await system.follow(response.headers["x-stream-id"], gateway=1).until_end()
@@ -134,14 +134,14 @@ async def test_the_provider_stops_when_the_client_leaves(
 ) -> None:
     script = TICKING if first_token else {"stall_after": 0}
     headers = {"x-midstream-on-disconnect": "cancel_after=0.2"}
-    asked = asyncio.ensure_future(
+    running = asyncio.ensure_future(
         system.http.post(chat_url(system), json=asking(script, stream=stream), headers=headers)
     )
     await wait_until(lambda: server.running == 1, what="the provider answers")
     tokens = server.tokens
     await wait_until(lambda: not first_token or server.tokens > tokens + 5, what="it is in mid-answer")
     aborted = server.aborted
-    asked.cancel()
+    running.cancel()
     await wait_until(lambda: server.running == 0, what="the provider has stopped")
     assert server.aborted == aborted + 1
 
@@ -167,7 +167,7 @@ async def test_the_sdk_does_not_retry_a_cancelled_answer(
 ) -> None:
     async with openai.AsyncOpenAI(base_url=f"{system.gateway_url()}/v1", api_key="any", max_retries=2) as client:
         requests = server.requests
-        asked = asyncio.ensure_future(
+        running = asyncio.ensure_future(
             client.chat.completions.create(
                 model="m", messages=MESSAGES, stream=stream, extra_body={"script": {"stall_after": 0}}
             )
@@ -176,7 +176,7 @@ async def test_the_sdk_does_not_retry_a_cancelled_answer(
         [stream_id] = [one for one in [await stream_that_runs(system)] if one]
         await system.http.post(f"{system.gateway_url(1)}/v1/streams/{stream_id}/cancel")
         with pytest.raises(openai.APIStatusError) as raised:
-            await asked
+            await running
         assert (raised.value.status_code, raised.value.code) == (499, "cancelled")
         assert server.requests == requests + 1
     await wait_until(lambda: server.running == 0, what="the provider has stopped")
@@ -193,8 +193,8 @@ async def stream_that_runs(system: System) -> str:
 async def test_a_request_repeated_with_its_idempotency_key_is_one_answer(system: System, server: OpenAIServer) -> None:
     requests = server.requests
     headers = {"idempotency-key": "once"}
-    asked = asking({"tokens": 5})
-    first, second = [(await system.http.post(chat_url(system, n), json=asked, headers=headers)).json() for n in (0, 1)]
+    request = asking({"tokens": 5})
+    first, second = [(await system.http.post(chat_url(system, n), json=request, headers=headers)).json() for n in (0, 1)]
     assert first == second
     assert server.requests == requests + 1
 
@@ -218,23 +218,23 @@ async def test_curl_reads_the_stream(system: System) -> None:
         chat_url(system),
         stdout=asyncio.subprocess.PIPE,
     )
-    told, _ = await process.communicate()
+    output, _ = await process.communicate()
     assert process.returncode == 0
-    events = blocks(told.decode())
+    events = blocks(output.decode())
     assert len(events) == 33
     assert events[-1].endswith("\ndata: [DONE]")
 
 
 async def test_an_sdk_s_stream_is_not_rotated_by_age_and_is_cut_off_when_the_gateway_stops() -> None:
     """An SDK does not reconnect: its response lasts as long as the answer, and an incomplete one must be recognisable."""
-    asked: dict[str, Any] = {"model": "m", "messages": MESSAGES, "stream": True}
+    request: dict[str, Any] = {"model": "m", "messages": MESSAGES, "stream": True}
     simulate = {"tokens": 100, "tokens_per_second": 50}
     async with System(gateways=2, gateway_settings={"connection_seconds": 0.3}) as system:
         url = chat_url(system)
-        response = await system.http.post(url, json={**asked, "simulate": simulate})
+        response = await system.http.post(url, json={**request, "simulate": simulate})
         assert len(blocks(response.text)) == 103
         async with (
-            system.http.stream("POST", url, json={**asked, "simulate": {**simulate, "tokens": 5000}}) as long,
+            system.http.stream("POST", url, json={**request, "simulate": {**simulate, "tokens": 5000}}) as long,
             openai.AsyncOpenAI(base_url=f"{system.gateway_url()}/v1", api_key="any", max_retries=0) as client,
         ):
             follower = await resumed(system, long.headers["x-stream-id"], "")
@@ -243,7 +243,7 @@ async def test_an_sdk_s_stream_is_not_rotated_by_age_and_is_cut_off_when_the_gat
             models = [model.id async for model in client.models.list()]
             assert models == ["gpt-4o-mini"], "without a provider there is the default"
             stream = await client.chat.completions.create(
-                **asked, extra_body={"simulate": {**simulate, "tokens": 5000}}
+                **request, extra_body={"simulate": {**simulate, "tokens": 5000}}
             )
             await anext(stream)
             system.gateways[0].send(signal.SIGTERM)

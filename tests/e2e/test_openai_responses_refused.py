@@ -70,13 +70,13 @@ async def post(system: System, body: Any) -> httpx2.Response:
 
 
 async def test_malformed_requests(system: System, server: OpenAIServer) -> None:
-    asked = server.requests
+    requests_before = server.requests
     for body in (b"", b"[]", b"{", b"\xff", b'{"input":' + b"[" * 4000):
         answer = await post(system, body)
         assert answer.status_code == 400
         assert answer.json()["error"]["message"]
     assert (await post(system, b"x" * (2 << 20))).status_code == 413
-    assert server.requests == asked
+    assert server.requests == requests_before
     for depth in range(236, 256):  # nested as deeply as it may be, and more
         schema: Any = {}
         for _ in range(depth):

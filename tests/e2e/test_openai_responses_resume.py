@@ -22,16 +22,16 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server: OpenAIServer) -> AsyncIterator[System]:
-    told = {"provider": "openai", "openai_base_url": server.url, "provider_backoff_seconds": 0.01}
+    settings = {"provider": "openai", "openai_base_url": server.url, "provider_backoff_seconds": 0.01}
     # A small ring, so that most who come late read the log.
-    async with System(gateways=2, settings=told, gateway_settings={"ring_events": 16}) as system:
+    async with System(gateways=2, settings=settings, gateway_settings={"ring_events": 16}) as system:
         yield system
 
 
 async def test_a_dropped_connection_is_resumed_through_another_gateway(
     client: openai.AsyncOpenAI, other: openai.AsyncOpenAI, server: OpenAIServer
 ) -> None:
-    asked = server.requests
+    requests_before = server.requests
     first: list[Any] = []
     stream = await create(client, SLOW, background=True, stream=True)
     async for event in stream:
@@ -47,7 +47,7 @@ async def test_a_dropped_connection_is_resumed_through_another_gateway(
     assert rest[-1].type == "response.completed"
     whole = await all_of(await client.responses.retrieve(created.response.id, stream=True))
     assert [*first, *rest] == whole
-    assert server.requests == asked + 1
+    assert server.requests == requests_before + 1
 
 
 async def test_readers_that_come_at_any_time_get_the_same_events(clients: list[openai.AsyncOpenAI]) -> None:
@@ -143,8 +143,8 @@ async def test_closing_the_connection_cancels_the_response(client: openai.AsyncO
 
 async def test_a_stopping_gateway_ends_the_stream_with_an_error(server: OpenAIServer) -> None:
     """The SDK would take a proper end for the end of the answer: it gets an error instead, and resumes at another gateway."""
-    told = {"provider": "openai", "openai_base_url": server.url}
-    async with System(gateways=2, settings=told) as system:
+    settings = {"provider": "openai", "openai_base_url": server.url}
+    async with System(gateways=2, settings=settings) as system:
         urls = [f"{system.gateway_url(index)}/v1" for index in range(2)]
         async with (
             openai.AsyncOpenAI(base_url=urls[0], api_key="any", max_retries=0) as client,

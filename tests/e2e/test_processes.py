@@ -68,12 +68,12 @@ _ALONE = {"connection": "close"}
 
 async def everywhere(url: str, name: str) -> set[float]:
     """Returns the values of a metric, read over so many connections that every process has answered."""
-    told = set()
+    values = set()
     async with httpx2.AsyncClient(trust_env=False, verify=False) as http:
         for _ in range(_ASKED):
             text = (await http.get(f"{url}/metrics", headers=_ALONE)).text
-            told.add(sum(map(float, re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE))))
-    return told
+            values.add(sum(map(float, re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE))))
+    return values
 
 
 async def until_everywhere(url: str, name: str, value: float) -> None:
@@ -147,11 +147,11 @@ async def test_a_killed_process_is_restarted() -> None:
 
         os.kill(killed, signal.SIGKILL)
         await wait_until(lambda: "was ended by SIGKILL" in gateway.logged())
-        asked = 0
+        requests = 0
         while len(up(gateway)) < 3:  # until it is back, whoever comes is served, and at once
             assert (await system.http.get(f"{url}/healthz", headers=_ALONE, timeout=5.0)).status_code == 200
-            asked += 1
-        assert asked > 5
+            requests += 1
+        assert requests > 5
         number, started = up(gateway)[-1]
         assert (number, runs(started)) == (1, True)
         await wait_until(lambda: sum(one.ended for one in readers) == spread[killed])
@@ -263,8 +263,8 @@ def up_of_two() -> Iterator[subprocess.Popen[bytes]]:
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 async def test_midstream_up_starts_the_given_number_of_processes(up_of_two: subprocess.Popen[bytes], how: signal.Signals) -> None:
     assert up_of_two.stdout is not None
-    told = (await asyncio.to_thread(up_of_two.stdout.readline)).decode()
-    url = told.removeprefix("midstream is up: ").strip()
+    line = (await asyncio.to_thread(up_of_two.stdout.readline)).decode()
+    url = line.removeprefix("midstream is up: ").strip()
 
     async def both() -> Any:
         return await everywhere(url, "midstream_gateway_processes") == {2}

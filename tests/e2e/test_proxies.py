@@ -62,9 +62,9 @@ async def test_two_thousand_timed_events_keep_their_pace(system: System, kind: K
     """Compares when each event was sent and when it came, with and without the proxy, at the same time on the same machine."""
     plan, client = {"events": TOKENS, "interval_ms": 1}, Client(timeout_seconds=20)
 
-    def measured(told: Observation) -> Pace:
-        found = pace(told.arrivals)
-        assert told.whole, told.error
+    def measured(observation: Observation) -> Pace:
+        found = pace(observation.arrivals)
+        assert observation.whole, observation.error
         assert found is not None
         assert found.events == TOKENS
         return found

@@ -290,12 +290,12 @@ async def test_permissions_removed_later_are_reported_by_every_route(small: Syst
     ended = await system.create(simulate={"tokens": 3})
     await system.follow(ended).until_end()
 
-    async def told(method: str, path: str, **more: Any) -> tuple[int, str]:
+    async def answer_to(method: str, path: str, **more: Any) -> tuple[int, str]:
         answer = await http.request(method, url + path, **more)
         return answer.status_code, answer.text
 
     async def ready(words: str) -> bool:
-        status, text = await told("GET", "/readyz")
+        status, text = await answer_to("GET", "/readyz")
         return words in text and status == (503 if "ready" not in words else 200)
 
     chat = {"id": "c1", "messages": [{"role": "user", "parts": [{"type": "text", "text": "hi"}]}]}
@@ -326,7 +326,7 @@ async def test_permissions_removed_later_are_reported_by_every_route(small: Syst
         await admin.execute_command("ACL", "SETUSER", "u", *revoke)
         await wait_until(lambda words=words: ready(words), what=words)  # type: ignore[misc]
         for method, path, more in requests:
-            status, text = await told(method, path, **more)
+            status, text = await answer_to(method, path, **more)
             assert status == 503, (revoke, method, path, status, text)
             assert "refuses" in text, (revoke, method, path, text)
             assert "away" not in text, (revoke, method, path, text)
@@ -356,11 +356,11 @@ async def test_midstream_up_reports_a_refusal_of_redis_once(tmp_path: Path) -> N
     user = ["--user", "u", "on", ">p", "~*", "resetchannels", "+@all"]
     with server_of("redis" if binary_of("redis") else "valkey", *user) as server:
         command = [sys.executable, "-m", "midstream.cli", "up", "--port", "0", "--redis", server.url_of("u", "p")]
-        said = await asyncio.to_thread(
+        output = await asyncio.to_thread(
             subprocess.run, command, env=environment_of({}), capture_output=True, timeout=30, check=False
         )
-        assert said.returncode == 1
-        lines = said.stderr.decode().strip().splitlines()
+        assert output.returncode == 1
+        lines = output.stderr.decode().strip().splitlines()
         assert [
             line for line in lines if "refuses the user u what a gateway needs: the channels midstream:*" in line
         ] == lines
@@ -429,6 +429,6 @@ async def test_garbage_in_the_queue_and_in_logs_delays_no_takeover() -> None:
 
         await wait_until(only_ours, within_seconds=10.0, what="the queue is empty")
         logged = [line for worker in system.workers for line in worker.logged().splitlines()]
-        told = [json.loads(line)["message"] for line in logged if line.startswith("{")]
-        assert any("name no stream" in message for message in told)
-        assert sum("failed: unreadable" in message for message in told) == 3, "each once"
+        messages = [json.loads(line)["message"] for line in logged if line.startswith("{")]
+        assert any("name no stream" in message for message in messages)
+        assert sum("failed: unreadable" in message for message in messages) == 3, "each once"

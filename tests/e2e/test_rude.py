@@ -152,7 +152,7 @@ async def test_an_incomplete_request_is_cut_off() -> None:
         reader = system.follow(stream_id)
         waits = asyncio.create_task(system.state(stream_id, wait_seconds=10))
 
-        async def said(*parts: bytes) -> bytes:
+        async def answer_to(*parts: bytes) -> bytes:
             with closing(RawConnection(system)) as raw:
                 for part in parts:
                     await raw.send(part)
@@ -160,18 +160,18 @@ async def test_an_incomplete_request_is_cut_off() -> None:
 
         head = b"POST /v1/streams HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n"
         halves = [b"GET /healthz HT", head, head + b"\r\n", head + b'\r\n{"mess']
-        for answer in await asyncio.gather(*(said(half) for half in halves)):
+        for answer in await asyncio.gather(*(answer_to(half) for half in halves)):
             assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n"), answer
             problem = json.loads(answer.partition(b"\r\n\r\n")[2])
             assert problem["status"] == 408
             assert "1.2 s" in problem["detail"]
-        assert await said(b"") == await said(b"\r\n\r\n") == b"", "who asked for nothing is told nothing"
+        assert await answer_to(b"") == await answer_to(b"\r\n\r\n") == b"", "without a request there is no answer"
         with closing(RawConnection(system)) as idle:
             await idle.send(whole)
             assert (await idle.read_until(b"}")).startswith(b"HTTP/1.1 200 OK")
             await idle.send(b"\r\n")
             assert await idle.read_to_end() == b""
-        second = await said(whole, b"GET /heal")
+        second = await answer_to(whole, b"GET /heal")
         assert [part[:3] for part in second.split(b"HTTP/1.1 ")] == [b"", b"200", b"408"]
         # Who asked in time is served, however long that takes.
         read = answer_of((await reader.until_end()).messages)
@@ -185,13 +185,13 @@ async def test_half_a_pipelined_request_does_not_cut_off_a_running_answer() -> N
         stream_id = await system.create("slow", simulate={"tokens": 90, "tokens_per_second": 30})
         with closing(RawConnection(system)) as raw:
             await raw.send(f"GET /v1/streams/{stream_id}?wait=20 HTTP/1.1\r\nHost: x\r\n\r\nGET /heal".encode())
-            told = await raw.read_to_end()
-    assert [part[:3] for part in told.split(b"HTTP/1.1 ")] == [b"", b"200", b"408"]
-    assert b'"status":"completed"' in told
+            received = await raw.read_to_end()
+    assert [part[:3] for part in received.split(b"HTTP/1.1 ")] == [b"", b"200", b"408"]
+    assert b'"status":"completed"' in received
 
 
 @pytest.mark.parametrize(
-    "said",
+    "sent",
     [
         b"\x00\x01\x02\x03 not HTTP at all\r\n\r\n",
         b"GET /v1/streams/\xff\xfe HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
@@ -203,9 +203,9 @@ async def test_half_a_pipelined_request_does_not_cut_off_a_running_answer() -> N
         b"GET http://[::1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
     ],
 )
-async def test_broken_http(system: System, said: bytes) -> None:
+async def test_broken_http(system: System, sent: bytes) -> None:
     with closing(RawConnection(system)) as raw:
-        await raw.send(said)
+        await raw.send(sent)
         answer = await raw.read_to_end()
     assert re.match(rb"HTTP/1\.1 4\d\d ", answer), answer
     assert b"\r\ncontent-type: application/problem+json\r\n" in answer
@@ -540,9 +540,9 @@ async def both_fail_to_start(directory: Path, settings: dict[str, object]) -> li
     ],
 )
 async def test_wrong_settings(settings: dict[str, object], words: str, tmp_path: Path) -> None:
-    for said in await both_fail_to_start(tmp_path, settings):
-        assert words in said
-        assert "secret-word" not in said
+    for line in await both_fail_to_start(tmp_path, settings):
+        assert words in line
+        assert "secret-word" not in line
 
 
 BOTH = pytest.mark.parametrize("module", ["gateway", "producer"])
@@ -552,24 +552,24 @@ BOTH = pytest.mark.parametrize("module", ["gateway", "producer"])
 async def test_an_unreachable_redis_ends_the_start(module: str, tmp_path: Path) -> None:
     """With the default wait it takes less than 3 s; the rest is for the start of the process on a busy machine."""
     settings: dict[str, object] = {"redis_url": f"redis://127.0.0.1:{free_port()}/0", "redis_start_seconds": ""}
-    said = await fails_to_start(module, tmp_path, settings, within_seconds=12.0)
-    assert "cannot be reached within 2.5 s" in said
-    assert "MIDSTREAM_REDIS_URL" in said
+    line = await fails_to_start(module, tmp_path, settings, within_seconds=12.0)
+    assert "cannot be reached within 2.5 s" in line
+    assert "MIDSTREAM_REDIS_URL" in line
 
 
 async def test_a_redis_that_does_not_answer_ends_the_start(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
-        assert all("cannot be reached" in said for said in await both_fail_to_start(tmp_path, {"redis_url": url}))
+        assert all("cannot be reached" in line for line in await both_fail_to_start(tmp_path, {"redis_url": url}))
 
 
 @pytest.mark.parametrize("login", ["", ":wrong-word@", "someone:wrong-word@"])
 async def test_a_wrong_redis_password_ends_the_start(login: str, tmp_path: Path) -> None:
     with RedisServer("redis" if binary_of("redis") else "valkey", tcp=True, password="right") as server:
         url = f"redis://{login}127.0.0.1:{server.port}/0"
-        for said in await both_fail_to_start(tmp_path, {"redis_url": url}):
-            assert "refuses the login" in said
-            assert "wrong-word" not in said
+        for line in await both_fail_to_start(tmp_path, {"redis_url": url}):
+            assert "refuses the login" in line
+            assert "wrong-word" not in line
 
 
 async def test_a_port_in_use_ends_the_start(tmp_path: Path) -> None:

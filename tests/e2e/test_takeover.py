@@ -43,21 +43,21 @@ async def test_worker_killed_in_mid_answer(policy: str) -> None:
         stream_id, reader, worker = await talk(system, policy)
         worker.kill()
         killed_at = time.monotonic()
-        told = await reader.until_event("failed" if policy == "fail" else "restarted")
+        event = await reader.until_event("failed" if policy == "fail" else "restarted")
         assert time.monotonic() - killed_at < LEASE_SECONDS + 2
         answer = answer_of((await reader.until_end()).messages)
         state = await system.state(stream_id)
         assert answer.text == state["text"]
         if policy == "fail":
-            assert (told["code"], told["retryable"]) == ("worker_lost", True)
-            assert (state["status"], state["error"]) == ("failed", told)
+            assert (event["code"], event["retryable"]) == ("worker_lost", True)
+            assert (state["status"], state["error"]) == ("failed", event)
             assert len(answer.tokens) >= 30
             assert expected.startswith(answer.text)
         else:
             assert (answer.end, answer.text) == ("done", expected)
-            assert (told["attempt"], told["reason"]) == (2, "worker_lost")
+            assert (event["attempt"], event["reason"]) == (2, "worker_lost")
             kept = max(int(one.id.split("-")[1]) for one in reader.messages if one.id.startswith("1-"))
-            assert told["base"] == (kept if policy == "continue" else 0)
+            assert event["base"] == (kept if policy == "continue" else 0)
 
 
 async def test_a_reader_that_was_disconnected_during_the_takeover() -> None:
@@ -136,8 +136,8 @@ async def test_a_request_that_kills_every_worker_ends() -> None:
             system.workers[0].kill()
             await system.start_worker(0)
             await wait_until(lambda: len(reader.named("restarted")) + len(reader.named("failed")) >= 1, what="told")
-        told = await reader.until_event("failed")
-        assert told["code"] == "attempts_exhausted"
+        failed = await reader.until_event("failed")
+        assert failed["code"] == "attempts_exhausted"
         assert (await system.state(stream_id))["status"] == "failed"
 
 

@@ -83,8 +83,8 @@ async def test_followed_and_replayed(system: System) -> None:
     assert "content-length" not in reader.headers
     for gateway in (0, 1):
         assert await curl(text_url(system, stream_id, gateway)) == (0, state["text"])
-    (said,) = await (await Node.run("text.mjs", text_url(system, stream_id))).until_end()
-    assert said == {"text": state["text"], "whole": True}
+    (line,) = await (await Node.run("text.mjs", text_url(system, stream_id))).until_end()
+    assert line == {"text": state["text"], "whole": True}
     accepted = await system.http.get(system.events_url(stream_id), headers={"accept": "text/plain"})
     assert accepted.text == state["text"]
 
@@ -96,12 +96,12 @@ async def test_text_sent_is_in_the_receipt(system: System) -> None:
     half = len("".join((await system.follow(stream_id).until_end()).tokens[:10]).encode())
     await system.http.get(f"{text_url(system, stream_id)}?after_bytes={half}")
 
-    async def told() -> list[int]:
+    async def tokens_sent() -> list[int]:
         receipt = await system.http.get(f"{system.gateway_url()}/v1/streams/{stream_id}/receipt")
         return [one["tokens"] for one in receipt.json()["delivered"]["connections"]]
 
     async def all_three() -> bool:
-        return await told() == [state["tokens"], state["tokens"], state["tokens"] - 10]
+        return await tokens_sent() == [state["tokens"], state["tokens"], state["tokens"] - 10]
 
     await wait_until(all_three, what="each connection's tokens are noted")
 
@@ -126,8 +126,8 @@ async def test_failed(system: System) -> None:
     await reader.until_end()
     assert not reader.whole
     assert reader.body.decode() == state["text"]
-    (said,) = await (await Node.run("text.mjs", text_url(system, stream_id))).until_end()
-    assert (said["whole"], said["text"]) == (False, state["text"])
+    (line,) = await (await Node.run("text.mjs", text_url(system, stream_id))).until_end()
+    assert (line["whole"], line["text"]) == (False, state["text"])
 
 
 async def test_cancelled(system: System) -> None:
@@ -145,8 +145,8 @@ async def test_a_silent_stream_sends_nothing_but_text(system: System) -> None:
     reader = TextReader(system, text_url(system, stream_id))
     sse = system.follow(stream_id)  # its keep-alives are the clock
     await reader.until_bytes(7)
-    heard = len(sse.body)
-    await wait_until(lambda: len(sse.body) >= heard + 6, what="three comments")
+    received = len(sse.body)
+    await wait_until(lambda: len(sse.body) >= received + 6, what="three comments")
     assert bytes(reader.body) == b"This is"
     await system.http.post(f"{system.gateway_url()}/v1/streams/{stream_id}/cancel")
     await reader.until_end()
@@ -242,9 +242,9 @@ async def test_a_continued_attempt_continues_the_text(system: System) -> None:
     assert rest.content == bytes(reader.body[40:])
 
 
-@pytest.mark.parametrize("told", ["-1", "x", "1.5", "9" * 20, "1000"])
-async def test_a_wrong_after_bytes(system: System, told: str) -> None:
+@pytest.mark.parametrize("wrong", ["-1", "x", "1.5", "9" * 20, "1000"])
+async def test_a_wrong_after_bytes(system: System, wrong: str) -> None:
     stream_id = await system.create("wrong", simulate={"tokens": 1, "tokens_per_second": 0})
-    response = await system.http.get(f"{text_url(system, stream_id)}?after_bytes={told}")
+    response = await system.http.get(f"{text_url(system, stream_id)}?after_bytes={wrong}")
     assert response.status_code == 400
     assert "after_bytes" in response.json()["detail"]

@@ -54,7 +54,7 @@ class Terminal:
         if tell:
             self.process.send_signal(signal.SIGWINCH)
 
-    def said(self) -> str:
+    def output(self) -> str:
         try:
             while more := os.read(self._main, 65536):
                 self._said += more
@@ -64,7 +64,7 @@ class Terminal:
 
     def picture(self) -> list[str]:
         """Returns the newest complete frame, without colours."""
-        frames = [one for one in self.said().split("\x1b[H")[1:] if one.endswith("\x1b[J") or _LEFT in one]
+        frames = [one for one in self.output().split("\x1b[H")[1:] if one.endswith("\x1b[J") or _LEFT in one]
         return _ESCAPE.sub("", frames[-1].removesuffix(_LEFT)).split("\r\n") if frames else []
 
     def echoes(self) -> bool:
@@ -114,9 +114,9 @@ async def test_live_display_resizing_and_quitting(system: System) -> None:
 
         terminal.process.send_signal(signal.SIGINT)
         assert await asyncio.to_thread(terminal.process.wait, 10) == 130
-        assert terminal.said().startswith(_ENTERED)
-        assert terminal.said().endswith(_LEFT)
-        assert "Traceback" not in terminal.said()
+        assert terminal.output().startswith(_ENTERED)
+        assert terminal.output().endswith(_LEFT)
+        assert "Traceback" not in terminal.output()
         assert terminal.echoes()
 
 

@@ -32,13 +32,13 @@ async def until_spans(collector: Collector, stream_id: str, *names: str) -> list
     def came() -> bool:
         return sorted(one.name for one in collector.of(stream_id)) == sorted(names)
 
-    def told() -> str:
+    def received() -> str:
         return f"{names} of {[(one.name, one.attributes) for one in collector.of(stream_id)]}"
 
     try:
         await wait_until(came, within_seconds=15.0)
     except AssertionError as error:
-        raise AssertionError(told()) from error
+        raise AssertionError(received()) from error
     return collector.of(stream_id)
 
 
@@ -100,19 +100,19 @@ async def test_one_trace_from_the_clients_span_to_the_terminal_event() -> None:
         for read in (first, second):
             assert (read["midstream.outcome"], read["midstream.face"]) == ("completed", "native")
             assert read.began_at < read.ended_at
-        said = b"".join(collector.bodies)
+        exported = b"".join(collector.bodies)
         for text in (_SECRET, "private", *_ANSWER, "sk-test"):
-            assert text.encode() not in said
+            assert text.encode() not in exported
 
 
 async def test_every_face_joins_the_clients_trace() -> None:
-    asked: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": _SECRET}]}
+    request: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": _SECRET}]}
     chat = {"id": "a-chat", "trigger": "submit-message"}
     parts = {"messages": [{"id": "1", "role": "user", "parts": [{"type": "text", "text": _SECRET}]}]}
     faces: list[tuple[str, str, Mapping[str, Any] | None, str]] = [
         ("GET", "/stream", None, "prompt"),
-        ("POST", "/v1/chat/completions", {**asked, "stream": True}, "chat"),
-        ("POST", "/v1/chat/completions", asked, "whole"),
+        ("POST", "/v1/chat/completions", {**request, "stream": True}, "chat"),
+        ("POST", "/v1/chat/completions", request, "whole"),
         ("POST", "/v1/responses", {"model": "m", "input": _SECRET, "stream": True}, "responses"),
         ("POST", "/api/chat", {**chat, **parts}, "aisdk"),
     ]
@@ -199,7 +199,7 @@ async def test_every_end_has_its_outcome() -> None:
         ("midstream.provider_failed", {"error.type": "provider_unavailable"}),
         ("midstream.failed", {}),
     ]
-    assert named(spans["failed"], "read")["midstream.outcome"] == "completed"  # it was told the end
+    assert named(spans["failed"], "read")["midstream.outcome"] == "completed"  # the reader got the end
 
     attempts = [one for one in spans["restarted"] if one.name == "chat simulated"]
     assert [one["midstream.attempt"] for one in attempts] == [1, 2, 3]
@@ -301,7 +301,7 @@ async def test_a_collector_that_does_not_answer_costs_no_time_and_no_log(collect
             assert await worker.exit_code(within_seconds=4.0) == 0  # it looks for work, and hands back, in between
             for process in (gateway, worker):
                 about = [line for line in process.logged().splitlines() if "shared.spans" in line]
-                assert 1 <= len(about) <= 2, about  # what the SDK said first, and that the last were not sent
+                assert 1 <= len(about) <= 2, about  # the first error of the SDK, and that the last spans were not sent
                 assert "opentelemetry" not in process.logged()
 
 

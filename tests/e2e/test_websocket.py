@@ -72,11 +72,11 @@ async def test_the_same_events_as_server_sent_events(system: System) -> None:
         read(system, stream_id), system.follow(stream_id, gateway=1).until_end()
     )
     assert code == 1000
-    told = [(one["id"], one["event"], one["data"]) for one in messages if one["event"] != "live"]
-    assert told == [(one.id, one.event, json.loads(one.data)) for one in sse.messages if one.event != "live"]
+    received = [(one["id"], one["event"], one["data"]) for one in messages if one["event"] != "live"]
+    assert received == [(one.id, one.event, json.loads(one.data)) for one in sse.messages if one.event != "live"]
     assert [one["id"] for one in messages if one["event"] == "live"] == [None]
     replayed, code = await read(system, stream_id, gateway=1)
-    assert ([tuple(one.values()) for one in replayed], code) == (told, 1000)
+    assert ([tuple(one.values()) for one in replayed], code) == (received, 1000)
 
 
 async def test_resumed(system: System) -> None:
@@ -143,17 +143,17 @@ async def test_a_message_that_is_too_long(system: System) -> None:
 async def test_permanent_errors_have_their_own_close_codes(system: System) -> None:
     stream_id = await system.create("codes", simulate={"tokens": 1})
     old = new_stream_id(now=0)
-    for told, query, status in (
+    for path_id, query, status in (
         (new_stream_id(), "", 404),
         ("nonsense", "", 404),
         (old, "", 410),
         (stream_id, "?last_event_id=x", 400),
         (stream_id, "?from=tomorrow", 400),
     ):
-        (error,), code = await read(system, told, query)
+        (error,), code = await read(system, path_id, query)
         assert code == 4000 + status
         assert error["event"] == "error"
-        plain = await system.http.get(system.events_url(told) + query)
+        plain = await system.http.get(system.events_url(path_id) + query)
         assert error["data"] == {"status": plain.status_code, "detail": plain.json()["detail"]}
         assert plain.status_code == status
 
@@ -211,12 +211,12 @@ async def test_drained() -> None:
         stuck = await raw(own, stream_id)
         async with connected(own, stream_id) as socket:
             await socket.recv()
-            asked = time.monotonic()
+            stopped_at = time.monotonic()
             own.gateways[0].send(signal.SIGTERM)
             messages, code = await rest_of(socket)
             assert (messages[-1]["event"], code) == ("retry", 1012)
         assert await own.gateways[0].exit_code() == 0
-        assert time.monotonic() - asked < 2.5
+        assert time.monotonic() - stopped_at < 2.5
         assert [kind for kind, _ in [one async for one in stuck.frames()]][-1] == CLOSE
         stuck.close()
 
@@ -310,11 +310,11 @@ async def test_chromium(system: System) -> None:
     needs("chromium (Debian: apt install chromium)", program)
     script = """([path, cancel_after]) => new Promise(resolve => {
         const received = [], socket = new WebSocket(path);
-        socket.onmessage = told => {
-            received.push(JSON.parse(told.data));
+        socket.onmessage = event => {
+            received.push(JSON.parse(event.data));
             if (received.length === cancel_after) socket.send(JSON.stringify({type: 'cancel'}));
         };
-        socket.onclose = told => resolve([received, told.code, told.wasClean]);
+        socket.onclose = event => resolve([received, event.code, event.wasClean]);
     })"""
     whole, cancelled = [await system.create("chromium", simulate=one) for one in (FAST, SLOW)]
     async with async_playwright() as playwright:

@@ -67,8 +67,8 @@ async def log(valkey_server: RedisServer) -> AsyncIterator[EventLog]:
 
 async def accepted(log: EventLog, on_interrupt: str) -> str:
     stream_id = new_stream_id()
-    asked = Accepted({"model": "m", "messages": []}, Policies(None, on_interrupt), time.time(), "anonymous", {})
-    await log.append(stream_id, 0, Entry(FIRST_ID, events.ACCEPTED, asked.stored()), 100)
+    request = Accepted({"model": "m", "messages": []}, Policies(None, on_interrupt), time.time(), "anonymous", {})
+    await log.append(stream_id, 0, Entry(FIRST_ID, events.ACCEPTED, request.stored()), 100)
     return stream_id
 
 

@@ -34,7 +34,7 @@ class HostileServer:
     """Answers each request with the next of its responses, the last one repeatedly; counts the bytes sent."""
 
     def __init__(self, *responses: Iterable[bytes], hangs: bool = False) -> None:
-        self.responses = [list(it) if isinstance(it, list) else it for it in responses]
+        self.responses = [list(response) if isinstance(response, list) else response for response in responses]
         self.hangs = hangs
         self.requests: list[bytes] = []
         self.sent = self.open = 0
@@ -83,11 +83,11 @@ async def serving(*responses: Iterable[bytes], hangs: bool = False) -> AsyncIter
 async def generated(server: HostileServer) -> tuple[Heard, Any]:
     """Returns the items of an answer, and its Finish or ProviderError."""
     provider = OpenAIProvider(api_key="secret", base_url=server.url, default_model="m", connections_max=2)
-    heard = Heard()
+    hearer = Heard()
     try:
-        return heard, await provider.generate({"messages": [{"role": "user", "content": "prompt"}]}, "", heard)
+        return hearer, await provider.generate({"messages": [{"role": "user", "content": "prompt"}]}, "", hearer)
     except ProviderError as error:
-        return heard, error
+        return hearer, error
     finally:
         await provider.close()
 
@@ -124,11 +124,11 @@ def endless(first: bytes, part: bytes, megabytes: int = 64) -> Iterable[bytes]:
 async def test_an_error_s_body_is_read_up_to_a_limit(status: str) -> None:
     body = endless(head(status, b"Transfer-Encoding: chunked"), b"10000\r\n" + b"x" * 65536 + b"\r\n")
     async with serving(body) as server:
-        (heard, error), peak = await peak_of(lambda: generated(server))
+        (items, error), peak = await peak_of(lambda: generated(server))
         assert server.sent < 32 * MEGABYTE
     assert isinstance(error, ProviderError)
     assert error.status == int(status[:3])
-    assert heard.items == []
+    assert items.items == []
     assert peak < 8 * MEGABYTE
 
 
@@ -155,9 +155,9 @@ BOMB = zipped(b"\0" * (64 * MEGABYTE), 2)
 async def test_a_body_that_decompresses_to_much_is_decompressed_in_pieces(status: str, coding: str, body: bytes) -> None:
     response = [head(status, b"Content-Encoding: " + coding.encode(), b"Content-Length: %d" % len(body)), body]
     async with serving(response) as server:
-        (heard, error), peak = await peak_of(lambda: generated(server))
+        (items, error), peak = await peak_of(lambda: generated(server))
     assert isinstance(error, ProviderError)
-    assert heard.items == []
+    assert items.items == []
     assert peak < 20 * MEGABYTE, peak
 
 
@@ -224,8 +224,8 @@ def redirect(location: str, status: str = "307 Temporary Redirect", body: bytes 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"])
 async def test_a_redirect_on_the_same_server_is_followed_with_the_prompt(status: str) -> None:
     async with serving(redirect("/v2/elsewhere?a=b", status), answer(CHUNK + LAST)) as server:
-        heard, finish = await generated(server)
-        assert heard.items == ["a"]
+        items, finish = await generated(server)
+        assert items.items == ["a"]
         assert finish.reason == "stop"
         first, second = server.requests
     assert second.startswith(b"POST /v2/elsewhere?a=b HTTP/1.1\r\n")
@@ -299,13 +299,13 @@ async def test_the_limits_also_hold_through_a_proxy(monkeypatch: pytest.MonkeyPa
         provider = OpenAIProvider(
             api_key="", base_url="http://provider.invalid/v1", default_model="m", connections_max=2
         )
-        heard = Heard()
-        finish = await provider.generate({"messages": []}, "", heard)
-        assert (heard.items, finish.reason) == (["a"], "stop")
+        hearer = Heard()
+        finish = await provider.generate({"messages": []}, "", hearer)
+        assert (hearer.items, finish.reason) == (["a"], "stop")
         with pytest.raises(Refused):
-            await provider.generate({"messages": []}, "", heard)
+            await provider.generate({"messages": []}, "", hearer)
         with pytest.raises(Refused, match=r"other\.invalid"):
-            await provider.generate({"messages": []}, "", heard)
+            await provider.generate({"messages": []}, "", hearer)
         await provider.close()
         assert server.requests[1].startswith(b"POST http://provider.invalid/v1/x HTTP/1.1\r\n")
         assert len(server.requests) == 4
@@ -343,8 +343,8 @@ async def test_a_hundred_headers_may_come_and_cookies_are_not_kept() -> None:
     async with serving(answer(CHUNK + LAST, *more)) as server:
         provider = OpenAIProvider(api_key="k", base_url=server.url, default_model="m", connections_max=2)
         for _ in range(2):
-            heard = Heard()
-            finish = await provider.generate({"messages": []}, "", heard)
+            hearer = Heard()
+            finish = await provider.generate({"messages": []}, "", hearer)
             assert finish.reason == "stop"
         await provider.close()
         assert b"cookie" not in server.requests[1].lower()

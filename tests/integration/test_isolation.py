@@ -149,7 +149,7 @@ async def test_a_failing_encoder_ends_only_the_readers_of_its_face(
         for offset, text in enumerate((b"a", b"b", b"bad", b"c", b"d"), start=1):
             await writer.write((1, offset), events.TOKEN, text)
             await beside.write((1, offset), events.TOKEN, b"x")
-        await wait_until(lambda: sinks[face].end and second.end, what="both are told their end")
+        await wait_until(lambda: sinks[face].end and second.end, what="both get their end")
         for sink in (sinks[face], second):
             assert (sink.body, sink.end) == (HEAD + ids(1, 2) + b"failed@1-3;", "finished")
         assert await gateway.end_for(writer.stream_id, face) == (1, 3)
@@ -173,7 +173,7 @@ async def test_a_failing_encoder_ends_only_the_readers_of_its_face(
 
 
 async def until_ended(sink: Sink) -> None:
-    await wait_until(lambda: sink.end, what="who comes later is told the end, too")
+    await wait_until(lambda: sink.end, what="a later reader gets the end, too")
 
 
 def total(counter: Any) -> float:
@@ -220,7 +220,7 @@ async def test_entries_pushed_out_of_order_are_never_sent_twice(valkey_server: R
             ):
                 await gateway.commands.execute("SPUBLISH", live_channel(writer.stream_id), garbage)
         await writer.write((1, 21), events.DONE, DONE)
-        await wait_until(lambda: native.end and all(sink.end for sink in sinks), what="all are told their end")
+        await wait_until(lambda: native.end and all(sink.end for sink in sinks), what="all get their end")
         shown = [line for line in native.body.split(b"\n") if line.startswith(b"id: ")]
         assert shown == [b"id: 1-%d" % offset for offset in range(22)]
         for sink, bad in zip(sinks, (3, 7, 11), strict=True):
@@ -277,7 +277,7 @@ async def test_a_tail_with_a_failed_face_is_dropped_in_the_end(valkey_server: Re
         await writer.begin()
         sink = await gateway.follow(writer.stream_id, face)
         await writer.write((1, 1), events.TOKEN, b"bad")
-        await wait_until(lambda: sink.end, what="it is told its end")
+        await wait_until(lambda: sink.end, what="the reader gets its end")
         assert (len(gateway.tails), gateway.delivery.readers) == (0, 0)
         late = await gateway.follow(writer.stream_id, face, EventId(1, 5))  # from whatever cursor
         await until_ended(late)

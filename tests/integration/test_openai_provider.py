@@ -37,10 +37,10 @@ def asking(script: dict[str, Any] | None = None, **parameters: Any) -> dict[str,
 
 async def partly(provider: OpenAIProvider, request: dict[str, Any], error: type[Exception]) -> tuple[list[Item], Any]:
     """Returns the items before the error, and the error."""
-    heard = Heard()
+    hearer = Heard()
     with pytest.raises(error) as raised:
-        await provider.generate(request, "", heard)
-    return heard.items, raised.value
+        await provider.generate(request, "", hearer)
+    return hearer.items, raised.value
 
 
 async def test_tokens_usage_and_reason_are_the_providers(provider: OpenAIProvider, server: OpenAIServer) -> None:
@@ -207,11 +207,11 @@ async def test_an_unreachable_provider_is_unavailable() -> None:
 
 @pytest.mark.parametrize("pace", [50, 0])
 async def test_cancelling_stops_the_provider(provider: OpenAIProvider, server: OpenAIServer, pace: float) -> None:
-    heard = Heard()
+    hearer = Heard()
     generating = asyncio.create_task(
-        provider.generate(asking({"tokens": 1_000_000, "tokens_per_second": pace}), "", heard)
+        provider.generate(asking({"tokens": 1_000_000, "tokens_per_second": pace}), "", hearer)
     )
-    await wait_until(lambda: heard.times > 0)
+    await wait_until(lambda: hearer.times > 0)
     assert server.running == 1
     generating.cancel()
     await asyncio.gather(generating, return_exceptions=True)
@@ -222,12 +222,12 @@ async def test_cancelling_stops_the_provider(provider: OpenAIProvider, server: O
 
 
 async def test_the_provider_waits_for_a_hearer_without_room(provider: OpenAIProvider) -> None:
-    heard = Heard(enough=True)
-    finish = await provider.generate(asking({"tokens": 500, "tokens_per_second": 5000}), "", heard)
-    assert len(heard.items) == 500
+    hearer = Heard(enough=True)
+    finish = await provider.generate(asking({"tokens": 500, "tokens_per_second": 5000}), "", hearer)
+    assert len(hearer.items) == 500
     assert finish.reason == "stop"
-    assert heard.times > 1
-    assert heard.waits in (heard.times, heard.times - 1)  # there is no need to wait for what ended the answer
+    assert hearer.times > 1
+    assert hearer.waits in (hearer.times, hearer.times - 1)  # there is no need to wait for what ended the answer
 
 
 async def test_an_exception_of_the_hearer_ends_the_answer(provider: OpenAIProvider, server: OpenAIServer) -> None:

@@ -361,7 +361,7 @@ async def test_runs_leave_no_garbage_for_the_collector(
             for _ in range(answers):
                 await answer()
             gc.collect()
-            kinds = Counter(f"{type(it).__module__}.{type(it).__qualname__}" for it in gc.garbage)
+            kinds = Counter(f"{type(garbage).__module__}.{type(garbage).__qualname__}" for garbage in gc.garbage)
         finally:
             gc.set_debug(0)
             gc.garbage.clear()

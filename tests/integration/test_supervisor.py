@@ -76,11 +76,11 @@ def logged(tmp_path: Path) -> str:
 def test_a_child_that_keeps_dying_ends_the_supervisor(start: Start, tmp_path: Path) -> None:
     running = start(_CHILD.format(before="", after="if number == 2: sys.exit(7)"))
     assert running.wait(30) == 1
-    said = logged(tmp_path)
-    ends = re.findall(r"^\S+ (\S+) ERROR .*process 2 \(pid \d+\) ended with 7$", said, re.MULTILINE)
+    output = logged(tmp_path)
+    ends = re.findall(r"^\S+ (\S+) ERROR .*process 2 \(pid \d+\) ended with 7$", output, re.MULTILINE)
     assert len(ends) == 10
-    assert said.count("process 2 ended 10 times as it started") == 1
-    assert "process 1 (pid" not in said
+    assert output.count("process 2 ended 10 times as it started") == 1
+    assert "process 1 (pid" not in output
     times = [datetime.strptime(one, "%H:%M:%S,%f").replace(year=2000) for one in ends]
     pauses = [(later - earlier).total_seconds() % 86400 for earlier, later in itertools.pairwise(times)]
     assert pauses[0] >= 0.1
@@ -106,7 +106,7 @@ async def test_the_supervisor_uses_no_cpu_while_it_waits_for_the_first_child(sta
     assert cpu_seconds(running.pid) < slow_seconds / 2  # its own imports; else it was busy waiting
 
 
-@pytest.mark.alone("1.5 s are told from 3 s")
+@pytest.mark.alone("distinguishes 1.5 s from 3 s")
 async def test_all_children_are_stopped_at_the_same_time(start: Start, tmp_path: Path) -> None:
     drains = "import time; signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1.5), sys.exit(0)))"
     running = start(_CHILD.format(before=drains, after=""), drain_seconds=5)

@@ -104,7 +104,7 @@ class Case:
         if history.end == "deleted":
             return self._verify_deleted()
         broken = list(history.broken)
-        broken += check_answer(self.order.said, history.items, whole=history.end == "done")
+        broken += check_answer(self.order.answer, history.items, whole=history.end == "done")
         broken += self._verify_end(history)
         for reading in self.readings:
             broken += self._verify_reading(reading, history)
@@ -114,7 +114,7 @@ class Case:
         """Keeps only what the last check needs."""
         self.entries, self.readings = [], []
         self.history = History(generated=self.history.generated, end=self.history.end, end_data=self.history.end_data)
-        self.order.said.clear()
+        self.order.answer.clear()
         self.order.body.clear()
 
     async def verify_again(self) -> list[Broken]:
@@ -126,10 +126,10 @@ class Case:
         if history.end == "deleted":
             return []
         state = (await self._ask("GET", f"/v1/streams/{self.stream_id}", {200})).json()
-        told = {key: state[key] for key in ("status", "tokens", "text")}
+        answered = {key: state[key] for key in ("status", "tokens", "text")}
         wanted = {"status": _STATUS_OF[history.end], "tokens": len(history.items), "text": history.text}
-        if told != wanted:
-            return [Broken("GET tells what the log holds", "lost", f"{told} and not {wanted}"[:2000])]
+        if answered != wanted:
+            return [Broken("GET tells what the log holds", "lost", f"{answered} and not {wanted}"[:2000])]
         receipt = (await self._ask("GET", f"/v1/streams/{self.stream_id}/receipt", {200})).json()
         generated, delivered = receipt["generated"], receipt["delivered"]["tokens"]
         added_up = sum(one["tokens"] for one in generated["attempts"])
@@ -161,7 +161,7 @@ class Case:
         if reading.outcome not in ("complete", "abandoned"):
             broken.append(Broken("a reader reaches the end", "other", f"it was answered {reading.outcome}"))
         if complete and not reading.plan.from_now:
-            broken += check_answer(self.order.said, answer_of(reading.seen), whole=history.end == "done")
+            broken += check_answer(self.order.answer, answer_of(reading.seen), whole=history.end == "done")
         return broken
 
     def _verify_deleted(self) -> list[Broken]:
@@ -172,7 +172,7 @@ class Case:
         for reading in self.readings:
             broken += check_reader(sorted(reading.seen), reading.seen, from_now=True, complete=False)
             if not reading.plan.from_now:
-                broken += check_answer(self.order.said, answer_of(reading.seen), whole=False)
+                broken += check_answer(self.order.answer, answer_of(reading.seen), whole=False)
         return broken
 
 

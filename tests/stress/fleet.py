@@ -161,13 +161,13 @@ class Fleet:
                 return str(error)
         return None
 
-    def said(self) -> str:
+    def logged(self) -> str:
         """Returns the end of each process's log, without receipts."""
-        told = []
+        parts = []
         for log in sorted(self._directory.glob("*.log")):
             lines = [line for line in log.read_text().splitlines() if not line.startswith("{")]
-            told += [f"--- {log.stem}", *lines[-_SHOWN_LINES:]]
-        return "\n".join(told)
+            parts += [f"--- {log.stem}", *lines[-_SHOWN_LINES:]]
+        return "\n".join(parts)
 
     async def log_of(self, stream_id: str) -> list[LogEntry]:
         while True:
@@ -196,7 +196,7 @@ class Fleet:
             "connections to Redis": (self._connections, self._expected_connections()),
             "queue entries": (lambda: self.commands.xlen(REQUESTS), 0),
             "pending queue entries": (self._pending, 0),
-            "streams that nobody was told of": (lambda: self._unknown(known), []),
+            "streams that no client created": (lambda: self._unknown(known), []),
             "keys without an expiry": (self._immortal, []),
         }
         found = []

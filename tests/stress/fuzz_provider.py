@@ -205,20 +205,22 @@ def _ends_of(name: str, body: bytes) -> list[str] | None:
     """Returns the terminal events in a face's body; None for a face without any."""
     if name == "events":
         return [
-            it
-            for it in (line[7:].decode() for line in body.split(b"\n") if line.startswith(b"event: "))
-            if it in _TERMINAL
+            event
+            for event in (line[7:].decode() for line in body.split(b"\n") if line.startswith(b"event: "))
+            if event in _TERMINAL
         ]
     if name == "lines":
         return [
-            it for it in (json.loads(line)["event"] for line in body.splitlines() if line.strip()) if it in _TERMINAL
+            event
+            for event in (json.loads(line)["event"] for line in body.splitlines() if line.strip())
+            if event in _TERMINAL
         ]
     if name == "chat":
         data = [line[6:] for line in body.split(b"\n") if line.startswith(b"data: ")]
-        return [it[:20].decode() for it in data if it == b"[DONE]" or it.startswith(b'{"error":')]
+        return [value[:20].decode() for value in data if value == b"[DONE]" or value.startswith(b'{"error":')]
     if name == "responses":
         names = [line[7:].decode() for line in body.split(b"\n") if line.startswith(b"event: ")]
-        return [it for it in names if it in ("response.completed", "response.failed", "response.incomplete")]
+        return [event for event in names if event in ("response.completed", "response.failed", "response.incomplete")]
     return None
 
 

@@ -160,10 +160,10 @@ def try_often(port: int, tries: int, seed: int) -> Found:
                 found.wrong.append(f"try {number}: the other client got {answer[-200:]!r}")
         except NoAnswer:
             found.wrong.append(f"try {number}: the other client got no answer")
-        for client, who in ((attacker, "attacker"), (victim, "other client")):
+        for client, side in ((attacker, "attacker"), (victim, "other client")):
             more = client.left_over()
             if more and not more.startswith((b"\x81", b"\x88")):  # frames of a WebSocket that was opened
-                found.wrong.append(f"try {number}: the {who} got more than one answer: {more[:200]!r}")
+                found.wrong.append(f"try {number}: the {side} got more than one answer: {more[:200]!r}")
                 client.close()
     attacker.close()
     victim.close()
@@ -197,5 +197,5 @@ if __name__ == "__main__":
     parser.add_argument("--tries", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--proxy", choices=get_args(Kind), action="append", help="default: all three")
-    told = parser.parse_args()
-    sys.exit(asyncio.run(_main(told.proxy or get_args(Kind), told.tries, told.seed)))
+    arguments = parser.parse_args()
+    sys.exit(asyncio.run(_main(arguments.proxy or get_args(Kind), arguments.tries, arguments.seed)))

@@ -191,15 +191,15 @@ def answer_of(seen: Sequence[Shown]) -> list[str]:
     return items
 
 
-def check_answer(said: Sequence[str], items: Sequence[str], *, whole: bool) -> list[Broken]:
+def check_answer(answer: Sequence[str], items: Sequence[str], *, whole: bool) -> list[Broken]:
     """Compares a client's items with the provider's answer: they must be its beginning, or all of it if `whole`."""
-    expected = list(said) if whole else list(said[: len(items)])
+    expected = list(answer) if whole else list(answer[: len(items)])
     if [_plain(item) for item in items] == [_plain(item) for item in expected]:
         return []
     place = next((at for at, pair in enumerate(zip(items, expected, strict=False)) if pair[0] != pair[1]), len(items))
     kind = "lost" if len(items) < len(expected) else "other"
-    detail = f"{len(items)} items, {len(expected)} were said, they part at {place}: {list(items[place : place + 3])}"
-    return [Broken("the answer is what the provider said", kind, detail)]
+    detail = f"{len(items)} items, {len(expected)} are expected, they differ at {place}: {list(items[place : place + 3])}"
+    return [Broken("the answer is the provider's", kind, detail)]
 
 
 def _plain(item: str) -> str:

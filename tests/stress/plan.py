@@ -29,7 +29,7 @@ class ReaderOrder:
 @dataclass
 class StreamOrder:
     body: dict[str, Any]
-    said: list[str]
+    answer: list[str]
     """The answer, item by item, as `history` has items."""
     readers: list[ReaderOrder]
     ends_by: str = ""
@@ -50,14 +50,14 @@ def order(seed: int, number: int) -> StreamOrder:
     text = [f"{at}{dice.choice(_ENDINGS)}" for at in range(tokens)]
     pace = dice.choice((0, 2000)) if big else dice.choice((0, 20, 60, 150, 400))
     script: dict[str, Any] = {"text": text, "tokens_per_second": pace, "key": f"{seed}/{number}"}
-    said = list(text)
+    answer = list(text)
     if dice.random() < 0.15:
         script["reasoning"] = [f"thought {at} " for at in range(dice.randrange(1, 8))]
-        said = [json.dumps({"delta": {"reasoning_content": piece}}) for piece in script["reasoning"]] + said
+        answer = [json.dumps({"delta": {"reasoning_content": piece}}) for piece in script["reasoning"]] + answer
     if dice.random() < 0.2:
         script["finish_reason"] = "length"
     if dice.random() < 0.35:
-        _order_fault(dice, script, len(said))
+        _order_fault(dice, script, len(answer))
     short = dice.random() < 0.25
     midstream = {
         "on_interrupt": dice.choice(("fail", "restart", "continue")),
@@ -68,8 +68,8 @@ def order(seed: int, number: int) -> StreamOrder:
     }
     body = {"messages": [{"role": "user", "content": f"order {number}"}], "script": script, "midstream": midstream}
     ends_by = dice.choices(("", "cancel", "delete"), (8, 1, 1))[0]
-    readers = [_reader_order(dice, len(said)) for _ in range(dice.choice((1, 1, 2, 2, 3, 4)))]
-    return StreamOrder(body, said, readers, ends_by, dice.uniform(0.0, 2.5))
+    readers = [_reader_order(dice, len(answer)) for _ in range(dice.choice((1, 1, 2, 2, 3, 4)))]
+    return StreamOrder(body, answer, readers, ends_by, dice.uniform(0.0, 2.5))
 
 
 def _order_fault(dice: random.Random, script: dict[str, Any], items: int) -> None:

@@ -171,12 +171,12 @@ class Stress:
         if case is not None:
             lines += ["", f"stream {case.stream_id}, order {case.number}: {case.order.policies} {case.order.ends_by}"]
             script = {key: value for key, value in case.order.body["script"].items() if key != "text"}
-            lines += [f"script: {script}, {len(case.order.said)} items", "", "its log:"]
+            lines += [f"script: {script}, {len(case.order.answer)} items", "", "its log:"]
             lines += [f"  {at!r} {fields!r}"[:400] for at, fields in case.entries]
             for reading in case.readings:
                 lines += ["", f"reader {reading.plan}: {reading.outcome or 'still reading'}", *reading.notes]
                 lines += [f"  {one}"[:400] for one in reading.seen]
-        lines += ["", "faults:", *self._chaos.journal, "", "processes:", self._fleet.said()]
+        lines += ["", "faults:", *self._chaos.journal, "", "processes:", self._fleet.logged()]
         with tempfile.NamedTemporaryFile(
             "w", prefix=f"midstream-stress-{self.seed}-", suffix=".txt", delete=False
         ) as file:

@@ -89,8 +89,8 @@ def test_a_violated_policy_is_noticed() -> None:
 
 
 def test_an_answer_that_differs_from_the_provider_s_is_noticed() -> None:
-    said = ["1 ", "2 ", "3 "]
-    assert check_answer(said, said, whole=True) == []
-    assert check_answer(said, said[:2], whole=False) == []
-    assert check_answer(said, said[:2], whole=True)[0].kind == "lost"
-    assert check_answer(said, ["1 ", "3 "], whole=False)
+    answer = ["1 ", "2 ", "3 "]
+    assert check_answer(answer, answer, whole=True) == []
+    assert check_answer(answer, answer[:2], whole=False) == []
+    assert check_answer(answer, answer[:2], whole=True)[0].kind == "lost"
+    assert check_answer(answer, ["1 ", "3 "], whole=False)

@@ -116,12 +116,12 @@ async def _check(commands: Redis, reading: Reading, deaths: dict[int, float], ta
         ((name, value),) = fields.items()
         if name in (b"t", b"d", b"b", b"accepted"):
             continue
-        told = json.loads(value)
-        if worker_died_at is not None and told["time"] > worker_died_at:
-            takeovers.append(told["time"] - worker_died_at)
+        terminal = json.loads(value)
+        if worker_died_at is not None and terminal["time"] > worker_died_at:
+            takeovers.append(terminal["time"] - worker_died_at)
             assert takeovers[-1] <= _TAKEN_OVER_WITHIN_SECONDS, f"seed {_SEED}, {reading.stream_id}: {name!r}"
-        if "worker" in told:
-            worker_died_at = deaths.get(int(told["worker"].split("-")[-2]))
+        if "worker" in terminal:
+            worker_died_at = deaths.get(int(terminal["worker"].split("-")[-2]))
     policy = history.accepted["policies"]["on_interrupt"]
     code = history.end_data.get("code", "")
     assert history.end in ("done", "failed"), history.end

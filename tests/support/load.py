@@ -15,9 +15,9 @@ LONG_TOKENS = FIRST_READ_ENTRIES + 400
 
 def metrics_address(worker: Process) -> str:
     """Returns the address of a worker's metrics, from its log."""
-    told = re.search(r"metrics: http://([0-9.:]+)/metrics", worker.logged())
-    assert told, f"the worker serves no metrics:\n{worker.tail()}"
-    return told[1]
+    found = re.search(r"metrics: http://([0-9.:]+)/metrics", worker.logged())
+    assert found, f"the worker serves no metrics:\n{worker.tail()}"
+    return found[1]
 
 
 async def a_bit_of_everything(system: System, gateway: int = 0) -> dict[str, str]:

@@ -29,8 +29,8 @@ def token(text: str) -> tuple[bytes, Any]:
     return events.TOKEN, text
 
 
-def delta(**said: Any) -> tuple[bytes, Any]:
-    return events.DELTA, {"delta": said}
+def delta(**fields: Any) -> tuple[bytes, Any]:
+    return events.DELTA, {"delta": fields}
 
 
 def call(index: int, call_id: str | None = None, name: str | None = None, arguments: str = "") -> tuple[bytes, Any]:
@@ -65,8 +65,8 @@ def body_of(listed: Iterable[Event]) -> bytes:
 
 def parts_of(log: Log, **options: Any) -> list[Any]:
     """Returns the parts that a client gets, between `start` (which is checked) and [DONE]."""
-    told = body_of(numbered(log, **options)).decode()
-    lines = told.split("\n\n")
+    body = body_of(numbered(log, **options)).decode()
+    lines = body.split("\n\n")
     assert lines.pop() == ""
     assert all(line.startswith("data: ") for line in lines)
     payloads = [line.removeprefix("data: ") for line in lines]
@@ -84,18 +84,18 @@ def message_of(parts: list[Any]) -> list[tuple[str, str]]:
     open_parts: dict[str, int] = {}
     step = 0
     for part in parts:
-        kind, _, what = part["type"].partition("-")
+        kind, _, phase = part["type"].partition("-")
         if part["type"] == "start-step":
             step = len(message)
         elif part["type"] == "reset-step":
             del message[step:]
             open_parts.clear()
         elif kind in ("text", "reasoning"):
-            if what == "start":
+            if phase == "start":
                 assert part["id"] not in open_parts
                 open_parts[part["id"]] = len(message)
                 message.append((kind, ""))
-            elif what == "delta":
+            elif phase == "delta":
                 at = open_parts[part["id"]]
                 message[at] = (kind, message[at][1] + part["delta"])
             else:
@@ -123,9 +123,9 @@ def test_an_answer() -> None:
 
 def test_the_message_id_is_the_stream_s_or_that_of_the_continued_message() -> None:
     for facade, message_id in (({}, f"msg_{STREAM_ID}"), ({"message": "mine"}, "mine")):
-        told = body_of(numbered([], facade={"api": "ai_sdk", **facade}))
+        body = body_of(numbered([], facade={"api": "ai_sdk", **facade}))
         metadata = {"streamId": STREAM_ID}
-        assert orjson.loads(told.removeprefix(b"data: ")) == {
+        assert orjson.loads(body.removeprefix(b"data: ")) == {
             "type": "start",
             "messageId": message_id,
             "messageMetadata": metadata,
@@ -136,10 +136,10 @@ def test_earlier_steps_are_sent_only_on_resumption() -> None:
     before = [{"type": "start-step"}, {"type": "finish-step"}]
     listed = numbered([started, token("a")], facade={"api": "ai_sdk", "message": "mine", "before": before})
     encoder = AI_SDK_REPLAY.encoder(STREAM_ID)
-    told = b"".join(encode(encoder, event) for event in listed)
+    body = b"".join(encode(encoder, event) for event in listed)
     again = b'data: {"type":"start-step"}\n\ndata: {"type":"finish-step"}\n\n'
-    assert told.count(again) == 1
-    assert told.replace(again, b"") == body_of(listed)
+    assert body.count(again) == 1
+    assert body.replace(again, b"") == body_of(listed)
 
 
 @pytest.mark.parametrize(
@@ -285,8 +285,8 @@ def test_failed() -> None:
 
 def test_a_gap_is_sent_but_is_not_a_part_of_the_message() -> None:
     encoder = AI_SDK.encoder(STREAM_ID)
-    told = orjson.loads(encode(encoder, gap_event(EventId(1, 3), EventId(1, 5))).removeprefix(b"data: "))
-    assert told == {"type": "data-gap", "data": {"requested": "1-3", "first_available": "1-5"}, "transient": True}
+    part = orjson.loads(encode(encoder, gap_event(EventId(1, 3), EventId(1, 5))).removeprefix(b"data: "))
+    assert part == {"type": "data-gap", "data": {"requested": "1-3", "first_available": "1-5"}, "transient": True}
 
 
 anything = st.recursive(
@@ -299,7 +299,7 @@ anything = st.recursive(
 )
 odd_deltas = st.dictionaries(
     st.sampled_from(["content", "reasoning", "refusal", "tool_calls"]), anything | st.lists(anything, max_size=3)
-).map(lambda said: (events.DELTA, {"delta": said}))
+).map(lambda delta: (events.DELTA, {"delta": delta}))
 
 
 @given(st.lists(st.builds(token, st.text(max_size=4)) | odd_deltas | st.just(restarted(0)), max_size=12))

@@ -10,8 +10,8 @@ from gateway.http.problems import Problem
 STEP = {"type": "step-start"}
 
 
-def text(said: str) -> dict[str, Any]:
-    return {"type": "text", "text": said, "state": "done"}
+def text(content: str) -> dict[str, Any]:
+    return {"type": "text", "text": content, "state": "done"}
 
 
 def tool(state: str, name: str = "look", **more: Any) -> dict[str, Any]:

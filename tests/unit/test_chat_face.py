@@ -38,12 +38,12 @@ def shown(field: bytes, value: Any, at: str = "1-5", **face: Any) -> list[Messag
 
 
 def chunk(message: Message) -> dict[str, Any]:
-    told: dict[str, Any] = orjson.loads(message.data)
-    return told
+    parsed: dict[str, Any] = orjson.loads(message.data)
+    return parsed
 
 
-def choice(**said: Any) -> dict[str, Any]:
-    return {"index": 0, "delta": {}, "logprobs": None, "finish_reason": None, **said}
+def choice(**fields: Any) -> dict[str, Any]:
+    return {"index": 0, "delta": {}, "logprobs": None, "finish_reason": None, **fields}
 
 
 def test_the_chunk_of_a_token() -> None:
@@ -71,8 +71,8 @@ def test_every_chunk_has_a_null_usage_if_usage_was_requested() -> None:
 
 def test_the_start_has_the_role_of_every_choice() -> None:
     [message] = shown(events.STARTED, {"attempt": 1, "model": "other"}, "1-0", choices=2)
-    said = {"role": "assistant", "content": ""}
-    assert chunk(message)["choices"] == [choice(delta=said), choice(index=1, delta=said)]
+    first_delta = {"role": "assistant", "content": ""}
+    assert chunk(message)["choices"] == [choice(delta=first_delta), choice(index=1, delta=first_delta)]
     assert chunk(message)["model"] == "m"
 
 
@@ -168,8 +168,8 @@ def test_the_status_of_a_failure(failed: dict[str, Any], status: int) -> None:
     response = openai_error(failure_problem(failed))
     assert response.status_code == status
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    told = {"message": "m", "type": kind, "param": None, "code": failed["code"]}
-    assert orjson.loads(response.body) == {"error": told}
+    error = {"message": "m", "type": kind, "param": None, "code": failed["code"]}
+    assert orjson.loads(response.body) == {"error": error}
 
 
 def test_the_provider_s_error_and_its_retry_after_are_passed_on() -> None:

@@ -64,7 +64,7 @@ WHOLE: dict[str, Any] = {
 def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Yields the path of every place in a JSON value."""
     below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(deeper for key, it in below for deeper in paths(it, (*path, key)))]
+    return [path, *(deeper for key, inner in below for deeper in paths(inner, (*path, key)))]
 
 
 PATHS = paths(WHOLE)[1:]
@@ -110,7 +110,7 @@ def shape_of(delta: dict[str, Any]) -> None:
         assert type(fields.get(name, "")) is str
     for name in ("reasoning_details", "annotations"):
         assert type(fields.get(name, [])) is list
-        assert all(type(it) is dict for it in fields.get(name, []))
+        assert all(type(item) is dict for item in fields.get(name, []))
     for call in fields.get("tool_calls", []):
         assert type(call) is dict
         assert type(call["index"]) is int
@@ -140,7 +140,7 @@ def token_of(token: Any) -> None:
     assert type(token) is dict
     assert type(token.get("token")) in (str, type(None))
     assert type(token.get("logprob")) in (int, float, type(None))
-    assert all(type(it) is int for it in token.get("bytes") or [])
+    assert all(type(byte) is int for byte in token.get("bytes") or [])
 
 
 def depth_of(value: Any) -> int:
@@ -180,7 +180,7 @@ def fed(payload: bytes) -> tuple[ChunkReader, list[str]]:
         for name, count in usage.items():
             if name.endswith("_tokens_details"):
                 assert count is None or all(
-                    it is None or (type(it) is int and it >= 0) for key, it in count.items() if key.endswith("_tokens")
+                    number is None or (type(number) is int and number >= 0) for key, number in count.items() if key.endswith("_tokens")
                 )
             elif name.endswith("_tokens"):
                 assert count is None or (type(count) is int and 0 <= count <= 2**53)

@@ -57,12 +57,12 @@ def test_every_setting_in_a_deployment_exists(path: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_gateways_and_workers_get_the_addresses_they_need(way: str) -> None:
-    told = WAYS[way]()
-    gateway, worker = settings_of(told.gateway), settings_of(told.worker)
+    parts = WAYS[way]()
+    gateway, worker = settings_of(parts.gateway), settings_of(parts.worker)
     assert gateway.redis_url == worker.redis_url
-    assert str(gateway.port) == told.gateway_port
-    assert str(worker.metrics_port) == told.worker_port
-    for part, port in ((told.gateway, told.gateway_port), (told.worker, told.worker_port)):
+    assert str(gateway.port) == parts.gateway_port
+    assert str(worker.metrics_port) == parts.worker_port
+    for part, port in ((parts.gateway, parts.gateway_port), (parts.worker, parts.worker_port)):
         for check in part.checks:
             assert f":{port}/" in " ".join(check)
     if way != "systemd":  # from another container they must be reached, on one machine they need not be
@@ -71,8 +71,8 @@ def test_gateways_and_workers_get_the_addresses_they_need(way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_time_to_stop_is_longer_than_draining_takes(way: str) -> None:
-    told = WAYS[way]()
-    gateway, worker = settings_of(told.gateway), settings_of(told.worker)
+    parts = WAYS[way]()
+    gateway, worker = settings_of(parts.gateway), settings_of(parts.worker)
     pause = 0.0
     if way == "kubernetes":
         name, *arguments = pod("gateway")["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
@@ -80,8 +80,8 @@ def test_the_time_to_stop_is_longer_than_draining_takes(way: str) -> None:
         pause = float(arguments[0])
         readiness = pod("gateway")["containers"][0]["readinessProbe"]
         assert pause > readiness["periodSeconds"] * readiness["failureThreshold"]
-    assert told.gateway.stop_seconds > pause + gateway.drain_seconds + _KILL_SECONDS
-    assert told.worker.stop_seconds >= worker.worker_drain_seconds + 5
+    assert parts.gateway.stop_seconds > pause + gateway.drain_seconds + _KILL_SECONDS
+    assert parts.worker.stop_seconds >= worker.worker_drain_seconds + 5
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -95,9 +95,9 @@ def test_the_console_is_off_and_host_names_are_configured(way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_providers_key_goes_to_workers_only(way: str) -> None:
-    told = WAYS[way]()
-    assert "OPENAI_API_KEY" in told.worker.environment
-    assert "OPENAI_API_KEY" not in told.gateway.environment
+    parts = WAYS[way]()
+    assert "OPENAI_API_KEY" in parts.worker.environment
+    assert "OPENAI_API_KEY" not in parts.gateway.environment
 
 
 def test_nginx_has_enough_time_to_stop() -> None:
@@ -109,14 +109,14 @@ def test_nginx_has_enough_time_to_stop() -> None:
 
 
 def test_mounted_files_exist_and_volumes_are_declared() -> None:
-    told = compose()
-    for name, service in told["services"].items():
+    file = compose()
+    for name, service in file["services"].items():
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
-            assert (ROOT / source).exists() if source.startswith(".") else source in told["volumes"], (
+            assert (ROOT / source).exists() if source.startswith(".") else source in file["volumes"], (
                 f"{name}: {volume}"
             )
-        assert set(service.get("depends_on", [])) <= set(told["services"])
+        assert set(service.get("depends_on", [])) <= set(file["services"])
         assert service["healthcheck"]["test"][0] == "CMD"
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), f"{name}: there is no access control, and {port} is open to the world"
@@ -198,24 +198,24 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
     for path in SYSTEMD.glob("*.service"):
         (tmp_path / path.name).write_text(path.read_text().replace("/opt/midstream/bin/python", sys.executable))
     command = [str(analyze), "verify", "--man=no", *map(str, tmp_path.glob("*.service"))]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (told.returncode, told.stderr) == (0, "")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # --- Kubernetes
 
 
 def test_files_named_in_kustomizations_exist() -> None:
-    said = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
-    for name in said["resources"]:
+    kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
+    for name in kustomization["resources"]:
         assert (KUBERNETES / name).exists(), name
     here = {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
-    assert here == {name for name in said["resources"] if name.endswith(".yaml")}
-    for secret in said["secretGenerator"]:
+    assert here == {name for name in kustomization["resources"] if name.endswith(".yaml")}
+    for secret in kustomization["secretGenerator"]:
         for name in secret["envs"]:
             assert (KUBERNETES / f"{name}.example").exists()
     assert "*.env" in (KUBERNETES / ".gitignore").read_text().splitlines()
-    assert {one["name"] for one in said["images"]} == {
+    assert {one["name"] for one in kustomization["images"]} == {
         pod(one)["containers"][0]["image"] for one in ("gateway", "worker")
     }
     (made,) = yaml.safe_load((DEPLOY / "redis" / "kustomization.yaml").read_text())["configMapGenerator"]
@@ -228,12 +228,12 @@ def sets() -> list[Any]:
 
 @pytest.mark.parametrize("one", sets(), ids=lambda one: str(one["metadata"]["name"]))
 def test_pods_are_found_and_confined(one: Any) -> None:
-    labels, told = one["spec"]["template"]["metadata"]["labels"], one["spec"]["template"]["spec"]
+    labels, spec = one["spec"]["template"]["metadata"]["labels"], one["spec"]["template"]["spec"]
     assert one["spec"]["selector"]["matchLabels"] == labels
-    assert told["enableServiceLinks"] is False  # else a service's name can become a setting
-    assert told["automountServiceAccountToken"] is False
-    assert told["securityContext"]["runAsNonRoot"] is True
-    (container,) = told["containers"]
+    assert spec["enableServiceLinks"] is False  # else a service's name can become a setting
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    (container,) = spec["containers"]
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert "memory" in container["resources"]["limits"]
@@ -255,12 +255,12 @@ def test_a_rolling_update_keeps_a_gateway_running() -> None:
 
 def test_the_ingress_does_not_buffer_and_passes_only_public_paths() -> None:
     ingress = manifests()["Ingress", "midstream"]
-    told = {key.rpartition("/")[2]: value for key, value in ingress["metadata"]["annotations"].items()}
-    assert told["proxy-buffering"] == "off"
-    assert told["proxy-http-version"] == "1.1"
-    assert float(told["proxy-read-timeout"]) > 600  # ?wait=
-    assert int(told["proxy-body-size"].removesuffix("m")) << 20 >= Settings().body_bytes_max
-    assert all(isinstance(value, str) for value in told.values())  # an annotation is never a number
+    annotations = {key.rpartition("/")[2]: value for key, value in ingress["metadata"]["annotations"].items()}
+    assert annotations["proxy-buffering"] == "off"
+    assert annotations["proxy-http-version"] == "1.1"
+    assert float(annotations["proxy-read-timeout"]) > 600  # ?wait=
+    assert int(annotations["proxy-body-size"].removesuffix("m")) << 20 >= Settings().body_bytes_max
+    assert all(isinstance(value, str) for value in annotations.values())  # an annotation is never a number
     paths = ingress["spec"]["rules"][0]["http"]["paths"]
     assert {path["path"] for path in paths} == {
         *("/v1/streams", "/v1/chat", "/v1/responses", "/v1/models", "/v1/probe", "/api/chat", "/stream")

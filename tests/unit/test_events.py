@@ -23,9 +23,9 @@ deltas = st.dictionaries(encodable, json_values).map(lambda delta: orjson.dumps(
 @given(st.lists(encodable | deltas, min_size=1, max_size=20), st.integers(1, 9), st.integers(0, 10**9))
 def test_encoded_items_are_decoded_one_by_one(items: list[Item], attempt: int, base: int) -> None:
     entry = Entry(EventId(attempt, base + len(items)), *encode_items(items))
-    told = events_of(entry)
-    assert [event.id for event in told] == [EventId(attempt, base + 1 + index) for index in range(len(items))]
-    for event, item in zip(told, items, strict=True):
+    decoded = events_of(entry)
+    assert [event.id for event in decoded] == [EventId(attempt, base + 1 + index) for index in range(len(items))]
+    for event, item in zip(decoded, items, strict=True):
         if isinstance(item, str):
             assert (event.field, event.value) == (events.TOKEN, item.encode())
         else:

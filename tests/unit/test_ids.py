@@ -57,9 +57,9 @@ def test_ids_are_ordered_by_attempt_and_then_by_offset(pairs: list[tuple[int, in
     ],
 )
 def test_the_error_for_a_malformed_id_describes_a_valid_one(text: str) -> None:
-    with pytest.raises(MalformedId, match="1-57") as told:
+    with pytest.raises(MalformedId, match="1-57") as error:
         EventId.parse(text)
-    assert len(str(told.value)) < 400
+    assert len(str(error.value)) < 400
 
 
 @given(st.text())

@@ -57,7 +57,7 @@ def test_a_failure_does_not_have_the_provider_s_message(value: Any, failure: dic
 
 
 def test_malformed_failures_in_heartbeats_are_ignored() -> None:
-    told = {
+    failure = {
         "id": "0" * 36,
         "attempt": 1,
         "tokens": 2,
@@ -66,7 +66,7 @@ def test_malformed_failures_in_heartbeats_are_ignored() -> None:
         "status": None,
         "ended_at": 5.0,
     }
-    (row,) = failures_of({"failures": [told]})
+    (row,) = failures_of({"failures": [failure]})
     assert (row["id"], row["tokens"], row["error"]) == ("0" * 36, 2, {"code": "log_full", "status": None})
     for name, value in [
         ("id", "x"),
@@ -76,7 +76,7 @@ def test_malformed_failures_in_heartbeats_are_ignored() -> None:
         ("ended_at", "now"),
         ("ended_at", 1e300),
     ]:
-        assert failures_of({"failures": [{**told, name: value}, 7, None]}) == []
+        assert failures_of({"failures": [{**failure, name: value}, 7, None]}) == []
     assert failures_of({"failures": {"a": 1}}) == failures_of({}) == []
 
 

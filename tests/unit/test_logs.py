@@ -94,10 +94,10 @@ def written(log_format: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_hostile_text_cannot_forge_a_json_line(capsys: pytest.CaptureFixture[str]) -> None:
-    said = written("json", capsys)
-    assert len(said.splitlines()) == 1  # by Unicode's line ends, too
-    assert said.rstrip("\n").isprintable()
-    line = json.loads(said)
+    output = written("json", capsys)
+    assert len(output.splitlines()) == 1  # by Unicode's line ends, too
+    assert output.rstrip("\n").isprintable()
+    line = json.loads(output)
     shown = HOSTILE.encode("utf-8", "backslashreplace").decode()
     assert line["message"] == f"it ended: {shown}"  # nothing of it is lost
     assert line["reason"] == line["request_id"] == shown
@@ -106,8 +106,8 @@ def test_hostile_text_cannot_forge_a_json_line(capsys: pytest.CaptureFixture[str
 
 
 def test_hostile_text_cannot_forge_a_text_line(capsys: pytest.CaptureFixture[str]) -> None:
-    said = written("text", capsys)
-    first, *trace = said.splitlines()
+    output = written("text", capsys)
+    first, *trace = output.splitlines()
     assert "ERROR x it ended: stop\\n\\r\\x0b" in first
     assert "\\x1b[2J" in first
     assert trace
@@ -134,9 +134,9 @@ def test_lines_are_bounded(log_format: str, capsys: pytest.CaptureFixture[str]) 
         raise ValueError(long)
     except ValueError:
         logging.getLogger("x").exception("it broke")
-    said = capsys.readouterr().err
-    assert "Logging error" not in said
-    for line in said.splitlines():
+    output = capsys.readouterr().err
+    assert "Logging error" not in output
+    for line in output.splitlines():
         assert len(line) < 100_000
         if log_format == "json":
             assert json.loads(line)["level"] in ("info", "error")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
 from midstream.screen import frame, sparkline
-from shared.recent_quantiles import WINDOW_SECONDS, Lately
+from shared.recent_quantiles import WINDOW_SECONDS, RecentQuantiles
 
 
 def histogram(*buckets: float) -> Histogram:
@@ -19,29 +19,29 @@ def histogram(*buckets: float) -> Histogram:
 
 def test_quantiles_cover_only_the_last_seconds() -> None:
     seen = histogram(0.001, 0.01, 0.1)
-    lately = Lately(seen)
-    assert lately.told(0.0) is None
+    recent = RecentQuantiles(seen)
+    assert recent.current(0.0) is None
     for _ in range(100):
         seen.observe(0.05)
-    told = lately.told(1.0)
-    assert told is not None
-    assert told["samples"] == 100
-    assert 10 < told["p50_ms"] <= told["p99_ms"] <= 100
+    quantiles = recent.current(1.0)
+    assert quantiles is not None
+    assert quantiles["samples"] == 100
+    assert 10 < quantiles["p50_ms"] <= quantiles["p99_ms"] <= 100
     for _ in range(100):
         seen.observe(0.0005)
-    told = lately.told(2.0 + WINDOW_SECONDS)  # the slow ones are long ago now
-    assert told is not None
-    assert told["samples"] == 100
-    assert told["p99_ms"] <= 1
-    assert lately.told(3.0 + 2 * WINDOW_SECONDS) is None
+    quantiles = recent.current(2.0 + WINDOW_SECONDS)  # the slow ones are long ago now
+    assert quantiles is not None
+    assert quantiles["samples"] == 100
+    assert quantiles["p99_ms"] <= 1
+    assert recent.current(3.0 + 2 * WINDOW_SECONDS) is None
 
 
 def test_values_beyond_all_buckets_count_as_the_last_bound() -> None:
     seen = histogram(0.001, 0.01)
-    lately = Lately(seen)
-    lately.told(0.0)
+    recent = RecentQuantiles(seen)
+    recent.current(0.0)
     seen.observe(7.0)
-    assert lately.told(1.0) == {"p50_ms": 10.0, "p99_ms": 10.0, "samples": 1}
+    assert recent.current(1.0) == {"p50_ms": 10.0, "p99_ms": 10.0, "samples": 1}
 
 
 def snapshot(streams: int, processes: int, name: str = "vm-1-abcdef") -> dict[str, Any]:
@@ -94,8 +94,8 @@ def snapshot(streams: int, processes: int, name: str = "vm-1-abcdef") -> dict[st
     trouble=st.sampled_from(["", "away"]),
 )
 def test_a_frame_fits_its_terminal(streams: int, processes: int, columns: int, lines: int, trouble: str) -> None:
-    told = snapshot(streams, processes)
-    drawn = frame(told, "http://here", [1.0] * 300, columns, lines, colours=False, trouble=trouble)
+    snapshot_ = snapshot(streams, processes)
+    drawn = frame(snapshot_, "http://here", [1.0] * 300, columns, lines, colours=False, trouble=trouble)
     assert len(drawn) <= lines
     assert all(len(line) <= columns for line in drawn)
 

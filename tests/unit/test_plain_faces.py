@@ -89,8 +89,8 @@ def test_websocket_messages_equal_json_lines(text: str) -> None:
 
 
 def restarted(attempt: int, base: int) -> Event:
-    told = {"attempt": attempt, "base": base, "reason": "worker_lost", "model": "m", "worker": "w", "time": 1.0}
-    return Event(EventId(attempt, 0), events.RESTARTED, orjson.dumps(told))
+    value = {"attempt": attempt, "base": base, "reason": "worker_lost", "model": "m", "worker": "w", "time": 1.0}
+    return Event(EventId(attempt, 0), events.RESTARTED, orjson.dumps(value))
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ def line(**chunk: Any) -> bytes:
     return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
 
-def choice(index: int = 0, **said: Any) -> dict[str, Any]:
-    return {"index": index, "delta": {}, "logprobs": None, "finish_reason": None, **said}
+def choice(index: int = 0, **fields: Any) -> dict[str, Any]:
+    return {"index": index, "delta": {}, "logprobs": None, "finish_reason": None, **fields}
 
 
 def test_the_answer_s_own_fields_are_kept_and_its_envelope_is_not() -> None:

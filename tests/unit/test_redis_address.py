@@ -49,10 +49,10 @@ def test_an_address_is_read(url: str, address: RedisAddress) -> None:
     ],
 )
 def test_the_error_for_a_malformed_address_describes_a_valid_one_without_a_password(url: str) -> None:
-    with pytest.raises(Unusable, match="redis://host:6379/0") as told:
+    with pytest.raises(Unusable, match="redis://host:6379/0") as error:
         RedisAddress.parse(url)
-    assert "hunter2" not in str(told.value)
-    assert told.value.__cause__ is None
+    assert "hunter2" not in str(error.value)
+    assert error.value.__cause__ is None
 
 
 @given(st.text(min_size=8, alphabet=st.characters(min_codepoint=33, max_codepoint=126)))

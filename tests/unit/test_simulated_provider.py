@@ -69,21 +69,21 @@ async def test_the_finish_reason_is_the_requested_one() -> None:
 @pytest.mark.parametrize("count", [0, 1, 7, 70])
 @pytest.mark.parametrize("pace", [0, 5000])
 async def test_it_fails_after_the_requested_number_of_tokens(count: int, pace: int) -> None:
-    heard = Heard()
+    hearer = Heard()
     simulate = {"tokens": 100, "fail_after": count, "tokens_per_second": pace}
     with pytest.raises(Unavailable):
-        await SimulatedProvider().generate(asking(simulate=simulate), "", heard)
-    assert len(heard.items) == count
+        await SimulatedProvider().generate(asking(simulate=simulate), "", hearer)
+    assert len(hearer.items) == count
 
 
 async def test_it_falls_silent_after_the_requested_number_of_tokens() -> None:
-    heard = Heard()
-    asked = asking(simulate={"tokens": 100, "stall_after": 3})
-    generating = asyncio.create_task(SimulatedProvider().generate(asked, "", heard))
-    await wait_until(lambda: heard.items)
+    hearer = Heard()
+    request = asking(simulate={"tokens": 100, "stall_after": 3})
+    generating = asyncio.create_task(SimulatedProvider().generate(request, "", hearer))
+    await wait_until(lambda: hearer.items)
     for _ in range(10):
         await asyncio.sleep(0)
-    assert len(heard.items) == 3
+    assert len(hearer.items) == 3
     assert not generating.done()
     generating.cancel()
     await asyncio.gather(generating, return_exceptions=True)
