@@ -103,7 +103,7 @@ class Run:
 
     @property
     def failure(self) -> dict[str, Any] | None:
-        """How this run ended its stream as failed, for the console: the code, never the provider's words."""
+        """How this run ended its stream as failed, for the console: the code, never the provider's message."""
         return self._takeover.failure
 
     async def run(self) -> bool:

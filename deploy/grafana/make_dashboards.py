@@ -21,13 +21,13 @@ class Panel:
     title: str
     says: str
     expressions: dict[str, str]
-    """Legend to PromQL."""
+    """PromQL expressions by legend."""
     unit: str = "short"
     width: int = 8
     kind: str = "timeseries"
     stacked: bool = False
     thresholds: tuple[float, ...] = field(default_factory=tuple)
-    """Where it turns yellow, and red."""
+    """The values from which a panel turns yellow and red."""
 
 
 def rate(metric: str, by: str = "") -> str:
@@ -426,7 +426,7 @@ DASHBOARDS = {
 
 
 def dashboard(name: str, title: str, panels: list[Panel]) -> dict[str, Any]:
-    """As Grafana keeps it."""
+    """Returns the dashboard's JSON as Grafana stores it."""
     drawn: list[dict[str, Any]] = []
     x = y = 0
     for number, panel in enumerate(panels, 1):

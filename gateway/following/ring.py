@@ -53,7 +53,7 @@ class Ring:
         self.encoded: list[bytes] = []
         """The events as bytes. A token with the very next id may be appended here directly; everything else goes through `append`."""
         self.readers: set[Any] = set()
-        """Who reads it. `gateway.delivery.delivery` adds, moves and removes them; here they are only kept."""
+        """The readers of this ring. Only `gateway.delivery.delivery` adds, moves and removes them."""
         self.broken: EventId | None = None
         """The event at which the encoder failed. In its place stands the end as this face shows it; nothing comes after."""
         self.begin_at(base, encoder)

@@ -1,4 +1,4 @@
-"""How an operation of the HTTP API is described: parameters, body, answers, events. Data for the OpenAPI document.
+"""Types that describe an operation of the HTTP API (parameters, body, answers, events) for the OpenAPI document.
 
 Schemas come from pydantic models that live beside the routes. The models describe and do not check requests: the checks are
 those of each API (`gateway.api.requests` and its like), whose messages name the parameter, what it must be and what it is.
@@ -36,7 +36,7 @@ class ProblemDocument(Described):
     title: str
     status: int
     detail: str
-    """What was wrong, and what would be right."""
+    """What was wrong, and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class EventKind:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is answered under one status: by media type the model of the body, None where it has no schema."""
+    """The answers with one status. `bodies`: the model of the body by media type, None if it has no schema."""
 
     status: int
     description: str
@@ -90,13 +90,13 @@ class Operation:
     description: str = ""
 
     def head(self) -> Operation:
-        """The same resource asked for by HEAD: the statuses and headers of GET without its body."""
+        """Returns the operation for HEAD: statuses and headers of GET, without bodies."""
         answers = [replace(answer, bodies={}) for answer in self.answers]
         return replace(self, name=f"{self.name}_head", answers=answers)
 
 
 def query(name: str, description: str, **schema: Any) -> Parameter:
-    """A parameter of the query; a text where nothing else is said."""
+    """A parameter of the query; a text unless `schema` says otherwise."""
     return Parameter(name, "query", description, schema or {"type": "string"})
 
 

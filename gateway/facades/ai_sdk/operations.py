@@ -34,10 +34,10 @@ class UiMessage(Described):
 
 
 class ChatQuestion(Described):
-    """What `DefaultChatTransport` sends. All that is not named here is a parameter for the provider."""
+    """The request of `DefaultChatTransport`. Fields that are not named here are parameters for the provider."""
 
     id: ChatId
-    """The chat's."""
+    """The chat's id."""
     messages: Annotated[list[UiMessage], Field(min_length=1)]
     trigger: str | None = None
     messageId: str | None = None  # noqa: N815  # the transport's own name
@@ -52,10 +52,10 @@ class ChatStop(Described):
 
 
 class StoppedChat(Described):
-    """What became of the stream."""
+    """The state of the stream after the request."""
 
     stopped: bool
-    """False if it had ended before, or there is none."""
+    """False if the stream had ended before, or if there is none."""
     stream_id: str | None
     status: str | None
 

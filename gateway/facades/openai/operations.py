@@ -41,7 +41,7 @@ class OpenAIError(Described):
 
 
 class ChatStreamOptions(Described):
-    """How a streaming answer is given."""
+    """Options of a streaming answer."""
 
     include_usage: bool | None = None
     """A chunk with the usage comes last."""
@@ -63,7 +63,7 @@ class ChatCompletionRequest(Described):
 
 
 class CompletionMessage(Described):
-    """What the model answered."""
+    """The model's answer."""
 
     role: Literal["assistant"]
     content: str | None
@@ -72,7 +72,7 @@ class CompletionMessage(Described):
 
 
 class CompletionChoice(Described):
-    """One of the answers that were asked for."""
+    """One of the `n` answers."""
 
     index: int
     message: CompletionMessage
@@ -92,7 +92,7 @@ class ChatCompletion(Described):
 
 
 class ChunkChoice(Described):
-    """What a chunk adds to one of the answers."""
+    """What a chunk adds to one of the `n` answers."""
 
     index: int
     delta: dict[str, Any]
@@ -101,7 +101,7 @@ class ChunkChoice(Described):
 
 
 class ChunkRestart(Described):
-    """An attempt has begun anew: keep the first `base` deltas and drop the others."""
+    """Another attempt has begun: keep the first `base` deltas and drop the others."""
 
     attempt: int
     base: int
@@ -116,7 +116,7 @@ class ChunkGap(Described):
 
 
 class ChunkNote(Described):
-    """What only Midstream says; the chunk's one choice says nothing."""
+    """Events that only Midstream has; the chunk's one choice has an empty delta."""
 
     restarted: ChunkRestart | None = None
     gap: ChunkGap | None = None
@@ -159,7 +159,7 @@ ON_INTERRUPT = header(
 ON_DISCONNECT = header("X-Midstream-On-Disconnect", "`continue` or `cancel_after=SECONDS`. The body wins.")
 STREAM_ID_HEADER = {"X-Stream-Id": "The stream's id, for the other paths."}
 PROVIDER_ERRORS = (401, 404, 413, 422, 424, 429, 499, 502, 504, 507)
-"""Statuses of the provider, and those of failures for which it gave none."""
+"""Statuses that the provider may send, and those of failures without a status of the provider."""
 
 _CHUNKS = (
     EventKind(

@@ -120,7 +120,7 @@ class DeletedResponse(Described):
 
 
 class ResponseEvent(Described):
-    """What every event has."""
+    """The fields of every event."""
 
     type: str
     sequence_number: Annotated[int, Field(ge=0)]
@@ -195,7 +195,7 @@ class ArgumentsDoneEvent(ResponseEvent):
 
 
 class ResponseErrorEvent(ResponseEvent):
-    """What went wrong."""
+    """An error, sent before `response.failed`."""
 
     code: str | None
     message: str
