@@ -49,7 +49,7 @@ class Backend:
             await pubsub.ssubscribe(live_channel(stream_id))
             assert (await pubsub.get_message(timeout=5.0))["type"] == "ssubscribe"
             yield Listener(self.client, pubsub, live_channel(stream_id))
-            await pubsub.sunsubscribe(live_channel(stream_id))  # fakeredis does not miss a connection that went
+            await pubsub.sunsubscribe(live_channel(stream_id))  # fakeredis does not notice a lost connection
         finally:
             await pubsub.aclose()
 

@@ -195,7 +195,7 @@ async def test_a_full_queue_refuses_requests_until_one_is_done(backend: Backend)
     assert (await queue.counts()).requests == 2
 
 
-@pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)  # fakeredis words this error in its own way
+@pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)  # fakeredis has another text for this error
 async def test_a_missing_queue_is_created(backend: Backend) -> None:
     queue = backend.queue("ann")
     assert await queue.claim(backend.commands, 1, 1) == []
@@ -280,7 +280,7 @@ async def test_an_entry_without_a_stream_is_deleted_and_delays_no_other(
     await ann.enqueue(STREAM)
     if how == "claimed":
         claims = await ann.claim(backend.commands, 10, 1000)
-    else:  # as by a worker that died over it
+    else:  # as left by a worker that died
         await backend.commands.execute("XREADGROUP", "GROUP", GROUP, "ann", "STREAMS", REQUESTS, ">")
         await wait_until(lambda: idle_of_first(backend, 5))
         claims = await bob.claim_expired(10, 5)

@@ -252,7 +252,7 @@ async def test_a_stopping_gateway_cuts_the_response_off(server: OpenAIServer) ->
     settings = {"provider": "openai", "openai_base_url": server.url, "connection_seconds": 0.5}
     async with System(gateways=2, settings=settings) as system:
         running = Asked(system, "leaving", script={"tokens": 200, "tokens_per_second": 50})
-        await running.until_deltas(100)  # it is not sent away for its age
+        await running.until_deltas(100)  # the stream is not rotated by age
         system.gateways[0].send(signal.SIGTERM)
         with pytest.raises(httpx2.RemoteProtocolError):
             await running.task

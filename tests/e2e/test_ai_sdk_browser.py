@@ -29,7 +29,7 @@ _STATE = """() => ({
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server: OpenAIServer) -> AsyncIterator[System]:
-    await asyncio.to_thread(ai_sdk.page)  # once for all, or a reason to skip them
+    await asyncio.to_thread(ai_sdk.page)  # built once for all tests; may skip them
     settings = {"provider": "openai", "openai_base_url": server.url, "keepalive_seconds": 1}  # comments in between
     async with System(gateways=2, settings=settings) as system:
         yield system

@@ -145,5 +145,5 @@ async def test_one_line_endpoint_with_its_gateway_killed(browser: Browser) -> No
         await system.start_gateway(0)
         stream_id, tokens = prompt_answer(await follower.until_closed())
         assert len(tokens) == (await delivered(system, stream_id))["tokens"] == 80
-        assert await system.metric("midstream_streams_created_total") == 0  # of the gateway's second life
+        assert await system.metric("midstream_streams_created_total") == 0  # of the restarted gateway
         assert len(await system.logs()) == 1

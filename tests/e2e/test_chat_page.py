@@ -68,7 +68,7 @@ async def test_reloaded_in_mid_answer(browser: Browser) -> None:
         await expect(page.locator(".story")).to_contain_text("120 tokens over 3 connections")
         assert await system.metric("midstream_streams_created_total") == 1
         assert await system.metric("midstream_resumes_total") == 2
-        await page.reload()  # and once more after its end: nothing is asked for again
+        await page.reload()  # a reload after the end makes no new request
         await expect(page.locator(".story")).to_contain_text(_WHOLE)
         assert await system.metric("midstream_reader_closes_total") == 3
 
@@ -136,7 +136,7 @@ async def test_the_end_of_the_answer_is_in_view(browser: Browser) -> None:
         for seen in (".story .good", "#status", "#look"):
             await wait_until(partial(is_in_view, page, seen), within_seconds=5.0, what=f"{seen} is in view")
         await expect(page.locator("#status")).to_have_text("The answer is complete")
-        await page.evaluate("scrollTo(0, 0)")  # whoever reads further up is left there
+        await page.evaluate("scrollTo(0, 0)")  # further up the page does not scroll
         await ask(page, tokens=2000, pace=40)
         await until_tokens(page, 20)
         assert await is_in_view(page, "#status")
@@ -144,7 +144,7 @@ async def test_the_end_of_the_answer_is_in_view(browser: Browser) -> None:
             "all => all.map(e => [e.offsetTop, e.offsetHeight])"
         )
         assert len(tops) == 3
-        assert len({tuple(one) for one in tops}) == 1, tops  # in one line, none of two lines
+        assert len({tuple(one) for one in tops}) == 1, tops  # on one line
         await page.evaluate("scrollTo(0, 0)")
         await page.get_by_role("button", name="Stop").click()
         await expect(page.locator(".story").last).to_contain_text("It was stopped")

@@ -148,7 +148,7 @@ async def test_columns_and_a_search(browser: Browser) -> None:
         midstream = {"metadata": {"customer": "Acme", "note": _HOSTILE}}
         named = await system.create(simulate=_LONG, midstream=midstream)
         plain = await system.create(simulate=_LONG)
-        # So short that no snapshot sees it run.
+        # So short that no snapshot shows it running.
         simulate = {"tokens": 5, "tokens_per_second": 0, "fail_after": 2}
         failed = await system.create(simulate=simulate, midstream={"on_interrupt": "fail"})
         rows = page.locator("#streams tr")
@@ -311,7 +311,7 @@ async def test_silence_of_a_dead_worker(browser: Browser) -> None:
                 re.compile(r"its worker died or was stopped: last heard of at .* s of silence")
             )
             second = timeline.locator("li", has_text="Attempt 2").locator("i")
-            await expect(second).to_have_count(1)  # until its worker's first word has come, it counts as silent, too
+            await expect(second).to_have_count(1)  # until its worker's first heartbeat it counts as silent, too
             begins: float = await second.evaluate("e => parseFloat(e.style.left)")
             assert await extent(timeline.locator("i.silence")) == pytest.approx(begins, abs=0.5)
             assert await extent(timeline.locator("i.bad")) < begins - 5

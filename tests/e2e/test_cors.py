@@ -188,7 +188,7 @@ async def test_the_same_origin_and_programs_are_allowed(system: System) -> None:
 
 async def test_dns_rebinding_is_refused(system: System, stream_id: str) -> None:
     """DNS rebinding: the browser takes the gateway for the page's own origin; only `Host` shows the attack."""
-    url = system.gateway_url(2)  # which lets pages of all origins in: that is about reading, not about names
+    url = system.gateway_url(2)  # it allows all origins, but still checks the host name
     before = len(await system.logs())
     page = {"host": "rebound.example:8000", "origin": "http://rebound.example:8000", "sec-fetch-site": "same-origin"}
     for path in [

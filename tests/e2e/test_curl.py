@@ -161,7 +161,7 @@ async def test_head_of_a_stream_without_a_token(system: System) -> None:
     assert {name: fetched.headers.get(name) for name in WANTED_HEADERS} == WANTED_HEADERS
     assert "content-length" not in fetched.headers
     assert "content-encoding" not in fetched.headers
-    # The comment and `retry:` stand in the block of the first event: no blank line of their own.
+    # The comment and `retry:` belong to the block of the first event: no blank line follows them.
     head = rb':\nretry: 2000\n:?\n?id: 1-0\nevent: started\ndata: \{"attempt":1,"model":"simulated"\}\n\n'
     assert re.match(head, fetched.body), fetched.body
     assert [(one.event, one.data) for one in fetched.events] == [

@@ -97,11 +97,11 @@ async def neighbour(system: System) -> AsyncIterator[Neighbour]:
 
 async def append(system: System, stream_id: str, event_id: bytes, fields: Sequence[bytes], push: bool = True) -> None:
     if len(fields) % 2 or not fields:
-        return  # Redis itself takes none such
+        return  # Redis refuses such an entry
     try:
         await system.commands.execute_command("XADD", log_key(stream_id), event_id, *fields)
     except redis.exceptions.ResponseError as refused:
-        if "equal or smaller" in str(refused):  # the stream has been ended: whoever writes it is fenced
+        if "equal or smaller" in str(refused):  # the stream has been ended: its writer is fenced
             return
         raise
     await system.commands.expire(log_key(stream_id), LOG_SECONDS)
@@ -223,7 +223,7 @@ async def test_a_damaged_log(system: System, neighbour: Neighbour, name: str) ->
     newest = (0, 0)
     for event_id, fields in DAMAGED[name]:
         attempt, offset = map(int, event_id.split(b"-"))
-        if (attempt, offset) > newest:  # Redis takes no other
+        if (attempt, offset) > newest:  # Redis refuses smaller ids
             newest = (attempt, offset)
             await append(system, stream_id, event_id, fields, push=False)
     faces = Faces(system, stream_id)
@@ -257,7 +257,7 @@ async def test_a_log_damaged_while_readers_follow_it(
     await append(system, stream_id, b"1-2", fields, push=len(fields) == 2)
     if fields[0] not in (b"done", b"failed"):
         await wait_until(lambda: is_noted(system, stream_id), what="the end stands in the log")
-    await append(system, stream_id, b"9-0", (b"restarted", b"{}"), push=False)  # what stands behind is not read
+    await append(system, stream_id, b"9-0", (b"restarted", b"{}"), push=False)  # entries behind the end are not read
     await reading
     assert await failures_in(system, stream_id) == (fields[0] not in (b"done", b"failed"))
     assert await state(system, stream_id) == ("failed", "unreadable")

@@ -148,7 +148,7 @@ async def test_each_deployment_s_processes_answer_and_stop_in_time(name: str, tm
         brief = await ask(http, url, tokens=30)
         assert (await http.get(f"{url}/v1/streams/{brief}?wait=20")).json()["status"] == "completed"
 
-        # A worker that is asked to stop finishes its answer, a gateway sends its reader away.
+        # A stopping worker finishes its answer; a stopping gateway tells its reader to reconnect.
         long = await ask(http, url, tokens=150, tokens_per_second=60)
         async with http.stream("GET", f"{url}/v1/streams/{long}/events") as response:
             decoder, tokens, ending = Decoder(), 0, None
@@ -159,13 +159,13 @@ async def test_each_deployment_s_processes_answer_and_stop_in_time(name: str, tm
         assert tokens == 150
         assert ending is not None
         assert await ending == 0
-        waiting = await ask(http, url, tokens=10)  # nobody generates it any more
+        waiting = await ask(http, url, tokens=10)  # no worker generates it any more
         async with http.stream("GET", f"{url}/v1/streams/{waiting}/events") as response:
             assert await gateway.stop(within_seconds=way.gateway.stop_seconds) == 0
             assert b"retry:" in await response.aread()
         for one, described in ((gateway, way.gateway), (worker, way.worker)):
             for check in described.checks:
-                if "--retry" not in check:  # systemd's waits for a start, and would wait on
+                if "--retry" not in check:  # systemd's check waits for a start, and would not return
                     assert await one.check(check) != 0
 
 
@@ -174,7 +174,7 @@ async def test_nginx_as_compose_starts_it(tmp_path: Path) -> None:
     needs("nginx (Debian: apt install nginx)", binary_of("nginx"))
     needs("wget (Debian: apt install wget)", shutil.which("wget"))
     service, way = compose()["services"]["nginx"], WAYS["compose"]()
-    await asyncio.to_thread(tmp_path.chmod, 0o755)  # as root, nginx's own processes are somebody else
+    await asyncio.to_thread(tmp_path.chmod, 0o755)  # if run as root, nginx's processes have another user
     async with AsyncExitStack() as stack:
         redis_port = await stack.enter_async_context(redis_as_deployed(tmp_path))
         gateway_port, port = free_port(), free_port()

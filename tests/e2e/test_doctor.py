@@ -174,7 +174,7 @@ async def test_the_hop_in_the_middle_is_named(system: System) -> None:
     assert fault["also_at"] == [outer.url[7:]]
     assert any("buffer_responses" in change for change in fault["change"])
     kinds = [address["kind"] for address in diagnosis.found["addresses"]]
-    assert kinds == [None, "nginx", "caddy", None]  # HAProxy leaves no trace, and is not taken for what is behind it
+    assert kinds == [None, "nginx", "caddy", None]  # HAProxy adds no header, and is not taken for the proxy behind it
 
 
 def haproxy(gateway: str, option: str = "option http-no-delay") -> Proxy:
@@ -256,8 +256,8 @@ async def test_our_configurations_have_no_faults(system: System) -> None:
         assert diagnosis.exit_code == 0, f"{kind}\n{diagnosis.printed}"
         assert "SSE streams as it should." in diagnosis.printed
         assert "✗" not in diagnosis.printed
-        assert "!" not in diagnosis.printed  # nor is there anything to advise
-        assert diagnosis.printed.count("✓ 3 s") == 3  # the response may grow old, at each address
+        assert "!" not in diagnosis.printed  # no advice either
+        assert diagnosis.printed.count("✓ 3 s") == 3  # a long response is possible at each address
 
 
 async def test_text_names_hop_fault_and_directive(system: System) -> None:

@@ -272,7 +272,7 @@ async def test_a_malformed_body_of_an_answered_request_gets_no_second_answer(
         if then is None:
             raw.close_half()
         else:
-            await raw.send(then)  # nothing: until its time is up
+            await raw.send(then)  # no answer: until the time-out
         assert await raw.read_to_end() == b""
 
 
@@ -320,7 +320,7 @@ async def test_malformed_handshakes(system: System, fields: bytes, status: int) 
     [
         b"\x89\x80\0\0\0\0" * 20_000,  # pings
         b"\x8a\x80\0\0\0\0" * 20_000,  # pongs
-        b"\x01\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 20_000,  # a message that consists of nothing, without end
+        b"\x01\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 20_000,  # an endless message of empty fragments
         b"\x81\x80\0\0\0\0" * 20_000,  # empty messages
         b"\x81\x82\0\0\0\0\xff\xfe",  # no UTF-8
         b"\xff\xff\xff\xff",

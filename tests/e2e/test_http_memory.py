@@ -30,7 +30,7 @@ AT_ONCE = 400
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running() -> AsyncIterator[System]:
     async with System() as system:
-        for _ in range(3):  # what a process takes once, and keeps, is taken
+        for _ in range(3):  # after this the process has allocated what it always keeps
             await asyncio.gather(*(_keep_alive(system) for _ in range(AT_ONCE)))
         yield system
 
@@ -111,7 +111,7 @@ async def test_thousands_of_pipelined_requests_behind_a_waiting_one(system: Syst
         for _ in range(20):
             raw = await stack.enter_async_context(RawHttp(system.gateway_port()))
             sending.append(asyncio.create_task(raw.send(waits + HEALTH * 30_000)))
-        await asyncio.gather(*sending)  # all of it is read in the end, and dropped
+        await asyncio.gather(*sending)  # the gateway reads and drops all of it
         began = asyncio.get_running_loop().time()
         await exchange(system.gateway_port(), HEALTH[:-2] + b"Connection: close\r\n\r\n")
         assert asyncio.get_running_loop().time() - began < 0.5

@@ -82,13 +82,13 @@ async def test_counters_agree_with_receipts_and_readers(processes: int) -> None:
         async def all_handed_over() -> bool:
             closes = total(await of_gateway(system), "midstream_reader_closes_total")
             delivered = total(await of_gateway(system), "midstream_tokens_delivered_total")
-            up = total(await of_gateway(system), "midstream_redis_up")  # each process asks its connection now and then
+            up = total(await of_gateway(system), "midstream_redis_up")  # each process reads this from its connection from time to time
             return closes == len(connections) and delivered >= sum(one["tokens"] for one in connections) and up == 1
 
         await wait_until(all_handed_over, what="the other process has handed over too")
         gateway, worker = await of_gateway(system), await of_workers(system)
 
-        # Tokens: each attempt's, of every stream. One that was cancelled from outside may have had an entry under way.
+        # Tokens of all attempts of all streams. An attempt that was cancelled from outside may have had an entry under way.
         generated = sum(attempt["tokens"] for receipt in receipts for attempt in receipt["generated"]["attempts"])
         assert generated <= total(worker, "midstream_tokens_generated_total") <= generated + 2
         delivered = sum(one["tokens"] for one in connections)

@@ -107,7 +107,7 @@ async def test_cancel_stops_the_provider_within_a_second(model: Model) -> None:
     answer = answer_of((await reader.until_end()).messages)
     assert (answer.end, answer.end_data) == ("cancelled", {"by": "client"})
     assert answer.text == state["text"]
-    assert await cancel(model.system, stream_id) == state  # once more changes nothing
+    assert await cancel(model.system, stream_id) == state  # a second cancel changes nothing
     assert model.server.tokens == produced
 
 
@@ -132,7 +132,7 @@ async def test_the_last_reader_leaves(model: Model) -> None:
     await readers[0].leave()
     await readers[1].until_tokens(
         len(readers[1].tokens) + int(50 * 3 * GRACE_SECONDS)
-    )  # one goes on, far past the grace
+    )  # one reader stays, for far longer than the limit
     assert model.server.running == 1
     await readers[1].leave()
     await wait_until(lambda: model.server.running == 0, within_seconds=GRACE_SECONDS + 1.5, what="it has stopped")

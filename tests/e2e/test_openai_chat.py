@@ -204,7 +204,7 @@ async def test_a_refusal_has_the_provider_s_status_and_message(
     client: openai.AsyncOpenAI, status: int, kind: type[openai.APIStatusError], stream: bool
 ) -> None:
     error = {"message": "as the provider says it", "type": "a_type", "param": "messages", "code": "a_code", "more": [1]}
-    script = {"fail_status": status, "error": error, "retry_after": 150}  # more patience than a worker has
+    script = {"fail_status": status, "error": error, "retry_after": 150}  # longer than a worker waits
     with pytest.raises(kind) as raised:
         await client.chat.completions.create(model="m", messages=MESSAGES, stream=stream, extra_body={"script": script})
     assert raised.value.status_code == status

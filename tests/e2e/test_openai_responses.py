@@ -24,7 +24,7 @@ TOOL: Any = {"type": "function", "name": "weather", "parameters": {"type": "obje
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server: OpenAIServer) -> AsyncIterator[System]:
     settings = {"provider": "openai", "openai_base_url": server.url, "provider_backoff_seconds": 0.01}
-    # A small ring, so that most who come late read the log.
+    # A small ring, so that most late readers read the log.
     async with System(gateways=2, settings=settings, gateway_settings={"ring_events": 16}) as system:
         yield system
 
@@ -183,7 +183,7 @@ async def test_a_function_is_called_and_answered(client: openai.AsyncOpenAI, ser
         {"role": "tool", "tool_call_id": "call_1", "content": "mild"},
         {"role": "tool", "tool_call_id": "call_2", "content": "mild"},
     ]
-    # The same without the earlier response: its output is input again.
+    # Without the earlier response: its output is sent as input.
     await create(client, {"tokens": 1}, input=[{"role": "user", "content": "say something"}, *calling.output, *results])
     assert server.bodies[-1]["messages"][1]["tool_calls"][1]["id"] == "call_2"
     third = await create(client, {"tokens": 1}, input="And now?", previous_response_id=answered.id)
@@ -218,7 +218,7 @@ async def test_a_response_with_store_false_exists_until_it_has_ended(client: ope
         await client.responses.retrieve(response.id)
     with pytest.raises(openai.BadRequestError):
         await create(client, {}, previous_response_id=response.id)
-    # Who has lost the connection can still have the rest.
+    # A client that has lost the connection can still read the rest.
     assert await all_of(await client.responses.retrieve(response.id, stream=True, starting_after=5)) == events[6:]
 
 

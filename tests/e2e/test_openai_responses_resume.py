@@ -23,7 +23,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server: OpenAIServer) -> AsyncIterator[System]:
     settings = {"provider": "openai", "openai_base_url": server.url, "provider_backoff_seconds": 0.01}
-    # A small ring, so that most who come late read the log.
+    # A small ring, so that most late readers read the log.
     async with System(gateways=2, settings=settings, gateway_settings={"ring_events": 16}) as system:
         yield system
 
@@ -60,7 +60,7 @@ async def test_readers_that_come_at_any_time_get_the_same_events(clients: list[o
     reading: list[tuple[int, asyncio.Task[list[Any]]]] = []
     async for event in await clients[1].responses.retrieve(response.id, stream=True):
         whole.append(event)
-        if len(whole) % 12 == 0 and len(whole) < 150:  # from far behind to ahead of what there is
+        if len(whole) % 12 == 0 and len(whole) < 150:  # from far behind to ahead of the newest event
             after = dice.randrange(len(whole) + 10)
             reading.append((after, asyncio.create_task(read(clients[len(reading) % 2], after))))
     assert len(reading) == 12
@@ -106,7 +106,7 @@ async def test_the_stream_helper(client: openai.AsyncOpenAI, other: openai.Async
         snapshots = [event.snapshot async for event in stream if event.type == "response.output_text.delta"]
         final = await stream.get_final_response()
     assert snapshots[-1] == final.output_text == "".join(TEXT)
-    # This one asks for everything and passes over what it has.
+    # This helper requests everything and skips what it has.
     async with other.responses.stream(response_id=final.id, starting_after=6) as stream:
         again = [event async for event in stream]
         assert (await stream.get_final_response()).output_text == "".join(TEXT)

@@ -257,7 +257,7 @@ async def test_an_answer_is_as_described(
     assert answer.status_code == call.status, body[:500]
     about = described.answer(call.operation, call.status)
     for name in about.get("headers", {}):
-        if name not in ("ETag", "Retry-After"):  # where they make sense
+        if name not in ("ETag", "Retry-After"):  # where they apply
             assert name.lower() in answer.headers, name
     if not body:
         assert call.method == "HEAD" or not about.get("content"), "a body is described, and there is none"

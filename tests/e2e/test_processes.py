@@ -148,7 +148,7 @@ async def test_a_killed_process_is_restarted() -> None:
         os.kill(killed, signal.SIGKILL)
         await wait_until(lambda: "was ended by SIGKILL" in gateway.logged())
         requests = 0
-        while len(up(gateway)) < 3:  # until it is back, whoever comes is served, and at once
+        while len(up(gateway)) < 3:  # until the child is back, requests are answered at once
             assert (await system.http.get(f"{url}/healthz", headers=_ALONE, timeout=5.0)).status_code == 200
             requests += 1
         assert requests > 5
@@ -164,7 +164,7 @@ async def test_a_killed_process_is_restarted() -> None:
         await assert_whole(system, stream_id, [*lives, *([one] for one in readers if one not in cut)])
         assert started in await connections_by_pid(system, stream_id)
         await until_everywhere(url, "midstream_readers", 0)
-        # What the killed one had counted is not forgotten: its successor goes on.
+        # The counts of the killed process are kept: its successor continues them.
         await until_everywhere(url, "midstream_reader_closes_total", 200)
 
 
@@ -215,7 +215,7 @@ async def test_children_do_not_outlive_a_supervisor_that_is_killed() -> None:
         await wait_until(lambda: not any(map(runs, children)), what="the children have ended")
         assert await nobody_listens(url)
         assert not folder.exists()
-        await reader.until_end()  # it was sent away, not cut off
+        await reader.until_end()  # the response ended properly
         await system.start_gateway(0)
         await assert_whole(system, stream_id, await resume(system, stream_id, [reader]))
 

@@ -257,7 +257,7 @@ async def test_no_answer_goes_to_another_client(system: System, kind: Kind) -> N
     found = await hidden_request.through(system, kind, tries=60, seed=3)
     assert found.wrong == []
     assert sum(found.statuses.values()) == 60
-    assert len(found.statuses) > 3  # many were let through to the gateway, and answered each in its way
+    assert len(found.statuses) > 3  # many reached the gateway, and each got its own answer
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -277,7 +277,7 @@ async def test_gateways_are_replaced_while_five_hundred_readers_follow() -> None
     """One after the other behind nginx, as a deployment does it: no reader is refused, loses a token or gets one twice."""
     async with System(gateways=2, settings={"retry_milliseconds": 300}) as system:
         with deployed("nginx", system.gateway_ports) as proxy:
-            simulate = {"tokens": 10_000, "tokens_per_second": 14}  # they last for as long as this takes
+            simulate = {"tokens": 10_000, "tokens_per_second": 14}  # long enough for this test
             ids = [await system.create(f"story {number}", simulate=simulate) for number in range(STREAMS)]
             sources = [EventSource(proxy.port, f"/v1/streams/{ids[n % STREAMS]}/events") for n in range(READERS)]
             reading = [asyncio.create_task(source.run()) for source in sources]
@@ -298,7 +298,7 @@ async def test_gateways_are_replaced_while_five_hundred_readers_follow() -> None
             assert source.answer.tokens, f"reader {number}"
             assert source.answer.text == state["text"], f"reader {number}"
         resumes = sum(len(source.connections) - 1 for source in sources)
-        assert sum(source.failures for source in sources) == 0  # nor met a closed door
+        assert sum(source.failures for source in sources) == 0  # no connection was refused
         assert READERS <= resumes < 3 * READERS  # each gateway had about half of them, and the second one then all
         print(f"{READERS} readers, {resumes} resumes")
 

@@ -99,7 +99,7 @@ async def test_a_killed_gateway_s_receipt_lacks_little() -> None:
         shown = await receipt(system, stream_id, gateway=1)
         (one,) = shown["delivered"]["connections"]
         assert (one["outcome"], one["closed_at"]) == (None, None)
-        assert one["tokens"] >= had - 45  # what 60 tokens/s are in the bound, and as much again for a busy machine
+        assert one["tokens"] >= had - 45  # the tokens of one report interval at 60 tokens/s, and more for a busy machine
 
 
 async def test_the_process_that_ends_a_stream_logs_its_receipt() -> None:
@@ -160,7 +160,7 @@ async def test_receipts_have_the_last_heartbeats_of_a_killed_worker_and_gateway(
         shown = await receipt(system, stream_id)
         lost, *later = shown["generated"]["attempts"]
         assert (lost["outcome"], len(later)) == {"restart": ("worker_lost", 1), "fail": ("failed", 0)}[policy]
-        # A worker says every two seconds that it is there.
+        # A worker sends a heartbeat every two seconds.
         assert lost["started_at"] - 2.5 < lost["last_heard_at"] < killed_at + 0.1
         assert all(attempt["last_heard_at"] is None for attempt in later)
         (connection,) = shown["delivered"]["connections"]

@@ -176,7 +176,7 @@ async def test_each_missing_permission_is_named(kind: Kind, role: Role) -> None:
             for missing in [*commands, *others]:
                 if missing in _OPTIONAL or missing == "+ping":
                     continue
-                # The same user: connections that are there go on with what is left to it.
+                # The same user: open connections keep the permissions that are left.
                 revoked = (
                     "-" + missing[1:] if missing in commands else {"~": "resetkeys", "&": "resetchannels"}[missing[0]]
                 )
@@ -202,7 +202,7 @@ async def connection_up(connection: RespConnection) -> None:
 
 
 FAULTS: dict[str, tuple[list[str], list[str], str]] = {
-    # what it is: arguments of the server, commands to it, what is said
+    # fault: arguments of the server, commands to it, the expected sentence
     "no channels, as a new user of Redis 7": (
         [],
         ["ACL SETUSER u on >p ~* +@all resetchannels"],
@@ -413,7 +413,7 @@ async def test_garbage_in_the_queue_and_in_logs_delays_no_takeover() -> None:
         )
         reader = system.follow(stream_id)
         await reader.until_tokens(3)
-        # As left behind by a worker of another make that died over it: claimed, never acknowledged.
+        # As left by a foreign worker that died: claimed, never acknowledged.
         await system.commands.execute_command("XADD", REQUESTS, "*", "id", b"\xff")
         for entry in (("SET", "x", "EX", "60"), ("XADD", "0-1", "accepted", "{"), ("XADD", "0-1", "t", b"\xff")):
             strange = new_stream_id()

@@ -105,7 +105,7 @@ async def test_a_reader_that_stops_reading(system: System) -> None:
             b"GET /v1/streams/%b/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % stream_id.encode()
         )
         others = [system.follow(stream_id, gateway=index) for index in (0, 0, 1)]
-        # For all of these 6 s the slow one reads nothing; the others keep up with the worker all the while.
+        # During these 6 s the slow reader reads nothing, and the others keep up with the worker.
         answers = [answer_of((await one.until_end(within_seconds=20)).messages) for one in others]
         state = await system.state(stream_id)
         assert state["ended_at"] - state["started_at"] < SLOW_SECONDS * 1.3
@@ -173,7 +173,7 @@ async def test_an_incomplete_request_is_cut_off() -> None:
             assert await idle.read_to_end() == b""
         second = await answer_to(whole, b"GET /heal")
         assert [part[:3] for part in second.split(b"HTTP/1.1 ")] == [b"", b"200", b"408"]
-        # Who asked in time is served, however long that takes.
+        # A request that came in time is answered, however long that takes.
         read = answer_of((await reader.until_end()).messages)
         assert (read.end, len(read.tokens)) == ("done", 90)
         assert (await waits)["status"] == "completed"
@@ -248,7 +248,7 @@ async def test_id_beyond_the_end(system: System) -> None:
 )
 async def test_unknown_stream(system: System, wrong: str, method: str, path: str) -> None:
     answer = await system.http.request(method, f"{system.gateway_url()}/v1/streams/{wrong}{path}")
-    # A name of only zeros is well formed, and says that it was made in 1970: whatever it was has expired.
+    # An id of only zeros is well formed, with a creation time in 1970: such a stream has expired.
     assert_problem(answer, 410 if wrong == "0" * 36 else 404)
     fresh = await system.http.request(method, f"{system.gateway_url()}/v1/streams/{new_stream_id()}{path}")
     assert_problem(fresh, 404, "no such stream")
@@ -498,7 +498,7 @@ async def test_redis_that_may_evict(system: System) -> None:
 
     await system.commands.config_set("maxmemory-policy", "allkeys-lru")
     try:
-        await wait_until(lambda: has_readyz(503), what="it is noticed")  # Redis is looked at once a second
+        await wait_until(lambda: has_readyz(503), what="it is noticed")  # Redis is checked once a second
         assert_problem(await system.http.get(f"{system.gateway_url()}/readyz"), 503, "allkeys-lru", "noeviction")
     finally:
         await system.commands.config_set("maxmemory-policy", "noeviction")

@@ -123,7 +123,7 @@ async def test_worker_asked_to_stop_hands_back() -> None:
         _, reader, worker = await talk(system, "continue")
         worker.send(signal.SIGTERM)
         assert await worker.exit_code(within_seconds=5.0) == 0
-        answer = answer_of((await reader.until_end()).messages)  # long before the lease would have run out
+        answer = answer_of((await reader.until_end()).messages)  # long before the lease would have expired
         assert (answer.end, answer.text) == ("done", expected)
         assert len(answer.restarted) == 1
         assert answer.restarted[0]["base"] >= 30

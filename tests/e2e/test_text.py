@@ -143,7 +143,7 @@ async def test_cancelled(system: System) -> None:
 async def test_a_silent_stream_sends_nothing_but_text(system: System) -> None:
     stream_id = await system.create("silent", simulate={"tokens": 5, "stall_after": 2})
     reader = TextReader(system, text_url(system, stream_id))
-    sse = system.follow(stream_id)  # its keep-alives are the clock
+    sse = system.follow(stream_id)  # counts the seconds by keep-alives of another reader
     await reader.until_bytes(7)
     received = len(sse.body)
     await wait_until(lambda: len(sse.body) >= received + 6, what="three comments")

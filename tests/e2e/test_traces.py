@@ -241,7 +241,7 @@ async def test_a_malformed_traceparent_of_a_client_is_ignored() -> None:
             spans = await until_spans(collector, stream_id, "POST /v1/streams", "chat simulated", "read")
             assert named(spans, "POST /v1/streams").parent_id == ""
             assert len({one.trace_id for one in spans} - {TRACE}) == 1
-        assert not collector.of(unsampled)  # its client had decided that nobody keeps that trace
+        assert not collector.of(unsampled)  # the client's flags say that the trace is not sampled
 
 
 async def test_each_process_of_a_gateway_traces() -> None:
@@ -296,9 +296,9 @@ async def test_a_collector_that_does_not_answer_costs_no_time_and_no_log(collect
             asked_at = time.monotonic()
             gateway.send(signal.SIGTERM)
             assert await gateway.exit_code() == 0
-            assert time.monotonic() - asked_at < 1.5  # half a second mostly, of which the collector has a quarter
+            assert time.monotonic() - asked_at < 1.5  # usually half a second, of which a quarter is for the collector
             worker.send(signal.SIGTERM)
-            assert await worker.exit_code(within_seconds=4.0) == 0  # it looks for work, and hands back, in between
+            assert await worker.exit_code(within_seconds=4.0) == 0  # meanwhile it looks for work, and hands it back
             for process in (gateway, worker):
                 about = [line for line in process.logged().splitlines() if "shared.spans" in line]
                 assert 1 <= len(about) <= 2, about  # the first error of the SDK, and that the last spans were not sent

@@ -286,7 +286,7 @@ async def test_silence_is_checked_with_pings(system: System) -> None:
             assert PING in [kind for kind, _ in kinds]
             assert kinds[-1][0] == CLOSE
             assert struct.unpack(">H", kinds[-1][1][:2]) == (1011,)
-            await (await socket.ping())  # this one answered all the while, and is still there
+            await (await socket.ping())  # this client has answered all the time, and is still connected
         silent.close()
 
 

@@ -227,7 +227,7 @@ async def test_a_response_that_is_not_read_to_its_end_closes_its_connection() ->
 
 async def test_an_idle_connection_that_its_server_closed_is_not_used_again() -> None:
     async def say(_: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.write(sized(b"a"))  # and closes, without having said so
+        writer.write(sized(b"a"))  # closes without `Connection: close`
 
     async with serving(say) as server, client_of() as client:
         for _ in range(3):

@@ -167,7 +167,7 @@ async def test_a_failing_encoder_ends_only_the_readers_of_its_face(
         assert gateway.tails.subscriber.reconnects == reconnects
         assert total(metrics.FACE_FAILURES) > failures
 
-        again = await gateway.follow(writer.stream_id, face)  # nobody follows it any more: read from the log
+        again = await gateway.follow(writer.stream_id, face)  # no reader is left: it is read from the log
         await wait_until(lambda: again.end, what="and much later")
         assert again.body == HEAD + ids(1, 2) + b"failed@1-3;"
 
@@ -279,7 +279,7 @@ async def test_a_tail_with_a_failed_face_is_dropped_in_the_end(valkey_server: Re
         await writer.write((1, 1), events.TOKEN, b"bad")
         await wait_until(lambda: sink.end, what="the reader gets its end")
         assert (len(gateway.tails), gateway.delivery.readers) == (0, 0)
-        late = await gateway.follow(writer.stream_id, face, EventId(1, 5))  # from whatever cursor
+        late = await gateway.follow(writer.stream_id, face, EventId(1, 5))  # from any cursor
         await until_ended(late)
         assert len(gateway.tails) == 0
 

@@ -124,7 +124,7 @@ class Watched:
     def __init__(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         self.references: list[weakref.ref[Any]] = [weakref.ref(run)]
 
-        class WatchedCopy(LogCopy):  # LogCopy itself has no place for a weak reference
+        class WatchedCopy(LogCopy):  # LogCopy has no slot for a weak reference
             pass
 
         def watched_writer(*arguments: Any) -> Writer:

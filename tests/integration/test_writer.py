@@ -590,7 +590,7 @@ async def test_a_full_redis_ends_the_attempt_without_a_hole(redis: RespConnectio
     finally:
         await redis.execute("CONFIG", "SET", "maxmemory", 0)
     assert [type(one) for one in troubles] == [LogFull]
-    writer.push(["t7"])  # said by a provider that was not closed yet, to a Redis that has room again
+    writer.push(["t7"])  # tokens of a provider that is not closed yet, while Redis has room again
     with pytest.raises(LogFull):
         await writer.drained()
     await redis.execute("CONFIG", "SET", "maxmemory", 1)

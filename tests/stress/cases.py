@@ -92,7 +92,7 @@ class Case:
             entries = await self._fleet.log_of(self.stream_id)
             return bool(entries) and history_of(entries).end != ""
 
-        await wait_until(has_ended, within_seconds=float("inf"))  # the run has the bound
+        await wait_until(has_ended, within_seconds=float("inf"))  # the run limits the time
 
     # --- the verdict
 

@@ -140,7 +140,7 @@ class Chaos:
 
     async def _tell_redis(self, *command: str | int) -> None:
         if not self._redis_busy:
-            with suppress(redis.exceptions.RedisError, OSError):  # it may be killed this very moment
+            with suppress(redis.exceptions.RedisError, OSError):  # it may be killed at this moment
                 await self._fleet.tell_redis(*command)
 
     # --- the ways between them

@@ -32,9 +32,9 @@ _END_SECONDS = 12.0
 _SHOWN_LINES = 200
 _READER_BUFFER_BYTES = 8_192
 _SETTINGS: dict[str, object] = {
-    "hosts": "stress",  # what its readers call the gateways
+    "hosts": "stress",  # the host name that readers use for the gateways
     "lease_seconds": LEASE_SECONDS,
-    "tombstone_ttl_seconds": 7200,  # what is deleted is looked at once more when all is over, also after a long run
+    "tombstone_ttl_seconds": 7200,  # deleted streams are checked once more at the end, also of a long run
     "ended_ttl_seconds": 7200,
     "redis_start_seconds": 30,
     "redis_reply_seconds": 2,
@@ -77,7 +77,7 @@ class Member:
         assert self.process.runs, f"{self.name} ended by itself\n{self.process.tail()}"
         if " is up: " not in self.process.logged():
             return False
-        if self.process.module == "gateway":  # it answers, so it also hears SIGTERM
+        if self.process.module == "gateway":  # it answers, so it also handles SIGTERM
             with suppress(OSError):
                 _, writer = await asyncio.open_connection("127.0.0.1", int(str(self.process.settings["port"])))
                 writer.close()
@@ -174,7 +174,7 @@ class Fleet:
             try:
                 return await read_log(self.commands, stream_id)
             except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
-                await asyncio.sleep(0.1)  # it is killed, or frozen, just now; the run has the bound
+                await asyncio.sleep(0.1)  # it is killed or frozen now; the run limits the time
 
     async def tell_redis(self, *command: str | int) -> None:
         await self.commands.execute_command(*command)  # type: ignore[no-untyped-call]

@@ -271,11 +271,11 @@ async def _run(gateway: Process, seconds: float, seed: int) -> list[str]:
     wrong += bad
     try:
         await asyncio.wait_for(reading, 60)
-    except Exception as error:  # whatever it is, it is what is reported
+    except Exception as error:  # any exception is reported
         wrong.append(f"the reader beside: {error!r}")
     if not gateway.runs:
         return [*wrong, f"the gateway has ended\n{gateway.tail()}"]
-    await asyncio.sleep(3)  # the last connections are heard out
+    await asyncio.sleep(3)  # the last connections are read to their end
     settled = resident_megabytes(gateway.pid)
     warm = max((megabytes for at, megabytes in memory if at < _WARM_UP_SECONDS), default=settled)
     if settled > warm + _GROWN_MEGABYTES_MAX:

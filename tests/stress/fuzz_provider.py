@@ -123,7 +123,7 @@ class Fuzz:
                 ):
                     await self._read(system, seed, name, path, "*/*")
                 requests = (await system.http.get(url.removesuffix("/v1") + "/stats")).json().get(f"fuzz-{seed}", 0)
-                redirects = 4  # each of which asks again
+                redirects = 4  # each of which makes another call
                 if requests > _TRIES_MAX * _ATTEMPTS_MAX * redirects:
                     self._tell(seed, f"the provider was asked {requests} times")
         except TimeoutError:

@@ -70,7 +70,7 @@ class Client:
         if self._socket is None:
             self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=self._seconds_max)
             self._got = b""
-        with contextlib.suppress(OSError):  # refused before it was whole: the answer says so
+        with contextlib.suppress(OSError):  # refused before the whole request was sent; the answer is still readable
             self._socket.sendall(request)
 
     def answer(self) -> tuple[int, bytes]:

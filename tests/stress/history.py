@@ -80,7 +80,7 @@ def history_of(entries: Sequence[LogEntry]) -> History:
         at = id_of(raw_id.decode())
         ((name, value),) = [(name.decode(), value) for name, value in fields.items()]
         if history.end:
-            break  # what stands behind the first terminal event is not read
+            break  # entries behind the first terminal event are not read
         if name in ("t", "d", "b"):
             items = [value.decode()] if name != "b" else [_item(one) for one in json.loads(value)]
             first = (at[0], at[1] - len(items) + 1)

@@ -41,7 +41,7 @@ class _Connection:
         while data := await reader.read(_READ_BYTES):
             await self._proxy.delay()
             if self._silent:
-                continue  # it is read, and goes nowhere, until one side gives up
+                continue  # bytes are read and dropped, until one side gives up
             if self._cut_in is not None:
                 writer.write(data[: self._cut_in])
                 self._cut_in -= len(data)
@@ -54,7 +54,7 @@ class _Connection:
                 await self._proxy.write(writer, data)
             self._proxy.bytes += len(data)
         if self._silent:
-            raise ConnectionAbortedError  # one side has given up: the other is not left behind
+            raise ConnectionAbortedError  # one side has given up: close the other, too
         if writer.can_write_eof():
             writer.write_eof()
 
@@ -167,7 +167,7 @@ class Proxy:
             finally:
                 del self._connections[connection]
         except (OSError, TimeoutError, asyncio.CancelledError):
-            pass  # the far side is not there, or this proxy ends
+            pass  # the far side cannot be reached, or this proxy stops
         finally:
             near_writer.transport.abort()
             self._tasks.discard(task)

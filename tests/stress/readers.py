@@ -74,7 +74,7 @@ class Reading:
                 note, pause_seconds = "left", self.plan.away_seconds
             except Refused as refused:
                 note = str(refused)
-                # The end was seen, and the response cut behind it: an EventSource asks once more, and is told to stop.
+                # The response was cut off behind the terminal event: an EventSource reconnects once more, and gets a 204.
                 had_it_all = refused.status == 204 and bool(self.seen) and self.seen[-1].name in ENDS
                 if refused.status != 503:
                     self.outcome = "complete" if had_it_all else note
@@ -157,7 +157,7 @@ async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
         async with asyncio.timeout(_SILENT_SECONDS_MAX):
             size = int(await _line(reader), 16)
         left = size
-        while left:  # what is there of a chunk is read at once, as browsers do
+        while left:  # the received part of a chunk is read at once, as in browsers
             async with asyncio.timeout(_SILENT_SECONDS_MAX):
                 part = await reader.read(min(left, 2048))
             if not part:

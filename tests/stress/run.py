@@ -62,7 +62,7 @@ class Stress:
                 await self._strike_and_settle(time.monotonic() + self._seconds)
                 await self._reckon()
             except (Failure, AssertionError) as failure:
-                await asyncio.sleep(0.3)  # what the processes have to say of it reaches their logs
+                await asyncio.sleep(0.3)  # the processes' messages about it reach their logs
                 self._write_report(failure)
             finally:
                 for task in self._running:

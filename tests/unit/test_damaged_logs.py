@@ -292,7 +292,7 @@ def test_a_damaged_log_has_failed(raw: list[RawEntry]) -> None:
     assert (history.status, history.state(STREAM_ID)["error"]["code"]) == ("failed", "unreadable")
     assert b'"code":"unreadable"' in shown(NATIVE, raw)
     (failed,) = [line for line in shown(NATIVE, raw).split(b"\n\n") if b"event: failed" in line]
-    EventId.parse(failed.partition(b"\n")[0].removeprefix(b"id: ").decode())  # a client may come back with it
+    EventId.parse(failed.partition(b"\n")[0].removeprefix(b"id: ").decode())  # a client may resume with it
 
 
 def test_an_entry_with_too_large_an_id_is_damage() -> None:

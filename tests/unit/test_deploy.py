@@ -129,7 +129,7 @@ def test_our_containers_have_few_privileges(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert "no-new-privileges:true" in service["security_opt"]
     assert service["logging"]["options"]["max-size"]
-    if "build" not in service:  # ours says it in the Dockerfile
+    if "build" not in service:  # our own image sets the user in its Dockerfile
         assert service["user"] in ("redis", "nginx")
 
 
@@ -230,7 +230,7 @@ def sets() -> list[Any]:
 def test_pods_are_found_and_confined(one: Any) -> None:
     labels, spec = one["spec"]["template"]["metadata"]["labels"], one["spec"]["template"]["spec"]
     assert one["spec"]["selector"]["matchLabels"] == labels
-    assert spec["enableServiceLinks"] is False  # else a service's name can become a setting
+    assert spec["enableServiceLinks"] is False  # otherwise Kubernetes' service variables could become settings
     assert spec["automountServiceAccountToken"] is False
     assert spec["securityContext"]["runAsNonRoot"] is True
     (container,) = spec["containers"]
@@ -241,7 +241,7 @@ def test_pods_are_found_and_confined(one: Any) -> None:
     services = [each for (kind, _), each in manifests().items() if kind == "Service"]
     targets = [each["spec"]["ports"][0]["targetPort"] for each in services if each["spec"]["selector"] == labels]
     assert set(targets) <= names
-    assert targets or one["metadata"]["name"] == "midstream-worker"  # nobody calls a worker
+    assert targets or one["metadata"]["name"] == "midstream-worker"  # no other pod connects to a worker
 
 
 def test_a_rolling_update_keeps_a_gateway_running() -> None:

@@ -113,7 +113,7 @@ def defined_in(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", _PAGES, ids=named)
 def test_every_file_named_in_the_docs_exists(page: Path) -> None:
-    if page.name != "CHANGELOG.md":  # whose lines are of their time
+    if page.name != "CHANGELOG.md":  # old entries may name former files
         missing = [path for path in _OUR_FILE.findall(prose(page)) if not (_ROOT / path).exists()]
         assert not missing, f"{named(page)} names files that do not exist"
 

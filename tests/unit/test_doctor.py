@@ -126,7 +126,7 @@ def test_exit_codes_of_advice_and_of_an_unreachable_address() -> None:
     gone = Examined(Address("http://gone.test"), unreachable="cannot be reached: no")
     report = report_of([gone, examined("outer", idle=Verdict.FAULT)])
     assert report.exit_code == 2
-    assert report.faults[0].before is None  # the one before it was not asked: it may be at fault
+    assert report.faults[0].before is None  # the address before it was not tested, and may be at fault
     assert "1 of 2 addresses could not be tested; 1 fault at the others." in as_text(report, 1.0)
 
 

@@ -68,6 +68,6 @@ def test_one_process_on_systems_that_do_not_spread_connections(
 ) -> None:
     monkeypatch.setattr(supervisor, "CAN_SHARE", False)
     assert processes_wanted(Settings(gateway_processes=0)) == 1
-    assert not caplog.records  # nobody asked for more
+    assert not caplog.records  # the setting does not ask for more
     assert processes_wanted(Settings(gateway_processes=3)) == 1
     assert "one gateway process and not 3" in caplog.text

@@ -109,6 +109,6 @@ async def test_a_missing_push_is_read_from_the_log() -> None:
     async with asyncio.timeout(5):
         assert await history.next() == b""
     assert not history.arrive()
-    tail.reach(EventId(1, 2))  # the sweep found it
+    tail.reach(EventId(1, 2))  # the silence check found it
     assert history.arrive()
     assert face.made[-1].given == [b"0-1", b"1-1", b"1-2"]

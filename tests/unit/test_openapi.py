@@ -83,7 +83,7 @@ def test_undeclared_paths_are_not_dispatched() -> None:
             scope = {"type": "http", "method": method, "path": sample(path)}
             for part in before:
                 if part.route(scope) is not None and (method, path) not in operations():
-                    # A refusal of its own: 405 of OpenAI's shape, and 426 to whatever is no handshake.
+                    # These refuse in their own way: 405 in OpenAI's shape, and 426 without a handshake.
                     assert path.startswith("/v1/responses") or path.endswith("/ws"), f"{method} {path}"
 
 

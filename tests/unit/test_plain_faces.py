@@ -158,5 +158,5 @@ def test_a_token_costs_about_what_the_native_face_costs(face: Face) -> None:
         token_of = of.encoder("stream").token
         return timeit.timeit(lambda: token_of(b"1-12345", b" garden"), number=500)
 
-    rounds = [(seconds(NATIVE), seconds(face)) for _ in range(60)]  # in turns: what disturbs one disturbs the other
+    rounds = [(seconds(NATIVE), seconds(face)) for _ in range(60)]  # alternately, so that a disturbance affects both
     assert min(its for _, its in rounds) < 2 * min(native for native, _ in rounds)
