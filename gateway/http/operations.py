@@ -110,13 +110,14 @@ def in_path(name: str, description: str, **schema: Any) -> Parameter:
     return Parameter(name, "path", description, schema or {"type": "string"})
 
 
-REQUEST_ID = header("X-Request-Id", "Stands in the answer and in the logs; made by the gateway where it is missing.")
-TRACEPARENT = header("traceparent", "W3C Trace Context: the span that the request belongs to, where traces are on.")
-LAST_EVENT_ID = header("Last-Event-ID", "The newest event that the client has: the answer goes on behind it.")
-LAST_EVENT_ID_QUERY = query("last_event_id", "As the header `Last-Event-ID`, which wins.")
+REQUEST_ID = header("X-Request-Id", "Appears in the answer and in the logs; the gateway makes one if it is missing.")
+TRACEPARENT = header("traceparent", "W3C Trace Context: the parent span of the request, if tracing is on.")
+LAST_EVENT_ID = header("Last-Event-ID", "The newest event that the client has: the answer continues after it.")
+RESUME_PARAMETERS = (LAST_EVENT_ID, query("last_event_id", "As the header `Last-Event-ID`, which takes precedence."))
+NOTHING_MORE = Answer(204, "No more events will come: the client has everything up to the end.")
 IDEMPOTENCY_KEY = header(
     "Idempotency-Key",
-    "A repeated request with this key is answered with the first one's stream.",
+    "A repeated request with the same key is answered with the first one's stream.",
     type="string",
     minLength=1,
     maxLength=255,

@@ -1,6 +1,6 @@
-"""The operations of OpenAI's Chat Completions API and of its models, described: docs/reference/http.md as data.
+"""Describes the operations of OpenAI's Chat Completions API and of its models for the OpenAPI document.
 
-The models document; requests are checked by `gateway.api.requests`, whose messages say more than a model's would.
+The models are documentation; requests are checked by `gateway.api.requests`, whose messages say more than a model's would.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from gateway.http.accept import SSE
 from gateway.http.operations import (
     IDEMPOTENCY_KEY,
     JSON,
-    LAST_EVENT_ID,
-    LAST_EVENT_ID_QUERY,
+    NOTHING_MORE,
+    RESUME_PARAMETERS,
     Answer,
     Described,
     EventKind,
@@ -152,12 +152,12 @@ class ModelList(Described):
 
 ON_INTERRUPT = header(
     "X-Midstream-On-Interrupt",
-    "`midstream.on_interrupt`, for clients whose body is not theirs to write. The body wins.",
+    "`midstream.on_interrupt`, for clients that cannot change the body. The body takes precedence.",
     type="string",
     enum=["fail", "restart", "continue"],
 )
-ON_DISCONNECT = header("X-Midstream-On-Disconnect", "`continue` or `cancel_after=SECONDS`. The body wins.")
-STREAM_ID_HEADER = {"X-Stream-Id": "The stream's id, for the other paths."}
+ON_DISCONNECT = header("X-Midstream-On-Disconnect", "`continue` or `cancel_after=SECONDS`. The body takes precedence.")
+STREAM_ID_HEADER = {"X-Stream-Id": "The stream's id, for other requests."}
 PROVIDER_ERRORS = (401, 404, 413, 422, 424, 429, 499, 502, 504, 507)
 """Statuses that the provider may send, and those of failures without a status of the provider."""
 
@@ -165,7 +165,7 @@ _CHUNKS = (
     EventKind(
         "",
         ChatCompletionChunk,
-        "One chunk for each event: the role, a delta, `finish_reason`, the usage if it was asked for, or an object `midstream`.",
+        "One chunk for each event: the role, a delta, `finish_reason`, the usage if it was requested, or an object `midstream`.",
     ),
     EventKind("", OpenAIError, "Instead of the end: the answer failed or was cancelled. No `[DONE]` comes."),
     EventKind("", "[DONE]", "The answer is complete."),
@@ -188,20 +188,19 @@ CREATE_CHAT = Operation(
     errors=PROVIDER_ERRORS,
     error=OpenAIError,
     events=_CHUNKS,
-    description="A refusal or failure has the provider's status where it gave one. `Authorization` is not looked at.",
+    description="A refusal or failure has the provider's status if there is one. `Authorization` is ignored.",
 )
 CHAT_EVENTS = Operation(
     "OpenAI",
     "follow_chat_completion",
-    "The chunks of a chat completion, behind an event or from the beginning.",
+    "The chunks of a chat completion, after an event or from the beginning.",
     (
         Answer(200, "The chunks.", {SSE: None}, STREAM_ID_HEADER),
-        Answer(204, "Nothing more will come: the client has everything up to the end."),
+        NOTHING_MORE,
     ),
     parameters=(
         in_path("completion_id", "The completion's id, or the stream's."),
-        LAST_EVENT_ID,
-        LAST_EVENT_ID_QUERY,
+        *RESUME_PARAMETERS,
     ),
     errors=(404, 410),
     error=OpenAIError,
@@ -211,7 +210,7 @@ LIST_MODELS = Operation(
     "OpenAI",
     "list_models",
     "The provider's models.",
-    (Answer(200, "The list; of a gateway that knows no provider its default model.", {JSON: ModelList}),),
+    (Answer(200, "The list. Without a provider it has only the gateway's default model.", {JSON: ModelList}),),
     errors=(401, 429, 502, 504),
     error=OpenAIError,
 )
