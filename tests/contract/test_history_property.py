@@ -45,7 +45,7 @@ class WriterModel:
     offset: int
     under_way: Entry | None = None
     fenced: bool = False
-    said_end: bool = False
+    sent_end: bool = False
 
 
 @dataclass
@@ -104,7 +104,7 @@ class LogMachine(RuleBasedStateMachine):
     # --- workers
 
     @rule(target=snapshots)
-    def look(self) -> list[Entry]:
+    def read_for_takeover(self) -> list[Entry]:
         """Reads the log; the takeover itself may happen much later."""
         return self.everything()
 
@@ -142,16 +142,16 @@ class LogMachine(RuleBasedStateMachine):
         return self._taken_over(self.everything(), keep, reply_lost=False)
 
     @rule(counts=st.lists(st.integers(1, 4), min_size=1, max_size=3), reply_lost=st.booleans())
-    def the_newest_speaks(self, counts: list[int], reply_lost: bool) -> None:
+    def append_by_the_newest(self, counts: list[int], reply_lost: bool) -> None:
         """Ensures that the newest worker writes often; otherwise most steps would be those of fenced ones."""
         if self.newest is not None:
             for count in counts:
                 self.repeat(self.newest, reply_lost=False)
-                self.speak(self.newest, count, reply_lost)
+                self.append_tokens(self.newest, count, reply_lost)
 
     @rule(writer=writers, count=st.integers(1, 4), reply_lost=st.booleans())
-    def speak(self, writer: WriterModel, count: int, reply_lost: bool) -> None:
-        if writer.under_way is None and not writer.fenced and not writer.said_end:
+    def append_tokens(self, writer: WriterModel, count: int, reply_lost: bool) -> None:
+        if writer.under_way is None and not writer.fenced and not writer.sent_end:
             offsets = range(writer.offset + 1, writer.offset + count + 1)
             writer.offset += count
             field_, value = encode_items([f"{writer.attempt}.{offset}" for offset in offsets])
@@ -159,8 +159,8 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(writer=writers, reply_lost=st.booleans())
     def finish(self, writer: WriterModel, reply_lost: bool) -> None:
-        if writer.under_way is None and not writer.fenced and not writer.said_end:
-            writer.said_end = True
+        if writer.under_way is None and not writer.fenced and not writer.sent_end:
+            writer.sent_end = True
             self._send(
                 writer,
                 Entry(
@@ -214,11 +214,11 @@ class LogMachine(RuleBasedStateMachine):
         assert did is (before == seen and before[-1].field not in events.TERMINAL)
 
     @rule(target=readers)
-    def come(self) -> ReaderModel:
+    def connect(self) -> ReaderModel:
         return self._joined(ReaderModel())
 
     @rule(target=readers, reader=readers, data=st.data())
-    def come_back(self, reader: ReaderModel, data: st.DataObject) -> ReaderModel:
+    def resume(self, reader: ReaderModel, data: st.DataObject) -> ReaderModel:
         """Resumes after any event that a reader got, also one in the middle of an entry."""
         count = data.draw(st.integers(0, len(reader.got)), label="events kept")
         return self._joined(ReaderModel(reader.got[:count]))

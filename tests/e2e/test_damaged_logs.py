@@ -69,14 +69,14 @@ class Neighbour:
         await self.reader.until_event("live")
         return self.reader
 
-    async def speaks(self) -> None:
+    async def append_token(self) -> None:
         """Appends a token, and checks that it arrives: the subscription still works."""
         self.count += 1
         await append(self.system, self.stream_id, b"1-%d" % self.count, (b"t", b"%d" % self.count))
         await self.reader.until_tokens(self.count)
         assert self.reader.tokens == [str(number + 1) for number in range(self.count)]
 
-    async def ends(self) -> None:
+    async def finish(self) -> None:
         await append(self.system, self.stream_id, b"1-%d" % (self.count + 1), (b"done", DONE))
         await self.reader.until_end()
         assert answer_of(self.reader.messages).end == "done"  # exact ids, in order
@@ -88,8 +88,8 @@ async def neighbour(system: System) -> AsyncIterator[Neighbour]:
     await neighbour.start()
     before = await system.metric("midstream_redis_reconnects_total")
     yield neighbour
-    await neighbour.speaks()
-    await neighbour.ends()
+    await neighbour.append_token()
+    await neighbour.finish()
     assert await system.metric("midstream_redis_reconnects_total") == before
     assert await system.metric("midstream_redis_callbacks_failed_total") == 0
     assert await system.metric("midstream_face_failures_total") == 0
@@ -109,7 +109,7 @@ async def append(system: System, stream_id: str, event_id: bytes, fields: Sequen
         await system.commands.execute_command("SPUBLISH", live_channel(stream_id), b" ".join((event_id, *fields)))
 
 
-def of(body: bytes) -> list[Message]:
+def messages_of(body: bytes) -> list[Message]:
     return list(Decoder().feed(body))
 
 
@@ -144,7 +144,7 @@ class Faces:
 
     async def native(self) -> None:
         status, body = await self.get(f"/v1/streams/{self.stream_id}/events")
-        events = of(body)
+        events = messages_of(body)
         assert [one.event for one in events if one.event in TERMINAL] == [events[-1].event], events
         again, _ = await self.get(f"/v1/streams/{self.stream_id}/events", **{"last-event-id": events[-1].id})
         assert (status, again) == (200, 204), body
@@ -169,7 +169,7 @@ class Faces:
 
     async def responses(self) -> None:
         status, body = await self.get(f"/v1/responses/resp_{self.stream_id}?stream=true")
-        ends = [one.event for one in of(body) if one.event in ENDS_OF_RESPONSES]
+        ends = [one.event for one in messages_of(body) if one.event in ENDS_OF_RESPONSES]
         assert (status, len(ends)) == (200, 1), body
 
     async def ai(self) -> None:
@@ -229,7 +229,7 @@ async def test_a_damaged_log(system: System, neighbour: Neighbour, name: str) ->
     faces = Faces(system, stream_id)
     await faces.all()
     assert await state(system, stream_id) == ("failed", "unreadable")
-    await neighbour.speaks()
+    await neighbour.append_token()
     await faces.cancel_and_delete()
 
 
@@ -256,19 +256,19 @@ async def test_a_log_damaged_while_readers_follow_it(
     await wait_until(lambda: at_least(system, followed, 9), what="all follow")
     await append(system, stream_id, b"1-2", fields, push=len(fields) == 2)
     if fields[0] not in (b"done", b"failed"):
-        await wait_until(lambda: is_noted(system, stream_id), what="the end stands in the log")
+        await wait_until(lambda: has_failed_entry(system, stream_id), what="the end stands in the log")
     await append(system, stream_id, b"9-0", (b"restarted", b"{}"), push=False)  # entries behind the end are not read
     await reading
     assert await failures_in(system, stream_id) == (fields[0] not in (b"done", b"failed"))
     assert await state(system, stream_id) == ("failed", "unreadable")
-    await neighbour.speaks()
+    await neighbour.append_token()
 
 
 async def at_least(system: System, metric: str, count: int) -> bool:
     return await system.metric(metric) >= count
 
 
-async def is_noted(system: System, stream_id: str) -> bool:
+async def has_failed_entry(system: System, stream_id: str) -> bool:
     return await failures_in(system, stream_id) == 1
 
 
@@ -294,7 +294,7 @@ async def test_a_long_log_damaged_in_its_middle(system: System, neighbour: Neigh
     assert (await system.follow(stream_id, after="1-700").until_end()).status == 204
     await held.until_end()
     assert await failures_in(system, stream_id) == (not ended)
-    await neighbour.speaks()
+    await neighbour.append_token()
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ async def test_waiting_requests_get_an_error_for_a_damaged_log(
     async with asyncio.timeout(END_SECONDS_MAX):
         response = await waiting
     assert (response.status_code, response.json()["error"]["code"]) == (424, "unreadable")
-    await neighbour.speaks()
+    await neighbour.append_token()
 
 
 ODD_DELTAS: list[Any] = [
@@ -359,7 +359,7 @@ async def test_odd_deltas_are_shown_as_far_as_possible(system: System, neighbour
     await (reading or Faces(system, stream_id).all())
     found = await system.state(stream_id)
     assert (found["status"], found["text"], found["tokens"]) == ("completed", "axxxykeptykept", offset)
-    await neighbour.speaks()
+    await neighbour.append_token()
     await Faces(system, stream_id).cancel_and_delete()
 
 
@@ -377,7 +377,7 @@ async def test_a_key_of_another_type(system: System, neighbour: Neighbour, kind:
     faces = Faces(system, stream_id)
     await faces.all()
     assert await state(system, stream_id) == ("failed", "unreadable")
-    await neighbour.speaks()
+    await neighbour.append_token()
     await faces.cancel_and_delete()
 
 
@@ -423,7 +423,7 @@ async def test_garbage_on_a_channel(system: System, neighbour: Neighbour) -> Non
     await append(system, stream_id, b"1-5", (b"done", DONE))
     await reader.until_end()
     assert answer_of(reader.messages).tokens == ["a", "2", "3", "4"]
-    await neighbour.speaks()
+    await neighbour.append_token()
 
 
 async def test_garbage_in_other_keys(system: System, neighbour: Neighbour) -> None:
@@ -477,7 +477,7 @@ async def test_garbage_in_other_keys(system: System, neighbour: Neighbour) -> No
     overview = await http.get(f"{url}/v1/overview")
     assert (overview.status_code, overview.json()["redis"]["up"]) == (200, True)
     assert [one["kind"] for one in overview.json()["processes"]] == ["gateway"]
-    await neighbour.speaks()
+    await neighbour.append_token()
 
 
 async def test_random_entries_and_pushes(system: System, neighbour: Neighbour) -> None:
@@ -528,7 +528,7 @@ async def test_random_entries_and_pushes(system: System, neighbour: Neighbour) -
             for entry in entries[1:]:
                 await append(system, stream_id, *entry)
             await reading
-        await neighbour.speaks()
+        await neighbour.append_token()
 
 
 async def following_all(system: System, stream_id: str, choose: random.Random) -> None:

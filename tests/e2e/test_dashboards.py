@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from shared.metrics import defined
-from tests.support.load import a_bit_of_everything, metrics_address
+from tests.support.load import mixed_streams, metrics_address
 from tests.support.prometheus import Prometheus, needs_prometheus
 from tests.support.redis_server import free_port
 from tests.support.system import System
@@ -53,7 +53,7 @@ async def test_every_panel_and_every_rule_shows_data() -> None:
     needs_prometheus()
     async with scraped() as (system, prometheus):
         for _ in range(_ROUNDS):
-            await asyncio.gather(*(a_bit_of_everything(system) for _ in range(3)))
+            await asyncio.gather(*(mixed_streams(system) for _ in range(3)))
 
         async def all_counted() -> bool:
             return await prometheus.value("sum(midstream_receipts_total)") >= _ROUNDS * 3 * 8

@@ -67,12 +67,12 @@ class Running:
         process = await asyncio.create_subprocess_exec(*arguments, env=self._environment, stdout=silent, stderr=silent)
         return await process.wait()
 
-    async def until_well(self, command: Sequence[str]) -> None:
-        async def is_well() -> bool:
+    async def until_healthy(self, command: Sequence[str]) -> None:
+        async def is_healthy() -> bool:
             assert self._process.returncode is None, f"{shlex.join(self._command)} ended"
             return await self.check(command) == 0
 
-        await wait_until(is_well, within_seconds=_START_SECONDS_MAX, what=shlex.join(command))
+        await wait_until(is_healthy, within_seconds=_START_SECONDS_MAX, what=shlex.join(command))
 
     def _here(self, text: str) -> str:
         if not self._others:
@@ -104,7 +104,7 @@ async def redis_as_deployed(directory: Path) -> AsyncIterator[int]:
     check = service["healthcheck"]["test"][1:]
     assert check[0] == "redis-cli"
     async with running(command, {}, {"/etc/redis": f"{DEPLOY}/redis"}) as one:
-        await one.until_well(["redis-cli", "-p", str(port), *check[1:]])
+        await one.until_healthy(["redis-cli", "-p", str(port), *check[1:]])
         yield port
         assert await one.stop(within_seconds=10) == 0
         assert await one.check(["redis-cli", "-p", str(port), *check[1:]]) != 0
@@ -142,7 +142,7 @@ async def test_each_deployment_s_processes_answer_and_stop_in_time(name: str, tm
         gateway, worker = await part(way.gateway), await part(way.worker)
         for one, described in ((gateway, way.gateway), (worker, way.worker)):
             for check in described.checks:
-                await one.until_well(check)
+                await one.until_healthy(check)
         http = await stack.enter_async_context(httpx2.AsyncClient(timeout=30.0, trust_env=False))
         url = f"http://127.0.0.1:{gateway_port}"
         brief = await ask(http, url, tokens=30)
@@ -180,7 +180,7 @@ async def test_nginx_as_compose_starts_it(tmp_path: Path) -> None:
         gateway_port, port = free_port(), free_port()
         parts = {"redis://redis:6379": f"redis://127.0.0.1:{redis_port}", "8000": str(gateway_port)}
         gateway = await stack.enter_async_context(running(way.gateway.command, way.gateway.environment, parts))
-        await gateway.until_well(way.gateway.checks[0])
+        await gateway.until_healthy(way.gateway.checks[0])
         main = (DEPLOY / "nginx" / "container.conf").read_text().replace("/tmp/", f"{tmp_path}/")
         (tmp_path / "container.conf").write_text(main)
         others = {
@@ -193,7 +193,7 @@ async def test_nginx_as_compose_starts_it(tmp_path: Path) -> None:
         }
         nginx = await stack.enter_async_context(running(service["command"], {}, others))
         check = service["healthcheck"]["test"][1:]
-        await nginx.until_well(check)
+        await nginx.until_healthy(check)
         worker = await stack.enter_async_context(running(way.worker.command, way.worker.environment, parts))
         http = await stack.enter_async_context(httpx2.AsyncClient(timeout=30.0, trust_env=False))
         url = f"http://127.0.0.1:{port}"

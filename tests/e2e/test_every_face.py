@@ -164,10 +164,10 @@ async def test_responses(client: openai.AsyncOpenAI, system: System, name: str) 
     response = events[-1].response
     check(of_response(response), name, "responses, at the end of its stream")
 
-    def spoken(kind: str) -> str:
+    def joined(kind: str) -> str:
         return "".join(one.delta for one in events if one.type == f"response.{kind}.delta")
 
-    pieces = Content(text=spoken("output_text"), refusal=spoken("refusal"), reasoning=spoken("reasoning_text"))
+    pieces = Content(text=joined("output_text"), refusal=joined("refusal"), reasoning=joined("reasoning_text"))
     check(pieces, name, "responses, in pieces")
 
     check(of_response(await client.responses.retrieve(response.id)), name, "responses, retrieved")

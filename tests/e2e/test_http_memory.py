@@ -143,7 +143,7 @@ async def test_memory_of_a_closed_connection_is_freed_at_once(system: System, re
     """If it were kept until the garbage collector runs, it would be 9 to 60 MB."""
     before = resident_megabytes(system.gateways[0].pid)
 
-    async def come_and_go() -> None:
+    async def connect_and_leave() -> None:
         async with RawHttp(system.gateway_port()) as raw:
             await raw.send(request_)
             if not request_.endswith(b"x") or b"60000" in request_:
@@ -152,5 +152,5 @@ async def test_memory_of_a_closed_connection_is_freed_at_once(system: System, re
                 raw.reset()
 
     for _ in range(10):
-        await asyncio.gather(*(come_and_go() for _ in range(100)))
+        await asyncio.gather(*(connect_and_leave() for _ in range(100)))
     await _is_back(system, before)

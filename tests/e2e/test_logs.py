@@ -24,7 +24,7 @@ def outcomes(system: System, stream_id: str) -> list[tuple[str, str]]:
     return [(line["event"], line.get("outcome") or line["status"]) for line in about]
 
 
-async def until_told(system: System, *stream_ids: str) -> None:
+async def until_logged(system: System, *stream_ids: str) -> None:
     """Returns once each stream's outcome and receipt are logged."""
     await wait_until(
         lambda: all(len(outcomes(system, stream_id)) == 2 for stream_id in stream_ids), what="all outcomes are logged"
@@ -45,14 +45,14 @@ async def test_every_stream_has_its_outcome_and_its_receipt_under_its_requests_i
         await reader.until_tokens(3)
         await system.http.post(f"{system.gateway_url()}/v1/streams/{cancelled}/cancel")
 
-        def all_told() -> bool:
+        def all_logged() -> bool:
             return (
                 outcomes(system, done) == [("attempt", "completed"), ("receipt", "completed")]
                 and outcomes(system, failed) == [("attempt", "failed"), ("receipt", "failed")]
                 and outcomes(system, cancelled) == [("attempt", "fenced"), ("receipt", "cancelled")]
             )
 
-        await wait_until(all_told, what="all outcomes are logged")
+        await wait_until(all_logged, what="all outcomes are logged")
         logged = [line for line in lines(system.workers[0]) if line.get("stream") == done]
         assert {line["request_id"] for line in logged} == {"from-the-client:7"}
         (failure,) = [line for line in lines(system.workers[0]) if line.get("code")]
@@ -76,7 +76,7 @@ async def test_the_provider_s_texts_are_logged_only_if_the_setting_allows_it() -
                 await system.follow(refused).until_end()
                 done = await system.create(_SECRET, script={"text": ["forty", "-two"]})
                 await system.follow(done).until_end()
-                await until_told(system, refused, done)
+                await until_logged(system, refused, done)
                 everything = "".join(process.logged() for process in (*system.workers, *system.gateways))
                 assert (_SECRET in everything) is bool(log_texts)
                 assert ("forty-two" in everything) is bool(log_texts)

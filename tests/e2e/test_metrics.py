@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shared.metric_definition import OTHER
 from shared.metrics import MODELS_MAX, defined
-from tests.support.load import a_bit_of_everything, metrics_address
+from tests.support.load import mixed_streams, metrics_address
 from tests.support.openai_server import OpenAIServer
 from tests.support.redis_server import free_port
 from tests.support.system import System
@@ -63,10 +63,10 @@ def settings() -> dict[str, object]:
 @pytest.mark.parametrize("processes", [1, 2])
 async def test_counters_agree_with_receipts_and_readers(processes: int) -> None:
     async with System(settings=settings(), gateway_settings={**SMALL_RING, "gateway_processes": processes}) as system:
-        streams = await a_bit_of_everything(system)
+        streams = await mixed_streams(system)
         receipts: list[dict[str, Any]] = []
 
-        async def all_told() -> bool:
+        async def all_closed() -> bool:
             receipts[:] = []
             for stream_id in streams.values():
                 response = await system.http.get(f"{system.gateway_url()}/v1/streams/{stream_id}/receipt")
@@ -76,7 +76,7 @@ async def test_counters_agree_with_receipts_and_readers(processes: int) -> None:
             written = sum(total(side, "midstream_receipts_total") for side in (gateway, worker))
             return noted and written == len(streams) and total(gateway, "midstream_readers") == 0
 
-        await wait_until(all_told, within_seconds=15.0, what="all readers are gone and all receipts written")
+        await wait_until(all_closed, within_seconds=15.0, what="all readers are gone and all receipts written")
         connections = [one for receipt in receipts for one in receipt["delivered"]["connections"]]
 
         async def all_handed_over() -> bool:

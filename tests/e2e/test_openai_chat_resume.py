@@ -30,7 +30,7 @@ def chat_url(system: System, gateway: int = 0) -> str:
     return f"{system.gateway_url(gateway)}/v1/chat/completions"
 
 
-def asking(script: dict[str, Any], **more: Any) -> dict[str, Any]:
+def request_for(script: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"model": "some-model", "messages": MESSAGES, "script": script, **more}
 
 
@@ -47,7 +47,7 @@ async def resumed(system: System, stream_id: str, after: str, **how: Any) -> htt
 
 async def test_a_stream_can_be_resumed_after_any_of_its_events(system: System) -> None:
     script = {"tokens": 5, "tool_calls": [CALL], "further": [["a", "b"]], "reasoning": ["hm"]}
-    request = asking(script, stream=True, n=2, stream_options={"include_usage": True})
+    request = request_for(script, stream=True, n=2, stream_options={"include_usage": True})
     response = await system.http.post(chat_url(system), json=request)
     whole = blocks(response.text)
     stream_id = response.headers["x-stream-id"]
@@ -69,7 +69,7 @@ async def test_a_client_that_was_cut_off_resumes_a_running_stream(system: System
     """Half of the answer from one gateway, the rest from another while it is still being generated."""
     got: list[Message] = []
     decoder = Decoder()
-    request = asking({"tokens": 60, "tokens_per_second": 60}, stream=True)
+    request = request_for({"tokens": 60, "tokens_per_second": 60}, stream=True)
     async with system.http.stream("POST", chat_url(system), json=request) as response:
         stream_id = response.headers["x-stream-id"]
         async for part in response.aiter_bytes():
@@ -102,7 +102,7 @@ async def test_a_client_that_was_cut_off_resumes_a_running_stream(system: System
 async def test_an_impossible_resumption_is_refused_with_a_reason(
     system: System, stream_id: str | None, after: str, status: int
 ) -> None:
-    response = await system.http.post(chat_url(system), json=asking({"tokens": 2}))
+    response = await system.http.post(chat_url(system), json=request_for({"tokens": 2}))
     answer = await resumed(system, stream_id or response.headers["x-stream-id"], after)
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
@@ -115,14 +115,14 @@ async def test_streams_can_be_read_through_other_apis_than_they_were_created_wit
     pieces = [choice["delta"].get("content", "") for one in chunks for choice in json.loads(one)["choices"]]
     assert ("".join(pieces), done) == (state["text"], "[DONE]")
     assert json.loads(chunks[-1])["usage"] == state["usage"], "who had no say about the usage gets it"
-    response = await system.http.post(chat_url(system), json=asking({"tokens": 3}))
+    response = await system.http.post(chat_url(system), json=request_for({"tokens": 3}))
     reader = await system.follow(response.headers["x-stream-id"], gateway=1).until_end()
     assert "".join(reader.tokens) == response.json()["choices"][0]["message"]["content"]
 
 
 async def test_a_truncated_answer_has_the_reason_length_in_every_api(system: System) -> None:
-    whole = (await system.http.post(chat_url(system), json=asking({"tokens": 9}, max_tokens=4))).json()
-    streamed = await system.http.post(chat_url(system), json=asking({"tokens": 9}, max_tokens=4, stream=True))
+    whole = (await system.http.post(chat_url(system), json=request_for({"tokens": 9}, max_tokens=4))).json()
+    streamed = await system.http.post(chat_url(system), json=request_for({"tokens": 9}, max_tokens=4, stream=True))
     last = json.loads(blocks(streamed.text)[-2].split("data: ")[1])
     assert whole["choices"][0]["finish_reason"] == last["choices"][0]["finish_reason"] == "length"
 
@@ -135,7 +135,7 @@ async def test_the_provider_stops_when_the_client_leaves(
     script = TICKING if first_token else {"stall_after": 0}
     headers = {"x-midstream-on-disconnect": "cancel_after=0.2"}
     running = asyncio.ensure_future(
-        system.http.post(chat_url(system), json=asking(script, stream=stream), headers=headers)
+        system.http.post(chat_url(system), json=request_for(script, stream=stream), headers=headers)
     )
     await wait_until(lambda: server.running == 1, what="the provider answers")
     tokens = server.tokens
@@ -149,7 +149,7 @@ async def test_the_provider_stops_when_the_client_leaves(
 async def test_the_response_begins_before_a_silent_provider_s_first_token(system: System, server: OpenAIServer) -> None:
     """The response begins before the first token, so that no proxy takes the connection for dead."""
     began = time.monotonic()
-    async with system.http.stream("POST", chat_url(system), json=asking({"stall_after": 0}, stream=True)) as response:
+    async with system.http.stream("POST", chat_url(system), json=request_for({"stall_after": 0}, stream=True)) as response:
         assert 4 < time.monotonic() - began < 10
         assert response.status_code == 200
         body = response.aiter_text()
@@ -193,14 +193,14 @@ async def stream_that_runs(system: System) -> str:
 async def test_a_request_repeated_with_its_idempotency_key_is_one_answer(system: System, server: OpenAIServer) -> None:
     requests = server.requests
     headers = {"idempotency-key": "once"}
-    request = asking({"tokens": 5})
+    request = request_for({"tokens": 5})
     first, second = [(await system.http.post(chat_url(system, n), json=request, headers=headers)).json() for n in (0, 1)]
     assert first == second
     assert server.requests == requests + 1
 
 
 async def test_a_whole_answer_is_in_the_receipt(system: System) -> None:
-    response = await system.http.post(chat_url(system), json=asking({"tokens": 7}))
+    response = await system.http.post(chat_url(system), json=request_for({"tokens": 7}))
     url = f"{system.gateway_url()}/v1/streams/{response.headers['x-stream-id']}/receipt"
 
     async def delivered() -> bool:
@@ -212,7 +212,7 @@ async def test_a_whole_answer_is_in_the_receipt(system: System) -> None:
 
 async def test_curl_reads_the_stream(system: System) -> None:
     needs("curl", shutil.which("curl"))
-    body = json.dumps(asking({"tokens": 30, "tokens_per_second": 100}, stream=True))
+    body = json.dumps(request_for({"tokens": 30, "tokens_per_second": 100}, stream=True))
     process = await asyncio.create_subprocess_exec(
         *("curl", "-sS", "-N", "--fail-with-body", "-H", "Content-Type: application/json", "-d", body),
         chat_url(system),

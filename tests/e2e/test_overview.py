@@ -29,13 +29,13 @@ async def until_shown(system: System, wanted: str, **counts: int) -> dict[str, A
     """Returns the overview, once it has so many processes of each kind."""
     snapshot: dict[str, Any] = {}
 
-    async def there() -> bool:
+    async def all_listed() -> bool:
         nonlocal snapshot
         snapshot = await overview(system)
         kinds = [one["kind"] for one in snapshot["processes"] if not one["silent"]]
         return all(kinds.count(kind) == count for kind, count in counts.items())
 
-    await wait_until(there, within_seconds=15.0, what=wanted)
+    await wait_until(all_listed, within_seconds=15.0, what=wanted)
     return snapshot
 
 

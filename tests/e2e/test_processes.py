@@ -79,10 +79,10 @@ async def everywhere(url: str, name: str) -> set[float]:
 async def until_everywhere(url: str, name: str, value: float) -> None:
     """Waits until every process reports this value: plain numbers are copied to the metrics once a second."""
 
-    async def says_so() -> bool:
+    async def has_value() -> bool:
         return await everywhere(url, name) == {value}
 
-    await wait_until(says_so, what=f"{name} is {value:g} everywhere")
+    await wait_until(has_value, what=f"{name} is {value:g} everywhere")
 
 
 async def nobody_listens(url: str) -> bool:
@@ -136,10 +136,10 @@ async def test_a_killed_process_is_restarted() -> None:
         for one in readers:
             await one.until_tokens(3, within_seconds=30)
 
-        async def all_are_noted() -> bool:
+        async def all_in_receipt() -> bool:
             return sum((await connections_by_pid(system, stream_id)).values()) == 200
 
-        await wait_until(all_are_noted, what="all connections are in the receipt")
+        await wait_until(all_in_receipt, what="all connections are in the receipt")
         spread = await connections_by_pid(system, stream_id)
         assert set(spread) == {killed, left}
         assert min(spread.values()) >= 60, spread  # fewer of 200 happen once in 100 million runs

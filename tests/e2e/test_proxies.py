@@ -306,12 +306,12 @@ async def test_gateways_are_replaced_while_five_hundred_readers_follow() -> None
 async def replace_all(system: System, proxy: Proxy, sources: list[EventSource]) -> None:
     """Stops each gateway with SIGTERM, starts it again, and waits until it is ready, one after the other."""
 
-    async def has_its_share(index: int) -> bool:
+    async def has_half_of_the_readers(index: int) -> bool:
         ready = await system.http.get(f"{system.gateway_url(index)}/readyz")
         return ready.status_code == 200 and ready.json()["readers"] >= READERS // 4
 
     async def replace(index: int) -> None:
-        await wait_until(partial(has_its_share, index), within_seconds=30, what=f"gateway {index} has readers")
+        await wait_until(partial(has_half_of_the_readers, index), within_seconds=30, what=f"gateway {index} has readers")
         system.gateways[index].send(signal.SIGTERM)
         assert await system.gateways[index].exit_code() == 0
         before = [source.events for source in sources]

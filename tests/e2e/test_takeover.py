@@ -18,7 +18,7 @@ SETTINGS = {"lease_seconds": LEASE_SECONDS}
 TALK = {"tokens": 120, "tokens_per_second": 80}
 
 
-async def talk(system: System, policy: str = "restart", *, seen: int = 30) -> tuple[str, Reader, Process]:
+async def stream_in_mid_answer(system: System, policy: str = "restart", *, seen: int = 30) -> tuple[str, Reader, Process]:
     """Returns a stream in mid-answer, its reader and its worker."""
     stream_id = await system.create("take over", simulate=TALK, midstream={"on_interrupt": policy})
     reader = system.follow(stream_id)
@@ -40,7 +40,7 @@ async def ids_in_log(system: System, stream_id: str) -> list[bytes]:
 async def test_worker_killed_in_mid_answer(policy: str) -> None:
     async with System(workers=2, settings=SETTINGS) as system:
         expected = await uninterrupted(system)
-        stream_id, reader, worker = await talk(system, policy)
+        stream_id, reader, worker = await stream_in_mid_answer(system, policy)
         worker.kill()
         killed_at = time.monotonic()
         event = await reader.until_event("failed" if policy == "fail" else "restarted")
@@ -63,7 +63,7 @@ async def test_worker_killed_in_mid_answer(policy: str) -> None:
 async def test_a_reader_that_was_disconnected_during_the_takeover() -> None:
     """The reader resumes with an id of the first attempt, and gets the restart."""
     async with System(gateways=2, workers=2, settings=SETTINGS) as system:
-        stream_id, reader, worker = await talk(system)
+        stream_id, reader, worker = await stream_in_mid_answer(system)
         await reader.leave()
         worker.kill()
         await system.until_status(stream_id, "completed")
@@ -76,7 +76,7 @@ async def test_a_reader_that_was_disconnected_during_the_takeover() -> None:
 @pytest.mark.parametrize("meanwhile", ["taken over", "deleted"])
 async def test_worker_frozen_past_its_lease_writes_nothing_more(meanwhile: str) -> None:
     async with System(workers=2, settings=SETTINGS) as system:
-        stream_id, reader, worker = await talk(system)
+        stream_id, reader, worker = await stream_in_mid_answer(system)
         worker.send(signal.SIGSTOP)
         await reader.until_event("restarted")
         first_attempt = [one for one in await ids_in_log(system, stream_id) if one.startswith(b"1-")]
@@ -105,7 +105,7 @@ async def test_worker_frozen_past_its_lease_writes_nothing_more(meanwhile: str) 
 
 async def test_worker_asked_to_stop_finishes() -> None:
     async with System(settings=SETTINGS) as system:
-        _, reader, worker = await talk(system)
+        _, reader, worker = await stream_in_mid_answer(system)
         worker.send(signal.SIGTERM)
         await wait_until(lambda: "stopping: " in worker.logged(), what="the worker takes nothing more")
         waiting = await system.create("for the next worker", simulate={"tokens": 3})
@@ -120,7 +120,7 @@ async def test_worker_asked_to_stop_finishes() -> None:
 async def test_worker_asked_to_stop_hands_back() -> None:
     async with System(workers=2, settings={"lease_seconds": 20, "worker_drain_seconds": 0}) as system:
         expected = await uninterrupted(system)
-        _, reader, worker = await talk(system, "continue")
+        _, reader, worker = await stream_in_mid_answer(system, "continue")
         worker.send(signal.SIGTERM)
         assert await worker.exit_code(within_seconds=5.0) == 0
         answer = answer_of((await reader.until_end()).messages)  # long before the lease would have expired
@@ -131,7 +131,7 @@ async def test_worker_asked_to_stop_hands_back() -> None:
 
 async def test_a_request_that_kills_every_worker_ends() -> None:
     async with System(settings={**SETTINGS, "attempts_max": 2}) as system:
-        stream_id, reader, _ = await talk(system)
+        stream_id, reader, _ = await stream_in_mid_answer(system)
         for _ in range(2):
             system.workers[0].kill()
             await system.start_worker(0)
@@ -153,7 +153,7 @@ async def test_no_worker_at_all() -> None:
 
 async def test_all_workers_die_in_mid_answer() -> None:
     async with System(settings={**SETTINGS, "orphan_seconds": 2, "sweep_seconds": 0.5}) as system:
-        _, reader, worker = await talk(system)
+        _, reader, worker = await stream_in_mid_answer(system)
         worker.kill()
         answer = answer_of((await reader.until_end(within_seconds=10.0)).messages)
         assert (answer.end, answer.end_data["code"]) == ("failed", "worker_lost")

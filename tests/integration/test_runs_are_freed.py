@@ -86,7 +86,7 @@ async def broken_once(hearer: Hearer, calls: int) -> Finish:
     return Finish("stop", None)
 
 
-async def a_bug_behind_the_end(hearer: Hearer, calls: int) -> Finish:
+async def a_bug_after_the_end(hearer: Hearer, calls: int) -> Finish:
     return Finish("stop", None, {1: {}})  # type: ignore[dict-item]
 
 
@@ -170,7 +170,7 @@ async def has_begun(log: EventLog, stream_id: str) -> bool:
         (refused, "failed", 1),
         (broken_once, "completed", 2),
         (buggy, "failed", 1),
-        (a_bug_behind_the_end, "failed", 1),
+        (a_bug_after_the_end, "failed", 1),
         (an_item_that_cannot_be_stored, "failed", 1),
     ],
 )

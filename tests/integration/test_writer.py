@@ -39,7 +39,7 @@ def durable() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def forgetful() -> Iterator[RedisServer]:
+def losing() -> Iterator[RedisServer]:
     """Yields a server that loses everything when it is killed, as in a failover to an empty replica."""
     with RedisServer("valkey") as server:
         yield server
@@ -89,7 +89,7 @@ async def begun(log: EventLog, troubles: list[MidstreamError] | None = None, **s
     return writer
 
 
-def _unheeded(trouble: MidstreamError) -> None:
+def _ignored(trouble: MidstreamError) -> None:
     """Ignores what ends the attempt; callers that wait get it as an exception."""
 
 
@@ -228,16 +228,16 @@ async def test_a_killed_redis_with_a_durable_log_only_causes_a_pause(durable: Re
         assert [entry.field for entry in await log.read_all(STREAM)].count(events.DONE) == 1
 
 
-async def test_a_log_that_a_killed_redis_lost_is_written_again(forgetful: RedisServer) -> None:
-    async with connected(forgetful) as redis:
+async def test_a_log_that_a_killed_redis_lost_is_written_again(losing: RedisServer) -> None:
+    async with connected(losing) as redis:
         log = log_over(redis)
         writer = await begun(log)
         await push_each(writer, 1, 20)
         await writer.drained()
         before = await log.read_all(STREAM)
-        forgetful.kill()
+        losing.kill()
         await push_each(writer, 21, 40)
-        forgetful.start()
+        losing.start()
         await writer.drained()
         assert (await log.read_all(STREAM))[: len(before)] == before, "the same bytes under the same ids"
         assert await tokens_in(log) == numbered(40)
@@ -415,7 +415,7 @@ async def test_a_fence_ends_the_attempt_and_is_reported_once(redis: RespConnecti
     elif how == "deleted":
         assert await log.delete(STREAM)
     else:
-        other = Writer(log, STREAM, await log.read_all(STREAM), Settings(), _unheeded)
+        other = Writer(log, STREAM, await log.read_all(STREAM), Settings(), _ignored)
         assert await other.begin(2, events.RESTARTED, b"{}", 0)
     before = await log.read_all(STREAM)
     if by_probe:
@@ -460,7 +460,7 @@ async def test_a_takeover_of_a_log_that_has_grown_is_refused(redis: RespConnecti
     stale = await accepted(log)
     assert await log.end(STREAM, events.CANCELLED, b"{}")
     before = await log.read_all(STREAM)
-    late = Writer(log, STREAM, stale, Settings(), _unheeded)
+    late = Writer(log, STREAM, stale, Settings(), _ignored)
     assert not await late.begin(1, events.STARTED, b"{}", 0)
     assert await log.read_all(STREAM) == before
 
@@ -471,7 +471,7 @@ async def test_a_takeover_does_not_wait_for_unknown_tokens(redis: RespConnection
     stale = await log.read_all(STREAM)
     first.push(["t1"])
     await first.drained()
-    second = Writer(log, STREAM, stale, Settings(), _unheeded)
+    second = Writer(log, STREAM, stale, Settings(), _ignored)
     assert not await second.begin(2, events.RESTARTED, b'{"base":0}', 0), "what it read is not all"
     first.push(["t2"])
     await first.drained()
@@ -481,7 +481,7 @@ async def test_a_takeover_does_not_wait_for_unknown_tokens(redis: RespConnection
 async def test_only_one_of_two_workers_begins_the_same_attempt(redis: RespConnection) -> None:
     log = log_over(redis)
     entries = await accepted(log)
-    writers = [Writer(log, STREAM, list(entries), Settings(), _unheeded) for _ in range(4)]
+    writers = [Writer(log, STREAM, list(entries), Settings(), _ignored) for _ in range(4)]
     begins = [writer.begin(1, events.STARTED, b'{"worker":%d}' % n, 0) for n, writer in enumerate(writers)]
     assert sorted(await asyncio.gather(*begins)) == [False, False, False, True]
 
@@ -490,7 +490,7 @@ async def test_only_one_of_two_workers_begins_the_same_attempt(redis: RespConnec
 async def test_a_late_reply_to_an_attempt_s_first_entry_is_not_a_fence(redis: RespConnection, seed: int) -> None:
     lossy = LossyCommands(redis, seed=seed, share=0.6)
     log = log_over(lossy)
-    writer = Writer(log, STREAM, await accepted(log_over(redis)), Settings(), _unheeded)
+    writer = Writer(log, STREAM, await accepted(log_over(redis)), Settings(), _ignored)
     assert await writer.begin(1, events.STARTED, b'{"worker":"me"}', 0)
     writer.push(["t1"])
     await writer.finish(events.DONE, b"{}")
@@ -507,7 +507,7 @@ async def test_a_later_attempt_continues_after_the_tokens_it_keeps(redis: RespCo
     first = await begun(log)
     await push_each(first, 1, 3)
     await first.drained()
-    second = Writer(log, STREAM, await log.read_all(STREAM), Settings(), _unheeded)
+    second = Writer(log, STREAM, await log.read_all(STREAM), Settings(), _ignored)
     assert await second.begin(2, events.RESTARTED, orjson.dumps({"base": 3}), 3)
     second.push(["t4"])
     await second.finish(events.DONE, b"{}")
@@ -525,7 +525,7 @@ async def test_an_attempt_of_the_same_number_by_another_worker_is_a_fence(
     writer.push(["mine 1"])
     await writer.drained()
     await keep_first(redis, log, 1)
-    other = Writer(log, STREAM, await log.read_all(STREAM), Settings(), _unheeded)
+    other = Writer(log, STREAM, await log.read_all(STREAM), Settings(), _ignored)
     assert await other.begin(1, events.STARTED, b'{"worker":"other"}', 0)
     if forgotten == 2:
         other.push(["theirs 1"])

@@ -20,7 +20,7 @@ def metrics_address(worker: Process) -> str:
     return found[1]
 
 
-async def a_bit_of_everything(system: System, gateway: int = 0) -> dict[str, str]:
+async def mixed_streams(system: System, gateway: int = 0) -> dict[str, str]:
     """Creates one stream of each kind, follows each to its end, and returns the ids by kind."""
     kinds: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         "whole": ({"tokens": 60, "tokens_per_second": 60}, {}, {}),
