@@ -238,7 +238,7 @@ async def test_a_second_attempt_replaces_the_text(browser: Browser, system: Syst
 async def test_its_gateway_is_killed(browser: Browser, server: OpenAIServer) -> None:
     """useChat reports a lost connection and does not reconnect by itself; `resumeStream`, or a reload, brings the whole answer.
 
-    With `?ended=replay` also if the answer ends before the gateway is back: 204 would leave the page with half of it.
+    With `?ended=replay` this also works if the answer ends before the gateway is back: a 204 would leave the page with half of it.
     """
     async with System(settings={"provider": "openai", "openai_base_url": server.url}) as system:
         chat = await Chat.open(browser, system, "killed", replay="1")

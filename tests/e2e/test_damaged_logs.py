@@ -1,7 +1,7 @@
-"""Logs that hold garbage, and garbage on their channels, against a real gateway: one oddity, one victim.
+"""A real gateway with garbage in logs and on their channels: only the damaged stream is affected.
 
-Every reader, through every API, is told one end; nothing answers 5xx; what can be written down is, once; and a reader of
-another stream, which is there all the time, notices nothing.
+Every reader, through every API, gets one end; no answer is a 5xx; an end that can be appended is appended once; and a reader of
+another stream, connected all the time, notices nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The processes of each deployment, started here: commands, environments and health checks are those of its files.
 
-Only addresses are other ones. There is neither Docker, systemd nor Kubernetes in these tests.
+Only addresses differ. These tests need neither Docker, systemd nor Kubernetes.
 """
 
 from __future__ import annotations

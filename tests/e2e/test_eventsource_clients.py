@@ -1,6 +1,6 @@
-"""EventSource libraries that people use, each as its documentation has it, through one connection after the other.
+"""EventSource libraries that people use, each as in its documentation, over many connections.
 
-The gateway sends every reader away after half a second: each of them must come back by itself, with what it had.
+The gateway ends every connection after half a second: each library must reconnect by itself, with the last id.
 """
 
 from __future__ import annotations

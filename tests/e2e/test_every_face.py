@@ -1,7 +1,7 @@
 """One answer through every API: the same text, the same calls, the same finish reason, the same usage.
 
-The provider is tests/recordings, sent byte by byte. What each face says is read by the client that it is made for, and
-compared with what the recording says, put together without any code of the gateway's.
+The provider sends tests/recordings, byte by byte. Each face is read by the client that it is made for, and compared with the
+recording, which is merged without any code of the gateway.
 """
 
 from __future__ import annotations

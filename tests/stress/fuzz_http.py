@@ -1,8 +1,8 @@
 """`python -m tests.stress.fuzz_http --seconds N --seed S`: mutated requests against one gateway, and a reader beside them.
 
-Several connections at once send what looks like HTTP, cut anywhere, from a process of their own. A reader follows one stream
-after the other all the while. Exit code 0 when the gateway lives, serves, has answered no 5xx and logged no trace, the
-reader missed nothing, and the memory is where it was. No process may ask for more than 256 MB (RLIMIT_AS).
+A separate process sends mutated HTTP over several connections at once, cut at any place. Meanwhile a reader follows one stream
+after the other. Exit code 0 if the gateway still runs and serves, has answered no 5xx and logged no traceback, the reader
+missed nothing, and the memory has not grown. No process may ask for more than 256 MB (RLIMIT_AS).
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Hostile providers beside a correct one: `python -m tests.stress.fuzz_provider --seconds 120 --seed 7`. Exit code 1: a check failed.
 
-A real Valkey, one worker, one gateway, and the hostile server in a process of its own. Each answer is read through several
-faces at once. What must hold:
+A real Valkey, one worker, one gateway, and the hostile server in a separate process. Each answer is read through several
+faces at once. The invariants:
 
 - every stream ends in one terminal event, every response ends, none is a 5xx;
-- the provider is asked no more often than its settings say;
-- no process logs a trace, or takes more memory than 256 MB (nor may it ask for more: RLIMIT_AS);
-- an innocent stream beside it is exact. Its longest gap is noted.
+- the provider is not called more often than the settings allow;
+- no process logs a traceback, or uses more than 256 MB (RLIMIT_AS also forbids it to ask for more);
+- a stream of a correct provider beside it is exact. Its longest gap is reported.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Requests hidden in the body of another one, through our proxies: `python -m tests.stress.hidden_request --tries 1000`.
 
 A request that offers an upgrade has a body that is made of requests. If a proxy passes the upgrade on, and the gateway takes the
-body for the next request on that connection, there are two answers to one request; and since proxies keep their connections to a
-gateway for whoever comes next, the second answer goes to somebody else. So two clients take turns: one attacks, and the other one
-must get the answer to its own request. What a try does follows from its seed.
+body for the next request on that connection, there are two answers to one request. Proxies reuse their connections to a gateway
+for other clients, so the second answer goes to another client. Here two clients take turns: one attacks, and the other one must
+get the answer to its own request. The seed of a try decides what it does.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Measures the memory that a worker keeps of ended answers: `python -m tests.stress.worker_memory`. Exit code 1: too much.
 
 A real Valkey and one worker process; the provider is the scripted server, in this process. First many small answers,
-then fewer large ones. After each kind the worker's memory must be back near what it takes when it is idle.
+then fewer large ones. After each kind the worker's memory must be near its idle size again.
 """
 
 from __future__ import annotations
