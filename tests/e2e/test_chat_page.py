@@ -102,7 +102,7 @@ async def test_worker_killed(browser: Browser, policy: str) -> None:
         (await system.worker_of(urlsplit(page.url).fragment)).kill()
         state = await whole(page, system)
         assert (state["tokens"], state["attempt"]) == (100, 2)
-        how = {"restart": "begins anew", "continue": "goes on after token"}[policy]
+        how = {"restart": "starts again", "continue": "continues after token"}[policy]
         await expect(page.locator(".story")).to_contain_text(f"Its worker died or was stopped. Attempt 2 {how}")
         shown = await page.locator("main").inner_text()
         assert shown.count("Attempt 2") == 1, shown
@@ -188,7 +188,7 @@ async def test_a_dead_worker_is_shown(browser: Browser) -> None:
         await expect(status).to_have_text("Its worker has died: no other one runs")
         await system.start_worker(0)
         await whole(page, system)
-        await expect(page.locator(".story")).to_contain_text("Its worker died or was stopped. Attempt 2 begins anew")
+        await expect(page.locator(".story")).to_contain_text("Its worker died or was stopped. Attempt 2 starts again")
         await expect(status).to_have_text("The answer is complete")
 
 

@@ -152,7 +152,7 @@ function take(name, id, data) {
     const dropped = Math.max(0, turn.tokens.length - data.base);
     turn.tokens.length = Math.min(turn.tokens.length, data.base);
     turn.cuts = turn.cuts.filter((cut) => cut <= data.base);
-    const how = data.base ? `goes on after token ${count(data.base)}` : "begins anew";
+    const how = data.base ? `continues after token ${count(data.base)}` : "starts again";
     const taken = dropped ? `; ${count(dropped)} ${dropped === 1 ? "token is" : "tokens are"} taken back` : "";
     tell("", `⟳ ${capital(reasonAgain(data.reason))}. Attempt ${data.attempt} ${how}${taken}.`);
     showState("live", `Attempt ${data.attempt} ${how}`);
