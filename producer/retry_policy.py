@@ -48,4 +48,5 @@ def pause_before_next_call(
         return None
     if error.retry_after_seconds is not None:
         return error.retry_after_seconds if error.retry_after_seconds <= _RETRY_AFTER_SECONDS_MAX else None
-    return min(_BACKOFF_SECONDS_MAX, settings.provider_backoff_seconds * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)
+    backoff_seconds: float = settings.provider_backoff_seconds * 2 ** (tries - 1)
+    return min(_BACKOFF_SECONDS_MAX, backoff_seconds) * random.uniform(0.5, 1.0)

@@ -226,9 +226,7 @@ class Run:
             await self._fail(writer, error, FailureCode.LOG_FULL, retryable=False)
         except ProviderError as error:
             await self._fail(writer, error, error.code, retryable=error.retryable, **error.about())
-        except (
-            Exception
-        ) as error:  # Redis refuses, or a bug: another attempt would cost money and fail in the same way
+        except Exception as error:  # Redis refuses, or a bug: another attempt would cost money and fail in the same way
             logger.error("stream %s: the attempt broke: %s", self.stream_id, _place_of(error))
             message = f"the worker could not go on: {type(error).__name__}"
             await self._fail(writer, MidstreamError(message), FailureCode.INTERNAL_ERROR, retryable=True)

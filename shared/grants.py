@@ -67,7 +67,9 @@ class Refusals:
         """Collects what an error says. Most errors only say that a key does not exist, so the command itself is allowed."""
         message = str(error)
         if error.code == "NOPERM" or any(words in message for words in _IN_SCRIPT):
-            if (named := _COMMAND.search(message)) is not None:  # must be checked first: the message also has the user's name
+            if (
+                named := _COMMAND.search(message)
+            ) is not None:  # must be checked first: the message also has the user's name
                 self.commands.add(named[1].upper().replace("|", " "))
             elif "channel" in message:
                 self.channels = True
@@ -172,7 +174,17 @@ def _needed(role: Role, name: str) -> list[Command]:
         *both,
         ("PUBSUB", "SHARDNUMSUB", live),
         ("XGROUP", "CREATE", REQUESTS, GROUP, "0"),
-        ("XREADGROUP", "GROUP", GROUP, "probe", "COUNT", 1, "STREAMS", REQUESTS, "0"),  # entries of this consumer, which has none
+        (
+            "XREADGROUP",
+            "GROUP",
+            GROUP,
+            "probe",
+            "COUNT",
+            1,
+            "STREAMS",
+            REQUESTS,
+            "0",
+        ),  # entries of this consumer, which has none
         ("XCLAIM", REQUESTS, GROUP, "probe", 0, "0-0", "JUSTID"),
         ("XAUTOCLAIM", REQUESTS, GROUP, "probe", _NEVER_IDLE_MILLISECONDS, "0-0", "COUNT", 1, "JUSTID"),
         ("XACK", REQUESTS, GROUP, "0-0"),
@@ -238,7 +250,9 @@ async def _outcome(commands: Commands, *command: bytes | str | int) -> Any:
 def _note(found: Refusals, command: Command, reply: Any) -> None:
     if isinstance(reply, RedisRefused):
         found.note(command, reply)
-    elif isinstance(reply, BaseException) and not isinstance(reply, LogFull):  # a full Redis: streams that have begun can go on
+    elif isinstance(reply, BaseException) and not isinstance(
+        reply, LogFull
+    ):  # a full Redis: streams that have begun can go on
         raise reply
 
 

@@ -170,7 +170,9 @@ RING_FALLOUTS = Metric(
     "gateway",
     _SECOND,
 )
-PAGES_SENT = Metric("midstream_pages_sent", "counter", "Pages of the log sent to readers that are behind the ring", "gateway", _SECOND)
+PAGES_SENT = Metric(
+    "midstream_pages_sent", "counter", "Pages of the log sent to readers that are behind the ring", "gateway", _SECOND
+)
 GAPS = Metric("midstream_gaps", "counter", "Gaps found in logs; readers get a `gap` event", "gateway", _RARE)
 FACE_FAILURES = Metric(
     "midstream_face_failures",
@@ -231,10 +233,19 @@ LOG_READS = Metric(
     {"reason": LOG_READ_REASONS},
 )
 LOG_CHECKS = Metric(
-    "midstream_log_checks", "counter", "Checks of streams that had gone silent: what this gateway has is compared with the log, since pub/sub may lose the last message", "gateway", _SECOND
+    "midstream_log_checks",
+    "counter",
+    "Checks of streams that had gone silent: what this gateway has is compared with the log, since pub/sub may lose the last message",
+    "gateway",
+    _SECOND,
 )
 PAGE_CACHE_BYTES = Metric(
-    "midstream_page_cache_bytes", "gauge", "Memory that cached, encoded pages of logs use", "gateway", _SECOND, processes="livesum"
+    "midstream_page_cache_bytes",
+    "gauge",
+    "Memory that cached, encoded pages of logs use",
+    "gateway",
+    _SECOND,
+    processes="livesum",
 )
 TICK_SECONDS = Metric(
     "midstream_tick_seconds",
@@ -284,7 +295,12 @@ REDIS_HEADROOM_BYTES = Metric(
     processes="livemostrecent",
 )
 REDIS_KEYS = Metric(
-    "midstream_redis_keys", "gauge", "Keys in the Redis database that Midstream uses, keys of other programs included", "gateway", _LOOK, processes="livemostrecent"
+    "midstream_redis_keys",
+    "gauge",
+    "Keys in the Redis database that Midstream uses, keys of other programs included",
+    "gateway",
+    _LOOK,
+    processes="livemostrecent",
 )
 REDIS_CLIENTS = Metric(
     "midstream_redis_clients", "gauge", "Connections to Redis", "gateway", _LOOK, processes="livemostrecent"
@@ -309,10 +325,18 @@ REDIS_EVICTED_KEYS = Metric(
 # --- worker
 
 ATTEMPTS_RUNNING = Metric(
-    "midstream_attempts_running", "gauge", "Attempts (answers being generated) that run at this worker now", "worker", _SECOND
+    "midstream_attempts_running",
+    "gauge",
+    "Attempts (answers being generated) that run at this worker now",
+    "worker",
+    _SECOND,
 )
 ATTEMPT_SLOTS = Metric(
-    "midstream_attempt_slots", "gauge", "The most attempts that this worker runs at once: MIDSTREAM_WORKER_CONCURRENCY", "worker", "nothing"
+    "midstream_attempt_slots",
+    "gauge",
+    "The most attempts that this worker runs at once: MIDSTREAM_WORKER_CONCURRENCY",
+    "worker",
+    "nothing",
 )
 TOKENS_GENERATED = Metric(
     "midstream_tokens_generated",
@@ -470,7 +494,9 @@ CANCELS = Metric(
     _STREAM,
     {"by": tuple(CancelReason)},
 )
-RECEIPTS = Metric("midstream_receipts", "counter", "Receipts written to the process's log, one per ended stream", "both", _STREAM)
+RECEIPTS = Metric(
+    "midstream_receipts", "counter", "Receipts written to the process's log, one per ended stream", "both", _STREAM
+)
 RECEIPT_TOKENS = Metric(
     "midstream_receipt_tokens",
     "counter",
@@ -535,10 +561,19 @@ LOOP_LAG = Metric(
     buckets=_LATENCIES,
 )
 CPU_SECONDS = Metric(
-    "midstream_cpu_seconds", "counter", "CPU time, user and system, of all processes of this gateway, or of this worker", "both", _SECOND
+    "midstream_cpu_seconds",
+    "counter",
+    "CPU time, user and system, of all processes of this gateway, or of this worker",
+    "both",
+    _SECOND,
 )
 RESIDENT_BYTES = Metric(
-    "midstream_resident_bytes", "gauge", "Resident memory of all processes of this gateway, or of this worker (Linux only)", "both", _SECOND, processes="livesum"
+    "midstream_resident_bytes",
+    "gauge",
+    "Resident memory of all processes of this gateway, or of this worker (Linux only)",
+    "both",
+    _SECOND,
+    processes="livesum",
 )
 
 
@@ -573,5 +608,7 @@ def markdown() -> str:
                     f"`{label}`: {', '.join(values)}" if values else f"`{label}`"
                     for label, values in metric.labels.items()
                 )
-                lines.append(f"| `{metric.exposed}` | {metric.kind} | {labels or '–'} | {metric.help} | {metric.cost} |")
+                lines.append(
+                    f"| `{metric.exposed}` | {metric.kind} | {labels or '–'} | {metric.help} | {metric.cost} |"
+                )
     return "\n".join(lines) + "\n"

@@ -57,8 +57,12 @@ _CANCELLED = EventKind("cancelled", Cancelled, "The stream was cancelled; the la
 _LIVE = EventKind("live", Live, "The reader has caught up.", has_id=False)
 _GAP = EventKind("gap", Gap, "Events between these ids are gone.", has_id=False)
 _EVENTS = (_TOKEN, _STARTED, _RESTARTED, _DONE, _FAILED, _CANCELLED, _LIVE, _GAP)
-_RETRY = EventKind("retry", Retry, "Only in JSON lines and WebSockets: the response ends before its stream; reconnect.", has_id=False)
-_NOT_MODIFIED = Answer(304, "The client's copy of the ended stream is still valid.", headers={"ETag": "The copy's ETag."})
+_RETRY = EventKind(
+    "retry", Retry, "Only in JSON lines and WebSockets: the response ends before its stream; reconnect.", has_id=False
+)
+_NOT_MODIFIED = Answer(
+    304, "The client's copy of the ended stream is still valid.", headers={"ETag": "The copy's ETag."}
+)
 _ETAG = {"ETag": "Only of a stream that has ended, and if all of it is requested."}
 
 # --- operations: streams
@@ -138,7 +142,9 @@ WEBSOCKET = Operation(
     events=(
         *_EVENTS,
         _RETRY,
-        EventKind("error", WebSocketError, "A message or the request is wrong, or Redis cannot be reached.", has_id=False),
+        EventKind(
+            "error", WebSocketError, "A message or the request is wrong, or Redis cannot be reached.", has_id=False
+        ),
     ),
     description=(
         "Closed with 1000 at the stream's end, with 1012 if the client should reconnect, and with 4400, 4404 or 4410 if that does not "
@@ -242,7 +248,9 @@ PROBE = Operation(
         query("events", "The number of events.", type="integer", minimum=0, maximum=10_000, default=20),
         query("interval_ms", "The time between two events.", type="integer", minimum=0, maximum=10_000, default=50),
         query("padding_bytes", "Additional text in each event.", type="integer", minimum=0, maximum=16_384, default=0),
-        query("silence_ms", "The time before the first event.", type="integer", minimum=0, maximum=3_600_000, default=0),
+        query(
+            "silence_ms", "The time before the first event.", type="integer", minimum=0, maximum=3_600_000, default=0
+        ),
         query(
             "comment_ms",
             "The time between two comments during the silence; 0: no comments.",

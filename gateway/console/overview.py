@@ -218,7 +218,10 @@ class Overview:
         ids = [stream_id for _, stream_id in listed]
         left = [stream_id for stream_id in self._seen if stream_id not in set(ids)]
         replies = await asyncio.gather(
-            *(self._unless_refused("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", 2) for stream_id in (*ids, *left))
+            *(
+                self._unless_refused("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", 2)
+                for stream_id in (*ids, *left)
+            )
         )
         rows = {
             stream_id: self._row(stream_id, reply, now) for stream_id, reply in zip((*ids, *left), replies, strict=True)
@@ -309,7 +312,11 @@ def _state_of(heartbeat: bytes) -> Row | None:
     if not all(_is_number(state.get(name, 0)) for name in _MAY_HAVE_NUMBERS):
         return None
     lags = state.get("lag", {})
-    rows = [state.get("totals", {}), state.get("per_second", {}), *(lags.values() if isinstance(lags, dict) else [lags])]
+    rows = [
+        state.get("totals", {}),
+        state.get("per_second", {}),
+        *(lags.values() if isinstance(lags, dict) else [lags]),
+    ]
     if not all(isinstance(row, dict) and all(map(_is_number, row.values())) for row in rows):
         return None
     return state if all("p99_ms" in lag for lag in lags.values()) else None

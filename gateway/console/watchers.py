@@ -82,7 +82,9 @@ class Watchers:
         if self._draining:
             raise stopping()
         if len(self._watching) >= WATCHERS_MAX:
-            raise Problem(503, f"this process has {WATCHERS_MAX} watchers already, which is the limit", retry_after_seconds=5)
+            raise Problem(
+                503, f"this process has {WATCHERS_MAX} watchers already, which is the limit", retry_after_seconds=5
+            )
         connection = Connection.of(scope)
         watcher = Watcher(self, connection)
         self._watching.add(watcher)  # before the first await, so that it counts for the limit

@@ -172,7 +172,9 @@ def test_the_error_for_a_wrong_option_names_valid_values(
         (["--cores", "server=99,load=0"], "server=A,load=B"),
     ],
 )
-def test_the_error_for_impossible_options_says_why(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_for_impossible_options_says_why(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["bench", *arguments]) == 1
     assert message in capsys.readouterr().err
 

@@ -97,9 +97,7 @@ REPLIES = {
 
 
 @pytest.mark.parametrize("reply", REPLIES)
-async def test_an_odd_reply_affects_only_its_own_call(
-    reply: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_odd_reply_affects_only_its_own_call(reply: str, caplog: pytest.LogCaptureFixture) -> None:
     server, stream_id = OddServer(), new_stream_id()
     server.reply = REPLIES[reply]
     async with connected(server) as connection:

@@ -30,7 +30,9 @@ async def chat(browser: Browser, system: System, **options: object) -> AsyncIter
     one = await Opened.at(browser, f"{system.gateway_url()}/chat", **options)
     one.page.set_default_timeout(_SHOW_MS)
     yield one.page
-    one.complaints = [complaint for complaint in one.complaints if "ERR_" not in complaint and "status of 502" not in complaint]
+    one.complaints = [
+        complaint for complaint in one.complaints if "ERR_" not in complaint and "status of 502" not in complaint
+    ]
     await one.close(host=urlsplit(system.gateway_url()).netloc)
 
 

@@ -336,7 +336,9 @@ _LINK = "url => { location = url; }"
 @pytest.mark.parametrize(
     ("script", "path"), [(_FORM, "/v1/streams"), (_LINK, "/stream?prompt=link")], ids=["form", "link"]
 )
-async def test_another_site_s_form_and_link_in_chromium(system: System, browser: Browser, script: str, path: str) -> None:
+async def test_another_site_s_form_and_link_in_chromium(
+    system: System, browser: Browser, script: str, path: str
+) -> None:
     """Requests that need no script. Only their origin makes them different from allowed ones."""
     before = len(await system.logs())
     page = await browser.new_page()

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from shared.metrics import defined
-from tests.support.load import mixed_streams, metrics_address
+from tests.support.load import metrics_address, mixed_streams
 from tests.support.prometheus import Prometheus, needs_prometheus
 from tests.support.redis_server import free_port
 from tests.support.system import System

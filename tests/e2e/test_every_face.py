@@ -20,7 +20,7 @@ from httpx_sse import EventSource, ServerSentEvent
 from websockets.asyncio.client import connect
 
 from tests.support import ai_sdk
-from tests.support.replay_server import Gathering, ReplayServer, Content, recorded, content_of
+from tests.support.replay_server import Content, Gathering, ReplayServer, content_of, recorded
 from tests.support.system import System
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -202,7 +202,10 @@ def of_response(response: Any) -> Content:
 @pytest.mark.parametrize("name", recorded())
 async def test_the_ai_sdk(system: System, name: str) -> None:
     """The AI SDK shows a refusal as text, and a call's arguments as a parsed value."""
-    question = {"id": f"chat-{name}", "messages": [{"id": "u", "role": "user", "parts": [{"type": "text", "text": "x"}]}]}
+    question = {
+        "id": f"chat-{name}",
+        "messages": [{"id": "u", "role": "user", "parts": [{"type": "text", "text": "x"}]}],
+    }
     answer = await system.http.post(f"{system.gateway_url()}/api/chat", json={**question, "model": name})
     seen = await ai_sdk.read(answer.content)
     assert not seen["wrong"]
@@ -219,7 +222,9 @@ async def test_the_ai_sdk(system: System, name: str) -> None:
     )
     check(shown, name, "the AI SDK")
     calls = [(part["toolCallId"], part["type"], part["input"]) for part in parts if part["type"].startswith("tool-")]
-    assert calls == [(call, f"tool-{function}", json.loads(arguments)) for call, function, arguments in wanted.calls or ()]
+    assert calls == [
+        (call, f"tool-{function}", json.loads(arguments)) for call, function, arguments in wanted.calls or ()
+    ]
 
 
 @pytest.mark.parametrize("name", ["smollm2-cut-off", "openai-parallel-tool-calls"])

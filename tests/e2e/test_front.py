@@ -253,4 +253,6 @@ async def test_a_long_answer_does_not_delay_other_requests(system: System) -> No
     print(
         f"{len(waits)} short requests meanwhile: {sorted(waits)[len(waits) // 2] * 1000:.0f} ms as a rule, {max(waits) * 1000:.0f} ms at most"
     )
-    assert max(waits) < 1.0  # allows for a busy machine; if they were made in the event loop, each would take 0.2 to 0.6 s
+    assert (
+        max(waits) < 1.0
+    )  # allows for a busy machine; if they were made in the event loop, each would take 0.2 to 0.6 s

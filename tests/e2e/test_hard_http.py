@@ -107,7 +107,9 @@ async def test_a_request_with_a_declined_upgrade_is_answered_like_any_other(
     ],
 )
 @pytest.mark.parametrize("cut", [1 << 20, 50])
-async def test_bytes_behind_a_refused_request_are_not_a_request(system: System, request_: bytes, status: int, cut: int) -> None:
+async def test_bytes_behind_a_refused_request_are_not_a_request(
+    system: System, request_: bytes, status: int, cut: int
+) -> None:
     answer = await exchange(system.gateway_port(), *(request_[at : at + cut] for at in range(0, len(request_), cut)))
     assert statuses(answer) == [status], answer
     assert b"hidden" not in answer

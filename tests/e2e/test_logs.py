@@ -88,7 +88,9 @@ async def test_request_ids_are_echoed_or_made_and_checked() -> None:
         url = system.gateway_url()
 
         async def echoed(request_id: str | None, path: str = "/v1/streams/none") -> str:
-            response = await system.http.get(f"{url}{path}", headers={} if request_id is None else {"x-request-id": request_id})
+            response = await system.http.get(
+                f"{url}{path}", headers={} if request_id is None else {"x-request-id": request_id}
+            )
             return str(response.headers["x-request-id"])
 
         assert await echoed("abc-123") == "abc-123"

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shared.metric_definition import OTHER
 from shared.metrics import MODELS_MAX, defined
-from tests.support.load import mixed_streams, metrics_address
+from tests.support.load import metrics_address, mixed_streams
 from tests.support.openai_server import OpenAIServer
 from tests.support.redis_server import free_port
 from tests.support.system import System
@@ -82,7 +82,9 @@ async def test_counters_agree_with_receipts_and_readers(processes: int) -> None:
         async def all_handed_over() -> bool:
             closes = total(await of_gateway(system), "midstream_reader_closes_total")
             delivered = total(await of_gateway(system), "midstream_tokens_delivered_total")
-            up = total(await of_gateway(system), "midstream_redis_up")  # each process reads this from its connection from time to time
+            up = total(
+                await of_gateway(system), "midstream_redis_up"
+            )  # each process reads this from its connection from time to time
             return closes == len(connections) and delivered >= sum(one["tokens"] for one in connections) and up == 1
 
         await wait_until(all_handed_over, what="the other process has handed over too")

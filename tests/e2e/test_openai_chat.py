@@ -129,7 +129,9 @@ async def test_whole_and_streamed_are_the_same(
         calls = [[(call.id, call.function.name, call.function.arguments) for call in choice.message.tool_calls or []]
                  for choice in (one, other)]  # fmt: skip
         assert calls[0] == calls[1]
-        logprobs = [choice.logprobs and [entry.logprob for entry in choice.logprobs.content or []] for choice in (one, other)]
+        logprobs = [
+            choice.logprobs and [entry.logprob for entry in choice.logprobs.content or []] for choice in (one, other)
+        ]
         assert logprobs[0] == logprobs[1]
 
 

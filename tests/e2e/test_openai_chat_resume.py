@@ -149,7 +149,9 @@ async def test_the_provider_stops_when_the_client_leaves(
 async def test_the_response_begins_before_a_silent_provider_s_first_token(system: System, server: OpenAIServer) -> None:
     """The response begins before the first token, so that no proxy takes the connection for dead."""
     began = time.monotonic()
-    async with system.http.stream("POST", chat_url(system), json=request_for({"stall_after": 0}, stream=True)) as response:
+    async with system.http.stream(
+        "POST", chat_url(system), json=request_for({"stall_after": 0}, stream=True)
+    ) as response:
         assert 4 < time.monotonic() - began < 10
         assert response.status_code == 200
         body = response.aiter_text()
@@ -162,9 +164,7 @@ async def test_the_response_begins_before_a_silent_provider_s_first_token(system
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_the_sdk_does_not_retry_a_cancelled_answer(
-    system: System, server: OpenAIServer, stream: bool
-) -> None:
+async def test_the_sdk_does_not_retry_a_cancelled_answer(system: System, server: OpenAIServer, stream: bool) -> None:
     async with openai.AsyncOpenAI(base_url=f"{system.gateway_url()}/v1", api_key="any", max_retries=2) as client:
         requests = server.requests
         running = asyncio.ensure_future(
@@ -194,7 +194,9 @@ async def test_a_request_repeated_with_its_idempotency_key_is_one_answer(system:
     requests = server.requests
     headers = {"idempotency-key": "once"}
     request = request_for({"tokens": 5})
-    first, second = [(await system.http.post(chat_url(system, n), json=request, headers=headers)).json() for n in (0, 1)]
+    first, second = [
+        (await system.http.post(chat_url(system, n), json=request, headers=headers)).json() for n in (0, 1)
+    ]
     assert first == second
     assert server.requests == requests + 1
 

@@ -272,7 +272,9 @@ async def test_the_overview_shows_that_redis_is_away() -> None:
 
         await wait_until(lambda: newest()["redis"].get("up") is True, within_seconds=10.0, what="a snapshot")
         system.redis.kill()
-        await wait_until(lambda: newest()["redis"]["up"] is False, within_seconds=15.0, what="the overview shows that Redis is away")
+        await wait_until(
+            lambda: newest()["redis"]["up"] is False, within_seconds=15.0, what="the overview shows that Redis is away"
+        )
         system.redis.start()
         await wait_until(lambda: newest()["redis"]["up"] is True, within_seconds=15.0, what="and back")
         await watcher.leave()

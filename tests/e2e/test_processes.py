@@ -261,7 +261,9 @@ def up_of_two() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-async def test_midstream_up_starts_the_given_number_of_processes(up_of_two: subprocess.Popen[bytes], how: signal.Signals) -> None:
+async def test_midstream_up_starts_the_given_number_of_processes(
+    up_of_two: subprocess.Popen[bytes], how: signal.Signals
+) -> None:
     assert up_of_two.stdout is not None
     line = (await asyncio.to_thread(up_of_two.stdout.readline)).decode()
     url = line.removeprefix("midstream is up: ").strip()

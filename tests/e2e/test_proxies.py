@@ -311,7 +311,9 @@ async def replace_all(system: System, proxy: Proxy, sources: list[EventSource]) 
         return ready.status_code == 200 and ready.json()["readers"] >= READERS // 4
 
     async def replace(index: int) -> None:
-        await wait_until(partial(has_half_of_the_readers, index), within_seconds=30, what=f"gateway {index} has readers")
+        await wait_until(
+            partial(has_half_of_the_readers, index), within_seconds=30, what=f"gateway {index} has readers"
+        )
         system.gateways[index].send(signal.SIGTERM)
         assert await system.gateways[index].exit_code() == 0
         before = [source.events for source in sources]

@@ -99,7 +99,9 @@ async def test_a_killed_gateway_s_receipt_lacks_little() -> None:
         shown = await receipt(system, stream_id, gateway=1)
         (one,) = shown["delivered"]["connections"]
         assert (one["outcome"], one["closed_at"]) == (None, None)
-        assert one["tokens"] >= had - 45  # the tokens of one report interval at 60 tokens/s, and more for a busy machine
+        assert (
+            one["tokens"] >= had - 45
+        )  # the tokens of one report interval at 60 tokens/s, and more for a busy machine
 
 
 async def test_the_process_that_ends_a_stream_logs_its_receipt() -> None:

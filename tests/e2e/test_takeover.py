@@ -18,7 +18,9 @@ SETTINGS = {"lease_seconds": LEASE_SECONDS}
 TALK = {"tokens": 120, "tokens_per_second": 80}
 
 
-async def stream_in_mid_answer(system: System, policy: str = "restart", *, seen: int = 30) -> tuple[str, Reader, Process]:
+async def stream_in_mid_answer(
+    system: System, policy: str = "restart", *, seen: int = 30
+) -> tuple[str, Reader, Process]:
     """Returns a stream in mid-answer, its reader and its worker."""
     stream_id = await system.create("take over", simulate=TALK, midstream={"on_interrupt": policy})
     reader = system.follow(stream_id)

@@ -332,7 +332,9 @@ def at_start(directory: Path, code: str) -> dict[str, str]:
     ],
     ids=["not-asked-for", "disabled", "none"],
 )
-async def test_without_tracing_no_module_is_loaded_and_nothing_is_stored_or_sent(tmp_path: Path, more: dict[str, str]) -> None:
+async def test_without_tracing_no_module_is_loaded_and_nothing_is_stored_or_sent(
+    tmp_path: Path, more: dict[str, str]
+) -> None:
     async with OpenAIServer() as provider:
         settings = {"openai_base_url": provider.url}
         async with System(settings=settings, environment={**at_start(tmp_path, _TELL_MODULES), **more}) as system:

@@ -424,7 +424,9 @@ async def test_silence_checks_drop_a_tail_that_is_no_longer_followed(
             await tails.close()
 
 
-async def test_restarts_have_growing_pauses_with_a_maximum_and_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_restarts_have_growing_pauses_with_a_maximum_and_can_be_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pauses: list[float] = []
     sleep = asyncio.sleep
 

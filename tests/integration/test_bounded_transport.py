@@ -152,7 +152,9 @@ BOMB = zipped(b"\0" * (64 * MEGABYTE), 2)
     ],
 )
 @pytest.mark.parametrize("status", ["400 Bad Request", "200 OK"])
-async def test_a_body_that_decompresses_to_much_is_decompressed_in_pieces(status: str, coding: str, body: bytes) -> None:
+async def test_a_body_that_decompresses_to_much_is_decompressed_in_pieces(
+    status: str, coding: str, body: bytes
+) -> None:
     response = [head(status, b"Content-Encoding: " + coding.encode(), b"Content-Length: %d" % len(body)), body]
     async with serving(response) as server:
         (items, error), peak = await peak_of(lambda: generated(server))

@@ -285,7 +285,9 @@ async def test_a_tail_with_a_failed_face_is_dropped_in_the_end(valkey_server: Re
 
 
 @pytest.mark.parametrize("ended", [True, False])
-async def test_a_reader_that_arrives_during_a_first_read_from_a_later_id(valkey_server: RedisServer, ended: bool) -> None:
+async def test_a_reader_that_arrives_during_a_first_read_from_a_later_id(
+    valkey_server: RedisServer, ended: bool
+) -> None:
     """A reader resumes after the newest id. Before its read is answered, another reader comes, from the beginning."""
     async with running(valkey_server.url) as gateway:
         writer = Writer(gateway.log, new_stream_id())

@@ -35,7 +35,9 @@ def request_for(script: dict[str, Any] | None = None, **parameters: Any) -> dict
     return {"messages": [{"role": "user", "content": "say something"}], "script": script or {}, **parameters}
 
 
-async def failed_answer_of(provider: OpenAIProvider, request: dict[str, Any], error: type[Exception]) -> tuple[list[Item], Any]:
+async def failed_answer_of(
+    provider: OpenAIProvider, request: dict[str, Any], error: type[Exception]
+) -> tuple[list[Item], Any]:
     """Returns the items before the error, and the error."""
     hearer = Heard()
     with pytest.raises(error) as raised:
@@ -103,7 +105,9 @@ async def test_tool_calls_reasoning_and_logprobs_are_kept(provider: OpenAIProvid
         "type": "function",
         "function": {"name": "weather", "arguments": '{"city":"Zürich 😀"}'},
     }
-    items, finish = await answer_of(provider, request_for({"text": ["a"], "reasoning": ["hm", " so"], "tool_calls": [call]}))
+    items, finish = await answer_of(
+        provider, request_for({"text": ["a"], "reasoning": ["hm", " so"], "tool_calls": [call]})
+    )
     assert finish.reason == "tool_calls"
     deltas: list[Any] = [orjson.loads(item)["delta"] if isinstance(item, bytes) else item for item in items]
     assert deltas[:3] == [{"reasoning_content": "hm"}, {"reasoning_content": " so"}, "a"]

@@ -307,7 +307,9 @@ async def keep_first(redis: RespConnection, log: EventLog, count: int) -> list[E
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 3, 10])
 @pytest.mark.parametrize("by_probe", [True, False])
-async def test_entries_that_a_lagging_replica_lacks_are_appended_again(redis: RespConnection, kept: int, by_probe: bool) -> None:
+async def test_entries_that_a_lagging_replica_lacks_are_appended_again(
+    redis: RespConnection, kept: int, by_probe: bool
+) -> None:
     log = log_over(redis)
     writer = await begun(log, entry_tokens_max=3)
     await push_each(writer, 1, 40)
@@ -334,9 +336,7 @@ async def test_redis_may_lose_entries_repeatedly(redis: RespConnection) -> None:
     assert await tokens_in(log) == numbered(59)
 
 
-async def test_repaired_entries_are_published(
-    redis: RespConnection, valkey_server: RedisServer
-) -> None:
+async def test_repaired_entries_are_published(redis: RespConnection, valkey_server: RedisServer) -> None:
     log = log_over(redis)
     pushed: list[Any] = []
     subscriber = RespConnection(
@@ -603,7 +603,9 @@ async def test_a_full_redis_ends_the_attempt_without_a_hole(redis: RespConnectio
 
 
 @pytest.mark.parametrize("steps", range(8))
-async def test_a_probe_during_a_restart_does_not_take_the_new_attempt_for_a_fence(redis: RespConnection, steps: int) -> None:
+async def test_a_probe_during_a_restart_does_not_take_the_new_attempt_for_a_fence(
+    redis: RespConnection, steps: int
+) -> None:
     troubles: list[MidstreamError] = []
     log = log_over(redis)
     writer = await begun(log, troubles)

@@ -18,7 +18,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0, help="how long faults strike (default 1)")
     parser.add_argument("--streams", type=int, default=24, metavar="N", help="how many run at once (default 24)")
     arguments = parser.parse_args()
-    stress = Stress(arguments.seed, arguments.minutes * 60, at_once=arguments.streams, say=lambda line: print(line, flush=True))
+    stress = Stress(
+        arguments.seed, arguments.minutes * 60, at_once=arguments.streams, say=lambda line: print(line, flush=True)
+    )
     return 0 if uvloop.run(stress.run()) else 1
 
 

@@ -198,7 +198,9 @@ def check_answer(answer: Sequence[str], items: Sequence[str], *, whole: bool) ->
         return []
     place = next((at for at, pair in enumerate(zip(items, expected, strict=False)) if pair[0] != pair[1]), len(items))
     kind = "lost" if len(items) < len(expected) else "other"
-    detail = f"{len(items)} items, {len(expected)} are expected, they differ at {place}: {list(items[place : place + 3])}"
+    detail = (
+        f"{len(items)} items, {len(expected)} are expected, they differ at {place}: {list(items[place : place + 3])}"
+    )
     return [Broken("the answer is the provider's", kind, detail)]
 
 

@@ -56,7 +56,9 @@ def _recording(dice: random.Random) -> list[dict[str, Any]]:
             chunks += [_chunk({"reasoning_content": "hm"}), _chunk({"reasoning": "so", "reasoning_details": [{}]})]
         elif kind == "calls":
             chunks += [_chunk({"tool_calls": [_CALL]})]
-            chunks += [_chunk({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}) for piece in ('{"a"', ":1}")]
+            chunks += [
+                _chunk({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}) for piece in ('{"a"', ":1}")
+            ]
         elif kind == "logprobs":
             chunks += [_chunk({"content": "a"})]
             chunks[-1]["choices"][0]["logprobs"] = {"content": [_TOKEN], "refusal": None}

@@ -180,7 +180,9 @@ def fed(payload: bytes) -> tuple[ChunkReader, list[str]]:
         for name, count in usage.items():
             if name.endswith("_tokens_details"):
                 assert count is None or all(
-                    number is None or (type(number) is int and number >= 0) for key, number in count.items() if key.endswith("_tokens")
+                    number is None or (type(number) is int and number >= 0)
+                    for key, number in count.items()
+                    if key.endswith("_tokens")
                 )
             elif name.endswith("_tokens"):
                 assert count is None or (type(count) is int and 0 <= count <= 2**53)

@@ -41,7 +41,12 @@ def test_time_limits_of_a_call(
 
 
 def pause(
-    error: ProviderError, *, on_interrupt: str = "restart", attempt: int = 1, tries: int = 1, in_mid_answer: bool = False
+    error: ProviderError,
+    *,
+    on_interrupt: str = "restart",
+    attempt: int = 1,
+    tries: int = 1,
+    in_mid_answer: bool = False,
 ) -> float | None:
     return pause_before_next_call(
         SETTINGS, error, on_interrupt=on_interrupt, attempt=attempt, tries=tries, in_mid_answer=in_mid_answer

@@ -31,7 +31,10 @@ async def test_the_same_prompt_gives_the_same_answer() -> None:
 
 
 async def test_another_prompt_or_seed_gives_another() -> None:
-    answers = [(await answer_to(one))[0] for one in (request_for(), request_for("bye"), request_for(seed=1), request_for(seed=2))]
+    answers = [
+        (await answer_to(one))[0]
+        for one in (request_for(), request_for("bye"), request_for(seed=1), request_for(seed=2))
+    ]
     assert len({"".join(words) for words in answers}) == 4
 
 

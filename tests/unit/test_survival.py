@@ -32,7 +32,9 @@ SHOWN_BY = {
         "e2e/test_redis_forgets.py::test_a_replica_is_promoted_while_it_lags",
         "e2e/test_redis_forgets.py::test_redis_starts_from_an_older_append_only_file",
     ],
-    "Redis has reached its `maxmemory`": ["e2e/test_redis_forgets.py::test_streams_fail_while_redis_is_full_and_work_again_afterwards"],
+    "Redis has reached its `maxmemory`": [
+        "e2e/test_redis_forgets.py::test_streams_fail_while_redis_is_full_and_work_again_afterwards"
+    ],
     "all readers have gone": ["e2e/test_model.py::test_the_last_reader_leaves"],
 }
 
