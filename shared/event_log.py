@@ -22,7 +22,7 @@ from shared.ids import BEGINNING, FIRST_ID, EventId
 from shared.keys import deliveries_key, live_channel, log_key
 
 _ODD_SHAPES = (TypeError, ValueError, IndexError, KeyError, AttributeError)
-"""What Python raises over a reply of another shape; UnicodeDecodeError is a ValueError."""
+"""The exceptions that a reply of another shape causes; UnicodeDecodeError is a ValueError."""
 _SHOWN_BYTES_MAX, _SHOWN_PARTS_MAX, _SHOWN_CHARACTERS_MAX = 60, 4, 240
 READ_ENTRIES_MAX = 1000
 """Entries per read: about 100 KB and 1 ms of Redis, so that no long history holds up the other streams."""
@@ -31,7 +31,7 @@ RawEntry = tuple[bytes, tuple[bytes, bytes]]
 """An entry as Redis sends it: its id, and its field and value. One that somebody else wrote may have more (`entry_of`)."""
 
 _NO_LOG: list[Any] = [[bytes(FIRST_ID), ()]]
-"""How a key that is no stream reads: as one entry that cannot be read."""
+"""The result of reading a key that is not a stream: one unreadable entry."""
 
 OnRead = Callable[[list[RawEntry] | Exception], None]
 """Called with the entries, oldest first, or with the error. It must not raise."""

@@ -272,14 +272,14 @@ class Accepted:
     principal: str
     metadata: dict[str, str]
     facade: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What the API that it came through needs to answer in its own format; empty for the native one."""
+    """Data that the API of the request needs for answers in its own format; empty for the native API."""
     request_id: str = ""
     """The id of the HTTP request that created the stream, for the logs."""
     traceparent: str = ""
     """The span of that request, the parent of the stream's other spans; empty if traces were off."""
 
     def stored(self) -> bytes:
-        """Its JSON. `metadata` stands before `request`: whoever lists streams reads the beginning only."""
+        """Returns the JSON. `metadata` comes before `request`, so that the console need read only the beginning."""
         return orjson.dumps(
             {
                 "policies": self.policies.stored(),

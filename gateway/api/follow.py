@@ -61,13 +61,13 @@ class FollowRequest:
     face: Face
     place: Place = BEGINNING_PLACE
     headers: Headers = ()
-    """Of the response, beside those that every stream has."""
+    """Response headers in addition to those of every stream."""
     representation: str = ""
     """The name that makes the ETag of the whole of an ended stream; without one it has none."""
     first: bytes = b""
     """Stands before everything else in the body."""
     had: EventId | None = None
-    """What the client had before it is sent `first`, where `first` holds the events from there to the place."""
+    """The last event that the client had before this response, if `first` has the events from there up to the place."""
 
 
 class Subscribe:

@@ -24,7 +24,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class Follower(Protocol):
-    """Whoever writes to a connection, with the callbacks of that connection. None is called before `open` has returned."""
+    """The writer of a connection, with callbacks that the connection calls, never before `open` has returned."""
 
     def writable(self) -> None:
         """Called when the socket, which was full, takes bytes again."""
@@ -47,7 +47,7 @@ class Sink(Protocol):
 
 
 def chunk_of(body: bytes) -> bytes:
-    """One piece of a chunked body (RFC 9112, section 7.1)."""
+    """Returns one chunk of a chunked body (RFC 9112, section 7.1)."""
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 

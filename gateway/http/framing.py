@@ -10,6 +10,7 @@ Content-Length and chunked. What deviates is refused with a Problem, and the cal
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
 from httptools import HttpParserError, HttpParserInvalidURLError, HttpParserUpgrade, HttpRequestParser
 
@@ -95,21 +96,20 @@ class Lines:
             raise Problem(414, f"the request line has more than {REQUEST_LINE_BYTES_MAX} bytes, which is the limit")
 
 
-class Body:
-    """The framing of a request's body, of which `take` gets the bytes as they come. `whole`: it has come to its end."""
+class Body(Protocol):
+    """Separates a request's body from what follows it, as the bytes come in."""
 
-    __slots__ = ()
     whole: bool
+    """The body has come to its end."""
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
-        """The body's content in these bytes, and the rest: of a later request, or to be passed again with what follows.
+        """Returns the body's content in these bytes, and the rest: of a later request, or to be passed again with what follows.
 
         Raises Problem 400, 431.
         """
-        raise NotImplementedError
 
 
-class SizedBody(Body):
+class SizedBody:
     """A body with a Content-Length."""
 
     __slots__ = ("left", "whole")
@@ -127,7 +127,7 @@ class SizedBody(Body):
         return (data, b"") if not left else (data[:size], data[size:])
 
 
-class ChunkedBody(Body):
+class ChunkedBody:
     """A chunked body (RFC 9112, section 7.1). Chunk extensions and trailers are ignored."""
 
     __slots__ = ("_bytes", "_chunks", "_extensions", "_left", "_trailers", "whole")

@@ -40,7 +40,7 @@ class Route:
         self._tail = "" if parameter is None else template[parameter.end() :]
 
     def matches(self, path: str) -> bool:
-        """Whether this is a request's path."""
+        """Returns whether a request's path matches the template."""
         if not self._has_parameter:
             return path == self.path
         if not (path.startswith(self._head) and path.endswith(self._tail)):
@@ -48,7 +48,7 @@ class Route:
         return self._spans_segments or "/" not in self.argument(path)
 
     def argument(self, path: str) -> str:
-        """What stands in a path that matches for the template's parameter."""
+        """Returns the value of the template's parameter in a path that matches."""
         return path[len(self._head) : len(path) - len(self._tail)]
 
 
@@ -73,7 +73,7 @@ class Part(Protocol):
 
     @property
     def routes(self) -> Sequence[Route]:
-        """All that `route` finds a handler for."""
+        """All routes of this part; `route` finds a handler for each."""
 
     def route(self, scope: Scope) -> ASGI | None:
         """The handler for this request; None if it belongs to another part. A handler answers or raises Problem."""

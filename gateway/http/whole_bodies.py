@@ -71,7 +71,7 @@ class Held:
 
 
 _LONG_WORK = ThreadPoolExecutor(1, thread_name_prefix="long-work")
-"""One thread: the event loop gets the interpreter lock back from it after 5 ms; it would wait for several in turn."""
+"""Only one thread: the event loop gets the interpreter lock back from a thread after 5 ms, and would wait for each of several."""
 
 
 async def made(count: int, make: Callable[[], T]) -> T:

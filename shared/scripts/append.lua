@@ -1,7 +1,7 @@
 -- Append one entry under its explicit id and publish it, or do neither.
 -- KEYS: log, channel. ARGV: how many entries the log must hold, id, field, value [, seconds to expiry].
--- Without field and value it appends nothing and only tells whether the log still holds what the writer believes.
--- Applied: the number of listeners. Otherwise {duplicate | gap | fenced, last id, entries}: the log, not the writer, knows.
+-- Without field and value it appends nothing, and only checks that the log still has what the writer expects.
+-- Returns the number of listeners if applied; otherwise {duplicate | gap | fenced, last id, entries} of the log.
 -- In the common case XLEN alone shows that nobody else wrote and nothing was lost; XADD refuses what is not newer.
 local key, id, field, value = KEYS[1], ARGV[2], ARGV[3], ARGV[4]
 local held = redis.call('XLEN', key)

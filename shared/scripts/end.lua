@@ -1,4 +1,4 @@
--- End a stream from outside its attempt: append a terminal event that fences whoever writes, unless it has ended.
+-- End a stream from outside its attempt: append a terminal event that fences the writer, unless the stream has ended.
 -- KEYS: log, channel. ARGV: field, value, seconds to expiry [, the last id that the log must have].
 -- {1, id} appended; {0, last id} it had ended, or the log has moved on from that last id; nil: there is no log.
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]

@@ -1,6 +1,6 @@
-"""EventSource libraries that people use, each as its documentation has it, through one connection after the other.
+"""EventSource libraries that people use, each as in its documentation, over many connections.
 
-The gateway sends every reader away after half a second: each of them must come back by itself, with what it had.
+The gateway ends every connection after half a second: each library must reconnect by itself, with the last id.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ async def running() -> AsyncIterator[System]:
 
 
 async def expect_whole(system: System, stream_id: str, messages: list[Message]) -> None:
-    """It got everything once and in order, over all its connections."""
+    """Checks that the client got every event once and in order, over all its connections."""
     answer = answer_of(messages)
     state = await system.state(stream_id)
     assert len(answer.tokens) == ANSWER["tokens"]
@@ -47,10 +47,10 @@ async def expect_whole(system: System, stream_id: str, messages: list[Message]) 
 async def test_eventsource_of_npm(system: System) -> None:
     stream_id = await system.create("npm", simulate=ANSWER)
     reader = await Node.run("eventsource.mjs", system.events_url(stream_id))
-    said = await reader.until_end()
-    assert sum("opened" in one for one in said) >= 3
-    assert said[-1] == {"closed": True, "status": 204}, "it asked for more after the end, and gave up for good"
-    await expect_whole(system, stream_id, [Message(**one) for one in said if "event" in one])
+    lines = await reader.until_end()
+    assert sum("opened" in one for one in lines) >= 3
+    assert lines[-1] == {"closed": True, "status": 204}, "it asked for more after the end, and gave up for good"
+    await expect_whole(system, stream_id, [Message(**one) for one in lines if "event" in one])
 
 
 async def test_fetch_event_source_of_microsoft(system: System) -> None:

@@ -1,4 +1,4 @@
-"""A worker that asks a real OpenAI-compatible server over HTTP, whose own counters say what was generated."""
+"""A worker that calls an OpenAI-compatible server over HTTP; the server's counters show what was generated."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Model:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def model(server: OpenAIServer, system: System) -> AsyncIterator[Model]:
-    """The server and the system, at rest before and after."""
+    """Yields the server and the system, both idle before and after the test."""
     assert server.running == 0
     yield Model(server, system)
     await wait_until(lambda: server.running == 0, what="the provider is at rest")
@@ -42,18 +42,18 @@ async def cancel(system: System, stream_id: str) -> dict[str, Any]:
 
 
 async def test_answer_and_usage_are_the_provider_s(model: Model) -> None:
-    said = ["Grüße", " 👋🏽", ' "quoted"\n', " \u2028", " end"]
-    stream_id = await model.system.create("one two three", model="some-model", script={"text": said})
+    words = ["Grüße", " 👋🏽", ' "quoted"\n', " \u2028", " end"]
+    stream_id = await model.system.create("one two three", model="some-model", script={"text": words})
     answer = answer_of((await model.system.follow(stream_id).until_end()).messages)
     assert answer.started == {"attempt": 1, "model": "some-model"}
-    assert answer.tokens == said
+    assert answer.tokens == words
     assert answer.end_data == {
         "finish_reason": "stop",
         "truncated": False,
         "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8},
     }
     state = await model.system.state(stream_id)
-    assert (state["status"], state["text"], state["tokens"]) == ("completed", "".join(said), 5)
+    assert (state["status"], state["text"], state["tokens"]) == ("completed", "".join(words), 5)
     assert state["usage"] == answer.end_data["usage"]
 
 
@@ -107,7 +107,7 @@ async def test_cancel_stops_the_provider_within_a_second(model: Model) -> None:
     answer = answer_of((await reader.until_end()).messages)
     assert (answer.end, answer.end_data) == ("cancelled", {"by": "client"})
     assert answer.text == state["text"]
-    assert await cancel(model.system, stream_id) == state  # once more changes nothing
+    assert await cancel(model.system, stream_id) == state  # a second cancel changes nothing
     assert model.server.tokens == produced
 
 
@@ -143,7 +143,7 @@ async def test_the_last_reader_leaves(model: Model) -> None:
     await readers[0].leave()
     await readers[1].until_tokens(
         len(readers[1].tokens) + int(50 * 3 * GRACE_SECONDS)
-    )  # one goes on, far past the grace
+    )  # one reader stays, for far longer than the limit
     assert model.server.running == 1
     await readers[1].leave()
     await wait_until(lambda: model.server.running == 0, within_seconds=GRACE_SECONDS + 1.5, what="it has stopped")
@@ -152,13 +152,13 @@ async def test_the_last_reader_leaves(model: Model) -> None:
     assert (await model.system.state(stream_id))["status"] == "cancelled"
 
 
-async def test_nobody_ever_came(model: Model) -> None:
+async def test_a_stream_without_any_reader_is_cancelled(model: Model) -> None:
     midstream = {"on_disconnect": {"cancel_after": GRACE_SECONDS}}
     stream_id = await model.system.create("nobody", script=TICKING, midstream=midstream)
     await model.system.until_status(stream_id, "cancelled", within_seconds=GRACE_SECONDS + 3.0)
 
 
-async def test_a_reload_within_the_grace(model: Model) -> None:
+async def test_a_reader_that_returns_in_time_keeps_the_stream(model: Model) -> None:
     midstream = {"on_disconnect": {"cancel_after": 2}}
     stream_id = await model.system.create(
         "reload", script={"tokens": 200, "tokens_per_second": 50}, midstream=midstream
@@ -182,7 +182,7 @@ async def test_continue_needs_no_reader(model: Model) -> None:
     assert (await model.system.state(stream_id, wait_seconds=20))["tokens"] == 60
 
 
-async def test_delete_stops_it_and_leaves_a_tombstone(model: Model) -> None:
+async def test_delete_stops_the_provider_and_leaves_a_tombstone(model: Model) -> None:
     stream_id = await model.system.create("delete", script=TICKING)
     reader = model.system.follow(stream_id)
     await reader.until_tokens(10)
@@ -209,7 +209,7 @@ async def test_refused_by_the_provider(model: Model) -> None:
     assert (await model.system.state(stream_id))["error"] == answer.end_data
 
 
-async def test_tried_again_before_the_first_token_and_nobody_sees(model: Model) -> None:
+async def test_retries_before_the_first_token_are_invisible(model: Model) -> None:
     script = {"tokens": 10, "key": "busy", "times": 2, "fail_status": 429, "retry_after": 0.05}
     stream_id = await model.system.create("again", script=script)
     answer = answer_of((await model.system.follow(stream_id).until_end()).messages)

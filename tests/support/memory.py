@@ -1,4 +1,4 @@
-"""The memory of another process: what it has, and a limit on what it may ask for."""
+"""The memory of another process: its size, and a limit for it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def resident_megabytes(pid: int) -> float:
-    """What it has in memory; 0 once it has ended."""
+    """Returns a process's resident memory in MB; 0 once it has ended."""
     return _megabytes(pid, "VmRSS")
 
 
 def limit_memory(pid: int, megabytes: int) -> None:
-    """Have it ask for so much at most: what its libraries map and do not use is allowed for.
+    """Limits the memory that the process may use from now on, beside what its libraries map.
 
-    RLIMIT_AS counts addresses, of which a Python process that has just started has far more than memory.
+    RLIMIT_AS limits addresses. A Python process has far more of them than resident memory, so the difference is added.
     """
     mapped = _megabytes(pid, "VmSize") - resident_megabytes(pid)
     most = int(mapped + megabytes) << 20

@@ -24,7 +24,7 @@ def recorded() -> list[str]:
 
 
 @dataclass
-class Said:
+class Content:
     """The content of a recording, merged chunk by chunk in the simplest way. None: a face need not show this field."""
 
     text: str | None = None
@@ -56,13 +56,13 @@ class Gathering:
             for place, piece in enumerate((call.get("id"), function.get("name"), function.get("arguments"))):
                 known[place] += piece or ""
 
-    def said(self, finish_reason: str | None, usage: dict[str, Any] | None) -> Said:
+    def content(self, finish_reason: str | None, usage: dict[str, Any] | None) -> Content:
         calls = [(name, function, arguments) for _, (name, function, arguments) in sorted(self.calls.items())]
         tokens = None if usage is None else (usage["prompt_tokens"], usage["completion_tokens"])
-        return Said(self.text, self.reasoning, self.refusal, calls, finish_reason, tokens)
+        return Content(self.text, self.reasoning, self.refusal, calls, finish_reason, tokens)
 
 
-def said_in(name: str) -> Said:
+def content_of(name: str) -> Content:
     gathering, finish_reason, usage = Gathering(), None, None
     for line in (RECORDINGS / f"{name}.txt").read_text().splitlines():
         if not line.startswith("data: {"):
@@ -72,7 +72,7 @@ def said_in(name: str) -> Said:
         for choice in chunk["choices"]:
             gathering.add(choice["delta"])
             finish_reason = choice["finish_reason"] or finish_reason
-    return gathering.said(finish_reason, usage)
+    return gathering.content(finish_reason, usage)
 
 
 class ReplayServer(HttpServer):

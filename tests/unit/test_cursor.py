@@ -1,4 +1,4 @@
-"""Where a reader goes on, from the request to the id that it counts as having."""
+"""Cursors: from a request's header and query to the id after which the reader continues."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_place_of_a_request(query: str, header: str | None, place: Place) ->
 @pytest.mark.parametrize(
     ("query", "header"), [("from=then", None), ("", "x"), ("last_event_id=1", None), ("a=%ff", None)]
 )
-def test_what_is_no_place(query: str, header: str | None) -> None:
+def test_malformed_cursors_are_refused(query: str, header: str | None) -> None:
     with pytest.raises(Problem) as caught:
         place_of(request(query, header))
     assert caught.value.status == 400
@@ -59,7 +59,7 @@ def test_the_id_that_a_reader_counts_as_having(place: Place, end: EventId | None
     assert place.first_cursor(end or EventId(1, 8), end) == cursor
 
 
-def test_only_who_has_the_end_is_behind_it() -> None:
+def test_only_a_cursor_at_the_end_has_everything() -> None:
     end = EventId(1, 9)
     assert Place(end).is_behind(end)
     assert not Place(EventId(1, 8)).is_behind(end)
@@ -68,7 +68,7 @@ def test_only_who_has_the_end_is_behind_it() -> None:
     assert not Place(from_now=True).is_behind(end)
 
 
-def test_an_id_that_names_its_stream() -> None:
+def test_an_id_with_its_stream_s_id() -> None:
     stream_id = new_stream_id()
     assert stream_and_place_of(f"{stream_id}/1-3") == (stream_id, Place(EventId(1, 3)))
     for wrong in ("1-3", "x/1-3", f"{stream_id}/x", "/"):
@@ -76,7 +76,7 @@ def test_an_id_that_names_its_stream() -> None:
             stream_and_place_of(wrong)
 
 
-def test_bytes_that_a_client_has() -> None:
+def test_after_bytes_of_a_query() -> None:
     assert after_bytes_of({}) == after_bytes_of({"after_bytes": ""}) == 0
     assert after_bytes_of({"after_bytes": "12"}) == 12
     for wrong in ("-1", "x", "1" * 13, "١"):
