@@ -216,7 +216,11 @@ FAULTS: dict[str, tuple[list[str], list[str], str]] = {
     "keys that may only be read": ([], ["ACL SETUSER u on >p %R~* &* +@all"], "the keys midstream:*"),
     "a wrong password": ([], ["ACL SETUSER u on >other ~* &* +@all"], "refuses the login"),
     "renamed": (["--rename-command", "EVALSHA", ""], ["ACL SETUSER u on >p ~* &* +@all"], "does not know EVALSHA"),
-    "a read-only replica": ([], ["ACL SETUSER u on >p ~* &* +@all", "REPLICAOF 127.0.0.1 1"], "name its primary"),
+    "a read-only replica": (
+        [],
+        ["ACL SETUSER u on >p ~* &* +@all", "REPLICAOF 127.0.0.1 1"],
+        "the address of its primary",
+    ),
     "a queue that is none": (
         [],
         ["ACL SETUSER u on >p ~* &* +@all", f"SET {REQUESTS.decode()} x"],
