@@ -24,7 +24,7 @@ from pathlib import Path
 import httpx2
 
 from shared.sse import Decoder, Message
-from tests.support.memory import limit_memory, resident_megabytes
+from tests.support.memory import ONE_ARENA, limit_memory, resident_megabytes
 from tests.support.raw_http import RawHttp, statuses
 from tests.support.redis_server import RedisServer
 from tests.support.system import Process, answer_of
@@ -226,9 +226,13 @@ async def fuzz(seconds: float, seed: int) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="midstream-fuzz-") as directory, RedisServer("valkey") as server:
         common: dict[str, object] = {"redis_url": server.url}
         gateway = Process(
-            "gateway", {**common, **_SETTINGS, "port": 0}, Path(directory) / "gateway.log", ["--log-format", "json"]
+            "gateway",
+            {**common, **_SETTINGS, "port": 0},
+            Path(directory) / "gateway.log",
+            ["--log-format", "json"],
+            ONE_ARENA,
         )
-        worker = Process("producer", common, Path(directory) / "producer.log")
+        worker = Process("producer", common, Path(directory) / "producer.log", environment=ONE_ARENA)
         try:
             gateway.start()
             worker.start()
