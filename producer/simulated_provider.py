@@ -36,7 +36,8 @@ class SimulatedProvider:
     async def generate(self, request: dict[str, Any], partial: str, hearer: Hearer) -> Finish:
         asked = {name: value for name, value in (request.get("simulate") or {}).items() if value is not None}
         total = int(asked.get("tokens", DEFAULT_TOKENS))
-        limit = request.get("max_completion_tokens") or request.get("max_tokens") or total
+        limits = (request.get("max_completion_tokens"), request.get("max_tokens"))
+        limit = next((limit for limit in limits if type(limit) is int and limit > 0), total)  # others mean: no limit
         count = min(total, limit)
         pace = float(asked.get("tokens_per_second", DEFAULT_TOKENS_PER_SECOND))
         fail_after, stall_after = asked.get("fail_after"), asked.get("stall_after")

@@ -8,7 +8,7 @@ A test holds the two together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -89,11 +89,6 @@ class Operation:
     events: Sequence[EventKind] = ()
     description: str = ""
 
-    def head(self) -> Operation:
-        """The same resource asked for by HEAD: the statuses and headers of GET without its body."""
-        answers = [replace(answer, bodies={}) for answer in self.answers]
-        return replace(self, name=f"{self.name}_head", answers=answers)
-
 
 def query(name: str, description: str, **schema: Any) -> Parameter:
     """A parameter of the query; a text where nothing else is said."""
@@ -113,7 +108,9 @@ def in_path(name: str, description: str, **schema: Any) -> Parameter:
 REQUEST_ID = header("X-Request-Id", "Stands in the answer and in the logs; made by the gateway where it is missing.")
 TRACEPARENT = header("traceparent", "W3C Trace Context: the span that the request belongs to, where traces are on.")
 LAST_EVENT_ID = header("Last-Event-ID", "The newest event that the client has: the answer goes on behind it.")
-LAST_EVENT_ID_QUERY = query("last_event_id", "As the header `Last-Event-ID`, which wins.")
+LAST_EVENT_ID_QUERY = query(
+    "last_event_id", "As the header `Last-Event-ID`, which wins. Also written `lastEventId`, `Last-Event-ID`."
+)
 IDEMPOTENCY_KEY = header(
     "Idempotency-Key",
     "A repeated request with this key is answered with the first one's stream.",

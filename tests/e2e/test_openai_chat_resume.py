@@ -51,9 +51,9 @@ async def test_a_stream_goes_on_after_any_of_its_events(system: System) -> None:
     response = await system.http.post(chat_url(system), json=asked)
     whole = blocks(response.text)
     stream_id = response.headers["x-stream-id"]
-    ids = [one.split("\n")[0].removeprefix("id: ") for one in whole]
+    ids = [one.split("\n")[-1].removeprefix("id: ") for one in whole]
     assert len(set(ids)) == len(whole), "every event has an id of its own"
-    assert whole[-1].endswith("data: [DONE]")
+    assert whole[-1].startswith("data: [DONE]\nid: ")
     assert blocks((await resumed(system, stream_id, "")).text) == whole
     for place, event_id in enumerate(ids[:-1]):
         again = await resumed(system, stream_id, event_id)

@@ -24,6 +24,16 @@ def request(query: str = "", header: str | None = None) -> dict[str, Any]:
         ("", "1-57", Place(EventId(1, 57))),
         ("last_event_id=1-57", None, Place(EventId(1, 57))),
         ("last_event_id=1-5&last_event_id=1-6", None, Place(EventId(1, 6))),
+        *(
+            (f"{name}=1-57", None, Place(EventId(1, 57)))
+            for name in ("lastEventId", "lastEventID", "lasteventid", "Last-Event-ID", "Last-Event-Id", "LAST_EVENT_ID")
+        ),
+        ("last_event_id=1-5&a=b&lastEventId=1-6", None, Place(EventId(1, 6))),
+        ("lastEventId=1-6&last_event_id=1-5&Last-Event-Id=1-6", None, Place(EventId(1, 6))),
+        ("lastEventId=&last_event_id=1-5", None, Place(EventId(1, 5))),
+        ("last_event_id=1-5&lastEventId=", None, Place(EventId(1, 5))),
+        ("lastEventId=1-9", "1-5", Place(EventId(1, 5))),
+        ("last_event=1-9&event_id=1-9", None, BEGINNING_PLACE),
         ("last_event_id=1-5", " 2-0 ", Place(EventId(2, 0))),
         ("from=now", None, Place(from_now=True)),
         ("from=now", "1-1", Place(EventId(1, 1))),
@@ -53,19 +63,24 @@ def test_what_is_no_place(query: str, header: str | None) -> None:
         (Place(from_now=True), None, EventId(1, 8)),
         (Place(from_now=True), EventId(1, 9), EventId(1, 8)),
         (Place(from_now=True), EventId(2, 0), EventId(2, -1)),
+        (Place(EventId(1, 99)), EventId(1, 9), EventId(1, 8)),
+        (Place(EventId(3, 0)), EventId(2, 0), EventId(2, -1)),
+        (Place(EventId(1, 99)), None, EventId(1, 99)),
     ],
 )
 def test_the_id_that_a_reader_counts_as_having(place: Place, end: EventId | None, cursor: EventId) -> None:
     assert place.first_cursor(end or EventId(1, 8), end) == cursor
 
 
-def test_only_who_has_the_end_is_behind_it() -> None:
+def test_only_who_has_the_end_is_at_it() -> None:
     end = EventId(1, 9)
-    assert Place(end).is_behind(end)
-    assert not Place(EventId(1, 8)).is_behind(end)
-    assert not Place(end).is_behind(None)
-    assert not BEGINNING_PLACE.is_behind(end)
-    assert not Place(from_now=True).is_behind(end)
+    assert Place(end).is_at(end)
+    assert Place(end).is_at(None, end)
+    assert not Place(EventId(1, 8)).is_at(end)
+    assert not Place(EventId(1, 10)).is_at(end), "a cursor ahead of the end gets the terminal event"
+    assert not Place(end).is_at(None)
+    assert not BEGINNING_PLACE.is_at(end)
+    assert not Place(from_now=True).is_at(end)
 
 
 def test_an_id_that_names_its_stream() -> None:

@@ -1,5 +1,6 @@
-// node eventsource.mjs URL: an EventSource with no code of its own beside listeners, until it has given up for good.
-import { EventSource } from 'eventsource';
+// node eventsource.mjs URL [PACKAGE]: an EventSource with no code of its own beside listeners, until it has given up for good.
+const module = await import(process.argv[3] ?? 'eventsource');
+const EventSource = module.EventSource ?? module.default;
 
 const say = (told) => console.log(JSON.stringify(told));
 const source = new EventSource(process.argv[2]);
@@ -8,5 +9,5 @@ source.onopen = () => say({ opened: true });
 for (const event of ['message', ...named])
   source.addEventListener(event, (one) => say({ id: one.lastEventId, event, data: one.data }));
 source.onerror = (error) => {
-  if (source.readyState === EventSource.CLOSED) say({ closed: true, status: error.code });
+  if (source.readyState === EventSource.CLOSED) say({ closed: true, status: error.code ?? error.status });
 };
