@@ -157,7 +157,7 @@ class Settings:
     stream_bytes_max: int = _setting(
         16 << 20,
         "bytes",
-        "A log whose values would have more bytes ends as failed: log_full. A worker keeps a copy of what it writes, to repair a Redis that has lost entries.",
+        "A log whose values, without the request, would have more bytes ends as failed: log_full. A worker keeps a copy of what it writes, to repair a Redis that has lost entries.",
         least=1024,
     )
     entry_tokens_max: int = _setting(

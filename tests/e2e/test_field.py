@@ -320,6 +320,7 @@ async def test_a_request_of_20_mb_works_and_its_memory_goes_with_the_end(system:
     assert await memory_of(system, request_key(stream_id), kept_key(stream_id)) == [0, 0]
     url = f"{system.gateway_url()}/v1/chat/completions"
     answer = await system.http.post(url, json={"messages": messages, "simulate": QUICK})
+    assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["finish_reason"] == "stop"
 
     async def is_free() -> bool:
