@@ -40,6 +40,10 @@ def blocks(body: str) -> list[str]:
     return [one for one in "\n".join(lines).split("\n\n") if one]
 
 
+def data_of(block: str) -> str:
+    return block.split("data: ")[1].split("\nid: ")[0]
+
+
 async def resumed(system: System, stream_id: str, after: str, **how: Any) -> httpx2.Response:
     headers = {"last-event-id": after} if after else {}
     return await system.http.get(f"{chat_url(system, 1)}/{stream_id}/events", headers=headers, **how)
@@ -110,7 +114,7 @@ async def test_where_nothing_can_go_on_it_says_why(
 
 async def test_streams_of_other_apis_can_be_read_here_and_the_other_way_round(system: System) -> None:
     native = await system.create(model="m", script={"tokens": 3}, midstream={"on_disconnect": "continue"})
-    *chunks, done = [one.split("data: ")[1] for one in blocks((await resumed(system, native, "")).text)]
+    *chunks, done = [data_of(one) for one in blocks((await resumed(system, native, "")).text)]
     state = await system.state(native)
     said = [choice["delta"].get("content", "") for one in chunks for choice in json.loads(one)["choices"]]
     assert ("".join(said), done) == (state["text"], "[DONE]")
@@ -123,7 +127,7 @@ async def test_streams_of_other_apis_can_be_read_here_and_the_other_way_round(sy
 async def test_a_cut_off_answer_says_length_in_every_shape(system: System) -> None:
     whole = (await system.http.post(chat_url(system), json=asking({"tokens": 9}, max_tokens=4))).json()
     streamed = await system.http.post(chat_url(system), json=asking({"tokens": 9}, max_tokens=4, stream=True))
-    last = json.loads(blocks(streamed.text)[-2].split("data: ")[1])
+    last = json.loads(data_of(blocks(streamed.text)[-2]))
     assert whole["choices"][0]["finish_reason"] == last["choices"][0]["finish_reason"] == "length"
 
 
@@ -157,7 +161,7 @@ async def test_a_silent_provider_is_waited_for_with_an_open_stream(system: Syste
         stream_id = response.headers["x-stream-id"]
         await system.http.post(f"{system.gateway_url(1)}/v1/streams/{stream_id}/cancel")
         rest = "".join([part async for part in body])
-    assert json.loads(blocks(rest)[-1].split("data: ")[1])["error"]["code"] == "cancelled"
+    assert json.loads(data_of(blocks(rest)[-1]))["error"]["code"] == "cancelled"
     await wait_until(lambda: server.running == 0, what="the provider has stopped")
 
 
@@ -222,7 +226,7 @@ async def test_curl_gets_the_stream_as_it_is(system: System) -> None:
     assert process.returncode == 0
     events = blocks(told.decode())
     assert len(events) == 33
-    assert events[-1].endswith("\ndata: [DONE]")
+    assert data_of(events[-1]) == "[DONE]"
 
 
 async def test_an_sdk_s_stream_is_not_sent_away_when_it_grows_old_but_cut_when_the_gateway_stops() -> None:

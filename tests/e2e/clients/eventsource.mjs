@@ -9,5 +9,6 @@ source.onopen = () => say({ opened: true });
 for (const event of ['message', ...named])
   source.addEventListener(event, (one) => say({ id: one.lastEventId, event, data: one.data }));
 source.onerror = (error) => {
-  if (source.readyState === EventSource.CLOSED) say({ closed: true, status: error.code ?? error.status });
+  const status = error.code ?? error.status;
+  if (source.readyState === EventSource.CLOSED || status === 204) say({ closed: true, status }); // version 2 closes next
 };

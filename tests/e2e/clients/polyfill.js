@@ -3,16 +3,15 @@ import { EventSourcePolyfill } from 'event-source-polyfill';
 
 globalThis.followed = (url) =>
   new Promise((resolve) => {
-    const received = [], urls = [];
-    const fetched = (...request) => (urls.push(request[0]), fetch(...request));
+    const received = [];
     let connections = 0;
-    const source = new EventSourcePolyfill(url, { Transport: undefined, fetch: fetched });
+    const source = new EventSourcePolyfill(url);
     source.onopen = () => (connections += 1);
     for (const event of ['message', 'started', 'restarted', 'done', 'failed', 'cancelled', 'accepted', 'gap'])
       source.addEventListener(event, (one) => {
         received.push([one.lastEventId, event, one.data]);
         if (one.data !== '[DONE]' && !['done', 'failed', 'cancelled'].includes(event)) return;
         source.close();
-        resolve({ received, connections, urls });
+        resolve({ received, connections, urls: performance.getEntriesByType('resource').map((one) => one.name) });
       });
   });
