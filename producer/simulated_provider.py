@@ -37,7 +37,8 @@ class SimulatedProvider:
         """Generates the answer that the request's `simulate` object describes. Raises Unavailable if it is to fail."""
         simulate = {name: value for name, value in (request.get("simulate") or {}).items() if value is not None}
         total = int(simulate.get("tokens", DEFAULT_TOKENS))
-        limit = request.get("max_completion_tokens") or request.get("max_tokens") or total
+        limits = (request.get("max_completion_tokens"), request.get("max_tokens"))
+        limit = next((limit for limit in limits if type(limit) is int and limit > 0), total)  # others mean: no limit
         count = min(total, limit)
         pace = float(simulate.get("tokens_per_second", DEFAULT_TOKENS_PER_SECOND))
         fail_after, stall_after = simulate.get("fail_after"), simulate.get("stall_after")

@@ -5,7 +5,7 @@ one letter, because Redis stores a field's name again in every entry whose field
 
 | field | value |
 |---|---|
-| `accepted` | JSON: request, principal, policies, metadata, created_at, request_id; facade for an API other than the native one; traceparent if traces are on |
+| `accepted` | JSON: request, principal, policies, metadata, created_at, request_id; facade for an API other than the native one; traceparent if traces are on; beside if large fields of the request lie beside the log |
 | `started`, `restarted` | JSON: attempt, model, worker, time; restarted also base, reason, perhaps last_heard_at |
 | `t` | one token: its text, UTF-8 |
 | `d` | one delta (an increment that is not plain text): the JSON object that readers get, with the provider's `delta` in it |
@@ -277,6 +277,8 @@ class Accepted:
     """The id of the HTTP request that created the stream, for the logs."""
     traceparent: str = ""
     """The span of that request, the parent of the stream's other spans; empty if traces were off."""
+    beside: str = ""
+    """Where large fields of the request lie that `request` has not (`shared.large_fields`); empty if it has all."""
 
     def stored(self) -> bytes:
         """Returns the JSON. `metadata` comes before `request`, so that the console need read only the beginning."""
@@ -290,6 +292,7 @@ class Accepted:
                 **({"facade": self.facade} if self.facade else {}),
                 **({"request_id": self.request_id} if self.request_id else {}),
                 **({"traceparent": self.traceparent} if self.traceparent else {}),
+                **({"beside": self.beside} if self.beside else {}),
             }
         )
 
@@ -303,6 +306,7 @@ class Accepted:
         if wrong:
             raise Unreadable(f"`{wrong}` of `accepted` is missing or of the wrong type")
         request_id, traceparent = stored.get("request_id", ""), stored.get("traceparent", "")
+        beside = stored.get("beside", "")
         return cls(
             stored["request"],
             Policies.load(stored["policies"]),
@@ -312,6 +316,7 @@ class Accepted:
             stored.get("facade", {}),
             request_id if isinstance(request_id, str) else "",
             traceparent if isinstance(traceparent, str) and _TRACEPARENT.fullmatch(traceparent) else "",
+            beside if isinstance(beside, str) else "",
         )
 
 

@@ -25,8 +25,10 @@ from shared.keys import (
     REQUESTS,
     deliveries_key,
     idempotency_key,
+    kept_key,
     live_channel,
     log_key,
+    request_key,
 )
 from shared.presence import Presence
 from shared.queue import RequestQueue
@@ -197,6 +199,7 @@ def _needed(role: Role, name: str) -> list[Command]:
 def _scripts(role: Role, name: str) -> list[tuple[Script, list[bytes], Command]]:
     """Returns each script of a process of this role, with keys and arguments: a stream of its own begins, is written to, ends."""
     log, deliveries, live = log_key(name), deliveries_key(name), live_channel(name)
+    request, kept = request_key(name), kept_key(name)
     queue, until, about = (b"midstream:{%b}:%b" % (name.encode(), end) for end in (b"requests", b"until", b"about"))
     entry = Entry(FIRST_ID, events.ACCEPTED, b"{}")
     first: Command = (0, bytes(entry.id), entry.field, entry.value, _PROBE_TTL_SECONDS)
@@ -204,14 +207,18 @@ def _scripts(role: Role, name: str) -> list[tuple[Script, list[bytes], Command]]
         (EventLog.APPEND, [log, live], first),
         (EventLog.APPEND, [log, live], first),  # a duplicate, for which the script reads the last entry
         (DeliveryNotes.DELIVER, [log, deliveries], ("probe", b"{}", 1)),
-        (EventLog.APPEND_LAST, [log, live], (1, bytes(EventId(1, 1)), events.TOKEN, b"", _PROBE_TTL_SECONDS)),
-        (EventLog.END, [log, live], (events.FAILED, b"{}", _PROBE_TTL_SECONDS)),
+        (
+            EventLog.APPEND_LAST,
+            [log, live, request, kept],
+            (1, bytes(EventId(1, 1)), events.TOKEN, b"", _PROBE_TTL_SECONDS),
+        ),
+        (EventLog.END, [log, live, request, kept], (events.FAILED, b"{}", _PROBE_TTL_SECONDS)),
         (Presence.BEAT, [until, about], ("probe", b"{}", 1000, _PROBE_TTL_SECONDS * 1000, 1)),
         (Presence.BEAT, [until, about], ("probe", b"", 1000, _PROBE_TTL_SECONDS * 1000, 1)),
     ]
     if role == "gateway":
         scripts.append((RequestQueue.ENQUEUE, [queue], (name, 1, _PROBE_TTL_SECONDS)))
-        scripts.append((EventLog.DELETE, [log, deliveries], (_PROBE_TTL_SECONDS,)))
+        scripts.append((EventLog.DELETE, [log, deliveries, request, kept], (_PROBE_TTL_SECONDS,)))
     else:
         scripts.append((RequestQueue.RENEW, [queue], (GROUP, "probe", _PROBE_TTL_SECONDS, 0)))
     return scripts

@@ -53,7 +53,7 @@ class ChatMessage(Described):
     """A message as the Chat Completions API has it."""
 
     role: str
-    content: str | list[Any] | None = None
+    content: Any = None
 
 
 class StreamRequest(Described):
@@ -62,9 +62,9 @@ class StreamRequest(Described):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     model: Annotated[str, Field(min_length=1)] = Field(default_factory=str)
     """The gateway's default model where it is missing."""
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    n: Any = None
     stream_options: dict[str, Any] | None = None
     simulate: Simulation | None = None
     midstream: MidstreamOptions = MidstreamOptions()

@@ -81,7 +81,7 @@ CREATE_STREAM = Operation(
     ),
     parameters=(IDEMPOTENCY_KEY,),
     body=StreamRequest,
-    errors=(413, 422),
+    errors=(413, 415, 422),
 )
 EVENTS = Operation(
     "streams",

@@ -14,7 +14,7 @@ from gateway.console import operations
 from gateway.http.connection import Scope
 from gateway.http.etags import etag_of_body, is_known
 from gateway.http.hosts import is_loopback
-from gateway.http.routes import ASGI, get_and_head, handler_for
+from gateway.http.routes import ASGI, Route, handler_for
 from shared.errors import Unusable
 from shared.settings import Settings
 
@@ -49,9 +49,9 @@ class Console:
             for path, name in paths.items()
         }
         self.routes = (
-            *get_and_head("/", self.file, operations.CONSOLE),
-            *get_and_head("/chat", self.file, operations.CHAT_PAGE),
-            *get_and_head(_FILES_PATH + "{file}", self.file, operations.CONSOLE_FILE),
+            Route("GET", "/", self.file, operations.CONSOLE),
+            Route("GET", "/chat", self.file, operations.CHAT_PAGE),
+            Route("GET", _FILES_PATH + "{file}", self.file, operations.CONSOLE_FILE),
         )
 
     def route(self, scope: Scope) -> ASGI | None:

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from gateway.console import operations
 from gateway.console.overview import Overview
+from gateway.faces import on_one_line
 from gateway.http.connection import Connection, Receive, Scope, Send, chunk_of
 from gateway.http.problems import Problem, stopping
 from gateway.http.routes import ASGI, Route, handler_for
@@ -91,7 +92,9 @@ class Watchers:
         try:
             first = _event(await self._overview.current())
             if parse_qs(scope["query_string"].decode("latin-1")).get("history") == ["1"]:
-                first = b"event: history\ndata: %b\n\n" % orjson.dumps(self._overview.samples.all()) + first
+                first = (
+                    b"event: history\ndata: %b\n\n" % on_one_line(orjson.dumps(self._overview.samples.all())) + first
+                )
         except BaseException:
             self.forget(watcher)
             raise
@@ -141,4 +144,4 @@ class Watchers:
 
 
 def _event(snapshot: bytes) -> bytes:
-    return b"data: %b\n\n" % snapshot
+    return b"data: %b\n\n" % on_one_line(snapshot)

@@ -93,7 +93,8 @@ class Connection(Incoming):
         cycle.default_headers = [*cycle.default_headers, *headers]
 
     def open(self, send: Any, follower: Follower, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
-        """Begins a response with status 200 and takes it over from uvicorn. False if the client has gone."""
+        """Begins a response with status 200 and takes it over from uvicorn. False if there is nobody to follow: the client has
+        gone, or has sent HEAD and gets the head only."""
         cycle: RequestResponseCycle = send.__self__
         if self.transport.is_closing() or cycle.disconnected:
             cycle.disconnected = True  # `connection_lost` follows: uvicorn need not miss an answer
@@ -107,8 +108,15 @@ class Connection(Incoming):
             lines.append(b"transfer-encoding: chunked\r\n")
         if not self._keep_open:
             lines.append(b"connection: close\r\n")
-        self.transport.write(b"%b\r\n%b" % (b"".join(lines), chunk_of(body) if self._chunked and body else body))
+        head = b"".join(lines)
         cycle.response_started = cycle.response_complete = True  # for uvicorn
+        if cycle.scope["method"] == "HEAD":
+            self.transport.write(b"%b\r\n" % head)
+            if not self._keep_open:
+                self.transport.close()
+            self.on_response_complete()
+            return False
+        self.transport.write(b"%b\r\n%b" % (head, chunk_of(body) if self._chunked and body else body))
         if self._body is not None:
             self._body = None  # the rest of it is not read
             self._request_timeouts.ended(self)

@@ -285,8 +285,11 @@ class Head:
 
 def read_head(data: bytes) -> Head:
     """Parses a head, which ends with its empty line. Raises Problem 400, 431."""
-    if _REQUEST_LINE.match(data) is None:
+    line = _REQUEST_LINE.match(data)
+    if line is None:
         raise no_request()
+    if not line[0].isascii():
+        data = _percent_encoded(line[0]) + data[line.end() :]
     head = Head()
     parser = head._parser = HttpRequestParser(head)
     try:
@@ -303,6 +306,15 @@ def read_head(data: bytes) -> Head:
         raise no_request()
     head.check()
     return head
+
+
+def _percent_encoded(line: bytes) -> bytes:
+    """A request line whose target has UTF-8 as it is, as some clients send it, with that encoded. Raises Problem 400."""
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        raise Problem(400, "the request's target is neither percent-encoded nor UTF-8") from None
+    return b"".join(b"%%%02X" % byte if byte >= 0x80 else b"%c" % byte for byte in line)
 
 
 def check_begun(data: bytes) -> None:

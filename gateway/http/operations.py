@@ -8,7 +8,7 @@ A test holds the two together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -89,11 +89,6 @@ class Operation:
     events: Sequence[EventKind] = ()
     description: str = ""
 
-    def head(self) -> Operation:
-        """Returns the operation for HEAD: statuses and headers of GET, without bodies."""
-        answers = [replace(answer, bodies={}) for answer in self.answers]
-        return replace(self, name=f"{self.name}_head", answers=answers)
-
 
 def query(name: str, description: str, **schema: Any) -> Parameter:
     """A parameter of the query; a text unless `schema` says otherwise."""
@@ -113,7 +108,13 @@ def in_path(name: str, description: str, **schema: Any) -> Parameter:
 REQUEST_ID = header("X-Request-Id", "Appears in the answer and in the logs; the gateway makes one if it is missing.")
 TRACEPARENT = header("traceparent", "W3C Trace Context: the parent span of the request, if tracing is on.")
 LAST_EVENT_ID = header("Last-Event-ID", "The newest event that the client has: the answer continues after it.")
-RESUME_PARAMETERS = (LAST_EVENT_ID, query("last_event_id", "As the header `Last-Event-ID`, which takes precedence."))
+RESUME_PARAMETERS = (
+    LAST_EVENT_ID,
+    query(
+        "last_event_id",
+        "As the header `Last-Event-ID`, which takes precedence. Also written `lastEventId`, `Last-Event-ID`.",
+    ),
+)
 NOTHING_MORE = Answer(204, "No more events will come: the client has everything up to the end.")
 IDEMPOTENCY_KEY = header(
     "Idempotency-Key",

@@ -96,7 +96,7 @@ class Lossy(HttpServer):
             for last, fields in reply[0][1] if reply else ():
                 text = fields.get(b"t")
                 if text is not None and last != self._without:
-                    writer.write(b'id: %b\ndata: {"token":"%b"}\n\n' % (last, text))
+                    writer.write(b'data: {"token":"%b"}\nid: %b\n\n' % (text, last))
             await writer.drain()
         raise Closed
 

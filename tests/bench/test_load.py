@@ -15,12 +15,12 @@ from bench.scan import Broken, Scanner, Tally, Unchunker, stamp_text
 from tests.support.http_server import Closed, HttpServer, Request
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-_FIRST = b":\nretry: 2000\nid: 1-0\nevent: started\ndata: {}\n\n"
+_FIRST = b":\nretry: 2000\nevent: started\ndata: {}\nid: 1-0\n\n"
 
 
 def event(offset: int, *, number: int = 0, event_id: int | None = None) -> bytes:
     text = stamp_text(number, offset, time.monotonic_ns())
-    return b'id: 1-%d\ndata: {"token":"%b"}\n\n' % (offset if event_id is None else event_id, text)
+    return b'data: {"token":"%b"}\nid: 1-%d\n\n' % (text, offset if event_id is None else event_id)
 
 
 def events(*offsets: int) -> bytes:

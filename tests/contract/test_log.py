@@ -13,6 +13,7 @@ from shared.event_log import READ_ENTRIES_MAX, Appended, EventLog
 from shared.events import Entry
 from shared.ids import EventId
 from shared.keys import live_channel, log_key
+from shared.large_fields import KEPT, UNTIL_THE_END, Beside, key_of
 from tests.contract.conftest import (
     ENDED_TTL_SECONDS,
     LOG_TTL_SECONDS,
@@ -39,6 +40,53 @@ async def written(log: EventLog, *entries: Entry) -> list[Entry]:
         outcome = await log.append(STREAM, held, entry, LOG_TTL_SECONDS if entry is ACCEPTED else None)
         assert outcome.status == "applied"
     return everything
+
+
+# --- large fields of a request
+
+LARGE = {"messages": b'[{"role":"user","content":"a photo"}]', "x": b"1"}
+SPLIT = ACCEPTED._replace(value=b'{"request":{"messages":[],"n":1},"beside":"request"}')
+WHOLE = b'{"request":{"messages":[{"role":"user","content":"a photo"}],"n":1,"x":1}}'
+
+
+async def begun(log: EventLog, place: str) -> None:
+    entry = SPLIT._replace(value=SPLIT.value.replace(b'"request"}', b'"%b"}' % place.encode()))
+    for _ in range(2):  # the second append is a duplicate, and changes nothing
+        await log.append(STREAM, 0, entry, LOG_TTL_SECONDS, Beside(place, LARGE))
+    assert (await log.append(STREAM, 1, STARTED)).status == "applied"
+
+
+@pytest.mark.parametrize("place", [UNTIL_THE_END, KEPT])
+@pytest.mark.parametrize("by", ["worker", "gateway", "deletion"])
+async def test_large_fields_go_when_they_are_not_needed(backend: Backend, place: str, by: str) -> None:
+    log, client, key = backend.log(), backend.client, key_of(STREAM, place)
+    await begun(log, place)
+    assert await client.ttl(key) in (LOG_TTL_SECONDS, LOG_TTL_SECONDS - 1)
+    assert [entry.value for entry in await log.read_all(STREAM)] == [WHOLE, STARTED.value]
+    assert b"photo" not in (await log.read(STREAM))[0].value
+    if by == "worker":
+        await log.append(STREAM, 2, Entry(EventId(1, 1), events.DONE, b"{}"), ENDED_TTL_SECONDS)
+    elif by == "gateway":
+        assert await log.end(STREAM, events.CANCELLED, b"{}")
+    else:
+        assert await log.delete(STREAM)
+    kept = place == KEPT and by != "deletion"
+    assert await client.exists(key) == kept
+    if kept:
+        assert await client.ttl(key) in (ENDED_TTL_SECONDS, ENDED_TTL_SECONDS - 1)
+        accepted = (await log.read(STREAM))[0]
+        assert (await log.with_large_fields(STREAM, accepted)).value == WHOLE
+    await log.append(STREAM, 0, SPLIT, LOG_TTL_SECONDS, Beside(UNTIL_THE_END, LARGE))  # a late repetition
+    assert await client.exists(key) == kept, "they do not come back"
+
+
+async def test_without_its_large_fields_a_request_cannot_be_read(backend: Backend) -> None:
+    log = backend.log()
+    await begun(log, UNTIL_THE_END)
+    await backend.client.delete(key_of(STREAM, UNTIL_THE_END))
+    assert [entry.field for entry in await log.read_all(STREAM)] == [events.UNREADABLE, events.STARTED]
+    await log.append(STREAM, 2, Entry(EventId(1, 1), events.DONE, b"{}"), ENDED_TTL_SECONDS)
+    assert (await log.read_all(STREAM))[0].field == events.ACCEPTED, "of a log that has ended nobody needs them"
 
 
 # --- append

@@ -282,7 +282,7 @@ async def test_the_error_for_a_bad_request_names_the_fault(system: System) -> No
         ),
         ({"id": "c", "messages": message({"type": "step-start"})}, "messages must have something"),
         ({"id": "c", "messages": message({"type": "text", "text": "a"}), "n": 2}, "n must be 1"),
-        ({"id": "c", "messages": message({"type": "text", "text": "a"}), "max_tokens": 0}, "max_tokens must be"),
+        ({"id": "c", "messages": message({"type": "text", "text": "a"}), "model": 0}, "model must be"),
         ([], "the body must be"),
     ]
     for body, named in cases:

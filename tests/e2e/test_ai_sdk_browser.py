@@ -217,8 +217,8 @@ async def test_a_failure_is_an_error_and_the_text_stays(browser: Browser, system
 
 async def test_the_error_for_a_refused_request_says_why(browser: Browser, system: System) -> None:
     chat = await Chat.open(browser, system, "refused")
-    await chat.ask("tell me", max_tokens=-1)
-    assert "max_tokens must be a whole number" in (await chat.until("error"))["error"]
+    await chat.ask("tell me", model=0)
+    assert "model must be a name" in (await chat.until("error"))["error"]
     await chat.page.close()
 
 

@@ -162,7 +162,7 @@ async def test_head_of_a_stream_without_a_token(system: System) -> None:
     assert "content-length" not in fetched.headers
     assert "content-encoding" not in fetched.headers
     # The comment and `retry:` belong to the block of the first event: no blank line follows them.
-    head = rb':\nretry: 2000\n:?\n?id: 1-0\nevent: started\ndata: \{"attempt":1,"model":"simulated"\}\n\n'
+    head = rb':\nretry: 2000\n:?\n?event: started\ndata: \{"attempt":1,"model":"simulated"\}\nid: 1-0\n\n'
     assert re.match(head, fetched.body), fetched.body
     assert [(one.event, one.data) for one in fetched.events] == [
         ("started", '{"attempt":1,"model":"simulated"}'),
@@ -187,7 +187,7 @@ async def test_head_of_the_one_line_endpoint(system: System) -> None:
     fetched = await curl(f"{system.gateway_url()}/stream?prompt=hello", until=TOKEN, count=2)
     assert fetched.status == 200
     assert {name: fetched.headers.get(name) for name in WANTED_HEADERS} == WANTED_HEADERS
-    assert fetched.body.startswith(b":\nretry: 2000\nid: ")
+    assert fetched.body.startswith(b":\nretry: 2000\nevent: accepted\ndata: ")
     stream_id = json.loads(fetched.events[0].data)["id"]
     assert [one.id for one in fetched.events if one.event == "message"] == [f"{stream_id}/1-1", f"{stream_id}/1-2"]
     rest = await curl(f"{system.gateway_url(1)}/stream?prompt=hello", "-H", f"Last-Event-ID: {stream_id}/1-2")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
+import httpx
 import pytest
 import pytest_asyncio
 
 from shared.keys import log_key
+from tests.support.needs import needs
 from tests.support.openai_server import OpenAIServer
 from tests.support.system import System, answer_of
 from tests.support.waiting import wait_until
@@ -243,3 +248,41 @@ async def test_odd_parameters_end_in_an_answer_or_a_clear_error(model: Model, wr
     if response.status_code != 400:
         assert response.status_code == 201
         await model.system.until_status(response.json()["id"], "completed", "failed")
+
+
+async def test_clients_that_split_lines_by_unicode(model: Model) -> None:
+    """httpx and requests take U+0085, U+2028 and U+2029 for line ends: no event of any API may have one."""
+    needs("requests (a part of `pip install -e .[dev]`)", find_spec("requests"))
+    import requests
+
+    said = ["a\u2028b", "c\u2029", "\u0085d", "e\x0b\x0c\x1c\x1e\r\nf", " end"]
+    script = {"text": said, "reasoning": ["r\u2028"]}
+    body = {"model": "m\u2028", "messages": [{"role": "user", "content": "x"}], "script": script, "stream": True}
+    base = model.system.gateway_url()
+
+    def of_requests(url: str, body: Any) -> list[str]:
+        with requests.request("POST" if body else "GET", url, json=body, stream=True, timeout=20) as response:
+            return [str(line) for line in response.iter_lines(decode_unicode=True)]
+
+    async def of_httpx(url: str, body: Any) -> list[str]:
+        async with (
+            httpx.AsyncClient(trust_env=False, timeout=20) as client,
+            client.stream("POST" if body else "GET", url, json=body) as response,
+        ):
+            return [line async for line in response.aiter_lines()]
+
+    stream_id = await model.system.create("x", script=script)
+    native = f"{base}/v1/streams/{stream_id}/events"
+    responses = {"model": "m\u2028", "input": "x", "script": script, "stream": True}
+    for url, body_ in ((native, None), (f"{base}/v1/chat/completions", body), (f"{base}/v1/responses", responses)):
+        for lines in (await of_httpx(url, body_), await asyncio.to_thread(of_requests, url, body_)):
+            data = [json.loads(line[6:]) for line in lines if line.startswith("data: ") and line != "data: [DONE]"]
+            assert len(data) >= 7
+            fields = {line.partition(":")[0] for line in lines if line}
+            assert fields <= {"data", "id", "event", "retry", ""}, fields
+            texts = [
+                one.get("token") or one.get("delta") or (one.get("choices") or [{}])[0].get("delta", {}).get("content")
+                for one in data
+                if one.get("type", "response.output_text.delta") == "response.output_text.delta"
+            ]
+            assert "".join(text for text in texts if isinstance(text, str)) == "".join(said)

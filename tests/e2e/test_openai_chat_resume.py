@@ -40,6 +40,10 @@ def blocks(body: str) -> list[str]:
     return [one for one in "\n".join(lines).split("\n\n") if one]
 
 
+def data_of(block: str) -> str:
+    return block.split("data: ")[1].split("\nid: ")[0]
+
+
 async def resumed(system: System, stream_id: str, after: str, **how: Any) -> httpx2.Response:
     headers = {"last-event-id": after} if after else {}
     return await system.http.get(f"{chat_url(system, 1)}/{stream_id}/events", headers=headers, **how)
@@ -51,9 +55,9 @@ async def test_a_stream_can_be_resumed_after_any_of_its_events(system: System) -
     response = await system.http.post(chat_url(system), json=request)
     whole = blocks(response.text)
     stream_id = response.headers["x-stream-id"]
-    ids = [one.split("\n")[0].removeprefix("id: ") for one in whole]
+    ids = [one.split("\n")[-1].removeprefix("id: ") for one in whole]
     assert len(set(ids)) == len(whole), "every event has an id of its own"
-    assert whole[-1].endswith("data: [DONE]")
+    assert whole[-1].startswith("data: [DONE]\nid: ")
     assert blocks((await resumed(system, stream_id, "")).text) == whole
     for place, event_id in enumerate(ids[:-1]):
         again = await resumed(system, stream_id, event_id)
@@ -110,7 +114,7 @@ async def test_an_impossible_resumption_is_refused_with_a_reason(
 
 async def test_streams_can_be_read_through_other_apis_than_they_were_created_with(system: System) -> None:
     native = await system.create(model="m", script={"tokens": 3}, midstream={"on_disconnect": "continue"})
-    *chunks, done = [one.split("data: ")[1] for one in blocks((await resumed(system, native, "")).text)]
+    *chunks, done = [data_of(one) for one in blocks((await resumed(system, native, "")).text)]
     state = await system.state(native)
     pieces = [choice["delta"].get("content", "") for one in chunks for choice in json.loads(one)["choices"]]
     assert ("".join(pieces), done) == (state["text"], "[DONE]")
@@ -123,7 +127,7 @@ async def test_streams_can_be_read_through_other_apis_than_they_were_created_wit
 async def test_a_truncated_answer_has_the_reason_length_in_every_api(system: System) -> None:
     whole = (await system.http.post(chat_url(system), json=request_for({"tokens": 9}, max_tokens=4))).json()
     streamed = await system.http.post(chat_url(system), json=request_for({"tokens": 9}, max_tokens=4, stream=True))
-    last = json.loads(blocks(streamed.text)[-2].split("data: ")[1])
+    last = json.loads(data_of(blocks(streamed.text)[-2]))
     assert whole["choices"][0]["finish_reason"] == last["choices"][0]["finish_reason"] == "length"
 
 
@@ -159,7 +163,7 @@ async def test_the_response_begins_before_a_silent_provider_s_first_token(system
         stream_id = response.headers["x-stream-id"]
         await system.http.post(f"{system.gateway_url(1)}/v1/streams/{stream_id}/cancel")
         rest = "".join([part async for part in body])
-    assert json.loads(blocks(rest)[-1].split("data: ")[1])["error"]["code"] == "cancelled"
+    assert json.loads(data_of(blocks(rest)[-1]))["error"]["code"] == "cancelled"
     await wait_until(lambda: server.running == 0, what="the provider has stopped")
 
 
@@ -224,7 +228,7 @@ async def test_curl_reads_the_stream(system: System) -> None:
     assert process.returncode == 0
     events = blocks(output.decode())
     assert len(events) == 33
-    assert events[-1].endswith("\ndata: [DONE]")
+    assert data_of(events[-1]) == "[DONE]"
 
 
 async def test_an_sdk_s_stream_is_not_rotated_by_age_and_is_cut_off_when_the_gateway_stops() -> None:

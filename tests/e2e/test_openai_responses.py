@@ -270,8 +270,8 @@ async def test_the_same_key_gives_the_same_response(client: openai.AsyncOpenAI, 
 
 
 async def test_the_length_of_a_conversation_is_limited(client: openai.AsyncOpenAI) -> None:
-    first = await create(client, {"tokens": 1}, input="x" * 600_000)
-    second = await create(client, {"tokens": 1}, input="x" * 600_000, previous_response_id=first.id)
+    first = await create(client, {"tokens": 1}, input="x" * 13_000_000)
+    second = await create(client, {"tokens": 1}, input="x" * 13_000_000, previous_response_id=first.id)
     with pytest.raises(openai.BadRequestError) as refused:
         await create(client, {"tokens": 1}, previous_response_id=second.id)
     assert refused.value.param == "previous_response_id"

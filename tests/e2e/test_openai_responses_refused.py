@@ -21,7 +21,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
         ({"input": []}, "input"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role"),
-        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
+        ({"input": [{"type": "item_reference", "id": 1}]}, "input[0].id"),
         ({"input": [{"role": "user", "content": [{"type": "input_video"}]}]}, "input[0].content[0].type"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
@@ -34,15 +34,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tools": "all"}, "tools"),
         ({"tool_choice": {"type": "mcp"}}, "tool_choice.type"),
-        ({"tool_choice": "one"}, "tool_choice"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"truncation": "auto"}, "truncation"),
         ({"include": ["reasoning.encrypted_content"]}, "include[0]"),
         ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
-        ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.name"),
-        ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"background": True, "store": False}, "store"),
         ({"background": 1}, "background"),
         ({"stream": "yes"}, "stream"),
@@ -75,7 +72,7 @@ async def test_malformed_requests(system: System, server: OpenAIServer) -> None:
         answer = await post(system, body)
         assert answer.status_code == 400
         assert answer.json()["error"]["message"]
-    assert (await post(system, b"x" * (2 << 20))).status_code == 413
+    assert (await post(system, b"x" * (25 << 20))).status_code == 413
     assert server.requests == requests_before
     for depth in range(236, 256):  # nested as deeply as it may be, and more
         schema: Any = {}

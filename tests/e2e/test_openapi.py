@@ -102,9 +102,9 @@ CALLS = [
     get("probe_trace", "/v1/probe/openapi-1"),
     get("probe_trace", "/v1/probe/openapi-2", 404),
     get("docs", "/docs"),
-    Call("docs_head", "HEAD", "/docs", 200),
+    Call("docs", "HEAD", "/docs", 200),
     get("openapi", "/openapi.json"),
-    Call("openapi_head", "HEAD", "/openapi.json", 200),
+    Call("openapi", "HEAD", "/openapi.json", 200),
     post("create_chat_completion", "/v1/chat/completions", ASKED),
     post(
         "create_chat_completion",
@@ -159,7 +159,7 @@ CALLS = [
     get("console_file", "/console/style.css"),
     get("console_file", "/console/icon.svg"),
     *(
-        Call(f"{name}_head", "HEAD", path, 200)
+        Call(name, "HEAD", path, 200)
         for name, path in (("console", "/"), ("chat_page", "/chat"), ("console_file", "/console/chat.js"))
     ),
     get("console", "/", 304, if_none_match="*"),

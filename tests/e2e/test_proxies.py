@@ -11,6 +11,9 @@ from functools import partial
 
 import pytest
 import pytest_asyncio
+from playwright.async_api import Browser
+from websockets.asyncio.client import connect
+from websockets.typing import Subprotocol
 
 from midstream.doctor.checks import Pace, pace
 from midstream.doctor.observe import Client, Observation
@@ -235,6 +238,39 @@ async def test_only_websocket_upgrades_go_through(system: System, kind: Kind) ->
         for target in ("/v1/models", f"/v1/streams/{stream_id}"):
             for name in ("websocket", "h2c"):
                 assert await upgraded(proxy.port, target, name) == 200, f"{target} {name}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_websocket_clients_go_through(system: System, browser: Browser, kind: Kind) -> None:
+    """The library `websockets` and a page's own WebSocket, which closes the connection if the subprotocol is not named."""
+    script = """url => new Promise(resolve => {
+        const received = [], socket = new WebSocket(url, ['json']);
+        socket.onmessage = told => received.push(JSON.parse(told.data));
+        socket.onclose = told => resolve([received, told.code, socket.protocol]);
+    })"""
+    with deployed(kind, system.gateway_ports) as proxy:
+        stream_id = await system.create(kind, simulate={"tokens": 50, "tokens_per_second": 200})
+        url = f"{proxy.url}/v1/streams/{stream_id}/ws".replace("http", "ws", 1)
+        page = await browser.new_page()
+        await page.goto(f"{proxy.url}/v1/models")
+        in_page, code, protocol = await page.evaluate(script, url)
+        await page.close()
+        assert (code, protocol) == (1000, "json")
+        async with connect(url, proxy=None, subprotocols=[Subprotocol("json")]) as socket:
+            in_library = [json.loads(message) async for message in socket]
+            assert (socket.subprotocol, socket.close_code) == ("json", 1000)
+        state = await system.state(stream_id)
+        for received in (in_page, in_library):
+            assert "".join(one["data"]["token"] for one in received if one["event"] == "message") == state["text"]
+            assert received[-1]["event"] == "done"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_photo_goes_through(system: System, kind: Kind) -> None:
+    with deployed(kind, system.gateway_ports) as proxy:
+        content = [{"type": "image_url", "image_url": {"url": "data:image/jpeg;base64," + "A" * 20_000_000}}]
+        body = {"messages": [{"role": "user", "content": content}], "simulate": {"tokens": 1}}
+        assert (await system.http.post(f"{proxy.url}/v1/streams", json=body)).status_code == 201
 
 
 async def upgraded(port: int, path: str, name: str) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Self
 
-_BODY_BYTES_MAX = 16 << 20
+_BODY_BYTES_MAX = 64 << 20
 _BACKLOG = 4096
 """Connections that may wait to be accepted: some tests open thousands at once."""
 

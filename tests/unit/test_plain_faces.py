@@ -16,16 +16,27 @@ from websockets.uri import parse_uri
 
 from gateway.api.text import TEXT
 from gateway.api.websocket import FACE
-from gateway.faces import NATIVE, NDJSON, Face, encode, gap_event
+from gateway.facades.ai_sdk.stream_parts import AI_SDK
+from gateway.facades.openai.chat_chunks import ChatFace
+from gateway.facades.responses.events import RESPONSES
+from gateway.faces import NATIVE, NDJSON, PROMPT, Face, encode, gap_event
 from gateway.http.accept import NDJSON as LINES
 from gateway.http.accept import SSE, preferred
 from gateway.http.accept import TEXT as PLAIN
 from gateway.http.websocket_connection import frame
 from shared import events
-from shared.events import Event
+from shared.events import Accepted, Event, Policies
 from shared.ids import EventId
 
 STARTED = Event(EventId(1, 0), events.STARTED, b'{"attempt":1,"model":"m","worker":"w","time":1.0}')
+ACCEPTED = Event(
+    EventId(0, 1), events.ACCEPTED, Accepted({"model": "m", "messages": []}, Policies(), 1.0, "", {}).stored()
+)
+RESTARTED = Event(
+    EventId(2, 0),
+    events.RESTARTED,
+    orjson.dumps({"attempt": 2, "model": "m", "base": 0, "reason": "a\u2028b", "worker": "w", "time": 1.0}),
+)
 DONE = Event(EventId(1, 9), events.DONE, b'{"finish_reason":"stop","usage":null,"time":2.0}')
 TEXTS = ["", "word", "ä ✓ 𝄞", '"quoted" \\ \n \r \t \x00', "one\u0085two\u2028three\u2029four’s", "x" * 70_000]
 
@@ -36,6 +47,16 @@ def token(offset: int, text: str, attempt: int = 1) -> Event:
 
 def delta(offset: int, **of: Any) -> Event:
     return Event(EventId(1, offset), events.DELTA, orjson.dumps({"delta": of}))
+
+
+ODD = [
+    ACCEPTED,
+    STARTED,
+    delta(1, content="a\u2028b", tool_calls=[{"index": 0, "id": "c\u2029", "function": {"name": "n\u0085"}}]),
+    Event(
+        EventId(1, 2), events.FAILED, orjson.dumps({"code": "c", "message": "m\u2028\u2029\u0085", "retryable": False})
+    ),
+]
 
 
 def shown(face: Face, *log: Event) -> bytes:
@@ -54,6 +75,40 @@ def test_a_json_line_is_one_line_for_every_client(text: str) -> None:
     assert [one["id"] for one in parsed] == ["1-0", "1-1", "1-2", "1-9"]
     assert parsed[1] == {"id": "1-1", "event": "message", "data": {"token": text}}
     assert parsed[2]["data"] == {"delta": {"reasoning_content": text}}
+
+
+FACES: list[Face] = [NATIVE, PROMPT, ChatFace("m\u2028"), RESPONSES, AI_SDK]
+
+
+@pytest.mark.parametrize("face", FACES, ids=lambda face: type(face).__name__)
+def test_an_event_is_read_alike_however_its_lines_are_found(face: Face) -> None:
+    """Readers that split at Unicode's line ends (httpx, requests) get the lines that the standard's readers get."""
+    body = shown(face, ACCEPTED, STARTED, *(token(offset, text) for offset, text in enumerate(TEXTS, 1)))
+    body += shown(face, *ODD)
+    assert body.decode().splitlines() == body.decode().split("\n")[:-1]
+
+
+@pytest.mark.parametrize("face", FACES, ids=lambda face: type(face).__name__)
+def test_runs_of_tokens_are_read_alike_too(face: Face) -> None:
+    encoder = face.encoder("stream")
+    for event in (ACCEPTED, STARTED):
+        encode(encoder, event)
+    ids = [b"1-%d" % offset for offset in range(1, len(TEXTS) + 1)]
+    body = b"".join(encoder.tokens(ids, [text.encode() for text in TEXTS])).decode()
+    assert body.splitlines() == body.split("\n")[:-1]
+
+
+@pytest.mark.parametrize("face", [NATIVE, PROMPT, ChatFace("m")], ids=lambda face: type(face).__name__)
+def test_whoever_has_an_id_has_its_event(face: Face) -> None:
+    """`id:` is the last line of each event, also of those that are encoded together."""
+    encoder = face.encoder("stream")
+    log = [STARTED, token(1, "a"), delta(2, reasoning_content="b"), delta(3, index=1), RESTARTED, DONE]
+    pieces = [piece for event in log for piece in encode(encoder, event).split(b"\n\n") if piece]
+    pieces += [piece.removesuffix(b"\n\n") for piece in encoder.tokens([b"2-1", b"2-2"], [b"a", b"b"])]
+    with_id = [piece for piece in pieces if b"\nid: " in piece]
+    assert not any(piece.startswith(b"id: ") for piece in pieces)
+    assert all(piece.split(b"\n")[-1].startswith(b"id: ") for piece in with_id)
+    assert len(with_id) >= 6
 
 
 def test_an_event_without_an_id_has_the_id_null() -> None:

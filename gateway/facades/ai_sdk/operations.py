@@ -141,7 +141,7 @@ ASK = Operation(
     (Answer(200, "The UI message stream.", {SSE: None}, _HEADERS),),
     parameters=(IDEMPOTENCY_KEY,),
     body=ChatQuestion,
-    errors=(413, 422),
+    errors=(413, 415, 422),
     events=_PARTS,
 )
 RESUME = Operation(
@@ -164,5 +164,5 @@ STOP = Operation(
     parameters=(_CHAT_ID,),
     body=ChatStop,
     body_is_required=False,
-    errors=(413,),
+    errors=(413, 415),
 )

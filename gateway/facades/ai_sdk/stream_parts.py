@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from gateway.faces import GAP, Encoder, SseFace, encode, without_tombstone
+from gateway.faces import GAP, Encoder, SseFace, encode, json_text, on_one_line, without_tombstone
 from shared import events
 from shared.deltas import NESTED_MAX, too_deep
 from shared.events import Accepted, Event
@@ -103,7 +103,7 @@ class _Encoder(Encoder):
         """The increments so far, if a next attempt may keep some of them. Bounded as the log is."""
 
     def token(self, event_id: bytes, value: bytes) -> bytes:
-        text = orjson.dumps(value.decode())
+        text = json_text(value)
         if self._increments is not None:
             self._increments.append(Event(BEGINNING, events.TOKEN, value))  # the id is not needed any more
         if self._text_delta:
@@ -275,4 +275,4 @@ def _usage(usage: Any) -> dict[str, int]:
 
 
 def _chunk(part: dict[str, Any]) -> bytes:
-    return b"data: %b\n\n" % orjson.dumps(part)
+    return b"data: %b\n\n" % on_one_line(orjson.dumps(part))

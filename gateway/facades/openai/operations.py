@@ -53,9 +53,9 @@ class ChatCompletionRequest(Described):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     model: Annotated[str, Field(min_length=1, max_length=256)] = Field(default_factory=str)
     """The gateway's default model where it is missing."""
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
     stream: bool | None = None
     stream_options: ChatStreamOptions | None = None
     simulate: Simulation | None = None
@@ -161,7 +161,7 @@ PACE = header(
 )
 ON_DISCONNECT = header("X-Midstream-On-Disconnect", "`continue` or `cancel_after=SECONDS`. The body takes precedence.")
 STREAM_ID_HEADER = {"X-Stream-Id": "The stream's id, for other requests."}
-PROVIDER_ERRORS = (401, 404, 413, 422, 424, 429, 499, 502, 504, 507)
+PROVIDER_ERRORS = (401, 404, 413, 415, 422, 424, 429, 499, 502, 504, 507)
 """Statuses that the provider may send, and those of failures without a status of the provider."""
 
 _CHUNKS = (

@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from gateway.facades.responses.response_object import error_of, response_object, usage_of
-from gateway.faces import GAP, Encoder, SseFace, without_tombstone
+from gateway.faces import GAP, Encoder, SseFace, on_one_line, without_tombstone
 from shared import events
 from shared.events import Accepted, Event
 
@@ -344,7 +344,7 @@ class ResponsesEncoder(Encoder):
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         number = self.next_number
-        data = orjson.dumps({"type": kind, **fields, "sequence_number": number})
+        data = on_one_line(orjson.dumps({"type": kind, **fields, "sequence_number": number}))
         self.next_number = number + 1
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
 

@@ -42,7 +42,7 @@ class ResponseRequest(Described):
     background: bool | None = None
     store: bool | None = None
     previous_response_id: str | None = None
-    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_output_tokens: Any = None
     tools: list[dict[str, Any]] | None = None
     """Functions only."""
     tool_choice: str | dict[str, Any] | None = None

@@ -1,5 +1,6 @@
-// node eventsource.mjs URL: an EventSource with no code of its own beside listeners, until it has given up for good.
-import { EventSource } from 'eventsource';
+// node eventsource.mjs URL [PACKAGE]: an EventSource with no code of its own beside listeners, until it has given up for good.
+const module = await import(process.argv[3] ?? 'eventsource');
+const EventSource = module.EventSource ?? module.default;
 
 const print = (value) => console.log(JSON.stringify(value));
 const source = new EventSource(process.argv[2]);
@@ -8,5 +9,6 @@ source.onopen = () => print({ opened: true });
 for (const event of ['message', ...named])
   source.addEventListener(event, (one) => print({ id: one.lastEventId, event, data: one.data }));
 source.onerror = (error) => {
-  if (source.readyState === EventSource.CLOSED) print({ closed: true, status: error.code });
+  const status = error.code ?? error.status;
+  if (source.readyState === EventSource.CLOSED || status === 204) print({ closed: true, status }); // version 2 closes next
 };
