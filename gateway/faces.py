@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
 
@@ -249,10 +249,11 @@ def shown(field: bytes, value: bytes) -> bytes:
     return orjson.dumps({key: stored[key] for key in _SHOWN[field]})
 
 
-def done_data(stored: dict[str, object]) -> bytes:
+def done_data(stored: dict[str, Any]) -> bytes:
     """Returns the data of `done`; `truncated` says that the answer was cut off at its maximum length."""
     reason = stored["finish_reason"]
-    return orjson.dumps({"finish_reason": reason, "truncated": reason == "length", "usage": stored["usage"]})
+    done = {"finish_reason": reason, "truncated": reason == "length", "usage": stored["usage"]}
+    return orjson.dumps({**done, **events.native_finish_reason(stored)})
 
 
 def without_tombstone(event: Event) -> Event:
