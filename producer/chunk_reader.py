@@ -220,7 +220,6 @@ class ChunkReader(EventStream):
                 and not self._has_halves
                 and not choice.get("index")
                 and not choice.get("logprobs")
-                and not choice.get("error")
             ):
                 if content.isascii():
                     items.append(content)

@@ -29,6 +29,8 @@ class EventStream(ABC):
     """Bytes in any pieces become calls of `take_data` and `take_line`; holds at most one unfinished line and one unfinished event."""
 
     def __init__(self) -> None:
+        self._is_special = True
+        """Whether the next byte may be special: the first ones, which may be a byte order mark, and a LF behind a CR."""
         self._begun = False
         self._beginning = b""
         """The first bytes, while they may be the beginning of a byte order mark."""
@@ -58,12 +60,16 @@ class EventStream(ABC):
 
     def parse(self, data: bytes, items: list[Item]) -> None:
         """Parses the next bytes. Raises Unavailable for a line or an event that is too long, and what `take_data` raises."""
-        if not self._begun:
-            data = self._without_mark(data)
-        if b"\r" in data or self._after_cr:
-            data = self._with_line_feeds(data)
+        rest, cr_at = self._rest, data.find(b"\r")  # `find` is twice as fast as `in`
+        if not rest and not self._within and data.startswith(b"data:") and not self._is_special:
+            # A packet with one event of one line, as most have that bring a token: the same as below, at less cost.
+            lf_at, size = data.find(b"\n"), len(data)
+            if (lf_at == size - 2 and cr_at < 0) or (lf_at == size - 3 and cr_at == size - 4):
+                if data.endswith((b"\n\n", b"\n\r\n")) and self.take_data(data[5:], items):
+                    return
+        if cr_at >= 0 or self._is_special:
+            data = self._regular(data)
         lines = data.split(b"\n")
-        rest = self._rest
         if rest and len(lines) > 1:
             lines[0] = bytes(rest) + lines[0]
             rest.clear()
@@ -94,6 +100,20 @@ class EventStream(ABC):
         """Whether the last line has not ended."""
         return bool(self._rest or self._beginning)
 
+    def _regular(self, data: bytes) -> bytes:
+        """Returns the bytes without a byte order mark, and with LF for each line end."""
+        if not self._begun:
+            data = self._without_mark(data)
+        if data:
+            if self._after_cr and data.startswith(b"\n"):
+                data = data[1:]
+            self._after_cr = data.endswith(b"\r")
+            data = data.replace(b"\r\n", b"\n")
+            if data.find(b"\r") >= 0:
+                data = data.replace(b"\r", b"\n")
+        self._is_special = self._after_cr or not self._begun
+        return data
+
     def _without_mark(self, data: bytes) -> bytes:
         """Returns the first bytes without a byte order mark; nothing while they may be a part of one."""
         data = self._beginning + data
@@ -104,15 +124,6 @@ class EventStream(ABC):
         if data.startswith(_BYTE_ORDER_MARK):
             self.found_mark()
         return data.removeprefix(_BYTE_ORDER_MARK)
-
-    def _with_line_feeds(self, data: bytes) -> bytes:
-        """Returns the bytes with LF for each line end."""
-        if not data:
-            return data
-        if self._after_cr and data.startswith(b"\n"):
-            data = data[1:]
-        self._after_cr = data.endswith(b"\r")
-        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _take_other(self, line: bytes, items: list[Item]) -> None:
         """Takes any line but a blank one."""

@@ -150,6 +150,8 @@ async def _read(
         if not grace.expired():
             raise
         hearer.odd("left_open")
+    finally:
+        del take, begin_grace, grace  # which knows this task: in an error's traceback it would keep the error alive
     _read_end(reader, hearer)
 
 
