@@ -123,35 +123,52 @@ class OpenAIProvider:
         await self._client.close()
 
 
+class _Grace:
+    """The time in which a usage may come late, behind an answer's finish_reason: then the reading ends with TimeoutError."""
+
+    def __init__(self) -> None:
+        self.timeout: asyncio.Timeout | None = None
+        """Knows its task. To be forgotten at the end: in an error's traceback it would keep the error alive."""
+
+    @property
+    def has_begun(self) -> bool:
+        return self.timeout is not None and self.timeout.when() is not None
+
+    @property
+    def is_over(self) -> bool:
+        return self.timeout is not None and self.timeout.expired()
+
+    def begin(self, seconds: float | None) -> None:
+        """Begins it anew, or (None) ends it."""
+        if self.timeout is not None and not self.timeout.expired():
+            self.timeout.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
+
+
 async def _read(
     follow: Callable[[Callable[[bytes], bool]], Awaitable[bool]], reader: ChunkReader, hearer: Hearer
 ) -> None:
     """Passes the body on to the hearer, up to its end, an error, or the end of the time for a usage that comes late."""
-    loop = asyncio.get_running_loop()
+    grace = _Grace()
+
+    def take(part: bytes) -> bool:
+        items = reader.feed(part)
+        if reader.grace_seconds is not None and (items or not grace.has_begun):
+            grace.begin(reader.grace_seconds)
+        has_room = hearer.accept(items) if items else True
+        return has_room and not reader.ended
+
     try:
-        async with asyncio.timeout(None) as grace:
-
-            def begin_grace(seconds: float | None) -> None:
-                if not grace.expired():
-                    grace.reschedule(None if seconds is None else loop.time() + seconds)
-
-            def take(part: bytes) -> bool:
-                items = reader.feed(part)
-                if reader.grace_seconds is not None and (items or grace.when() is None):
-                    begin_grace(reader.grace_seconds)
-                has_room = hearer.accept(items) if items else True
-                return has_room and not reader.ended
-
+        async with asyncio.timeout(None) as grace.timeout:
             while not await follow(take) and not reader.ended:
-                begin_grace(None)  # while Redis is away, what the provider sends is not read
+                grace.begin(None)  # while Redis is away, what the provider sends is not read
                 await hearer.wait_for_room()
-                begin_grace(reader.grace_seconds)
+                grace.begin(reader.grace_seconds)
     except TimeoutError:
-        if not grace.expired():
+        if not grace.is_over:
             raise
         hearer.odd("left_open")
     finally:
-        del take, begin_grace, grace  # which knows this task: in an error's traceback it would keep the error alive
+        grace.timeout = None
     _read_end(reader, hearer)
 
 
