@@ -64,9 +64,9 @@ class EventStream(ABC):
         if not rest and not self._within and data.startswith(b"data:") and not self._is_special:
             # A packet with one event of one line, as most have that bring a token: the same as below, at less cost.
             lf_at, size = data.find(b"\n"), len(data)
-            if (lf_at == size - 2 and cr_at < 0) or (lf_at == size - 3 and cr_at == size - 4):
-                if data.endswith((b"\n\n", b"\n\r\n")) and self.take_data(data[5:], items):
-                    return
+            is_one_line = (lf_at == size - 2 and cr_at < 0) or (lf_at == size - 3 and cr_at == size - 4)
+            if is_one_line and data.endswith((b"\n\n", b"\n\r\n")) and self.take_data(data[5:], items):
+                return
         if cr_at >= 0 or self._is_special:
             data = self._regular(data)
         lines = data.split(b"\n")

@@ -124,7 +124,7 @@ class Meter:
 
 
 def odd(kind: str) -> None:
-    """The provider sent a value of an undocumented shape."""
+    """The provider sent something that is not as documented."""
     _ODDITIES.labels(bounded(kind, PROVIDER_ODDITY_KINDS)).inc()
 
 

@@ -65,7 +65,7 @@ PROVIDER_ODDITIES_TOLERATED = {
 }
 """By kind, what a provider sent that is not as documented, and what was done."""
 PROVIDER_ODDITY_KINDS = tuple(PROVIDER_ODDITIES_TOLERATED)
-FINISH_REASONS = ("stop", "length", "tool_calls", "function_call", "content_filter", OTHER)
+FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", OTHER)
 STATUSES = (
     "400",
     "401",
