@@ -9,8 +9,6 @@ An answer that is no stream is read, too: a whole completion, in an event or as 
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -29,14 +27,12 @@ from producer.finish import (
     is_known,
     later_of,
 )
+from producer.lenient_json import LARGE_BYTES, VALUES_MAX, has_too_many_values, json_or_text, lenient
 from producer.provider import Finish, ProviderError, Unavailable
 from producer.provider_errors import broke_off, is_error, raise_for_error, raise_for_page
 from producer.tool_calls import ToolCalls
 from shared.events import Item
 
-_LARGE_LINE_BYTES = 64 << 10
-_PLACES_MAX = 100_000
-"""Values in one line: as Python objects they take 20 times the bytes of `[[],[],…`, and so much time that all others wait."""
 _STRAY_BYTES_MAX = 4 << 10
 """Of lines that are no events, beside an answer: they may be the words of an error."""
 _STRAY_LINE_BYTES = 64
@@ -187,8 +183,8 @@ class ChunkReader(EventStream):
 
     def take_data(self, data: bytes, items: list[Item], event_type: bytes = b"", *, is_whole: bool = False) -> bool:
         try:
-            if len(data) > _LARGE_LINE_BYTES and _places_in(data) > _PLACES_MAX:
-                raise Unavailable(f"the provider sent a chunk of more than {_PLACES_MAX} values")
+            if len(data) > LARGE_BYTES and has_too_many_values(data):
+                raise Unavailable(f"the provider sent a chunk of more than {VALUES_MAX} values")
             chunk = orjson.loads(data)
         except orjson.JSONDecodeError:
             chunk = self._lenient_json(data, is_whole)
@@ -243,10 +239,10 @@ class ChunkReader(EventStream):
         name, _, value = line.partition(b":")
         if name == b"error":
             self._found.add("error_shape")
-            raise_for_error(self._json_or_text(value))
+            raise_for_error(json_or_text(value))
         begins_json = line.lstrip()[:1] in (b"{", b"[")
-        if begins_json and not self._stray and (not self.about or len(line) <= _LARGE_LINE_BYTES):
-            chunk = self._json_or_text(line)
+        if begins_json and not self._stray and (not self.about or len(line) <= LARGE_BYTES):
+            chunk = json_or_text(line)
             if type(chunk) is dict and (chunk.get("error") or self._is_json_lines or not self.about or is_error(chunk)):
                 self._is_json_lines = self._is_json_lines or not self.about
                 self._found.add("not_an_event")
@@ -269,7 +265,7 @@ class ChunkReader(EventStream):
             chunk = next((it for it in chunk if type(it) is dict), None)
         if event_type.strip().lower() in (b"error", b"exception") and chunk is not None:
             self._found.add("error_shape")
-            raise_for_error(chunk or self._json_or_text(data))
+            raise_for_error(chunk or json_or_text(data))
         if type(chunk) is dict:
             return chunk
         self._found.add("not_json")  # `null`, `"ping"`
@@ -289,9 +285,7 @@ class ChunkReader(EventStream):
                 self._keep_stray(text)
             return {}
         try:  # half of a surrogate pair, NaN, bytes that are no UTF-8: invalid JSON that some providers send
-            value = json.loads(
-                text.decode("utf-8", "replace"), parse_constant=lambda _: None, parse_int=_finite, parse_float=_finite
-            )
+            value = lenient(text)
         except RecursionError:
             self._found.add("unstorable")
             return {}
@@ -311,20 +305,12 @@ class ChunkReader(EventStream):
         if self._stray_bytes <= _STRAY_BYTES_MAX and not text.startswith(b":"):
             self._stray.append(text)
 
-    def _json_or_text(self, data: bytes) -> Any:
-        if len(data) <= _LARGE_LINE_BYTES or _places_in(data) <= _PLACES_MAX:
-            try:
-                return orjson.loads(data)
-            except orjson.JSONDecodeError:
-                pass
-        return data.decode("utf-8", "replace").strip()
-
     def _take_body(self, body: bytes, items: list[Item]) -> None:
         """Takes a whole body that had no events: JSON over several lines, a page, a text. Raises for all but a completion."""
-        if _places_in(body) > _PLACES_MAX:
-            raise Unavailable(f"the provider sent a body of more than {_PLACES_MAX} values")
+        if has_too_many_values(body):
+            raise Unavailable(f"the provider sent a body of more than {VALUES_MAX} values")
         self._found.add("not_an_event")
-        value = self._json_or_text(body)
+        value = json_or_text(body)
         if type(value) is dict and value.get("choices"):
             self._is_whole = True
             self.take_data(body, items, is_whole=True)
@@ -605,16 +591,3 @@ def _numbered(message: Any) -> Any:
         return message
     numbered = [{"index": place, **call} if type(call) is dict else call for place, call in enumerate(calls)]
     return {**message, "tool_calls": numbered}
-
-
-def _places_in(payload: bytes) -> int:
-    """Returns an upper bound of the number of values in this JSON (commas and brackets inside texts count, too)."""
-    return payload.count(b",") + payload.count(b"[") + payload.count(b"{")
-
-
-def _finite(digits: str) -> int | float | None:
-    """Returns a JSON number as Python's; None for one that would be infinite as a float."""
-    if len(digits) < 20 and digits.lstrip("-").isdecimal():
-        return int(digits)
-    number = float(digits)
-    return number if math.isfinite(number) else None

@@ -13,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from producer import chunk_shapes as shapes
-from producer.chunk_reader import _PLACES_MAX, ChunkReader
+from producer.chunk_reader import ChunkReader
+from producer.lenient_json import VALUES_MAX
 from producer.provider import ProviderError, Unavailable
 from shared.events import Entry, Item, encode_items, events_of
 from shared.ids import EventId
@@ -307,7 +308,7 @@ def test_of_thousands_of_choices_a_hundred_and_twenty_eight_are_kept() -> None:
 
 
 def test_a_line_that_would_fill_the_memory_is_not_parsed() -> None:
-    payload = b'data: {"choices":[' + b",".join([b"[]"] * (_PLACES_MAX + 1)) + b"]}\n"
+    payload = b'data: {"choices":[' + b",".join([b"[]"] * (VALUES_MAX + 1)) + b"]}\n"
     tracemalloc.start()
     try:
         reader = ChunkReader()
