@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
 
@@ -268,11 +268,11 @@ def shown(field: bytes, value: bytes) -> bytes:
     return on_one_line(orjson.dumps({key: stored[key] for key in _SHOWN[field]}))
 
 
-def done_data(stored: dict[str, object]) -> bytes:
+def done_data(stored: dict[str, Any]) -> bytes:
     """Returns the data of `done`; `truncated` says that the answer was cut off at its maximum length."""
     reason = stored["finish_reason"]
     done = {"finish_reason": reason, "truncated": reason == "length", "usage": stored["usage"]}
-    return on_one_line(orjson.dumps(done))
+    return on_one_line(orjson.dumps({**done, **events.native_finish_reason(stored)}))
 
 
 def without_tombstone(event: Event) -> Event:

@@ -125,7 +125,7 @@ class Meter:
 
 
 def odd(kind: str) -> None:
-    """Counts a value of an undocumented shape that the provider sent."""
+    """Counts something that the provider sent and that is not as documented."""
     _ODDITIES.labels(bounded(kind, PROVIDER_ODDITY_KINDS)).inc()
 
 

@@ -33,6 +33,7 @@ from shared.event_log import EventLog
 from shared.events import Item
 from shared.lifecycle import History
 from shared.logs import outcome
+from shared.metrics import PROVIDER_ODDITIES_TOLERATED
 from shared.outcomes import AttemptOutcome, CancelReason, FailureCode
 from shared.queue import Claim
 from shared.receipt import DeliveryNotes
@@ -327,15 +328,12 @@ class Run:
         return not self._writer.crowded
 
     def odd(self, kind: str) -> None:
-        """Counts a value of an undocumented shape, and logs each kind once per run."""
+        """Counts what is not as documented, and logs each kind once per run."""
         metrics.odd(kind)
         if kind not in self._odd_kinds:
             self._odd_kinds.add(kind)
-            logger.info(
-                "stream %s: the provider sent a `%s` of an undocumented shape: it was left out or made text",
-                self.stream_id,
-                kind,
-            )
+            what = PROVIDER_ODDITIES_TOLERATED.get(kind, "something that is not as documented")
+            logger.info("stream %s: the provider sent %s (%s)", self.stream_id, what, kind)
 
     async def wait_for_room(self) -> None:
         assert self._writer is not None

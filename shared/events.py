@@ -221,6 +221,13 @@ _OPTIONAL: dict[str, Any] = {
 """The optional fields, which are left out if they have another shape; most of them come from a provider."""
 
 
+def native_finish_reason(done: dict[str, Any]) -> dict[str, str]:
+    """Returns, of the value of a `done` event, the field with the provider's own finish_reason, where that is another word."""
+    choice = done.get("choice")
+    word = choice.get("native_finish_reason") if isinstance(choice, dict) else None
+    return {"native_finish_reason": word} if isinstance(word, str) and word != done.get("finish_reason") else {}
+
+
 def unreadable_failure(event_id: EventId, error: Unreadable) -> dict[str, Any]:
     """Returns the value of the `failed` event that stands for the entry with this id, the same for every reader."""
     at = f"{min(event_id.attempt, ID_PART_MAX)}-{min(event_id.offset, ID_PART_MAX)}"

@@ -16,29 +16,56 @@ from shared.outcomes import PROVIDER_CODES, AttemptOutcome, CancelReason, Failur
 MODELS_MAX = 20
 """The first so many models that have answered get a label of their own. Clients may name any model, so there must be a limit."""
 
-PROVIDER_ODDITY_KINDS = (
-    "choices",
-    "choice",
-    "index",
-    "delta",
-    "content",
-    "refusal",
-    "reasoning_content",
-    "reasoning",
-    "reasoning_details",
-    "tool_calls",
-    "function_call",
-    "annotations",
-    "audio",
-    "logprobs",
-    "usage",
-    "finish_reason",
-    "model",
-    "system_fingerprint",
-    "service_tier",
-    "unstorable",
-)
-FINISH_REASONS = ("stop", "length", "tool_calls", "function_call", "content_filter", OTHER)
+_ANOTHER_SHAPE = "a value of an undocumented shape: it was left out or made text"
+PROVIDER_ODDITIES_TOLERATED = {
+    **dict.fromkeys(
+        (
+            "choices",
+            "choice",
+            "index",
+            "delta",
+            "content",
+            "refusal",
+            "reasoning_content",
+            "reasoning",
+            "reasoning_details",
+            "tool_calls",
+            "annotations",
+            "images",
+            "audio",
+            "logprobs",
+            "usage",
+            "model",
+            "system_fingerprint",
+            "service_tier",
+        ),
+        _ANOTHER_SHAPE,
+    ),
+    "unstorable": "a value that cannot be stored: it was left out",
+    "function_call": "the `function_call` of OpenAI's earlier API: it became a tool call",
+    "call_index": "tool calls without an index, or several with one: they were told apart by ids, names and places",
+    "call_id": "a tool call without an id, with another one in each piece, or with that of another call: it has one id now",
+    "content_parts": "a content in parts: they became text and reasoning",
+    "foreign_field": "fields of its own beside the text of a chunk: they were left out",
+    "finish_reason": "a finish_reason that is not OpenAI's: it became the one that it means",
+    "finish_again": "`stop` behind another finish_reason: the first one counts",
+    "no_finish_reason": "no finish_reason, but `[DONE]`: the answer counts as whole",
+    "left_open": "nothing more behind the finish_reason, in a response that stayed open: it was closed",
+    "cut_after_finish": "a response that was cut off behind its finish_reason: the answer counts as whole",
+    "line_end": "a last line without a line end: it was read",
+    "usage_place": "the usage at an undocumented place: it was read",
+    "stream_options": "a refusal because of `stream_options`: the request was sent again without",
+    "whole_answer": "a whole message instead of a delta: it is an answer in one piece",
+    "not_an_event": "JSON or text that is no event: it was read as an answer or an error",
+    "not_json": "an event that is no JSON object: it was passed over",
+    "invalid_json": "JSON with bytes that are not UTF-8, half characters or infinite numbers: these were replaced",
+    "split_character": "one character in two chunks: it was joined",
+    "byte_order_mark": "a byte order mark: it was passed over",
+    "error_shape": "an error of an undocumented shape: its words were found",
+}
+"""By kind, what a provider sent that is not as documented, and what was done."""
+PROVIDER_ODDITY_KINDS = tuple(PROVIDER_ODDITIES_TOLERATED)
+FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", OTHER)
 STATUSES = (
     "400",
     "401",
@@ -397,7 +424,7 @@ PROVIDER_ERRORS = Metric(
 PROVIDER_ODDITIES = Metric(
     "midstream_provider_oddities",
     "counter",
-    "Chunks of the provider with a value that had another shape than documented or could not be stored, by field. The value was left out, or turned into text",
+    "Values and events of the provider that are not as documented and were tolerated, by kind (docs/how-to/connect-a-provider.md); a value of another shape by its field",
     "worker",
     _RARE,
     {"kind": (*PROVIDER_ODDITY_KINDS, OTHER)},

@@ -108,6 +108,8 @@ class StreamState(Described):
     attempt: Count
     model: str | None
     finish_reason: str | None
+    native_finish_reason: str | None = None
+    """The provider's own word, where it is another."""
     truncated: bool
     """Whether the answer hit its length limit."""
     usage: dict[str, Any] | None
@@ -227,6 +229,8 @@ class Done(Described):
     """The answer is complete."""
 
     finish_reason: str | None
+    native_finish_reason: str | None = None
+    """The provider's own word, where it is another."""
     truncated: bool
     """Whether the answer hit its length limit."""
     usage: dict[str, Any] | None

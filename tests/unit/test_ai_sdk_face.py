@@ -199,15 +199,6 @@ def test_tool_calls() -> None:
     ]
 
 
-def test_tool_calls_of_a_server_that_gives_all_the_same_index() -> None:
-    log = [started, call(0, "c0", "a", "{}"), call(0, "c1", "b", "[1]"), done("tool_calls")]
-    available = [part for part in parts_of(log) if part["type"] == "tool-input-available"]
-    assert [(part["toolCallId"], part["toolName"], part["input"]) for part in available] == [
-        ("c0", "a", {}),
-        ("c1", "b", [1]),
-    ]
-
-
 def test_a_call_without_an_id_gets_one_and_one_without_a_name_waits_for_it() -> None:
     log = [started, call(0, arguments="{"), call(0, name="a", arguments="}"), call(1, "never"), done("tool_calls")]
     call_id = f"call_{STREAM_ID}_1"

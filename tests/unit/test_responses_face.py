@@ -178,14 +178,6 @@ def test_calls_whose_pieces_alternate() -> None:
     ]
 
 
-def test_calls_that_all_have_the_index_0() -> None:
-    found = events_from(log_of(call(0, "{}", "call_a", "one"), call(0, '{"x":1}', "call_b", "two"), done("tool_calls")))
-    assert [(one["call_id"], one["arguments"]) for one in found[-1]["response"]["output"]] == [
-        ("call_a", "{}"),
-        ("call_b", '{"x":1}'),
-    ]
-
-
 def test_a_call_of_a_new_attempt_under_the_same_id() -> None:
     restarted = (events.RESTARTED, {"base": 0, "reason": "worker_lost"})
     found = events_from(

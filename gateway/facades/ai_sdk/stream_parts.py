@@ -230,11 +230,10 @@ class _Encoder(Encoder):
     # --- tool calls
 
     def _call_piece(self, piece: dict[str, Any], function: dict[str, Any], position: int) -> bytes:
+        """Encodes a piece of a call. Pieces of one call have one index (docs/reference/log-format.md)."""
         index = piece["index"] if isinstance(piece.get("index"), int) else position
         call, out = self._calls.get(index), b""
-        if call is None or (piece.get("id") and piece["id"] != call.id and function.get("name")):
-            if call is not None:  # a server that gives all calls one index: the call before is complete
-                out = self._complete(call)
+        if call is None:
             self._calls_begun += 1
             call = self._calls[index] = _Call(str(piece.get("id") or f"call_{self._stream_id}_{self._calls_begun}"))
         arguments = str(function.get("arguments") or "")
