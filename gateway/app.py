@@ -28,6 +28,8 @@ from gateway.http.problems import Problem, stopping
 from gateway.http.request_id import take_request_id
 from gateway.http.routes import ASGI, Part
 from gateway.metrics import refused
+from gateway.provider_models import ProviderModels
+from gateway.request_metrics import counting
 from gateway.streams import Streams
 from shared.commands import Commands
 from shared.settings import Settings
@@ -42,6 +44,7 @@ class Services:
     streams: Streams
     subscribe: Subscribe
     delivery: Delivery
+    models: ProviderModels
     watchers: Watchers | None
     commands: Commands
     readiness: Readiness
@@ -51,12 +54,12 @@ class Services:
 def parts_of(services: Services) -> tuple[NativeApi, list[Part]]:
     """The API that FastAPI serves, and the parts that come before it, in the order in which they are asked."""
     streams, subscribe, settings = services.streams, services.subscribe, services.settings
-    native = NativeApi(streams, services.delivery, services.readiness, settings)
+    native = NativeApi(streams, services.delivery, services.readiness, services.models, settings)
     parts: list[Part] = [
         WebSockets(streams, subscribe),  # takes all that is not HTTP
         subscribe,
         Probe(services.delivery, settings),
-        *facades(streams, subscribe, settings, services.commands),
+        *facades(streams, subscribe, services.models, settings, services.commands),
         *((services.watchers, Console()) if services.watchers is not None else ()),
     ]
     docs = Docs([*native.routes, *(route for part in parts for route in part.routes)])
@@ -103,4 +106,4 @@ def make_app(services: Services) -> ASGI:
             with contextlib.suppress(RuntimeError, asyncio.CancelledError):
                 await stopping().response()(scope, receive, send)
 
-    return app
+    return counting(app, [*native.routes, *(route for part in parts for route in part.routes)])

@@ -14,25 +14,18 @@ from typing import Any
 
 import orjson
 
-from shared.errors import Unusable
-
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-_FORMATS = ("auto", "json", "text")
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 """The HTTP request that this work is done for; its worker goes on under the same."""
 
 
 def set_up_logging(level: str, log_format: str = "auto") -> None:
-    """Once per process, from its `__main__`. Raises Unusable for a level or a format that there is not."""
-    if level.lower() not in _LEVELS:
-        raise Unusable(f"MIDSTREAM_LOG_LEVEL={level!r} must be one of {', '.join(_LEVELS)}")
-    if log_format not in _FORMATS:
-        raise Unusable(f"MIDSTREAM_LOG_FORMAT={log_format!r} must be one of {', '.join(_FORMATS)}")
+    """Once per process, from its `__main__`, with a level and a format that `shared.settings` has checked."""
     text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler()
     handler.setFormatter(TextLines() if text else JsonLines())
-    logging.basicConfig(level=_LEVELS[level.lower()], handlers=[handler], force=True)
+    logging.basicConfig(level=_LEVELS[level], handlers=[handler], force=True)
     for noisy in ("httpx2", "httpcore2", "openai", "asyncio", "websockets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("midstream.receipt").setLevel(logging.INFO)  # whatever the level: it is what one is billed by
@@ -157,5 +150,5 @@ def _plain(value: Any, whole: bool = False, depth: int = 0) -> Any:
 
 
 def outcome(event: str, stream_id: str, **more: Any) -> dict[str, Any]:
-    """The `extra` of a line that tells how something ended."""
+    """The `extra` of a line about one stream: what happened, and its fields."""
     return {"about": {"event": event, "stream": stream_id, **more}}

@@ -367,4 +367,4 @@ async def test_traces_that_are_asked_for_and_not_installed_are_said_to_be_missin
         for process in (*system.gateways, *system.workers):
             (line,) = [line for line in process.logged().splitlines() if "midstream[otel]" in line]
             assert json.loads(line)["level"] == "warning"
-            assert "pip install midstream[otel]" in line
+            assert "pip install '.[otel]'" in line

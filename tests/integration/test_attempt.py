@@ -35,6 +35,7 @@ class ScriptedProvider:
     """Says the first word, waits for its cue, and then all the rest and its end in one turn of the loop."""
 
     name = "scripted"
+    base_url = ""
 
     def __init__(self) -> None:
         self.cue = asyncio.Event()

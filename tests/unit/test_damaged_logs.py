@@ -310,6 +310,7 @@ def test_a_hole_is_told_and_is_no_damage() -> None:
 class FailingFace:
     """A face whose encoder fails at one text, as a bug would."""
 
+    name = "sse"
     at: bytes
     stateful = False
     media_type = b"text/plain"

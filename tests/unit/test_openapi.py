@@ -28,9 +28,9 @@ NOBODY = cast(Any, None)
 
 def parts(*, console: bool = True) -> tuple[list[Route], list[Part]]:
     """What FastAPI serves, and the parts before it."""
-    subscribe = Subscribe(NOBODY, NOBODY, NOBODY, SETTINGS)
+    subscribe = Subscribe(NOBODY, NOBODY, NOBODY, NOBODY, SETTINGS)
     watchers = Watchers(NOBODY) if console else None
-    native, before = parts_of(Services(NOBODY, subscribe, NOBODY, watchers, NOBODY, NOBODY, SETTINGS))
+    native, before = parts_of(Services(NOBODY, subscribe, NOBODY, NOBODY, watchers, NOBODY, NOBODY, SETTINGS))
     assert {(route.method, route.path) for route in native.routes} == {
         (method, cast(Any, route).path)
         for route in native.app().routes

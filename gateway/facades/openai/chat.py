@@ -29,6 +29,7 @@ from gateway.http.exchange import body_of, json_response, query_of, unless_disco
 from gateway.http.problems import Problem, not_found
 from gateway.http.routes import ASGI, Route, handler_for
 from gateway.http.whole_bodies import made
+from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from shared.errors import Unreadable
 from shared.events import DONE
@@ -47,9 +48,10 @@ the attempts that a worker makes by default fit in. Then comments keep it alive:
 class ChatCompletions:
     """OpenAI's Chat Completions API."""
 
-    def __init__(self, streams: Streams, subscribe: Subscribe, settings: Settings) -> None:
+    def __init__(self, streams: Streams, subscribe: Subscribe, models: ProviderModels, settings: Settings) -> None:
         self._streams = streams
         self._subscribe = subscribe
+        self._models = models
         self._settings = settings
         self.routes = (
             Route("POST", _PATH, self.create, operations.CREATE_CHAT),
@@ -64,7 +66,7 @@ class ChatCompletions:
         self._subscribe.take_place()
         request = Request(scope, receive)
         body = parse_body(await body_of(request, self._settings.body_bytes_max))
-        chat = check_chat(body, request.headers, self._settings.default_model)
+        chat = check_chat(body, request.headers, await self._models.default_for(body))
         created = await self._streams.create(
             chat.generation,
             chat.policies,
