@@ -210,6 +210,7 @@ class PromptFace(SseFace):
     """
 
     name = "prompt"
+
     def encoder(self, stream_id: str) -> Encoder:
         return _PromptEncoder(stream_id.encode())
 

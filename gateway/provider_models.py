@@ -63,7 +63,9 @@ class ProviderModels:
                 param="model",
                 retry_after_seconds=5,
             ) from None
-        names = [model["id"] for model in listed["data"] if isinstance(model, dict) and isinstance(model.get("id"), str)]
+        names = [
+            model["id"] for model in listed["data"] if isinstance(model, dict) and isinstance(model.get("id"), str)
+        ]
         if self._default not in names:  # what was chosen once stays, however the provider sorts its list
             usual = [name for name in names if name == USUAL_MODEL]
             self._default = next(iter([*usual, *(name for name in names if not _NO_CHAT.search(name)), *names]), "")

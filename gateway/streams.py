@@ -155,7 +155,9 @@ class Streams:
                 return
             appended = await append()
             is_to_queue = appended.status == "applied"
-            if is_repeated and (is_to_queue or appended.last == FIRST_ID):  # else a worker has begun, or it was cancelled
+            if is_repeated and (
+                is_to_queue or appended.last == FIRST_ID
+            ):  # else a worker has begun, or it was cancelled
                 newest = await self._queue.newest(_QUEUE_LOOK_ENTRIES)
                 is_to_queue = all(claim.stream_id != stream_id for claim in newest)
             if is_to_queue:

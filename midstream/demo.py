@@ -95,7 +95,9 @@ def _show(url: str, prompt: str, model: str | None) -> int:
     tokens = len(received.ids)
     if received.end == "done" and 2 <= tokens <= cuts[-1]:
         cuts = tuple(sorted({max(1, tokens // 3), max(1, 2 * tokens // 3)}))
-        print(paint("2", f"The answer has only {tokens} tokens. It is read once more, from its log, with other cuts:\n"))
+        print(
+            paint("2", f"The answer has only {tokens} tokens. It is read once more, from its log, with other cuts:\n")
+        )
         received = _read_with_cuts(events_url, cuts, paint)
     state = httpx2.get(f"{url}/v1/streams/{stream_id}", params={"wait": 5}).json()
     return _compare(received, cuts, state, paint)

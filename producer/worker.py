@@ -182,7 +182,9 @@ class Worker:
         if silent_seconds > lease_seconds / 2:
             patience_seconds = self._settings.reconnect_seconds_max + lease_seconds / _RENEWALS_PER_LEASE
             self._leases_count_from = now + patience_seconds
-            logger.info("no answer of Redis for %.1f s: no lease counts as expired for %.1f s", silent_seconds, patience_seconds)
+            logger.info(
+                "no answer of Redis for %.1f s: no lease counts as expired for %.1f s", silent_seconds, patience_seconds
+            )
         return now >= self._leases_count_from
 
     def _start(self, claim: Claim) -> None:

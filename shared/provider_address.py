@@ -25,7 +25,9 @@ def check_base_url(url: str) -> None:
     except ValueError as error:
         raise Unusable(f"OPENAI_BASE_URL is no URL: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        likely = f"http://{url.removeprefix('//')}" if "://" not in url and "@" not in url else "http://localhost:11434/v1"
+        likely = (
+            f"http://{url.removeprefix('//')}" if "://" not in url and "@" not in url else "http://localhost:11434/v1"
+        )
         raise Unusable(f"OPENAI_BASE_URL must begin with http:// or https:// and a host, as in {likely}")
     if port == 0 or any(character.isspace() or not character.isprintable() for character in url):
         raise Unusable("OPENAI_BASE_URL has a space or another character, or a port, that no URL has")

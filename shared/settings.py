@@ -414,22 +414,24 @@ def described() -> Iterator[Described]:
 
 def unknown(environment: Mapping[str, str]) -> dict[str, str]:
     """Returns the variables that look like settings and are none, each with a warning that names the nearest setting."""
-    names = [setting.env for setting in described()]
+    names = {setting.env.removeprefix(PREFIX): setting.env for setting in described()}
     warnings = {}
     for variable in sorted(environment):
         if variable in _OTHER_NAMES:
             meant = _OTHER_NAMES[variable]
             if environment.get(meant):
                 continue
-        elif not variable.upper().startswith(PREFIX) or variable in names or variable in _NOT_SETTINGS:
-            continue
-        elif _OF_KUBERNETES.search(variable) or (
-            "://" in environment[variable] and variable.endswith("_PORT")
+        elif (
+            not variable.upper().startswith(PREFIX)
+            or variable in names.values()
+            or variable in _NOT_SETTINGS
+            or _OF_KUBERNETES.search(variable)
+            or ("://" in environment[variable] and variable.endswith("_PORT"))
         ):
             continue
         else:
-            nearest = difflib.get_close_matches(variable.upper(), names, 1)
-            meant = nearest[0] if nearest else ""
+            nearest = difflib.get_close_matches(variable.upper().removeprefix(PREFIX), names, 1)
+            meant = names[nearest[0]] if nearest else ""
         did_you_mean = f"did you mean {meant}?" if meant else "`midstream settings` lists all"
         warnings[variable[:100]] = f"{variable[:100]} is no setting, and has no effect: {did_you_mean}"
         if len(warnings) == _WARNINGS_MAX:

@@ -74,7 +74,9 @@ class FollowRequest:
 class Subscribe:
     """The ways to follow a stream by a plain GET."""
 
-    def __init__(self, streams: Streams, tails: Tails, delivery: Delivery, models: ProviderModels, settings: Settings) -> None:
+    def __init__(
+        self, streams: Streams, tails: Tails, delivery: Delivery, models: ProviderModels, settings: Settings
+    ) -> None:
         self._streams = streams
         self._tails = tails
         self._delivery = delivery

@@ -61,6 +61,11 @@ async def test_the_demo_cuts_an_answer_of_any_length(
     assert f"{tokens} tokens over {len(cuts) + 1} connections: none lost, none doubled" in told
 
 
+def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as errors:
+        return subprocess.Popen(command, cwd=ROOT, env=environment_of({}), stdout=subprocess.PIPE, stderr=errors)
+
+
 @pytest.mark.parametrize("provider", ["is there", "without its /v1", "is away"])
 async def test_up_says_which_models_the_provider_has_or_why_not(provider: str, tmp_path: Path) -> None:
     async with OpenAIServer() as server:
@@ -70,8 +75,7 @@ async def test_up_says_which_models_the_provider_has_or_why_not(provider: str, t
             "is away": (f"http://127.0.0.1:{free_port()}/v1", "is not ready: the provider could not be asked"),
         }[provider]
         command = [sys.executable, "-m", "midstream.cli", "up", "--port", "0", "--base-url", url]
-        with (tmp_path / "log").open("wb") as log:
-            up = subprocess.Popen(command, cwd=ROOT, env=environment_of({}), stdout=subprocess.PIPE, stderr=log)
+        up = start(command, tmp_path / "log")
         assert up.stdout is not None
         try:
             lines = [(await asyncio.to_thread(up.stdout.readline)).decode() for _ in range(3)]

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -29,16 +29,16 @@ def test_an_example_is_short(example: Path) -> None:
     assert len(example.read_text().splitlines()) <= LINES_MAX
 
 
-@pytest.fixture
-def backend_port() -> Iterator[int]:
-    yield free_port()
+def start(system: System, *arguments: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "MIDSTREAM_URL": system.gateway_url()}
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
-async def test_a_backend_before_midstream_survives_the_death_of_the_gateway(backend_port: int) -> None:
+async def test_a_backend_before_midstream_survives_the_death_of_the_gateway() -> None:
     async with System(settings={"retry_milliseconds": 100}) as system:
-        command = [sys.executable, "-m", "uvicorn", "examples.own_backend:app", "--port", str(backend_port)]
-        environment = {**os.environ, "MIDSTREAM_URL": system.gateway_url()}
-        backend = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+        backend_port = free_port()
+        backend = start(system, "-m", "uvicorn", "examples.own_backend:app", "--port", str(backend_port))
         try:
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{backend_port}", trust_env=False) as browser:
 
@@ -65,17 +65,20 @@ async def test_a_backend_before_midstream_survives_the_death_of_the_gateway(back
                 assert (await browser.get("/answers/unknown")).status_code == 404
         finally:
             backend.terminate()
-            backend.wait(10)
+            await asyncio.to_thread(backend.communicate, timeout=20)
 
 
 @pytest.mark.parametrize("status", [None, 503])
 async def test_a_browser_is_asked_to_come_back_while_no_gateway_answers(
     status: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def problem() -> AsyncIterator[bytes]:
+        yield b'{"status":503,"detail":"full"}'
+
     def gateway(request: httpx.Request) -> httpx.Response:
         if status is None:
             raise httpx.ConnectError("refused")
-        return httpx.Response(status, json={"detail": "full"})
+        return httpx.Response(status, content=problem())
 
     away = httpx.AsyncClient(base_url="http://gateway", transport=httpx.MockTransport(gateway))
     monkeypatch.setattr(own_backend, "gateway", away)
@@ -88,13 +91,7 @@ async def test_a_browser_is_asked_to_come_back_while_no_gateway_answers(
 
 async def test_an_agent_that_crashed_goes_on_at_its_step() -> None:
     async with System() as system:
-        environment = {**os.environ, "MIDSTREAM_URL": system.gateway_url()}
-        command = [sys.executable, "examples/agent_steps.py", "run-1"]
-
-        def start() -> subprocess.Popen[bytes]:
-            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE)
-
-        crashed = start()
+        crashed = start(system, "examples/agent_steps.py", "run-1")
         assert crashed.stdout is not None
         first = await asyncio.to_thread(crashed.stdout.readline)
 
@@ -104,7 +101,7 @@ async def test_an_agent_that_crashed_goes_on_at_its_step() -> None:
         await wait_until(second_runs, within_seconds=15, what="step 2 was asked for")
         crashed.send_signal(signal.SIGKILL)
         crashed.communicate()
-        again, _ = await asyncio.to_thread(start().communicate, timeout=60)
+        again, _ = await asyncio.to_thread(start(system, "examples/agent_steps.py", "run-1").communicate, timeout=60)
         lines = again.splitlines(keepends=True)
         assert lines[0] == first
         assert [re.match(rb"step (\d):", line)[1] for line in lines] == [b"1", b"2", b"3"]  # type: ignore[index]

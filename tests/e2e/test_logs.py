@@ -55,8 +55,14 @@ async def test_every_stream_has_its_outcome_and_its_receipt_under_its_requests_i
         await wait_until(all_told, what="all outcomes are logged")
         told = [line for line in lines(system.workers[0]) if line.get("stream") == done]
         assert {line["request_id"] for line in told} == {"from-the-client:7"}
-        (created,) = [line for line in lines(system.gateways[0]) if (line.get("event"), line.get("stream")) == ("created", done)]
-        assert (created["api"], created["model"], created["request_id"]) == ("native", "gpt-4o-mini", "from-the-client:7")
+        (created,) = [
+            line for line in lines(system.gateways[0]) if (line.get("event"), line.get("stream")) == ("created", done)
+        ]
+        assert (created["api"], created["model"], created["request_id"]) == (
+            "native",
+            "gpt-4o-mini",
+            "from-the-client:7",
+        )
         (failure,) = [line for line in lines(system.workers[0]) if line.get("code")]
         assert (failure["level"], failure["code"], failure["attempt"]) == ("warning", "provider_unavailable", 1)
         assert _SECRET not in system.tails()

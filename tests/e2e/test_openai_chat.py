@@ -336,7 +336,9 @@ async def test_the_models_are_the_provider_s(client: openai.AsyncOpenAI) -> None
     assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
 
 
-async def test_a_request_that_names_no_model_gets_one_that_the_provider_has(system: System, server: OpenAIServer) -> None:
+async def test_a_request_that_names_no_model_gets_one_that_the_provider_has(
+    system: System, server: OpenAIServer
+) -> None:
     url, messages = system.gateway_url(), [{"role": "user", "content": "no model"}]
     chat = [{"id": "m", "role": "user", "parts": [{"type": "text", "text": "no model"}]}]
     for path, body in (

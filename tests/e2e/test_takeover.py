@@ -217,7 +217,9 @@ async def test_gateway_killed_and_readers_resume_on_the_other() -> None:
 
 async def test_by_default_all_readers_of_a_killed_worker_go_on_within_three_seconds() -> None:
     async with System(workers=2) as system:
-        ids = [await system.create(f"{number}", simulate={"tokens": 60, "tokens_per_second": 10}) for number in range(150)]
+        ids = [
+            await system.create(f"{number}", simulate={"tokens": 60, "tokens_per_second": 10}) for number in range(150)
+        ]
         readers = {stream_id: system.follow(stream_id) for stream_id in ids}
         for reader in readers.values():
             await reader.until_tokens(2)

@@ -39,6 +39,7 @@ class Scripted:
     """Says two tokens, and then does what the test wants."""
 
     name = "scripted"
+    base_url = ""
 
     def __init__(self, then: Callable[[Hearer, int], Awaitable[Finish]]) -> None:
         self._then = then

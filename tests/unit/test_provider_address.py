@@ -51,5 +51,10 @@ def test_no_message_has_a_password() -> None:
 def test_a_404_is_explained_where_the_address_has_no_version() -> None:
     assert "/v1" in hint_at("http://localhost:11434", 404)
     assert "/v1" in hint_at("http://localhost:11434/", 404)
-    for url, status in (("http://localhost:11434/v1", 404), ("http://localhost:11434", 401), ("", 404), ("http://x", None)):
+    for url, status in (
+        ("http://localhost:11434/v1", 404),
+        ("http://localhost:11434", 401),
+        ("", 404),
+        ("http://x", None),
+    ):
         assert hint_at(url, status) == ""

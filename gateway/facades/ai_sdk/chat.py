@@ -41,13 +41,14 @@ _STOP_BODY_BYTES_MAX = 1 << 20
 class AiSdk:
     """The HTTP API that `useChat` of the AI SDK calls."""
 
-    def __init__(self,
+    def __init__(
+        self,
         streams: Streams,
         subscribe: Subscribe,
         models: ProviderModels,
         settings: Settings,
         commands: Commands,
-   ) -> None:
+    ) -> None:
         self._streams = streams
         self._subscribe = subscribe
         self._models = models
