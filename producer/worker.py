@@ -37,7 +37,8 @@ _CLAIM_AT_ONCE_MAX = 64
 _RENEWALS_PER_LEASE = 4
 """So a worker may be late by three quarters of a lease, 1.5 s by default, before others take it for dead."""
 _LOOKS_PER_LEASE = 10
-_NEXT_LOOK_SECONDS = 0.02
+_TAKE_OVER_AT_ONCE_MAX = 128
+_NEXT_LOOK_SECONDS = 0.01
 """The pause after a look that found as many expired leases as it may take: the worker that died had more. In the pause other
 workers look, too, and so share them."""
 _WATCH_SECONDS = 0.2
@@ -156,7 +157,7 @@ class Worker:
         if not await self._leases_count():
             return
         while not self._draining.is_set():
-            count = min(self._settings.worker_concurrency - len(self._runs), _CLAIM_AT_ONCE_MAX)
+            count = min(self._settings.worker_concurrency - len(self._runs), _TAKE_OVER_AT_ONCE_MAX)
             if count <= 0:
                 return
             claims = await self._queue.claim_expired(count, lease_milliseconds)
