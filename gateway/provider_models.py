@@ -46,32 +46,26 @@ class ProviderModels:
         self._default = ""
 
     async def default_for(self, request: Mapping[str, Any]) -> str:
-        """Returns the default model; nothing for a request that names one, for which nobody is asked. Raises as `default`."""
+        """Returns the default model; nothing for a request that names one, for which nobody is asked."""
         return "" if "model" in request else await self.default()
 
     async def default(self) -> str:
-        """Returns the model for requests that name none. Raises Problem 503 if only the provider knows it, and does not answer."""
+        """Returns the model for requests that name none.
+
+        While the provider does not say which it has, the one that was chosen before, or the usual one: then the stream ends
+        as failed with the provider's reason, which every client shows, also one that sees no status, as an EventSource.
+        """
         if self._settings.default_model or not self._base_url or not self._settings.openai_base_url:
             return self._settings.default_model or USUAL_MODEL
         try:
-            listed = await self.listed()
-        except Problem as problem:
-            raise Problem(
-                503,
-                f"the request names no model, and the provider's are not known: {problem.detail}. "
-                "Name one, or set MIDSTREAM_DEFAULT_MODEL",
-                param="model",
-                retry_after_seconds=5,
-            ) from None
-        names = [
-            model["id"] for model in listed["data"] if isinstance(model, dict) and isinstance(model.get("id"), str)
-        ]
+            models = (await self.listed())["data"]
+        except Problem:
+            return self._default or USUAL_MODEL
+        names = [model["id"] for model in models if isinstance(model, dict) and isinstance(model.get("id"), str)]
         if self._default not in names:  # what was chosen once stays, however the provider sorts its list
             usual = [name for name in names if name == USUAL_MODEL]
-            self._default = next(iter([*usual, *(name for name in names if not _NO_CHAT.search(name)), *names]), "")
-        if not self._default:
-            detail = "the request names no model, and the provider lists none"
-            raise Problem(503, detail, param="model", retry_after_seconds=5)
+            answers_chats = [name for name in names if not _NO_CHAT.search(name)]
+            self._default = next(iter([*usual, *answers_chats, *names]), USUAL_MODEL)
         return self._default
 
     async def listed(self) -> dict[str, Any]:

@@ -56,7 +56,10 @@ async def test_nobody_is_asked_where_the_request_names_a_model() -> None:
 
 
 @pytest.mark.parametrize("answer", [[], Problem(502, "the provider could not be asked: refused")])
-async def test_without_any_model_the_request_is_told_so(answer: Any) -> None:
-    with pytest.raises(Problem, match="names no model") as raised:
-        await models(LOCAL, answer).default()
-    assert (raised.value.status, raised.value.param, raised.value.retry_after_seconds) == (503, "model", 5)
+async def test_without_any_model_the_usual_one_is_asked_for_so_that_the_stream_shows_why(answer: Any) -> None:
+    assert await models(LOCAL, answer).default() == "gpt-4o-mini"
+
+
+async def test_while_the_provider_is_away_the_choice_stays() -> None:
+    asked = models(LOCAL, ["a"], Problem(502, "away"))
+    assert [await asked.default() for _ in range(2)] == ["a", "a"]
