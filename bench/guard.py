@@ -1,20 +1,23 @@
 """`midstream bench guard`: counts what an event costs, and compares the counts with generous bounds.
 
-A count does not depend on how fast or busy the machine is. The only figure from time is a ratio, the median of several:
-the gateway's CPU per event over the peer's, measured alternately at the same rate.
+A count does not depend on how fast or busy the machine is. The only figures from time are two ratios, each the median of
+several: the gateway's CPU per event, and all CPU per token from the provider to the reader, over the peer's. Both sides are
+measured alternately at the same rate.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import dataclasses
 import statistics
 import time
 from dataclasses import dataclass
 
 from bench.processes import procs
-from bench.processes.parts import Parts, Server
+from bench.processes.parts import ORDINARY_WORKER, OUR_WORKER, Parts, Server, has_peer
+from bench.sizes import QUICK
 from bench.workloads.follow import Following, account_of, following
 from bench.workloads.streams import RedisCounts
+from bench.workloads.whole import whole_path
 
 _STREAMS = 100
 _RATE = 4000.0
@@ -23,6 +26,9 @@ _TIMES = 3
 _READERS = 100
 _BURST = 2000
 """Tokens published at once to readers of one stream: 200,000 events, too many to be sent one by one."""
+_ANSWERS = 60
+"""At 20 tokens a second each, the ordinary way's worker serves them without filling its core."""
+_ANSWERS_SIZES = dataclasses.replace(QUICK, seconds=_SECONDS, warm_up_seconds=_WARM_UP_SECONDS)
 _STORM_READERS, _STORM_EVENTS, _STORM_RESUMES_AT = 100, 3000, 500
 """Readers resume further back than one read of a log goes, so that all of them get its pages."""
 
@@ -43,7 +49,8 @@ class Fact:
 
 def guard(parts: Parts, *, quick: bool = False) -> int:
     """Runs every part; returns 0 if all bounds hold, else 1."""
-    return judge([*steady(parts, 1 if quick else _TIMES), *burst(parts), *storm(parts)])
+    times = 1 if quick else _TIMES
+    return judge([*steady(parts, times), *burst(parts), *storm(parts), *whole_path_cost(parts, times)])
 
 
 def judge(facts: list[Fact]) -> int:
@@ -61,7 +68,7 @@ def _reason(fact: Fact) -> str:
 
 def steady(parts: Parts, times: int) -> list[Fact]:
     """Counts at a steady rate, where each stream has one reader; measures Midstream and the peer in turn."""
-    with_peer = importlib.util.find_spec("sse_starlette") is not None
+    with_peer = has_peer()
     ratios, faults = [], 0
     reads = wire_bytes = 0.0
     for _ in range(times):
@@ -162,4 +169,24 @@ def storm(parts: Parts, **settings: object) -> list[Fact]:
         Fact(
             "storm: log reads for all readers", log_reads, 25, "readers that resume at one place must share its pages"
         ),
+    ]
+
+
+def whole_path_cost(parts: Parts, times: int) -> list[Fact]:
+    """Measures the CPU of worker, Redis and gateway per token, from the provider to the reader, Midstream and the peer in turn.
+
+    Empty without the peer: there is nothing to compare with.
+    """
+    if not has_peer():
+        return []
+    ratios, faults = [], 0
+    for _ in range(times):
+        ours = whole_path(parts, parts.gateway, OUR_WORKER, _ANSWERS, _ANSWERS_SIZES)
+        peer = whole_path(parts, parts.naive, ORDINARY_WORKER, _ANSWERS, _ANSWERS_SIZES)
+        faults += ours["void"] + peer["void"]
+        ratios.append(ours["sum_us_per_token"] / peer["sum_us_per_token"])
+    why = "worker, Redis and gateway together have come near the ordinary way's cost; it was 0.3 times that"
+    return [
+        Fact("whole path: runs with lost, doubled or disordered events", faults, 0, "a reader did not get its stream"),
+        Fact("whole path: CPU per token, of the ordinary way's", statistics.median(ratios), 0.7, why),
     ]

@@ -21,6 +21,18 @@ class Row:
     target: str = ""
     """For the full sizes only, not for --quick."""
     more_is_better: bool = False
+    peer_figure: str = ""
+    """The peer's figure to compare with; by default the one of the same name."""
+
+    @property
+    def beside(self) -> str:
+        return self.peer_figure or self.figure
+
+
+def _sum_row(answers: str, label: str, target: str = "") -> Row:
+    """Returns W7's row of the CPU of all three processes. The peer ran with one number of answers only: `equal`."""
+    figure = "sum_us_per_token"
+    return Row(f"{answers}_{figure}", f"{label}: all CPU per token", "µs", target, peer_figure=f"equal_{figure}")
 
 
 ROWS: dict[str, list[Row]] = {
@@ -70,11 +82,28 @@ ROWS: dict[str, list[Row]] = {
         ),
     ],
     "W7": [
-        Row("p50_ms", "provider to reader, median", "ms", "≤ 1"),
-        Row("p99_ms", "provider to reader, 99 %", "ms", "≤ 5"),
-        Row("worker_us_per_token", "worker CPU per token", "µs"),
-        Row("gateway_us_per_token", "gateway CPU per token", "µs"),
-        Row("redis_us_per_token", "Redis CPU per token", "µs"),
+        Row("full_tokens_per_s", "all answers", "tokens/s"),
+        Row("full_tokens_per_entry", "all answers: tokens per entry"),
+        Row("full_p50_ms", "all answers: provider to reader, median", "ms", "≤ 2"),
+        Row("full_p99_ms", "all answers: provider to reader, 99 %", "ms", "≤ 6"),
+        Row("full_worker_us_per_token", "all answers: worker CPU per token", "µs"),
+        Row("full_redis_us_per_token", "all answers: Redis CPU per token", "µs"),
+        Row("full_gateway_us_per_token", "all answers: gateway CPU per token", "µs"),
+        _sum_row("full", "all answers", "≥ 6 × cheaper"),
+        Row("pace_tokens_per_entry", "with a pace of 100 ms: tokens per entry"),
+        Row("pace_p50_ms", "with a pace of 100 ms: median", "ms"),
+        _sum_row("pace", "with a pace of 100 ms", "≤ 22"),
+        Row("half_p50_ms", "half the answers: median", "ms", "≤ 1"),
+        Row("half_p99_ms", "half the answers: 99 %", "ms", "≤ 5"),
+        _sum_row("half", "half the answers"),
+        Row("equal_tokens_per_s", "at equal rates", "tokens/s", more_is_better=True),
+        Row("equal_p50_ms", "at equal rates: median", "ms"),
+        Row("equal_p99_ms", "at equal rates: 99 %", "ms"),
+        Row("equal_worker_utilisation", "at equal rates: worker", "of a core"),
+        Row("equal_worker_us_per_token", "at equal rates: worker CPU per token", "µs"),
+        Row("equal_redis_us_per_token", "at equal rates: Redis CPU per token", "µs"),
+        Row("equal_gateway_us_per_token", "at equal rates: gateway CPU per token", "µs"),
+        _sum_row("equal", "at equal rates"),
     ],
     "W8": [
         Row("event_p50_ms", "create to first event, median", "ms", "≤ 3"),
@@ -100,6 +129,7 @@ def summed_up(runs: list[Figures]) -> dict[str, Any]:
         "void": any(run["void"] for run in runs),
         "generators": any(run["generators"] for run in runs),
         "limit": sorted({str(run["ceiling_limit"]) for run in runs if "ceiling_limit" in run}),
+        "notes": sorted({note for run in runs for note in run.get("notes", ())}),
     }
 
 
@@ -109,8 +139,8 @@ def ratios(workload: str, sides: dict[str, Any]) -> dict[str, float]:
         return {}
     ours, peer, better = sides[OURS]["medians"], sides[PEER]["medians"], {}
     for row in rows_of(workload, ours):
-        if ours.get(row.figure) and peer.get(row.figure):
-            ratio = ours[row.figure] / peer[row.figure]
+        if ours.get(row.figure) and peer.get(row.beside):
+            ratio = ours[row.figure] / peer[row.beside]
             better[row.figure] = ratio if row.more_is_better else 1 / ratio
     return better
 
@@ -146,12 +176,12 @@ def table(results: dict[str, Any], *, targets: bool) -> str:
             low, high = ours["spread"][row.figure]
             cells = [
                 row.label,
-                _shown(row, ours),
+                _shown(row, row.figure, ours),
                 f"{_number(low)} – {_number(high)}" if len(ours["runs"]) > 1 else "",
             ]
             if with_peer:
                 peer = sides.get(PEER)
-                cells.append(_shown(row, peer) if peer and row.figure in peer["medians"] else "")
+                cells.append(_shown(row, row.beside, peer) if peer and row.beside in peer["medians"] else "")
                 ratio = result["ratios"].get(row.figure)
                 cells.append(f"{ratio:.1f} ×" if ratio else "")
             if targets:
@@ -183,10 +213,11 @@ def _notes(side: dict[str, Any]) -> Iterable[str]:
         yield "the load generator was busy or late: these figures partly measure it"
     for limit in side["limit"]:
         yield f"the ceiling's limit: {limit}"
+    yield from side["notes"]
 
 
-def _shown(row: Row, side: dict[str, Any]) -> str:
-    value = side["medians"][row.figure]
+def _shown(row: Row, figure: str, side: dict[str, Any]) -> str:
+    value = side["medians"][figure]
     if row.figure == "ceiling_per_s" and not value:
         return "none of the rates tried"
     bound = "≥ " if row.figure == "ceiling_per_s" and side["limit"] and side["limit"] != ["the server"] else ""

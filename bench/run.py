@@ -20,7 +20,7 @@ from bench.options import GUARD, WORKLOADS
 from bench.plot import plot
 from bench.processes import procs
 from bench.processes.control import Gone
-from bench.processes.parts import Cores, Parts, Server
+from bench.processes.parts import Cores, Parts, Server, has_peer
 from bench.progress import Progress, Show
 from bench.report import OURS, PEER
 from bench.sizes import FULL, QUICK, Sizes
@@ -29,7 +29,7 @@ from bench.workloads.follow import Figures, Void
 from shared.errors import Unusable
 from shared.version import VERSION
 
-_COMPARED = ("W1", "W2", "W3", "W4")
+_COMPARED = ("W1", "W2", "W3", "W4", "W7")
 _OWN_ONLY = ("W5", "W7", "W8")
 GROWTH, FACES = "growth", "faces"
 
@@ -61,15 +61,11 @@ def _check(arguments: argparse.Namespace) -> None:
             raise Unusable(f"{path}: there is no folder {path.parent}")
     if arguments.plot and not importlib.util.find_spec("matplotlib"):
         raise Unusable("--plot needs matplotlib: pip install '.[bench]'")
-    if arguments.peer == "naive" and not _has_peer():
+    if arguments.peer == "naive" and not has_peer():
         raise Unusable("--peer naive needs sse-starlette: pip install '.[bench]'")
     if not os.path.exists("/proc/self/stat"):
         raise Unusable("the bench needs Linux: it reads /proc")
     procs.raise_open_files_limit()
-
-
-def _has_peer() -> bool:
-    return importlib.util.find_spec("sse_starlette") is not None
 
 
 def _pids(options: list[str]) -> dict[str, int]:
@@ -90,7 +86,7 @@ class Bench:
         self._runs = int(arguments.runs or (1 if arguments.quick else 3))
         cores = parts.cores.load or set(range(os.cpu_count() or 1))
         self._load_processes = int(arguments.load_processes or max(1, min(4, len(cores) - 1)))
-        self._with_peer = arguments.peer == "naive" or (arguments.peer is None and _has_peer() and not arguments.url)
+        self._with_peer = arguments.peer == "naive" or (arguments.peer is None and has_peer() and not arguments.url)
         self._workloads: list[str] = list(dict.fromkeys(arguments.workloads)) or (
             [] if arguments.growth or arguments.faces else list(WORKLOADS)
         )
@@ -162,7 +158,7 @@ class Bench:
         if name == "W6":
             return store.w6(parts, sizes, show)
         if name == "W7":
-            return whole.w7(parts, start, sizes, show)
+            return whole.w7(parts, sizes, show) if side == OURS else whole.w7_peer(parts, sizes, show)
         if name == "W8":
             return whole.w8(parts, start, sizes, show)
         if name == FACES:
@@ -186,7 +182,7 @@ class Bench:
         return f"{name} {info.get('valkey_version', info['redis_version'])}"
 
     def _whole(self, results: dict[str, Any], began: float) -> dict[str, Any]:
-        packages = ("fastapi", "hiredis", "redis", "sse-starlette", "uvicorn", "uvloop")
+        packages = ("fastapi", "hiredis", "openai", "redis", "sse-starlette", "uvicorn", "uvloop")
         versions = {}
         for package in packages:
             try:

@@ -21,7 +21,7 @@ class Sizes:
     times the one before, then `ramp_between` rates lie between the last two."""
     ramp_between: int = 2
     peer_share: float = 1 / 16
-    """The peer's search begins at this share of our rate."""
+    """The peer's search begins at this share of our rate; W7 gives it this share of our answers."""
 
     tokens_per_entry: int = 1
     """For W1's publisher: 1 is what an idle worker writes."""
@@ -42,9 +42,9 @@ class Sizes:
     w5_paced_tokens: int = 200
     w6_streams: int = 100
     w6_tokens: int = 96_000
-    w7_streams: int = 500
+    w7_answers: int = 1000
     w7_rate: float = 20
-    w7_tokens: int = 200
+    """Tokens per second of each answer."""
     w8_times: int = 200
     growth_streams: tuple[int, ...] = (10, 100, 1000, 5000)
     growth_rate: float = 10_000
@@ -75,8 +75,7 @@ QUICK = Sizes(
     w5_paced_tokens=20,
     w6_streams=50,
     w6_tokens=3200,
-    w7_streams=50,
-    w7_tokens=25,
+    w7_answers=100,
     w8_times=12,
     growth_streams=(10, 100, 1000),
     growth_rate=4000,

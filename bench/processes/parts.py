@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -27,6 +28,7 @@ from shared.settings import described
 _ROOT = Path(__file__).resolve().parents[2]
 _CHILD = Path(__file__).with_name("child.py")
 _START_SECONDS = 30.0
+OUR_WORKER, ORDINARY_WORKER = "producer", "bench.processes.ordinary_worker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Cores:
         if self.server is None or self.load is None:
             return "not pinned: the server shares its cores with the load, so its figures are too high"
         names = ["+".join(map(str, sorted(cores))) for cores in (self.server, self.load)]
-        return f"server alone on core {names[0]}; Redis, load and publisher on {names[1]}"
+        return f"what is measured on core {names[0]}; Redis, load and publisher on {names[1]}"
 
     def describe_own(self) -> str:
         """Says which cores the bench's own processes have, if it has not started the server."""
@@ -155,12 +157,12 @@ class Parts:
         self._wait_until(lambda: _answers(port, "/healthz"), process, "naive")
         return Server("the ordinary way", "127.0.0.1", port, "/streams/%s/events", process.pid)
 
-    def worker(self, cores: set[int] | None, **settings: object) -> int:
-        """Starts a worker; returns its pid once it takes requests."""
+    def worker(self, cores: set[int] | None, *, module: str = OUR_WORKER, **settings: object) -> int:
+        """Starts a worker, `python -m <module>`; returns its pid once it takes requests."""
         with ReadyPipe() as pipe:
-            arguments = ["-m", "producer", "--ready-fd", str(pipe.fd)]
-            process = self._start("producer", arguments, settings, cores, (pipe.fd,))
-            self._wait_until(lambda: pipe.ready(1), process, "producer")
+            arguments = ["-m", module, "--ready-fd", str(pipe.fd)]
+            process = self._start(module, arguments, settings, cores, (pipe.fd,))
+            self._wait_until(lambda: pipe.ready(1), process, module)
         return process.pid
 
     def helper(self, module: str, plan: Mapping[str, Any]) -> Helper:
@@ -252,6 +254,11 @@ class Parts:
         except OSError:
             return None
         return pid if "redis" in name or "valkey" in name else None
+
+
+def has_peer() -> bool:
+    """Returns whether the ordinary way's gateway can be started: it needs sse-starlette."""
+    return importlib.util.find_spec("sse_starlette") is not None
 
 
 def _answers(port: int, path: str) -> bool:

@@ -17,7 +17,7 @@ import orjson
 from bench.histogram import Histogram
 from bench.processes import procs
 from bench.processes.control import Helper
-from bench.processes.parts import Parts, Server
+from bench.processes.parts import ORDINARY_WORKER, OUR_WORKER, Parts, Server
 from bench.progress import Show
 from bench.sizes import Sizes
 from bench.workloads import streams
@@ -29,6 +29,10 @@ from shared.keys import REQUESTS, log_key
 _ANSWER_SECONDS_MAX = 180.0
 _CLAIMED_SECONDS_MAX = 60.0
 _COUNTED_TIMES = 15
+PACE_MILLISECONDS = 100
+"""W7's pace: two tokens per entry of an answer at 20 tokens/s."""
+_SHARED = 1.1
+"""With more tokens per entry than this and no pace, tokens have waited for each other."""
 _FIRST, _TOKEN = b"event: started\n", b'data: {"token"'
 
 
@@ -67,32 +71,82 @@ def w5(parts: Parts, sizes: Sizes, show: Show) -> Figures:
     }
 
 
-def w7(parts: Parts, start: Callable[[], Server], sizes: Sizes, show: Show) -> Figures:
-    """The path from provider to reader: latency from a chunk's stamp to the reader's socket. The worker shares the load's cores."""
+def w7(parts: Parts, sizes: Sizes, show: Show) -> Figures:
+    """The whole path through Midstream: with all answers, with a pace, with half, and with as many as the peer gets."""
+    runs: dict[str, tuple[int, dict[str, object]]] = {
+        "full": (sizes.w7_answers, {}),
+        "pace": (sizes.w7_answers, {"entry_milliseconds": PACE_MILLISECONDS}),
+        "half": (sizes.w7_answers // 2, {}),
+        "equal": (_peer_answers(sizes), {}),
+    }
+    result: Figures = {"void": False, "generators": False, "notes": []}
+    for name, (answers, settings) in runs.items():
+        show(f"W7 Midstream: {answers} answers at {sizes.w7_rate:g} tokens/s{', with a pace' if settings else ''}")
+        figures = whole_path(parts, parts.gateway, OUR_WORKER, answers, sizes, **settings)
+        if not settings and figures["tokens_per_entry"] > _SHARED:
+            result["notes"].append(
+                f"{answers} answers were too many for this machine: tokens waited and shared entries, and so seem cheaper"
+            )
+        _add(result, name, figures)
+    return result
+
+
+def w7_peer(parts: Parts, sizes: Sizes, show: Show) -> Figures:
+    """The whole path of the ordinary way, with the share of the answers that its worker can serve."""
+    answers = _peer_answers(sizes)
+    show(f"W7 the ordinary way: {answers} answers at {sizes.w7_rate:g} tokens/s")
+    note = f"was given {answers} of {sizes.w7_answers} answers, as its worker cannot serve all; each sum is compared with these"
+    result: Figures = {"void": False, "generators": False, "notes": [note]}
+    _add(result, "equal", whole_path(parts, parts.naive, ORDINARY_WORKER, answers, sizes))
+    return result
+
+
+def whole_path(
+    parts: Parts, start: Callable[[], Server], worker_module: str, answers: int, sizes: Sizes, **settings: object
+) -> Figures:
+    """Measures the path from the provider to readers: latency, from a chunk's stamp to the reader's socket, and CPU per token.
+
+    `sum_us_per_token` is the CPU time of worker, Redis and gateway. `settings` are the worker's. The worker shares the
+    gateway's core: beside Redis, the provider and the readers it would have too little of one.
+    """
     server = start()
+    assert server.pid is not None  # `Bench` allows only gateways that it has started
     with ExitStack() as stack:
-        show(f"W7: {sizes.w7_streams} streams at {sizes.w7_rate:g} tokens/s")
-        names = stack.enter_context(streams.queued(parts.redis, _prompts(sizes.w7_streams)))
+        stack.callback(parts.end, server.pid)
+        names = stack.enter_context(streams.queued(parts.redis, _prompts(answers)))
         plan = {
             "host": server.host,
             "port": server.port,
             "path": server.path,
             "streams": names,
             "first_reader": 0,
-            "readers": sizes.w7_streams,
+            "readers": answers,
             "first_offset": 1,
         }
         load = stack.enter_context(parts.helper("bench.processes.load", plan))
-        provider = stack.enter_context(_provider(parts, sizes.w7_tokens, paced=True))
-        worker = _worker_for(parts, provider, sizes.w7_streams, parts.cores.load)
+        tokens = round(sizes.w7_rate * (sizes.warm_up_seconds + sizes.seconds))
+        provider = stack.enter_context(_provider(parts, tokens, paced=True))
+        worker = _worker_for(parts, provider, answers, parts.cores.server, module=worker_module, **settings)
+        stack.callback(parts.end, worker)
         connected = load.ask("connect", after="", at_once=256, within_seconds=60.0)
         if connected["refused"] or connected["why"]:
             raise Void(f"readers could not connect: {connected['why']}")
-        pids = {"worker": worker, **({"gateway": server.pid} if server.pid else {})}
+        pids = {"worker": worker, "gateway": server.pid}
         figures = _paced(parts, names, [load], provider, sizes.w7_rate, sizes, pids)
-        _end(parts, worker)
-    parts.end(server.pid)
+        if not figures["void"]:  # else some may never come
+            _wait_for_answers(parts)
+    figures["sum_us_per_token"] = sum(figures[f"{part}_us_per_token"] for part in ("worker", "redis", "gateway"))
     return figures
+
+
+def _peer_answers(sizes: Sizes) -> int:
+    return max(1, int(sizes.w7_answers * sizes.peer_share))
+
+
+def _add(result: Figures, name: str, figures: Figures) -> None:
+    result |= {f"{name}_{figure}": value for figure, value in figures.items()}
+    result["void"] |= figures["void"]
+    result["generators"] |= figures["generators"]
 
 
 def w8(parts: Parts, start: Callable[[], Server], sizes: Sizes, show: Show) -> Figures:
@@ -176,9 +230,10 @@ def _prompts(count: int) -> list[dict[str, Any]]:
     return [{"messages": [{"role": "user", "content": f"bench {number}"}]} for number in range(count)]
 
 
-def _worker_for(parts: Parts, provider: Helper, concurrency: int, cores: set[int] | None) -> int:
+def _worker_for(parts: Parts, provider: Helper, concurrency: int, cores: set[int] | None, **settings: Any) -> int:
     return parts.worker(
         cores,
+        **settings,
         worker_concurrency=concurrency,
         provider="openai",
         openai_base_url=f"http://127.0.0.1:{provider.ready['port']}/v1",

@@ -15,7 +15,7 @@ import redis.asyncio
 
 from bench.guard import judge, storm
 from bench.processes.parts import Cores, Parts
-from bench.report import OURS, PEER
+from bench.report import OURS, PEER, ratios, summed_up, table
 from bench.sizes import QUICK
 from bench.workloads import store
 from bench.workloads.faces import FACES
@@ -65,6 +65,32 @@ def test_a_quick_run_completes(tmp_path: Path) -> None:
     assert {"machine", "versions", "settings", "cores"} <= results.keys()
     for line in ("W1  many streams, a reader each", "gateway CPU per event", "ratio"):
         assert line in ran.stdout
+
+
+@needs_linux
+@measures
+def test_the_whole_path_is_a_sum_beside_the_ordinary_way_as_a_whole(tmp_path: Path) -> None:
+    needs("sse_starlette", importlib.util.find_spec("sse_starlette"))
+    out = tmp_path / "bench.json"
+    ran = bench("W7", "--quick", "--seconds", "0.5", "--json", str(out))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    result = json.loads(out.read_text())["workloads"]["W7"]
+    (ours,), (peer,) = (result["sides"][side]["runs"] for side in (OURS, PEER))
+    for run, kinds in ((ours, ("full", "pace", "half", "equal")), (peer, ("equal",))):
+        for kind in kinds:
+            assert run[f"{kind}_tokens_per_s"] > 50, kind
+            assert run[f"{kind}_missing"] == run[f"{kind}_doubled"] == run[f"{kind}_out_of_order"] == 0, kind
+            assert 0 < run[f"{kind}_p50_ms"] <= run[f"{kind}_p99_ms"], kind
+            parts = [run[f"{kind}_{part}_us_per_token"] for part in ("worker", "redis", "gateway")]
+            assert run[f"{kind}_sum_us_per_token"] == pytest.approx(sum(parts)), kind
+    assert ours["pace_tokens_per_entry"] > 1.5
+    assert (
+        peer["equal_tokens_per_entry"] < 1.5
+    )  # more, if few of the tokens that Redis got have reached readers by the end
+    for kind in ("full", "pace", "half", "equal"):
+        figure = f"{kind}_sum_us_per_token"
+        assert result["ratios"][figure] == pytest.approx(peer["equal_sum_us_per_token"] / ours[figure])
+    assert f"{PEER}: was given 25 of 100 answers" in ran.stdout
 
 
 @needs_linux
@@ -141,6 +167,24 @@ def test_the_guard_detects_a_gateway_whose_readers_share_nothing(capsys: pytest.
     output = capsys.readouterr().out
     assert "OVER storm: log reads for all readers" in output
     assert "must share its pages" in output
+
+
+def _run(**figures: object) -> dict[str, Any]:
+    return {"void": False, "generators": False, **figures}
+
+
+def test_a_row_names_the_figure_of_the_ordinary_way_that_it_stands_beside() -> None:
+    ours = summed_up(
+        [_run(full_sum_us_per_token=40.0, full_p99_ms=3.0), _run(full_sum_us_per_token=60.0, full_p99_ms=4.0)]
+    )
+    peer = summed_up([_run(equal_sum_us_per_token=400.0, notes=["was given fewer answers"])] * 2)
+    sides = {OURS: ours, PEER: peer}
+    better = ratios("W7", sides)
+    assert better == {"full_sum_us_per_token": pytest.approx(8.0)}
+    lines = table({"W7": {"sides": sides, "ratios": better}}, targets=True).splitlines()
+    (row,) = [" ".join(line.split()) for line in lines if "all CPU per token" in line]
+    assert row.endswith("50 µs 40 – 60 400 µs 8.0 × ≥ 6 × cheaper")
+    assert lines.count(f"    {PEER}: was given fewer answers") == 1
 
 
 @pytest.mark.parametrize(
