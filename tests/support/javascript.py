@@ -1,0 +1,113 @@
+"""clients/js for tests: where it is, a site that serves it to browsers, and readers that use it in Node and in Firefox.
+
+async with Site() as site:
+    async with firefox(site.reader_url(events_url, "firefox")):
+        await wait_until(lambda: site.reports.get("firefox", {}).get("ended"))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from tests.support.http_server import HttpServer, Request, response
+from tests.support.needs import needs
+from tests.support.npm import Node
+
+_ROOT = Path(__file__).resolve().parents[2]
+CLIENT = _ROOT / "clients/js/midstream.js"
+EXAMPLES = sorted(path for path in _ROOT.glob("examples/*/*") if path.suffix in (".html", ".js"))
+SCRIPTS = _ROOT / "tests/e2e/javascript"
+
+_TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
+_EXAMPLE_GATEWAY = b"http://127.0.0.1:8000"
+_FIREFOX_END_SECONDS_MAX = 10.0
+_FIREFOX_PREFERENCES = {
+    "app.normandy.enabled": False,
+    "app.update.enabled": False,
+    "browser.aboutwelcome.enabled": False,
+    "browser.shell.checkDefaultBrowser": False,
+    "captivedetect.canonicalURL": "",
+    "datareporting.policy.dataSubmissionEnabled": False,
+    "network.captive-portal-service.enabled": False,
+    "network.connectivity-service.enabled": False,
+    "services.settings.server": "data:,",
+    "toolkit.telemetry.enabled": False,
+}
+"""A browser that calls nobody but the test's servers."""
+
+
+class Site(HttpServer):
+    """Serves the files of the repository, with the examples' gateway replaced, and collects what pages report.
+
+    It is another origin than the gateway, as an application's own pages are.
+    """
+
+    def __init__(self, gateway_url: str) -> None:
+        super().__init__()
+        self._gateway_url = gateway_url
+        self.reports: dict[str, dict[str, Any]] = {}
+        """The newest report of each reader: `events`, and at the end `ended` or `error`."""
+        self.made: dict[str, str] = {}
+        """Scripts that are in no file, by path."""
+
+    def reader_url(self, stream_url: str, name: str) -> str:
+        """Returns the page that follows a stream, and reports under this name."""
+        return f"{self.origin}/tests/e2e/javascript/reader.html?name={name}&url={quote(stream_url, safe='')}"
+
+    async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        path = urlsplit(request.path).path
+        if request.method == "POST":
+            self.reports[path.rpartition("/")[2]] = json.loads(request.body)
+            writer.write(response(204, "text/plain", b""))
+            return
+        file = (_ROOT / path.lstrip("/")).resolve()
+        if path in self.made:
+            writer.write(response(200, _TYPES[".js"], self.made[path].encode()))
+        elif file.is_relative_to(_ROOT) and file.suffix in _TYPES and file.is_file():
+            body = file.read_bytes().replace(_EXAMPLE_GATEWAY, self._gateway_url.encode())
+            writer.write(response(200, _TYPES[file.suffix], body))
+        else:
+            writer.write(response(404, "text/plain", b"no such file"))
+
+
+async def follow_in(runtime: str, stream_url: str, **options: Any) -> Node:
+    """Follows a stream in Node, Deno or Bun; the events are the lines of the process."""
+    command = {"deno": ["deno", "run", "--allow-all"]}.get(runtime, [runtime])
+    return Node(
+        await asyncio.create_subprocess_exec(
+            *command, str(SCRIPTS / "follow.mjs"), stream_url, json.dumps(options), stdout=asyncio.subprocess.PIPE
+        )
+    )
+
+
+@asynccontextmanager
+async def firefox(url: str) -> AsyncIterator[None]:
+    """A Firefox of its own that shows a page. Nothing drives it: the page reports what it sees."""
+    program = shutil.which("firefox-esr") or shutil.which("firefox")
+    needs("firefox (Debian: apt install firefox-esr)", program)
+    assert program is not None
+    with tempfile.TemporaryDirectory(prefix="midstream-firefox-", ignore_cleanup_errors=True) as home:
+        preferences = [f"user_pref({json.dumps(name)}, {json.dumps(value)});" for name, value in _FIREFOX_PREFERENCES.items()]
+        Path(home, "user.js").write_text("\n".join(preferences))
+        command = [program, "--headless", "--no-remote", "--profile", home, url]
+        environment = {**os.environ, "HOME": home, "MOZ_CRASHREPORTER_DISABLE": "1"}
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            yield
+        finally:
+            process.terminate()
+            try:
+                await asyncio.to_thread(process.wait, _FIREFOX_END_SECONDS_MAX)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
