@@ -1,7 +1,9 @@
 """clients/js for tests: where it is, a site that serves it to browsers, and readers that use it in Node and in Firefox.
 
 async with Site() as site:
-    async with firefox(site.reader_url(events_url, "firefox")):
+    async with firefox(site.reader_url("firefox")):
+        await wait_until(lambda: "firefox" in site.waiting)
+        site.urls["firefox"] = stream_url
         await wait_until(lambda: site.reports.get("firefox", {}).get("ended"))
 """
 
@@ -11,13 +13,12 @@ import asyncio
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from tests.support.http_server import HttpServer, Request, response
 from tests.support.needs import needs
@@ -57,27 +58,34 @@ class Site(HttpServer):
         self._gateway_url = gateway_url
         self.reports: dict[str, dict[str, Any]] = {}
         """The newest report of each reader: `events`, and at the end `ended` or `error`."""
-        self.made: dict[str, str] = {}
-        """Scripts that are in no file, by path."""
+        self.urls: dict[str, str] = {}
+        """What each reader is to follow. It asks until its name is here."""
+        self.waiting: set[str] = set()
+        """The readers that have asked."""
 
-    def reader_url(self, stream_url: str, name: str) -> str:
+    def reader_url(self, name: str, *, query: str = "") -> str:
         """Returns the page that follows a stream, and reports under this name."""
-        return f"{self.origin}/tests/e2e/javascript/reader.html?name={name}&url={quote(stream_url, safe='')}"
+        return f"{self.origin}/tests/e2e/javascript/reader.html?name={name}{query}"
 
     async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         path = urlsplit(request.path).path
+        name = path.rpartition("/")[2]
         if request.method == "POST":
-            self.reports[path.rpartition("/")[2]] = json.loads(request.body)
+            self.reports[name] = json.loads(request.body)
             writer.write(response(204, "text/plain", b""))
-            return
-        file = (_ROOT / path.lstrip("/")).resolve()
-        if path in self.made:
-            writer.write(response(200, _TYPES[".js"], self.made[path].encode()))
-        elif file.is_relative_to(_ROOT) and file.suffix in _TYPES and file.is_file():
-            body = file.read_bytes().replace(_EXAMPLE_GATEWAY, self._gateway_url.encode())
-            writer.write(response(200, _TYPES[file.suffix], body))
+        elif path.startswith("/url/"):
+            self.waiting.add(name)
+            writer.write(response(200, "text/plain", self.urls.get(name, "").encode()))
         else:
-            writer.write(response(404, "text/plain", b"no such file"))
+            writer.write(self._file(path))
+
+    def _file(self, path: str) -> bytes:
+        """Returns the response with one file of the repository."""
+        file = (_ROOT / path.lstrip("/")).resolve()
+        if not (file.is_relative_to(_ROOT) and file.suffix in _TYPES and file.is_file()):
+            return response(404, "text/plain", b"no such file")
+        body = file.read_bytes().replace(_EXAMPLE_GATEWAY, self._gateway_url.encode())
+        return response(200, _TYPES[file.suffix], body)
 
 
 async def follow_in(runtime: str, stream_url: str, **options: Any) -> Node:
@@ -97,17 +105,25 @@ async def firefox(url: str) -> AsyncIterator[None]:
     needs("firefox (Debian: apt install firefox-esr)", program)
     assert program is not None
     with tempfile.TemporaryDirectory(prefix="midstream-firefox-", ignore_cleanup_errors=True) as home:
-        preferences = [f"user_pref({json.dumps(name)}, {json.dumps(value)});" for name, value in _FIREFOX_PREFERENCES.items()]
-        Path(home, "user.js").write_text("\n".join(preferences))
-        command = [program, "--headless", "--no-remote", "--profile", home, url]
-        environment = {**os.environ, "HOME": home, "MOZ_CRASHREPORTER_DISABLE": "1"}
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _write_preferences(Path(home))
+        process = await asyncio.create_subprocess_exec(
+            *(program, "--headless", "--no-remote", "--profile", home, url),
+            env={**os.environ, "HOME": home, "MOZ_CRASHREPORTER_DISABLE": "1"},
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
         try:
             yield
         finally:
             process.terminate()
             try:
-                await asyncio.to_thread(process.wait, _FIREFOX_END_SECONDS_MAX)
-            except subprocess.TimeoutExpired:
+                async with asyncio.timeout(_FIREFOX_END_SECONDS_MAX):
+                    await process.wait()
+            except TimeoutError:
                 process.kill()
-                process.wait()
+                await process.wait()
+
+
+def _write_preferences(profile: Path) -> None:
+    lines = [f"user_pref({json.dumps(name)}, {json.dumps(value)});" for name, value in _FIREFOX_PREFERENCES.items()]
+    (profile / "user.js").write_text("\n".join(lines))

@@ -83,6 +83,19 @@ export function recordedAfter(lastId) {
 export const withIds = (events) => events.filter((event) => event.id).map((event) => [event.id, event.text]);
 export const EXPECTED = EVERYTHING.filter(([id]) => id).map(([id, , , text]) => [id, text]);
 
+/** Runs with timers that end at once, and returns the pauses that were asked for. */
+export async function hurried(run) {
+  const setTimeoutOf = globalThis.setTimeout;
+  const pauses = [];
+  globalThis.setTimeout = (work, milliseconds) => (pauses.push(milliseconds), setTimeoutOf(work, 0));
+  try {
+    await run();
+  } finally {
+    globalThis.setTimeout = setTimeoutOf;
+  }
+  return pauses;
+}
+
 /** A generator of random numbers from 0 to 1 (mulberry32). */
 export function dice(seed) {
   return () => {
