@@ -1,7 +1,7 @@
 // However bytes are split and wherever a connection is cut, nothing is lost and nothing comes twice.
 import assert from "node:assert/strict";
 import test from "node:test";
-import { collect, dice, EXPECTED, hurried, recordedAfter, scripted, split, streaming, withIds } from "./support.mjs";
+import { collect, dice, EXPECTED, hurried, plain, recordedAfter, scripted, split, streaming, withIds } from "./support.mjs";
 
 const SPLITS = 10_000;
 const SEED = Number(process.env.SEED ?? 1);
@@ -12,11 +12,12 @@ const FORMS = ["\n", "\r\n", "\r"].map((end) => Buffer.from("\ufeff" + whole.toS
 
 test("10,000 random splits", async () => {
   const random = dice(SEED);
+  const expected = JSON.stringify([EXPECTED, []]);
   for (let round = 0; round < SPLITS; round++) {
     const form = FORMS[round % FORMS.length];
     const places = Array.from({ length: 1 + Math.floor(random() * 12) }, () => Math.floor(random() * form.length)).sort((a, b) => a - b);
-    const { events, lost } = await collect({ fetch: scripted(() => streaming(split(form, places))) });
-    assert.deepEqual([withIds(events), lost], [EXPECTED, []], `SEED=${SEED}, round ${round}, places ${places}`);
+    const { events, lost } = await collect({ fetch: async () => plain(split(form, places)) });
+    assert.equal(JSON.stringify([withIds(events), lost]), expected, `SEED=${SEED}, round ${round}, places ${places}`);
   }
 });
 

@@ -21,6 +21,13 @@ export function streaming(pieces, { end = "close", signal, type = "text/event-st
   return new Response(body, { headers: { "content-type": type } });
 }
 
+/** What `follow` needs of such a response and no more: ten times as fast as a real one. */
+export function plain(pieces) {
+  const left = pieces.values();
+  const reader = { read: async () => left.next(), cancel: async () => {} };
+  return { ok: true, status: 200, headers: new Map([["content-type", "text/event-stream"]]), body: { getReader: () => reader } };
+}
+
 export const refused = (status, { headers = {}, body = "" } = {}) =>
   new Response(status === 204 ? null : body, { status, headers: { "content-type": "application/problem+json", ...headers } });
 
