@@ -279,7 +279,8 @@ function answerOf({ cursor = "", text = "", marks = [] }) {
     event({ id, name, data }) {
       const [attempt, offset] = placeOf(id);
       const [hadAttempt, hadOffset] = placeOf(cursor);
-      if (attempt < hadAttempt || (attempt === hadAttempt && offset <= hadOffset && !TERMINAL.includes(name))) return;
+      const had = attempt < hadAttempt || (attempt === hadAttempt && offset <= hadOffset);
+      if (had && !TERMINAL.includes(name)) return;
       cursor = id ?? cursor;
       if (data === undefined) return;
       const body = parsed(data, data); // an own event may be any text

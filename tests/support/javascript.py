@@ -31,6 +31,7 @@ SCRIPTS = _ROOT / "tests/e2e/javascript"
 
 _TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 _EXAMPLE_GATEWAY = b"http://127.0.0.1:8000"
+_SCRIPT_SECONDS_MAX = 60.0
 _FIREFOX_END_SECONDS_MAX = 10.0
 _FIREFOX_PREFERENCES = {
     "app.normandy.enabled": False,
@@ -73,6 +74,8 @@ class Site(HttpServer):
         if request.method == "POST":
             self.reports[name] = json.loads(request.body)
             writer.write(response(204, "text/plain", b""))
+        elif path == "/favicon.ico":
+            writer.write(response(204, "text/plain", b""))
         elif path.startswith("/url/"):
             self.waiting.add(name)
             writer.write(response(200, "text/plain", self.urls.get(name, "").encode()))
@@ -86,6 +89,23 @@ class Site(HttpServer):
             return response(404, "text/plain", b"no such file")
         body = file.read_bytes().replace(_EXAMPLE_GATEWAY, self._gateway_url.encode())
         return response(200, _TYPES[file.suffix], body)
+
+
+async def run_script(name: str, argument: str) -> Any:
+    """Runs a script of tests/e2e/javascript in Node, and returns the JSON that it prints."""
+    needs("node (Debian: apt install nodejs)", shutil.which("node"))
+    process = await asyncio.create_subprocess_exec(
+        *("node", str(SCRIPTS / name), argument), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(_SCRIPT_SECONDS_MAX):
+            printed, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0
+    return json.loads(printed)
 
 
 async def follow_in(runtime: str, stream_url: str, **options: Any) -> Node:

@@ -29,5 +29,5 @@ ends.push(await endOf((await create(streams, request({ tokens: 9, break_after: 3
 ends.push(await endOf(first.url, { after: "99-0" })); // behind the end: 204, and then the terminal event
 
 const { undelivered_tokens: undelivered } = await receipt(done.url);
-const refused = [await statusOf(create(streams, { messages: [] })), await statusOf(follow(`${streams}/${"0".repeat(36)}`).next())];
+const refused = [await statusOf(create(streams, { messages: [] })), await statusOf(follow(`${streams}/unknown`).next()), await statusOf(follow(`${streams}/${"0".repeat(36)}`).next())];
 console.log(JSON.stringify({ same: first.id === again.id, cancelled: { status, cancelled_by }, ends, waited: waited.status, undelivered, refused }));

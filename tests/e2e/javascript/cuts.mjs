@@ -5,7 +5,7 @@ import net from "node:net";
 import process from "node:process";
 import { follow } from "../../../clients/js/midstream.js";
 
-const AT_ONCE = 16;
+const AT_ONCE = 200; // a third of them wait a second, since the cut came before `retry:`
 const target = new URL(process.argv[2]);
 const cut = new Set();
 let requests = 0;

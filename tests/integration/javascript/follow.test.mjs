@@ -38,13 +38,15 @@ test("404 and 410 after a loss end it, too", async () => {
 });
 
 test("204: the terminal event is fetched, and asked for once", async () => {
-  const fetch = scripted(() => refused(204), () => streaming([sse("1-3", "cancelled", { by: "client" })]));
-  const { events } = await collect({ fetch, after: "1-3" });
-  assert.deepEqual(events, [{ type: "cancelled", by: "client", id: "1-3", text: "" }]);
-  assert.deepEqual(fetch.requests.map(({ url, headers }) => [url, headers["last-event-id"]]), [
-    [`${URL_OF_STREAM}/events`, "1-3"],
-    [`${URL_OF_STREAM}/events?from=now`, undefined],
-  ]);
+  for (const after of ["1-3", "1-9", "99-0"]) {
+    const fetch = scripted(() => refused(204), () => streaming([sse("1-3", "cancelled", { by: "client" })]));
+    const { events } = await collect({ fetch, after });
+    assert.deepEqual(events, [{ type: "cancelled", by: "client", id: "1-3", text: "" }]);
+    assert.deepEqual(fetch.requests.map(({ url, headers }) => [url, headers["last-event-id"]]), [
+      [`${URL_OF_STREAM}/events`, after],
+      [`${URL_OF_STREAM}/events?from=now`, undefined],
+    ]);
+  }
   const never = scripted(broken, () => refused(204));
   await assert.rejects(collect({ fetch: never }), { name: "StreamError", retryable: false });
   assert.equal(never.requests.length, 3, "who gets 204 again does not ask for ever");
