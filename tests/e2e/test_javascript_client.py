@@ -13,7 +13,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page
 
 from tests.stress.proxy import Proxy
-from tests.support.browser import Opened
+from tests.support.browser import Opened, Tab
 from tests.support.javascript import EXAMPLES, SCRIPTS, Site, firefox, follow_in, run_script
 from tests.support.openai_server import OpenAIServer
 from tests.support.packages import packages
@@ -168,19 +168,25 @@ async def test_network_off_and_on(browser: Browser, system: System, site: Site) 
 async def test_a_tab_that_is_frozen_and_thawed(browser: Browser, system: System, site: Site, connection: str) -> None:
     async with Proxy(system.gateway_port()) as proxy:
         stream_id = await system.create("frozen", script={"tokens": 300, "tokens_per_second": 150})
-        reader = await Reader.open(browser, site, "frozen", stream_url(system, stream_id, proxy.port))
-        await reader.until("token", 20)
-        devtools = await reader.page.context.new_cdp_session(reader.page)
-        await devtools.send("Page.setWebLifecycleState", {"state": "frozen"})
-        beats = await reader.page.evaluate("beats")
+        site.urls["frozen"] = stream_url(system, stream_id, proxy.port)
+        tab = await Tab.at(browser, site.reader_url("frozen"))
+
+        async def had(count: int) -> bool:
+            return int(await tab.evaluate("globalThis.events?.length ?? 0")) >= count
+
+        await wait_until(lambda: had(20), within_seconds=10.0, what="20 events")
+        await tab.freeze()
+        before = await tab.evaluate("[beats, events.length]")
         if connection == "lost":
             proxy.hurt("aborts", random.Random(1), 1.0)
         state = await system.until_status(stream_id, "completed")
-        assert await reader.page.evaluate("beats") - beats <= 1, "its timers stood still"
-        assert await reader.events("done") == []
-        await devtools.send("Page.setWebLifecycleState", {"state": "active"})
-        await reader.until("done", within_seconds=5.0)
-        await reader.close(state)
+        assert await tab.evaluate("[beats, events.length]") == before, "it stood still"
+        await tab.thaw()
+        await wait_until(lambda: tab.evaluate("globalThis.ended"), within_seconds=10.0, what="it is done")
+        events = await tab.evaluate("events")
+        expect_whole(events, state)
+        assert any(event["type"] == "lost" for event in events) == (connection == "lost")
+        await tab.close()
 
 
 async def test_a_reloaded_page_goes_on_where_it_was(browser: Browser, system: System, site: Site) -> None:
@@ -258,7 +264,9 @@ async def test_the_react_hook(browser: Browser, system: System, react_page: str,
     await page.evaluate("stop()")
     await until("cancelled", 20)
     await wait_until(lambda: server.running == 0, what="the provider has stopped")
-    await page.evaluate("void ask({ messages: [{ role: 'user', content: 'hi' }], script: { tokens: 5 }, max_tokens: 3 })")
+    await page.evaluate(
+        "void ask({ messages: [{ role: 'user', content: 'hi' }], script: { tokens: 5 }, max_tokens: 3 })"
+    )
     await until("truncated", 3)
     await page.evaluate("void ask({ messages: [] })")
     await until("failed")
