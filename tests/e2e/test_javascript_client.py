@@ -47,17 +47,19 @@ def stream_url(system: System, stream_id: str, port: int | None = None) -> str:
     return f"http://127.0.0.1:{port or system.gateway_port()}/v1/streams/{stream_id}"
 
 
-def expect_whole(events: list[dict[str, Any]], state: dict[str, Any], after: str = "0-0") -> None:
+def expect_whole(events: list[dict[str, Any]], state: dict[str, Any], *, after: str = "0-0", end: str = "done") -> None:
     """By their ids every event is there once and in order; after the last one the text is the gateway's."""
     attempt, offset = map(int, after.split("-"))
     for event in (event for event in events if event.get("id")):
         if event["type"] in ("started", "restarted"):
             assert event["id"] == f"{attempt + 1}-0", f"after {attempt}-{offset}"
             attempt, offset = attempt + 1, event.get("base", 0)
+        elif event["type"] == "cancelled":
+            assert event["id"] == f"{attempt + 1}-0"
         else:
             offset += 1
             assert event["id"] == f"{attempt}-{offset}"
-    assert (events[-1]["type"], events[-1]["text"]) == ("done", state["text"])
+    assert (events[-1]["type"], events[-1]["text"]) == (end, state["text"])
 
 
 class Reader:
@@ -88,8 +90,8 @@ class Reader:
 
         await wait_until(enough, within_seconds=within_seconds, what=f"{count} × {kind}")
 
-    async def close(self, state: dict[str, Any], after: str = "0-0") -> None:
-        expect_whole(await self.events(), state, after)
+    async def close(self, state: dict[str, Any], **options: str) -> None:
+        expect_whole(await self.events(), state, **options)
         await self.page.context.close()
 
 
@@ -120,30 +122,36 @@ async def test_gateway_killed_twice_and_the_worker_once(browser: Browser, server
 
         async with firefox(site.reader_url("firefox")):
             await wait_until(lambda: "firefox" in site.waiting, within_seconds=60.0, what="Firefox is there")
-            script = {"tokens": 260, "tokens_per_second": 40}
+            script = {"tokens": 10_000, "tokens_per_second": 40}  # it goes on until it is cancelled
             stream_id = await system.create("killed", script=script, midstream={"on_interrupt": "continue"})
             url = stream_url(system, stream_id)
             site.urls["firefox"] = url
             reader = await Reader.open(browser, site, "chromium", url)
             followers = [await follow_in(runtime, url) for runtime in runtimes]
-            await wait_until(lambda: len(firefox_events()) >= 20, within_seconds=10.0, what="Firefox reads along")
-            for tokens in (60, 120):
-                await reader.until("token", tokens)
+
+            def read_on(count: int) -> bool:
+                return all(len(had) >= count for had in (firefox_events(), *(follower.lines for follower in followers)))
+
+            for count in (20, 60):
+                await wait_until(
+                    lambda count=count: read_on(count), within_seconds=30.0, what=f"all have {count} events"
+                )
+                await reader.until("token", count)
                 system.gateways[0].kill()
                 await system.start_gateway(0)
-            await reader.until("token", 150)
             (await system.worker_of(stream_id)).kill()
-            state = await system.until_status(stream_id, "completed", within_seconds=30.0)
-            assert state["attempt"] >= 2
+            await reader.until("restarted")
+            cancelled = await system.http.post(f"{url}/cancel")
+            state = cancelled.json()
             for follower in followers:
                 lines = await follower.until_end()
-                expect_whole(lines, state)
+                expect_whole(lines, state, end="cancelled")
                 assert sum(line["type"] == "lost" for line in lines) >= 2
             await wait_until(lambda: site.reports["firefox"].get("ended"), within_seconds=10.0, what="Firefox is done")
-            expect_whole(firefox_events(), state)
-            assert sum(event["type"] == "lost" for event in firefox_events()) >= 1
-        await reader.until("done")
-        await reader.close(state)
+            expect_whole(firefox_events(), state, end="cancelled")
+            assert sum(event["type"] == "lost" for event in firefox_events()) >= 2
+        await reader.until("cancelled")
+        await reader.close(state, end="cancelled")
 
 
 async def test_network_off_and_on(browser: Browser, system: System, site: Site) -> None:
