@@ -76,6 +76,7 @@ export async function* follow(url, options = {}) {
         await save(SAVE_MS);
       }
       exchange.close();
+      if (decode) patience.accepted(); // until now
       over = [404, 410].includes(failure.status);
       const wait_ms = patience.waitAfter(failure);
       yield { type: "lost", error: failure, wait_ms, text: answer.now().text };
@@ -203,8 +204,7 @@ function exchangeOf({ signal, token, headers, stallMs = STALL_MS, fetch = global
 
 /** How long to wait between two tries, and when to give up. */
 function patienceOf({ signal, token, giveUpMs }, defaultMs) {
-  let retryMs = RETRY_MS, refused = false, acceptedAt = Date.now(), end;
-  let failures = 0; // since the last event
+  let retryMs = RETRY_MS, refused = false, acceptedAt = Date.now(), failures = 0, end; // failures since the last event
   return {
     retry: (milliseconds) => (retryMs = milliseconds),
     succeeded: () => (failures = 0),
@@ -256,7 +256,7 @@ function decoder(onRetry) {
       if (!line) {
         if (data || id !== undefined) messages.push({ id, name, data: data?.join("\n") });
         reset();
-      } else if (field === "data") characters += (data ??= []).push(value) && value.length;
+      } else if (field === "data") characters += (data ??= []).push(value) && value.length + 1;
       else if (field === "event") name = value || "message";
       else if (field === "id" && !value.includes("\0")) id = value;
       else if (field === "retry" && /^\d+$/.test(value)) onRetry(+value);

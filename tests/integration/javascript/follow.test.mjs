@@ -81,6 +81,16 @@ test("it gives up when nobody has accepted a request for `giveUpMs`", async () =
   assert.ok(fetch.requests.length > 2);
 });
 
+test("the time of a connection that held does not count", async () => {
+  const fetch = scripted(broken, rest);
+  let text;
+  for await (const event of follow(URL_OF_STREAM, { fetch, giveUpMs: 100 })) {
+    ({ text } = event);
+    if (event.type === "token") await new Promise((resolve) => setTimeout(resolve, 120));
+  }
+  assert.equal(text, "ab");
+});
+
 test("what is no event stream: final at first, a hotel's login page later", async () => {
   const page = () => streaming(["<html>"], { type: "text/html" });
   await assert.rejects(collect({ fetch: scripted(page, whole) }), { name: "StreamError", retryable: false });
