@@ -155,24 +155,12 @@ function exchangeOf({ signal, token, headers, stallMs = STALL_MS, fetch = global
   signal?.addEventListener("abort", stop);
   if (signal?.aborted) stop();
 
-  /** Returns what `work` does, unless it takes too long. `token` heeds no signal, nor does every `fetch`. */
-  const within = async (work) => {
-    waitsSince = Date.now();
-    try {
-      return await Promise.race([work(), aborted]);
-    } catch (error) {
-      throw failure ?? error;
-    } finally {
-      waitsSince = Infinity;
-    }
-  };
-
   return {
     abort,
     silent: () => silentFor(stallMs / 2),
     /** Returns a successful response, or what `read` makes of it. Throws StreamError for any other. */
-    open: (url, init, patience, read = (response) => response) =>
-      within(async () => {
+    open(url, init, patience, read = (response) => response) {
+      const work = async () => {
         const bearer = await token?.(patience.refused());
         const all = { ...headers, ...init.headers, ...(bearer && { authorization: `Bearer ${bearer}` }) };
         const response = await fetch(url, { cache: "no-store", ...init, headers: all, signal: controller.signal });
@@ -184,7 +172,9 @@ function exchangeOf({ signal, token, headers, stallMs = STALL_MS, fetch = global
         const after = response.headers.get("retry-after") ?? 0; // seconds or a date (RFC 9110, section 10.2.3)
         const retryAfterMs = Math.max(0, after >= 0 ? after * 1000 : Date.parse(after) - Date.now()) || 0;
         throw new StreamError(`${status}: ${detail}`.slice(0, DETAIL_CHARACTERS_MAX), { status, retryAfterMs });
-      }),
+      };
+      return Promise.race([work(), aborted]); // `token` heeds no signal, nor does every `fetch`
+    },
     /** Returns the next bytes of a response's body. Throws where it ends. */
     async read(body) {
       reader ??= body.getReader();

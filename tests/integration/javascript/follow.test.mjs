@@ -143,7 +143,7 @@ test("comments keep a connection, their absence ends it", async () => {
 });
 
 test("a reader that takes its time is not taken for silence", async () => {
-  const fetch = scripted(whole);
+  const fetch = scripted(() => streaming([FIRST, LAST]));
   for await (const event of follow(URL_OF_STREAM, { fetch, stallMs: 40 })) {
     assert.notEqual(event.type, "lost");
     await new Promise((resolve) => setTimeout(resolve, 60));
@@ -186,11 +186,11 @@ test("a fresh token before each try", async () => {
 test("an expired token is renewed at once; a second refusal in a row is final", async () => {
   const seen = [];
   const fresh = async (wasRefused) => `t${seen.push(wasRefused)}`;
-  const fetch = scripted(broken, () => refused(401), rest);
+  const fetch = scripted(broken, () => refused(401), broken, () => refused(401), rest);
   const { text, lost } = await collect({ fetch, token: fresh });
   assert.equal(text, "ab");
-  assert.deepEqual(seen, [false, false, true]);
-  assert.deepEqual(fetch.requests.map((request) => request.headers.authorization), ["Bearer t1", "Bearer t2", "Bearer t3"]);
+  assert.deepEqual(seen, [false, false, true, false, true]);
+  assert.deepEqual(fetch.requests.map((request) => request.headers.authorization), [1, 2, 3, 4, 5].map((n) => `Bearer t${n}`));
   assert.equal(lost[1].wait_ms, 0);
   const never = scripted(() => refused(401));
   await assert.rejects(collect({ fetch: never, token: fresh }), { status: 401 });
