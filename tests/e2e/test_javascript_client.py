@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
