@@ -271,7 +271,7 @@ class RespConnection(asyncio.Protocol):
                 self.refusal = None
                 logger.debug("%s: cannot reach %s: %s", self._name, self._address, error or type(error).__name__)
             finally:
-                if self._transport is not None:
+                if self._transport is not None and not self._closed:  # `close` sends what is left
                     self._transport.abort()
             await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))
             pause_seconds = min(pause_seconds * 2, self._pause_seconds_max)

@@ -32,7 +32,7 @@ STREAMS: dict[str, bytes] = {
     "half-a-chunk": TEXT + b'data: {"choices":[{"delta":{"content":"' + MARK.encode() + b'\n\n',
     "not-json": TEXT + data(MARK.encode()),
     "a-list": data([MARK]) + TEXT,
-    "an-error": TEXT + data({"error": {"message": MARK, "code": 400, "type": MARK, "param": MARK}}),
+    "an-error": TEXT + data({"error": {"message": MARK, "code": 400, "type": f"{MARK} type", "param": MARK}}),
     "an-error-text": TEXT + data({"error": MARK}),
     "an-error-in-the-choice": TEXT + data(chunk({}, "error", error={"code": 502, "message": MARK})),
     "an-error-event": b"event: error\n" + data({"details": MARK}),
@@ -57,7 +57,7 @@ class Marked(HttpServer):
         if name.startswith("status-"):
             writer.write(
                 response(
-                    int(name[-3:]), "application/json", json.dumps({"error": {"message": MARK, "code": MARK}}).encode()
+                    int(name[-3:]), "application/json", json.dumps({"error": {"message": MARK, "code": f"{MARK} code"}}).encode()
                 )
             )
         elif name == "redirect":

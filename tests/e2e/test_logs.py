@@ -134,13 +134,14 @@ async def test_a_provider_s_refusal_names_its_host_and_its_code_and_not_its_word
             error = {"message": f"{_SECRET}: wrong key", "type": "t", "code": "invalid_api_key"}
             refused = await system.create(model="m", script={"fail_status": 401, "error": error})
             await system.follow(refused).until_end()
-            assert f"{host} answered with status 401 (invalid_api_key)" in system.workers[0].logged()
+            line = f"{host} answered with status 401 (invalid_api_key)"
+            await wait_until(lambda: line in system.workers[0].logged())
             worker = system.workers[0]
             worker.kill()
             worker.settings["openai_base_url"] = server.origin
             await system.start_worker(0)
             lost = await system.create(model="m")
             await system.follow(lost).until_end()
-            assert f"{host} answered with status 404" in worker.logged()
+            await wait_until(lambda: f"{host} answered with status 404" in worker.logged())
             assert "OPENAI_BASE_URL has no /v1" in worker.logged()
             assert _SECRET not in system.tails()

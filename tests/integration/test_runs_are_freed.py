@@ -128,8 +128,8 @@ class Watched:
         class WatchedCopy(LogCopy):  # LogCopy has no slot for a weak reference
             pass
 
-        def watched_writer(*arguments: Any) -> Writer:
-            writer = Writer(*arguments)
+        def watched_writer(*arguments: Any, **options: Any) -> Writer:
+            writer = Writer(*arguments, **options)
             copy = WatchedCopy(writer._copy[index] for index in range(len(writer._copy)))
             writer._copy = copy
             self.references += [weakref.ref(writer), weakref.ref(copy)]
