@@ -15,6 +15,11 @@ const broken = () => streaming([FIRST], { end: "cut" });
 const silent = (init) => streaming([FIRST], { end: "silence", signal: init.signal });
 const unreachable = () => Promise.reject(new TypeError("fetch failed"));
 
+test("an attempt whose `restarted` is missing: its offsets say what it replaces", async () => {
+  const body = token("1-1", "a") + token("1-2", "b") + token("1-3", "c") + token("2-2", "B") + sse("2-3", "done", DONE);
+  assert.equal((await collect({ fetch: scripted(() => streaming([body])) })).text, "aB");
+});
+
 // --- statuses
 
 for (const status of [400, 403, 404, 409, 410, 421, 422])
