@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -133,9 +134,7 @@ async def test_gateway_killed_twice_and_the_worker_once(browser: Browser, server
                 return all(len(had) >= count for had in (firefox_events(), *(follower.lines for follower in followers)))
 
             for count in (20, 60):
-                await wait_until(
-                    lambda count=count: read_on(count), within_seconds=30.0, what=f"all have {count} events"
-                )
+                await wait_until(partial(read_on, count), within_seconds=30.0, what=f"all have {count} events")
                 await reader.until("token", count)
                 system.gateways[0].kill()
                 await system.start_gateway(0)

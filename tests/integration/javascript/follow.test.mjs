@@ -353,6 +353,7 @@ test("a storage that is full, forbidden, or holds another's data costs no event"
     { getItem: throwing, setItem: throwing, removeItem: throwing },
     storage(new Map([[`midstream:${URL_OF_STREAM}`, "not ours"]])),
     storage(new Map([[`midstream:${URL_OF_STREAM}`, '{"cursor":"1-1"}']])),
+    storage(new Map([[`midstream:${URL_OF_STREAM}`, '{"cursor":"1-1","marks":7}']])),
   ])
     assert.equal((await collect({ fetch: scripted(broken, rest), storage: store })).text, "ab");
 });
