@@ -15,6 +15,11 @@ const broken = () => streaming([FIRST], { end: "cut" });
 const silent = (init) => streaming([FIRST], { end: "silence", signal: init.signal });
 const unreachable = () => Promise.reject(new TypeError("fetch failed"));
 
+test("an attempt whose `restarted` is missing: its offsets say what it replaces", async () => {
+  const body = token("1-1", "a") + token("1-2", "b") + token("1-3", "c") + token("2-2", "B") + sse("2-3", "done", DONE);
+  assert.equal((await collect({ fetch: scripted(() => streaming([body])) })).text, "aB");
+});
+
 // --- statuses
 
 for (const status of [400, 403, 404, 409, 410, 421, 422])
@@ -54,12 +59,12 @@ test("204: the terminal event is fetched, and asked for once", async () => {
 
 test("Retry-After: seconds and a date", async () => {
   const inTwoSeconds = new Date(Date.now() + 2_000).toUTCString();
-  for (const [value, leastMs] of [["0.2", 200], [inTwoSeconds, 200], ["-5", 0], ["nonsense", 0]]) {
-    const aborting = new AbortController();
+  const past = new Date(0).toUTCString();
+  for (const [value, leastMs, mostMs = leastMs * 1.5] of [["0.2", 200], [inTwoSeconds, 200, 3_100], [past, 0], ["-5", 0], ["nonsense", 0], ["1e9", 86_400_000, 86_400_000]]) {
     const fetch = scripted(broken, () => refused(503, { headers: { "retry-after": value } }), whole);
-    for await (const event of follow(URL_OF_STREAM, { fetch, signal: aborting.signal }))
+    for await (const event of follow(URL_OF_STREAM, { fetch, giveUpMs: Infinity }))
       if (event.type === "lost" && event.error.status === 503) {
-        assert.ok(event.wait_ms >= leastMs && event.wait_ms < 3_100, `${value}: ${event.wait_ms}`);
+        assert.ok(event.wait_ms >= leastMs && event.wait_ms <= mostMs && event.error.retryAfterMs >= 0, `${value}: ${event.wait_ms}`);
         break;
       }
   }
@@ -348,6 +353,7 @@ test("a storage that is full, forbidden, or holds another's data costs no event"
     { getItem: throwing, setItem: throwing, removeItem: throwing },
     storage(new Map([[`midstream:${URL_OF_STREAM}`, "not ours"]])),
     storage(new Map([[`midstream:${URL_OF_STREAM}`, '{"cursor":"1-1"}']])),
+    storage(new Map([[`midstream:${URL_OF_STREAM}`, '{"cursor":"1-1","marks":7}']])),
   ])
     assert.equal((await collect({ fetch: scripted(broken, rest), storage: store })).text, "ab");
 });

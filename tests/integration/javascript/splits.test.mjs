@@ -58,22 +58,22 @@ test("each rule of the standard", async () => {
     ": a comment\nid: 1-1\ndata: {\ndata:\"token\":\ndata:  \"a\"}\nunknown: x\n\n" + // several data lines; one space is taken off
     "data\n\n" + // one empty data line: an event
     "event: named\n\n" + // no data: no event, and its name is forgotten
-    "id: 1-2\0\nid: 1-3\ndata: {\"token\":\"b\"}\n\n" + // an id with NUL is ignored
+    "id: 1-3\nid: 1-8\0\ndata: {\"token\":\"b\"}\n\n" + // an id with NUL is ignored
     "id: 1-4\n\n" + // no event, but an id
-    "retry: 0x\nretry\nretry: 1\nevent:own\ndata: not JSON\n\n" +
+    "retry: 1\nretry: 0x\nretry\nretry: 1e9\nevent:own\ndata: not JSON\n\n" +
     "id: 1-9\ndata: {\"token\":\"not dispatched\"}\n";
   const fetch = scripted(() => streaming([body]), () => streaming(['id: 1-5\nevent: failed\ndata: {"code":"log_full"}\n\n']));
   const { events, lost } = await collect({ fetch });
   assert.equal(fetch.requests[1].headers["last-event-id"], "1-4");
   assert.ok(lost[0].wait_ms <= 1.5, "retry: 1");
   assert.deepEqual(
-    events.map(({ type, name, data, text, code }) => [type, name ?? code, data, text]),
+    events.map(({ type, id, name, data, text, code }) => [type, id, name ?? code, data, text]),
     [
-      ["token", undefined, undefined, "a"],
-      ["event", "message", "", "a"],
-      ["token", undefined, undefined, "ab"],
-      ["event", "own", "not JSON", "ab"],
-      ["failed", "log_full", undefined, "ab"],
+      ["token", "1-1", undefined, undefined, "a"],
+      ["event", undefined, "message", "", "a"],
+      ["token", "1-3", undefined, undefined, "ab"],
+      ["event", undefined, "own", "not JSON", "ab"],
+      ["failed", "1-5", "log_full", undefined, "ab"],
     ],
   );
 });
