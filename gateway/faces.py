@@ -10,6 +10,7 @@ import orjson
 from shared import events, sse
 from shared.events import Event
 from shared.ids import EventId
+from shared.own_events import name_and_data
 
 GAP = b"gap"
 """The field of a pseudo-event, which no log holds: events are missing here. It has the id before the next event's."""
@@ -104,7 +105,8 @@ def gap_event(requested: EventId, first: EventId) -> Event:
 
 
 class NativeFace(SseFace, Encoder):
-    """`GET /v1/streams/{id}/events` (docs/reference/http.md): a token is an unnamed event, a control event is named."""
+    """`GET /v1/streams/{id}/events` (docs/reference/http.md): a token is an unnamed event; a control event and an own
+    event are named."""
 
     def encoder(self, stream_id: str) -> Encoder:
         return self  # it needs to know no more than the event
@@ -124,6 +126,8 @@ class NativeFace(SseFace, Encoder):
         (attempt, offset), field, value = without_tombstone(event)
         if field == events.DELTA:
             return b"id: %d-%d\ndata: %b\n\n" % (attempt, offset, value)
+        if field == events.OWN:
+            return b"id: %d-%d\nevent: %b\ndata: %b\n\n" % (attempt, offset, *name_and_data(value))
         if field == GAP:
             return b"event: gap\ndata: %b\n\n" % value
         if field == events.ACCEPTED:
@@ -181,6 +185,8 @@ def event_object(event: Event) -> bytes:
     (attempt, offset), field, value = without_tombstone(event)
     if field == events.DELTA:
         return b'{"id":"%d-%d","event":"message","data":%b}' % (attempt, offset, value)
+    if field == events.OWN:
+        return b'{"id":"%d-%d","event":"%b","data":%b}' % (attempt, offset, *name_and_data(value))
     if field == GAP:
         return b'{"id":null,"event":"gap","data":%b}' % value
     if field == events.ACCEPTED:
@@ -221,6 +227,8 @@ class _PromptEncoder(Encoder):
         event_id = b"id: %b/%d-%d\n" % (self._name, attempt, offset)
         if field == events.DELTA:
             return b"%bdata: %b\n\n" % (event_id, value)
+        if field == events.OWN:
+            return b"%bevent: %b\ndata: %b\n\n" % (event_id, *name_and_data(value))
         if field == GAP:
             return b"event: gap\ndata: %b\n\n" % value
         if field == events.RESTARTED:

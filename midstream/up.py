@@ -29,6 +29,7 @@ def up(
     data_dir: Path | None,
     log_format: str | None = None,
     metrics_port: int | None = None,
+    reload: bool = False,
 ) -> int:
     """Runs until Ctrl-C or SIGTERM. Raises Unusable."""
     options = {
@@ -53,6 +54,7 @@ def up(
         data_dir=data_dir,
         workers=workers,
         environment=environment,
+        reload=reload,
     )
     for stopping in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stopping, stop)

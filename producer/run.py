@@ -24,7 +24,7 @@ from typing import Any
 
 from producer import metrics, terminal_events
 from producer.metrics import Meter
-from producer.provider import Finish, Provider, ProviderError, Refused, Unavailable
+from producer.provider import Finish, Provider, ProviderError, Refused, SoFar, Unavailable, abilities_of
 from producer.takeover import Takeover
 from producer.writer import Writer
 from shared import events
@@ -45,6 +45,10 @@ _BACKOFF_SECONDS_MAX = 30.0
 _RETRY_AFTER_SECONDS_MAX = 120.0
 """A provider that asks to wait for longer counts as unavailable: the stream fails."""
 _FRAMES_LOGGED = 5
+_STOP_SECONDS = 2.0
+"""How long a call of the provider that was cancelled may take to end: shorter than a worker waits to hand its answers back."""
+_unstopped: set[asyncio.Task[Any]] = set()
+"""Calls that were cancelled and have not ended in time. They are kept here because the event loop holds tasks only weakly."""
 _PROBE_SECONDS = 0.4
 """After so long without an append the writer compares the log, so that a cancel reaches the provider within a second."""
 
@@ -91,6 +95,8 @@ class Run:
         self.ended_here = False
         """Whether this run appended the terminal event: then its process logs the receipt."""
         self._writer: Writer | None = None
+        self._history: History | None = None
+        """The log as it was when the provider was called."""
         self._generating: asyncio.Task[Finish] | None = None
         self._stopped: MidstreamError | None = None
         """What stopped the generation."""
@@ -100,6 +106,8 @@ class Run:
         self._cancel_after_seconds: float | None = None
         self._began_at = self._heard_at = time.monotonic()
         self._first_token_came = False
+        self._waits_for_log = False
+        """The provider waits until what it gave is in the log: it is not silent."""
         self._odd_kinds: set[str] = set()
         """Kinds of odd values that have been logged."""
         self._probing: asyncio.Task[None] | None = None
@@ -172,7 +180,7 @@ class Run:
         self.tally()
         if self._writer is not None:
             self._writer.let_go()
-        self._writer = self._stopped = self._probing = None
+        self._writer = self._stopped = self._probing = self._history = None
 
     def stop(self, reason: MidstreamError) -> None:
         """Stops generating, for the first reason that is given."""
@@ -192,7 +200,7 @@ class Run:
             return
         settings = self._settings
         silent_seconds = now - self._heard_at
-        if self._generating is not None and not writer.crowded:
+        if self._generating is not None and not writer.crowded and not self._waits_for_log:
             if now - self._began_at > settings.attempt_seconds:
                 message = f"the answer was not complete within {settings.attempt_seconds:g} s"
                 self.stop(Unavailable(message, code=FailureCode.PROVIDER_TIMEOUT))
@@ -264,6 +272,7 @@ class Run:
         self._first_token_came = False
         if self._stopped is not None:
             raise self._stopped
+        self._history = history
         offset_before = writer.offset
         self.meter.asked(self._provider.model_of(history.accepted.request))
         self._generating = call = asyncio.get_running_loop().create_task(
@@ -273,12 +282,15 @@ class Run:
             await self._until_done_or_halted(call)
             # After a stop the rest of the answer is ignored: then the end of the call is not the end of the answer.
             if self._stopped is None:
+                if call.cancelled():
+                    raise Refused("the call of the provider cancelled itself", code=FailureCode.PROVIDER_UNREADABLE)
                 finish = call.result()
                 await writer.drained()
                 self.meter.answered(writer.offset - offset_before, self._heard_at, finish.usage)
                 return finish
             if self._settings.provider_on_cancel == "drain" and isinstance(self._stopped, Fenced | LastReaderGone):
-                self._unread = call
+                reads_on = abilities_of(self._provider, history.accepted.request).reads_on
+                self._unread = call if reads_on else None
             if isinstance(self._stopped, ProviderError | LastReaderGone | HandedBack):
                 await writer.drained()
             raise self._stopped
@@ -297,12 +309,22 @@ class Run:
     async def _until_done_or_halted(self, task: asyncio.Task[Any]) -> None:
         await asyncio.wait({task, self._halted}, return_when=asyncio.FIRST_COMPLETED)
 
-    @staticmethod
-    async def _closed(task: asyncio.Task[Any]) -> None:
-        """Cancels a task and waits for its end: with a call of the provider, its connection is closed."""
+    async def _closed(self, task: asyncio.Task[Any]) -> None:
+        """Cancels a task and waits for its end: with a call of the provider, its connection is closed.
+
+        One that does not end is left alone: this run takes nothing from it any more.
+        """
         task.cancel()
-        await asyncio.wait({task})
-        if not task.cancelled():
+        await asyncio.wait({task}, timeout=_STOP_SECONDS)
+        if not task.done():
+            _unstopped.add(task)
+            task.add_done_callback(_has_stopped)
+            logger.error(
+                "stream %s: what generates it has not stopped within %g s of its cancellation; nothing that it still yields is taken",
+                self.stream_id,
+                _STOP_SECONDS,
+            )
+        elif not task.cancelled():
             task.exception()  # known already, or no longer of interest
 
     async def _drain_for_usage(self) -> None:
@@ -322,9 +344,28 @@ class Run:
 
     # --- Hearer
 
+    @property
+    def so_far(self) -> SoFar:
+        assert self._history is not None
+        return SoFar(self.stream_id, self._history)
+
+    def progress(self) -> None:
+        self._heard_at = time.monotonic()
+
+    async def stored(self) -> None:
+        if self._writer is None:
+            raise Fenced
+        self._waits_for_log = True
+        try:
+            await self._writer.drained()
+        finally:
+            self._waits_for_log = False
+            self._heard_at = time.monotonic()
+
     def accept(self, items: list[Item]) -> bool:
-        """Appends what the provider said; ignores it after a stop."""
-        assert self._writer is not None
+        """Appends what the provider said; ignores it after a stop. Raises Fenced when the run has ended."""
+        if self._writer is None:
+            raise Fenced
         self._heard_at = time.monotonic()
         if not self._first_token_came:
             self._first_token_came = True
@@ -346,7 +387,8 @@ class Run:
             )
 
     async def wait_for_room(self) -> None:
-        assert self._writer is not None
+        if self._writer is None:
+            raise Fenced
         await self._writer.wait_for_room()
         self._heard_at = time.monotonic()
 
@@ -427,6 +469,17 @@ class Run:
         level = logging.WARNING if how == AttemptOutcome.FAILED else logging.INFO
         about = outcome("attempt", self.stream_id, attempt=writer.attempt, outcome=how, tokens=writer.offset, **more)
         logger.log(level, "stream %s: %s, %d tokens", self.stream_id, message, writer.offset, extra=about)
+
+
+def unstopped() -> int:
+    """Returns how many calls of the provider still run although they were cancelled."""
+    return len(_unstopped)
+
+
+def _has_stopped(task: asyncio.Task[Any]) -> None:
+    _unstopped.discard(task)
+    if not task.cancelled():
+        task.exception()  # of no interest, but it must have been read
 
 
 def _place_of(error: BaseException) -> str:

@@ -65,7 +65,12 @@ class Settings:
     provider: str = _setting(
         "",
         "name",
-        "openai (any OpenAI-compatible API) or simulated. If it is not set: openai if OPENAI_API_KEY or OPENAI_BASE_URL is set, else simulated.",
+        "openai (any OpenAI-compatible API), simulated, or package.module:object, a generator of your own. If it is not set: openai if OPENAI_API_KEY or OPENAI_BASE_URL is set, else simulated.",
+    )
+    providers: str = _setting(
+        "",
+        "names",
+        "Several providers by name, in place of MIDSTREAM_PROVIDER: chat=openai,agent=app:answer. A request chooses one by its model or by midstream.provider; the first answers those that name none.",
     )
     default_model: str = _setting("gpt-4o-mini", "model", "The model for requests that name none.")
     openai_api_key: str = _setting(

@@ -25,7 +25,7 @@ class CancelAfter(Closed):
 
 
 class MidstreamOptions(Closed):
-    """What becomes of a stream that is interrupted or that nobody reads."""
+    """Who answers, and what becomes of a stream that is interrupted or that nobody reads."""
 
     on_disconnect: Literal["continue"] | CancelAfter = CancelAfter(cancel_after=60)
     """How long generation goes on when no gateway has a reader of the stream."""
@@ -33,6 +33,8 @@ class MidstreamOptions(Closed):
     """What follows when a worker or the provider breaks off in mid-answer."""
     metadata: dict[str, str] = Field(default_factory=dict, max_length=64)
     """Kept with the stream."""
+    provider: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """Which of the workers' providers answers; without it the one that is named as the model is, else the first."""
 
 
 class Simulation(Closed):

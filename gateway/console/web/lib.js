@@ -155,6 +155,7 @@ const FAILURES = {
   provider_refused: "the provider refused the request",
   provider_unreadable: "the provider's answer could not be read",
   content_filtered: "the provider's filter stepped in",
+  generator_error: "the generator raised an error",
   log_full: "there was no room left for the answer",
   queue_timeout: "no worker was free in time",
   worker_lost: "its worker stopped in the middle of it",

@@ -13,6 +13,7 @@ from gateway.http.connection import Scope
 from gateway.http.exchange import json_response
 from gateway.http.problems import Problem
 from gateway.http.routes import ASGI, Route, handler_for
+from shared.provider_kinds import OPENAI, provider_kinds
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,9 +39,11 @@ class Models:
             Route("GET", _PATH, self.list, operations.LIST_MODELS),
             Route("GET", _PATH + "/{model:path}", self.one, operations.ONE_MODEL),
         )
-        configured = bool(settings.openai_api_key or settings.openai_base_url)
+        kinds = provider_kinds(settings)
+        self._named = [_model(name) for name in kinds] if settings.providers else []
+        """The providers that a request can name as its model, before the provider's own models."""
         self._url = ""
-        if settings.provider == "openai" or (configured and not settings.provider):
+        if OPENAI in kinds.values():
             self._url = (settings.openai_base_url or _OPENAI_URL).rstrip("/") + "/models"
         self._known: dict[str, Any] | None = None
         self._known_at = 0.0
@@ -51,22 +54,24 @@ class Models:
 
     async def list(self, scope: Scope, receive: Any, send: Any) -> None:
         """`GET /v1/models`"""
-        await json_response(await self._models())(scope, receive, send)
+        await json_response(await self._all())(scope, receive, send)
 
     async def one(self, scope: Scope, receive: Any, send: Any) -> None:
         """`GET /v1/models/{id}`; an id may have slashes."""
         name = scope["path"][len(_PATH) + 1 :]
-        for model in (await self._models())["data"]:
+        for model in (await self._all())["data"]:
             if isinstance(model, dict) and model.get("id") == name:
                 await json_response(model)(scope, receive, send)
                 return
         raise Problem(404, f"the model {name[:200]!r} does not exist", param="model", code="model_not_found")
 
+    async def _all(self) -> dict[str, Any]:
+        listed = await self._models()
+        return {**listed, "data": [*self._named, *listed["data"]]} if self._named else listed
+
     async def _models(self) -> dict[str, Any]:
         if not self._url:
-            name = self._settings.default_model
-            only = {"id": name, "object": "model", "created": 0, "owned_by": "midstream"}
-            return {"object": "list", "data": [only]}
+            return {"object": "list", "data": [] if self._named else [_model(self._settings.default_model)]}
         if self._known is not None and time.monotonic() - self._known_at < _FRESH_SECONDS:
             return self._known
         if self._request is None:
@@ -123,6 +128,10 @@ class Models:
                 return response.status_code, body
         except httpx2.HTTPError as error:
             raise Problem(502, f"the provider could not be asked for its models: {error!r}") from None
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "midstream"}
 
 
 def _client(key: str) -> httpx2.AsyncClient:
