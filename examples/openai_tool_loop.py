@@ -24,18 +24,14 @@ async def answer(request, so_far):
                 messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
                 yield {"event": "result", "data": messages[-1]}
         sent = [*messages, {"role": "assistant", "content": text}] if text else messages
-        calls = {}
-        async for chunk in await client.chat.completions.create(model=model, messages=sent, tools=OFFERED, stream=True):
-            for delta in [choice.delta for choice in chunk.choices]:
-                text += delta.content or ""
-                yield delta.content or ""
-                for piece in delta.tool_calls or ():
-                    new = {
-                        "id": piece.id,
-                        "type": "function",
-                        "function": {"name": piece.function.name, "arguments": ""},
-                    }
-                    calls.setdefault(piece.index, new)["function"]["arguments"] += piece.function.arguments or ""
+        stream, calls = await client.chat.completions.create(model=model, messages=sent, tools=OFFERED, stream=True), {}
+        async for delta in (choice.delta async for chunk in stream for choice in chunk.choices):
+            text += delta.content or ""
+            yield delta.content or ""
+            for piece in delta.tool_calls or ():
+                name = piece.function.name
+                new = {"id": piece.id, "type": "function", "function": {"name": name, "arguments": ""}}
+                calls.setdefault(piece.index, new)["function"]["arguments"] += piece.function.arguments or ""
         if not calls:
             return
         messages.append({"role": "assistant", "content": text, "tool_calls": list(calls.values())})

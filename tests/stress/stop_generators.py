@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import random
 import sys
 import tempfile
@@ -41,7 +42,7 @@ class Stops:
     @property
     def p99_seconds(self) -> float:
         everything = sorted(taken for listed in self.seconds.values() for taken in listed)
-        return everything[max(0, int(len(everything) * 0.99) - 1)]
+        return everything[math.ceil(len(everything) * 0.99) - 1]
 
     async def run(self) -> None:
         with tempfile.TemporaryDirectory() as directory:

@@ -24,7 +24,7 @@ async def steps(request: dict[str, Any]) -> AsyncIterator[Any]:
 
 async def raises(request: dict[str, Any]) -> AsyncIterator[str]:
     yield "one"
-    raise KeyError("a text that nobody should see")
+    raise KeyError(request["messages"][0]["content"])
 
 
 async def deaf(request: dict[str, Any]) -> AsyncIterator[str]:
