@@ -127,10 +127,7 @@ class _UsersErrors:
             return
         if isinstance(error, NotYieldable):
             raise GeneratorError(f"the generator yielded {error}") from None
-        task = asyncio.current_task()
-        if isinstance(error, GeneratorExit) or (
-            isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()
-        ):
+        if isinstance(error, GeneratorExit) or (isinstance(error, asyncio.CancelledError) and _is_cancelled()):
             return
         frames = "".join(traceback.format_tb(trace)[-_FRAMES_LOGGED:])
         text = f": {str(error)[:_TEXT_CHARACTERS_MAX]}" if self._texts else ""
@@ -139,10 +136,14 @@ class _UsersErrors:
         raise GeneratorError(f"the generator raised {type(error).__name__}{text}") from None
 
 
+def _is_cancelled() -> bool:
+    """Returns whether the call under way was cancelled. (A frame that kept its task would keep itself alive by the task's error.)"""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def _follow(generator: AsyncGenerator[Any, None], hearer: Hearer) -> Finish:
     """Passes on what an async generator yields, up to its end."""
-    task = asyncio.current_task()
-    assert task is not None
     finish, without_pause = Finish(), 0
     try:
         async for yielded in generator:
@@ -155,7 +156,7 @@ async def _follow(generator: AsyncGenerator[Any, None], hearer: Hearer) -> Finis
                 await hearer.wait_for_room()
             if isinstance(item, OwnEvent):
                 await hearer.stored()
-            if task.cancelling():  # the generator has caught CancelledError and goes on
+            if _is_cancelled():  # the generator has caught CancelledError and goes on
                 raise asyncio.CancelledError
             without_pause += 1
             if without_pause >= _ITEMS_AT_ONCE:

@@ -476,11 +476,12 @@ SHORT_LIVED = {
     "gateway/supervisor.py": {"__init__"},
     "gateway/following/endings.py": {"begin"},
     "gateway/tracing.py": {"parent_of"},
+    "producer/generator_provider.py": {"follow"},
     "producer/run.py": {"_generate", "_pause", "watch"},
     "producer/worker.py": {"_first_of", "_run", "_start"},
     "producer/writer.py": {"_on_reply", "probe"},
 }
-"""Where a task or a thread is made that ends by itself: with a request, a stream, a reply, or its process (the thread of a
+"""Where a task or a thread is made that ends by itself: with a request, a stream, a generator, a reply, or its process (the thread of a
 supervisor's child). All others are made by `keep_running`."""
 
 

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,21 @@ def endless_threaded(request: dict[str, Any], so_far: SoFar) -> Any:
         raise
 
 
+_now: ContextVar[SoFar] = ContextVar("now")
+"""Of the stream whose tool is called: many run in one worker."""
+
+
+def _weather(city: str) -> str:
+    note("ran", _now.get().stream_id, _now.get().attempt, city)
+    return f"18 degrees and rain in {city}"
+
+
 async def tool_loop(request: dict[str, Any], so_far: SoFar) -> AsyncIterator[Any]:
-    """The tool loop of the example, whose tool notes each of its runs, and takes a while for it."""
+    """The tool loop of the example, whose tool notes each of its runs."""
     from examples import openai_tool_loop as example
 
-    def weather(city: str) -> str:
-        note("ran", so_far.stream_id, so_far.attempt, city)
-        return f"18 degrees and rain in {city}"
-
-    example.TOOLS["weather"] = weather
+    example.TOOLS["weather"] = _weather
+    _now.set(so_far)
     answer: Any = example.answer
     async for yielded in answer(request, so_far):
         yield yielded
