@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -11,13 +12,17 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import openai
 import pytest
 import pytest_asyncio
+from playwright.async_api import Browser, expect
 
 from shared.keys import log_key
+from tests.support import ai_sdk
+from tests.support.browser import Opened
 from tests.support.system import System, answer_of, environment_of
 from tests.support.tool_model import CITIES, LAST_WORDS, ToolModel
 from tests.support.waiting import wait_until
@@ -108,6 +113,40 @@ async def test_openais_sdk_passes_over_own_events(system: System) -> None:
             part.sequence_number async for part in await client.responses.create(model="steps", input="x", stream=True)
         ]
         assert numbers == list(range(len(numbers)))
+
+
+@in_module
+@pytest.mark.parametrize("version", ["ai", "ai-v6"])
+async def test_the_ai_sdk_has_own_events_as_parts_of_the_message(system: System, version: str) -> None:
+    message = {"id": "1", "role": "user", "parts": [{"type": "text", "text": "hello"}]}
+    body = {"id": "own", "messages": [message], "trigger": "submit-message", "model": "steps"}
+    answer = await system.http.post(f"{system.gateway_url()}/api/chat", json=body)
+    seen = await ai_sdk.read(answer.content, version)
+    assert not seen["wrong"]
+    assert not seen["errors"]
+    assert [(part["type"], part.get("text") or part.get("data")) for part in seen["message"]["parts"]] == [
+        ("step-start", None),
+        ("text", "one"),
+        ("data-step", {"number": 1, "of": "steps"}),
+        ("text", " two"),
+        ("reasoning", "Hm."),
+    ]
+
+
+@in_module
+async def test_the_chat_page_and_the_terminal_count_own_events(system: System, browser: Browser) -> None:
+    opened = await Opened.at(browser, f"{system.gateway_url()}/chat")
+    await opened.page.get_by_text("Options").click()
+    await opened.page.get_by_label("Your question").fill("hello")
+    await opened.page.locator("#model").select_option("steps")
+    await opened.page.get_by_label("Your question").press("Enter")
+    await expect(opened.page.locator(".story")).to_contain_text("none lost, none doubled", timeout=20_000)
+    await opened.close(host=urlsplit(system.gateway_url()).netloc)
+    stream_id = await system.create(model="steps")
+    command = [str(Path(sys.executable).parent / "midstream"), "tail", stream_id, "--server", system.gateway_url()]
+    shown = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=20)
+    assert shown.stderr == '[step: {"number":1,"of":"steps"}]\n'
+    assert shown.stdout.startswith("one\n two\n")
 
 
 # --- the example of a tool loop

@@ -146,6 +146,22 @@ export const short = (id) => `${id.slice(0, 12)}…${id.slice(-4)}`;
 /** The same as a node: where there is little room, the style sheet hides the time. */
 export const shortNode = (id) => el("span", { class: "id" }, el("span", { class: "when" }, id.slice(0, 12)), `…${id.slice(-4)}`);
 
+// --- tokens
+
+const offsetOf = (id) => Number(id.split("-")[1] ?? 0);
+
+/**
+ * Put a token's text where its id says that it stands; false if it is there already. Between two tokens there may be events of a
+ * generator of the operator's own, whose names an EventSource is not told: they count, and have no text.
+ */
+export function place(tokens, id, text) {
+  const before = offsetOf(id) - 1;
+  if (before < tokens.length) return false;
+  while (tokens.length < before) tokens.push("");
+  tokens.push(text);
+  return true;
+}
+
 // --- failures, in words
 
 const FAILURES = {

@@ -1,6 +1,6 @@
 // One stream's life: what is known of it, and as a timeline. From its state and its receipt; its text only if asked for.
 
-import { call, capital, count, duration, el, follow, heardOf, rate, reason, reasonAgain, say, short } from "./lib.js";
+import { call, capital, count, duration, el, follow, heardOf, place, rate, reason, reasonAgain, say, short } from "./lib.js";
 
 const REFRESH_MS = 2000;
 const SETTLED_SECONDS = 8; // gateways note their connections for some seconds after the end
@@ -248,10 +248,10 @@ export class StreamPanel {
     said.replaceChildren();
     if (!this.#state?.ended_at) say(note, "While you read along, you count as a reader of this stream.");
     this.#reader = follow(this.id, "", {
-      event(name, _, data) {
+      event(name, id, data) {
         if (name === "message") {
-          tokens.push(data.token ?? data.delta?.content ?? "");
-          said.append(tokens.at(-1));
+          const text = data.token ?? data.delta?.content ?? "";
+          if (place(tokens, id, text)) said.append(text);
         } else if (name === "restarted") {
           tokens.length = Math.min(tokens.length, data.base);
           said.replaceChildren(tokens.join(""));
