@@ -142,9 +142,19 @@ class LocalMidstream:
         if not paths:
             return
         command = [sys.executable, "-m", "producer.loading", *paths]
-        checked = subprocess.run(
-            command, env=self._environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        )
+        try:
+            checked = subprocess.run(
+                command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+                timeout=_READY_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            raise Unusable(f"importing {', '.join(paths)} takes longer than {_READY_SECONDS:g} s") from None
         if checked.returncode:
             lines = checked.stderr.strip().splitlines()
             raise Unusable(lines[-1] if lines else f"{', '.join(paths)} cannot be imported")

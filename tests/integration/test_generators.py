@@ -210,6 +210,35 @@ async def test_an_event_is_in_the_log_when_its_generator_goes_on(log: EventLog, 
     assert seen == [[STEP]]
 
 
+async def acting(request: dict[str, Any]) -> AsyncIterator[Any]:
+    yield "one"
+    await watched.pop()()
+    yield STEP
+    seen.append("went on")
+
+
+def acting_threaded(request: dict[str, Any]) -> Iterator[Any]:
+    yield "one"
+    asyncio.run_coroutine_threadsafe(watched.pop()(), loops[0]).result(5)
+    yield STEP
+    seen.append("went on")
+
+
+@pytest.mark.parametrize("function", [acting, acting_threaded])
+async def test_one_that_was_fenced_off_does_not_go_on_behind_its_event(
+    log: EventLog, function: Callable[..., Any]
+) -> None:
+    stream_id = await accepted(log)
+
+    async def cancel() -> None:
+        await log.end(stream_id, events.CANCELLED, orjson.dumps({"by": "client", "time": time.time()}))
+
+    watched[:], seen[:], loops[:] = [cancel], [], [asyncio.get_running_loop()]
+    assert await run_of(log, stream_id, provider_of(function)).run()
+    assert (await history_of(log, stream_id)).yielded() == ["one"]
+    assert not seen
+
+
 # --- errors
 
 

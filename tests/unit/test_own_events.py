@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -192,3 +194,10 @@ def test_what_may_be_yielded(yielded: Any, item: Any) -> None:
 def test_what_may_not_be_yielded_is_refused_in_words(yielded: Any) -> None:
     with pytest.raises(NotYieldable, match=r"\w+ \w+"):
         item_of(yielded)
+
+
+@pytest.mark.parametrize("page", ["how-to/your-own-generator.md", "reference/log-format.md"])
+def test_the_reserved_names_are_documented(page: str) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / page).read_text()
+    (listed,) = re.findall(r"(?:are reserved: |events \()((?:`\w+`,?\s*)+)", text)
+    assert set(re.findall(r"\w+", listed)) == RESERVED
