@@ -73,8 +73,9 @@ class GeneratorProvider:
 
     async def generate(self, request: dict[str, Any], partial: str, hearer: Hearer) -> Finish:
         own_request = orjson.loads(orjson.dumps(request))  # which the generator may change: the next try has its own
-        arguments = (own_request, hearer.so_far) if self._takes_so_far else (own_request,)
-        with _UsersErrors(self._texts, hearer):
+        so_far = hearer.so_far
+        arguments = (own_request, so_far) if self._takes_so_far else (own_request,)
+        with _UsersErrors(self._texts, so_far.stream_id):
             if self._is_async:
                 return await _follow(self._function(*arguments), hearer)
             if len(self._threads) >= self._threads_max:
@@ -100,7 +101,7 @@ class OwnProvider:
         return abilities_of(self._provider, request)._replace(reads_on=False)
 
     async def generate(self, request: dict[str, Any], partial: str, hearer: Hearer) -> Finish:
-        with _UsersErrors(self._texts, hearer):
+        with _UsersErrors(self._texts, hearer.so_far.stream_id):
             finish = item_of(await self._provider.generate(request, partial, hearer))
             if not isinstance(finish, Finish):
                 raise NotYieldable("an end of its answer that is no Finish")
@@ -113,9 +114,9 @@ class OwnProvider:
 class _UsersErrors:
     """Turns what the user's code raises into GeneratorError, and logs its traceback."""
 
-    def __init__(self, texts: bool, hearer: Hearer) -> None:
+    def __init__(self, texts: bool, stream_id: str) -> None:
         self._texts = texts
-        self._hearer = hearer
+        self._stream_id = stream_id
 
     def __enter__(self) -> None:
         pass
@@ -126,14 +127,14 @@ class _UsersErrors:
         if error is None or isinstance(error, MidstreamError | KeyboardInterrupt):
             return
         if isinstance(error, NotYieldable):
-            raise GeneratorError(f"the generator yielded {error}") from None
+            raise GeneratorError(f"the generator yielded {str(error)[:_TEXT_CHARACTERS_MAX]}") from None
         if isinstance(error, GeneratorExit) or (isinstance(error, asyncio.CancelledError) and _is_cancelled()):
             return
         frames = "".join(traceback.format_tb(trace)[-_FRAMES_LOGGED:])
         text = f": {str(error)[:_TEXT_CHARACTERS_MAX]}" if self._texts else ""
-        stream_id = self._hearer.so_far.stream_id
-        logger.error("stream %s: the generator raised %s%s\n%s", stream_id, type(error).__name__, text, frames.rstrip())
-        raise GeneratorError(f"the generator raised {type(error).__name__}{text}") from None
+        raised = f"the generator raised {type(error).__name__}{text}"
+        logger.error("stream %s: %s\n%s", self._stream_id, raised, frames.rstrip())
+        raise GeneratorError(raised) from None
 
 
 def _is_cancelled() -> bool:

@@ -101,6 +101,8 @@ class Run:
         self._stopped: MidstreamError | None = None
         """What stopped the generation."""
         self._halted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._call_goes_on = False
+        """A call of the provider was cancelled and has not ended: there must be no other one."""
         self._unread: asyncio.Task[Finish] | None = None
         """A cancelled answer that is read to its end for its usage."""
         self._cancel_after_seconds: float | None = None
@@ -257,6 +259,8 @@ class Run:
                 if self._stopped is not None and self._stopped is not error:
                     raise self._stopped from None
                 self.meter.provider_failed(error.code)
+                if self._call_goes_on:
+                    raise  # what that call still yields must not get into another attempt
                 self._stopped = None
                 self._halted = asyncio.get_running_loop().create_future()
                 in_mid_answer = self._first_token_came
@@ -317,6 +321,7 @@ class Run:
         task.cancel()
         await asyncio.wait({task}, timeout=_STOP_SECONDS)
         if not task.done():
+            self._call_goes_on = True
             _unstopped.add(task)
             task.add_done_callback(_has_stopped)
             logger.error(
@@ -353,7 +358,7 @@ class Run:
         self._heard_at = time.monotonic()
 
     async def stored(self) -> None:
-        if self._writer is None:
+        if self._writer is None or self._stopped is not None:
             raise Fenced
         self._waits_for_log = True
         try:

@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ __all__ = ("Delta", "Finish", "Never", "Progress", "SoFar", "TryLater", "stop_re
 
 _TEXT_CHARACTERS_MAX = 1 << 20
 """Of one yielded text or delta: a token is a few characters, and an entry of a log goes to all readers at once."""
+_MESSAGE_CHARACTERS_MAX = 500
+"""Of an error: it is stored with the stream, and shown to its readers."""
 
 stop_flag: ContextVar[threading.Event | None] = ContextVar("stop_flag", default=None)
 """Set in the thread of a generator that is not async, when it is to stop."""
@@ -64,14 +67,16 @@ class TryLater(Unavailable):
     """An error that may pass, such as an overload. `after_seconds`: when to try again; without it after a growing pause."""
 
     def __init__(self, message: str, after_seconds: float | None = None) -> None:
-        super().__init__(message, retry_after_seconds=after_seconds)
+        if after_seconds is not None and not 0 <= after_seconds < math.inf:
+            raise ValueError(f"after_seconds must be a time in seconds, not {after_seconds}")
+        super().__init__(str(message)[:_MESSAGE_CHARACTERS_MAX], retry_after_seconds=after_seconds)
 
 
 class Never(Refused):
     """An error that stays: trying again is of no use."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
+        super().__init__(str(message)[:_MESSAGE_CHARACTERS_MAX])
 
 
 class NotYieldable(Exception):

@@ -503,6 +503,27 @@ async def test_one_that_does_not_stop_is_fenced_and_named_on_the_log(
     assert [event.value for entry in entries for event in events_of(entry) if event.field == events.TOKEN] == [b"one"]
 
 
+@pytest.mark.parametrize("function", [stubborn, stubborn_threaded])
+async def test_one_that_does_not_stop_is_not_called_a_second_time(
+    log: EventLog, function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it still yields would stand in the second attempt."""
+    global hanging
+    monkeypatch.setattr(run_module, "_STOP_SECONDS", 0.1)
+    hanging = True
+    stream_id = await accepted(log)
+    run = run_of(log, stream_id, provider_of(function), between_tokens_seconds=0.2)
+    watching = asyncio.create_task(watch(run))
+    assert await run.run()
+    watching.cancel()
+    hanging = False
+    await wait_until(lambda: not unstopped())
+    history = await history_of(log, stream_id)
+    assert (history.status, history.attempt, history.text) == ("failed", 1, "one")
+    assert history.terminal is not None
+    assert history.terminal["code"] == "provider_stalled"
+
+
 async def watch(run: Run) -> None:
     """Does what a worker does a few times a second."""
     while True:

@@ -171,8 +171,8 @@ def test_a_message_is_replayed() -> None:
 
 
 def test_own_events_of_earlier_steps_are_replayed_and_not_sent_to_the_model() -> None:
-    step = {"type": "data-step", "data": {"number": 1}}
-    parts = [
+    step: dict[str, Any] = {"type": "data-step", "data": {"number": 1}}
+    parts: list[dict[str, Any]] = [
         {"type": "step-start"},
         step,
         {"type": "data-file", "id": "f", "data": None},
