@@ -75,7 +75,7 @@ def own_provider(path: str, *, threads_max: int = 1, texts: bool = False) -> Pro
 
 def _imported(path: str, module: str) -> Any:
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
+        sys.path.append(os.getcwd())  # last: a folder there that is called as an installed package is not taken for it
     try:
         return importlib.import_module(module)
     except KeyboardInterrupt:

@@ -21,7 +21,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, expect
 
 from shared.keys import log_key
-from tests.support import ai_sdk
+from tests.support import ai_sdk, node
 from tests.support.browser import Opened
 from tests.support.system import System, answer_of, environment_of
 from tests.support.tool_model import CITIES, LAST_WORDS, ToolModel
@@ -104,15 +104,22 @@ async def test_openais_sdk_passes_over_own_events(system: System) -> None:
         own.clear()
         async with client.responses.stream(model="steps", input="hello") as parts:
             async for part in parts:
-                if str(part.type) == "midstream.event":
-                    own.append((part.name, part.data))  # type: ignore[union-attr]
+                if "midstream" in (more := part.model_extra or {}):
+                    own.append(more["midstream"])
             response = await parts.get_final_response()
         assert response.output_text == "one two"
-        assert own == [("step", {"number": 1, "of": "steps"})]
+        assert own == [{"event": "step", "data": {"number": 1, "of": "steps"}}]
         numbers = [
             part.sequence_number async for part in await client.responses.create(model="steps", input="x", stream=True)
         ]
         assert numbers == list(range(len(numbers)))
+
+
+@in_module
+async def test_openais_node_sdk_passes_over_own_events(system: System) -> None:
+    seen = await node.run("own_events.mjs", {"baseURL": f"{system.gateway_url()}/v1"})
+    step = {"event": "step", "data": {"number": 1, "of": "steps"}}
+    assert seen == {"own": [step, step], "text": "one two", "outputText": "one two"}
 
 
 @in_module

@@ -120,7 +120,7 @@ DATA = orjson.dumps(TOOL["data"])
         (TEXT, b""),
         (AI_SDK, b'data: {"type":"data-tool","data":%b}\n\n' % DATA),
         (ChatFace("m"), b'"delta":{},"logprobs":null,"finish_reason":null}],"midstream":%b}\n\n' % STORED),
-        (RESPONSES, b'event: midstream.event\ndata: {"type":"midstream.event","name":"tool","data":%b,' % DATA),
+        (RESPONSES, b'event: keepalive\ndata: {"type":"keepalive","midstream":%b,"sequence_number":2}' % STORED),
     ],
     ids=["native", "ndjson", "websocket", "prompt", "text", "ai_sdk", "chat", "responses"],
 )

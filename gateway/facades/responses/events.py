@@ -10,7 +10,8 @@
 At most one message or reasoning item is open; an item of another kind closes it. Calls stay open to the end, because
 Chat Completions may interleave the pieces of several. Items that are open when an answer is cut off end as `incomplete`.
 
-An own event becomes an event `midstream.event` with `name` and `data`, which OpenAI's SDKs pass over.
+An own event becomes a `keepalive`, OpenAI's own event that says nothing, with the extra field `midstream`. The SDK for Node
+raises at an event of a type that it does not know.
 
 Everything follows from the log: numbers count from 0, an item's id consists of the stream's id and the item's index. So
 every gateway writes the same bytes at any time.
@@ -27,7 +28,6 @@ from gateway.facades.responses.response_object import error_of, response_object,
 from gateway.faces import GAP, Encoder, SseFace, without_tombstone
 from shared import events
 from shared.events import Accepted, Event
-from shared.own_events import name_and_data
 
 TEXT, REFUSAL, REASONING = "output_text", "refusal", "reasoning_text"
 _FIELD = {TEXT: "text", REFUSAL: "refusal", REASONING: "text"}
@@ -116,8 +116,7 @@ class ResponsesEncoder(Encoder):
         if field == events.DELTA:
             return self._delta(orjson.loads(value))
         if field == events.OWN:
-            name, data = name_and_data(value)
-            return self._event("midstream.event", name=name.decode(), data=orjson.Fragment(data))
+            return self._event("keepalive", midstream=orjson.Fragment(value))
         if field == events.ACCEPTED:
             return self._accepted(Accepted.load(value))
         if field == events.FAILED and not self._response:
