@@ -15,8 +15,9 @@ from midstream.generator import Delta, Finish, Never, Progress, SoFar, TryLater,
 from producer import run as run_module
 from producer.generator_provider import GeneratorProvider, OwnProvider
 from producer.provider import Hearer, Provider
-from producer.run import HandedBack, Run, unstopped
+from producer.run import HandedBack, LastReaderGone, Run, unstopped
 from shared import events
+from shared.errors import MidstreamError
 from shared.event_log import EventLog
 from shared.events import Accepted, Entry, Policies, events_of
 from shared.ids import FIRST_ID, new_stream_id
@@ -433,19 +434,22 @@ def computing_threaded(request: dict[str, Any]) -> Iterator[str]:
         (computing_threaded, ["stop_requested"]),
     ],
 )
-async def test_a_stop_reaches_the_generator(log: EventLog, function: Callable[..., Any], seen: list[str]) -> None:
+@pytest.mark.parametrize("why", [HandedBack(), LastReaderGone()])
+async def test_a_stop_reaches_the_generator(
+    log: EventLog, function: Callable[..., Any], seen: list[str], why: MidstreamError
+) -> None:
     stopped.clear()
     stream_id = await accepted(log)
-    run = run_of(log, stream_id, provider_of(function))
+    run = run_of(log, stream_id, provider_of(function), provider_on_cancel="drain")
     running = asyncio.create_task(run.run())
 
     async def has_begun() -> bool:
         return bool((await history_of(log, stream_id)).items)
 
     await wait_until(has_begun)
-    run.stop(HandedBack())
+    run.stop(type(why)())
     stopped_at = time.monotonic()
-    assert not await running
+    assert await running is isinstance(why, LastReaderGone)
     assert time.monotonic() - stopped_at < 1
     assert stopped == seen
     assert not unstopped()
