@@ -71,7 +71,7 @@ class LocalMidstream:
         self._workers = workers
         self._environment = dict(os.environ if environment is None else environment)
         self._output = output
-        self._sources = Sources(provider_kinds(settings).values()) if reload else None
+        self._sources = _sources_of(settings) if reload else None
         self._children: list[_NamedChild] = []
         self._guard: subprocess.Popen[bytes] | None = None
         self._private_dir: str | None = None
@@ -266,6 +266,13 @@ class LocalMidstream:
                 self._guard.stdin.flush()
             except BrokenPipeError:
                 pass
+
+
+def _sources_of(settings: Settings) -> Sources:
+    kinds = [kind for kind in provider_kinds(settings).values() if is_object(kind)]
+    if not kinds:
+        raise Unusable("--reload is for a generator of your own, and none is named: --provider package.module:object")
+    return Sources(kinds)
 
 
 def _detail_of(problem: bytes) -> str:

@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from shared.provider_kinds import is_object
-
 _LOOK_SECONDS = 0.5
 _FILES_MAX = 2000
 """To look at more would take longer than a look may."""
@@ -16,10 +14,11 @@ _SKIPPED = frozenset({"__pycache__", "node_modules", "site-packages", "venv"})
 
 
 class Sources:
-    """The `.py` files beside and below the modules of these providers, as far as they lie below the working directory."""
+    """The `.py` files beside and below the modules of these generators (`package.module:object`), as far as they lie below the
+    working directory."""
 
     def __init__(self, kinds: Iterable[str]) -> None:
-        packages = {kind.partition(":")[0].partition(".")[0] for kind in kinds if is_object(kind)}
+        packages = {kind.partition(":")[0].partition(".")[0] for kind in kinds}
         self._roots = [Path(name) if Path(name).is_dir() else Path() for name in sorted(packages)]
         self._looked_at = time.monotonic()
         self._changed_at = self._read()

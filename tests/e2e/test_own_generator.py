@@ -248,6 +248,10 @@ async def test_the_smallest_example_has_five_lines_and_is_reloaded_when_it_chang
             lambda: log.read_text().count(" is up: ") >= 4, what=f"the worker is up again: {log.read_text()}"
         )
         assert await text_of(url) == "now in a thread"
+        source.write_text("def answer(:\n")
+        await wait_until(lambda: "raised SyntaxError" in log.read_text(), what="the worker cannot start")
+        source.write_text("def answer(request):\n    yield 'mended'\n")
+        assert await text_of(url) == "mended"
     assert process.returncode == 0, log.read_text()
 
 
@@ -270,6 +274,12 @@ def test_what_cannot_be_imported_ends_the_start_with_one_sentence(
     assert logged.startswith("midstream up: the provider 'app:answer' cannot be used: ")
     assert sentence in logged
     assert logged.count("\n") == 1
+
+
+def test_reload_is_for_a_generator_of_ones_own(tmp_path: Path) -> None:
+    with up(tmp_path, "--provider", "simulated", "--reload", log=tmp_path / "log") as process:
+        assert process.wait(_UP_SECONDS_MAX) == 1
+    assert "--reload is for a generator of your own, and none is named" in (tmp_path / "log").read_text()
 
 
 async def test_a_worker_with_a_generator_that_does_not_stop_still_ends() -> None:
