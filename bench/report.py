@@ -64,6 +64,10 @@ ROWS: dict[str, list[Row]] = {
     "W5": [
         Row("simulated_tokens_per_s", "simulated, flat out", "tokens/s", "≥ 80,000", more_is_better=True),
         Row("simulated_worker_us_per_token", "simulated: worker CPU per token", "µs"),
+        Row("own_tokens_per_s", "own generator, flat out", "tokens/s", more_is_better=True),
+        Row("own_worker_us_per_token", "own generator: worker CPU per token", "µs"),
+        Row("own_thread_tokens_per_s", "own generator in a thread, flat out", "tokens/s", more_is_better=True),
+        Row("own_thread_worker_us_per_token", "own generator in a thread: worker CPU per token", "µs"),
         Row("http_tokens_per_s", "over HTTP, flat out", "tokens/s", "≥ 20,000", more_is_better=True),
         Row("http_worker_us_per_token", "over HTTP: worker CPU per token", "µs"),
         Row("paced_worker_us_per_token", "at a pace: worker CPU per token", "µs"),

@@ -10,6 +10,7 @@ import orjson
 from shared import events, sse
 from shared.events import Event
 from shared.ids import EventId
+from shared.own_events import name_and_data
 
 GAP = b"gap"
 """The field of a pseudo-event, which no log holds: events are missing here. It has the id before the next event's."""
@@ -134,7 +135,8 @@ def gap_event(requested: EventId, first: EventId) -> Event:
 
 
 class NativeFace(SseFace, Encoder):
-    """`GET /v1/streams/{id}/events` (docs/reference/http.md): a token is an unnamed event, a control event is named."""
+    """`GET /v1/streams/{id}/events` (docs/reference/http.md): a token is an unnamed event; a control event and an own
+    event are named."""
 
     def encoder(self, stream_id: str) -> Encoder:
         return self  # it needs to know no more than the event
@@ -158,6 +160,9 @@ class NativeFace(SseFace, Encoder):
         (attempt, offset), field, value = without_tombstone(event)
         if field == events.DELTA:
             return b"data: %b\nid: %d-%d\n\n" % (on_one_line(value), attempt, offset)
+        if field == events.OWN:
+            name, data = name_and_data(value)
+            return b"event: %b\ndata: %b\nid: %d-%d\n\n" % (name, on_one_line(data), attempt, offset)
         if field == GAP:
             return b"event: gap\ndata: %b\n\n" % value
         if field == events.ACCEPTED:
@@ -204,6 +209,9 @@ def event_object(event: Event) -> bytes:
     (attempt, offset), field, value = without_tombstone(event)
     if field == events.DELTA:
         return b'{"id":"%d-%d","event":"message","data":%b}' % (attempt, offset, on_one_line(value))
+    if field == events.OWN:
+        name, data = name_and_data(value)
+        return b'{"id":"%d-%d","event":"%b","data":%b}' % (attempt, offset, name, on_one_line(data))
     if field == GAP:
         return b'{"id":null,"event":"gap","data":%b}' % value
     if field == events.ACCEPTED:
@@ -246,6 +254,9 @@ class _PromptEncoder(Encoder):
         event_id = b"id: %b/%d-%d\n\n" % (self._name, attempt, offset)
         if field == events.DELTA:
             return b"data: %b\n%b" % (on_one_line(value), event_id)
+        if field == events.OWN:
+            name, data = name_and_data(value)
+            return b"event: %b\ndata: %b\n%b" % (name, on_one_line(data), event_id)
         if field == GAP:
             return b"event: gap\ndata: %b\n\n" % value
         if field == events.RESTARTED:

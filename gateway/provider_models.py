@@ -12,6 +12,7 @@ import orjson
 
 from gateway.http.problems import Problem
 from shared.provider_address import OWN_URL, USUAL_MODEL, check_base_url, hint_at
+from shared.provider_kinds import OPENAI, provider_kinds
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,10 +35,12 @@ class ProviderModels:
     def __init__(self, settings: Settings) -> None:
         """Raises Unusable if the provider's address is wrong."""
         self._settings = settings
+        kinds = provider_kinds(settings)
+        self._named = [_model(name) for name in kinds] if settings.providers else []
+        """The providers that a request can name as its model, before the provider's own models."""
         self._base_url = ""
-        """Empty without a provider."""
-        configured = bool(settings.openai_api_key or settings.openai_base_url)
-        if settings.provider == "openai" or (configured and not settings.provider):
+        """Empty without an OpenAI-compatible provider."""
+        if OPENAI in kinds.values():
             check_base_url(settings.openai_base_url)
             self._base_url = settings.openai_base_url or OWN_URL
         self._known: dict[str, Any] | None = None
@@ -58,7 +61,7 @@ class ProviderModels:
         if self._settings.default_model or not self._base_url or not self._settings.openai_base_url:
             return self._settings.default_model or USUAL_MODEL
         try:
-            models = (await self.listed())["data"]
+            models = (await self._listed())["data"]
         except Problem:
             return self._default or USUAL_MODEL
         names = [model["id"] for model in models if isinstance(model, dict) and isinstance(model.get("id"), str)]
@@ -71,9 +74,12 @@ class ProviderModels:
     async def listed(self) -> dict[str, Any]:
         """Returns OpenAI's list of models. Raises Problem with the provider's status, 502 or 504."""
         if not self._base_url:
-            name = await self.default()
-            only = {"id": name, "object": "model", "created": 0, "owned_by": "midstream"}
-            return {"object": "list", "data": [only]}
+            return {"object": "list", "data": self._named or [_model(await self.default())]}
+        listed = await self._listed()
+        return {**listed, "data": [*self._named, *listed["data"]]} if self._named else listed
+
+    async def _listed(self) -> dict[str, Any]:
+        """Returns the provider's own list."""
         if self._known is not None and time.monotonic() - self._known_at < _FRESH_SECONDS:
             return self._known
         if self._request is None:
@@ -133,6 +139,10 @@ class ProviderModels:
         except httpx2.HTTPError as error:
             words = str(error) or type(error).__name__
             raise Problem(502, f"the provider could not be asked for its models: {words}") from None
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "midstream"}
 
 
 def _client(key: str) -> httpx2.AsyncClient:

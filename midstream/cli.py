@@ -13,6 +13,7 @@ import orjson
 
 from bench import options
 from shared.errors import MidstreamError
+from shared.provider_kinds import is_kind
 from shared.settings import described
 from shared.version import VERSION
 
@@ -58,6 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
             data_dir=arguments.data_dir,
             log_format=arguments.log_format,
             metrics_port=arguments.metrics_port,
+            reload=arguments.reload,
         )
     if arguments.command == "demo":
         from midstream.demo import demo
@@ -152,7 +154,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
 def _add_provider(command: argparse.ArgumentParser) -> None:
     command.add_argument("--redis", metavar="URL", help="use this Redis or Valkey instead of the embedded one")
-    command.add_argument("--provider", choices=_PROVIDERS, help="who generates the answers")
+    command.add_argument(
+        "--provider",
+        type=_provider,
+        metavar="NAME",
+        help="who generates the answers: openai, simulated, or a generator of your own as package.module:object",
+    )
     command.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible API, with its /v1")
     command.add_argument("--model", help="the model for requests that name none")
 
@@ -161,6 +168,9 @@ def _add_up(up: argparse.ArgumentParser) -> None:
     up.add_argument("--host", help="the address to listen on (127.0.0.1)")
     up.add_argument("--port", type=_port, help="the port to listen on (8000); 0: any free port")
     _add_provider(up)
+    up.add_argument(
+        "--reload", action="store_true", help="restart the workers when the code of your own generator has changed"
+    )
     up.add_argument("--workers", type=_count, default=1, metavar="N", help="how many worker processes (1)")
     up.add_argument("--gateways", type=_count_or_0, metavar="N", help="how many gateway processes (1); 0: one per core")
     up.add_argument(
@@ -242,6 +252,12 @@ def _add_doctor(doctor: argparse.ArgumentParser) -> None:
     )
     doctor.add_argument("--insecure", action="store_true", help="do not verify certificates")
     doctor.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _provider(text: str) -> str:
+    if not is_kind(text):
+        raise argparse.ArgumentTypeError(f"must be openai, simulated or package.module:object, not {text!r}")
+    return text
 
 
 def _port(text: str) -> int:

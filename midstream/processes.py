@@ -23,11 +23,12 @@ from typing import IO
 from gateway.listening import listen, reserve
 from gateway.supervisor import processes_wanted
 from midstream import guard
-from producer.provider import provider_name
+from midstream.sources import Sources
 from shared.child_processes import Child, ReadyPipe, end_all, get, how_it_ended, valkey_command
 from shared.errors import Unusable
 from shared.grants import check_for_all
 from shared.logs import set_up_logging
+from shared.provider_kinds import check_for_worker, is_object, provider_kinds
 from shared.settings import Settings, unknown
 
 logger = logging.getLogger("midstream")
@@ -47,6 +48,7 @@ class _NamedChild(Child):
     environment: Mapping[str, str]
     fds: tuple[int, ...] = ()
     stops_last: bool = False
+    restarts_on_change: bool = False
 
 
 class LocalMidstream:
@@ -65,6 +67,7 @@ class LocalMidstream:
         workers: int = 1,
         environment: Mapping[str, str] | None = None,
         output: IO[bytes] | None = None,
+        reload: bool = False,
     ) -> None:
         self._settings = settings
         self._redis_url = redis_url
@@ -72,6 +75,7 @@ class LocalMidstream:
         self._workers = workers
         self._environment = dict(os.environ if environment is None else environment)
         self._output = output
+        self._sources = _sources_of(settings) if reload else None
         self._children: list[_NamedChild] = []
         self._guard: subprocess.Popen[bytes] | None = None
         self._private_dir: str | None = None
@@ -94,7 +98,8 @@ class LocalMidstream:
     # --- starting
 
     def _start(self) -> None:
-        provider_name(self._settings)  # raises here rather than in a child's log
+        check_for_worker(self._settings)  # raises here rather than in a child's log
+        self._check_generators()
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", str(guard.__file__)], stdin=subprocess.PIPE, start_new_session=True
         )
@@ -119,7 +124,13 @@ class LocalMidstream:
             command = [sys.executable, "-m", "producer"]
             ready = [*command, "--ready-fd", str(pipe.fd)]
             workers = [
-                _NamedChild(name=f"worker {number}", command=ready, environment=environment, fds=(pipe.fd,))
+                _NamedChild(
+                    name=f"worker {number}",
+                    command=ready,
+                    environment=environment,
+                    fds=(pipe.fd,),
+                    restarts_on_change=True,
+                )
                 for number in range(1, self._workers + 1)
             ]
             for worker in workers:
@@ -128,6 +139,29 @@ class LocalMidstream:
             self._wait_until(lambda: pipe.ready(self._workers), "the workers were")
         for worker in workers:  # a restarted worker has no pipe to write to
             worker.command, worker.fds = command, ()
+
+    def _check_generators(self) -> None:
+        """Imports the generators of the user's own, in a process that ends. Raises Unusable with the sentence that says why not."""
+        paths = [kind for kind in provider_kinds(self._settings).values() if is_object(kind)]
+        if not paths:
+            return
+        command = [sys.executable, "-m", "producer.loading", *paths]
+        try:
+            checked = subprocess.run(
+                command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+                timeout=_READY_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            raise Unusable(f"importing {', '.join(paths)} takes longer than {_READY_SECONDS:g} s") from None
+        if checked.returncode:
+            lines = checked.stderr.strip().splitlines()
+            raise Unusable(lines[-1] if lines else f"{', '.join(paths)} cannot be imported")
 
     def _start_valkey(self) -> str:
         """Starts an embedded Valkey that never evicts; returns its URL."""
@@ -182,6 +216,13 @@ class LocalMidstream:
 
     def look_after_children(self) -> None:
         """Restarts children that have ended, with a back-off for those that end early. Call it several times a second."""
+        if self._sources is not None and (changed := self._sources.changed()):
+            print(f"midstream: {changed} has changed; restarting the workers", file=sys.stderr)
+            for child in self._children:
+                if child.restarts_on_change:
+                    child.early_ends, child.due_at = 0, 0.0  # one that could not be imported may be now
+                    if child.process is not None:
+                        child.process.terminate()
         for child, return_code in self._ended():
             child.ended()
             pause_seconds = child.due_at - time.monotonic()
@@ -240,6 +281,13 @@ def _usable(data_dir: Path) -> Path:
         reason = getattr(error, "strerror", None) or str(error)
         raise Unusable(f"the folder {data_dir} cannot keep the embedded Valkey's data: {reason}") from None
     return directory
+
+
+def _sources_of(settings: Settings) -> Sources:
+    kinds = [kind for kind in provider_kinds(settings).values() if is_object(kind)]
+    if not kinds:
+        raise Unusable("--reload is for a generator of your own, and none is named: --provider package.module:object")
+    return Sources(kinds)
 
 
 def _detail_of(problem: bytes) -> str:

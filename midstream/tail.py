@@ -11,6 +11,9 @@ from midstream.client import StreamError, follow
 from shared.ids import is_stream_id
 from shared.sse import Message
 
+_OWN_ONES = frozenset({"started", "done", "live"})
+"""Events of which nothing, or only a note at the end, is shown. Those of other names a generator of the operator's own has sent."""
+
 
 def tail(target: str, *, server: str, last_event_id: str, as_json: bool, give_up_seconds: float) -> int:
     """Returns 0 if the answer is complete, 1 if it failed, 3 if it was cancelled. Raises StreamError."""
@@ -67,6 +70,10 @@ def tail(target: str, *, server: str, last_event_id: str, as_json: bool, give_up
                 else f"cancelled by {data['by']}"
             )
             return 1 if message.event == "failed" else 3
+        elif message.event not in _OWN_ONES:
+            tokens.append("")  # it counts as an increment
+            print(flush=True)
+            note(f"{message.event}: {message.data}")
         elif message.event == "done" and data["truncated"]:
             print(flush=True)
             note("the response was cut off at its length limit")

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import FrameType
 
 from midstream.processes import LocalMidstream, settings_for
-from producer.provider import provider_name
 from shared.provider_address import host_of
+from shared.provider_kinds import OPENAI, SIMULATED, provider_kinds
 from shared.settings import Settings
 
 logger = logging.getLogger("midstream")
@@ -40,6 +40,7 @@ def up(
     data_dir: Path | None,
     log_format: str | None = None,
     metrics_port: int | None = None,
+    reload: bool = False,
 ) -> int:
     """Runs until Ctrl-C or SIGTERM. Raises Unusable."""
     options = {
@@ -66,6 +67,7 @@ def up(
         data_dir=data_dir,
         workers=workers,
         environment=environment,
+        reload=reload,
     )
     for stopping in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stopping, stop)
@@ -92,7 +94,11 @@ def _say_what_there_is(url: str, settings: Settings) -> None:
 
 async def _about_the_provider(settings: Settings) -> str:
     """Asks the provider for its models. Returns a line that names them, or says why they are not known."""
-    if provider_name(settings) == "simulated":
+    kinds = provider_kinds(settings)
+    if OPENAI not in kinds.values():
+        own = [kind for kind in kinds.values() if kind != SIMULATED]
+        if own:
+            return f"answers come from {', '.join(own)}"
         return "answers are simulated; for a real model: --base-url URL, or OPENAI_API_KEY"
     from gateway.http.problems import Problem
     from gateway.provider_models import ProviderModels

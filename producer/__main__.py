@@ -18,18 +18,20 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
+from producer.loading import provider_of
 from producer.metrics import WorkerMeasuring
 from producer.metrics_server import MetricsServer
+from producer.named_providers import NamedProviders
 from producer.presence import presence
-from producer.provider import Provider, provider_name
-from producer.simulated_provider import SimulatedProvider
+from producer.provider import Provider
+from producer.run import unstopped
 from producer.worker import BLOCK_SECONDS, Worker
 from shared.errors import Unusable
 from shared.event_log import EventLog
 from shared.grants import check_grants, until_up
 from shared.logs import set_up_logging
 from shared.metrics import BUILD_INFO
-from shared.provider_address import USUAL_MODEL
+from shared.provider_kinds import SIMULATED, check_for_worker, provider_kinds
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
 from shared.redis_retry import until_redis_answers
@@ -70,22 +72,14 @@ def _raise_open_files(needed: int) -> None:
 
 
 def make_provider(settings: Settings) -> Provider:
-    """Returns the provider that the settings name. Raises Unusable."""
-    name = provider_name(settings)
-    if name == "simulated":
-        reason = (
-            "MIDSTREAM_PROVIDER says so" if settings.provider else "neither OPENAI_API_KEY nor OPENAI_BASE_URL is set"
-        )
+    """Returns the providers that the settings name. Raises Unusable."""
+    check_for_worker(settings)
+    kinds = provider_kinds(settings)
+    if SIMULATED in kinds.values():
+        chosen = settings.provider or settings.providers
+        reason = "the settings say so" if chosen else "neither OPENAI_API_KEY nor OPENAI_BASE_URL is set"
         logger.warning("answers are SIMULATED: %s", reason)
-        return SimulatedProvider()
-    from producer.openai_provider import OpenAIProvider  # takes a quarter of a second: only where it is needed
-
-    return OpenAIProvider(
-        api_key=settings.openai_api_key,
-        base_url=settings.openai_base_url,
-        default_model=settings.default_model or USUAL_MODEL,
-        connections_max=settings.worker_concurrency,
-    )
+    return NamedProviders({name: provider_of(kind, settings) for name, kind in kinds.items()})
 
 
 async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None = None) -> None:
@@ -169,6 +163,10 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
         await connection.close()
         if tracing is not None:
             await tracing.close(_LAST_SPANS_SECONDS)
+        if unstopped():
+            logger.warning("leaving %d generators that do not stop", unstopped())
+            logging.shutdown()
+            os._exit(0)  # asyncio would wait for them for ever
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from shared.errors import MidstreamError, Unusable
+from shared.errors import MidstreamError
 from shared.events import Item
+from shared.lifecycle import History
 from shared.outcomes import FailureCode
-from shared.provider_address import check_base_url
-from shared.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
     """How the provider ended its answer: the finish_reason in OpenAI's words, and the usage that it sent; no usage if it sent none."""
 
-    reason: str
-    usage: dict[str, Any] | None
+    reason: str = "stop"
+    usage: dict[str, Any] | None = None
     about: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Its other fields: `provider`, those of the answer (system_fingerprint, service_tier); `choice`, those of the end, in which
     `native_finish_reason` is the provider's own word where that is another."""
@@ -62,8 +61,54 @@ class Refused(ProviderError):
     retryable = False
 
 
+class GeneratorError(ProviderError):
+    """A generator of the user's own has raised, or yielded what cannot stand in a log. It is not called again by itself: its
+    tools may have done what must not be done twice."""
+
+    code = FailureCode.GENERATOR_ERROR
+    retryable = False
+
+
+class SoFar:
+    """What a stream's log has when a call of the provider begins: nothing at first, and what earlier attempts wrote where this
+    one continues it (`on_interrupt`: `continue`). False where it has nothing."""
+
+    def __init__(self, stream_id: str, history: History) -> None:
+        self.stream_id = stream_id
+        """The stream's id, the same in all attempts."""
+        self.attempt = history.attempt
+        """The number of this attempt, from 1 on."""
+        self.text = history.text
+        """The answer's text."""
+        self.items = history.yielded()
+        """All of it in order: texts, `{"event": name, "data": …}`, `{"delta": …}`. Texts need not be cut as they were yielded."""
+
+    def __bool__(self) -> bool:
+        return bool(self.items)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The own events in order, each `{"event": name, "data": …}`."""
+        return [item for item in self.items if isinstance(item, dict) and "event" in item]
+
+
+class Abilities(NamedTuple):
+    """What a provider can do with a certain request."""
+
+    continues_text: bool = True
+    """Continues an answer of which plain text has come."""
+    continues_all: bool = False
+    """Continues an answer of which more has come: deltas, own events."""
+    reads_on: bool = True
+    """May be left running after a cancel, for its usage (`MIDSTREAM_PROVIDER_ON_CANCEL=drain`)."""
+
+
 class Hearer(Protocol):
     """Takes what a provider generates."""
+
+    @property
+    def so_far(self) -> SoFar:
+        """What the log has already, which the answer continues."""
 
     def accept(self, items: list[Item]) -> bool:
         """Takes the items that came together. False: the provider must await `wait_for_room` before it gives more."""
@@ -74,13 +119,17 @@ class Hearer(Protocol):
     async def wait_for_room(self) -> None:
         """Waits until more may be given. Raises what has ended the answer meanwhile."""
 
+    async def stored(self) -> None:
+        """Waits until all that was accepted is in the log. Raises what has ended the answer meanwhile."""
+
+    def progress(self) -> None:
+        """Takes note that the provider works, although nothing has come: it does not count as silent."""
+
 
 class Provider(Protocol):
     """Generates answers. One per worker process, used by all of its attempts at once."""
 
     name: str
-    base_url: str
-    """Where it is asked; empty if it asks nobody."""
 
     def model_of(self, request: dict[str, Any]) -> str:
         """Returns the name of the model that will answer, as readers see it."""
@@ -96,12 +145,13 @@ class Provider(Protocol):
         """Closes the connections to the provider."""
 
 
-def provider_name(settings: Settings) -> str:
-    """Returns the name of the provider that the settings choose. Raises Unusable if it lacks a setting, or one is wrong."""
-    has_openai = bool(settings.openai_api_key or settings.openai_base_url)
-    name = settings.provider or ("openai" if has_openai else "simulated")
-    if name == "openai" and not has_openai:
-        raise Unusable("the openai provider needs OPENAI_API_KEY, or OPENAI_BASE_URL for a server that needs no key")
-    if name == "openai":
-        check_base_url(settings.openai_base_url)
-    return name
+def abilities_of(provider: Provider, request: dict[str, Any]) -> Abilities:
+    """Returns what a provider can do with a request: what its method `abilities_of` says, if it has one."""
+    own = getattr(provider, "abilities_of", None)
+    return Abilities() if own is None else own(request)
+
+
+def base_url_of(provider: Provider, request: dict[str, Any]) -> str:
+    """Returns the address at which a provider is asked this request, for the log; empty if that is not known."""
+    own = getattr(provider, "base_url_of", None)
+    return str(getattr(provider, "base_url", "")) if own is None else str(own(request))

@@ -24,7 +24,7 @@ from typing import Any
 
 from producer import metrics, terminal_events
 from producer.metrics import Meter
-from producer.provider import Finish, Provider, ProviderError, Refused
+from producer.provider import Finish, Provider, ProviderError, Refused, SoFar, abilities_of, base_url_of
 from producer.retry_policy import pause_before_next_call, time_limit_passed
 from producer.takeover import Takeover
 from producer.writer import Writer
@@ -47,6 +47,10 @@ logger = logging.getLogger(__name__)
 _FRAMES_LOGGED = 5
 _CODE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 """A provider's `error.code` or `error.type` that is a name, and no text that may repeat the prompt."""
+_STOP_SECONDS = 2.0
+"""How long a call of the provider that was cancelled may take to end: shorter than a worker waits to hand its answers back."""
+_unstopped: set[asyncio.Task[Any]] = set()
+"""Calls that were cancelled and have not ended in time. They are kept here because the event loop holds tasks only weakly."""
 _PROBE_SECONDS = 0.4
 """After so long without an append the writer compares the log, so that a cancel reaches the provider within a second."""
 
@@ -93,15 +97,21 @@ class Run:
         self.ended_here = False
         """Whether this run appended the terminal event: then its process logs the receipt."""
         self._writer: Writer | None = None
+        self._history: History | None = None
+        """The log as it was when the provider was called."""
         self._generating: asyncio.Task[Finish] | None = None
         self._stopped: MidstreamError | None = None
         """What stopped the generation."""
         self._halted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._call_goes_on = False
+        """A call of the provider was cancelled and has not ended: there must be no other one."""
         self._unread: asyncio.Task[Finish] | None = None
         """A cancelled answer that is read to its end for its usage."""
         self._cancel_after_seconds: float | None = None
         self._began_at = self._heard_at = time.monotonic()
         self._first_token_came = False
+        self._waits_for_log = False
+        """The provider waits until what it gave is in the log: it is not silent."""
         self._odd_kinds: set[str] = set()
         """Kinds of odd values that have been logged."""
         self._probing: asyncio.Task[None] | None = None
@@ -174,7 +184,7 @@ class Run:
         self.tally()
         if self._writer is not None:
             self._writer.let_go()
-        self._writer = self._stopped = self._probing = None
+        self._writer = self._stopped = self._probing = self._history = None
 
     def stop(self, reason: MidstreamError) -> None:
         """Stops generating, for the first reason that is given."""
@@ -192,7 +202,7 @@ class Run:
         writer = self._writer
         if writer is None or self._stopped is not None:
             return
-        if self._generating is not None and not writer.crowded:
+        if self._generating is not None and not writer.crowded and not self._waits_for_log:
             too_long = time_limit_passed(
                 self._settings,
                 calling_seconds=now - self._began_at,
@@ -246,6 +256,8 @@ class Run:
                 if self._stopped is not None and self._stopped is not error:
                     raise self._stopped from None
                 self.meter.provider_failed(error.code)
+                if self._call_goes_on:
+                    raise  # what that call still yields must not get into another attempt
                 self._stopped = None
                 self._halted = asyncio.get_running_loop().create_future()
                 in_mid_answer = self._first_token_came
@@ -261,6 +273,7 @@ class Run:
         self._first_token_came = False
         if self._stopped is not None:
             raise self._stopped
+        self._history = history
         offset_before = writer.offset
         self.meter.asked(self._provider.model_of(history.accepted.request))
         self._generating = call = asyncio.get_running_loop().create_task(
@@ -270,12 +283,15 @@ class Run:
             await self._until_done_or_halted(call)
             # After a stop the rest of the answer is ignored: then the end of the call is not the end of the answer.
             if self._stopped is None:
+                if call.cancelled():
+                    raise Refused("the call of the provider cancelled itself", code=FailureCode.PROVIDER_UNREADABLE)
                 finish = call.result()
                 await writer.drained()
                 self.meter.answered(writer.offset - offset_before, self._heard_at, finish.usage)
                 return finish
             if self._settings.provider_on_cancel == "drain" and isinstance(self._stopped, Fenced | LastReaderGone):
-                self._unread = call
+                reads_on = abilities_of(self._provider, history.accepted.request).reads_on
+                self._unread = call if reads_on else None
             if isinstance(self._stopped, ProviderError | LastReaderGone | HandedBack):
                 await writer.drained()
             raise self._stopped
@@ -294,12 +310,23 @@ class Run:
     async def _until_done_or_halted(self, task: asyncio.Task[Any]) -> None:
         await asyncio.wait({task, self._halted}, return_when=asyncio.FIRST_COMPLETED)
 
-    @staticmethod
-    async def _closed(task: asyncio.Task[Any]) -> None:
-        """Cancels a task and waits until it has ended. Ending a call of the provider closes its connection."""
+    async def _closed(self, task: asyncio.Task[Any]) -> None:
+        """Cancels a task and waits until it has ended. Ending a call of the provider closes its connection.
+
+        One that does not end is left alone: this run takes nothing from it any more.
+        """
         task.cancel()
-        await asyncio.wait({task})
-        if not task.cancelled():
+        await asyncio.wait({task}, timeout=_STOP_SECONDS)
+        if not task.done():
+            self._call_goes_on = True
+            _unstopped.add(task)
+            task.add_done_callback(_has_stopped)
+            logger.error(
+                "stream %s: what generates it has not stopped within %g s of its cancellation; nothing that it still yields is taken",
+                self.stream_id,
+                _STOP_SECONDS,
+            )
+        elif not task.cancelled():
             task.exception()  # marks it as retrieved: it is known already, or no longer matters
 
     async def _drain_for_usage(self) -> None:
@@ -319,9 +346,31 @@ class Run:
 
     # --- Hearer
 
+    @property
+    def so_far(self) -> SoFar:
+        assert self._history is not None
+        return SoFar(self.stream_id, self._history)
+
+    def progress(self) -> None:
+        self._heard_at = time.monotonic()
+
+    async def stored(self) -> None:
+        if self._writer is None or self._stopped is not None:
+            raise Fenced
+        self._waits_for_log = True
+        try:
+            await self._writer.drained()
+        finally:
+            self._waits_for_log = False
+            self._heard_at = time.monotonic()
+
     def accept(self, items: list[Item]) -> bool:
-        """Appends items of the provider's answer; ignores them after a stop. Returns False when the caller must wait for room."""
-        assert self._writer is not None
+        """Appends items of the provider's answer; ignores them after a stop. Returns False when the caller must wait for room.
+
+        Raises Fenced when the run has ended.
+        """
+        if self._writer is None:
+            raise Fenced
         self._heard_at = time.monotonic()
         if not self._first_token_came:
             self._first_token_came = True
@@ -340,7 +389,8 @@ class Run:
             logger.info("stream %s: the provider sent %s (%s)", self.stream_id, what, kind)
 
     async def wait_for_room(self) -> None:
-        assert self._writer is not None
+        if self._writer is None:
+            raise Fenced
         await self._writer.wait_for_room()
         self._heard_at = time.monotonic()
 
@@ -406,7 +456,8 @@ class Run:
 
     def _shown(self, error: MidstreamError) -> str:
         """Returns an error's text for the log: a provider's with its host, without its own message, which may repeat the prompt."""
-        url = self._provider.base_url
+        request = None if self._history is None or self._history.accepted is None else self._history.accepted.request
+        url = "" if request is None else base_url_of(self._provider, request)
         if not isinstance(error, ProviderError):
             return str(error)
         host = host_of(url) if url else f"the {self._provider.name} provider"
@@ -424,6 +475,17 @@ class Run:
         level = logging.WARNING if how == AttemptOutcome.FAILED else logging.INFO
         about = outcome("attempt", self.stream_id, attempt=writer.attempt, outcome=how, tokens=writer.offset, **more)
         logger.log(level, "stream %s: %s, %d tokens", self.stream_id, message, writer.offset, extra=about)
+
+
+def unstopped() -> int:
+    """Returns how many calls of the provider still run although they were cancelled."""
+    return len(_unstopped)
+
+
+def _has_stopped(task: asyncio.Task[Any]) -> None:
+    _unstopped.discard(task)
+    if not task.cancelled():
+        task.exception()  # of no interest, but it must have been read
 
 
 def _place_of(error: BaseException) -> str:

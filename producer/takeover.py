@@ -11,7 +11,7 @@ import orjson
 
 from producer import metrics, terminal_events
 from producer.metrics import Meter
-from producer.provider import Provider
+from producer.provider import Provider, abilities_of
 from producer.writer import Writer
 from shared import events
 from shared.errors import Fenced, LogFull, MidstreamError, RedisRefused, Unreadable
@@ -141,7 +141,7 @@ class Takeover:
         False when somebody else has written to the log meanwhile.
         """
         assert history.accepted is not None
-        kept_tokens = _kept_tokens(history) if attempt > 1 else 0
+        kept_tokens = self._kept_tokens(history) if attempt > 1 else 0
         model = self._provider.model_of(history.accepted.request)
         value: dict[str, Any] = {"attempt": attempt, "model": model, "worker": self._worker, "time": time.time()}
         if attempt > 1:
@@ -192,9 +192,12 @@ class Takeover:
             "ended_at": time.time(),
         }
 
-
-def _kept_tokens(history: History) -> int:
-    """Returns how many increments a new attempt keeps: all where it is to continue plain text, else none."""
-    assert history.accepted is not None
-    plain = all(field == events.TOKEN for field, _ in history.items)
-    return len(history.items) if history.accepted.policies.on_interrupt == "continue" and plain else 0
+    def _kept_tokens(self, history: History) -> int:
+        """Returns how many increments a new attempt keeps: all where it is to continue them and the provider can, else none."""
+        assert history.accepted is not None
+        if history.accepted.policies.on_interrupt != "continue":
+            return 0
+        abilities = abilities_of(self._provider, history.accepted.request)
+        plain = all(field == events.TOKEN for field, _ in history.items)
+        continues = abilities.continues_text if plain else abilities.continues_all
+        return len(history.items) if continues else 0

@@ -1,6 +1,6 @@
 """The entries of a log, and how each is stored.
 
-An entry is one field and its value: the field says what the value is. The three kinds that come by the thousand have names of
+An entry is one field and its value: the field says what the value is. The four kinds that come by the thousand have names of
 one letter, because Redis stores a field's name again in every entry whose field differs from the first of its node.
 
 | field | value |
@@ -9,7 +9,8 @@ one letter, because Redis stores a field's name again in every entry whose field
 | `started`, `restarted` | JSON: attempt, model, worker, time; restarted also base, reason, perhaps last_heard_at |
 | `t` | one token: its text, UTF-8 |
 | `d` | one delta (an increment that is not plain text): the JSON object that readers get, with the provider's `delta` in it |
-| `b` | several of both in order: a JSON array, a token as a string, a delta as an object |
+| `e` | one own event: the JSON object `{"event": name, "data": …}` (`shared.own_events`) |
+| `b` | several of these in order: a JSON array, a token as a string, a delta or an own event as an object |
 | `done` | JSON: finish_reason, usage, time; provider, choice: other fields that the provider sent |
 | `failed` | JSON: code, message, retryable, time; status, provider_error, retry_after if the provider sent them; perhaps last_heard_at |
 | `cancelled` | JSON: by, time |
@@ -33,12 +34,14 @@ from shared.deltas import NESTED_MAX, SILENT, checked_delta, delta_of, loaded, t
 from shared.errors import Unreadable
 from shared.ids import ID_PART_MAX, EventId
 from shared.outcomes import FailureCode
+from shared.own_events import OwnEvent, checked_own_event, is_own_event, loaded_own_event
 
 ACCEPTED = b"accepted"
 STARTED = b"started"
 RESTARTED = b"restarted"
 TOKEN = b"t"
 DELTA = b"d"
+OWN = b"e"
 BATCH = b"b"
 DONE = b"done"
 FAILED = b"failed"
@@ -46,7 +49,7 @@ CANCELLED = b"cancelled"
 DELETED = b"deleted"
 
 TERMINAL = frozenset({DONE, FAILED, CANCELLED, DELETED})
-COUNTED = frozenset({TOKEN, DELTA, BATCH})
+COUNTED = frozenset({TOKEN, DELTA, OWN, BATCH})
 
 UNREADABLE = b""
 """The field of an entry that does not have exactly one field and its value."""
@@ -58,7 +61,7 @@ _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 """W3C Trace Context, section 3.2."""
 
 Item = str | bytes
-"""One increment as a worker holds it: the text of a token, or the JSON of a delta."""
+"""One increment as a worker holds it: the text of a token, the JSON of a delta, or an `OwnEvent`."""
 
 
 class Entry(NamedTuple):
@@ -81,8 +84,10 @@ def encode_items(items: list[Item]) -> tuple[bytes, bytes]:
     """Returns the field and the value of an entry that carries these items (one or more)."""
     if len(items) == 1:
         item = items[0]
-        return (TOKEN, item.encode()) if isinstance(item, str) else (DELTA, item)
-    return BATCH, orjson.dumps([item if isinstance(item, str) else orjson.Fragment(item) for item in items])
+        if isinstance(item, str):
+            return TOKEN, item.encode()
+        return (OWN, bytes(item)) if isinstance(item, OwnEvent) else (DELTA, item)
+    return BATCH, orjson.dumps([item if isinstance(item, str) else orjson.Fragment(bytes(item)) for item in items])
 
 
 def entry_of(event_id: bytes, fields: Sequence[bytes]) -> Entry:
@@ -104,6 +109,8 @@ def events_of(entry: Entry) -> list[Event]:
         return [Event(*entry)]
     if field == BATCH:
         return _events_of_batch(entry)
+    if field == OWN:
+        return [_own(event_id, loaded_own_event(value))]
     if field in _CHECKS:
         stored = loaded(value)
         checked = _checked(field, stored)
@@ -145,10 +152,17 @@ def _events_of_batch(entry: Entry) -> list[Event]:
         if type(item) is str:
             events.append(Event(EventId(attempt, offset), TOKEN, item.encode()))
         elif type(item) is dict:
-            events.append(Event(EventId(attempt, offset), DELTA, delta_of(item)))
+            event_id = EventId(attempt, offset)
+            own = is_own_event(item)
+            events.append(_own(event_id, checked_own_event(item)) if own else Event(event_id, DELTA, delta_of(item)))
         else:
             raise Unreadable("an increment is neither a text nor a JSON object")
     return events
+
+
+def _own(event_id: EventId, checked: bytes) -> Event:
+    """Returns the event of an own event that has been checked; an empty delta where it cannot be shown."""
+    return Event(event_id, DELTA if checked == SILENT else OWN, checked)
 
 
 def control_of(field: bytes, value: bytes) -> dict[str, Any]:

@@ -17,6 +17,7 @@ reads as `failed` with the code `unreadable`, under its own id, for every reader
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Any, Protocol
 
 import orjson
@@ -202,6 +203,14 @@ class History:
     @property
     def text(self) -> str:
         return "".join(text_of(field, value) for field, value in self.items)
+
+    def yielded(self) -> list[str | dict[str, Any]]:
+        """Returns the increments that stand, in order: texts, those that follow one another joined, and JSON objects."""
+        listed: list[str | dict[str, Any]] = []
+        for plain, group in groupby(self.items, lambda item: item[0] == events.TOKEN):
+            values = [value for _, value in group]
+            listed += [b"".join(values).decode()] if plain else map(orjson.loads, values)
+        return listed
 
     def state(self, stream_id: str) -> dict[str, Any]:
         """Returns the body of `GET /v1/streams/{id}` (docs/reference/http.md). Times are Unix seconds."""

@@ -35,6 +35,7 @@ class FailureCode(StrEnum):
     PROVIDER_REFUSED = "provider_refused"
     PROVIDER_UNREADABLE = "provider_unreadable"
     CONTENT_FILTERED = "content_filtered"
+    GENERATOR_ERROR = "generator_error"
     LOG_FULL = "log_full"
     QUEUE_TIMEOUT = "queue_timeout"
     WORKER_LOST = "worker_lost"
@@ -50,8 +51,9 @@ PROVIDER_CODES = (
     FailureCode.PROVIDER_REFUSED,
     FailureCode.PROVIDER_UNREADABLE,
     FailureCode.CONTENT_FILTERED,
+    FailureCode.GENERATOR_ERROR,
 )
-"""The failure codes of a call of the provider."""
+"""The failure codes of a call of the provider, which may be a generator of the user's own."""
 
 
 class CancelReason(StrEnum):

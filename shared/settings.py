@@ -88,13 +88,17 @@ class Settings:
     provider: str = _setting(
         "",
         "name",
-        "openai (any OpenAI-compatible API) or simulated. If it is not set: openai if OPENAI_API_KEY or OPENAI_BASE_URL is set, else simulated.",
-        choices=("openai", "simulated"),
+        "openai (any OpenAI-compatible API), simulated, or package.module:object, a generator of your own. If it is not set: openai if OPENAI_API_KEY or OPENAI_BASE_URL is set, else simulated.",
     )
     default_model: str = _setting(
         "",
         "model",
         "The model for requests that name none. If it is not set: gpt-4o-mini, or where the provider has another address than OpenAI's and does not list that, the first of its list (GET /v1/models) that answers chats.",
+    )
+    providers: str = _setting(
+        "",
+        "names",
+        "Several providers by name, in place of MIDSTREAM_PROVIDER: chat=openai,agent=app:answer. A request chooses one by its model or by midstream.provider; the first answers those that name none.",
     )
     openai_api_key: str = _setting(
         "", "secret", "The provider's key. Most local servers need none.", env="OPENAI_API_KEY"

@@ -33,16 +33,26 @@ PACE_MILLISECONDS = 100
 """W7's pace: two tokens per entry of an answer at 20 tokens/s."""
 _SHARED = 1.1
 """With more tokens per entry than this and no pace, tokens have waited for each other."""
+_IN_PROCESS = {
+    "simulated": "simulated",
+    "own": "bench.processes.own_generator:answer",
+    "own_thread": "bench.processes.own_generator:in_a_thread",
+}
+"""What generates in the worker's own process, by the name in the figures: the provider of this name."""
 _FIRST, _TOKEN = b"event: started\n", b'data: {"token"'
 
 
 def w5(parts: Parts, sizes: Sizes, show: Show) -> Figures:
-    """One worker on a core of its own: flat out with simulated answers, flat out over HTTP, and added latency at a slow pace."""
-    show("W5: simulated, flat out")
+    """One worker on a core of its own: flat out with simulated answers, with generators of the user's own and over HTTP, and added
+    latency at a slow pace."""
     request = {"simulate": {"tokens": sizes.w5_tokens, "tokens_per_second": 0}}
-    worker = parts.worker(parts.cores.server, worker_concurrency=sizes.w5_attempts, provider="simulated")
-    simulated = _flat_out(parts, worker, [request] * sizes.w5_attempts, sizes.w5_tokens)
-    _end(parts, worker)
+    in_process: Figures = {}
+    for name, provider_name in _IN_PROCESS.items():
+        show(f"W5: {name}, flat out")
+        worker = parts.worker(parts.cores.server, worker_concurrency=sizes.w5_attempts, provider=provider_name)
+        figures = _flat_out(parts, worker, [request] * sizes.w5_attempts, sizes.w5_tokens)
+        in_process |= {f"{name}_{figure}": value for figure, value in figures.items()}
+        _end(parts, worker)
 
     show("W5: over HTTP, flat out")
     with _provider(parts, sizes.w5_http_tokens, paced=False) as provider:
@@ -62,11 +72,11 @@ def w5(parts: Parts, sizes: Sizes, show: Show) -> Figures:
         paced = _paced(parts, names, [channels], provider, sizes.w5_paced_rate, sizes, {"worker": worker})
         _end(parts, worker)
     return {
-        **{f"simulated_{name}": value for name, value in simulated.items()},
+        **in_process,
         **{f"http_{name}": value for name, value in http.items()},
         "http_provider_utilisation": provider_busy,
         **{f"paced_{name}": value for name, value in paced.items()},
-        "void": bool(simulated["wrong"] or http["wrong"] or paced["void"]),
+        "void": bool(any(in_process[f"{name}_wrong"] for name in _IN_PROCESS) or http["wrong"] or paced["void"]),
         "generators": paced["generators"] or provider_busy > BUSY,
     }
 

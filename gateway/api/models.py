@@ -25,7 +25,7 @@ class CancelAfter(Closed):
 
 
 class MidstreamOptions(Closed):
-    """What happens to a stream that is interrupted or that nobody reads."""
+    """Who answers, and what happens to a stream that is interrupted or that nobody reads."""
 
     on_disconnect: Literal["continue"] | CancelAfter = CancelAfter(cancel_after=60)
     """How long generation goes on when no gateway has a reader of the stream."""
@@ -35,6 +35,8 @@ class MidstreamOptions(Closed):
     """The least time between two entries of the log, in milliseconds: tokens in between share the next. The worker's setting where none is given."""
     metadata: dict[str, str] = Field(default_factory=dict, max_length=64)
     """Texts that are stored with the stream."""
+    provider: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """The provider of the workers that answers; if none is given, the one with the name of the model, else the first."""
 
 
 class Simulation(Closed):

@@ -102,6 +102,7 @@ EVENTS = Operation(
     events=(*_EVENTS, _RETRY),
     description=(
         "An event id is `<attempt>-<offset>`. A line of JSON is an object of `id`, `event` (`message` for an unnamed one) and `data`. "
+        "A generator of the operator's own may send events with further names, ids, and any JSON as data. "
         "The response may end before its stream: reconnect with the last id. 409 is for `text/plain` only."
     ),
 )

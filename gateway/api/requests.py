@@ -12,12 +12,14 @@ import orjson
 from gateway.http.problems import Problem
 from shared.events import PACE_MS_MAX, Policies
 
-_MIDSTREAM = {"on_disconnect", "on_interrupt", "metadata", "pace_ms"}
+_MIDSTREAM = {"on_disconnect", "on_interrupt", "metadata", "pace_ms", "provider"}
 _SIMULATE = {"tokens", "tokens_per_second", "finish_reason", "fail_after", "stall_after"}
 _INTERRUPT_POLICIES = ("fail", "restart", "continue")
 _CANCEL_AFTER_SECONDS_MAX = 86_400
 _SIMULATED_TOKENS_MAX = 100_000
 _METADATA_ENTRIES_MAX = 64
+_PROVIDER_CHARACTERS_MAX = 256
+"""Of a provider's name: `package.module:object` at the longest."""
 _CHAT_MODEL_CHARACTERS_MAX = 256
 """The model's name is in every chunk."""
 CHAT_CHOICES_MAX = 128
@@ -31,7 +33,10 @@ def check_generation(body: dict[str, Any], default_model: str) -> tuple[dict[str
     Only what is used here is checked: providers have values of their own (`max_tokens: -1`), and refuse others themselves.
     """
     request = dict(body)
-    policies, metadata = _check_midstream(request.pop("midstream", {}))
+    options = request.pop("midstream", {})
+    policies, metadata = _check_midstream(options)
+    if options.get("provider") is not None:
+        request["midstream"] = {"provider": options["provider"]}  # for the worker, which alone knows its providers
     model = request.setdefault("model", default_model)
     if not isinstance(model, str) or not model:
         _wrong("model", "a name", model)
@@ -149,6 +154,9 @@ def _check_midstream(options: Any) -> tuple[Policies, dict[str, str]]:
     pace_ms = options.get("pace_ms")
     if pace_ms is not None:
         _whole("midstream.pace_ms", pace_ms, least=0, most=PACE_MS_MAX)
+    provider = options.get("provider")
+    if provider is not None and not (isinstance(provider, str) and 1 <= len(provider) <= _PROVIDER_CHARACTERS_MAX):
+        _wrong("midstream.provider", "the name of a provider", provider)
     cancel_after_seconds = _cancel_after_seconds(options.get("on_disconnect", {"cancel_after": 60}))
     return Policies(cancel_after_seconds, interrupt, pace_ms), metadata
 

@@ -51,7 +51,7 @@ class TextFace:
 class _TextEncoder(Encoder):
     def __init__(self) -> None:
         self._deltas = self._deltas_to_text = 0
-        """The number of deltas that stand, and the number up to the last one that has text."""
+        """The number of increments that stand, and the number up to the last one that has text."""
 
     def token(self, event_id: bytes, value: bytes) -> bytes:
         value.decode()  # raises for what is not UTF-8, as every face does
@@ -60,7 +60,7 @@ class _TextEncoder(Encoder):
         return value
 
     def other(self, event: Event) -> bytes:
-        if event.field == events.DELTA:
+        if event.field in (events.DELTA, events.OWN):
             self._deltas += 1
             text = text_of(event.field, event.value).encode()
             if text:

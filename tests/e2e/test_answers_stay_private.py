@@ -57,7 +57,9 @@ class Marked(HttpServer):
         if name.startswith("status-"):
             writer.write(
                 response(
-                    int(name[-3:]), "application/json", json.dumps({"error": {"message": MARK, "code": f"{MARK} code"}}).encode()
+                    int(name[-3:]),
+                    "application/json",
+                    json.dumps({"error": {"message": MARK, "code": f"{MARK} code"}}).encode(),
                 )
             )
         elif name == "redirect":

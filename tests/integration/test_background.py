@@ -478,11 +478,12 @@ SHORT_LIVED = {
     "gateway/supervisor.py": {"__init__"},
     "gateway/following/endings.py": {"begin"},
     "gateway/tracing.py": {"parent_of"},
+    "producer/generator_provider.py": {"follow"},
     "producer/run.py": {"_generate", "_pause", "watch"},
     "producer/worker.py": {"_first_of", "_run", "_start"},
     "producer/writer.py": {"_on_reply", "probe"},
 }
-"""Functions that start a task or thread which ends by itself: with a request, a stream, a reply, or a process (the thread of a
+"""Functions that start a task or thread which ends by itself: with a request, a stream, a generator, a reply, or a process (the thread of a
 supervisor's child). All others must be started by `keep_running`."""
 
 

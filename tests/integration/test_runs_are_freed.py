@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from midstream.generator import SoFar, stop_requested
 from producer import takeover
+from producer.generator_provider import GeneratorProvider
 from producer.log_copy import LogCopy
 from producer.openai_provider import OpenAIProvider
 from producer.provider import Finish, Hearer, Provider, Refused, Unavailable
@@ -294,6 +296,53 @@ async def test_a_run_that_lost_redis_is_freed(
     del run, running
     await wait_until(watched.are_freed)
     assert fold(await log.read_all(stream_id)).status == "completed"
+
+
+# --- with generators of the user's own
+
+
+async def generated(request: dict[str, Any], so_far: SoFar) -> AsyncIterator[Any]:
+    yield "one "
+    yield {"event": "step", "data": 1}
+    if request["then"] == "raises":
+        raise KeyError("a text")
+    if request["then"] == "waits":
+        await asyncio.Event().wait()
+
+
+def generated_in_a_thread(request: dict[str, Any], so_far: SoFar) -> Iterator[Any]:
+    yield "one "
+    yield {"event": "step", "data": 1}
+    if request["then"] == "raises":
+        raise KeyError("a text")
+    while request["then"] == "waits" and not stop_requested():
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("function", [generated, generated_in_a_thread])
+@pytest.mark.parametrize(("then", "status"), [("ends", "completed"), ("raises", "failed"), ("waits", "cancelled")])
+async def test_what_a_generator_does_holds_nothing(
+    log: EventLog,
+    connection: RespConnection,
+    monkeypatch: pytest.MonkeyPatch,
+    function: Callable[..., Any],
+    then: str,
+    status: str,
+) -> None:
+    provider = GeneratorProvider(
+        "test", function, is_async=function is generated, takes_so_far=True, threads_max=1, texts=False
+    )
+    stream_id = await accepted(log, {"messages": [], "then": then})
+    run = run_of(stream_id, log, connection, provider)
+    watched = Watched(run, monkeypatch)
+    running = asyncio.create_task(run.run())
+    if then == "waits":
+        await wait_until(lambda: has_begun(log, stream_id))
+        run.stop(LastReaderGone())
+    assert await running
+    del run, running
+    await wait_until(watched.are_freed)
+    assert fold(await log.read_all(stream_id)).status == status
 
 
 # --- with the real provider

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from producer.provider import Finish, Provider
+from producer.provider import Finish, Provider, SoFar
 from shared.events import Item
+from shared.lifecycle import History
 
 
 class Heard:
@@ -16,6 +17,8 @@ class Heard:
         self.items: list[Item] = []
         self.oddities: list[str] = []
         self.times = self.waits = 0
+        self.so_far = SoFar("a stream", History())
+        self.progressed = self.times_stored = 0
         self._enough = enough
         self._on_take = on_take
 
@@ -27,6 +30,12 @@ class Heard:
 
     def odd(self, kind: str) -> None:
         self.oddities.append(kind)
+
+    async def stored(self) -> None:
+        self.times_stored += 1
+
+    def progress(self) -> None:
+        self.progressed += 1
 
     async def wait_for_room(self) -> None:
         self.waits += 1

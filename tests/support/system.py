@@ -217,13 +217,21 @@ class Reader:
 class Answer:
     """The answer that a client has in the end which follows docs/reference/http.md."""
 
-    tokens: list[str] = field(default_factory=list)
-    deltas: list[Any] = field(default_factory=list)
+    items: list[tuple[str, Any]] = field(default_factory=list)
+    """The increments that stand: `token` or `delta` and its value, or the name and the data of an own event."""
     started: dict[str, Any] | None = None
     restarted: list[dict[str, Any]] = field(default_factory=list)
     end: str = ""
     """The name of the terminal event."""
     end_data: Any = None
+
+    @property
+    def tokens(self) -> list[str]:
+        return [value for kind, value in self.items if kind == "token"]
+
+    @property
+    def deltas(self) -> list[Any]:
+        return [value for kind, value in self.items if kind == "delta"]
 
     @property
     def text(self) -> str:
@@ -247,17 +255,17 @@ def answer_of(*connections: Iterable[Message]) -> Answer:
                 answer.started = data
             else:
                 answer.restarted.append(data)
-                assert offset <= len(answer.tokens), at
-                del answer.tokens[offset:], answer.deltas[:]
+                assert offset <= len(answer.items), at
+                del answer.items[offset:]
         elif message.event == "message":
             offset += 1
             assert message.id == f"{attempt}-{offset}", at
-            if "token" in data:
-                answer.tokens.append(data["token"])
-            else:
-                answer.deltas.append(data["delta"])
+            answer.items.append(("token", data["token"]) if "token" in data else ("delta", data["delta"]))
+        elif message.event not in ("done", "failed", "cancelled"):
+            offset += 1
+            assert message.id == f"{attempt}-{offset}", at
+            answer.items.append((message.event, data))
         else:
-            assert message.event in ("done", "failed", "cancelled"), at
             of, _, number = message.id.partition("-")  # from outside, a later attempt's 0 ends it
             assert message.id == f"{attempt}-{offset + 1}" or (int(of) > attempt and number == "0"), at
             answer.end, answer.end_data = message.event, data

@@ -168,3 +168,16 @@ def test_a_message_is_replayed() -> None:
         {"type": "file", "url": "data:image/png;base64,AA==", "mediaType": "image/png"},
         {"type": "finish-step"},
     ]
+
+
+def test_own_events_of_earlier_steps_are_replayed_and_not_sent_to_the_model() -> None:
+    step: dict[str, Any] = {"type": "data-step", "data": {"number": 1}}
+    parts: list[dict[str, Any]] = [
+        {"type": "step-start"},
+        step,
+        {"type": "data-file", "id": "f", "data": None},
+        {"type": "text", "text": "a"},
+    ]
+    replayed = replayed_parts(parts)
+    assert replayed[:3] == [{"type": "start-step"}, step, {"type": "data-file", "id": "f", "data": None}]
+    assert chat_messages([{"role": "assistant", "parts": parts}]) == [{"role": "assistant", "content": "a"}]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from producer.provider import provider_name
 from shared.errors import Unusable
 from shared.provider_address import check_base_url, hint_at, host_of
+from shared.provider_kinds import check_for_worker
 from shared.settings import Settings
 
 
@@ -37,7 +37,7 @@ def test_an_address_that_can_be_used(url: str) -> None:
 )
 def test_an_address_at_which_nothing_could_be_asked(url: str, words: str) -> None:
     with pytest.raises(Unusable, match=f"^OPENAI_BASE_URL.*{words}"):
-        provider_name(Settings(openai_base_url=url))
+        check_for_worker(Settings(openai_base_url=url))
 
 
 def test_no_message_has_a_password() -> None:

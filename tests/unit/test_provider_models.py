@@ -24,7 +24,7 @@ def models(settings: Settings, *lists: list[Any] | Problem) -> ProviderModels:
             raise answer
         return {"object": "list", "data": [{"id": name} if isinstance(name, str) else name for name in answer]}
 
-    made.listed = listed  # type: ignore[method-assign]
+    made._listed = listed  # type: ignore[method-assign]
     return made
 
 

@@ -82,7 +82,7 @@ def test_a_choice_is_one_of_few(one: Described) -> None:
 
 
 def test_the_choices_are_in_the_reasons() -> None:
-    assert {one.name for one in CHOSEN} >= {"log_level", "log_format", "provider", "provider_on_cancel", "console"}
+    assert {one.name for one in CHOSEN} >= {"log_level", "log_format", "provider_on_cancel", "console"}
     for one in CHOSEN:
         assert all(choice in f"{one.why} {one.unit}" for choice in one.choices), one.name
 

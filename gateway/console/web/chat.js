@@ -1,7 +1,7 @@
 // A chat that cannot lose a token. Each answer is a stream. The tokens that this page has and the id of the last one are kept
 // together in sessionStorage, so that after a reload in mid-answer the page continues at the exact token.
 
-import { $, call, cancel, capital, count, duration, el, follow, heardOf, reason, reasonAgain, say } from "./lib.js";
+import { $, call, cancel, capital, count, duration, el, follow, heardOf, place, reason, reasonAgain, say } from "./lib.js";
 
 const KEPT = "midstream.chat";
 const KEEP_MS = 250;
@@ -54,7 +54,6 @@ function keepSoon() {
 
 const fresh = (more) => ({ prompt: null, key: "", body: null, id: "", tokens: [], cursor: "", end: null, story: [], cuts: [], connections: 0, oddities: 0, ...more });
 const current = () => turns.at(-1);
-const offsetOf = (cursor) => Number(cursor.split("-")[1] ?? 0);
 
 // --- showing
 
@@ -138,10 +137,8 @@ function take(name, id, data) {
   heardAt = performance.now();
   if (name === "message") {
     const text = data.token ?? data.delta?.content ?? "";
-    // The id has the token's number. If it is not the next one, a token is missing or has come twice.
-    if (offsetOf(id) !== turn.tokens.length + 1) turn.oddities += 1;
-    turn.tokens.push(text);
-    view.answer.append(text);
+    if (place(turn.tokens, id, text)) view.answer.append(text);
+    else turn.oddities += 1; // it came twice
     showProgress();
     if (performance.now() > hintUntil) showState("live", "Answering");
   } else if (name === "started") {

@@ -146,6 +146,22 @@ export const short = (id) => `${id.slice(0, 12)}…${id.slice(-4)}`;
 /** Returns a shortened id as an element: where there is little room, the style sheet hides the time. */
 export const shortNode = (id) => el("span", { class: "id" }, el("span", { class: "when" }, id.slice(0, 12)), `…${id.slice(-4)}`);
 
+// --- tokens
+
+const offsetOf = (id) => Number(id.split("-")[1] ?? 0);
+
+/**
+ * Put a token's text where its id says that it stands; false if it is there already. Between two tokens there may be events of a
+ * generator of the operator's own, whose names an EventSource is not told: they count, and have no text.
+ */
+export function place(tokens, id, text) {
+  const before = offsetOf(id) - 1;
+  if (before < tokens.length) return false;
+  while (tokens.length < before) tokens.push("");
+  tokens.push(text);
+  return true;
+}
+
 // --- failures, in words
 
 const FAILURES = {
@@ -155,6 +171,7 @@ const FAILURES = {
   provider_refused: "the provider refused the request",
   provider_unreadable: "the provider's answer could not be read",
   content_filtered: "the provider's content filter stopped it",
+  generator_error: "the generator raised an error",
   log_full: "there was no room left for the answer",
   queue_timeout: "no worker was free in time",
   worker_lost: "its worker stopped in the middle of it",

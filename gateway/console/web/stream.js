@@ -1,6 +1,6 @@
 // The panel of one stream: facts and a timeline, from its state and its receipt; its text only on demand.
 
-import { call, capital, count, duration, el, follow, heardOf, rate, reason, reasonAgain, say, short } from "./lib.js";
+import { call, capital, count, duration, el, follow, heardOf, place, rate, reason, reasonAgain, say, short } from "./lib.js";
 
 const REFRESH_MS = 2000;
 const SETTLED_SECONDS = 8; // gateways report their connections for some seconds after the end
@@ -248,10 +248,10 @@ export class StreamPanel {
     answer.replaceChildren();
     if (!this.#state?.ended_at) say(note, "While this page shows the answer, it counts as a reader of the stream.");
     this.#reader = follow(this.id, "", {
-      event(name, _, data) {
+      event(name, id, data) {
         if (name === "message") {
-          tokens.push(data.token ?? data.delta?.content ?? "");
-          answer.append(tokens.at(-1));
+          const text = data.token ?? data.delta?.content ?? "";
+          if (place(tokens, id, text)) answer.append(text);
         } else if (name === "restarted") {
           tokens.length = Math.min(tokens.length, data.base);
           answer.replaceChildren(tokens.join(""));

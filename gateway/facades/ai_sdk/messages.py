@@ -68,6 +68,9 @@ def replayed_parts(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
             replayed += _replayed_call(part)
         elif kind in _SAME_IN_STREAM and all(isinstance(part.get(field), str) for field in _SAME_IN_STREAM[kind]):
             replayed.append({"type": kind, **{field: part[field] for field in _SAME_IN_STREAM[kind]}})
+        elif kind.startswith("data-"):  # an own event
+            named = {"id": part["id"]} if isinstance(part.get("id"), str) else {}
+            replayed.append({"type": kind, **named, "data": part.get("data")})
     return replayed + [{"type": "finish-step"}] * (steps > 0)
 
 

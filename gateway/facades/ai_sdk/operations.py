@@ -116,6 +116,12 @@ class GapPart(UiPart):
     transient: Literal[True]
 
 
+class OwnPart(UiPart):
+    """An event of a generator of the operator's own."""
+
+    data: Any = None
+
+
 def _part(data: type[UiPart], description: str) -> EventKind:
     return EventKind("", data, description, has_id=False)
 
@@ -128,6 +134,7 @@ _PARTS = (
     _part(FinishPart, "`finish`: the message is complete."),
     _part(ErrorPart, "`error`: the stream has failed; a `finish` follows."),
     _part(AbortPart, "`abort`, instead of `finish`: the stream was cancelled."),
+    _part(OwnPart, "`data-<name>`: an event of a generator of the operator's own."),
     _part(GapPart, "`data-gap`: events between these ids are gone."),
     EventKind("", "[DONE]", "No more parts will come.", has_id=False),
 )

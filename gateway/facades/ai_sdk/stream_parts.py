@@ -4,6 +4,7 @@
     started    start-step
     token      text-start once, text-delta
     delta      reasoning-start/-delta/-end, text-*, tool-input-start/-delta
+    own event  data-<name>; the open text or reasoning ends before it, so that the message's parts keep their order
     restarted  reset-step: the client drops the step's parts; those that the new attempt keeps are sent again
     done       text-end, tool-input-available or -error, finish-step, finish, [DONE]
     failed     text-end, error, finish-step, finish, [DONE]
@@ -25,6 +26,7 @@ from shared.deltas import NESTED_MAX, too_deep
 from shared.events import Accepted, Event
 from shared.ids import BEGINNING
 from shared.lifecycle import kept_tokens_of
+from shared.own_events import name_and_data
 
 _FINISH_REASONS = {
     "stop": "stop",
@@ -118,6 +120,12 @@ class _Encoder(Encoder):
             if self._increments is not None:
                 self._increments.append(event)
             return self._delta(orjson.loads(value))
+        if field == events.OWN:
+            if self._increments is not None:
+                self._increments.append(event)
+            closing, self._step_is_empty = self._close(), False
+            name, data = name_and_data(value)
+            return closing + b'data: {"type":"data-%b","data":%b}\n\n' % (name, on_one_line(data))
         if field == events.ACCEPTED:
             return self._accepted(Accepted.load(value))
         if field == events.STARTED:

@@ -6,7 +6,7 @@
 | token, delta | a chunk with that delta, as the provider sent it |
 | `done` | the first choice's `finish_reason`; the usage, if it was requested; `[DONE]` |
 | `failed`, `cancelled` | an `error` object, at which the SDKs raise an exception; then the body ends, without `[DONE]` |
-| `restarted`, a gap | a chunk with an empty delta and the object `midstream` |
+| `restarted`, a gap, an own event | a chunk with an empty delta and the object `midstream`, which the SDKs pass over |
 
 A chunk's id is the event's. The pieces of `done` have a third number, as in `1-58.1`, so that a client that was cut off
 between them can resume there; `[DONE]` has the event's id alone.
@@ -145,6 +145,8 @@ class ChatEncoder(Encoder):
                 return b"%b%b%b%d-%d\n\n" % (self._first, on_one_line(value[1:]), self._choice_end, attempt, offset)
             return self._delta(event.id, value)
         event_id, field, value = without_tombstone(event)
+        if field == events.OWN:
+            return self._chunk(b"%d-%d" % event_id, [_choice(0, {})], {"midstream": orjson.Fragment(value)})
         if field == events.DONE:
             return b"".join(self.end(event_id, orjson.loads(value)))
         if field == events.STARTED:

@@ -27,7 +27,7 @@ def completion(stream_id: str, history: History) -> dict[str, Any]:
     for field, value in history.items:
         if field == events.TOKEN:
             first.texts.append(value.decode())
-        else:
+        elif field == events.DELTA:
             entry = orjson.loads(value)
             index = entry.get("index") or 0
             choices.setdefault(index, _Choice(index)).add(entry)

@@ -27,6 +27,7 @@ _STATUSES = {
     "provider_stalled": 504,
     "provider_refused": 400,
     "content_filtered": 400,
+    "generator_error": 424,  # a status that no SDK retries: the generator's tools may have done what must not be done twice
     "log_full": 507,
     "queue_timeout": 503,
     "worker_lost": 502,

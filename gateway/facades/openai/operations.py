@@ -120,6 +120,10 @@ class ChunkNote(Described):
 
     restarted: ChunkRestart | None = None
     gap: ChunkGap | None = None
+    event: str | None = None
+    """The name of an event of a generator of the operator's own."""
+    data: Any = None
+    """The data of that event."""
 
 
 class ChatCompletionChunk(Described):

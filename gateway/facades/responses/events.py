@@ -10,6 +10,9 @@
 At most one message or reasoning item is open; an item of another kind closes it. Calls stay open to the end, because
 Chat Completions may interleave the pieces of several. Items that are open when an answer is cut off end as `incomplete`.
 
+An own event becomes a `keepalive`, OpenAI's own event that says nothing, with the extra field `midstream`. The SDK for Node
+raises at an event of a type that it does not know.
+
 Everything follows from the log: numbers count from 0, an item's id consists of the stream's id and the item's index. So
 every gateway writes the same bytes at any time.
 """
@@ -113,6 +116,8 @@ class ResponsesEncoder(Encoder):
             return b""  # nothing counts after the first terminal event
         if field == events.DELTA:
             return self._delta(orjson.loads(value))
+        if field == events.OWN:
+            return self._event("keepalive", midstream=orjson.Fragment(value))
         if field == events.ACCEPTED:
             return self._accepted(Accepted.load(value))
         if field == events.FAILED and not self._response:

@@ -195,6 +195,20 @@ class ArgumentsDoneEvent(ResponseEvent):
     arguments: str
 
 
+class OwnEvent(Described):
+    """An event of a generator of the operator's own."""
+
+    event: str
+    """The name that the generator gave it."""
+    data: Any = None
+
+
+class OwnResponseEvent(ResponseEvent):
+    """An own event, in an event of OpenAI's that says nothing."""
+
+    midstream: OwnEvent
+
+
 class ResponseErrorEvent(ResponseEvent):
     """An error, sent before `response.failed`."""
 
@@ -227,6 +241,7 @@ _EVENTS = (
     _kind("response.refusal.done", RefusalDoneEvent, "The whole refusal."),
     _kind("response.function_call_arguments.delta", ArgumentsDeltaEvent, "A piece of a call's arguments."),
     _kind("response.function_call_arguments.done", ArgumentsDoneEvent, "A call's whole arguments."),
+    _kind("keepalive", OwnResponseEvent, "An event of a generator of the operator's own."),
     _kind("response.completed", ResponseSnapshotEvent, "The answer is complete; the last event."),
     _kind("response.incomplete", ResponseSnapshotEvent, "The answer was cut off or cancelled; the last event."),
     _kind("response.failed", ResponseSnapshotEvent, "The answer has failed; the last event."),
