@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import orjson
 
-from midstream.client import ENDS, StreamError, connect, explain
+from midstream.old_client import ENDS, StreamError, connect, explain
 from midstream.processes import LocalMidstream, settings_for
 from shared.errors import Unusable
 

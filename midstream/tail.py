@@ -6,7 +6,7 @@ import sys
 
 import orjson
 
-from midstream.client import StreamError, follow
+from midstream.old_client import StreamError, follow
 from shared.ids import is_stream_id
 
 

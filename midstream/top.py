@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 import orjson
 
-from midstream.client import StreamError, connect, explain
+from midstream.old_client import StreamError, connect, explain
 from midstream.screen import Screen, frame
 
 _PAUSE_SECONDS = 1.0
