@@ -60,7 +60,7 @@ class Answer:
         event_id = message.id if message.id != self._message_id else None
         self._message_id = message.id
         place, had = _place_of(event_id), _place_of(self.cursor)
-        ends = message.data == _DONE or message.event in ("done", "failed", "cancelled")
+        ends = _is_done(message) or message.event in ("done", "failed", "cancelled")
         if place and had and place <= had and not ends:
             return None
         self.cursor = event_id or self.cursor
@@ -72,7 +72,7 @@ class Answer:
             ) from None
 
     def _read(self, message: Message, event_id: str | None, offset: int) -> StreamEvent:
-        if message.data == _DONE:
+        if _is_done(message):
             return Done(id=event_id, data=_DONE, so_far=self.text())
         try:
             data = orjson.loads(message.data)
@@ -97,6 +97,10 @@ class Answer:
 
     def _typed(self, kind: Callable[..., E], data: dict[str, Any], event_id: str | None) -> E:
         return kind(**known_fields(kind, data), id=event_id, data=data, so_far=self.text())
+
+
+def _is_done(message: Message) -> bool:
+    return message.event == "message" and message.data == _DONE
 
 
 def is_end(event: StreamEvent) -> bool:
