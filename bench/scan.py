@@ -12,8 +12,9 @@ from collections import Counter
 
 from bench.histogram import Histogram
 
-TOKEN = re.compile(rb'id: 1-(\d+)\ndata: \{"token":"~(\d{5}) (\d+) (\d+)\d{3}~')
-"""Groups: id, stream number, offset, and the stamp in microseconds (without its last three digits)."""
+TOKEN = re.compile(rb'(?:id: 1-(\d+)\n)?data: \{"token":"~(\d{5}) (\d+) (\d+)\d{3}~[^\n]*(?:\nid: 1-(\d+))?')
+"""Groups: the id if it is the event's first line, as sse-starlette has it; stream number, offset, the stamp in microseconds
+(without its last three digits); the id if it is the last line, as a gateway has it."""
 _NAMED = re.compile(rb"^event: (\w+)", re.MULTILINE)
 _HARMLESS = frozenset({b"started", b"live", b"done", b"accepted"})
 _UNREAD_BYTES_MAX = 4 << 20
@@ -137,7 +138,8 @@ class _Parsed:
         self.stamps: list[int] = []
         self.named: list[bytes] = _NAMED.findall(body) if body.count(b"\n\n") != self.count else []
         if found:
-            ids, numbers, offsets, stamps = zip(*found, strict=True)
+            first_ids, numbers, offsets, stamps, last_ids = zip(*found, strict=True)
+            ids = first_ids if first_ids[0] else last_ids
             self.offsets = list(map(int, offsets))
             self.stamps = list(map(int, stamps))
             self.first = self.offsets[0]
@@ -183,8 +185,8 @@ class Scanner:
             if body.count(b"\n\n") == 1:  # the common case of a reader with a stream of its own
                 token = TOKEN.match(body)
                 if token is not None:
-                    event_id, number, offset, stamp = token.groups()
-                    if event_id == offset and number == self._own and int(offset) == self.next:
+                    first_id, number, offset, stamp, last_id = token.groups()
+                    if (first_id or last_id) == offset and number == self._own and int(offset) == self.next:
                         self.next += 1
                         tally.events += 1
                         tally.pending[now_us - int(stamp)] += 1

@@ -10,6 +10,8 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.responses import Response
+
 from gateway.api.docs import Docs
 from gateway.api.follow import Subscribe
 from gateway.api.probe import Probe
@@ -20,19 +22,22 @@ from gateway.console.files import Console
 from gateway.console.watchers import Watchers
 from gateway.delivery.delivery import Delivery
 from gateway.facades import facades
-from gateway.facades.openai.errors import openai_error
+from gateway.facades.openai.errors import is_openai_path, openai_error
+from gateway.http.accept import accepts_only_events
+from gateway.http.come_back import empty_stream
 from gateway.http.connection import Connection
 from gateway.http.cors import Cors
 from gateway.http.hosts import Hosts
+from gateway.http.path_prefix import PathPrefix
 from gateway.http.problems import Problem, stopping
 from gateway.http.request_id import take_request_id
-from gateway.http.routes import ASGI, Part
+from gateway.http.routes import ASGI, Part, Route, handler_for, no_route
 from gateway.metrics import refused
 from gateway.streams import Streams
 from shared.commands import Commands
 from shared.settings import Settings
 
-_OPENAI_PATHS = ("/v1/chat/", "/v1/responses", "/v1/models")
+_OF_OPENAI = "of OpenAI's API there are POST /v1/chat/completions, POST /v1/responses and GET /v1/models"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +53,8 @@ class Services:
     settings: Settings
 
 
-def parts_of(services: Services) -> tuple[NativeApi, list[Part]]:
-    """The API that FastAPI serves, and the parts that come before it, in the order in which they are asked."""
+def parts_of(services: Services) -> tuple[NativeApi, list[Part], list[Route]]:
+    """The API that FastAPI serves, the parts that come before it, in the order in which they are asked, and all routes."""
     streams, subscribe, settings = services.streams, services.subscribe, services.settings
     native = NativeApi(streams, services.delivery, services.readiness, settings)
     parts: list[Part] = [
@@ -59,15 +64,17 @@ def parts_of(services: Services) -> tuple[NativeApi, list[Part]]:
         *facades(streams, subscribe, settings, services.commands),
         *((services.watchers, Console()) if services.watchers is not None else ()),
     ]
-    docs = Docs([*native.routes, *(route for part in parts for route in part.routes)])
-    return native, [*parts, docs]
+    routes = [*native.routes, *(route for part in parts for route in part.routes)]
+    docs = Docs(routes, settings.path_prefix)
+    return native, [*parts, docs], [*routes, *docs.routes]
 
 
 def make_app(services: Services) -> ASGI:
     """The gateway's ASGI application."""
-    native, parts = parts_of(services)
+    native, parts, routes = parts_of(services)
     api = native.app()
     hosts, cors, delivery = Hosts(services.settings), Cors(services.settings.cors_origins), services.delivery
+    path_prefix = PathPrefix(services.settings.path_prefix)
 
     def admitted(scope: dict[str, Any], send: Any) -> ASGI | None:
         """The answer to a preflight; None for a request that a part is to handle. Raises Problem 403, 421."""
@@ -82,17 +89,25 @@ def make_app(services: Services) -> ASGI:
         cors.check(scope)
         return None
 
+    def routed(scope: dict[str, Any]) -> ASGI:
+        """The handler for a request. Raises Problem 404, 405."""
+        for part in parts:
+            handler = part.route(scope)
+            if handler is not None:
+                return handler
+        if handler_for(native.routes, scope) is None:
+            raise no_route(routes, scope, _OF_OPENAI if is_openai_path(scope["path"]) else "")
+        return api
+
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         try:
             take_request_id(scope, send)
-            handler = admitted(scope, send)
-            if handler is None:
-                handler = next((found for part in parts if (found := part.route(scope)) is not None), api)
+            path_prefix.take_off(scope)
+            handler = admitted(scope, send) or routed(scope)
             await handler(scope, receive, send)
         except Problem as problem:
             refused(problem.status)
-            in_openai_shape = scope["path"].startswith(_OPENAI_PATHS)
-            response = openai_error(problem) if in_openai_shape else problem.response()
+            response = error_response(problem, scope)
             if scope["type"] == "websocket":  # a refused handshake does not get the server's default headers
                 response.headers["x-content-type-options"] = "nosniff"
             await response(scope, receive, send)
@@ -101,6 +116,13 @@ def make_app(services: Services) -> ASGI:
                 raise
             # The grace period is over: clients that still wait get a 503, if a moment is left to send it.
             with contextlib.suppress(RuntimeError, asyncio.CancelledError):
-                await stopping().response()(scope, receive, send)
+                await error_response(stopping(), scope)(scope, receive, send)
 
     return app
+
+
+def error_response(problem: Problem, scope: dict[str, Any]) -> Response:
+    """The answer for a problem, in the shape that the client understands."""
+    if problem.status == 503 and accepts_only_events(scope):
+        return empty_stream(problem)
+    return openai_error(problem) if is_openai_path(scope["path"]) else problem.response()

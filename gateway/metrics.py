@@ -1,9 +1,9 @@
 """The metrics of a gateway, over all its processes.
 
 With several processes a value is kept in a file that all of them can read (prometheus_client's multiprocess mode): `inc()`
-then costs about 1.5 µs and `observe()` 4. So frequent things (events, flushes, readers) are counted in plain numbers, at a
-tenth of that cost, and handed over once a second (`handover`). Gauges with a function, Info and Enum do not work in this
-mode; a gauge's `processes` states how the values of the processes become one.
+then costs about 1.5 µs and `observe()` 4 µs. So what happens often (events, flushes, readers) is counted in plain numbers, at a
+tenth of that cost, and copied to the metrics once a second (`handover`). Gauges with a function, Info and Enum do not work in
+this mode; a gauge's `processes` states how the values of the processes become one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _RECEIPT_TOKENS = metrics.RECEIPT_TOKENS.counter()
 LOG_READS = {reason: metrics.LOG_READS.counter().labels(reason) for reason in LOG_READ_REASONS}
 
 handover = Handover()
-"""The plain numbers of this process; `gateway.measuring` registers them, and hands them over."""
+"""The plain numbers of this process. `gateway.measuring` registers them, and copies them to the metrics."""
 
 
 def closed(outcome: str) -> None:
@@ -83,7 +83,7 @@ def receipt_written(receipt: dict[str, Any]) -> None:
 
 
 def resumed(place: str, events_back: int) -> None:
-    """A reader has come back with a cursor: its events are in the `ring` or in the `log`, or it is `ahead` of this gateway."""
+    """Counts a reader that resumes: its next event is in the `ring` or in the `log`, or the reader is `ahead` of this gateway."""
     _RESUMES[place].inc()
     _RESUME_EVENTS_BACK.observe(events_back)
 

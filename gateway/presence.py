@@ -9,7 +9,7 @@ from gateway.process_name import gateway_name
 from shared.commands import Commands
 from shared.metrics import APPEND_TO_SOCKET, READER_CLOSES, RESUMES
 from shared.presence import Facts, Presence, total
-from shared.recent_quantiles import Lately
+from shared.recent_quantiles import RecentQuantiles
 from shared.settings import Settings
 
 
@@ -32,5 +32,5 @@ def presence(delivery: Delivery, tails: Tails, commands: Commands, settings: Set
         }
 
     return Presence(
-        commands, "gateway", gateway_name(), facts, {"append_to_socket": Lately(APPEND_TO_SOCKET.histogram())}
+        commands, "gateway", gateway_name(), facts, {"append_to_socket": RecentQuantiles(APPEND_TO_SOCKET.histogram())}
     )

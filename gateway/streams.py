@@ -17,7 +17,7 @@ import orjson
 from gateway import metrics
 from gateway.following.tails import Tails
 from gateway.http.problems import Problem, away, expired, full, no_log, not_found
-from gateway.http.whole_bodies import Held
+from gateway.http.whole_bodies import Held, made
 from gateway.process_name import gateway_name
 from shared import events
 from shared.commands import Commands
@@ -26,6 +26,7 @@ from shared.event_log import READ_ENTRIES_MAX, EventLog
 from shared.events import Accepted, Entry, Event, Policies
 from shared.ids import BEGINNING, FIRST_ID, EventId, created_at, is_stream_id, new_stream_id
 from shared.keys import idempotency_key
+from shared.large_fields import KEPT, UNTIL_THE_END, Beside, split
 from shared.lifecycle import Folding, History
 from shared.logs import request_id
 from shared.outcomes import CancelReason, ReaderOutcome, Status
@@ -80,10 +81,14 @@ class Streams:
         principal: str = ANONYMOUS,
         idempotency: str | None = None,
         facade: dict[str, Any] | None = None,
+        keep_request: bool = False,
+        shown_messages: int = 0,
     ) -> dict[str, Any]:
         """Begins the log of a request and puts the request before the workers. Returns the body of the 201.
 
-        `facade` is stored with the request, for the API through which it came. Raises Problem 422, 503.
+        `facade` is stored with the request, for the API through which it came. Large fields of the request are stored until
+        the stream ends; with `keep_request` as long as its log. Of the messages the first `shown_messages` are in the log
+        in any case. Raises Problem 422, 503.
         """
         stream_id = new_id = new_stream_id()
         if idempotency is not None:
@@ -95,10 +100,15 @@ class Streams:
             if known:
                 return self._created(stream_id)
         origin = request_id.get(), traceparent.get()
-        accepted = Accepted(request, policies, created_at(stream_id), principal, metadata, facade or {}, *origin)
+        small, large = split(request)
+        if "messages" in large:
+            small["messages"] = request["messages"][:shown_messages]
+        beside = Beside(KEPT if keep_request else UNTIL_THE_END, large) if large else None
+        place = "" if beside is None else beside.place
+        accepted = Accepted(small, policies, created_at(stream_id), principal, metadata, facade or {}, *origin, place)
         entry = Entry(FIRST_ID, events.ACCEPTED, accepted.stored())
         try:
-            await self._begin(stream_id, entry, alone=stream_id == new_id)
+            await self._begin(stream_id, entry, beside, alone=stream_id == new_id)
         except QueueFull as error:
             await self._log.delete(stream_id)
             raise Problem(503, f"{error}; try again later", retry_after_seconds=5) from None
@@ -109,9 +119,9 @@ class Streams:
         metrics.CREATED.inc()
         return self._created(stream_id)
 
-    async def _begin(self, stream_id: str, entry: Entry, *, alone: bool) -> None:
+    async def _begin(self, stream_id: str, entry: Entry, beside: Beside | None, *, alone: bool) -> None:
         """Writes a log's first entry and queues its request. Not `alone`: other creates may write this log too, and one queues."""
-        append = self._log.append(stream_id, 0, entry, self._settings.log_ttl_seconds)
+        append = self._log.append(stream_id, 0, entry, self._settings.log_ttl_seconds, beside)
         if alone:
             # Both take one round trip: they leave on one connection, in this order.
             for result in await asyncio.gather(append, self._queue.enqueue(stream_id), return_exceptions=True):
@@ -204,7 +214,7 @@ class Streams:
     async def _remember(self, stream_id: str, key: str, request: bytes) -> tuple[str, bool]:
         """Returns the stream that this idempotency key stands for, and whether it did before this call. Raises Problem 422."""
         name = idempotency_key(hashlib.sha256(key.encode()).hexdigest())
-        digest = hashlib.sha256(request).hexdigest()
+        digest = await made(len(request), lambda: hashlib.sha256(request).hexdigest())
         command = "SET", name, f"{stream_id} {digest}".encode(), "NX", "GET", "EX", self._settings.log_ttl_seconds
         for _ in range(2):
             try:
@@ -288,15 +298,21 @@ class Streams:
         self._check_id(stream_id)
         return await self._bounded(self._log.read(stream_id, after))
 
-    async def accepted(self, stream_id: str) -> Accepted:
-        """Returns the request as it was accepted. Raises Problem 404, 410, 503, and Unreadable."""
+    async def accepted(self, stream_id: str, *, large_fields: bool = False) -> Accepted:
+        """Returns the request as it was accepted, without large fields that lie beside the log unless they are asked for.
+
+        Raises Problem 404, 410, 503, and Unreadable.
+        """
         self._check_id(stream_id)
         first = await self._bounded(self._log.read(stream_id, BEGINNING, 1))
         if not first or first[0].field == events.DELETED:
             raise self.missing(stream_id)
-        if first[0].field != events.ACCEPTED:
+        entry = first[0]
+        if large_fields:
+            entry = await self._bounded(self._log.with_large_fields(stream_id, entry))
+        if entry.field != events.ACCEPTED:
             raise Unreadable
-        return Accepted.load(first[0].value)
+        return Accepted.load(entry.value)
 
     def missing(self, stream_id: str) -> Problem:
         """Returns why a stream with a well-formed id has no log: the id says when the stream was made."""
@@ -310,14 +326,13 @@ class Streams:
         if not is_stream_id(stream_id):
             raise not_found()
 
-    @staticmethod
-    def _created(stream_id: str) -> dict[str, Any]:
+    def _created(self, stream_id: str) -> dict[str, Any]:
         """Returns the body of a 201."""
         return {
             "id": stream_id,
             "status": Status.QUEUED,
             "created_at": created_at(stream_id),
-            "events_url": f"/v1/streams/{stream_id}/events",
+            "events_url": f"{self._settings.path_prefix}/v1/streams/{stream_id}/events",
         }
 
     async def _bounded(self, call: Awaitable[T]) -> T:

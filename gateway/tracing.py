@@ -42,7 +42,7 @@ _CONNECTIONS_PER_SECOND_MAX = 1000
 """So many connections per second get spans, 50 ms of work. If more end at once, as when a stream with thousands of readers
 ends, the others get none: the queue of the exporter could not hold them either."""
 _TRACEPARENT_BYTES_MAX = 128
-"""55, but a later version of the header may be longer."""
+"""The most bytes of a `traceparent`: 55 today, but a later version of the header may be longer."""
 
 
 class _Request(NamedTuple):

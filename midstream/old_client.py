@@ -41,7 +41,8 @@ def follow(
     timeout = httpx2.Timeout(_CONNECT_SECONDS, read=_SILENT_SECONDS_MAX)
     with httpx2.Client(timeout=timeout) as client:
         while True:
-            headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+            # Not event streams alone: a full gateway would answer with an empty one instead of 503.
+            headers = {"Accept": "text/event-stream, application/problem+json", "Cache-Control": "no-store"}
             if last_event_id:
                 headers["Last-Event-ID"] = last_event_id
             why = "the server ended the response"

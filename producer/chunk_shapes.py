@@ -17,6 +17,8 @@ from typing import Any
 
 import orjson
 
+from producer.tool_calls import CALLS_MAX
+
 Odd = Callable[[], None]
 Shape = Callable[[Any, Odd], Any]
 """Gives the value as it is kept, or LEFT_OUT."""
@@ -31,8 +33,8 @@ FINISH_REASON_CHARACTERS_MAX = 64
 ABOUT_BYTES_MAX = 16 << 10
 """Of the fields beside an answer's text, or of an error object, so much is kept."""
 _ABOUT_FIELDS_MAX = 100
-_CALLS_MAX = 128
-"""In one chunk: as many as OpenAI allows functions."""
+_PARTS_MAX = 1000
+"""Of a content in parts, in one chunk."""
 _CALL_INDEX_MAX = 1023
 _NAME_CHARACTERS_MAX = 256
 """Of the name of a model, a fingerprint, a tier."""
@@ -177,25 +179,60 @@ _any_object = object_of({})
 # --- what has a shape of its own
 
 
-def content(value: Any, odd: Odd) -> Any:
-    """A text, or a list of parts, each an object."""
-    return list_of(_any_object)(value, odd) if type(value) is list else text(value, odd)
-
-
 def calls(value: Any, odd: Odd) -> Any:
-    """Pieces of tool calls, each with an index: without one of its own its place in the list."""
+    """Pieces of tool calls."""
     if type(value) is dict:
         odd()
         value = [value]
-    if type(value) is list and len(value) > _CALLS_MAX:
+    if type(value) is list and len(value) > CALLS_MAX:
         odd()
-        value = value[:_CALLS_MAX]
-    pieces = list_of(_CALL)(value, odd)
-    for place, piece in enumerate(pieces if pieces is not LEFT_OUT else ()):
-        if "index" not in piece:
+        value = value[:CALLS_MAX]
+    return list_of(_CALL)(value, odd)
+
+
+def function(value: Any, odd: Odd) -> Any:
+    """A function's name and arguments; of a text, the name."""
+    if type(value) is str and value:
+        odd()
+        return {"name": value}
+    return _FUNCTION(value, odd)
+
+
+def texts_of_parts(value: Any, odd: Odd) -> dict[str, Any]:
+    """Returns the fields of a delta that a content in parts stands for: `content`, `reasoning_content`, `refusal`, and the other
+    parts as `content_parts`. Mistral, Anthropic and the Responses API have such parts."""
+    fields: dict[str, Any] = {}
+    for part in value[:_PARTS_MAX] if type(value) is list else [value]:
+        if type(part) is str:
+            part = {"type": "text", "text": part}
+        if type(part) is not dict:
             odd()
-            piece["index"] = place
-    return pieces
+            continue
+        kind = part.get("type", "text")
+        field = _PART_FIELDS.get(kind) if type(kind) is str else None
+        said = None if field is None else _text_of_part(part, kind)
+        if field is None:
+            fields.setdefault("content_parts", []).append(part)
+        elif said is None:
+            odd()
+        else:
+            fields[field] = fields.get(field, "") + said
+    return fields
+
+
+def _text_of_part(part: dict[str, Any], kind: str, levels: int = 3) -> str | None:
+    """Returns the text of a part: it stands under the part's own type, or as `text`, perhaps in parts of its own; None: it has none."""
+    for name in (kind, "text", "summary", "content"):
+        value = part.get(name)
+        if type(value) is str:
+            return value
+        if type(value) is list and levels:
+            below = [
+                it if type(it) is str else _text_of_part(it, "text", levels - 1) if type(it) is dict else None
+                for it in value[:_PARTS_MAX]
+            ]
+            return "".join(text for text in below if text is not None)
+    return None
 
 
 def usage(value: Any, odd: Odd) -> Any:
@@ -223,10 +260,10 @@ def _counts(value: Any, odd: Odd) -> Any:
     return value
 
 
-def finish_reason(value: Any, odd: Odd) -> str | None:
-    """Returns a short text, whatever the type of the value: what matters is that the answer is at its end. None: it is not."""
+def word(value: Any, odd: Odd) -> str:
+    """Returns a finish_reason as a short text, whatever the type of the value: what matters is that there is one. Empty: there is none."""
     if not value:
-        return None
+        return ""
     if type(value) is not str:
         odd()
         value = json_text(value) or "unknown"
@@ -240,19 +277,38 @@ def finish_reason(value: Any, odd: Odd) -> str | None:
 
 _COUNT = whole(_TOKENS_MAX)
 _FUNCTION = object_of({"name": text, "arguments": json_as_text})
-_CALL = object_of({"index": whole(_CALL_INDEX_MAX), "id": text, "type": text, "function": _FUNCTION})
+_CALL = object_of(
+    {
+        "index": whole(_CALL_INDEX_MAX),
+        "id": text,
+        "type": text,
+        "function": function,
+        "custom": object_of({"name": text, "input": json_as_text}),
+    }
+)
+_PART_FIELDS = {
+    "text": "content",
+    "output_text": "content",
+    "thinking": "reasoning_content",
+    "reasoning": "reasoning_content",
+    "reasoning_text": "reasoning_content",
+    "summary_text": "reasoning_content",
+    "refusal": "refusal",
+}
+"""The field of a delta that the text of a content's part belongs to, by the part's type."""
 _TOP = {"token": text, "logprob": number, "bytes": list_of(whole(255))}
 _LOGPROB = object_of({**_TOP, "top_logprobs": list_of(object_of(_TOP, keeps_null=True))}, keeps_null=True)
 
 DELTA: dict[str, Shape] = {
-    "content": content,
+    "content": text,
     "refusal": text,
     "reasoning_content": text,
     "reasoning": text,
     "reasoning_details": list_of(_any_object),
     "tool_calls": calls,
-    "function_call": _FUNCTION,
+    "function_call": function,
     "annotations": list_of(_any_object),
+    "images": list_of(_any_object),
     "audio": object_of({"id": text, "data": text, "transcript": text, "expires_at": number}),
 }
 LOGPROBS = object_of({"content": list_of(_LOGPROB), "refusal": list_of(_LOGPROB)}, keeps_null=True)

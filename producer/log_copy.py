@@ -23,8 +23,10 @@ class LogCopy:
         self._fields: list[bytes] = []
         self._values: list[bytes] = []
         self.value_bytes = 0
+        """Of all values but the first: the request has a bound of its own."""
         for entry in entries:
             self.append(entry)
+        self.value_bytes -= len(self._values[0])
 
     def append(self, entry: Entry) -> None:
         (attempt, offset), field, value = entry

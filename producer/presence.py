@@ -6,7 +6,7 @@ from producer.worker import Worker
 from shared.commands import Commands
 from shared.metrics import APPEND_SECONDS, STREAMS_ENDED, TAKEOVERS, TOKENS_GENERATED
 from shared.presence import Facts, Presence, total
-from shared.recent_quantiles import Lately
+from shared.recent_quantiles import RecentQuantiles
 
 
 def presence(worker: Worker, commands: Commands, *, name: str, provider: str, capacity: int) -> Presence:
@@ -24,4 +24,4 @@ def presence(worker: Worker, commands: Commands, *, name: str, provider: str, ca
             },
         }
 
-    return Presence(commands, "worker", name, facts, {"append": Lately(APPEND_SECONDS.histogram())})
+    return Presence(commands, "worker", name, facts, {"append": RecentQuantiles(APPEND_SECONDS.histogram())})

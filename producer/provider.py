@@ -13,12 +13,13 @@ from shared.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """How the provider ended its answer: the finish_reason and the usage that it sent; no usage if it sent none."""
+    """How the provider ended its answer: the finish_reason in OpenAI's words, and the usage that it sent; no usage if it sent none."""
 
     reason: str
     usage: dict[str, Any] | None
     about: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Its other fields: `provider`, those of the answer (system_fingerprint, service_tier); `choice`, those of the end."""
+    """Its other fields: `provider`, those of the answer (system_fingerprint, service_tier); `choice`, those of the end, in which
+    `native_finish_reason` is the provider's own word where that is another."""
 
 
 class ProviderError(MidstreamError):
@@ -67,7 +68,7 @@ class Hearer(Protocol):
         """Takes the items that came together. False: the provider must await `wait_for_room` before it gives more."""
 
     def odd(self, kind: str) -> None:
-        """Takes note of a value of an undocumented shape, which was left out or made text."""
+        """Takes note of what is not as documented and was tolerated: `shared.metrics.PROVIDER_ODDITIES_TOLERATED` has the kinds."""
 
     async def wait_for_room(self) -> None:
         """Waits until more may be given. Raises what has ended the answer meanwhile."""

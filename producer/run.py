@@ -1,4 +1,4 @@
-"""One claimed request, from its lease to its terminal event: the attempts that this worker makes at it.
+"""Answers one claimed request, from its lease to its terminal event, in one or more attempts.
 
 read the log ──ended──► acknowledge
      │
@@ -8,15 +8,14 @@ generate ──► append ──► done
      │
      ├─ fenced: somebody cancelled it or took it over. Close the provider's connection, write nothing
      ├─ the last reader has been gone for too long: cancelled, by disconnect
-     ├─ the provider failed before the first token: ask it again; readers see nothing of it
-     └─ it failed in mid-answer: by policy a new attempt (restart, continue), or failed with the partial text kept
+     ├─ the provider failed before the first token: call it again; readers do not notice
+     └─ the provider failed in mid-answer: by policy a new attempt (restart, continue), or failed with the partial text kept
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 import traceback
 from collections.abc import Awaitable, Callable
@@ -24,7 +23,8 @@ from typing import Any
 
 from producer import metrics, terminal_events
 from producer.metrics import Meter
-from producer.provider import Finish, Provider, ProviderError, Refused, Unavailable
+from producer.provider import Finish, Provider, ProviderError, Refused
+from producer.retry_policy import pause_before_next_call, time_limit_passed
 from producer.takeover import Takeover
 from producer.writer import Writer
 from shared import events
@@ -33,6 +33,7 @@ from shared.event_log import EventLog
 from shared.events import Item
 from shared.lifecycle import History
 from shared.logs import outcome
+from shared.metrics import PROVIDER_ODDITIES_TOLERATED
 from shared.outcomes import AttemptOutcome, CancelReason, FailureCode
 from shared.queue import Claim
 from shared.receipt import DeliveryNotes
@@ -41,9 +42,6 @@ from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_BACKOFF_SECONDS_MAX = 30.0
-_RETRY_AFTER_SECONDS_MAX = 120.0
-"""A provider that asks to wait for longer counts as unavailable: the stream fails."""
 _FRAMES_LOGGED = 5
 _PROBE_SECONDS = 0.4
 """After so long without an append the writer compares the log, so that a cancel reaches the provider within a second."""
@@ -106,11 +104,11 @@ class Run:
 
     @property
     def failure(self) -> dict[str, Any] | None:
-        """How this run ended its stream as failed, for the console: the code, never the provider's words."""
+        """How this run ended its stream as failed, for the console: the code, never the provider's message."""
         return self._takeover.failure
 
     async def run(self) -> bool:
-        """Brings the request to its end. Returns True when it is done with; False when another worker has it or shall take it."""
+        """Answers the request to its end. Returns True when the stream has ended; False when another worker has it or is to take it."""
         try:
             opened = await self._takeover.open(self.stop)
             if opened is None:
@@ -190,18 +188,15 @@ class Run:
         writer = self._writer
         if writer is None or self._stopped is not None:
             return
-        settings = self._settings
-        silent_seconds = now - self._heard_at
         if self._generating is not None and not writer.crowded:
-            if now - self._began_at > settings.attempt_seconds:
-                message = f"the answer was not complete within {settings.attempt_seconds:g} s"
-                self.stop(Unavailable(message, code=FailureCode.PROVIDER_TIMEOUT))
-            elif not self._first_token_came and silent_seconds > settings.first_token_seconds:
-                message = f"no token came within {settings.first_token_seconds:g} s"
-                self.stop(Unavailable(message, code=FailureCode.PROVIDER_TIMEOUT))
-            elif self._first_token_came and silent_seconds > settings.between_tokens_seconds:
-                message = f"the provider fell silent for {settings.between_tokens_seconds:g} s in mid-answer"
-                self.stop(Unavailable(message, code=FailureCode.PROVIDER_STALLED))
+            too_long = time_limit_passed(
+                self._settings,
+                calling_seconds=now - self._began_at,
+                silent_seconds=now - self._heard_at,
+                first_token_came=self._first_token_came,
+            )
+            if too_long is not None:
+                self.stop(too_long)
         limit_seconds, unheard_since = self._cancel_after_seconds, writer.unheard_since
         if limit_seconds is not None and unheard_since is not None and now - unheard_since >= limit_seconds:
             self.stop(LastReaderGone())
@@ -209,7 +204,7 @@ class Run:
             self._probing = asyncio.get_running_loop().create_task(writer.probe())
 
     def slept_through_its_lease(self) -> None:
-        """Takes note that the process was stopped for longer than its lease: others may have ended or deleted the stream."""
+        """Notes that the process was suspended for longer than its lease: others may have ended or deleted the stream."""
         if self._writer is not None:
             self._writer.may_recreate = False
 
@@ -232,9 +227,7 @@ class Run:
             await self._fail(writer, error, FailureCode.LOG_FULL, retryable=False)
         except ProviderError as error:
             await self._fail(writer, error, error.code, retryable=error.retryable, **error.about())
-        except (
-            Exception
-        ) as error:  # Redis refuses, or a bug: another attempt would cost money, and fail in the same way
+        except Exception as error:  # Redis refuses, or a bug: another attempt would cost money and fail in the same way
             logger.error("stream %s: the attempt broke: %s", self.stream_id, _place_of(error))
             message = f"the worker could not go on: {type(error).__name__}"
             await self._fail(writer, MidstreamError(message), FailureCode.INTERNAL_ERROR, retryable=True)
@@ -258,7 +251,7 @@ class Run:
                     tries = 0
 
     async def _generate(self, writer: Writer, history: History) -> Finish:
-        """Calls the provider once and appends everything that it says. Raises what stopped it."""
+        """Calls the provider once and appends its answer. Raises the reason if it was stopped."""
         assert history.accepted is not None
         self._began_at = self._heard_at = time.monotonic()
         self._first_token_came = False
@@ -292,18 +285,18 @@ class Run:
             self._generating = None
             if self._unread is not call:
                 await self._closed(call)
-            del call  # its exception leads to this frame, which must not lead back
+            del call  # the task's exception refers to this frame, which must not refer back to the task
 
     async def _until_done_or_halted(self, task: asyncio.Task[Any]) -> None:
         await asyncio.wait({task, self._halted}, return_when=asyncio.FIRST_COMPLETED)
 
     @staticmethod
     async def _closed(task: asyncio.Task[Any]) -> None:
-        """Cancels a task and waits for its end: with a call of the provider, its connection is closed."""
+        """Cancels a task and waits until it has ended. Ending a call of the provider closes its connection."""
         task.cancel()
         await asyncio.wait({task})
         if not task.cancelled():
-            task.exception()  # known already, or no longer of interest
+            task.exception()  # marks it as retrieved: it is known already, or no longer matters
 
     async def _drain_for_usage(self) -> None:
         """Reads a cancelled answer to its end without writing it: some providers bill all of it, and send the usage last."""
@@ -323,7 +316,7 @@ class Run:
     # --- Hearer
 
     def accept(self, items: list[Item]) -> bool:
-        """Appends what the provider said; ignores it after a stop."""
+        """Appends items of the provider's answer; ignores them after a stop. Returns False when the caller must wait for room."""
         assert self._writer is not None
         self._heard_at = time.monotonic()
         if not self._first_token_came:
@@ -335,15 +328,12 @@ class Run:
         return not self._writer.crowded
 
     def odd(self, kind: str) -> None:
-        """Counts a value of an undocumented shape, and logs each kind once per run."""
+        """Counts what is not as documented, and logs each kind once per run."""
         metrics.odd(kind)
         if kind not in self._odd_kinds:
             self._odd_kinds.add(kind)
-            logger.info(
-                "stream %s: the provider sent a `%s` of an undocumented shape: it was left out or made text",
-                self.stream_id,
-                kind,
-            )
+            what = PROVIDER_ODDITIES_TOLERATED.get(kind, "something that is not as documented")
+            logger.info("stream %s: the provider sent %s (%s)", self.stream_id, what, kind)
 
     async def wait_for_room(self) -> None:
         assert self._writer is not None
@@ -353,24 +343,21 @@ class Run:
     # --- after a provider's error
 
     async def _try_again(self, writer: Writer, history: History, error: ProviderError, tries: int) -> bool:
-        """Prepares another try, after a pause: the same attempt where no token came, else a new one if the policy allows it.
+        """Waits, then prepares another call of the provider: in the same attempt if no token came, else in a new one.
 
-        Returns False when there is to be none.
+        Returns False if there is to be no further call.
         """
         assert history.accepted is not None
-        settings, policy = self._settings, history.accepted.policies.on_interrupt
-        if not error.retryable:
-            return False
         in_mid_answer = self._first_token_came
-        if in_mid_answer and (policy == "fail" or writer.attempt >= settings.attempts_max):
-            return False
-        if not in_mid_answer and tries >= settings.provider_tries_max:
-            return False
-        pause_seconds = error.retry_after_seconds
+        pause_seconds = pause_before_next_call(
+            self._settings,
+            error,
+            on_interrupt=history.accepted.policies.on_interrupt,
+            attempt=writer.attempt,
+            tries=tries,
+            in_mid_answer=in_mid_answer,
+        )
         if pause_seconds is None:
-            pause_seconds = min(_BACKOFF_SECONDS_MAX, settings.provider_backoff_seconds * 2 ** (tries - 1))
-            pause_seconds *= random.uniform(0.5, 1.0)
-        elif pause_seconds > _RETRY_AFTER_SECONDS_MAX:
             return False
         logger.info("stream %s: %s; trying again in %.1f s", self.stream_id, self._shown(error), pause_seconds)
         await self._pause(pause_seconds)
@@ -387,7 +374,7 @@ class Run:
         return True
 
     async def _pause(self, seconds: float) -> None:
-        """Waits. Raises what stops the run meanwhile."""
+        """Waits. If the run is stopped meanwhile, raises the reason."""
         pause = asyncio.get_running_loop().create_task(asyncio.sleep(seconds))
         try:
             await self._until_done_or_halted(pause)
@@ -414,7 +401,7 @@ class Run:
         metrics.APPEND.observe(time.monotonic() - sent_at)
 
     def _shown(self, error: MidstreamError) -> str:
-        """Returns an error as it may be logged: a provider's own message may repeat the prompt."""
+        """Returns an error's text for the log, without the provider's own message, which may repeat the prompt."""
         from_provider = isinstance(error, ProviderError) and (error.error is not None or error.status is not None)
         if not from_provider or self._settings.log_texts:
             return str(error)
@@ -430,6 +417,6 @@ class Run:
 
 
 def _place_of(error: BaseException) -> str:
-    """Returns an unexpected exception as it may be logged: kind and place, not the message, which may hold an answer's text."""
+    """Returns an unexpected exception's type and place for the log; not its message, which may hold a part of the answer."""
     frames = traceback.extract_tb(error.__traceback__)[-_FRAMES_LOGGED:]
-    return " < ".join([type(error).__name__, *(f"{it.name}:{it.lineno}" for it in reversed(frames))])
+    return " < ".join([type(error).__name__, *(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))])

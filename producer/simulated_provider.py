@@ -1,7 +1,7 @@
-"""A provider without a provider: the same answer for the same prompt and seed, at a given pace, with faults to order.
+"""A provider for trials and tests that needs no network: its answers are made-up text.
 
-The request's `simulate` object (docs/how-to/connect-a-provider.md) says how many tokens, how fast, how it ends, and after how many
-tokens the provider breaks off or falls silent. It counts a token as one word of made-up text, and says what it is.
+The answer is decided by the messages and the seed. The request's `simulate` object (docs/how-to/connect-a-provider.md) sets the
+number of tokens, their rate, the finish_reason, and after how many tokens the provider fails or falls silent. A token is a word.
 """
 
 from __future__ import annotations
@@ -34,16 +34,18 @@ class SimulatedProvider:
         return "simulated"
 
     async def generate(self, request: dict[str, Any], partial: str, hearer: Hearer) -> Finish:
-        asked = {name: value for name, value in (request.get("simulate") or {}).items() if value is not None}
-        total = int(asked.get("tokens", DEFAULT_TOKENS))
-        limit = request.get("max_completion_tokens") or request.get("max_tokens") or total
+        """Generates the answer that the request's `simulate` object describes. Raises Unavailable if it is to fail."""
+        simulate = {name: value for name, value in (request.get("simulate") or {}).items() if value is not None}
+        total = int(simulate.get("tokens", DEFAULT_TOKENS))
+        limits = (request.get("max_completion_tokens"), request.get("max_tokens"))
+        limit = next((limit for limit in limits if type(limit) is int and limit > 0), total)  # others mean: no limit
         count = min(total, limit)
-        pace = float(asked.get("tokens_per_second", DEFAULT_TOKENS_PER_SECOND))
-        fail_after, stall_after = asked.get("fail_after"), asked.get("stall_after")
+        pace = float(simulate.get("tokens_per_second", DEFAULT_TOKENS_PER_SECOND))
+        fail_after, stall_after = simulate.get("fail_after"), simulate.get("stall_after")
 
         words = _words(request)
         done = 0
-        while partial and done < count:  # an answer that goes on: pass over the words that stand already
+        while partial and done < count:  # the request continues an answer: skip the words that it has
             partial = partial.removeprefix(next(words))
             done += 1
 
@@ -70,19 +72,19 @@ class SimulatedProvider:
             done += due
             produced += due
 
-        reason = asked.get("finish_reason") or ("length" if limit < total else "stop")
+        reason = simulate.get("finish_reason") or ("length" if limit < total else "stop")
         prompt_tokens = sum(len(str(message.get("content", "")).split()) for message in request["messages"])
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": count, "total_tokens": prompt_tokens + count}
         return Finish(reason, usage)
 
     async def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing: there is no connection."""
 
 
 def _words(request: dict[str, Any]) -> Iterator[str]:
-    """The endless answer to a request: decided by its messages and its seed alone."""
+    """Yields the words of the answer without end; only the request's messages and seed decide them."""
     seed = hashlib.sha256(orjson.dumps([request["messages"], request.get("seed", 0)])).digest()
-    dice = random.Random(seed)
+    generator = random.Random(seed)
     yield from _OPENING
     while True:
-        yield " " + dice.choice(_WORDS)
+        yield " " + generator.choice(_WORDS)

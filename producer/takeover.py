@@ -27,12 +27,12 @@ from shared.settings import Settings
 logger = logging.getLogger(__name__)
 
 _DAMAGED_LOG_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What Python raises over a log that somebody else has written or damaged."""
+"""The exceptions that a damaged log causes."""
 
 _LOOKS_MAX = 100
-"""At a log to which somebody else writes each time before the attempt can begin: then the lease decides."""
+"""The most reads of a log to which another process writes each time before the attempt can begin: then the lease decides."""
 _MODEL_CHARACTERS_MAX = 64
-"""Of a model's name, which a client chose, as the console shows it; a worker repeats it every two seconds."""
+"""The most characters of a model's name, which clients choose: a worker sends it to the console every two seconds."""
 
 
 class Takeover:
@@ -58,7 +58,7 @@ class Takeover:
         self._last_heard_at = last_heard_at
         self._model: str | None = None
         self.failure: dict[str, Any] | None = None
-        """How the stream was ended as failed, for the console: the code, never the provider's words."""
+        """How the stream was ended as failed, for the console: the code, never the provider's message."""
         self.ended_here = False
         """Whether the stream's terminal event was appended here."""
 

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 from shared.commands import Commands, Script
 from shared.errors import OddReply, RedisRefused
-from shared.events import TERMINAL, Entry, entry_of
+from shared.events import ACCEPTED, TERMINAL, UNREADABLE, Entry, entry_of
 from shared.ids import BEGINNING, FIRST_ID, EventId
 from shared.keys import deliveries_key, live_channel, log_key
+from shared.large_fields import KEPT, UNTIL_THE_END, Beside, joined, key_of, place_in
 
 _ODD_SHAPES = (TypeError, ValueError, IndexError, KeyError, AttributeError)
-"""What Python raises over a reply of another shape; UnicodeDecodeError is a ValueError."""
+"""The exceptions that a reply of another shape causes; UnicodeDecodeError is a ValueError."""
 _SHOWN_BYTES_MAX, _SHOWN_PARTS_MAX, _SHOWN_CHARACTERS_MAX = 60, 4, 240
 READ_ENTRIES_MAX = 1000
 """Entries per read: about 100 KB and 1 ms of Redis, so that no long history holds up the other streams."""
@@ -31,7 +32,7 @@ RawEntry = tuple[bytes, tuple[bytes, bytes]]
 """An entry as Redis sends it: its id, and its field and value. One that somebody else wrote may have more (`entry_of`)."""
 
 _NO_LOG: list[Any] = [[bytes(FIRST_ID), ()]]
-"""How a key that is no stream reads: as one entry that cannot be read."""
+"""The result of reading a key that is not a stream: one unreadable entry."""
 
 OnRead = Callable[[list[RawEntry] | Exception], None]
 """Called with the entries, oldest first, or with the error. It must not raise."""
@@ -75,15 +76,25 @@ class EventLog:
         self.ended_ttl_seconds = ended_ttl_seconds
         self._tombstone_ttl_seconds = tombstone_ttl_seconds
 
-    async def append(self, stream_id: str, held: int, entry: Entry, ttl_seconds: int | None = None) -> Appended:
+    async def append(
+        self, stream_id: str, held: int, entry: Entry, ttl_seconds: int | None = None, beside: Beside | None = None
+    ) -> Appended:
         """Appends and publishes `entry` to a log that holds `held` entries. Atomic; may be repeated after a lost reply.
 
-        With `ttl_seconds` the log expires so long from now: given with a log's first entry and with the last.
+        With `ttl_seconds` the log expires so long from now: given with a log's first entry and with the last. `beside`:
+        the large fields of the request, with the first. With the last they are deleted, unless they are to be kept.
         """
-        expiry = () if ttl_seconds is None else (ttl_seconds,)
+        arguments: list[bytes | str | int] = [held, *_arguments(entry)]
         keys = [log_key(stream_id), live_channel(stream_id)]
+        if ttl_seconds is not None:
+            arguments.append(ttl_seconds)
+        if beside is not None:
+            keys.append(beside.key(stream_id))
+            arguments += [part for field in beside.fields.items() for part in field]
+        elif entry.field in TERMINAL and ttl_seconds is not None:
+            keys += _beside_keys(stream_id)
         script = self.APPEND_LAST if entry.field in TERMINAL else self.APPEND
-        return Appended.of(await script.run(self._commands, keys, held, *_arguments(entry), *expiry))
+        return Appended.of(await script.run(self._commands, keys, *arguments))
 
     async def probe(self, stream_id: str, held: int, last: EventId) -> Appended:
         """Tells whether the log still holds `held` entries up to `last`, and how many listeners it has. Writes nothing."""
@@ -128,13 +139,31 @@ class EventLog:
         return raw, goes_on
 
     async def read_all(self, stream_id: str) -> list[Entry]:
-        """Reads the whole log, in reads of bounded size."""
+        """Reads the whole log, in reads of bounded size. Unless it has ended, its request is complete, with large fields."""
         entries: list[Entry] = []
         while True:
             more = await self.read(stream_id, entries[-1].id if entries else BEGINNING)
             entries += more
-            if len(more) < READ_ENTRIES_MAX:
+            if len(more) >= READ_ENTRIES_MAX:
+                continue
+            if not entries or entries[-1].field in TERMINAL:
                 return entries
+            first = await self.with_large_fields(stream_id, entries[0])
+            if first.field != UNREADABLE or (await self.newest(stream_id))[-1:] == entries[-1:]:
+                return [first, *entries[1:]]
+            # The large fields are gone since the log has been read: most probably it has ended meanwhile.
+
+    async def with_large_fields(self, stream_id: str, accepted: Entry) -> Entry:
+        """Returns the first entry of a log with the large fields of its request, which lie beside the log.
+
+        An entry that cannot be read if they are gone.
+        """
+        place = place_in(accepted.value) if accepted.field == ACCEPTED else ""
+        if not place:
+            return accepted
+        flat = await self._read("HGETALL", key_of(stream_id, place))
+        value = joined(accepted.value, dict(zip(flat[::2], flat[1::2], strict=False)))
+        return Entry(accepted.id, UNREADABLE, b"") if value is None else accepted._replace(value=value)
 
     async def newest(self, stream_id: str, count: int = 1) -> list[Entry]:
         """Reads the newest entries, at most `count`, oldest first."""
@@ -158,7 +187,7 @@ class EventLog:
         as ended: nothing can be appended to it.
         """
         condition = () if only_after is None else (bytes(only_after),)
-        keys = [log_key(stream_id), live_channel(stream_id)]
+        keys = [log_key(stream_id), live_channel(stream_id), *_beside_keys(stream_id)]
         try:
             reply = await self.END.run(self._commands, keys, field, value, self.ended_ttl_seconds, *condition)
         except RedisRefused as error:
@@ -171,7 +200,7 @@ class EventLog:
 
     async def delete(self, stream_id: str) -> bool:
         """Deletes a stream; a tombstone keeps its id from being written again. False if there was none."""
-        keys = [log_key(stream_id), deliveries_key(stream_id)]
+        keys = [log_key(stream_id), deliveries_key(stream_id), *_beside_keys(stream_id)]
         return bool(await self.DELETE.run(self._commands, keys, self._tombstone_ttl_seconds))
 
     async def _read(self, *command: bytes | str | int, or_else: list[Any] | None = None) -> list[Any]:
@@ -183,6 +212,10 @@ class EventLog:
         if isinstance(read, Exception):
             raise read
         return read
+
+
+def _beside_keys(stream_id: str) -> tuple[bytes, bytes]:
+    return key_of(stream_id, UNTIL_THE_END), key_of(stream_id, KEPT)
 
 
 def _is_no_stream(reply: Any) -> bool:

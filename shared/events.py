@@ -5,7 +5,7 @@ one letter, because Redis stores a field's name again in every entry whose field
 
 | field | value |
 |---|---|
-| `accepted` | JSON: request, principal, policies, metadata, created_at, request_id; facade for an API other than the native one; traceparent if traces are on |
+| `accepted` | JSON: request, principal, policies, metadata, created_at, request_id; facade for an API other than the native one; traceparent if traces are on; beside if large fields of the request lie beside the log |
 | `started`, `restarted` | JSON: attempt, model, worker, time; restarted also base, reason, perhaps last_heard_at |
 | `t` | one token: its text, UTF-8 |
 | `d` | one delta (an increment that is not plain text): the JSON object that readers get, with the provider's `delta` in it |
@@ -221,6 +221,13 @@ _OPTIONAL: dict[str, Any] = {
 """The optional fields, which are left out if they have another shape; most of them come from a provider."""
 
 
+def native_finish_reason(done: dict[str, Any]) -> dict[str, str]:
+    """Returns, of the value of a `done` event, the field with the provider's own finish_reason, where that is another word."""
+    choice = done.get("choice")
+    word = choice.get("native_finish_reason") if isinstance(choice, dict) else None
+    return {"native_finish_reason": word} if isinstance(word, str) and word != done.get("finish_reason") else {}
+
+
 def unreadable_failure(event_id: EventId, error: Unreadable) -> dict[str, Any]:
     """Returns the value of the `failed` event that stands for the entry with this id, the same for every reader."""
     at = f"{min(event_id.attempt, ID_PART_MAX)}-{min(event_id.offset, ID_PART_MAX)}"
@@ -272,14 +279,16 @@ class Accepted:
     principal: str
     metadata: dict[str, str]
     facade: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What the API that it came through needs to answer in its own format; empty for the native one."""
+    """Data that the API of the request needs for answers in its own format; empty for the native API."""
     request_id: str = ""
     """The id of the HTTP request that created the stream, for the logs."""
     traceparent: str = ""
     """The span of that request, the parent of the stream's other spans; empty if traces were off."""
+    beside: str = ""
+    """Where large fields of the request lie that `request` has not (`shared.large_fields`); empty if it has all."""
 
     def stored(self) -> bytes:
-        """Its JSON. `metadata` stands before `request`: whoever lists streams reads the beginning only."""
+        """Returns the JSON. `metadata` comes before `request`, so that the console need read only the beginning."""
         return orjson.dumps(
             {
                 "policies": self.policies.stored(),
@@ -290,6 +299,7 @@ class Accepted:
                 **({"facade": self.facade} if self.facade else {}),
                 **({"request_id": self.request_id} if self.request_id else {}),
                 **({"traceparent": self.traceparent} if self.traceparent else {}),
+                **({"beside": self.beside} if self.beside else {}),
             }
         )
 
@@ -303,6 +313,7 @@ class Accepted:
         if wrong:
             raise Unreadable(f"`{wrong}` of `accepted` is missing or of the wrong type")
         request_id, traceparent = stored.get("request_id", ""), stored.get("traceparent", "")
+        beside = stored.get("beside", "")
         return cls(
             stored["request"],
             Policies.load(stored["policies"]),
@@ -312,6 +323,7 @@ class Accepted:
             stored.get("facade", {}),
             request_id if isinstance(request_id, str) else "",
             traceparent if isinstance(traceparent, str) and _TRACEPARENT.fullmatch(traceparent) else "",
+            beside if isinstance(beside, str) else "",
         )
 
 

@@ -1,7 +1,8 @@
-"""What a process needs of its Redis user: each command, key and channel tried, and what is refused said in one sentence.
+"""Checks that the Redis user has all permissions that a process needs: tries each command, key and channel, and reports in one
+sentence what Redis refuses.
 
-All that is tried has no effect, or one on keys of its own under the real prefix, which are removed at once and expire
-by themselves. About 50 commands in one write, 1 ms of Redis.
+What is tried has no effect, or only affects keys that are made for it under the real prefix, are removed at once and expire
+in any case. About 50 commands in one write, 1 ms of Redis.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from shared.keys import (
     REQUESTS,
     deliveries_key,
     idempotency_key,
+    kept_key,
     live_channel,
     log_key,
+    request_key,
 )
 from shared.presence import Presence
 from shared.queue import RequestQueue
@@ -39,7 +42,7 @@ ROLES: tuple[Role, ...] = ("gateway", "worker")
 Command = tuple[bytes | str | int, ...]
 
 _PROBE_TTL_SECONDS = 10
-"""What this leaves behind if it is cut off is gone after so long."""
+"""If the check is interrupted, its keys expire after so long."""
 _NEVER_IDLE_MILLISECONDS = 10**12
 _WITH_SUBCOMMANDS = ("CLIENT", "PUBSUB", "SCRIPT", "XGROUP", "XINFO")
 _IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
@@ -49,7 +52,7 @@ _MESSAGE_CHARACTERS_MAX = 200
 
 
 class Refusals:
-    """What Redis refused, gathered from its replies."""
+    """Collects from Redis' replies what it refused."""
 
     def __init__(self) -> None:
         self.commands: set[str] = set()
@@ -59,14 +62,16 @@ class Refusals:
 
     @property
     def lasts(self) -> bool:
-        """Whether it is about what only an operator changes; a failover, say, may pass."""
+        """Whether only an operator can change it: a missing permission or command. False for what may pass, as a failover."""
         return bool(self.commands or self.unknown or self.keys or self.channels)
 
     def note(self, command: Command, error: RedisRefused) -> None:
-        """Take an error; most say only that what the command names is not there, which was to be shown."""
+        """Collects what an error says. Most errors only say that a key does not exist, so the command itself is allowed."""
         message = str(error)
         if error.code == "NOPERM" or any(words in message for words in _IN_SCRIPT):
-            if (named := _COMMAND.search(message)) is not None:  # first: the user's name stands there, too
+            if (
+                named := _COMMAND.search(message)
+            ) is not None:  # must be checked first: the message also has the user's name
                 self.commands.add(named[1].upper().replace("|", " "))
             elif "channel" in message:
                 self.channels = True
@@ -74,27 +79,27 @@ class Refusals:
                 self.keys = True
             elif error.code == "NOPERM":
                 self.commands.add(_name_of(command))
-            # else an old Redis, whose scripts do not tell which: it was tried by itself as well
+            # else an old Redis, whose error does not name the command in the script: that command is also tried by itself
         elif _UNKNOWN.search(message):
             if command[0] not in ("EVAL", "EVALSHA") or "script" not in message:
                 self.unknown.add(_name_of(command))
         elif error.code == "READONLY":
             self.read_only = True
-        elif error.code == "WRONGTYPE" and REQUESTS in command:  # without any other key of ours, all but itself works
+        elif error.code == "WRONGTYPE" and REQUESTS in command:  # a wrong type at any other key only affects that key
             key = REQUESTS.decode()
-            self.other = self.other or f"{key} holds something else than the queue: delete or rename it"
+            self.other = self.other or f"{key} is not the request queue: delete or rename that key"
         elif error.passing or error.code in ("MISCONF", "MOVED", "CROSSSLOT", "NOAUTH", "ODDREPLY"):
             self.other = self.other or f"it answers: {message[:_MESSAGE_CHARACTERS_MAX]}"
 
     def script_failed(self, error: MidstreamError) -> None:
-        """Take an error of what must work: it is told if nothing else explains it."""
+        """Collects the error of a script, which must work: it is reported if nothing else explains it."""
         if not isinstance(error, LogFull):
             self._otherwise = f"it answers a script: {str(error)[:_MESSAGE_CHARACTERS_MAX]}"
 
     def sentence(self, who: Role, user: str) -> str | None:
-        """What is refused and how to grant it, to be put behind `Redis at <address>`; None where nothing is."""
+        """Returns what is refused and how to grant it, as the end of a sentence that begins with `Redis at <address>`; None if nothing is."""
         if self.read_only:
-            return "is a read-only replica, and nothing can be written there: name its primary in MIDSTREAM_REDIS_URL"
+            return "is a read-only replica: set MIDSTREAM_REDIS_URL to the address of its primary"
         if self.commands or self.keys or self.channels:
             missing = ["the keys midstream:*"] * self.keys + ["the channels midstream:*"] * self.channels
             if self.commands:
@@ -124,9 +129,9 @@ def _listed(names: set[str]) -> str:
 
 
 def _needed(role: Role, name: str) -> list[Command]:
-    """Every command that such a process sends, or that a script of ours calls, where it changes nothing.
+    """Returns every command that a process of this role sends, or that its scripts call, with arguments that change nothing.
 
-    Whether Redis lets a user run a command is decided before it looks at what the command says.
+    Redis checks whether the user may run a command before it looks at the arguments.
     """
     log, deliveries, live = log_key(name), deliveries_key(name), live_channel(name)
     both: list[Command] = [
@@ -135,7 +140,7 @@ def _needed(role: Role, name: str) -> list[Command]:
         ("EVAL", "return 1", 0),
         ("TIME",),
         ("XADD", log, "NOMKSTREAM", "0-0", "probe", ""),
-        ("XADD", REQUESTS, "NOMKSTREAM", "0-0", "probe", ""),  # 0-0 is no id that XADD takes
+        ("XADD", REQUESTS, "NOMKSTREAM", "0-0", "probe", ""),  # XADD refuses the id 0-0
         ("XLEN", REQUESTS),
         ("XRANGE", log, "-", "+", "COUNT", 1),
         ("XREVRANGE", log, "+", "-", "COUNT", 1),
@@ -171,7 +176,17 @@ def _needed(role: Role, name: str) -> list[Command]:
         *both,
         ("PUBSUB", "SHARDNUMSUB", live),
         ("XGROUP", "CREATE", REQUESTS, GROUP, "0"),
-        ("XREADGROUP", "GROUP", GROUP, "probe", "COUNT", 1, "STREAMS", REQUESTS, "0"),  # its own, of which it has none
+        (
+            "XREADGROUP",
+            "GROUP",
+            GROUP,
+            "probe",
+            "COUNT",
+            1,
+            "STREAMS",
+            REQUESTS,
+            "0",
+        ),  # entries of this consumer, which has none
         ("XCLAIM", REQUESTS, GROUP, "probe", 0, "0-0", "JUSTID"),
         ("XAUTOCLAIM", REQUESTS, GROUP, "probe", _NEVER_IDLE_MILLISECONDS, "0-0", "COUNT", 1, "JUSTID"),
         ("XACK", REQUESTS, GROUP, "0-0"),
@@ -182,36 +197,41 @@ def _needed(role: Role, name: str) -> list[Command]:
 
 
 def _scripts(role: Role, name: str) -> list[tuple[Script, list[bytes], Command]]:
-    """Each script of such a process, on keys of its own: a stream begins, is written to, ends."""
+    """Returns each script of a process of this role, with keys and arguments: a stream of its own begins, is written to, ends."""
     log, deliveries, live = log_key(name), deliveries_key(name), live_channel(name)
+    request, kept = request_key(name), kept_key(name)
     queue, until, about = (b"midstream:{%b}:%b" % (name.encode(), end) for end in (b"requests", b"until", b"about"))
     entry = Entry(FIRST_ID, events.ACCEPTED, b"{}")
     first: Command = (0, bytes(entry.id), entry.field, entry.value, _PROBE_TTL_SECONDS)
     scripts: list[tuple[Script, list[bytes], Command]] = [
         (EventLog.APPEND, [log, live], first),
-        (EventLog.APPEND, [log, live], first),  # a duplicate: it asks for the last entry
+        (EventLog.APPEND, [log, live], first),  # a duplicate, for which the script reads the last entry
         (DeliveryNotes.DELIVER, [log, deliveries], ("probe", b"{}", 1)),
-        (EventLog.APPEND_LAST, [log, live], (1, bytes(EventId(1, 1)), events.TOKEN, b"", _PROBE_TTL_SECONDS)),
-        (EventLog.END, [log, live], (events.FAILED, b"{}", _PROBE_TTL_SECONDS)),
+        (
+            EventLog.APPEND_LAST,
+            [log, live, request, kept],
+            (1, bytes(EventId(1, 1)), events.TOKEN, b"", _PROBE_TTL_SECONDS),
+        ),
+        (EventLog.END, [log, live, request, kept], (events.FAILED, b"{}", _PROBE_TTL_SECONDS)),
         (Presence.BEAT, [until, about], ("probe", b"{}", 1000, _PROBE_TTL_SECONDS * 1000, 1)),
         (Presence.BEAT, [until, about], ("probe", b"", 1000, _PROBE_TTL_SECONDS * 1000, 1)),
     ]
     if role == "gateway":
         scripts.append((RequestQueue.ENQUEUE, [queue], (name, 1, _PROBE_TTL_SECONDS)))
-        scripts.append((EventLog.DELETE, [log, deliveries], (_PROBE_TTL_SECONDS,)))
+        scripts.append((EventLog.DELETE, [log, deliveries, request, kept], (_PROBE_TTL_SECONDS,)))
     else:
         scripts.append((RequestQueue.RENEW, [queue], (GROUP, "probe", _PROBE_TTL_SECONDS, 0)))
     return scripts
 
 
 async def refusals(commands: Commands, role: Role) -> Refusals:
-    """Try all that such a process does but for its subscription. Raises Disconnected."""
+    """Tries all that a process of this role does in Redis, except its subscription. Raises Disconnected."""
     found, name = Refusals(), f"probe-{secrets.token_hex(6)}"
     needed = _needed(role, name)
     replies = await asyncio.gather(*(commands.execute(*command) for command in needed), return_exceptions=True)
     for command, reply in zip(needed, replies, strict=True):
         _note(found, command, reply)
-    # One after the other: a script that Redis has forgotten is sent whole, and the next builds on what it wrote.
+    # One after the other: each script needs what the one before it wrote.
     expected = ["duplicate", "applied"]
     for script, keys, arguments in _scripts(role, name):
         try:
@@ -237,12 +257,14 @@ async def _outcome(commands: Commands, *command: bytes | str | int) -> Any:
 def _note(found: Refusals, command: Command, reply: Any) -> None:
     if isinstance(reply, RedisRefused):
         found.note(command, reply)
-    elif isinstance(reply, BaseException) and not isinstance(reply, LogFull):  # full: what has begun can go on
+    elif isinstance(reply, BaseException) and not isinstance(
+        reply, LogFull
+    ):  # a full Redis: streams that have begun can go on
         raise reply
 
 
 class Subscription:
-    """A connection that subscribes, only to see whether it may."""
+    """A connection that subscribes only to check whether it is allowed to."""
 
     CHANNEL = live_channel("probe")
 
@@ -258,7 +280,7 @@ class Subscription:
         await self._connection.close()
 
     async def note_refusals(self, found: Refusals) -> None:
-        """Subscribe and unsubscribe once. Raises Disconnected when Redis is away."""
+        """Subscribes and unsubscribes once. Raises Disconnected if Redis cannot be reached."""
         try:
             async with asyncio.timeout(self._reply_seconds):
                 await self._connection.wait_until_up()
@@ -270,7 +292,7 @@ class Subscription:
                     if isinstance(reply, Exception):
                         found.note((command.decode(),), RedisRefused(str(reply)))
         except TimeoutError:
-            raise Disconnected(f"no subscription came about within {self._reply_seconds:g} s") from None
+            raise Disconnected(f"Redis did not confirm a subscription within {self._reply_seconds:g} s") from None
 
     def _on_push(self, pushed: list[Any]) -> None:
         for reply in pushed:
@@ -280,7 +302,7 @@ class Subscription:
 
 
 async def until_up(connection: RespConnection, address: RedisAddress, *, within_seconds: float) -> None:
-    """Return when the connection is up. Raises Unusable, with what Redis has against it, when it is not in time."""
+    """Returns when the connection is up. Raises Unusable, with the reason that Redis gives, if it is not up in time."""
     try:
         async with asyncio.timeout(within_seconds):
             await connection.wait_until_up()
@@ -290,7 +312,7 @@ async def until_up(connection: RespConnection, address: RedisAddress, *, within_
 
 
 async def check_for_all(url: str, settings: Settings) -> None:
-    """`check`, and `check_grants` for processes of both kinds, over connections made for it. Raises Unusable."""
+    """Runs `check`, and `check_grants` for both roles, over connections made for it. Raises Unusable."""
     await check(url, within_seconds=settings.redis_start_seconds)
     address = RedisAddress.parse(url)
     connection = RespConnection(address, name="start", reply_seconds=settings.redis_reply_seconds)
@@ -320,9 +342,9 @@ async def check_grants(
     within_seconds: float,
     subscription: Subscription | None = None,
 ) -> None:
-    """Return when Redis lets such a process do all that it must. Raises Unusable that says what it refuses.
+    """Returns when Redis allows everything that a process of this role needs. Raises Unusable that says what it refuses.
 
-    What may pass (a failover, a Redis that loads its data) is waited for.
+    Waits up to `within_seconds` for what may pass: a failover, a Redis that is loading its data.
     """
     sentence: str | None = "does not answer any more"
     try:

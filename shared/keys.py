@@ -4,6 +4,8 @@
 |---|---|---|---|
 | `midstream:{<id>}:log` | stream | create: gateway; the attempts: workers; cancel: gateway | `log_ttl_seconds` from the start, `ended_ttl_seconds` from the terminal event |
 | `midstream:{<id>}:deliveries` | hash: connection to JSON | gateway | with its log |
+| `midstream:{<id>}:request` | hash: field to JSON (`shared.large_fields`) | `append.lua` with `accepted` | deleted with the terminal event; `log_ttl_seconds` from the start |
+| `midstream:{<id>}:kept` | the same, for an API that goes on from it | `append.lua` with `accepted` | with its log |
 | `midstream:{<id>}:live` | shard channel | `append.lua`, `end.lua` | – |
 | `midstream:requests` | stream, group `workers` | enqueue: gateway; claims: workers | `log_ttl_seconds` after the last enqueue or renewal |
 | `midstream:idempotency:<digest>` | string | gateway | `log_ttl_seconds` |
@@ -31,6 +33,14 @@ def log_key(stream_id: str) -> bytes:
 
 def deliveries_key(stream_id: str) -> bytes:
     return b"midstream:{%b}:deliveries" % stream_id.encode()
+
+
+def request_key(stream_id: str) -> bytes:
+    return b"midstream:{%b}:request" % stream_id.encode()
+
+
+def kept_key(stream_id: str) -> bytes:
+    return b"midstream:{%b}:kept" % stream_id.encode()
 
 
 def live_channel(stream_id: str) -> bytes:

@@ -217,6 +217,7 @@ class History:
             "finish_reason": finish_reason,
             "truncated": finish_reason == "length",
             "usage": terminal.get("usage"),
+            **events.native_finish_reason(terminal),
             "error": {key: terminal[key] for key in ("code", "message", "retryable")}
             if self.status == Status.FAILED
             else None,

@@ -1,7 +1,7 @@
 """Logging: one line per event on standard error, as JSON for machines or as text for people.
 
-What happened, to which stream, asked for by which request. Never a prompt, a text or a token, unless the owner asks for
-them (MIDSTREAM_LOG_TEXTS), and never a secret.
+A line says what happened, to which stream, and for which request. It never has a secret, and has a prompt, a text or a token
+only if MIDSTREAM_LOG_TEXTS is set.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 _FORMATS = ("auto", "json", "text")
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
-"""The HTTP request that this work is done for; its worker goes on under the same."""
+"""The id of the HTTP request that the present task works for; the worker that answers it uses the same id."""
 
 
 def set_up_logging(level: str, log_format: str = "auto") -> None:
-    """Once per process, from its `__main__`. Raises Unusable for a level or a format that there is not."""
+    """Sets logging up; called once per process, from its `__main__`. Raises Unusable for an unknown level or format."""
     if level.lower() not in _LEVELS:
         raise Unusable(f"MIDSTREAM_LOG_LEVEL={level!r} must be one of {', '.join(_LEVELS)}")
     if log_format not in _FORMATS:
@@ -35,11 +35,11 @@ def set_up_logging(level: str, log_format: str = "auto") -> None:
     logging.basicConfig(level=_LEVELS[level.lower()], handlers=[handler], force=True)
     for noisy in ("httpx2", "httpcore2", "openai", "asyncio", "websockets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("midstream.receipt").setLevel(logging.INFO)  # whatever the level: it is what one is billed by
+    logging.getLogger("midstream.receipt").setLevel(logging.INFO)  # at every level: receipts may be used for billing
 
 
 class TextLines(logging.Formatter):
-    """For people: time, level, who, what. Only a line that we write begins at the margin: what follows it is indented."""
+    """Lines for people: time, level, logger, message. Tracebacks are indented, so only a log line begins at the left margin."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -56,7 +56,7 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """For machines: one object per line. `extra={"about": {...}}` gives a line fields of its own, the first ones first."""
+    """Lines for machines: one JSON object each. The fields of `extra={"about": {...}}` come first in it."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -68,8 +68,8 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": _plain(record.getMessage()),
         }
-        if asked_by := line.get("request_id") or request_id.get():
-            line["request_id"] = asked_by
+        if this_request := line.get("request_id") or request_id.get():
+            line["request_id"] = this_request
         if record.exc_info:
             line["exception"] = _utf8(_end_of(self.formatException(record.exc_info)))
         encoded = orjson.dumps(line).decode()
@@ -79,21 +79,21 @@ class JsonLines(logging.Formatter):
         return encoded if encoded.isascii() else encoded.translate(_JSON_ESCAPES)
 
 
-# --- what comes from outside: prompts' metadata, a provider's words, keys in Redis, the text of an exception
+# --- limits and escapes for texts of others: metadata, provider messages, keys in Redis, the text of an exception
 
 _CHARACTERS_MAX = 2_000
-"""Of each text in a line; what a person reads of it."""
+"""The most characters of each text in a line; nobody reads more."""
 _LINE_CHARACTERS_MAX = 512 << 10
-"""Of a line in all: a receipt of 1,000 connections has 200,000. What is longer keeps what is one value each."""
+"""The most characters of a line: a receipt of 1,000 connections has 200,000. A longer line loses its lists and objects."""
 _TRACE_CHARACTERS_MAX = 16_000
-"""Of a trace its end, where the reason stands; Python shortens recursion, but an exception may hold any text."""
+"""The most characters of a traceback. Its end is kept, where the reason is: an exception's text may have any length."""
 _ITEMS_MAX, _DEPTH_MAX = 1_000, 6
-"""Of each list and object; a receipt names up to 1,000 connections."""
+"""The most items of each list and object, and the deepest nesting; a receipt names up to 1,000 connections."""
 _TEXTS = frozenset({"messages", "text"})
-"""What is on the log only where its owner asks for all of it (MIDSTREAM_LOG_TEXTS)."""
+"""Fields that are logged only with MIDSTREAM_LOG_TEXTS, and then without limits."""
 
-# Controls, among them the escapes that move a terminal's cursor; line ends as Unicode has them; what turns the direction of text.
-_UNSEEN = [
+# Control characters (escape sequences move a terminal's cursor), Unicode's line ends, and characters that change the direction of text.
+_INVISIBLE = [
     *range(0x20),
     *range(0x7F, 0xA0),
     0x61C,
@@ -102,17 +102,17 @@ _UNSEEN = [
     *range(0x2066, 0x206A),
     0xFEFF,
 ]
-_ESCAPES = {one: f"\\x{one:02x}" if one < 0x100 else f"\\u{one:04x}" for one in _UNSEEN} | {
+_ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _INVISIBLE} | {
     10: "\\n",
     13: "\\r",
     9: "\\t",
 }
-_TRACE_ESCAPES = {one: escape for one, escape in _ESCAPES.items() if one != 10}
-_JSON_ESCAPES = {one: f"\\u{one:04x}" for one in _UNSEEN if one >= 0x7F}
+_TRACE_ESCAPES = {code: escape for code, escape in _ESCAPES.items() if code != 10}
+_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in _INVISIBLE if code >= 0x7F}
 
 
 def _utf8(text: str) -> str:
-    """Without the half surrogate pairs that cannot be written."""
+    """Returns the text with lone surrogates escaped, which UTF-8 cannot encode."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -127,7 +127,7 @@ def _end_of(trace: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """On one line, with all that is not seen written out."""
+    """Returns the text on one line, with invisible characters escaped."""
     return text if text.isascii() and text.isprintable() else _utf8(text).translate(_ESCAPES)
 
 
@@ -137,7 +137,7 @@ def _indented(trace: str) -> str:
 
 
 def _plain(value: Any, whole: bool = False, depth: int = 0) -> Any:
-    """The same as JSON can have it, and no longer than a line may be."""
+    """Returns the value as JSON can hold it, within the limits above; `whole`: without those on length and items."""
     if isinstance(value, str):
         return _utf8(value if whole else _cut(value))
     if value is None or isinstance(value, bool | float):
@@ -152,10 +152,10 @@ def _plain(value: Any, whole: bool = False, depth: int = 0) -> Any:
             return [_plain(item, whole, depth + 1) for item in value[: None if whole else _ITEMS_MAX]]
     try:
         return _plain(str(value), whole)
-    except (RecursionError, ValueError):  # nested too deeply for that, or with a number of thousands of digits
+    except (RecursionError, ValueError):  # nested too deeply, or a number with thousands of digits
         return f"a {type(value).__name__} that cannot be shown"
 
 
 def outcome(event: str, stream_id: str, **more: Any) -> dict[str, Any]:
-    """The `extra` of a line that tells how something ended."""
+    """Returns the `extra` of a line that says how an attempt or a stream ended."""
     return {"about": {"event": event, "stream": stream_id, **more}}

@@ -1,4 +1,4 @@
-"""One metric as it is defined, and made."""
+"""The definition of one metric, and its Prometheus object."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
 OTHER = "other"
-"""The label of what is not in a closed set."""
+"""The value of a label for everything that is not in its closed set."""
 
 _made: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric. `where`: who exposes it. `processes`: how a gateway's several processes become one value."""
+    """One metric.
+
+    `where`: who exposes it (gateway, worker, both). `cost`: how often it is updated, for the documentation. `processes`: how
+    the values of a gateway's several processes become one (prometheus_client's `multiprocess_mode`).
+    """
 
     name: str
     kind: str
@@ -24,13 +28,13 @@ class Metric:
     where: str
     cost: str
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Each with its values; without any, they are bounded in another way, which the help tells."""
+    """The values of each label. An empty tuple: the values are limited by the code that sets them."""
     buckets: tuple[float, ...] = ()
     processes: str = "all"
 
     @property
     def exposed(self) -> str:
-        """Its name as Prometheus has it."""
+        """The name under which Prometheus sees the metric."""
         return self.name + "_total" if self.kind == "counter" else self.name
 
     def counter(self) -> Counter:
@@ -43,9 +47,9 @@ class Metric:
         return self._once(Histogram, buckets=self.buckets)  # type: ignore[no-any-return]
 
     def _once(self, kind: Any, **more: Any) -> Any:
-        """Made at the first call: the test run and `midstream` import both processes."""
+        """Returns the Prometheus object, made at the first call: gateway and worker share some metrics, and tests import both."""
         if self.name not in _made:
-            disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, of which nobody makes anything
+            disable_created_metrics()  # type: ignore[no-untyped-call]  # `_created` would be a second series for each, which nothing uses
             assert kind.__name__.lower() == self.kind, self.name
             made = _made[self.name] = kind(self.name, self.help, list(self.labels), **more)
             for values in product(*self.labels.values()) if self.labels else ():
@@ -54,5 +58,5 @@ class Metric:
 
 
 def bounded(value: Any, allowed: tuple[str, ...]) -> str:
-    """A label's value: the given one, or `other` if it is not among the allowed."""
+    """Returns a label's value: the given one, or `other` if it is not among the allowed."""
     return str(value) if str(value) in allowed else OTHER

@@ -1,9 +1,9 @@
-"""Every metric of both processes: one definition, from which they are made and the documentation is.
+"""Defines every metric of the gateway and the worker. The metrics and docs/reference/metrics.md are made from these definitions.
 
-Names are Prometheus' own way of writing (base units, `_total` for counters). Those that begin with `gen_ai_` are
+Names follow Prometheus' conventions (base units, `_total` for counters). Those that begin with `gen_ai_` are
 OpenTelemetry's GenAI metrics, for dashboards that know them
-(https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/). A label has a closed set of values, all of which
-exist from the start, so that a rate over one is right from its first event on. What costs anything says how often.
+(https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/). A label has a closed set of values. All of them exist
+from the start, so that `rate()` counts the first event, too. `cost` states how often a metric is updated.
 """
 
 from __future__ import annotations
@@ -14,31 +14,58 @@ from shared.metric_definition import OTHER, Metric
 from shared.outcomes import PROVIDER_CODES, AttemptOutcome, CancelReason, FailureCode, ReaderOutcome, Status
 
 MODELS_MAX = 20
-"""Models that get a label of their own, once they have answered: a client may name any model it likes."""
+"""The first so many models that have answered get a label of their own. Clients may name any model, so there must be a limit."""
 
-PROVIDER_ODDITY_KINDS = (
-    "choices",
-    "choice",
-    "index",
-    "delta",
-    "content",
-    "refusal",
-    "reasoning_content",
-    "reasoning",
-    "reasoning_details",
-    "tool_calls",
-    "function_call",
-    "annotations",
-    "audio",
-    "logprobs",
-    "usage",
-    "finish_reason",
-    "model",
-    "system_fingerprint",
-    "service_tier",
-    "unstorable",
-)
-FINISH_REASONS = ("stop", "length", "tool_calls", "function_call", "content_filter", OTHER)
+_ANOTHER_SHAPE = "a value of an undocumented shape: it was left out or made text"
+PROVIDER_ODDITIES_TOLERATED = {
+    **dict.fromkeys(
+        (
+            "choices",
+            "choice",
+            "index",
+            "delta",
+            "content",
+            "refusal",
+            "reasoning_content",
+            "reasoning",
+            "reasoning_details",
+            "tool_calls",
+            "annotations",
+            "images",
+            "audio",
+            "logprobs",
+            "usage",
+            "model",
+            "system_fingerprint",
+            "service_tier",
+        ),
+        _ANOTHER_SHAPE,
+    ),
+    "unstorable": "a value that cannot be stored: it was left out",
+    "function_call": "the `function_call` of OpenAI's earlier API: it became a tool call",
+    "call_index": "tool calls without an index, or several with one: they were told apart by ids, names and places",
+    "call_id": "a tool call without an id, with another one in each piece, or with that of another call: it has one id now",
+    "content_parts": "a content in parts: they became text and reasoning",
+    "foreign_field": "fields of its own beside the text of a chunk: they were left out",
+    "finish_reason": "a finish_reason that is not OpenAI's: it became the one that it means",
+    "finish_again": "`stop` behind another finish_reason: the first one counts",
+    "no_finish_reason": "no finish_reason, but `[DONE]`: the answer counts as whole",
+    "left_open": "nothing more behind the finish_reason, in a response that stayed open: it was closed",
+    "cut_after_finish": "a response that was cut off behind its finish_reason: the answer counts as whole",
+    "line_end": "a last line without a line end: it was read",
+    "usage_place": "the usage at an undocumented place: it was read",
+    "stream_options": "a refusal because of `stream_options`: the request was sent again without",
+    "whole_answer": "a whole message instead of a delta: it is an answer in one piece",
+    "not_an_event": "JSON or text that is no event: it was read as an answer or an error",
+    "not_json": "an event that is no JSON object: it was passed over",
+    "invalid_json": "JSON with bytes that are not UTF-8, half characters or infinite numbers: these were replaced",
+    "split_character": "one character in two chunks: it was joined",
+    "byte_order_mark": "a byte order mark: it was passed over",
+    "error_shape": "an error of an undocumented shape: its words were found",
+}
+"""By kind, what a provider sent that is not as documented, and what was done."""
+PROVIDER_ODDITY_KINDS = tuple(PROVIDER_ODDITIES_TOLERATED)
+FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", OTHER)
 STATUSES = (
     "400",
     "401",
@@ -79,29 +106,29 @@ BACKGROUND_TASKS = (
     "watch",
     "watchers",
 )
-"""What runs as long as its process: `shared.background` starts it again when it breaks."""
+"""Tasks that run as long as their process: `shared.background` restarts one that raises an exception."""
 LOG_READ_REASONS = ("begin", "subscribed", "hole", "check", "page")
 
 _LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _OPERATIONS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
-"""OpenTelemetry's for durations of a whole operation, and for the wait for its first chunk."""
+"""OpenTelemetry's buckets for the duration of a whole operation, and for the wait for its first chunk."""
 _PER_TOKEN = (0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
-"""OpenTelemetry's, with two below: a flat-out local model is faster than 10 ms."""
+"""OpenTelemetry's buckets for the time per token, and two lower ones: a fast local model takes less than 10 ms."""
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304)
 _EVENTS_BACK = (0, 1, 10, 100, 256, 1000, 5000, 20000, 100000)
 
-_SECOND = "nothing: a plain number, handed over once a second"
+_SECOND = "nothing per event: a plain number, copied once a second"
 _STREAM = "once per stream"
 _ATTEMPT = "once per attempt"
 _CALL = "once per call of the provider"
 _CONNECTION = "once per connection"
-_RARE = "when it happens, which is rarely"
-_LOOK = "one look at Redis every 5 s, by each gateway process"
+_RARE = "once per event; such events are rare"
+_LOOK = "one read of Redis every 5 s, by each gateway process"
 
 
 def defined() -> Iterator[Metric]:
-    """All of them, in the order of their definition."""
-    return (one for one in globals().values() if isinstance(one, Metric))
+    """Returns all metrics, in the order of their definition."""
+    return (value for value in globals().values() if isinstance(value, Metric))
 
 
 # --- gateway: readers
@@ -117,7 +144,7 @@ PROCESSES = Metric(
 PROCESS_STARTS = Metric(
     "midstream_gateway_process_starts",
     "counter",
-    "Processes of this gateway that were started, also again",
+    "Starts of this gateway's processes, restarts included",
     "gateway",
     _RARE,
 )
@@ -127,7 +154,7 @@ READERS = Metric(
 READERS_MAX = Metric(
     "midstream_readers_max",
     "gauge",
-    "How many may: MIDSTREAM_CONNECTIONS_MAX of each process",
+    "The most connections that may follow a stream at once: MIDSTREAM_CONNECTIONS_MAX, summed over the processes",
     "gateway",
     _SECOND,
     processes="livesum",
@@ -135,7 +162,7 @@ READERS_MAX = Metric(
 READER_CLOSES = Metric(
     "midstream_reader_closes",
     "counter",
-    "Connections that have ended, by how",
+    "Connections that followed a stream and have ended, by outcome",
     "gateway",
     _CONNECTION,
     {"outcome": tuple(ReaderOutcome)},
@@ -143,14 +170,14 @@ READER_CLOSES = Metric(
 TOKENS_DELIVERED = Metric(
     "midstream_tokens_delivered",
     "counter",
-    "Tokens handed to readers' sockets, for each reader anew. Counted when a connection's progress is noted, so up to MIDSTREAM_DELIVERY_REPORT_SECONDS late",
+    "Tokens written to readers' sockets; a token that goes to two readers counts twice. Counted when a connection's progress is recorded, up to MIDSTREAM_DELIVERY_REPORT_SECONDS late",
     "gateway",
-    "an addition per connection and report",
+    "once per connection and MIDSTREAM_DELIVERY_REPORT_SECONDS",
 )
 RESUMES = Metric(
     "midstream_resumes",
     "counter",
-    "Readers that came back with an id, by where they go on: in the ring, from the log, or ahead of this gateway",
+    "Readers that resumed after an event id, by where their next event is: in the ring (memory), in the log, or not yet at this gateway (ahead)",
     "gateway",
     _CONNECTION,
     {"place": ("ring", "log", "ahead")},
@@ -158,7 +185,7 @@ RESUMES = Metric(
 RESUME_EVENTS_BACK = Metric(
     "midstream_resume_events_back",
     "histogram",
-    "How many events they lacked; of one that comes from an earlier attempt, all of the newest",
+    "How many events a resuming reader had missed; if its id is of an earlier attempt, all events of the newest attempt count",
     "gateway",
     _CONNECTION,
     buckets=_EVENTS_BACK,
@@ -166,23 +193,25 @@ RESUME_EVENTS_BACK = Metric(
 RING_FALLOUTS = Metric(
     "midstream_ring_fallouts",
     "counter",
-    "Readers so slow that they fell out of the ring and went on from the log",
+    "Readers so slow that their next event had left the ring (memory), so that they were sent pages of the log",
     "gateway",
     _SECOND,
 )
-PAGES_SENT = Metric("midstream_pages_sent", "counter", "Pages of history sent to readers", "gateway", _SECOND)
-GAPS = Metric("midstream_gaps", "counter", "Holes found in logs, of which readers are told by `gap`", "gateway", _RARE)
+PAGES_SENT = Metric(
+    "midstream_pages_sent", "counter", "Pages of the log sent to readers that are behind the ring", "gateway", _SECOND
+)
+GAPS = Metric("midstream_gaps", "counter", "Gaps found in logs; readers get a `gap` event", "gateway", _RARE)
 FACE_FAILURES = Metric(
     "midstream_face_failures",
     "counter",
-    "Events that an API of the gateway could not show: those who follow that stream through it were told that it failed. It is a bug; the log has its trace",
+    "Events that could not be encoded for one of the gateway's APIs. Readers of that stream through that API get a failure as the last event. It is a bug; the process's log has the traceback",
     "gateway",
     _RARE,
 )
 PUSHES_PASSED_OVER = Metric(
     "midstream_pushes_passed_over",
     "counter",
-    "Messages on a stream's channel that are no entry of a log; the log was read instead",
+    "Messages on a stream's channel that are not log entries; the gateway read the log instead",
     "gateway",
     _RARE,
 )
@@ -195,7 +224,7 @@ STREAMS_CREATED = Metric(
 STREAMS_FOLLOWED = Metric(
     "midstream_streams_followed",
     "gauge",
-    "Streams that have a reader here; one that is read through several processes counts in each",
+    "Streams that have a reader at this gateway; a stream with readers at several processes counts once for each",
     "gateway",
     _SECOND,
     processes="livesum",
@@ -203,21 +232,21 @@ STREAMS_FOLLOWED = Metric(
 ENTRIES_PUSHED = Metric(
     "midstream_entries_pushed",
     "counter",
-    "Entries that Redis pushed, one to MIDSTREAM_ENTRY_TOKENS_MAX tokens each",
+    "Log entries that Redis pushed to this gateway, with 1 to MIDSTREAM_ENTRY_TOKENS_MAX tokens each",
     "gateway",
-    "an addition per read of the socket; handed over once a second",
+    "one addition per read of the socket; copied once a second",
 )
 FLUSHES = Metric(
     "midstream_flushes",
     "counter",
-    "Times that what was new went to the sockets; fewer for the same tokens is merging",
+    "How often new events were written to readers' sockets. Fewer flushes for the same number of tokens mean that more events are merged into one write",
     "gateway",
-    "an addition per flush; handed over once a second",
+    "one addition per flush; copied once a second",
 )
 APPEND_TO_SOCKET = Metric(
     "midstream_append_to_socket_seconds",
     "histogram",
-    "From a worker's clock, as it sends a stream's last entry, to when this process has written it to its readers' sockets. A sample: one for each followed stream that was not cancelled; tokens take the same way. Clocks of two machines differ: negative counts as 0",
+    "Time from a worker sending a stream's last entry to Redis until this process has written it to the readers' sockets. Observed once for each followed stream that was not cancelled; tokens go the same way. The two times may come from two machines' clocks: a negative difference counts as 0",
     "gateway",
     "once per followed stream",
     buckets=_LATENCIES,
@@ -225,21 +254,30 @@ APPEND_TO_SOCKET = Metric(
 LOG_READS = Metric(
     "midstream_log_reads",
     "counter",
-    "Reads of a log by the gateway, by why: the first of a followed stream, a subscription that was (again) confirmed, a push that was not the next (a new attempt and a cancel are such), a check that found more, a page of history",
+    "Reads of a stream's log, by reason. `begin`: the first read of a followed stream; `subscribed`: Redis confirmed a subscription (again); `hole`: a pushed entry was not the next one, as with a new attempt or a cancel; `check`: a check of a silent stream found more entries; `page`: a page for readers that are behind the ring",
     "gateway",
     _SECOND,
     {"reason": LOG_READ_REASONS},
 )
 LOG_CHECKS = Metric(
-    "midstream_log_checks", "counter", "Silent streams that were compared with their logs", "gateway", _SECOND
+    "midstream_log_checks",
+    "counter",
+    "Checks of streams that had gone silent: what this gateway has is compared with the log, since pub/sub may lose the last message",
+    "gateway",
+    _SECOND,
 )
 PAGE_CACHE_BYTES = Metric(
-    "midstream_page_cache_bytes", "gauge", "Pages of history kept encoded", "gateway", _SECOND, processes="livesum"
+    "midstream_page_cache_bytes",
+    "gauge",
+    "Memory that cached, encoded pages of logs use",
+    "gateway",
+    _SECOND,
+    processes="livesum",
 )
 TICK_SECONDS = Metric(
     "midstream_tick_seconds",
     "gauge",
-    "The flush pace: how long what is new may wait to be merged. 0 while the process has time, at most 0.05; of several processes the longest",
+    "The longest time that a new event waits to be merged with others into one write. 0 while the process has CPU time to spare, 0.05 at most; the longest of all processes",
     "gateway",
     _SECOND,
     processes="livemax",
@@ -249,16 +287,16 @@ PROBLEMS = Metric(
     "counter",
     "Requests answered with an error",
     "gateway",
-    "once per such answer",
+    "once per error answer",
     {"status": STATUSES},
 )
 
-# --- gateway: what it sees of Redis for all
+# --- gateway: the state of Redis, the same at every process
 
 QUEUE_REQUESTS = Metric(
     "midstream_queue_requests",
     "gauge",
-    "Requests that wait for a worker, and those that one has claimed",
+    "Requests in the queue: waiting for a worker, or claimed by one",
     "gateway",
     _LOOK,
     {"state": ("waiting", "claimed")},
@@ -267,24 +305,29 @@ QUEUE_REQUESTS = Metric(
 QUEUE_OLDEST_SECONDS = Metric(
     "midstream_queue_oldest_seconds",
     "gauge",
-    "How long the oldest request that waits has waited; 0 if none does",
+    "How long the oldest waiting request has waited; 0 if none is waiting",
     "gateway",
     _LOOK,
     processes="livemostrecent",
 )
 REDIS_MEMORY_BYTES = Metric(
-    "midstream_redis_memory_bytes", "gauge", "What Redis uses", "gateway", _LOOK, processes="livemostrecent"
+    "midstream_redis_memory_bytes", "gauge", "Memory that Redis uses", "gateway", _LOOK, processes="livemostrecent"
 )
 REDIS_HEADROOM_BYTES = Metric(
     "midstream_redis_headroom_bytes",
     "gauge",
-    "What Redis may still take: to its maxmemory, or to its machine's memory where it has none",
+    "Memory that Redis may still use: up to its maxmemory, or to its machine's memory if maxmemory is not set",
     "gateway",
     _LOOK,
     processes="livemostrecent",
 )
 REDIS_KEYS = Metric(
-    "midstream_redis_keys", "gauge", "Keys in our database", "gateway", _LOOK, processes="livemostrecent"
+    "midstream_redis_keys",
+    "gauge",
+    "Keys in the Redis database that Midstream uses, keys of other programs included",
+    "gateway",
+    _LOOK,
+    processes="livemostrecent",
 )
 REDIS_CLIENTS = Metric(
     "midstream_redis_clients", "gauge", "Connections to Redis", "gateway", _LOOK, processes="livemostrecent"
@@ -292,7 +335,7 @@ REDIS_CLIENTS = Metric(
 REDIS_COMMANDS_PER_SECOND = Metric(
     "midstream_redis_commands_per_second",
     "gauge",
-    "Commands that Redis carries out, those in scripts too",
+    "Commands that Redis executes per second, those in scripts included",
     "gateway",
     _LOOK,
     processes="livemostrecent",
@@ -300,7 +343,7 @@ REDIS_COMMANDS_PER_SECOND = Metric(
 REDIS_EVICTED_KEYS = Metric(
     "midstream_redis_evicted_keys",
     "gauge",
-    "Keys that Redis has evicted since it started: it must be 0",
+    "Keys that Redis has evicted since it started. This must stay 0: an evicted key may be a stream's log",
     "gateway",
     _LOOK,
     processes="livemostrecent",
@@ -309,22 +352,30 @@ REDIS_EVICTED_KEYS = Metric(
 # --- worker
 
 ATTEMPTS_RUNNING = Metric(
-    "midstream_attempts_running", "gauge", "Answers that this worker generates now", "worker", _SECOND
+    "midstream_attempts_running",
+    "gauge",
+    "Attempts (answers being generated) that run at this worker now",
+    "worker",
+    _SECOND,
 )
 ATTEMPT_SLOTS = Metric(
-    "midstream_attempt_slots", "gauge", "How many it may at once: MIDSTREAM_WORKER_CONCURRENCY", "worker", "nothing"
+    "midstream_attempt_slots",
+    "gauge",
+    "The most attempts that this worker runs at once: MIDSTREAM_WORKER_CONCURRENCY",
+    "worker",
+    "nothing",
 )
 TOKENS_GENERATED = Metric(
     "midstream_tokens_generated",
     "counter",
-    "Tokens (increments of the provider) that were appended, in all attempts; of one that was cancelled or taken over, the entry that was under way too",
+    "Tokens (increments of the provider's answer) appended to logs, in all attempts. For an attempt that was cancelled or taken over, the entry that was being appended at that moment counts, too",
     "worker",
-    "nothing: worked out of the offsets once a second, and at an attempt's end",
+    "nothing per token: computed from the offsets once a second, and at an attempt's end",
 )
 QUEUE_SECONDS = Metric(
     "midstream_queue_wait_seconds",
     "histogram",
-    "From a request's acceptance to its first attempt",
+    "Time from a request's acceptance to the start of its first attempt",
     "worker",
     _STREAM,
     buckets=_OPERATIONS,
@@ -332,7 +383,7 @@ QUEUE_SECONDS = Metric(
 TIME_TO_FIRST_TOKEN = Metric(
     "midstream_time_to_first_token_seconds",
     "histogram",
-    "From a request's acceptance to its first token: what a reader waits, with the queue and all tries",
+    "Time from a request's acceptance to its first token, as a reader sees it: waiting in the queue and all calls of the provider included",
     "worker",
     _STREAM,
     buckets=_OPERATIONS,
@@ -340,7 +391,7 @@ TIME_TO_FIRST_TOKEN = Metric(
 APPEND_SECONDS = Metric(
     "midstream_append_seconds",
     "histogram",
-    "How long Redis takes to append and publish, with the way there and back. A sample: an attempt's first and last entry",
+    "Time to append an entry and publish it, from sending the command to its reply. Observed for the first and the last entry of an attempt",
     "worker",
     "twice per attempt",
     buckets=_LATENCIES,
@@ -348,7 +399,7 @@ APPEND_SECONDS = Metric(
 ATTEMPTS = Metric(
     "midstream_attempts",
     "counter",
-    "Attempts that have ended, by how; `restarted`: the provider broke off and another attempt follows; `fenced`: cancelled, or taken over by another worker",
+    "Attempts that have ended, by outcome. `restarted`: the provider broke off and another attempt follows; `fenced`: the stream was cancelled, deleted or taken over by another worker; `handed_back`: the worker stops, and another one continues",
     "worker",
     _ATTEMPT,
     {"outcome": tuple(AttemptOutcome)},
@@ -356,16 +407,16 @@ ATTEMPTS = Metric(
 ANSWERS = Metric(
     "midstream_answers",
     "counter",
-    "Complete answers by finish_reason; `length` is a truncated one",
+    "Complete answers by finish_reason; `length` means that the answer was truncated",
     "worker",
     _STREAM,
     {"finish_reason": FINISH_REASONS},
 )
-PROVIDER_CALLS = Metric("midstream_provider_calls", "counter", "Times that the provider was asked", "worker", _CALL)
+PROVIDER_CALLS = Metric("midstream_provider_calls", "counter", "Calls of the provider that were begun", "worker", _CALL)
 PROVIDER_ERRORS = Metric(
     "midstream_provider_errors",
     "counter",
-    "Calls that did not come to their end, by failure code",
+    "Calls of the provider that failed, by failure code",
     "worker",
     _CALL,
     {"code": (*PROVIDER_CODES, OTHER)},
@@ -373,7 +424,7 @@ PROVIDER_ERRORS = Metric(
 PROVIDER_ODDITIES = Metric(
     "midstream_provider_oddities",
     "counter",
-    "Chunks of the provider in which a value had not its documented shape, or could not be stored, by field: it was left out or made text",
+    "Values and events of the provider that are not as documented and were tolerated, by kind (docs/how-to/connect-a-provider.md); a value of another shape by its field",
     "worker",
     _RARE,
     {"kind": (*PROVIDER_ODDITY_KINDS, OTHER)},
@@ -384,21 +435,21 @@ TAKEOVERS = Metric(
 LEASES_LOST = Metric(
     "midstream_leases_lost",
     "counter",
-    "Leases that another worker had taken, or Redis forgotten, when they were to be renewed",
+    "Leases that could not be renewed, because another worker had taken them or Redis had lost them",
     "worker",
     _RARE,
 )
 FENCED_WRITES = Metric(
     "midstream_fenced_writes",
     "counter",
-    "Attempts that were refused by a later one, a cancel or a delete",
+    "Attempts whose next entry Redis refused, because of a later attempt, a cancel or a delete",
     "worker",
     _RARE,
 )
 LOG_REPAIRS = Metric(
     "midstream_log_repairs",
     "counter",
-    "Times that Redis had forgotten entries which were appended again",
+    "How often Redis had lost entries of a log, which the worker then appended again",
     "worker",
     _RARE,
 )
@@ -410,7 +461,7 @@ _GEN_AI: dict[str, tuple[str, ...]] = {
 GEN_AI_DURATION = Metric(
     "gen_ai_client_operation_duration_seconds",
     "histogram",
-    "A call of the provider, from its request to its end; `error_type` is empty, or the failure code",
+    "Duration of a call of the provider, from the request to the end of the answer; `error_type` is the failure code, or empty if the call succeeded",
     "worker",
     _CALL,
     {**_GEN_AI, "error_type": ()},
@@ -419,7 +470,7 @@ GEN_AI_DURATION = Metric(
 GEN_AI_FIRST_CHUNK = Metric(
     "gen_ai_client_operation_time_to_first_chunk_seconds",
     "histogram",
-    "From the request to the provider to its first token",
+    "Time from the request to the provider until its first token",
     "worker",
     _CALL,
     _GEN_AI,
@@ -428,7 +479,7 @@ GEN_AI_FIRST_CHUNK = Metric(
 GEN_AI_PER_TOKEN = Metric(
     "gen_ai_server_time_per_output_token_seconds",
     "histogram",
-    "The mean time between two tokens of a complete answer, after the first; once per answer",
+    "The mean time between two tokens of a complete answer, the wait for the first one excluded; observed once per answer",
     "worker",
     _CALL,
     _GEN_AI,
@@ -437,7 +488,7 @@ GEN_AI_PER_TOKEN = Metric(
 GEN_AI_USAGE = Metric(
     "gen_ai_client_token_usage",
     "histogram",
-    "Tokens of an answer as the provider bills them, input and output; nothing where it does not say",
+    "Input and output tokens of an answer, as the provider's `usage` reports them; not observed where it sends none",
     "worker",
     _CALL,
     {**_GEN_AI, "gen_ai_token_type": ()},
@@ -457,7 +508,7 @@ STREAMS_ENDED = Metric(
 FAILURES = Metric(
     "midstream_stream_failures",
     "counter",
-    "Streams that it ended as failed, by failure code",
+    "Streams that this process ended as failed, by failure code",
     "both",
     _RARE,
     {"code": (*FailureCode, OTHER)},
@@ -465,16 +516,18 @@ FAILURES = Metric(
 CANCELS = Metric(
     "midstream_cancels",
     "counter",
-    "Streams that it ended as cancelled: by a client's wish, because the last reader had gone, or by an operator",
+    "Streams that this process ended as cancelled. `by`: a client asked for it, the last reader had gone, or an operator did it",
     "both",
     _STREAM,
     {"by": tuple(CancelReason)},
 )
-RECEIPTS = Metric("midstream_receipts", "counter", "Receipts written to the log, one per ended stream", "both", _STREAM)
+RECEIPTS = Metric(
+    "midstream_receipts", "counter", "Receipts written to the process's log, one per ended stream", "both", _STREAM
+)
 RECEIPT_TOKENS = Metric(
     "midstream_receipt_tokens",
     "counter",
-    "Tokens in those receipts that stand in the answers: delivered to somebody, or to nobody as yet, a second after the end",
+    "Tokens of the final answers in those receipts: delivered to at least one reader, or to none by one second after the stream's end",
     "both",
     _STREAM,
     {"fate": ("delivered", "undelivered")},
@@ -482,14 +535,14 @@ RECEIPT_TOKENS = Metric(
 QUEUE_UNREADABLE = Metric(
     "midstream_queue_unreadable",
     "counter",
-    "Entries of the request queue that name no stream, and were taken out of it: somebody else writes there",
+    "Entries of the request queue that name no stream, and were deleted: another program writes to that key",
     "worker",
     _RARE,
 )
 REDIS_ROUND_TRIP = Metric(
     "midstream_redis_round_trip_seconds",
     "histogram",
-    "A PING on the connection that all commands share, once a second: Redis, the network and our own queue",
+    "Round trip of a PING, sent once a second on the connection that all commands share: includes Redis, the network and the commands queued before it",
     "both",
     "one command a second",
     buckets=_LATENCIES,
@@ -497,9 +550,9 @@ REDIS_ROUND_TRIP = Metric(
 REDIS_WRITES = Metric(
     "midstream_redis_writes",
     "counter",
-    "Pipelines sent to Redis: all that was ready in one turn of the event loop",
+    "Pipelines sent to Redis; a pipeline has all commands of one turn of the event loop",
     "both",
-    "an addition per write; handed over once a second",
+    "one addition per write; copied once a second",
     {"connection": ("commands", "subscriber")},
 )
 REDIS_RECONNECTS = Metric(
@@ -513,7 +566,7 @@ REDIS_RECONNECTS = Metric(
 REDIS_CALLBACKS_FAILED = Metric(
     "midstream_redis_callbacks_failed",
     "counter",
-    "Replies of Redis at which our own code raised an exception. It is a bug; the log has its trace",
+    "Replies of Redis for which the code that handles them raised an exception. It is a bug; the process's log has the traceback",
     "both",
     _SECOND,
     {"connection": ("commands", "subscriber")},
@@ -521,7 +574,7 @@ REDIS_CALLBACKS_FAILED = Metric(
 REDIS_UP = Metric(
     "midstream_redis_up",
     "gauge",
-    "1 while this process is connected to Redis; of several processes the worst",
+    "1 while this process is connected to Redis, else 0; with several processes 1 only if all of them are",
     "both",
     _SECOND,
     processes="livemin",
@@ -529,23 +582,32 @@ REDIS_UP = Metric(
 LOOP_LAG = Metric(
     "midstream_loop_lag_seconds",
     "histogram",
-    "How late a timer of the process's event loop fires, ten times a second: what everything in it waits",
+    "How late a timer of the process's event loop fires, measured ten times a second: everything in the process is delayed by as much",
     "both",
     "ten timers a second",
     buckets=_LATENCIES,
 )
 CPU_SECONDS = Metric(
-    "midstream_cpu_seconds", "counter", "CPU time, user and system, of all its processes", "both", _SECOND
+    "midstream_cpu_seconds",
+    "counter",
+    "CPU time, user and system, of all processes of this gateway, or of this worker",
+    "both",
+    _SECOND,
 )
 RESIDENT_BYTES = Metric(
-    "midstream_resident_bytes", "gauge", "Memory, of all its processes (Linux)", "both", _SECOND, processes="livesum"
+    "midstream_resident_bytes",
+    "gauge",
+    "Resident memory of all processes of this gateway, or of this worker (Linux only)",
+    "both",
+    _SECOND,
+    processes="livesum",
 )
 
 
 BACKGROUND_FAILURES = Metric(
     "midstream_background_failures",
     "counter",
-    "How often a task that is to run as long as its process broke, and was started again: each is a bug, and its log line has the trace",
+    "How often a background task raised an exception and was restarted. Each time is a bug; the process's log has the traceback",
     "both",
     _RARE,
     {"task": BACKGROUND_TASKS},
@@ -553,25 +615,27 @@ BACKGROUND_FAILURES = Metric(
 
 
 def markdown() -> str:
-    """The page of the documentation."""
+    """Returns docs/reference/metrics.md."""
     lines = [
         "# Metrics",
         "",
-        "This page is made by `midstream metrics --markdown`. [Watch it](../how-to/watch-it.md) says where they are served, and",
-        "has the dashboards and alerts that are made of them.",
+        "This page is made by `midstream metrics --markdown`. [Watch it](../how-to/watch-it.md) tells where they are served, and",
+        "has dashboards and alerts.",
         "",
-        "No metric is touched per token. “Costs” says how often one is: a counter or gauge costs 0.5 µs, or 1.5 with several",
-        "gateway processes, a histogram 1.5 or 4. Every value of a label exists from the start. The `gen_ai_` metrics follow",
-        f"OpenTelemetry's conventions; a model has a label of its own once it has answered, the first {MODELS_MAX} of them,",
-        f"any other is `{OTHER}`.",
+        "No metric is updated per token. “Costs” states how often a metric is updated. One update of a counter or gauge takes",
+        "0.5 µs, or 1.5 µs with several gateway processes; of a histogram 1.5 or 4 µs. Every value of a label exists from the start.",
+        f"The `gen_ai_` metrics follow OpenTelemetry's conventions; the first {MODELS_MAX} models that have answered have labels",
+        f"of their own, any other is `{OTHER}`.",
     ]
     for where, title in (("gateway", "Gateway"), ("worker", "Worker"), ("both", "Both")):
         lines += ["", f"## {title}", "", "| metric | kind | labels | meaning | costs |", "|---|---|---|---|---|"]
-        for one in defined():
-            if one.where == where:
+        for metric in defined():
+            if metric.where == where:
                 labels = "; ".join(
                     f"`{label}`: {', '.join(values)}" if values else f"`{label}`"
-                    for label, values in one.labels.items()
+                    for label, values in metric.labels.items()
                 )
-                lines.append(f"| `{one.exposed}` | {one.kind} | {labels or '–'} | {one.help} | {one.cost} |")
+                lines.append(
+                    f"| `{metric.exposed}` | {metric.kind} | {labels or '–'} | {metric.help} | {metric.cost} |"
+                )
     return "\n".join(lines) + "\n"

@@ -33,18 +33,18 @@ class Claim(NamedTuple):
 
 
 class Lease(NamedTuple):
-    """A worker's claim on a request, as others see it."""
+    """A worker's claim on a request, as the console sees it."""
 
     worker: str
     age_seconds: float
-    """Since it was taken or renewed."""
+    """The time since the lease was taken or renewed."""
 
 
 class QueueCounts(NamedTuple):
-    """How full the queue is."""
+    """Numbers of requests in the queue."""
 
     requests: int
-    """Those that wait for a worker and those that one has claimed."""
+    """Requests that wait for a worker or that a worker has claimed."""
     claimed: int
     oldest_waiting_at: float | None
     """When the oldest request that waits was added (Unix seconds, by Redis's clock); None if none waits."""
@@ -235,7 +235,7 @@ class RequestQueue:
         return claims
 
     async def _unless_missing(self, *command: bytes | str | int) -> Any:
-        """The reply; nothing where the queue does not exist yet, or its key holds something else."""
+        """Returns the reply; nothing if the queue does not exist yet, or its key has another type."""
         try:
             return await self._commands.execute(*command)
         except RedisRefused as error:

@@ -32,7 +32,7 @@ from shared.token_counts import tokens_between
 
 logger = logging.getLogger(__name__)
 line_logger = logging.getLogger("midstream.receipt")
-"""One line per ended stream."""
+"""The logger of receipts: one line per ended stream."""
 
 CONNECTIONS_MAX = 1000
 """Connections listed per stream: a client that flaps for an hour at one a second stays within; each costs 200 bytes."""

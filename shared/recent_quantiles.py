@@ -9,23 +9,23 @@ from prometheus_client import Histogram
 WINDOW_SECONDS = 30.0
 
 
-class Lately:
-    """Quantiles over the last half minute, from the difference of two looks. About 30 µs per look."""
+class RecentQuantiles:
+    """Quantiles over the last 30 s, from the difference of two readings of a histogram. A reading takes about 30 µs."""
 
     def __init__(self, histogram: Histogram) -> None:
         self._histogram = histogram
-        self._looks: deque[tuple[float, list[float]]] = deque()
+        self._readings: deque[tuple[float, list[float]]] = deque()
         self._bounds: list[float] = []
 
-    def told(self, now: float) -> dict[str, float] | None:
-        """`p50_ms`, `p99_ms`, each the upper bound of its bucket at most, and `samples`; None if there are none.
+    def current(self, now: float) -> dict[str, float] | None:
+        """Returns `p50_ms`, `p99_ms`, each at most the upper bound of its bucket, and `samples`; None if there are no samples.
 
-        To be asked every few seconds, with a clock's time.
+        Must be called every few seconds, with the time of a clock in seconds.
         """
-        self._looks.append((now, self._buckets()))
-        while len(self._looks) > 1 and self._looks[1][0] <= now - WINDOW_SECONDS:
-            self._looks.popleft()
-        first, last = self._looks[0][1], self._looks[-1][1]
+        self._readings.append((now, self._buckets()))
+        while len(self._readings) > 1 and self._readings[1][0] <= now - WINDOW_SECONDS:
+            self._readings.popleft()
+        first, last = self._readings[0][1], self._readings[-1][1]
         counts = [after - before for before, after in zip(first, last, strict=True)]  # cumulative
         samples = counts[-1]
         if samples <= 0:
@@ -35,12 +35,12 @@ class Lately:
 
     def _buckets(self) -> list[float]:
         (metric,) = self._histogram.collect()
-        buckets = [one for one in metric.samples if one.name.endswith("_bucket")]
-        self._bounds = [float(one.labels["le"]) for one in buckets]
-        return [one.value for one in buckets]
+        buckets = [sample for sample in metric.samples if sample.name.endswith("_bucket")]
+        self._bounds = [float(bucket.labels["le"]) for bucket in buckets]
+        return [bucket.value for bucket in buckets]
 
     def _quantile(self, counts: list[float], share: float) -> float:
-        """As Prometheus' histogram_quantile: evenly spread within a bucket; the last finite bound for what is beyond it."""
+        """Computes a quantile as Prometheus' histogram_quantile: values are evenly spread within a bucket; beyond the last bound it is that."""
         wanted, below, lower = share * counts[-1], 0.0, 0.0
         for bound, count in zip(self._bounds, counts, strict=True):
             if count >= wanted:

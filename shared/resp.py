@@ -1,11 +1,12 @@
 """One pipelined connection to Redis for the two hot paths: appends, and what a gateway follows.
 
-redis-py spends 17–45 µs of Python on a command and 6–12 µs on a pushed message; this spends 3.5 and 1. It has no pool,
-no task and no time-out per command: whatever is sent within one turn of the event loop (a busy worker: within a
-millisecond) leaves in one write, and replies are matched by their order. It reconnects for ever, with jittered back-off.
+redis-py spends 17–45 µs of Python on a command and 6–12 µs on a pushed message; this module spends 3.5 and 1 µs. It has no
+pool, no task and no time-out per command: all commands that are sent within one turn of the event loop (of a busy worker:
+within a millisecond) leave in one write, and replies are matched to commands by their order. It reconnects for ever, with
+jittered back-off.
 
-What was sent and not answered is never silently dropped: its callback gets `Disconnected`, and the sender, who alone
-knows what the command meant, decides. (RESP2: https://redis.io/docs/latest/develop/reference/protocol-spec/)
+A command that gets no reply is never silently dropped: its callback gets `Disconnected`, and the sender decides what to do.
+(RESP2: https://redis.io/docs/latest/develop/reference/protocol-spec/)
 """
 
 from __future__ import annotations
@@ -28,24 +29,25 @@ logger = logging.getLogger(__name__)
 
 Argument = bytes | str | int | float
 OnReply = Callable[[Any], None]
-"""Gets the reply, or a `Disconnected` or `RedisRefused` instance. An exception that it raises is logged and counted, and
-touches nothing else: not the connection, and not the other replies."""
+"""Gets the reply, or a `Disconnected` or `RedisRefused` instance. An exception that it raises is logged and counted; the
+connection and the other replies are not affected."""
 
 _FIRST_PAUSE_SECONDS = 0.02
 _FEED_BYTES = 16_384
-"""Fed to the parser at once: with each reply it moves all that it has not parsed, which for 256 KB triples the work."""
+"""The most bytes that hiredis gets at a time: with each reply it moves the bytes that it has not parsed yet, and with 256 KB that
+triples the work."""
 _GATHER_SECONDS = 0.001
 """How long a busy connection gathers commands for one write: Redis then wakes up once for all of them, and so do the gateways
 for what it publishes. uvloop's timers count whole milliseconds, so on average it is half of that."""
 _FEW = 3
 """So many commands under way, or gathered, are not worth waiting for: one stream alone never has more."""
 _CLOSE_SECONDS = 0.5
-"""How long what was written may take to leave when a connection is closed for good."""
+"""How long the last bytes may take to be sent when a connection is closed for good."""
 _pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
 
 def _settle(future: asyncio.Future[Any], reply: Any) -> None:
-    """Give a reply to whoever waits for it, unless nobody does any more."""
+    """Resolves the future with a reply, unless it is done or cancelled already."""
     if future.done():
         return
     if isinstance(reply, Exception):
@@ -55,10 +57,10 @@ def _settle(future: asyncio.Future[Any], reply: Any) -> None:
 
 
 class RespConnection(asyncio.Protocol):
-    """A connection that is made, kept and renewed in the background.
+    """A connection that is opened, checked and reopened in the background.
 
-    With `on_push` it is a subscriber: every reply after the handshake goes there, in lists, and nothing else may be
-    sent on it than (S)SUBSCRIBE, (S)UNSUBSCRIBE and PING. `on_up` is called at every (re)connection, when Redis answers.
+    With `on_push` it is a subscriber: `on_push` gets every reply after the handshake, in lists, and only (S)SUBSCRIBE,
+    (S)UNSUBSCRIBE and PING may be sent. `on_up` is called after every (re)connection, as soon as Redis answers.
     One that `gathers` sends at once while few commands are under way, and else what came in about a millisecond in one write.
     """
 
@@ -95,15 +97,15 @@ class RespConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self.reconnects = self.writes = self.failed_callbacks = 0
         self.refusal: RedisRefused | None = None
-        """Why Redis did not let it in at the last try: a password, a permission. None while it is up, or Redis is away."""
+        """Why Redis refused the last connection: a wrong password, a missing permission. None while connected, or if Redis is unreachable."""
 
     def start(self) -> None:
-        """Begin to connect, in the background. Once, inside a running loop."""
+        """Begins to connect, in the background. Must be called once, inside a running loop."""
         self._loop = asyncio.get_running_loop()
         self._task = keep_running("connection", self._keep_connected)
 
     async def close(self) -> None:
-        """Close for good; unanswered commands get `Disconnected`."""
+        """Closes the connection for good; unanswered commands get `Disconnected`."""
         self._closed = True
         if self._task is not None:
             self._task.cancel()
@@ -116,7 +118,7 @@ class RespConnection(asyncio.Protocol):
                 async with asyncio.timeout(_CLOSE_SECONDS):
                     await self._lost.wait()
             except TimeoutError:
-                transport.abort()  # a frozen Redis takes no byte; and a connect cancelled at its end may tell nothing
+                transport.abort()  # a frozen Redis takes no byte; after a cancelled connect `connection_lost` may never be called
 
     @property
     def is_up(self) -> bool:
@@ -128,7 +130,7 @@ class RespConnection(asyncio.Protocol):
     # --- sending
 
     def send(self, arguments: tuple[Argument, ...], on_reply: OnReply) -> None:
-        """Send a command; `on_reply` gets what comes of it, never before this returns."""
+        """Sends a command. `on_reply` is called with its reply or error, never before this returns."""
         if not self._up.is_set():
             self._loop.call_soon(on_reply, Disconnected())
             return
@@ -138,9 +140,9 @@ class RespConnection(asyncio.Protocol):
         self._write(_pack(arguments))
 
     async def execute(self, *arguments: Argument) -> Any:
-        """Send a command and wait for its reply. Raises Disconnected, RedisRefused.
+        """Sends a command and waits for its reply. Raises Disconnected, RedisRefused.
 
-        A caller that is cancelled leaves the connection in order: the reply is read and passed over.
+        A caller may be cancelled: the reply is then read and ignored.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
         self.send(arguments, partial(_settle, future))
@@ -150,7 +152,7 @@ class RespConnection(asyncio.Protocol):
             del future  # an error in it leads, by its traceback, to this frame, which must not lead back
 
     def push(self, *arguments: Argument) -> None:
-        """Send what is answered by pushes, on a subscriber. Passed over while disconnected: `on_up` says it again."""
+        """Sends a command whose reply goes to `on_push`. Ignored while disconnected: `on_up` must send it again."""
         if self._up.is_set():
             self._write(_pack(arguments))
 
@@ -200,8 +202,8 @@ class RespConnection(asyncio.Protocol):
                 reader.feed(data, start, min(_FEED_BYTES, size - start))
                 self._take_replies(reader)
         except hiredis.HiredisError as error:
-            # Nobody knows any more which reply belongs to what: only a new connection does.
-            logger.warning("%s: %s does not speak as Redis does: %s", self._name, self._address, error)
+            # It is no longer known which reply belongs to which command: only a new connection helps.
+            logger.warning("%s: %s does not speak the Redis protocol: %s", self._name, self._address, error)
             if self._transport is not None:
                 self._transport.abort()
 
@@ -220,7 +222,7 @@ class RespConnection(asyncio.Protocol):
             try:
                 on_reply = unanswered.popleft()
             except IndexError:
-                raise hiredis.ProtocolError("a reply to no command") from None
+                raise hiredis.ProtocolError("a reply for which no command was sent") from None
             try:
                 on_reply(reply)
             except Exception:
@@ -233,9 +235,9 @@ class RespConnection(asyncio.Protocol):
             self._failed(callback)
 
     def _failed(self, callback: Callable[[Any], None]) -> None:
-        """A callback has raised what is being handled: a bug, and nobody else's trouble."""
+        """Logs and counts the exception that a callback has raised: a bug, which must not affect other callbacks."""
         self.failed_callbacks += 1
-        logger.exception("%s: a reply could not be taken by %r", self._name, callback)
+        logger.exception("%s: %r raised an exception for its reply", self._name, callback)
 
     # --- keeping it up
 
@@ -269,9 +271,10 @@ class RespConnection(asyncio.Protocol):
             pause_seconds = min(pause_seconds * 2, self._pause_seconds_max)
 
     async def _shake_hands(self) -> None:
-        """Log in, see that Redis answers, name the connection, load the scripts. Pipelined: one round trip.
+        """Logs in, checks that Redis answers, names the connection, loads the scripts; all in one round trip.
 
-        Raises RedisRefused. A Redis that bars the last two is used as it is: a script that it does not know is sent whole.
+        Raises RedisRefused. A Redis that forbids CLIENT SETNAME or SCRIPT LOAD is used all the same: scripts that it does not
+        know are then sent with their source.
         """
         needed: list[tuple[Argument, ...]] = [*self._address.login_commands(), ("PING",)]
         commands: list[tuple[Argument, ...]] = [
@@ -279,20 +282,20 @@ class RespConnection(asyncio.Protocol):
             ("CLIENT", "SETNAME", f"midstream-{self._name}"),
             *(("SCRIPT", "LOAD", source) for source in self._scripts),
         ]
-        answers = []
+        replies = []
         for command in commands:
-            answer: asyncio.Future[Any] = self._loop.create_future()
-            self._unanswered.append(lambda reply, answer=answer: answer.done() or answer.set_result(reply))  # type: ignore[misc]
+            future: asyncio.Future[Any] = self._loop.create_future()
+            self._unanswered.append(lambda reply, future=future: future.done() or future.set_result(reply))  # type: ignore[misc]
             self._write(_pack(command))
-            answers.append(answer)
-        for index, reply in enumerate(await asyncio.gather(*answers)):
+            replies.append(future)
+        for index, reply in enumerate(await asyncio.gather(*replies)):
             if isinstance(reply, RedisRefused) and index >= len(needed) and not reply.passing:
-                logger.debug("%s: %s bars %s: %s", self._name, self._address, commands[index][0], reply)
+                logger.debug("%s: %s forbids %s: %s", self._name, self._address, commands[index][0], reply)
             elif isinstance(reply, Exception):
                 raise reply
 
     async def _watch(self) -> None:
-        """Return when the connection is lost; abort one that is silent although it owes a reply."""
+        """Returns when the connection is lost. Aborts it if Redis is silent for too long although a reply is due."""
         while not self._lost.is_set():
             try:
                 async with asyncio.timeout(self._reply_seconds / 2):
@@ -300,8 +303,8 @@ class RespConnection(asyncio.Protocol):
                     return
             except TimeoutError:
                 silent_seconds = self._loop.time() - self._heard_at
-            owes_a_reply = bool(self._unanswered) or self._on_push is not None
-            if owes_a_reply and silent_seconds > self._reply_seconds and self._transport is not None:
+            reply_is_due = bool(self._unanswered) or self._on_push is not None
+            if reply_is_due and silent_seconds > self._reply_seconds and self._transport is not None:
                 logger.warning("%s: no reply from %s for %.1f s", self._name, self._address, silent_seconds)
                 self._transport.abort()
             elif self._on_push is not None:

@@ -157,7 +157,7 @@ class Settings:
     stream_bytes_max: int = _setting(
         16 << 20,
         "bytes",
-        "A log whose values would have more bytes ends as failed: log_full. A worker keeps a copy of what it writes, to repair a Redis that has lost entries.",
+        "A log whose values, without the request, would have more bytes ends as failed: log_full. A worker keeps a copy of what it writes, to repair a Redis that has lost entries.",
         least=1024,
     )
     entry_tokens_max: int = _setting(
@@ -213,7 +213,10 @@ class Settings:
     )
 
     body_bytes_max: int = _setting(
-        1 << 20, "bytes", "The largest request body. It is stored in Redis with the stream.", least=1024
+        24 << 20,
+        "bytes",
+        "The largest request body, decoded: room for several photos. It is stored in Redis until the answer ends; with a response of OpenAI's API that is stored, as long as its log.",
+        least=1024,
     )
     gateway_processes: int = _setting(
         1,
@@ -231,6 +234,11 @@ class Settings:
         "",
         "names",
         "Host names that the gateway answers for, beside localhost and IP addresses: separated by commas, as in chat.example.com; * for all. Others get 421, which stops DNS rebinding: a page whose own host name points here. If it is not set: none on a loopback address, all elsewhere.",
+    )
+    path_prefix: str = _setting(
+        "",
+        "path",
+        "The path below which a proxy offers this gateway, as in /ai: it stands before the paths in answers (Location, events_url). Requests may have it, or the proxy may have removed it. If it is not set: none.",
     )
     console: str = _setting(
         "auto",

@@ -1,8 +1,8 @@
-"""The part of tracing that knows OpenTelemetry: imported only where traces are wanted.
+"""The part of tracing that uses OpenTelemetry: imported only if tracing is on.
 
-The SDK's own thread sends what has ended, in batches, from a queue that drops when it is full (OTEL_BSP_MAX_QUEUE_SIZE,
-2048 spans): a collector that is slow or away costs spans, and neither time nor memory. No global provider is set: FastAPI
-looks for one, and would add spans of its own, with whole queries in them.
+The SDK's thread sends ended spans in batches, from a queue that drops spans when it is full (OTEL_BSP_MAX_QUEUE_SIZE, 2048
+spans): with a slow or unreachable collector spans are lost, but no time and no memory. No global tracer provider is set, so that
+no library adds spans of its own, which might have whole queries in them.
 """
 
 from __future__ import annotations
@@ -32,25 +32,26 @@ Attributes = Mapping[str, str | bool | int | float | Sequence[str]]
 
 _KINDS = {"internal": SpanKind.INTERNAL, "server": SpanKind.SERVER, "client": SpanKind.CLIENT}
 _VALUE_CHARACTERS_MAX = 256
-"""Of an attribute, and of what clients give a name: a model's is not bounded by anything else."""
+"""The most characters of an attribute and of a span's name: nothing else limits the model name that a client sends."""
 _COMPLAINT_SECONDS = 300.0
-"""How often, at most, the log says that spans cannot be sent: the SDK would say so at every try."""
+"""The least time between two log lines that say that spans cannot be sent: the SDK logs one at every try."""
 _propagator = TraceContextTextMapPropagator()
 
 
 class Tracing:
-    """Begins spans, and sees that they are sent. One per process; it has a thread of its own."""
+    """Begins spans and has them sent. One per process; the SDK starts a thread for it."""
 
     def __init__(self, service: str) -> None:
-        """Raises ValueError for what the environment tells the SDK wrongly."""
+        """Raises ValueError if the SDK's environment variables have wrong values."""
         _quieten()
         own = {
             "service.name": service,
             "service.version": VERSION,
             "service.instance.id": f"{socket.gethostname()}-{os.getpid()}",
         }
-        told = OTELResourceDetector().detect().attributes  # OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES: they win
-        self._provider = TracerProvider(resource=Resource.create({**own, **told}), shutdown_on_exit=False)
+        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence.
+        from_environment = OTELResourceDetector().detect().attributes
+        self._provider = TracerProvider(resource=Resource.create({**own, **from_environment}), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("midstream", VERSION)
 
@@ -64,9 +65,10 @@ class Tracing:
         began_at: float | None = None,
         link: str = "",
     ) -> Span:
-        """Begin a span, now or at that time (Unix seconds). About 30 µs.
+        """Begins a span, now or at `began_at` (Unix seconds). About 30 µs.
 
-        `parent` and `link` are values of `traceparent`; without a good one the span begins a trace of its own, or has no link.
+        `parent` and `link` are values of `traceparent`. Without a valid parent the span begins a new trace; without a valid link
+        it has none.
         """
         linked = get_current_span(_propagator.extract({"traceparent": link})).get_span_context() if link else None
         return Span(
@@ -81,15 +83,15 @@ class Tracing:
         )
 
     async def close(self, within_seconds: float) -> None:
-        """Send what is left, if the collector takes it in time."""
+        """Sends the remaining spans, if the collector takes them in time."""
         loop, sent = asyncio.get_running_loop(), asyncio.Event()
 
         def send() -> None:
             self._provider.shutdown()
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed: `close` no longer waits
                 loop.call_soon_threadsafe(sent.set)
 
-        # The SDK waits for 30 s. A thread of the loop's executor would be waited for at the process's end, this one is not.
+        # The SDK may take 30 s. A daemon thread does not delay the end of the process, as one of the loop's executor would.
         threading.Thread(target=send, daemon=True).start()
         try:
             async with asyncio.timeout(within_seconds):
@@ -99,7 +101,7 @@ class Tracing:
 
 
 class Span:
-    """A span that has begun. Attributes are ids, numbers and names, never what was asked or answered."""
+    """A span that has begun. Attributes are ids, numbers and names, never a prompt or an answer."""
 
     __slots__ = ("_span",)
 
@@ -108,7 +110,7 @@ class Span:
 
     @property
     def traceparent(self) -> str:
-        """What makes others its children (W3C Trace Context, section 3.2): 55 characters."""
+        """The value that makes other spans children of this one (W3C Trace Context, section 3.2): 55 characters."""
         context = self._span.get_span_context()
         return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
@@ -119,9 +121,9 @@ class Span:
         self._span.add_event(name, _bounded(attributes or {}))
 
     def end(self, error: str = "", at: float | None = None) -> None:
-        """End it, now or at that time (Unix seconds). `error` is a code, and makes it one that failed.
+        """Ends the span, now or at the time `at` (Unix seconds). A span with an `error` counts as failed.
 
-        Never a message: a provider's may repeat the prompt.
+        `error` is a code, never a message: a provider's message may repeat the prompt.
         """
         if error:
             self.tell({"error.type": error})
@@ -140,7 +142,7 @@ def _nanoseconds(seconds: float) -> int:
 
 
 class _Seldom(logging.Handler):
-    """What the SDK complains of, in one line and now and then."""
+    """Logs the SDK's warnings as one line each, one in 5 minutes at most."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -150,7 +152,7 @@ class _Seldom(logging.Handler):
         now = time.monotonic()
         if now >= self._next_at:
             self._next_at = now + _COMPLAINT_SECONDS
-            logger.warning("traces: %s (said once in %g s at most)", record.getMessage(), _COMPLAINT_SECONDS)
+            logger.warning("traces: %s (logged once in %g s at most)", record.getMessage(), _COMPLAINT_SECONDS)
 
 
 def _quieten() -> None:

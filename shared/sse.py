@@ -40,6 +40,8 @@ class Decoder:
 
     def __init__(self, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
         self.last_id = ""
+        """The id after which to reconnect: it counts once its event is complete, so that no cut event is passed over."""
+        self._id = ""
         self.retry_milliseconds: int | None = None
         self._event_bytes_max = event_bytes_max
         self._parts: list[bytes] = []
@@ -89,7 +91,7 @@ class Decoder:
     def _line(self, line: str) -> Message | None:
         if not line:
             data, event = self._data, self._event
-            self._data, self._event, self._data_bytes = [], "", 0
+            self._data, self._event, self._data_bytes, self.last_id = [], "", 0, self._id
             return Message(self.last_id, event or "message", "\n".join(data)) if data else None
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
@@ -99,7 +101,7 @@ class Decoder:
         elif name == "event":
             self._event = value
         elif name == "id" and "\0" not in value:
-            self.last_id = value
+            self._id = value
         elif name == "retry" and value.isascii() and value.isdigit() and len(value) < 16:
             self.retry_milliseconds = int(value)
         return None

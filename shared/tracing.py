@@ -38,19 +38,19 @@ def set_up_tracing(service: str, environment: Mapping[str, str]) -> Tracing | No
 
 
 def is_wanted(environment: Mapping[str, str]) -> bool:
-    """Whether the standard variables (OpenTelemetry's "Environment Variable Specification") ask for traces over OTLP."""
+    """Returns whether the standard variables (OpenTelemetry's "Environment Variable Specification") turn on traces over OTLP."""
 
-    def told(*names: str) -> str:
+    def first_of(*names: str) -> str:  # the first variable that is set
         return next((value for name in names if (value := environment.get(name, "").strip())), "")
 
-    endpoint = told("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-    if not endpoint or told("OTEL_SDK_DISABLED").lower() == "true":
+    endpoint = first_of("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    if not endpoint or first_of("OTEL_SDK_DISABLED").lower() == "true":
         return False
-    exporters = {one.strip().lower() for one in (told("OTEL_TRACES_EXPORTER") or "otlp").split(",")}
+    exporters = {name.strip().lower() for name in (first_of("OTEL_TRACES_EXPORTER") or "otlp").split(",")}
     if "none" in exporters:
         return False
-    protocol = told("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
+    protocol = first_of("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
     if "otlp" not in exporters or protocol != "http/protobuf":
-        logger.warning("no traces: they are sent by the exporter otlp over http/protobuf, and by no other")
+        logger.warning("no traces: only the exporter otlp over http/protobuf is supported")
         return False
     return True

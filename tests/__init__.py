@@ -1,1 +1,1 @@
-"""unit: no I/O; contract: one suite, every backend; integration: real parts; e2e: real processes and clients."""
+"""Tests. unit: no I/O; contract: one suite for every backend; integration: real parts; e2e: real processes and clients."""

@@ -1,4 +1,4 @@
-"""Real servers for all tests: one embedded Valkey and one Redis per process. A test that kills one starts its own."""
+"""Real servers for all tests: one embedded Valkey and one Redis per process. A test that kills a server starts its own."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Reader:
         self.unchunker = Unchunker()
         self.chunked = True
         self.head: bytes | None = None
-        """What has come of the response's head so far; None until connected, b"-" once it is complete."""
+        """The received part of the response's head; None until connected, b"-" once it is complete."""
         self.sock: socket.socket
         self.opened_at = self.done_at = 0.0
         self.body: list[bytes] = []

@@ -118,7 +118,7 @@ class Parts:
 
     @property
     def placement(self) -> str:
-        """Who runs on which cores, for readers of the figures."""
+        """Which processes run on which cores, for readers of the figures."""
         if not self.self_started:
             return self.cores.describe_own()
         own_redis = any("valkey" in str(child.args) for child in self._children)

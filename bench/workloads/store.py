@@ -22,20 +22,20 @@ def w6(parts: Parts, sizes: Sizes, show: Show, *, units: tuple[int, ...] = TOKEN
     result: Figures = {"void": False, "generators": False}
     for unit in units:
         show(f"W6: {unit} tokens per entry")
-        for heard in (True, False):
-            name = f"us_per_token_{unit}" + ("" if heard else "_unheard")
-            result[name] = _time(parts, sizes, unit, heard=heard)
+        for subscribed in (True, False):
+            name = f"us_per_token_{unit}" + ("" if subscribed else "_unheard")
+            result[name] = _time(parts, sizes, unit, subscribed=subscribed)
         result[f"bytes_per_token_{unit}"] = _memory(parts, unit)
     return result
 
 
-def _time(parts: Parts, sizes: Sizes, unit: int, *, heard: bool) -> float:
+def _time(parts: Parts, sizes: Sizes, unit: int, *, subscribed: bool) -> float:
     """Returns Redis's CPU in µs per token appended and published, pipelined, with one subscriber or none."""
     with ExitStack() as stack:
         names = stack.enter_context(streams.begun(parts.redis, sizes.w6_streams))
         plan = {"redis": parts.redis_url, "streams": names, "tokens_per_entry": unit, "padding": 0, "held": HELD}
         publisher = stack.enter_context(parts.helper("bench.processes.publish", {**plan, "plain": _WORD}))
-        if heard:
+        if subscribed:
             stack.enter_context(parts.helper("bench.processes.channels", {"redis": parts.redis_url, "streams": names}))
         rounds = max(1, sizes.w6_tokens // unit // sizes.w6_streams)
         counts = RedisCounts(parts.redis)

@@ -1,7 +1,7 @@
-"""Makes the dashboards beside it: `python deploy/grafana/make_dashboards.py [--check]`.
+"""Writes the dashboards in the folder `dashboards`: `python deploy/grafana/make_dashboards.py [--check]`.
 
-A panel is a title, what it says, and its expressions; the JSON that Grafana wants around it is the same each time. Change
-them here: what is changed in Grafana is gone at its next start.
+A panel is a title, a description and its expressions; the rest of Grafana's JSON is alike for all panels. Change panels here:
+changes that are made in Grafana are lost at its next start.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _ROW_HEIGHT, _COLUMNS = 8, 24
 @dataclass
 class Panel:
     title: str
-    says: str
+    description: str
     expressions: dict[str, str]
-    """Legend to PromQL."""
+    """PromQL expressions by legend."""
     unit: str = "short"
     width: int = 8
     kind: str = "timeseries"
     stacked: bool = False
     thresholds: tuple[float, ...] = field(default_factory=tuple)
-    """Where it turns yellow, and red."""
+    """The values from which a panel turns yellow and red."""
 
 
 def rate(metric: str, by: str = "") -> str:
@@ -51,19 +51,23 @@ _UNDELIVERED = rate('midstream_receipt_tokens_total{fate="undelivered"}')
 
 OVERVIEW = [
     Panel(
-        "Running answers", "What workers generate now.", {"": "sum(midstream_attempts_running)"}, width=4, kind="stat"
+        "Running answers",
+        "Answers that workers generate now.",
+        {"": "sum(midstream_attempts_running)"},
+        width=4,
+        kind="stat",
     ),
     Panel("Readers", "Connections that follow a stream now.", {"": "sum(midstream_readers)"}, width=4, kind="stat"),
     Panel(
         "Tokens/s",
-        "Appended to the logs, in all attempts.",
+        "Tokens appended to the logs, in all attempts.",
         {"": rate("midstream_tokens_generated_total")},
         width=4,
         kind="stat",
     ),
     Panel(
         "First token (p95)",
-        "From a request's acceptance, with the queue and all tries.",
+        "Time from a request's acceptance; includes the queue and all calls of the provider.",
         {"": quantile(0.95, "midstream_time_to_first_token_seconds")},
         "s",
         width=4,
@@ -72,7 +76,7 @@ OVERVIEW = [
     ),
     Panel(
         "Failed streams",
-        "Of those that ended, what readers saw fail.",
+        "Share of the streams that ended as failed, after all tries.",
         {"": share(_FAILED, rate("midstream_streams_ended_total"))},
         "percentunit",
         width=4,
@@ -81,7 +85,7 @@ OVERVIEW = [
     ),
     Panel(
         "Redis memory left",
-        "To its maxmemory. At 0 answers end as log_full.",
+        "Share of memory left, up to maxmemory. At 0 answers end as log_full.",
         {"": "min(midstream_redis_headroom_bytes / (midstream_redis_headroom_bytes + midstream_redis_memory_bytes))"},
         "percentunit",
         width=4,
@@ -89,26 +93,26 @@ OVERVIEW = [
     ),
     Panel(
         "Streams that end",
-        "By status. Failed is after all tries; cancelled by a client, or because the last reader had gone.",
+        "By status. Failed: after all tries. Cancelled: by a client, or because the last reader had gone.",
         {"{{status}}": rate("midstream_streams_ended_total", "status")},
         "ops",
         stacked=True,
     ),
     Panel(
         "Tokens generated and delivered",
-        "DeliveryNote counts each reader of a stream, and what is read again. It follows up to 5 s later.",
+        "Delivered counts each reader of a stream, and tokens that are sent again; it is up to 5 s late.",
         {"generated": rate("midstream_tokens_generated_total"), "delivered": rate("midstream_tokens_delivered_total")},
     ),
-    Panel("Time to first token", "What a reader waits.", quantiles("midstream_time_to_first_token_seconds"), "s"),
+    Panel("Time to first token", "How long a reader waits.", quantiles("midstream_time_to_first_token_seconds"), "s"),
     Panel(
         "From append to socket",
-        "One sample per followed stream, its last entry. 1 ms when idle; the flush pace's 50 ms and the network on top when full.",
+        "One sample per followed stream, for its last entry. 1 ms on an idle system; at full load up to 50 ms more for merged writes, and the network.",
         quantiles("midstream_append_to_socket_seconds"),
         "s",
     ),
     Panel(
         "Queue",
-        "Requests that wait for a worker should be none for long.",
+        "Waiting requests should return to 0 soon; otherwise workers are missing.",
         {
             "waiting": 'max(midstream_queue_requests{state="waiting"})',
             "claimed": 'max(midstream_queue_requests{state="claimed"})',
@@ -116,24 +120,24 @@ OVERVIEW = [
     ),
     Panel(
         "Parts",
-        "Processes that answer Prometheus, and gateway processes in them.",
+        "Gateways and workers that answer Prometheus, and the number of gateway processes.",
         {"{{job}}": "sum by (job) (up)", "gateway processes": "sum(midstream_gateway_processes)"},
     ),
     Panel(
-        "Tokens that nobody had",
-        "Share of the tokens of ended streams that no connection was sent. They are paid for.",
+        "Undelivered tokens",
+        "Share of ended streams' tokens that were sent to no reader, but were paid for.",
         {"undelivered": share(_UNDELIVERED, rate("midstream_receipt_tokens_total"))},
         "percentunit",
     ),
     Panel(
         "Requests answered with an error",
-        "By HTTP status. 503: full, about to stop, or Redis is away.",
+        "By HTTP status. 503: the gateway is full or stopping, or Redis cannot be reached.",
         {"{{status}}": f"{rate('midstream_http_problems_total', 'status')}"},
         "ops",
     ),
     Panel(
         "CPU",
-        "Cores in use, by all processes of a part.",
+        "Cores in use by all processes of a gateway or worker.",
         {"{{job}} {{instance}}": rate("midstream_cpu_seconds_total", "job, instance")},
     ),
 ]
@@ -142,14 +146,14 @@ STREAMS = [
     Panel("Readers", "By gateway.", {"{{instance}}": "sum by (instance) (midstream_readers)"}, stacked=True),
     Panel(
         "Readers that leave",
-        "By how: completed, disconnected (came back or not), rotated (15 min), drained (gateway stopped), slow (took no bytes), error (log gone).",
+        "By outcome: completed, disconnected by the client, rotated (after 15 min), drained (gateway stopped), slow (took no bytes), error (log gone).",
         {"{{outcome}}": rate("midstream_reader_closes_total", "outcome")},
         "ops",
         stacked=True,
     ),
     Panel(
         "Streams followed, and created",
-        "Every stream that ends has its receipt on the log, a second later.",
+        "One second after its end, every stream's receipt is logged.",
         {
             "followed": "sum(midstream_streams_followed)",
             "created/s": rate("midstream_streams_created_total"),
@@ -158,14 +162,14 @@ STREAMS = [
     ),
     Panel(
         "Resumes",
-        "Readers that came back, by where they go on. Many from the log: they stay away long, or the ring is small.",
+        "Readers that resumed, by where their next event was. Many from the log: they were away for long, or the ring is small.",
         {"{{place}}": rate("midstream_resumes_total", "place")},
         "ops",
         stacked=True,
     ),
     Panel(
-        "How far back they resume",
-        "Events that a reader lacked as it came back.",
+        "Missed events at resumption",
+        "Events that a reader had missed when it resumed.",
         {
             "p50": quantile(0.5, "midstream_resume_events_back"),
             "p95": quantile(0.95, "midstream_resume_events_back"),
@@ -173,7 +177,7 @@ STREAMS = [
     ),
     Panel(
         "History",
-        "Readers that fell out of the ring, pages sent, pages read. Sent far above read: the cache works.",
+        "Readers that fell out of the ring, and pages of the log sent and read. Far more sent than read: the cache works.",
         {
             "fell out": rate("midstream_ring_fallouts_total"),
             "pages sent": rate("midstream_pages_sent_total"),
@@ -183,19 +187,19 @@ STREAMS = [
     ),
     Panel(
         "Reads of the log",
-        "By reason. Holes and checks are pushes that did not come; subscribed is a reconnection.",
+        "By reason. hole, check: pushed messages were missing. subscribed: a new subscription or a reconnection.",
         {"{{reason}}": rate("midstream_log_reads_total", "reason")},
         "ops",
         stacked=True,
     ),
     Panel(
         "Gaps",
-        "Holes in logs. Never anything but 0, unless Redis lost what it had acknowledged.",
+        "Gaps in logs. Always 0, unless Redis has lost entries that it had acknowledged.",
         {"gaps": "sum(increase(midstream_gaps_total[$__rate_interval]))"},
     ),
     Panel(
-        "What should not be there",
-        "Events that an API could not show; pushed messages that are no entries; replies of Redis that broke their handler.",
+        "Unexpected events",
+        "Must be 0: events that could not be encoded for an API; pushed messages that are not log entries; replies of Redis whose handler raised an exception.",
         {
             "events": "sum(increase(midstream_face_failures_total[$__rate_interval]))",
             "pushes": "sum(increase(midstream_pushes_passed_over_total[$__rate_interval]))",
@@ -203,23 +207,26 @@ STREAMS = [
         },
     ),
     Panel(
-        "From append to socket", "Sampled at the end of streams.", quantiles("midstream_append_to_socket_seconds"), "s"
+        "From append to socket",
+        "One sample per stream, at its end.",
+        quantiles("midstream_append_to_socket_seconds"),
+        "s",
     ),
     Panel(
         "Entries pushed, flushes",
-        "Fewer flushes than entries: what came together left together.",
+        "Fewer flushes than entries: several entries were merged into one write.",
         {"entries": rate("midstream_entries_pushed_total"), "flushes": rate("midstream_flushes_total")},
         "ops",
     ),
     Panel(
         "The flush pace",
-        "How long what is new may wait to be merged. 0: the process has time. 50 ms: it is at its end.",
+        "The longest wait of a new event to be merged. 0: the process has CPU time to spare. 50 ms: it has none left.",
         {"{{instance}}": "max by (instance) (midstream_tick_seconds)"},
         "s",
     ),
     Panel(
         "Event loop lag",
-        "How late timers fire: what everything in the process waits.",
+        "How late timers fire: everything in the process is delayed by as much.",
         {
             "{{job}} p99": "histogram_quantile(0.99, sum by (le, job) (rate(midstream_loop_lag_seconds_bucket[$__rate_interval])))"
         },
@@ -227,7 +234,7 @@ STREAMS = [
     ),
     Panel(
         "Memory of gateways",
-        "All processes of each, and what of it are pages of history.",
+        "Resident memory of all processes of each gateway, and the part that cached pages of logs use.",
         {
             "{{instance}}": 'sum by (instance) (midstream_resident_bytes{job="midstream-gateway"})',
             "pages": "sum(midstream_page_cache_bytes)",
@@ -236,12 +243,12 @@ STREAMS = [
     ),
     Panel(
         "Gateway processes started",
-        "More than at a deployment: they die.",
+        "Starts of processes. An increase without a deployment means that processes die.",
         {"{{instance}}": "sum by (instance) (midstream_gateway_process_starts_total)"},
     ),
     Panel(
         "Cancelled",
-        "By whom. `disconnect`: the last reader had gone for longer than the request allows.",
+        "By origin. `disconnect`: the last reader had gone for longer than the request allows.",
         {"{{by}}": rate("midstream_cancels_total", "by")},
         "ops",
         stacked=True,
@@ -252,7 +259,7 @@ _BY_MODEL = "le, gen_ai_request_model"
 PRODUCERS = [
     Panel(
         "Slots in use",
-        "At 1 the next request waits in the queue.",
+        "At 100 % the next request waits in the queue.",
         {
             "{{instance}}": "sum by (instance) (midstream_attempts_running) / sum by (instance) (midstream_attempt_slots)"
         },
@@ -260,34 +267,39 @@ PRODUCERS = [
     ),
     Panel(
         "Oldest request that waits",
-        "0 while any worker is free.",
+        "How long it has waited; 0 while any worker is free.",
         {"oldest": "max(midstream_queue_oldest_seconds)"},
         "s",
     ),
-    Panel("Wait in the queue", "From acceptance to the first attempt.", quantiles("midstream_queue_wait_seconds"), "s"),
+    Panel(
+        "Wait in the queue",
+        "Time from acceptance to the first attempt.",
+        quantiles("midstream_queue_wait_seconds"),
+        "s",
+    ),
     Panel(
         "Attempts that end",
-        "By how. restarted: the provider broke off in mid-answer. fenced: cancelled, or taken over.",
+        "By outcome. restarted: the provider broke off in mid-answer. fenced: cancelled, deleted or taken over.",
         {"{{outcome}}": rate("midstream_attempts_total", "outcome")},
         "ops",
         stacked=True,
     ),
     Panel(
         "Provider errors",
-        "By code; a try may still repair them.",
+        "Failed calls by code; a retry may still succeed.",
         {"{{code}}": rate("midstream_provider_errors_total", "code"), "calls": rate("midstream_provider_calls_total")},
         "ops",
     ),
     Panel(
         "Streams that fail",
-        "By code, after all tries: what readers see.",
+        "By code, after all tries, as readers see it.",
         {"{{code}}": rate("midstream_stream_failures_total", "code")},
         "ops",
         stacked=True,
     ),
     Panel(
         "Provider: time to first chunk (p95)",
-        "Without queue and tries. By model.",
+        "By model; without the time in the queue and earlier tries.",
         {
             "{{gen_ai_request_model}}": f"histogram_quantile(0.95, {rate('gen_ai_client_operation_time_to_first_chunk_seconds_bucket', _BY_MODEL)})"
         },
@@ -295,7 +307,7 @@ PRODUCERS = [
     ),
     Panel(
         "Provider: time per token (p50)",
-        "Mean of each complete answer. By model.",
+        "By model; each complete answer counts with its mean.",
         {
             "{{gen_ai_request_model}}": f"histogram_quantile(0.5, {rate('gen_ai_server_time_per_output_token_seconds_bucket', _BY_MODEL)})"
         },
@@ -303,7 +315,7 @@ PRODUCERS = [
     ),
     Panel(
         "Provider: duration of a call (p95)",
-        "By what it came to; without a name: well.",
+        "By failure code; without a name: successful calls.",
         {
             "{{error_type}}": f"histogram_quantile(0.95, {rate('gen_ai_client_operation_duration_seconds_bucket', 'le, error_type')})"
         },
@@ -311,7 +323,7 @@ PRODUCERS = [
     ),
     Panel(
         "Tokens that the provider bills",
-        "As it says them, by model.",
+        "From the provider's `usage`, by model.",
         {
             "{{gen_ai_token_type}} {{gen_ai_request_model}}": rate(
                 "gen_ai_client_token_usage_sum", "gen_ai_token_type, gen_ai_request_model"
@@ -320,7 +332,7 @@ PRODUCERS = [
     ),
     Panel(
         "Complete answers",
-        "By finish_reason. length: cut off at the limit.",
+        "By finish_reason. length: truncated at the limit.",
         {"{{finish_reason}}": rate("midstream_answers_total", "finish_reason")},
         "ops",
         stacked=True,
@@ -333,7 +345,7 @@ PRODUCERS = [
     ),
     Panel(
         "Leases",
-        "Taken over from workers that died or stalled; lost to others.",
+        "Leases taken over from workers that died or stalled, and leases that workers lost.",
         {
             "taken over": "sum(increase(midstream_lease_takeovers_total[$__rate_interval]))",
             "lost": "sum(increase(midstream_leases_lost_total[$__rate_interval]))",
@@ -341,12 +353,12 @@ PRODUCERS = [
     ),
     Panel(
         "Fenced writes",
-        "Attempts that a later one, a cancel or a delete refused: the fence at work.",
+        "Attempts whose entries were refused because of a later attempt, a cancel or a delete.",
         {"fenced": "sum(increase(midstream_fenced_writes_total[$__rate_interval]))"},
     ),
     Panel(
         "Oddities of providers",
-        "Values of another shape than the documented one: left out or made text.",
+        "Values of another shape than documented; they were left out or turned into text.",
         {"{{kind}}": "sum by (kind) (increase(midstream_provider_oddities_total[$__rate_interval]))"},
     ),
     Panel(
@@ -360,27 +372,32 @@ PRODUCERS = [
 REDIS = [
     Panel(
         "Memory",
-        "What Redis uses, and what it may still take.",
+        "Memory that Redis uses, and that it may still use.",
         {"used": "max(midstream_redis_memory_bytes)", "left": "min(midstream_redis_headroom_bytes)"},
         "bytes",
         stacked=True,
     ),
     Panel(
         "Round trip",
-        "A PING on the shared connection, once a second.",
+        "Round trip of a PING on the shared connection, once a second.",
         quantiles("midstream_redis_round_trip_seconds"),
         "s",
     ),
-    Panel("Append", "Append and publish, sampled at attempts' ends.", quantiles("midstream_append_seconds"), "s"),
+    Panel(
+        "Append",
+        "Time to append and publish the first and the last entry of an attempt.",
+        quantiles("midstream_append_seconds"),
+        "s",
+    ),
     Panel(
         "Commands/s",
-        "As Redis counts them, those in scripts too.",
+        "Commands as Redis counts them, those in scripts included.",
         {"commands": "max(midstream_redis_commands_per_second)"},
         "ops",
     ),
     Panel(
         "Pipelines/s",
-        "Writes to Redis: all that was ready in one turn of an event loop.",
+        "Writes to Redis; each has all commands of one turn of an event loop.",
         {"{{job}} {{connection}}": rate("midstream_redis_writes_total", "job, connection")},
         "ops",
     ),
@@ -394,13 +411,17 @@ REDIS = [
     ),
     Panel(
         "Keys",
-        "Logs, notes on deliveries, idempotency keys. They expire by themselves.",
+        "Logs, delivery notes, idempotency keys. All of them expire.",
         {"keys": "max(midstream_redis_keys)"},
     ),
-    Panel("Clients", "Connections, ours and others'.", {"clients": "max(midstream_redis_clients)"}),
     Panel(
-        "What it lost",
-        "Keys evicted; logs that workers had to repair. Both must be 0.",
+        "Clients",
+        "Connections to Redis, those of other programs included.",
+        {"clients": "max(midstream_redis_clients)"},
+    ),
+    Panel(
+        "Lost data",
+        "Keys that Redis evicted, and logs that workers had to repair. Both must be 0.",
         {
             "evicted": "max(midstream_redis_evicted_keys)",
             "repairs": "sum(increase(midstream_log_repairs_total[$__rate_interval]))",
@@ -408,7 +429,7 @@ REDIS = [
     ),
     Panel(
         "Silent streams compared",
-        "Checks of what pushes may not have told, and those that found more.",
+        "Checks for pushed messages that were lost, and those that found some.",
         {
             "checks": rate("midstream_log_checks_total"),
             "found more": rate('midstream_log_reads_total{reason="check"}'),
@@ -426,7 +447,7 @@ DASHBOARDS = {
 
 
 def dashboard(name: str, title: str, panels: list[Panel]) -> dict[str, Any]:
-    """As Grafana keeps it."""
+    """Returns the dashboard's JSON as Grafana stores it."""
     drawn: list[dict[str, Any]] = []
     x = y = 0
     for number, panel in enumerate(panels, 1):
@@ -470,7 +491,7 @@ def _drawn(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
         "id": number,
         "type": panel.kind,
         "title": panel.title,
-        "description": panel.says,
+        "description": panel.description,
         "datasource": source,
         "gridPos": place,
         "fieldConfig": {"defaults": defaults, "overrides": []},
@@ -493,7 +514,7 @@ def main(arguments: list[str]) -> int:
         else:
             path.write_text(made)
     if out_of_date:
-        sys.stderr.write(f"out of date: {', '.join(out_of_date)}; make them anew: python {sys.argv[0]}\n")
+        sys.stderr.write(f"out of date: {', '.join(out_of_date)}; to make them again: python {sys.argv[0]}\n")
     return 1 if out_of_date else 0
 
 

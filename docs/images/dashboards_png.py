@@ -24,7 +24,7 @@ _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE.parents[1]
 sys.path.insert(0, str(_ROOT))  # tests.support starts the processes
 
-from tests.support.load import a_bit_of_everything, metrics_address  # noqa: E402
+from tests.support.load import metrics_address, mixed_streams  # noqa: E402
 from tests.support.prometheus import Prometheus  # noqa: E402
 from tests.support.redis_server import free_port  # noqa: E402
 from tests.support.system import System  # noqa: E402
@@ -45,7 +45,7 @@ async def load(system: System, seconds: float) -> None:
 
     async def again_and_again() -> None:
         while time.monotonic() < until:
-            await a_bit_of_everything(system)
+            await mixed_streams(system)
 
     async def kill_one() -> None:
         await asyncio.sleep(seconds / 2)

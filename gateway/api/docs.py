@@ -16,7 +16,7 @@ from gateway.api import operations
 from gateway.api.openapi import document
 from gateway.console.files import PAGE_HEADERS
 from gateway.http.connection import Scope
-from gateway.http.routes import ASGI, Route, get_and_head, handler_for
+from gateway.http.routes import ASGI, Route, handler_for
 
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}"
@@ -36,12 +36,12 @@ Json = dict[str, Any]
 class Docs:
     """The part of the gateway that describes all of its routes, made once from their table."""
 
-    def __init__(self, routes: Sequence[Route]) -> None:
+    def __init__(self, routes: Sequence[Route], path_prefix: str) -> None:
         self.routes = (
-            *get_and_head("/docs", self.page, operations.DOCS),
-            *get_and_head("/openapi.json", self.openapi, operations.OPENAPI),
+            Route("GET", "/docs", self.page, operations.DOCS),
+            Route("GET", "/openapi.json", self.openapi, operations.OPENAPI),
         )
-        described = document([*routes, *self.routes])
+        described = document([*routes, *self.routes], path_prefix)
         self._page = page_of(described).encode()
         self._document = orjson.dumps(described)
 
@@ -64,8 +64,7 @@ def page_of(described: Json) -> str:
     sections: dict[str, list[str]] = {}
     for path, item in described["paths"].items():
         for method, operation in item.items():
-            if method != "head":  # as GET, without the body
-                sections.setdefault(operation["tags"][0], []).append(_operation(path, method, operation, described))
+            sections.setdefault(operation["tags"][0], []).append(_operation(path, method, operation, described))
     tags = "".join(f"<h2>{escape(tag)}</h2>{''.join(parts)}" for tag, parts in sections.items())
     schemas = "".join(_schema(name, schema) for name, schema in described["components"]["schemas"].items())
     title = f"Midstream {escape(described['info']['version'])}: HTTP"
@@ -73,7 +72,7 @@ def page_of(described: Json) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>"
         '<p>For machines: <a href="openapi.json">openapi.json</a>. In full: docs/reference/http.md of the project. '
-        f"What answers GET with a page or a file also answers HEAD.</p>{tags}<h2>Schemas</h2>{schemas}</html>\n"
+        f"What answers GET also answers HEAD.</p>{tags}<h2>Schemas</h2>{schemas}</html>\n"
     )
 
 

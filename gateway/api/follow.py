@@ -61,13 +61,13 @@ class FollowRequest:
     face: Face
     place: Place = BEGINNING_PLACE
     headers: Headers = ()
-    """Of the response, beside those that every stream has."""
+    """Response headers in addition to those of every stream."""
     representation: str = ""
     """The name that makes the ETag of the whole of an ended stream; without one it has none."""
     first: bytes = b""
     """Stands before everything else in the body."""
     had: EventId | None = None
-    """What the client had before it is sent `first`, where `first` holds the events from there to the place."""
+    """The last event that the client had before this response, if `first` has the events from there up to the place."""
 
 
 class Subscribe:
@@ -107,7 +107,7 @@ class Subscribe:
         after_bytes = after_bytes_of(query_of(scope))
         self.take_place()
         history = await self._streams.history(stream_id)
-        if history.ended and place.is_behind(history.last):
+        if history.ended and place.is_at(history.last):
             await _nothing_more(send)
             return
         reached = max(history.last, place.after or BEGINNING)
@@ -139,20 +139,29 @@ class Subscribe:
             raise Problem(400, "prompt is missing: GET /stream?prompt=...")
         if len(prompt.encode()) > self._settings.body_bytes_max:
             raise Problem(413, f"the prompt is longer than {self._settings.body_bytes_max} bytes")
+        if scope["method"] == "HEAD":  # a safe method: nothing is generated (RFC 9110, section 9.2.1)
+            await _whole_stream(b"", send)
+            return
         self.take_place()
         model = query.get("model") or self._settings.default_model
         created = await self._streams.create(prompt_request(prompt, model), Policies(), {})
         stream_id = created["id"]
         # The browser must have an id before the first token, or a cut there would begin a second generation.
         accepted = orjson.dumps({"id": stream_id, "events_url": created["events_url"]})
-        first = b"id: %b/%b\nevent: accepted\ndata: %b\n\n" % (stream_id.encode(), bytes(FIRST_ID), accepted)
-        await self.follow(FollowRequest(stream_id, PROMPT, first=first), scope, send)
+        first = b"event: accepted\ndata: %b\nid: %b/%b\n\n" % (accepted, stream_id.encode(), bytes(FIRST_ID))
+        try:
+            await self.follow(FollowRequest(stream_id, PROMPT, first=first), scope, send)
+        except Problem as problem:
+            if problem.status != 503:
+                raise
+            # The stream is there. A client that did not get its id would come back for a second one.
+            await _whole_stream(PROMPT.prelude(self._settings.retry_milliseconds) + first, send)
 
     async def follow(self, request: FollowRequest, scope: Scope, send: Send) -> None:
         """Answers a request with a stream. 204 when nothing is left of it and never will be. Raises Problem 404, 410, 503."""
         face, place, headers = request.face, request.place, request.headers
         async with self.ready(request.stream_id, face, place) as tail:
-            if place.is_behind(tail.end_for(face)):
+            if place.is_at(tail.end_for(face), tail.ended):
                 await _nothing_more(send)
                 return
             if request.representation and tail.ended is not None and place == BEGINNING_PLACE:
@@ -230,6 +239,13 @@ class Subscribe:
             raise Problem(503, "this gateway has as many readers as it may have", retry_after_seconds=2)
         self._coming.add(task)
         task.add_done_callback(self._coming.discard)
+
+
+async def _whole_stream(body: bytes, send: Send) -> None:
+    """Answers with an event stream that ends at once."""
+    head = [(b"content-type", PROMPT.media_type), *_HEADERS]
+    await send({"type": "http.response.start", "status": 200, "headers": head})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _nothing_more(send: Send) -> None:

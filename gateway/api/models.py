@@ -25,16 +25,16 @@ class CancelAfter(Closed):
 
 
 class MidstreamOptions(Closed):
-    """What becomes of a stream that is interrupted or that nobody reads."""
+    """What happens to a stream that is interrupted or that nobody reads."""
 
     on_disconnect: Literal["continue"] | CancelAfter = CancelAfter(cancel_after=60)
     """How long generation goes on when no gateway has a reader of the stream."""
     on_interrupt: Literal["restart", "continue", "fail"] = "restart"
-    """What follows when a worker or the provider breaks off in mid-answer."""
+    """What happens when a worker or the provider fails in mid-answer."""
     pace_ms: Annotated[int, Field(ge=0, le=5_000)] | None = None
     """The least time between two entries of the log, in milliseconds: tokens in between share the next. The worker's setting where none is given."""
     metadata: dict[str, str] = Field(default_factory=dict, max_length=64)
-    """Kept with the stream."""
+    """Texts that are stored with the stream."""
 
 
 class Simulation(Closed):
@@ -53,7 +53,7 @@ class ChatMessage(Described):
     """A message as the Chat Completions API has it."""
 
     role: str
-    content: str | list[Any] | None = None
+    content: Any = None
 
 
 class StreamRequest(Described):
@@ -62,9 +62,9 @@ class StreamRequest(Described):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     model: Annotated[str, Field(min_length=1)] = Field(default_factory=str)
     """The gateway's default model where it is missing."""
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    n: Any = None
     stream_options: dict[str, Any] | None = None
     simulate: Simulation | None = None
     midstream: MidstreamOptions = MidstreamOptions()
@@ -93,7 +93,7 @@ class StreamError(Described):
     """One of the failure codes of docs/reference/http.md."""
     message: str
     retryable: bool
-    """Whether asking again, with a new stream, may help."""
+    """Whether another try, with a new stream, may succeed."""
 
 
 class StreamState(Described):
@@ -102,12 +102,14 @@ class StreamState(Described):
     id: str
     status: StreamStatus
     text: str
-    """The answer as it stands."""
+    """The answer's text so far."""
     tokens: Count
-    """The number of the provider's deltas in it."""
+    """The number of tokens and deltas in the text."""
     attempt: Count
     model: str | None
     finish_reason: str | None
+    native_finish_reason: str | None = None
+    """The provider's own word, where it is another."""
     truncated: bool
     """Whether the answer hit its length limit."""
     usage: dict[str, Any] | None
@@ -131,7 +133,7 @@ class ReceiptAttempt(Described):
 
 
 class Generated(Described):
-    """What was generated, of which `tokens` stand in the end."""
+    """What was generated. `tokens`: the number in the final answer."""
 
     tokens: Count
     usage: dict[str, Any] | None
@@ -139,7 +141,7 @@ class Generated(Described):
 
 
 class ReceiptConnection(Described):
-    """What was sent over one connection: the events behind `from`, up to `to`."""
+    """What was sent over one connection: the events after `from`, up to `to`."""
 
     id: str
     gateway: str
@@ -148,19 +150,19 @@ class ReceiptConnection(Described):
     opened_at: float
     closed_at: float | None
     outcome: str | None
-    """Null while it is open."""
+    """Null while the connection is open."""
     tokens: int
 
 
 class Delivered(Described):
-    """What was sent: how many of the tokens that stand, and over which connections."""
+    """What was sent: how many tokens of the final answer, and over which connections."""
 
     tokens: Count
     connections: list[ReceiptConnection]
 
 
 class Receipt(Described):
-    """What was generated and what was delivered of one stream."""
+    """The receipt of a stream: what was generated and what was delivered."""
 
     id: str
     status: StreamStatus
@@ -186,7 +188,7 @@ class Ready(Described):
 
 
 class ProbeTrace(Described):
-    """What became of a probe."""
+    """How a probe went, or how it ended."""
 
     running: bool
     closed_by: Literal["client", "gateway", "end"] | None
@@ -199,7 +201,7 @@ class ProbeTrace(Described):
 
 
 class TokenOrDelta(Described):
-    """A piece of the answer: a text as `token`, or whatever is more than plain text as `delta`."""
+    """A piece of the answer: plain text as `token`, anything else as `delta`."""
 
     token: str | None = None
     delta: dict[str, Any] | None = None
@@ -216,7 +218,7 @@ class Started(Described):
 
 
 class Restarted(Described):
-    """An attempt has begun anew: keep the first `base` tokens and drop the others."""
+    """Another attempt has begun: keep the first `base` tokens and drop the others."""
 
     attempt: int
     base: int
@@ -227,6 +229,8 @@ class Done(Described):
     """The answer is complete."""
 
     finish_reason: str | None
+    native_finish_reason: str | None = None
+    """The provider's own word, where it is another."""
     truncated: bool
     """Whether the answer hit its length limit."""
     usage: dict[str, Any] | None
@@ -239,7 +243,7 @@ class Cancelled(Described):
 
 
 class Live(Described):
-    """All that was there has been sent; what follows is new."""
+    """All earlier events have been sent; from now on events come live."""
 
     offset: int
 
@@ -252,7 +256,7 @@ class Gap(Described):
 
 
 class Retry(Described):
-    """The response ends before its stream: come back after this time."""
+    """The response ends before its stream: reconnect after this time."""
 
     milliseconds: int
 
@@ -265,14 +269,14 @@ class WebSocketError(Described):
 
 
 class AcceptedStream(Described):
-    """The stream that a prompt has become."""
+    """The stream that was created for a prompt."""
 
     id: str
     events_url: str
 
 
 class ProbeBeginning(Described):
-    """What the gateway got of the request, and what it is."""
+    """How the request arrived at the gateway, and data about the gateway."""
 
     n: int
     sent_ms: float

@@ -33,15 +33,15 @@ _ON_ALL = (REQUEST_ID, TRACEPARENT)
 _TEMPLATE = "#/components/schemas/{model}"
 _ABOUT = (
     "A broker for LLM answers: each answer is a log that any reader can resume at the exact token. "
-    "docs/reference/http.md of the project says it in full."
+    "What answers GET also answers HEAD. docs/reference/http.md of the project says it in full."
 )
 _OTHER_STATUSES = {499: "The answer was cancelled"}
 
 Json = dict[str, Any]
 
 
-def document(routes: Sequence[Route]) -> Json:
-    """The document of these routes."""
+def document(routes: Sequence[Route], path_prefix: str = "") -> Json:
+    """The document of these routes, which a proxy may offer below another path."""
     models = sorted(
         {model for route in routes for model in _models_of(route.operation)}, key=lambda model: model.__name__
     )
@@ -56,6 +56,7 @@ def document(routes: Sequence[Route]) -> Json:
     return {
         "openapi": "3.1.0",
         "info": {"title": "Midstream", "version": VERSION, "description": _ABOUT},
+        **({"servers": [{"url": path_prefix}]} if path_prefix else {}),
         "paths": paths,
         "components": {
             "schemas": schemas["$defs"],

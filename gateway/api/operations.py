@@ -1,4 +1,4 @@
-"""The native API's operations, described: docs/reference/http.md as data. The models are those of `gateway.api.models`."""
+"""Describes the native API's operations for the OpenAPI document. The models are those of `gateway.api.models`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from gateway.http.operations import (
     IF_NONE_MATCH,
     JSON,
     LAST_EVENT_ID,
-    LAST_EVENT_ID_QUERY,
+    NOTHING_MORE,
+    RESUME_PARAMETERS,
     Answer,
     EventKind,
     Operation,
@@ -43,8 +44,8 @@ from gateway.http.operations import (
 
 # --- parameters and events that several operations share
 
-STREAM_ID = in_path("stream_id", "The stream's id, as it was created.")
-FROM = query("from", "`now` skips what is there already, unless an event id is given.", type="string", enum=["now"])
+STREAM_ID = in_path("stream_id", "The stream's id.")
+FROM = query("from", "`now` skips all earlier events, unless an event id is given.", type="string", enum=["now"])
 ACCEPT = header("Accept", "The highest q-value decides: `text/event-stream`, `application/x-ndjson` or `text/plain`.")
 
 _TOKEN = EventKind("", TokenOrDelta, "A piece of the answer: append it.")
@@ -56,28 +57,31 @@ _CANCELLED = EventKind("cancelled", Cancelled, "The stream was cancelled; the la
 _LIVE = EventKind("live", Live, "The reader has caught up.", has_id=False)
 _GAP = EventKind("gap", Gap, "Events between these ids are gone.", has_id=False)
 _EVENTS = (_TOKEN, _STARTED, _RESTARTED, _DONE, _FAILED, _CANCELLED, _LIVE, _GAP)
-_RETRY = EventKind("retry", Retry, "Only as JSON: the response ends before its stream; come back.", has_id=False)
-_NOTHING_MORE = Answer(204, "Nothing more will come: the client has everything up to the end.")
-_NOT_MODIFIED = Answer(304, "The client's copy of the ended stream is still right.", headers={"ETag": "Of the copy."})
-_ETAG = {"ETag": "Of a stream that has ended, where all of it is asked for."}
+_RETRY = EventKind(
+    "retry", Retry, "Only in JSON lines and WebSockets: the response ends before its stream; reconnect.", has_id=False
+)
+_NOT_MODIFIED = Answer(
+    304, "The client's copy of the ended stream is still valid.", headers={"ETag": "The copy's ETag."}
+)
+_ETAG = {"ETag": "Only of a stream that has ended, and if all of it is requested."}
 
 # --- operations: streams
 
 CREATE_STREAM = Operation(
     "streams",
     "create_stream",
-    "Ask for an answer.",
+    "Create a stream: request an answer.",
     (
         Answer(
             201,
-            "The stream is there and waits for a worker.",
+            "The stream is created and waits for a worker.",
             {JSON: CreatedStream},
             {"Location": "The path of its events."},
         ),
     ),
     parameters=(IDEMPOTENCY_KEY,),
     body=StreamRequest,
-    errors=(413, 422),
+    errors=(413, 415, 422),
 )
 EVENTS = Operation(
     "streams",
@@ -86,14 +90,14 @@ EVENTS = Operation(
     (
         Answer(
             200,
-            "The events behind the one that is named, then each as it comes.",
+            "The events after the given one, then each as it comes.",
             {SSE: None, NDJSON: None, TEXT: None},
             _ETAG,
         ),
-        _NOTHING_MORE,
+        NOTHING_MORE,
         _NOT_MODIFIED,
     ),
-    parameters=(STREAM_ID, LAST_EVENT_ID, LAST_EVENT_ID_QUERY, FROM, ACCEPT, IF_NONE_MATCH),
+    parameters=(STREAM_ID, *RESUME_PARAMETERS, FROM, ACCEPT, IF_NONE_MATCH),
     errors=(404, 409, 410),
     events=(*_EVENTS, _RETRY),
     description=(
@@ -108,18 +112,17 @@ TEXT_ONLY = Operation(
     (
         Answer(
             200,
-            "The text. It is whole if the body ends as HTTP wants it, and cut off after anything but `done`.",
+            "The text. The body ends properly after `done`, and is cut off after any other end.",
             {TEXT: None},
             _ETAG,
         ),
-        _NOTHING_MORE,
+        NOTHING_MORE,
         _NOT_MODIFIED,
     ),
     parameters=(
         STREAM_ID,
         query("after_bytes", "How many bytes of the text the client has.", type="integer", minimum=0),
-        LAST_EVENT_ID,
-        LAST_EVENT_ID_QUERY,
+        *RESUME_PARAMETERS,
         FROM,
         IF_NONE_MATCH,
     ),
@@ -134,16 +137,18 @@ WEBSOCKET = Operation(
             101, 'A WebSocket: each message is a JSON object of `id`, `event` and `data`. `{"type": "cancel"}` cancels.'
         ),
     ),
-    parameters=(STREAM_ID, LAST_EVENT_ID, LAST_EVENT_ID_QUERY, FROM),
+    parameters=(STREAM_ID, *RESUME_PARAMETERS, FROM),
     errors=(404, 426),
     events=(
         *_EVENTS,
         _RETRY,
-        EventKind("error", WebSocketError, "A message or the request is at fault, or Redis is away.", has_id=False),
+        EventKind(
+            "error", WebSocketError, "A message or the request is wrong, or Redis cannot be reached.", has_id=False
+        ),
     ),
     description=(
-        "Closed with 1000 at the stream's end, with 1012 where the client is to come back, and with 4400, 4404 or 4410 where coming "
-        "back does not help: an unknown stream is accepted and closed so. Without a WebSocket handshake the answer is 426."
+        "Closed with 1000 at the stream's end, with 1012 if the client should reconnect, and with 4400, 4404 or 4410 if that does not "
+        "help: the handshake for an unknown stream is accepted, then closed with 4404. Without a WebSocket handshake the answer is 426."
     ),
 )
 STATE = Operation(
@@ -151,14 +156,14 @@ STATE = Operation(
     "stream_state",
     "A stream's state and text.",
     (
-        Answer(200, "The stream as it is now.", {JSON: StreamState}, {"ETag": "Of a stream that has ended."}),
+        Answer(200, "The stream as it is now.", {JSON: StreamState}, {"ETag": "Only of a stream that has ended."}),
         _NOT_MODIFIED,
     ),
     parameters=(
         STREAM_ID,
         query(
             "wait",
-            "Seconds: answer when the stream has ended or the time is up. Meanwhile it counts as a reader.",
+            "Seconds: answer when the stream has ended or the time is up. Meanwhile the request counts as a reader.",
             type="number",
             minimum=0,
             maximum=600,
@@ -171,7 +176,7 @@ CANCEL_STREAM = Operation(
     "streams",
     "cancel_stream",
     "Stop a stream. May be repeated; an ended stream stays as it is.",
-    (Answer(200, "The stream's state after it.", {JSON: StreamState}),),
+    (Answer(200, "The stream's state after the cancel.", {JSON: StreamState}),),
     parameters=(STREAM_ID,),
     errors=(404, 410),
 )
@@ -194,38 +199,37 @@ DELETE_STREAM = Operation(
 PROMPT = Operation(
     "streams",
     "prompt",
-    "Ask with `?prompt=` and follow in one, for an EventSource.",
-    (Answer(200, "The events of the new stream, or those behind `Last-Event-ID`.", {SSE: None}), _NOTHING_MORE),
+    "Create a stream with `?prompt=` and follow it in one request, for an EventSource.",
+    (Answer(200, "The events of the new stream, or those after `Last-Event-ID`.", {SSE: None}), NOTHING_MORE),
     parameters=(
         query("prompt", "The one user message; not needed with an event id."),
-        query("model", "The gateway's default model where it is missing."),
-        LAST_EVENT_ID,
-        LAST_EVENT_ID_QUERY,
+        query("model", "The model; by default the gateway's."),
+        *RESUME_PARAMETERS,
     ),
     errors=(404, 410, 413),
     events=(
-        EventKind("accepted", AcceptedStream, "The stream is there; the first event."),
+        EventKind("accepted", AcceptedStream, "The stream is created; the first event."),
         _TOKEN,
         _RESTARTED,
-        EventKind("done", Done, "Only of an answer that was cut off."),
+        EventKind("done", Done, "Only if the answer was truncated."),
         EventKind("failed", StreamError, "The stream has failed."),
         EventKind("cancelled", Cancelled, "The stream was cancelled."),
         _GAP,
-        EventKind("", "[DONE]", "Nothing more comes: close."),
+        EventKind("", "[DONE]", "No more events will come: close the EventSource."),
     ),
     description="An event id is `<stream id>/<attempt>-<offset>`, so that the browser's own reconnect resumes the stream.",
 )
 
 # --- operations: the gateway itself
 
-_VERSION_NOTE = "Redis is looked at once a second at most."
+_VERSION_NOTE = "Redis is checked at most once a second."
 HEALTH = Operation(
     "operations", "healthz", "The process lives.", (Answer(200, "The process answers.", {JSON: Health}),)
 )
 READINESS = Operation(
     "operations",
     "readyz",
-    "Redis answers, lets this process do all that it must, does not evict, and the process is not about to stop.",
+    "Redis answers, gives this process all permissions, does not evict keys, and the process is not stopping.",
     (Answer(200, "The process can serve.", {JSON: Ready}),),
     description=_VERSION_NOTE,
 )
@@ -238,23 +242,25 @@ METRICS = Operation(
 PROBE = Operation(
     "operations",
     "probe",
-    "Timed events of a known plan, which show what the way to a reader does to a stream. Needs no Redis.",
-    (Answer(200, "The events.", {SSE: None}), Answer(204, "Asked for with `status=204`.")),
+    "Events at planned times, to test the path to a reader. Needs no Redis.",
+    (Answer(200, "The events.", {SSE: None}), Answer(204, "The answer to `status=204`.")),
     parameters=(
-        query("events", "How many.", type="integer", minimum=0, maximum=10_000, default=20),
-        query("interval_ms", "Between two.", type="integer", minimum=0, maximum=10_000, default=50),
-        query("padding_bytes", "More text in each.", type="integer", minimum=0, maximum=16_384, default=0),
-        query("silence_ms", "Before the first of them.", type="integer", minimum=0, maximum=3_600_000, default=0),
+        query("events", "The number of events.", type="integer", minimum=0, maximum=10_000, default=20),
+        query("interval_ms", "The time between two events.", type="integer", minimum=0, maximum=10_000, default=50),
+        query("padding_bytes", "Additional text in each event.", type="integer", minimum=0, maximum=16_384, default=0),
+        query(
+            "silence_ms", "The time before the first event.", type="integer", minimum=0, maximum=3_600_000, default=0
+        ),
         query(
             "comment_ms",
-            "A comment this often in the silence; 0: none.",
+            "The time between two comments during the silence; 0: no comments.",
             type="integer",
             minimum=0,
             maximum=60_000,
             default=0,
         ),
-        query("name", "To ask later what became of it.", type="string", pattern="^[A-Za-z0-9_-]{8,64}$"),
-        query("status", "`204`: no stream, but that answer.", type="string", enum=["200", "204"]),
+        query("name", "A name, to read the probe's trace later.", type="string", pattern="^[A-Za-z0-9_-]{8,64}$"),
+        query("status", "`204`: an answer without events.", type="string", enum=["200", "204"]),
         LAST_EVENT_ID,
     ),
     events=(
@@ -266,8 +272,8 @@ PROBE = Operation(
 PROBE_TRACE = Operation(
     "operations",
     "probe_trace",
-    "What became of a probe that had a name.",
-    (Answer(200, "What this process knows of it.", {JSON: ProbeTrace}),),
+    "The trace of a probe that was given a name.",
+    (Answer(200, "The trace, as far as this process served the probe.", {JSON: ProbeTrace}),),
     parameters=(in_path("name", "The name that the probe was given."),),
     errors=(404,),
 )

@@ -261,7 +261,7 @@ class _Client:
 
 def _event(name: str, number: int, sent_ms: float, more: dict[str, Any]) -> bytes:
     data = orjson.dumps({"n": number, "sent_ms": sent_ms, **more})
-    return b"id: %d\n%bdata: %b\n\n" % (number, b"event: %b\n" % name.encode() if name else b"", data)
+    return b"%bdata: %b\nid: %d\n\n" % (b"event: %b\n" % name.encode() if name else b"", data, number)
 
 
 def _seen(scope: Scope) -> dict[str, Any]:

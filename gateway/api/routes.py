@@ -5,17 +5,17 @@ from __future__ import annotations
 import orjson
 from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from gateway.api import operations
 from gateway.api.readiness import Readiness
-from gateway.api.requests import check_generation, check_idempotency_key, parse_body, seconds
+from gateway.api.requests import check_generation, check_idempotency_key, seconds
 from gateway.delivery.delivery import Delivery
+from gateway.http.bodies import parse_body, received
 from gateway.http.etags import etag_of_body, is_known
-from gateway.http.exchange import body_of, json_response, unless_disconnected
+from gateway.http.exchange import json_response, unless_disconnected
 from gateway.http.problems import Problem, stopping
-from gateway.http.routes import Route
+from gateway.http.routes import Route, methods_like
 from gateway.http.whole_bodies import made
 from gateway.metrics import exposition, refused
 from gateway.streams import Streams
@@ -47,23 +47,22 @@ class NativeApi:
         )
 
     def app(self) -> FastAPI:
-        """These routes as an application, which also answers what no part of the gateway has a route for: 404 or 405."""
+        """These routes as an application."""
         app = FastAPI(title="Midstream", version=VERSION, docs_url=None, redoc_url=None, redirect_slashes=False)
         app.add_exception_handler(Problem, _problem)  # type: ignore[arg-type]  # it is given errors of this class only
-        app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
         app.add_exception_handler(Exception, _unexpected)
         for route in self.routes:
-            app.add_api_route(route.path, route.handler, methods=[route.method])
+            app.add_api_route(route.path, route.handler, methods=[*methods_like(route.method)])
         return app
 
     async def create(self, request: Request) -> Response:
         """`POST /v1/streams`"""
         if self._delivery.draining:
             raise stopping()
-        body = parse_body(await body_of(request, self._settings.body_bytes_max))
-        generation, policies, metadata = check_generation(body, self._settings.default_model)
         key = check_idempotency_key(request.headers)
-        created = await self._streams.create(generation, policies, metadata, idempotency=key)
+        async with received(request, self._settings.body_bytes_max) as body:
+            generation, policies, metadata = check_generation(parse_body(body), self._settings.default_model)
+            created = await self._streams.create(generation, policies, metadata, idempotency=key)
         return json_response(created, 201, {"location": created["events_url"]})
 
     async def state(self, stream_id: str, request: Request) -> Response:
@@ -123,18 +122,6 @@ def _with_etag(body: bytes) -> tuple[bytes, bytes]:
 async def _problem(request: Request, problem: Problem) -> Response:
     refused(problem.status)
     return problem.response()
-
-
-async def _http_error(request: Request, error: HTTPException) -> Response:
-    refused(error.status_code)
-    detail = str(error.detail)
-    if error.status_code == 404:
-        detail = f"there is no {request.method} {request.url.path[:200]}"
-    elif error.status_code == 405:
-        detail = f"{request.method} is not possible here"
-    response = Problem(error.status_code, detail).response()
-    response.headers.update(error.headers or {})
-    return response
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

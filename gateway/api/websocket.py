@@ -31,6 +31,9 @@ from shared.events import Event
 
 _CLIENT_ERROR = 4000
 """Added to the HTTP status that would have been the answer."""
+SUBPROTOCOLS = ("json", "midstream")
+"""Names under which a client may offer what is spoken here (RFC 6455, section 1.9). A browser that has offered some closes a
+connection for which the server names none of them."""
 _TOKEN = b'{"id":"%b","event":"message","data":{"token":%b}}'
 _TOKEN_BYTES = len(_TOKEN % (b"", b""))
 
@@ -101,8 +104,8 @@ class WebSockets:
             stream_id = stream_of(scope)
             place = place_of(scope)
             async with self._subscribe.ready(stream_id, FACE, place) as tail:
-                await send({"type": "websocket.accept"})
-                if place.is_behind(tail.end_for(FACE)):
+                await _accept(scope, send)
+                if place.is_at(tail.end_for(FACE), tail.ended):
                     connection.end(ENDED, "")
                     return
                 reader = self._subscribe.reader(tail, FACE, Frames(connection), place)
@@ -112,7 +115,7 @@ class WebSockets:
         except Problem as problem:
             if problem.status >= 500:
                 raise
-            await send({"type": "websocket.accept"})
+            await _accept(scope, send)
             _refuse(connection, problem)
             return
         await self._listen(stream_id, connection, receive)
@@ -133,6 +136,12 @@ class WebSockets:
             except Problem as problem:  # Redis is away: the client may send it again
                 connection.tell("error", _about(problem))
         connection.end(TOO_MUCH, f"no more than {MESSAGES_MAX} messages are taken")
+
+
+async def _accept(scope: Scope, send: Send) -> None:
+    """Accepts a handshake, with the first subprotocol offered that is spoken here, else without one."""
+    spoken = next((offered for offered in scope["subprotocols"] if offered.lower() in SUBPROTOCOLS), None)
+    await send({"type": "websocket.accept", "subprotocol": spoken})
 
 
 def _check_cancel(message: dict[str, Any]) -> None:

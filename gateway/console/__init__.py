@@ -1,1 +1,1 @@
-"""The console at /, and what feeds it: the overview of all streams and processes."""
+"""The console at /, and the overview of all streams and processes that it shows."""

@@ -1,6 +1,6 @@
-"""The console at `/`, and the chat at `/chat`: pages that are files, with nothing built and nothing from elsewhere.
+"""Serves the console at `/` and the chat at `/chat`: static files, without a build step and without anything from other sites.
 
-They are read once, at the start. Their names never change, so each is compared (`no-cache`, ETag) before it is shown again.
+The files are read once, at the start. Their names never change, so browsers must revalidate them (`no-cache`, ETag).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gateway.console import operations
 from gateway.http.connection import Scope
 from gateway.http.etags import etag_of_body, is_known
 from gateway.http.hosts import is_loopback
-from gateway.http.routes import ASGI, get_and_head, handler_for
+from gateway.http.routes import ASGI, Route, handler_for
 from shared.errors import Unusable
 from shared.settings import Settings
 
@@ -34,27 +34,28 @@ PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
 }
-"""What a page shows was written by strangers: nothing in it may run, be sent elsewhere, or be framed."""
+"""The pages show texts that strangers wrote: no script in them may run, nothing may be sent to another site, no site may frame them."""
 
 
 class Console:
-    """A part of the gateway."""
+    """The routes of the console's files."""
 
     def __init__(self) -> None:
-        files = {one.name: one.read_bytes() for one in resources.files("gateway.console").joinpath("web").iterdir()}
+        folder = resources.files("gateway.console").joinpath("web")
+        files = {file.name: file.read_bytes() for file in folder.iterdir()}
         paths = {**_PAGES, **{_FILES_PATH + name: name for name in files if not name.endswith(".html")}}
         self._answers = {
             path: (files[name], _MEDIA_TYPES[name.rpartition(".")[2]], etag_of_body(files[name]))
             for path, name in paths.items()
         }
         self.routes = (
-            *get_and_head("/", self.file, operations.CONSOLE),
-            *get_and_head("/chat", self.file, operations.CHAT_PAGE),
-            *get_and_head(_FILES_PATH + "{file}", self.file, operations.CONSOLE_FILE),
+            Route("GET", "/", self.file, operations.CONSOLE),
+            Route("GET", "/chat", self.file, operations.CHAT_PAGE),
+            Route("GET", _FILES_PATH + "{file}", self.file, operations.CONSOLE_FILE),
         )
 
     def route(self, scope: Scope) -> ASGI | None:
-        """The handler for a request of one of these files; None for everything else."""
+        """Returns the handler for a request of one of these files; None for everything else."""
         return handler_for(self.routes, scope) if scope["path"] in self._answers else None
 
     async def file(self, scope: Scope, receive: Any, send: Any) -> None:
@@ -68,7 +69,7 @@ class Console:
 
 
 def is_wanted(settings: Settings) -> bool:
-    """Whether this gateway has a console. Raises Unusable."""
+    """Returns whether this gateway has a console. Raises Unusable for an unknown setting."""
     if settings.console not in ("auto", "on", "off"):
         raise Unusable(f"MIDSTREAM_CONSOLE={settings.console!r} must be auto, on or off")
     if settings.console != "auto":

@@ -1,4 +1,4 @@
-"""What the console says of a listed stream beside its numbers: the model that answers, and the client's metadata.
+"""Reads what the console's list shows of a stream besides numbers: the model that answers, and the client's metadata.
 
 Both are read once per stream and attempt, and without the request, which may have a megabyte.
 """
@@ -21,15 +21,17 @@ from shared.keys import log_key
 logger = logging.getLogger(__name__)
 
 _BEGINNING_BYTES = 8192
-"""So much of `accepted`, and of the entry with which an attempt begins, is read. What does not end within it is not shown."""
+"""Only so many bytes of `accepted`, and of an attempt's first entry, are read. Metadata that does not end within them is not shown."""
 _METADATA_MAX = 8
 _TEXT_CHARACTERS_MAX = 64
-"""Of a model's name, and of each name and text of the metadata: 100 streams are sent each second to 32 watchers."""
+"""The limit of a model's name, and of each name and text of the metadata: each second 100 streams are sent to up to 32 watchers."""
 _REQUEST = b',"request":'
-"""What follows the metadata in the value of `accepted`. Within a JSON text its quotes would have a backslash before them."""
+"""The bytes behind the metadata in the value of `accepted`. They cannot be inside a JSON text, whose quotes have backslashes."""
 
 
 class Listed(NamedTuple):
+    """The model of a stream's attempt, and the stream's metadata."""
+
     attempt: int
     model: str | None
     metadata: dict[str, str]
@@ -39,7 +41,7 @@ UNKNOWN = Listed(-1, None, {})
 
 
 class ListedStreams:
-    """What is known of the streams that are listed; of others nothing is kept."""
+    """Reads and caches models and metadata of the streams in the list; streams that leave the list leave the cache."""
 
     ABOUT = Script("about")
 
@@ -48,10 +50,13 @@ class ListedStreams:
         self._known: dict[str, Listed] = {}
 
     async def read(self, attempts: dict[str, int]) -> dict[str, Listed]:
-        """For each stream what is known of its attempt with this number (0: it waits); what is new is asked of Redis."""
-        news = [stream_id for stream_id, attempt in attempts.items() if self._of(stream_id).attempt != attempt]
-        replies = await asyncio.gather(*(self._about(stream_id, attempts[stream_id]) for stream_id in news))
-        known = dict(zip(news, replies, strict=True))
+        """Returns model and metadata of each stream. `attempts` has each stream's present attempt (0: it waits).
+
+        Reads from Redis only those whose attempt has changed.
+        """
+        changed = [stream_id for stream_id, attempt in attempts.items() if self._of(stream_id).attempt != attempt]
+        replies = await asyncio.gather(*(self._about(stream_id, attempts[stream_id]) for stream_id in changed))
+        known = dict(zip(changed, replies, strict=True))
         self._known = {stream_id: known.get(stream_id, self._of(stream_id)) for stream_id in attempts}
         return self._known
 
@@ -62,25 +67,25 @@ class ListedStreams:
         keys, nothing = [log_key(stream_id)], Listed(attempt, None, {})
         try:
             reply = await self.ABOUT.run(self._commands, keys, _BEGINNING_BYTES, f"{attempt}-0")
-        except RedisRefused as error:  # a key of that name that is no log of ours
+        except RedisRefused as error:  # the key is not a stream's log
             if error.forbids:
                 raise
             return nothing
         if not isinstance(reply, list) or len(reply) != 2 or not all(isinstance(value, bytes) for value in reply):
-            logger.debug("stream %s: about it Redis answers %s", stream_id, shown(reply))
+            logger.debug("stream %s: the script `about` was answered with %s", stream_id, shown(reply))
             return nothing
         beginning, begun = reply
         return Listed(attempt, model_of(begun), metadata_of(beginning))
 
 
 def model_of(begun: bytes) -> str | None:
-    """The model that the value of a `started` or `restarted` names; None where it names none."""
+    """Returns the model that the value of a `started` or `restarted` names; None if it names none."""
     model = _object(begun).get("model")
     return cut(model, _TEXT_CHARACTERS_MAX) if isinstance(model, str) else None
 
 
 def metadata_of(beginning: bytes) -> dict[str, str]:
-    """The metadata in the beginning of the value of an `accepted`; empty where the beginning does not hold all of it."""
+    """Returns the metadata from the first bytes of an `accepted`; empty if those bytes do not hold all of it."""
     before, found, _ = beginning.partition(_REQUEST)
     metadata = _object(before + b"}" if found else beginning).get("metadata")
     if not isinstance(metadata, dict):
@@ -93,7 +98,7 @@ def metadata_of(beginning: bytes) -> dict[str, str]:
 
 
 def failure_of(failed: bytes) -> dict[str, Any]:
-    """The code of a `failed`, and the provider's status if it has one, by its value. The message may repeat the prompt."""
+    """Returns the code of a `failed` event, and the provider's status if it has one. The message may repeat the prompt: it is left out."""
     return _code_and_status(_object(failed))
 
 
@@ -106,7 +111,7 @@ def _code_and_status(failure: dict[str, Any]) -> dict[str, Any]:
 
 
 def failures_of(process: dict[str, Any]) -> list[dict[str, Any]]:
-    """The streams that failed lately, as a worker tells in its word to `shared.presence`; without what is none of ours."""
+    """Returns the streams that failed lately, from a worker's heartbeat (`shared.presence`). Ignores entries of another shape."""
     failures = process.get("failures")
     return [
         {
@@ -132,7 +137,7 @@ def cut(text: str, characters: int) -> str:
 
 
 def _object(value: bytes) -> dict[str, Any]:
-    """A JSON object; an empty one for anything else."""
+    """Parses a JSON object; returns an empty one for anything else."""
     try:
         loaded = orjson.loads(value)
     except orjson.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""The console's operations, described: docs/reference/http.md as data. The models document; nothing is checked with them."""
+"""Describes the console's operations for the OpenAPI document. The models are documentation; they check nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gateway.http.operations import (
 
 
 class OverviewStream(Described):
-    """A stream as the newest entry of its log shows it."""
+    """A stream's state, from the newest entry of its log."""
 
     id: str
     status: str
@@ -43,11 +43,11 @@ class OverviewStreams(Described):
     oldest_waiting_seconds: float
     newest: Annotated[list[OverviewStream], Field(max_length=100)]
     ended: Annotated[list[OverviewStream], Field(max_length=20)]
-    """Streams that were seen to end while somebody looked."""
+    """Streams that ended while the overview was watched."""
 
 
 class OverviewLag(Described):
-    """Quantiles of the last half minute, of the process where they are worst."""
+    """Quantiles of the last 30 seconds, of the process where they are worst."""
 
     p50_ms: float
     p99_ms: float
@@ -65,7 +65,7 @@ class OverviewProcess(Described):
     version: str
     started_at: float
     cpu: float
-    """Of one core."""
+    """CPU usage; 1.0 is one core."""
     memory_bytes: float
     draining: bool | None = None
     heard_seconds: float
@@ -83,7 +83,7 @@ class OverviewProcess(Described):
 
 
 class OverviewRedis(Described):
-    """Redis, as the processes measure it."""
+    """The state of Redis, as the processes measure it."""
 
     up: bool
     memory_bytes: float
@@ -94,7 +94,7 @@ class OverviewRedis(Described):
 
 
 class Snapshot(Described):
-    """What runs now, on all processes that share this Redis."""
+    """All streams and processes that share this Redis, as they are now."""
 
     time: float
     version: str
@@ -112,18 +112,18 @@ class Snapshot(Described):
 OVERVIEW = Operation(
     "console",
     "overview",
-    "What runs now.",
-    (Answer(200, "At most one snapshot a second is made.", {JSON: Snapshot}),),
+    "A snapshot of all streams and processes.",
+    (Answer(200, "The snapshot. A new one is made at most once a second.", {JSON: Snapshot}),),
 )
 OVERVIEW_EVENTS = Operation(
     "console",
     "overview_events",
-    "What runs now, once a second.",
+    "Snapshots of all streams and processes, one a second.",
     (Answer(200, "Snapshots, until the client leaves.", {SSE: None}),),
-    events=(EventKind("", Snapshot, "What runs now.", has_id=False),),
+    events=(EventKind("", Snapshot, "A snapshot.", has_id=False),),
 )
-_PAGE_HEADERS: dict[str, Any] = {"ETag": "Of the file."}
-_SAME = Answer(304, "The client's copy is still right.", headers=_PAGE_HEADERS)
+_PAGE_HEADERS: dict[str, Any] = {"ETag": "The file's ETag."}
+_SAME = Answer(304, "The client's copy is still valid.", headers=_PAGE_HEADERS)
 
 
 def _page(name: str, summary: str) -> Operation:
@@ -132,7 +132,7 @@ def _page(name: str, summary: str) -> Operation:
 
 
 CONSOLE = _page("console", "The console.")
-CHAT_PAGE = _page("chat_page", "A chat to try.")
+CHAT_PAGE = _page("chat_page", "A chat page to try Midstream.")
 _FILE_TYPES = {"text/css": None, "text/javascript": None, "image/svg+xml": None}
 CONSOLE_FILE = Operation(
     "console",

@@ -1,7 +1,7 @@
-"""What runs now, for the console and `midstream top`: one snapshot a second, made only while somebody looks.
+"""Snapshots of all streams and processes, for the console and `midstream top`: one a second, made only while somebody watches.
 
-What each process says of itself is in Redis (`shared.presence`); the live streams are the newest of the request queue, each
-with the newest entry of its log. Three round trips, a hundred short reads; never a prompt and never a text.
+The processes are read from their heartbeats in Redis (`shared.presence`); the live streams are the newest of the request queue,
+each with the newest entry of its log. Three round trips, a hundred short reads; no prompt and no text of an answer is read.
 """
 
 from __future__ import annotations
@@ -36,27 +36,28 @@ from shared.version import VERSION
 logger = logging.getLogger(__name__)
 
 STREAMS_MAX = 100
-"""Live streams that are listed, the newest: each is a read of its log."""
+"""The most live streams in the list; the newest are listed. Each costs a read of its log."""
 ENDED_MAX = 20
-"""Streams that were seen to end while somebody looked."""
+"""The most ended streams in the list."""
 _UNLISTED_SECONDS = 600.0
+"""How long a running stream stays listed after Redis has lost it from the queue."""
 _FORGOTTEN_SECONDS = 10.0
-"""A log that Redis has lost is written again by its worker, with its next token."""
+"""How long a stream whose log is missing stays listed: if Redis lost the log, its worker writes it again with the next token."""
 _FRESH_SECONDS = 0.9
 _SAMPLE_SECONDS, _SAMPLE_SECONDS_MAX = 2.0, 8.0
 _PROCESSES_PER_SECOND = 25
 _WAITING = "waiting"
-"""What the console calls a stream that is queued."""
+"""The console's word for the status `queued`."""
 _LIVE = (_WAITING, Status.RUNNING)
 _WAIT_SECONDS = 2.0
-"""A snapshot for which Redis takes longer says that Redis is away."""
+"""If Redis takes longer, the snapshot says that Redis does not answer."""
 _BEGINNINGS = (events.STARTED, events.RESTARTED)
 
 Row = dict[str, Any]
 
 
 class Overview:
-    """Makes snapshots, at most one a second however many ask."""
+    """Makes snapshots, at most one a second for any number of requests."""
 
     def __init__(self, commands: Commands, queue: RequestQueue) -> None:
         self._commands = commands
@@ -65,19 +66,19 @@ class Overview:
         self._made_at = float("-inf")
         self._made = b""
         self._seen: dict[str, tuple[EventId, float, float]] = {}
-        """Of each listed stream its newest id, when that was seen, and its rate then."""
+        """For each listed stream: the newest id, the time when it was read, and the tokens per second at that time."""
         self._ended: OrderedDict[str, Row] = OrderedDict()
         self._unlisted: dict[str, float] = {}
-        """Streams that run though the queue has forgotten them (Redis was restarted empty), and since when."""
+        """Running streams that are not in the queue any more (Redis was restarted empty), and since when."""
         self._listed = ListedStreams(commands)
         self._processes: list[Row] = []
         self._streams: Row = {"running": 0, "waiting": 0, "oldest_waiting_seconds": 0.0, "newest": [], "ended": []}
-        """As they were last read: what is shown while Redis is away."""
+        """The result of the last successful read; shown while Redis does not answer."""
         self._read_at: float | None = None
         self.samples = Samples()
 
     async def current(self) -> bytes:
-        """The snapshot as JSON: the last one, if it is of this second."""
+        """Returns a snapshot as JSON: the last one if it is less than a second old."""
         async with self._lock:
             if time.monotonic() - self._made_at > _FRESH_SECONDS:
                 self._made = orjson.dumps(await self._make())
@@ -85,9 +86,9 @@ class Overview:
             return self._made
 
     async def sample(self) -> float:
-        """Note the numbers, without the streams, for who will look later; the seconds until it should be done again.
+        """Records the numbers, without the streams, for the charts of a later watcher. Returns the seconds until the next sample is due.
 
-        It reads half a kilobyte per process, so with many of them it is done more seldom.
+        A sample reads half a kilobyte per process, so with many processes samples are rarer.
         """
         async with self._lock:
             try:
@@ -152,20 +153,20 @@ class Overview:
             self._unless_refused("HGETALL", PROCESSES_ABOUT),
         )
         now_ms = int(time_now[0]) * 1000 + int(time_now[1]) / 1000
-        said = dict(zip(about[::2], about[1::2], strict=True))
+        states = dict(zip(about[::2], about[1::2], strict=True))
         processes = []
         for name, until_ms in zip(until[::2], until[1::2], strict=True):
-            word = _word_of(said.get(name, b""))
-            if word is not None:
+            state = _state_of(states.get(name, b""))
+            if state is not None:
                 heard_seconds = (now_ms - float(until_ms)) / 1000 + THERE_SECONDS
                 silent = heard_seconds > THERE_SECONDS
-                processes.append({**word, "heard_seconds": round(max(0.0, heard_seconds), 1), "silent": silent})
+                processes.append({**state, "heard_seconds": round(max(0.0, heard_seconds), 1), "silent": silent})
         return sorted(processes, key=lambda row: (row["kind"], row["started_at"]))
 
     # --- streams
 
     async def _read(self) -> tuple[Row, float]:
-        """The queue and its newest streams; Redis' own time."""
+        """Returns the queue's numbers with its newest streams, and Redis' own time."""
         counts = await self._queue.counts()
         rows, now = await self._read_newest(whole=counts.requests < STREAMS_MAX)
         waiting_since = counts.oldest_waiting_at
@@ -179,7 +180,7 @@ class Overview:
         return streams, now
 
     def _ended_rows(self, now: float) -> list[Row]:
-        """The streams that were seen to end, and those that failed unseen, as their workers report; the newest first."""
+        """Returns the streams that ended while watched, and those that workers report as failed; the newest first."""
         rows = {**self._ended}
         for failure in (failure for process in self._processes for failure in failures_of(process)):
             if failure["id"] not in rows:
@@ -197,7 +198,7 @@ class Overview:
         return newest_first[:ENDED_MAX]
 
     async def _read_newest(self, *, whole: bool) -> tuple[list[tuple[bytes, Row]], float]:
-        """The newest streams of the queue by their entries' ids, each with the worker that has it; Redis' own time."""
+        """Returns the queue's newest streams, each as (id of its queue entry, row with its worker), and Redis' own time."""
         time_now, newest = await asyncio.gather(self._commands.execute("TIME"), self._queue.newest(STREAMS_MAX))
         now = int(time_now[0]) + int(time_now[1]) / 1e6
         first_id = newest[-1].entry_id if newest else b"+"
@@ -209,21 +210,26 @@ class Overview:
         return rows, now
 
     async def _read_streams(self, listed: Sequence[Claim], now: float, *, whole: bool) -> list[tuple[bytes, Row]]:
-        """Each stream as its log's newest entry tells, and those that have left the list since the last time.
+        """Returns rows of the listed streams, and of those that Redis has lost from the queue although they still run.
 
-        `whole`: the list is the whole queue. Streams that still run though the queue has forgotten them are listed, too,
-        without an id in it.
+        Also reads the streams that have left the list since the last call, since they may have ended. `whole`: `listed` is the whole
+        queue. Rows of streams that the queue has lost have an empty entry id.
         """
         ids = [stream_id for _, stream_id in listed]
         left = [stream_id for stream_id in self._seen if stream_id not in set(ids)]
         replies = await asyncio.gather(
-            *(self._unless_refused("XREVRANGE", log_key(one), "+", "-", "COUNT", 2) for one in (*ids, *left))
+            *(
+                self._unless_refused("XREVRANGE", log_key(stream_id), "+", "-", "COUNT", 2)
+                for stream_id in (*ids, *left)
+            )
         )
-        rows = {one: self._row(one, reply, now) for one, reply in zip((*ids, *left), replies, strict=True)}
-        # Whoever has left a list that is not the whole queue may still be in it.
-        forgotten = self._still_unlisted([(one, rows[one]) for one in left] if whole else [])
-        self._seen = {one: self._seen[one] for one in (*ids, *self._unlisted)}
-        known = await self._listed.read({one: row["attempt"] for one, row in rows.items()})
+        rows = {
+            stream_id: self._row(stream_id, reply, now) for stream_id, reply in zip((*ids, *left), replies, strict=True)
+        }
+        # A stream that has left a list of only the newest may still be in the queue.
+        unlisted = self._still_unlisted([(stream_id, rows[stream_id]) for stream_id in left] if whole else [])
+        self._seen = {stream_id: self._seen[stream_id] for stream_id in (*ids, *self._unlisted)}
+        known = await self._listed.read({stream_id: row["attempt"] for stream_id, row in rows.items()})
         for stream_id, row in rows.items():
             row |= _about(known.get(stream_id, UNKNOWN))
         for stream_id, row in rows.items():
@@ -231,30 +237,33 @@ class Overview:
                 self._ended[stream_id] = {**row, "ended_at": now}
                 if len(self._ended) > ENDED_MAX:
                     self._ended.popitem(last=False)
-        return [*((b"", rows[one]) for one in forgotten), *((id_, rows[one]) for id_, one in listed if one in rows)]
+        return [
+            *((b"", rows[stream_id]) for stream_id in unlisted),
+            *((entry_id, rows[stream_id]) for entry_id, stream_id in listed if stream_id in rows),
+        ]
 
     def _still_unlisted(self, left: list[tuple[str, Row]]) -> list[str]:
-        """Which of these streams, gone from the queue, still run. A finished one has a log that has ended."""
+        """Returns the ids of those streams that have left the queue but still run, for a limited time."""
         now, before = time.monotonic(), self._unlisted
         self._unlisted = {}
         for stream_id, row in left:
             since = before.get(stream_id, now)
-            patience_seconds = {"running": _UNLISTED_SECONDS, "deleted": _FORGOTTEN_SECONDS}.get(row["status"], 0.0)
-            if now - since < patience_seconds and len(self._unlisted) < STREAMS_MAX:
+            limit_seconds = {"running": _UNLISTED_SECONDS, "deleted": _FORGOTTEN_SECONDS}.get(row["status"], 0.0)
+            if now - since < limit_seconds and len(self._unlisted) < STREAMS_MAX:
                 self._unlisted[stream_id] = since
         return [stream_id for stream_id, row in left if stream_id in self._unlisted and row["status"] == "running"]
 
     def _row(self, stream_id: str, reply: Any, now: float) -> Row:
         newest, field, value = entry_of(*reply[0]) if reply else Entry(BEGINNING, events.DELETED, b"")
-        # Of one that is seen for the first time only the mean is known.
+        # At its first read a stream's rate is the mean since its creation.
         mean = newest.offset / max(0.1, now - created_at(stream_id))
         before, seen_at, rate = self._seen.get(stream_id, (newest, now, mean))
         tokens = newest.offset
         status = status_after(field)
         if field in events.TERMINAL:
-            # A cancel stands at the next attempt's 0: the entry before it tells how many tokens stood.
-            standing = _standing(entry_of(*reply[1])) if len(reply) > 1 else before.offset
-            tokens = newest.offset - 1 if newest.offset else standing
+            # A cancel has the id (k+1)-0: the entry before it tells the number of tokens.
+            tokens_before = _tokens_after(entry_of(*reply[1])) if len(reply) > 1 else before.offset
+            tokens = newest.offset - 1 if newest.offset else tokens_before
         elif status == Status.QUEUED:
             tokens = 0
         elif field in _BEGINNINGS:
@@ -277,36 +286,40 @@ class Overview:
         }
 
     async def _unless_refused(self, *command: bytes | str | int) -> list[Any]:
-        """A queue that nobody has used yet does not exist, and a key may be none of ours: nothing, then."""
+        """Executes a command; returns an empty list if Redis refuses it: the queue may not exist yet, or a key may be another program's."""
         try:
             reply = await self._commands.execute(*command)
         except RedisRefused as error:
             if error.forbids:
                 raise
-            logger.debug("nothing is known of it: %s", error)
+            logger.debug("%s was refused: %s", command[0], error)
             return []
         return reply if isinstance(reply, list) else []
 
 
-def _word_of(word: bytes) -> Row | None:
-    """What a process says of itself, as `shared.presence` writes it; None for what is none of ours."""
+def _state_of(heartbeat: bytes) -> Row | None:
+    """Parses the state of a process from its heartbeat (`shared.presence`); None for another shape."""
     try:
-        said = orjson.loads(word)
+        state = orjson.loads(heartbeat)
     except orjson.JSONDecodeError:
         return None
-    if not isinstance(said, dict) or too_deep(said):
+    if not isinstance(state, dict) or too_deep(state):
         return None
-    if not all(isinstance(said.get(name), str) for name in ("kind", "name", "host", "version")):
+    if not all(isinstance(state.get(name), str) for name in ("kind", "name", "host", "version")):
         return None
-    if not all(_is_number(said.get(name)) for name in ("pid", "started_at", "cpu", "memory_bytes")):
+    if not all(_is_number(state.get(name)) for name in ("pid", "started_at", "cpu", "memory_bytes")):
         return None
-    if not all(_is_number(said.get(name, 0)) for name in _MAY_HAVE_NUMBERS):
+    if not all(_is_number(state.get(name, 0)) for name in _MAY_HAVE_NUMBERS):
         return None
-    lags = said.get("lag", {})
-    rows = [said.get("totals", {}), said.get("per_second", {}), *(lags.values() if isinstance(lags, dict) else [lags])]
+    lags = state.get("lag", {})
+    rows = [
+        state.get("totals", {}),
+        state.get("per_second", {}),
+        *(lags.values() if isinstance(lags, dict) else [lags]),
+    ]
     if not all(isinstance(row, dict) and all(map(_is_number, row.values())) for row in rows):
         return None
-    return said if all("p99_ms" in lag for lag in lags.values()) else None
+    return state if all("p99_ms" in lag for lag in lags.values()) else None
 
 
 _MAY_HAVE_NUMBERS = ("readers", "readers_max", "followed", "tick_ms", "running", "capacity")
@@ -317,15 +330,15 @@ def _is_number(value: Any) -> bool:
 
 
 def _kept_tokens_of(field: bytes, value: bytes) -> int:
-    """How many deltas an attempt began with; 0 where that cannot be read."""
+    """Returns the number of increments with which an attempt begins; 0 if it cannot be read."""
     try:
         return int(events.control_of(field, value).get("base") or 0)
     except Unreadable:
         return 0
 
 
-def _standing(entry: Entry) -> int:
-    """How many tokens stand after an entry."""
+def _tokens_after(entry: Entry) -> int:
+    """Returns how many tokens the answer has after an entry."""
     if entry.field == events.ACCEPTED:
         return 0
     return _kept_tokens_of(entry.field, entry.value) if entry.field in _BEGINNINGS else entry.id.offset
@@ -336,7 +349,8 @@ def _about(listed: Listed) -> Row:
 
 
 def _reached(gauge: Gauge) -> float:
-    return max((one.value for metric in gauge.collect() for one in metric.samples), default=0.0)
+    """Returns a gauge's value; the highest, if it has several."""
+    return max((sample.value for metric in gauge.collect() for sample in metric.samples), default=0.0)
 
 
 def _summed(processes: list[Row], of: str) -> dict[str, float]:
@@ -348,7 +362,7 @@ def _summed(processes: list[Row], of: str) -> dict[str, float]:
 
 
 def _worst(processes: list[Row]) -> dict[str, Row]:
-    """Each kind of lag where it is longest."""
+    """Returns each kind of lag, of the process where it is longest."""
     worst: dict[str, Row] = {}
     for process in processes:
         for name, lag in process.get("lag", {}).items():

@@ -1,4 +1,4 @@
-"""The overview's numbers of the last two minutes, in this process's memory: what the console's charts begin with."""
+"""Keeps the overview's numbers of the last two minutes in memory, for the beginning of the console's charts."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 
 SAMPLES_SECONDS = 120.0
 _SAMPLES_MAX = 240
-"""Two a second: more than are taken."""
+"""Room for two samples a second; fewer are taken."""
 
 Row = dict[str, Any]
 
 
 class Samples:
-    """The newest samples, the oldest first. Each has the names that a snapshot has, with a fifth of a kilobyte in all."""
+    """The samples of the last two minutes, oldest first. Each is a part of a snapshot: about 200 bytes."""
 
     def __init__(self) -> None:
         self._samples: deque[Row] = deque(maxlen=_SAMPLES_MAX)
 
     def add(self, snapshot: Row) -> None:
-        """Keep the numbers of a snapshot, and drop what is too old."""
+        """Keeps the numbers of a snapshot, and drops samples that are too old."""
         streams, per_second = snapshot["streams"], snapshot["per_second"]
         sample = {
             "time": snapshot["time"],
@@ -32,7 +32,7 @@ class Samples:
                 if name in snapshot["lag"]
             },
         }
-        # A clock that was set back would leave samples of the future.
+        # If the clock was set back, samples may be in the future: they are dropped, too.
         while self._samples and not 0 <= sample["time"] - self._samples[0]["time"] <= SAMPLES_SECONDS:
             self._samples.popleft()
         self._samples.append(sample)

@@ -1,8 +1,8 @@
-"""`GET /v1/overview` and `/v1/overview/events`: what runs now, once or once a second, for as long as somebody watches.
+"""`GET /v1/overview` and `/v1/overview/events`: one snapshot of all streams and processes, or one a second.
 
-With `?history=1` the events begin with one named `history`: the numbers of the last two minutes.
+With `?history=1` the first event is named `history` and has the numbers of the last two minutes.
 
-A watcher's connection is written to as a reader's is. Each snapshot stands for itself: whose socket is full misses one.
+Snapshots are written to a watcher's socket directly, as events are to a reader's. A watcher whose socket is full misses snapshots.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from gateway.console import operations
 from gateway.console.overview import Overview
+from gateway.faces import on_one_line
 from gateway.http.connection import Connection, Receive, Scope, Send, chunk_of
 from gateway.http.problems import Problem, stopping
 from gateway.http.routes import ASGI, Route, handler_for
@@ -25,7 +26,7 @@ from shared.background import keep_running
 PATH = "/v1/overview"
 SNAPSHOT_SECONDS = 1.0
 WATCHERS_MAX = 32
-"""At once, in one process: a snapshot of 100 streams is 25 KB, and it must not take the place of readers."""
+"""The most watchers of one process: a snapshot of 100 streams is 25 KB, and readers must not suffer."""
 _HELLO = sse.KEEP_ALIVE + sse.retry(1000)
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -35,13 +36,13 @@ _HEADERS = [
 
 
 class Watcher:
-    """One connection (a Follower of it)."""
+    """One connection that gets snapshots; implements `Follower`."""
 
     def __init__(self, watchers: Watchers, connection: Connection) -> None:
         self._watchers = watchers
         self.connection = connection
         self.takes = False
-        """Its response has begun, and its socket is not full."""
+        """The response has begun, and the socket is not full."""
 
     def writable(self) -> None:
         self.takes = True
@@ -51,7 +52,7 @@ class Watcher:
 
 
 class Watchers:
-    """A part of the gateway. Snapshots are made while there is a watcher; otherwise the bare numbers are noted."""
+    """The routes of the overview. Makes snapshots while there is a watcher, and otherwise only samples of the numbers."""
 
     def __init__(self, overview: Overview) -> None:
         self._overview = overview
@@ -68,7 +69,7 @@ class Watchers:
         self._sampling = keep_running("samples", self._sample)
 
     def route(self, scope: Scope) -> ASGI | None:
-        """The handler for a request of these paths; None for everything else."""
+        """Returns the handler for a request of one of these paths; None for everything else."""
         return handler_for(self.routes, scope)
 
     async def once(self, scope: Scope, receive: Any, send: Any) -> None:
@@ -82,14 +83,18 @@ class Watchers:
         if self._draining:
             raise stopping()
         if len(self._watching) >= WATCHERS_MAX:
-            raise Problem(503, f"{WATCHERS_MAX} watch this process already, which is the most", retry_after_seconds=5)
+            raise Problem(
+                503, f"this process has {WATCHERS_MAX} watchers already, which is the limit", retry_after_seconds=5
+            )
         connection = Connection.of(scope)
         watcher = Watcher(self, connection)
-        self._watching.add(watcher)  # before the wait: it counts
+        self._watching.add(watcher)  # before the first await, so that it counts for the limit
         try:
             first = _event(await self._overview.current())
             if parse_qs(scope["query_string"].decode("latin-1")).get("history") == ["1"]:
-                first = b"event: history\ndata: %b\n\n" % orjson.dumps(self._overview.samples.all()) + first
+                first = (
+                    b"event: history\ndata: %b\n\n" % on_one_line(orjson.dumps(self._overview.samples.all())) + first
+                )
         except BaseException:
             self.forget(watcher)
             raise
@@ -99,15 +104,15 @@ class Watchers:
                 raise stopping()
             return
         watcher.takes = True
-        self._keep_telling()
+        self._keep_sending()
 
     def forget(self, watcher: Watcher) -> None:
         self._watching.discard(watcher)
 
     def drain(self) -> None:
-        """End all responses: this process is about to stop, and another will tell as much."""
+        """Ends all responses: this process is about to stop, and watchers reconnect to another."""
         self._draining = True
-        for watcher in [one for one in self._watching if one.takes]:
+        for watcher in [watcher for watcher in self._watching if watcher.takes]:
             self.forget(watcher)
             watcher.connection.finish(b"")
 
@@ -118,25 +123,25 @@ class Watchers:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _sample(self) -> None:
-        """While nobody watches, note what the charts begin with."""
+        """Takes samples while nobody watches, so that the charts of the next watcher do not begin empty."""
         pause_seconds = 0.0
         while True:
             await asyncio.sleep(pause_seconds)
             pause_seconds = SNAPSHOT_SECONDS if self._watching else await self._overview.sample()
 
-    def _keep_telling(self) -> None:
+    def _keep_sending(self) -> None:
         if self._task is None or self._task.done():
-            self._task = keep_running("watchers", self._tell)
+            self._task = keep_running("watchers", self._send_snapshots)
 
-    async def _tell(self) -> None:
+    async def _send_snapshots(self) -> None:
         while self._watching:
             await asyncio.sleep(SNAPSHOT_SECONDS)
             event = _event(await self._overview.current())
             chunk = chunk_of(event)
-            for watcher in [one for one in self._watching if one.takes]:
-                watcher.takes = False  # and so it stays if this raises: the others get the next one
+            for watcher in [watcher for watcher in self._watching if watcher.takes]:
+                watcher.takes = False  # stays so if `send` raises: the other watchers get the next snapshot
                 watcher.takes = watcher.connection.send(event, chunk)
 
 
 def _event(snapshot: bytes) -> bytes:
-    return b"data: %b\n\n" % snapshot
+    return b"data: %b\n\n" % on_one_line(snapshot)

@@ -14,7 +14,7 @@ from gateway.delivery.reader import Reader
 
 _SLOTS_PER_SECOND = 4
 _BUSY_GRACE_SECONDS = 5
-"""How much later a reader is sent away that could not be: its socket was full, or pages were being read for it."""
+"""How much later the next try comes, if a reader could not be sent away: its socket was full, or it was getting pages of the log."""
 
 
 class ConnectionAges:

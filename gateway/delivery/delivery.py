@@ -28,22 +28,27 @@ from gateway.delivery.connection_ages import ConnectionAges
 from gateway.delivery.flush_pace import FlushPace
 from gateway.delivery.ledger import Ledger
 from gateway.delivery.reader import OUT_OF_RING, Reader
+from gateway.faces import gap_event
 from gateway.following.pages import Pages
 from gateway.following.ring import Ring
 from gateway.following.tail import Tail
 from gateway.following.tails import FIRST_READ_ENTRIES
 from gateway.http.connection import chunk_of
 from shared.background import keep_running
+from shared.errors import Disconnected, RedisRefused
 from shared.events import DONE
-from shared.ids import BEGINNING
+from shared.ids import BEGINNING, EventId
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _BEATS_PER_SECOND = 10
-"""How finely keep-alives are spread: 20,000 readers in 15 s are 133 comments, a millisecond's work, at each."""
+"""How often some readers get keep-alives: with 20,000 readers and 15 s it is 133 comments, 1 ms of work, each time."""
 _SLOW_SECONDS = 5.0
 """A connection that ends after its socket was full for so long counts as too slow, whoever ended it."""
+AHEAD_SECONDS, _AHEAD_AGAIN_SECONDS = 5.0, 1.0
+"""How long a log may take to come as far as a reader's cursor: a live worker rewrites within 1 s what Redis has lost. Then it
+is looked at again and again, while Redis does not answer."""
 _UNREAD_EVENTS_MAX = 2 * FIRST_READ_ENTRIES
 """A ring keeps what was read for its first readers until they are there, but no more than this."""
 
@@ -320,6 +325,7 @@ class Delivery:
         tail, ring = reader.tail, reader.ring
         if reader.cursor > tail.last and not reader.is_over():
             self._ahead.setdefault(tail, []).append(reader)
+            self._spawn(self._wait_ahead(reader))
         elif (reader.cursor >= ring.base or reader.lacks_nothing()) and ring not in tail.unprimed:
             self._admit(reader)
         else:
@@ -330,7 +336,46 @@ class Delivery:
         for reader in self._ahead[tail].copy():
             if reader.cursor <= tail.last or reader.is_over():
                 self._leave_those_ahead(reader)
+                end = reader.ring.broken or tail.ended
+                if end is not None and reader.cursor >= end:
+                    reader.cursor = EventId(end.attempt, end.offset - 1)  # it gets the terminal event in any case
                 self._place(reader)
+
+    async def _wait_ahead(self, reader: Reader) -> None:
+        """Waits for a log to come as far as a reader's cursor, which Redis may have lost and its worker may write again.
+
+        If the log has not, the reader is shown a gap, and goes on where the log is.
+        """
+        tail = reader.tail
+        pause_seconds = AHEAD_SECONDS
+        while True:
+            await asyncio.sleep(pause_seconds)
+            if reader not in self._ahead.get(tail, ()):
+                return
+            pause_seconds = _AHEAD_AGAIN_SECONDS
+            try:
+                newest = await self._pages.newest(tail.stream_id)
+            except (Disconnected, RedisRefused):
+                continue
+            # Not the tail alone decides: while Redis is away, or a push was lost, it may be behind its log.
+            if newest is not None and newest < reader.cursor and reader in self._ahead.get(tail, ()):
+                self._leave_those_ahead(reader)
+                self._go_on_behind(reader)
+                return
+
+    def _go_on_behind(self, reader: Reader) -> None:
+        """Shows a reader that is ahead of its stream a gap, and places it at the newest event."""
+        tail, ring = reader.tail, reader.ring
+        wanted = EventId(reader.cursor.attempt, reader.cursor.offset + 1)
+        first = EventId(tail.attempt, tail.next_after.offset + 1) if tail.attempt else EventId(1, 0)
+        metrics.GAPS.inc()
+        reader.cursor = reader.had = reader.note.start = reader.note.noted = tail.last
+        # The encoder of a stateful face belongs to all readers of the ring: it is given the events of the log only.
+        gap = b"" if ring.face.stateful else ring.encoder.other(gap_event(wanted, first))
+        if gap and not reader.sink.send(gap, chunk_of(gap)):
+            self._is_full(reader)  # it is placed when its socket takes bytes again
+        else:
+            self._place(reader)
 
     def _leave_those_ahead(self, reader: Reader) -> None:
         ahead = self._ahead.get(reader.tail, [])

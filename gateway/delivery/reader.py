@@ -66,20 +66,20 @@ class Reader:
         self.ring = ring
         self.sink = sink
         self.cursor = cursor
-        """The last event that it had when it came, or when it fell out of the ring; in the ring, `position` is newer."""
+        """The last event that the reader had when it came, or when it fell out of the ring; in the ring, `position` is newer."""
         self.had = cursor
         """The last event that the client had before this response: for the receipt. The first piece of a response may go beyond."""
         self.position = OUT_OF_RING
         self.busy = False
-        """Its socket is full, or pages are being read for it: flushes pass it over."""
+        """The socket is full, or the reader is getting pages of the log: flushes skip it."""
         self.drained: asyncio.Future[None] | None = None
-        """While pages are being read for it: done when its full socket takes bytes again."""
+        """While the reader gets pages of the log: done when its full socket takes bytes again."""
         self.blocked_at = 0.0
-        """Since when its socket has been full (loop seconds); 0 while it takes what comes."""
+        """Since when the socket has been full (loop seconds); 0 while it takes bytes."""
         self.replaying = True
-        """It has not been told yet that what follows is live."""
+        """The `live` event has not been sent yet."""
         self.note: OpenConnection
-        """Written by the ledger."""
+        """The connection's progress; only the ledger writes it."""
         self.closed = False
         self.outcome = "disconnected"
         """How the connection ends, for the receipt and the metrics."""

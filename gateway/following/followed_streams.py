@@ -26,9 +26,9 @@ class FollowedStreams:
         self.by_id: dict[str, Tail] = {}
         self.by_channel: dict[bytes, Tail] = {}
         self._broken: OrderedDict[str, tuple[Ring, ...]] = OrderedDict()
-        """The broken rings of streams that nobody follows now."""
+        """The broken rings of streams that have no reader now."""
         self._unreadable: OrderedDict[str, EventId] = OrderedDict()
-        """Where logs were found unreadable: a reader that comes back with that id has had the end."""
+        """The ids from which logs are unreadable: a reader that resumes with such an id has had the end."""
 
     def add(self, tail: Tail) -> None:
         """Adds a new tail, and tells it what is remembered of its stream."""

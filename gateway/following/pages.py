@@ -178,6 +178,11 @@ class Pages:
 
         return await self._next(stream_id, None, cursor, read) or []
 
+    async def newest(self, stream_id: str) -> EventId | None:
+        """Returns the id of the log's newest entry; None if there is no log. Raises Disconnected, RedisRefused."""
+        entries = await self._log.newest(stream_id)
+        return entries[-1].id if entries else None
+
     async def _next(self, stream_id: str, face: Face | None, cursor: EventId, read: Callable[..., Any]) -> Any:
         """Reads the page that holds the next offset of this attempt; if it has nothing, the one where the log goes on."""
         found = await read(self._key(stream_id, face, cursor.attempt, cursor.offset + 1), cursor)

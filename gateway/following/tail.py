@@ -88,9 +88,9 @@ class Tail:
         self.next_id = _NOTHING
         """The id of the very next token as it would be pushed, while such a push may be taken without a further look."""
         self.id_format = b""
-        """From an offset of this attempt to its id."""
+        """A format that makes an id of an offset of this attempt."""
         self.kept_tokens = 0
-        """How many increments of earlier attempts this one keeps, as far as this gateway has seen it begin."""
+        """How many increments of earlier attempts this one keeps, if this gateway has seen its beginning."""
         self._restarted = False
         """The newest entry is a `restarted`: the first increment after it has the offset `kept_tokens + 1`."""
         self._overtaken: tuple[tuple[int, int, int], ...] = ()
@@ -111,13 +111,13 @@ class Tail:
         """Done once the log has been read, and then dropped: a tail lives for long."""
         self.exists = False
         self.sought = BEGINNING
-        """Where the first of its readers are: the first read of the log need not go back behind this."""
+        """The earliest cursor of the first readers: the first read of the log begins there."""
         self.reading = self.again = False
         """The log is being read; it must be read once more after that."""
         self.heard_at = now
-        """When something of this stream came last (loop seconds)."""
+        """When the last message of this stream came (loop seconds)."""
         self.dirty = False
-        """It has something new, and will be flushed."""
+        """The stream has new events, and will be flushed."""
 
     # --- who needs it
 

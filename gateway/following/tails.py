@@ -42,10 +42,10 @@ from shared.settings import Settings
 logger = logging.getLogger(__name__)
 
 FIRST_READ_ENTRIES = 1024
-"""Where readers are no further back than this, the log is read once for all of it: about 100 KB and 1 ms of Redis."""
+"""If the readers are no further back than this, one read of the log serves all of them: about 100 KB and 1 ms of Redis."""
 _READ_ENTRIES = 256
 _READS_AT_ONCE = 16
-"""Reads that Redis has not answered yet: 1.6 MB in Redis, and 10 ms for whoever else waits on this connection."""
+"""The most reads that Redis has not answered yet: 1.6 MB in Redis, and a delay of 10 ms for other commands on this connection."""
 _SUBSCRIBE_AT_ONCE = 500
 _AGAIN_SECONDS = 0.25
 """How long after a read that failed the log is read once more."""

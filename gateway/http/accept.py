@@ -24,6 +24,14 @@ def preferred(scope: Scope) -> str:
     return offer if quality > 0 else SSE
 
 
+def accepts_only_events(scope: Scope) -> bool:
+    """Whether a request can be answered with an event stream and nothing else: a GET of a browser's EventSource, or of the like."""
+    if scope["type"] != "http" or scope["method"] != "GET":
+        return False
+    header = b",".join(value for name, value in scope["headers"] if name == b"accept")
+    return list(_ranges(header[:_ACCEPT_CHARACTERS_MAX].decode("latin-1"))) == [SSE]
+
+
 def _rank(offer: str, ranges: dict[str, float]) -> tuple[float, bool]:
     """The q-value of the most specific range that covers this type, and whether that range names it."""
     for covering in (offer, offer.partition("/")[0] + "/*", "*/*"):

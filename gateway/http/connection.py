@@ -24,7 +24,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class Follower(Protocol):
-    """Whoever writes to a connection, with the callbacks of that connection. None is called before `open` has returned."""
+    """The writer of a connection, with callbacks that the connection calls, never before `open` has returned."""
 
     def writable(self) -> None:
         """Called when the socket, which was full, takes bytes again."""
@@ -47,7 +47,7 @@ class Sink(Protocol):
 
 
 def chunk_of(body: bytes) -> bytes:
-    """One piece of a chunked body (RFC 9112, section 7.1)."""
+    """Returns one chunk of a chunked body (RFC 9112, section 7.1)."""
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 
@@ -93,7 +93,8 @@ class Connection(Incoming):
         cycle.default_headers = [*cycle.default_headers, *headers]
 
     def open(self, send: Any, follower: Follower, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
-        """Begins a response with status 200 and takes it over from uvicorn. False if the client has gone."""
+        """Begins a response with status 200 and takes it over from uvicorn. False if there is nobody to follow: the client has
+        gone, or has sent HEAD and gets the head only."""
         cycle: RequestResponseCycle = send.__self__
         if self.transport.is_closing() or cycle.disconnected:
             cycle.disconnected = True  # `connection_lost` follows: uvicorn need not miss an answer
@@ -107,8 +108,15 @@ class Connection(Incoming):
             lines.append(b"transfer-encoding: chunked\r\n")
         if not self._keep_open:
             lines.append(b"connection: close\r\n")
-        self.transport.write(b"%b\r\n%b" % (b"".join(lines), chunk_of(body) if self._chunked and body else body))
+        head = b"".join(lines)
         cycle.response_started = cycle.response_complete = True  # for uvicorn
+        if cycle.scope["method"] == "HEAD":
+            self.transport.write(b"%b\r\n" % head)
+            if not self._keep_open:
+                self.transport.close()
+            self.on_response_complete()
+            return False
+        self.transport.write(b"%b\r\n%b" % (head, chunk_of(body) if self._chunked and body else body))
         if self._body is not None:
             self._body = None  # the rest of it is not read
             self._request_timeouts.ended(self)

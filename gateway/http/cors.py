@@ -26,7 +26,10 @@ _READING = ("GET", "HEAD", "OPTIONS")
 _CREATING_PATH = "/stream"
 _ORIGINS_MAX = 100
 _HEADER_NAMES_BYTES_MAX = 4096
-_ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?|[a-z][a-z0-9+.-]*-extension://[a-z0-9-]+")
+_ORIGIN = re.compile(
+    r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?"
+    r"|(?!https?:)[a-z][a-z0-9+.-]*://[^\s/?#@,*]*"  # an app's own scheme: tauri://localhost, app://., file://
+)
 _HEADER_NAMES = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+( *, *[A-Za-z0-9!#$%&'*+.^_`|~-]+)*")
 _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 
@@ -36,13 +39,14 @@ class Cors:
 
     def __init__(self, origins: str) -> None:
         """Raises Unusable."""
-        listed = [origin.strip().lower().rstrip("/") for origin in origins.split(",") if origin.strip()]
+        listed = [_without_slash(origin.strip().lower()) for origin in origins.split(",") if origin.strip()]
         self._everybody = listed == ["*"]
         for origin in [] if self._everybody else listed:
             if not _ORIGIN.fullmatch(origin):
                 raise Unusable(
                     f"MIDSTREAM_CORS_ORIGINS: {origin[:80]!r} is not an origin: "
-                    "https://app.example.com is one (no path), several are separated by commas, and * alone is all"
+                    "https://app.example.com is one (no path), so is tauri://localhost; several are separated by commas, and "
+                    "* alone is all"
                 )
         if len(listed) > _ORIGINS_MAX:
             raise Unusable(f"MIDSTREAM_CORS_ORIGINS: {len(listed)} origins are given, and {_ORIGINS_MAX} are the most")
@@ -58,7 +62,7 @@ class Cors:
         if origin is None or origin not in self._allowed:
             return [(b"vary", b"origin")]
         return [
-            (b"access-control-allow-origin", origin),
+            (b"access-control-allow-origin", _as_sent(scope, b"origin")),  # browsers compare it byte by byte
             (b"access-control-expose-headers", _EXPOSED),
             (b"vary", b"origin"),
         ]
@@ -110,7 +114,9 @@ def _is_same_origin(scope: Scope, origin: bytes) -> bool:
     if site is not None:
         return site == b"same-origin"
     scheme, _, host = origin.partition(b"://")
-    default_port = _DEFAULT_PORTS.get(scheme, b"")
+    default_port = _DEFAULT_PORTS.get(scheme)
+    if default_port is None:
+        return False  # a page of an app: its host is not one of the network
     hosts = (_header(scope, b"host"), _header(scope, b"x-forwarded-host"))
     return bool(host) and any(named is not None and named.removesuffix(default_port) == host for named in hosts)
 
@@ -120,9 +126,19 @@ def _refused(origin: bytes) -> Problem:
     return Problem(403, f"pages of {who} may not do this; the operator can let them in with MIDSTREAM_CORS_ORIGINS")
 
 
+def _without_slash(origin: str) -> str:
+    """An origin without the slash that people copy with it. `file://` is one already."""
+    return origin if origin.endswith("://") else origin.removesuffix("/")
+
+
 def _header(scope: Scope, name: bytes) -> bytes | None:
     for field, value in scope["headers"]:
         if field == name:
             lowered: bytes = value.strip().lower()
             return lowered
     return None
+
+
+def _as_sent(scope: Scope, name: bytes) -> bytes:
+    value: bytes = next(value for field, value in scope["headers"] if field == name)
+    return value.strip()

@@ -1,6 +1,6 @@
 """Where a reader goes on: the way of a `Last-Event-ID` from the request to a place in the stream, in the order of that way.
 
-Last-Event-ID: 1-57   or   ?last_event_id=1-57   or   ?from=now   or nothing
+Last-Event-ID: 1-57   or   ?last_event_id=1-57 (lastEventId, …)   or   ?from=now   or nothing
       │  last_event_id: the header, else the query
       ▼
 "1-57"
@@ -38,15 +38,15 @@ class Place:
     def first_cursor(self, newest: EventId, end: EventId | None) -> EventId:
         """The id up to which the reader counts as having the stream, whose newest event and end (None: it runs) are these.
 
-        `from=now` skips what is there, but not the end of a stream that has ended.
+        `from=now` skips what is there, but not the end of a stream that has ended. Nor does an id that the stream never had.
         """
-        if not self.from_now:
-            return self.after or BEGINNING
-        return newest if end is None else EventId(end.attempt, end.offset - 1)
+        if end is not None and (self.from_now or (self.after or BEGINNING) >= end):
+            return EventId(end.attempt, end.offset - 1)
+        return newest if self.from_now else self.after or BEGINNING
 
-    def is_behind(self, end: EventId | None) -> bool:
-        """Whether the reader has everything of a stream that ends so: nothing more will ever come."""
-        return self.after is not None and end is not None and self.after >= end
+    def is_at(self, *ends: EventId | None) -> bool:
+        """Whether the reader has the terminal event, which has one of these ids: nothing more will ever come."""
+        return self.after is not None and self.after in ends
 
 
 BEGINNING_PLACE = Place()
@@ -63,11 +63,20 @@ def place_of(scope: Scope) -> Place:
 
 
 def last_event_id(scope: Scope, query: dict[str, str]) -> str:
-    """The newest event id that the client has: the header `Last-Event-ID`, else `last_event_id` of the query; may be empty."""
+    """The newest event id that the client has: the header `Last-Event-ID`, else the parameter of the query; may be empty.
+
+    Clients that cannot set the header write the parameter in their own ways: `last_event_id`, `lastEventId` (the polyfills
+    of EventSource), `Last-Event-ID`. Of several the last one counts: clients append theirs to the URL that they were given.
+    """
     for name, value in scope["headers"]:
         if name == b"last-event-id" and value:
             return str(value.decode("latin-1")).strip()
-    return query.get("last_event_id", "").strip()
+    given = [value.strip() for name, value in query.items() if _is_last_event_id(name)]
+    return next((value for value in reversed(given) if value), "")
+
+
+def _is_last_event_id(name: str) -> bool:
+    return name.lower().replace("_", "").replace("-", "") == "lasteventid"
 
 
 def cursor_of(text: str) -> EventId | None:

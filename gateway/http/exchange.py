@@ -1,14 +1,13 @@
-"""One HTTP exchange: the request's body within bounds, its query, an answer in JSON, and whether the client still waits."""
+"""One HTTP exchange: the request's query, an answer in JSON, and whether the client still waits."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
-from urllib.parse import parse_qs
+from urllib.parse import parse_qsl
 
 import orjson
-from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from gateway.http.connection import Receive, Scope
@@ -17,36 +16,20 @@ from gateway.http.whole_bodies import WholeResponse
 
 T = TypeVar("T")
 
-_DISCARDED_BYTES_MAX = 64 << 20
-"""How much of a body that is too large is read and dropped, so that its client gets the answer and not a reset."""
-
-
-async def body_of(request: Request, bytes_max: int) -> bytes:
-    """The whole body. Raises Problem 400, 413."""
-    parts, size = [], 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-            if size <= bytes_max:
-                parts.append(part)
-            elif size > _DISCARDED_BYTES_MAX:
-                break
-    except ClientDisconnect:
-        raise Problem(400, "the connection ended before the body did") from None
-    if size > bytes_max:
-        raise Problem(413, f"the body has more than {bytes_max} bytes, which is the most that is taken")
-    return b"".join(parts)
-
 
 def query_of(scope: Scope) -> dict[str, str]:
-    """The query's parameters; of several with one name the last. Raises Problem 400."""
+    """The query's parameters; of several with one name the last, in its place. Raises Problem 400."""
     try:
-        parsed = parse_qs(
+        parsed = parse_qsl(
             scope["query_string"].decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=64
         )
     except ValueError:  # UnicodeDecodeError is one
         raise Problem(400, "the query is not percent-encoded UTF-8") from None
-    return {name: values[-1] for name, values in parsed.items()}
+    query: dict[str, str] = {}
+    for name, value in parsed:
+        query.pop(name, None)
+        query[name] = value
+    return query
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

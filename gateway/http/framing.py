@@ -10,6 +10,7 @@ Content-Length and chunked. What deviates is refused with a Problem, and the cal
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
 from httptools import HttpParserError, HttpParserInvalidURLError, HttpParserUpgrade, HttpRequestParser
 
@@ -95,21 +96,20 @@ class Lines:
             raise Problem(414, f"the request line has more than {REQUEST_LINE_BYTES_MAX} bytes, which is the limit")
 
 
-class Body:
-    """The framing of a request's body, of which `take` gets the bytes as they come. `whole`: it has come to its end."""
+class Body(Protocol):
+    """Separates a request's body from what follows it, as the bytes come in."""
 
-    __slots__ = ()
     whole: bool
+    """The body has come to its end."""
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
-        """The body's content in these bytes, and the rest: of a later request, or to be passed again with what follows.
+        """Returns the body's content in these bytes, and the rest: of a later request, or to be passed again with what follows.
 
         Raises Problem 400, 431.
         """
-        raise NotImplementedError
 
 
-class SizedBody(Body):
+class SizedBody:
     """A body with a Content-Length."""
 
     __slots__ = ("left", "whole")
@@ -127,7 +127,7 @@ class SizedBody(Body):
         return (data, b"") if not left else (data[:size], data[size:])
 
 
-class ChunkedBody(Body):
+class ChunkedBody:
     """A chunked body (RFC 9112, section 7.1). Chunk extensions and trailers are ignored."""
 
     __slots__ = ("_bytes", "_chunks", "_extensions", "_left", "_trailers", "whole")
@@ -285,8 +285,11 @@ class Head:
 
 def read_head(data: bytes) -> Head:
     """Parses a head, which ends with its empty line. Raises Problem 400, 431."""
-    if _REQUEST_LINE.match(data) is None:
+    line = _REQUEST_LINE.match(data)
+    if line is None:
         raise no_request()
+    if not line[0].isascii():
+        data = _percent_encoded(line[0]) + data[line.end() :]
     head = Head()
     parser = head._parser = HttpRequestParser(head)
     try:
@@ -303,6 +306,15 @@ def read_head(data: bytes) -> Head:
         raise no_request()
     head.check()
     return head
+
+
+def _percent_encoded(line: bytes) -> bytes:
+    """A request line whose target has UTF-8 as it is, as some clients send it, with that encoded. Raises Problem 400."""
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        raise Problem(400, "the request's target is neither percent-encoded nor UTF-8") from None
+    return b"".join(b"%%%02X" % byte if byte >= 0x80 else b"%c" % byte for byte in line)
 
 
 def check_begun(data: bytes) -> None:

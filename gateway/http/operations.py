@@ -1,4 +1,4 @@
-"""How an operation of the HTTP API is described: parameters, body, answers, events. Data for the OpenAPI document.
+"""Types that describe an operation of the HTTP API (parameters, body, answers, events) for the OpenAPI document.
 
 Schemas come from pydantic models that live beside the routes. The models describe and do not check requests: the checks are
 those of each API (`gateway.api.requests` and its like), whose messages name the parameter, what it must be and what it is.
@@ -8,7 +8,7 @@ A test holds the two together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -36,7 +36,7 @@ class ProblemDocument(Described):
     title: str
     status: int
     detail: str
-    """What was wrong, and what would be right."""
+    """What was wrong, and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class EventKind:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is answered under one status: by media type the model of the body, None where it has no schema."""
+    """The answers with one status. `bodies`: the model of the body by media type, None if it has no schema."""
 
     status: int
     description: str
@@ -89,14 +89,9 @@ class Operation:
     events: Sequence[EventKind] = ()
     description: str = ""
 
-    def head(self) -> Operation:
-        """The same resource asked for by HEAD: the statuses and headers of GET without its body."""
-        answers = [replace(answer, bodies={}) for answer in self.answers]
-        return replace(self, name=f"{self.name}_head", answers=answers)
-
 
 def query(name: str, description: str, **schema: Any) -> Parameter:
-    """A parameter of the query; a text where nothing else is said."""
+    """A parameter of the query; a text unless `schema` says otherwise."""
     return Parameter(name, "query", description, schema or {"type": "string"})
 
 
@@ -110,13 +105,20 @@ def in_path(name: str, description: str, **schema: Any) -> Parameter:
     return Parameter(name, "path", description, schema or {"type": "string"})
 
 
-REQUEST_ID = header("X-Request-Id", "Stands in the answer and in the logs; made by the gateway where it is missing.")
-TRACEPARENT = header("traceparent", "W3C Trace Context: the span that the request belongs to, where traces are on.")
-LAST_EVENT_ID = header("Last-Event-ID", "The newest event that the client has: the answer goes on behind it.")
-LAST_EVENT_ID_QUERY = query("last_event_id", "As the header `Last-Event-ID`, which wins.")
+REQUEST_ID = header("X-Request-Id", "Appears in the answer and in the logs; the gateway makes one if it is missing.")
+TRACEPARENT = header("traceparent", "W3C Trace Context: the parent span of the request, if tracing is on.")
+LAST_EVENT_ID = header("Last-Event-ID", "The newest event that the client has: the answer continues after it.")
+RESUME_PARAMETERS = (
+    LAST_EVENT_ID,
+    query(
+        "last_event_id",
+        "As the header `Last-Event-ID`, which takes precedence. Also written `lastEventId`, `Last-Event-ID`.",
+    ),
+)
+NOTHING_MORE = Answer(204, "No more events will come: the client has everything up to the end.")
 IDEMPOTENCY_KEY = header(
     "Idempotency-Key",
-    "A repeated request with this key is answered with the first one's stream.",
+    "A repeated request with the same key is answered with the first one's stream.",
     type="string",
     minLength=1,
     maxLength=255,

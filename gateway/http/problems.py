@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -27,6 +28,7 @@ class Problem(Exception):
         param: str | None = None,
         code: str | None = None,
         error: dict[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
@@ -37,16 +39,21 @@ class Problem(Exception):
         self.code = code
         self.error = error
         """The provider's own error object, if there is one."""
+        self._headers = headers or {}
 
     def body(self) -> bytes:
         title = HTTPStatus(self.status).phrase if self.status in set(HTTPStatus) else "Error"
         return orjson.dumps({"type": "about:blank", "title": title, "status": self.status, "detail": self.detail})
 
-    def headers(self) -> dict[str, str]:
-        headers = {"content-type": "application/problem+json", "cache-control": "no-store"}
+    def status_headers(self) -> dict[str, str]:
+        """The headers that belong to the status, whatever the shape of the body: `Allow` of a 405, `Retry-After`."""
+        headers = dict(self._headers)
         if self.retry_after_seconds is not None:
             headers["retry-after"] = str(self.retry_after_seconds)
         return headers
+
+    def headers(self) -> dict[str, str]:
+        return {"content-type": "application/problem+json", "cache-control": "no-store", **self.status_headers()}
 
     def response(self) -> Response:
         return Response(self.body(), self.status, self.headers())

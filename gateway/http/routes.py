@@ -7,22 +7,24 @@ other does not.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from gateway.http.connection import Scope
 from gateway.http.operations import Operation
+from gateway.http.problems import Problem
 
 ASGI = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 Handler = Callable[..., Awaitable[Any]]
 
+_SHOWN_CHARACTERS = 200
 _PARAMETER = re.compile(r"\{(\w+)(:path)?\}")
 
 
 class Route:
     """One method of one path.
 
-    The path is a template with at most one parameter: `{name}` is one segment, maybe empty; `{name:path}` may have slashes.
+    The path is a template with at most one parameter: `{name}` is one segment; `{name:path}` may have slashes. It is not empty.
     """
 
     __slots__ = ("_has_parameter", "_head", "_spans_segments", "_tail", "handler", "method", "operation", "path")
@@ -40,21 +42,22 @@ class Route:
         self._tail = "" if parameter is None else template[parameter.end() :]
 
     def matches(self, path: str) -> bool:
-        """Whether this is a request's path."""
+        """Returns whether a request's path matches the template."""
         if not self._has_parameter:
             return path == self.path
         if not (path.startswith(self._head) and path.endswith(self._tail)):
             return False
-        return self._spans_segments or "/" not in self.argument(path)
+        argument = self.argument(path)
+        return argument != "" and (self._spans_segments or "/" not in argument)
 
     def argument(self, path: str) -> str:
-        """What stands in a path that matches for the template's parameter."""
+        """Returns the value of the template's parameter in a path that matches."""
         return path[len(self._head) : len(path) - len(self._tail)]
 
 
-def get_and_head(template: str, handler: Handler, operation: Operation) -> tuple[Route, Route]:
-    """The two routes of a resource that also answers HEAD."""
-    return Route("GET", template, handler, operation), Route("HEAD", template, handler, operation.head())
+def methods_like(method: str) -> tuple[str, ...]:
+    """The methods that a route of `method` answers: GET also HEAD, whose answer has no body (RFC 9110, section 9.3.2)."""
+    return ("GET", "HEAD") if method == "GET" else (method,)
 
 
 def handler_for(routes: Sequence[Route], scope: Scope) -> ASGI | None:
@@ -63,9 +66,42 @@ def handler_for(routes: Sequence[Route], scope: Scope) -> ASGI | None:
         return None
     method, path = scope["method"], scope["path"]
     for route in routes:
-        if route.method == method and route.matches(path):
+        if method in methods_like(route.method) and route.matches(path):
             return route.handler
     return None
+
+
+def no_route(routes: Sequence[Route], scope: Scope, instead: str = "") -> Problem:
+    """The answer to an HTTP request that matches none of all routes: 405 where its path has other methods, else 404.
+
+    A 404 says which path was probably meant; else `instead`, which may be empty.
+    """
+    method, path = scope["method"], scope["path"]
+    allowed = _methods_of(routes, path)
+    if allowed and method not in allowed:
+        return Problem(405, f"{method} is not possible here; {_listed(allowed)}", headers={"allow": ", ".join(allowed)})
+    detail = f"there is no {method} {path[:_SHOWN_CHARACTERS]}"
+    for meant in _similar(path):
+        methods = _methods_of(routes, meant)
+        if methods:
+            return Problem(404, f"{detail}; there is {methods[0]} {meant[:_SHOWN_CHARACTERS]}")
+    return Problem(404, f"{detail}; {instead}" if instead else detail)
+
+
+def _methods_of(routes: Sequence[Route], path: str) -> list[str]:
+    return [method for route in routes if route.matches(path) for method in methods_like(route.method)]
+
+
+def _listed(methods: Sequence[str]) -> str:
+    return f"{' and '.join(methods)} {'is' if len(methods) == 1 else 'are'}"
+
+
+def _similar(path: str) -> Iterator[str]:
+    """Paths that may have been meant: without doubled or final slashes; below /v1, where that is missing or doubled."""
+    plain = "/" + "/".join(part for part in path.split("/") if part)
+    for candidate in (plain, plain.removeprefix("/v1"), f"/v1{plain}"):
+        if candidate != path:
+            yield candidate
 
 
 class Part(Protocol):
@@ -73,7 +109,7 @@ class Part(Protocol):
 
     @property
     def routes(self) -> Sequence[Route]:
-        """All that `route` finds a handler for."""
+        """All routes of this part; `route` finds a handler for each."""
 
     def route(self, scope: Scope) -> ASGI | None:
         """The handler for this request; None if it belongs to another part. A handler answers or raises Problem."""

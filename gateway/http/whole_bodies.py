@@ -29,10 +29,11 @@ _RETRY_SECONDS = 2
 
 
 class Room:
-    """The memory that long bodies may take in one process."""
+    """The memory that long bodies may take in one process. `what` completes the sentence of the refusal."""
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, what: str) -> None:
         self._bytes_max = bytes_max
+        self._what = what
         self.bytes = 0
 
     def take(self, count: int) -> None:
@@ -40,7 +41,7 @@ class Room:
         if self.bytes and self.bytes + count > self._bytes_max:
             raise Problem(
                 503,
-                "this gateway has as many bytes of long answers in memory as it may have; try again, or follow the stream's events",
+                f"this gateway has as many bytes {self._what} in memory as it may have; try again",
                 retry_after_seconds=_RETRY_SECONDS,
             )
         self.bytes += count
@@ -49,7 +50,7 @@ class Room:
         self.bytes -= count
 
 
-ROOM = Room(WHOLE_BYTES_MAX)
+ROOM = Room(WHOLE_BYTES_MAX, "of long answers, which can also be followed by their events,")
 """The one of this process."""
 
 
@@ -71,7 +72,7 @@ class Held:
 
 
 _LONG_WORK = ThreadPoolExecutor(1, thread_name_prefix="long-work")
-"""One thread: the event loop gets the interpreter lock back from it after 5 ms; it would wait for several in turn."""
+"""Only one thread: the event loop gets the interpreter lock back from a thread after 5 ms, and would wait for each of several."""
 
 
 async def made(count: int, make: Callable[[], T]) -> T:

@@ -111,7 +111,7 @@ class Client:
         observation = Observation(url)
         body = _Body(observation)
         sent_headers = {
-            "accept": "text/event-stream",
+            "accept": "text/event-stream, application/problem+json",  # a gateway that refuses is to say so
             "accept-encoding": encodings,
             **dict(self.headers),
             **(headers or {}),

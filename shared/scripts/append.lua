@@ -1,7 +1,8 @@
 -- Append one entry under its explicit id and publish it, or do neither.
--- KEYS: log, channel. ARGV: how many entries the log must hold, id, field, value [, seconds to expiry].
--- Without field and value it appends nothing and only tells whether the log still holds what the writer believes.
--- Applied: the number of listeners. Otherwise {duplicate | gap | fenced, last id, entries}: the log, not the writer, knows.
+-- KEYS: log, channel [, large fields of the request [, those that are kept]].
+-- ARGV: how many entries the log must hold, id, field, value [, seconds to expiry [, large field, its JSON, ...]].
+-- Without field and value it appends nothing, and only checks that the log still has what the writer expects.
+-- Returns the number of listeners if applied; otherwise {duplicate | gap | fenced, last id, entries} of the log.
 -- In the common case XLEN alone shows that nobody else wrote and nothing was lost; XADD refuses what is not newer.
 local key, id, field, value = KEYS[1], ARGV[2], ARGV[3], ARGV[4]
 local held = redis.call('XLEN', key)
@@ -10,6 +11,13 @@ if held == tonumber(ARGV[1]) then
   local added = redis.pcall('XADD', key, id, field, value)
   if type(added) == 'string' then
     if ARGV[5] then redis.call('EXPIRE', key, ARGV[5]) end
+    if ARGV[6] then -- the first entry
+      redis.call('HSET', KEYS[3], unpack(ARGV, 6))
+      redis.call('EXPIRE', KEYS[3], ARGV[5])
+    elseif KEYS[4] then -- the last one
+      redis.call('EXPIRE', KEYS[3], 0)
+      redis.call('EXPIRE', KEYS[4], ARGV[5])
+    end
     return redis.call('SPUBLISH', KEYS[2], id .. ' ' .. field .. ' ' .. value)
   end
   if not string.find(tostring(added.err), 'equal or smaller', 1, true) then return added end

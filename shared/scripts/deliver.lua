@@ -1,6 +1,6 @@
--- Note how far one connection has come. The note lives as long as its log, and is not taken for a log that is gone.
+-- Note how far one connection has come. The note expires with its log; without a log it is refused.
 -- KEYS: log, deliveries. ARGV: connection, note, most connections.
--- 1: noted; 0: there is no such log (any more).
+-- Returns 1: noted; 0: there is no such log (any more).
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 if not last or last[2][1] == 'deleted' then return 0 end
 local connection = ARGV[1]

@@ -1,5 +1,5 @@
--- End a stream from outside its attempt: append a terminal event that fences whoever writes, unless it has ended.
--- KEYS: log, channel. ARGV: field, value, seconds to expiry [, the last id that the log must have].
+-- End a stream from outside its attempt: append a terminal event that fences the writer, unless the stream has ended.
+-- KEYS: log, channel, large fields of the request, those that are kept. ARGV: field, value, seconds to expiry [, the last id that the log must have].
 -- {1, id} appended; {0, last id} it had ended, or the log has moved on from that last id; nil: there is no log.
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 if not last then return nil end
@@ -14,5 +14,7 @@ if type(added) ~= 'string' then
   return string.find(tostring(added.err), 'equal or smaller', 1, true) and {0, last[1]} or added
 end
 redis.call('EXPIRE', KEYS[1], ARGV[3])
+redis.call('EXPIRE', KEYS[3], 0)
+redis.call('EXPIRE', KEYS[4], ARGV[3])
 redis.call('SPUBLISH', KEYS[2], id .. ' ' .. ARGV[1] .. ' ' .. ARGV[2])
 return {1, id}

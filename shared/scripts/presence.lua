@@ -1,6 +1,7 @@
--- Note that a process is there, or that it leaves. KEYS: who is there until when, what each says of itself.
--- ARGV: name, what it says (empty: it leaves), how long that holds (ms), how long who has fallen silent is remembered (ms), most processes.
--- Redis' own clock decides, so that those of the machines may differ.
+-- Write a process's heartbeat, or delete its entry when it stops; delete the entries of processes that have been silent for too long.
+-- KEYS: sorted set of names by the time (ms) until which each counts as running; hash of states by name.
+-- ARGV: name, state (empty: delete), how long it counts as running (ms), how long it is kept after that (ms), most processes.
+-- Redis' own clock is used, so that the clocks of the machines may differ.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local silent = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[4], 'LIMIT', 0, 100)

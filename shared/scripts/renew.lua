@@ -1,6 +1,6 @@
 -- Renew the leases that this worker still has, or hand them back. KEYS: queue.
 -- ARGV: group, worker, seconds to expiry, how long ago the leases are to count as renewed (ms), queue entry ids ...
--- The ids that it has no longer: another worker took them over. A bare XCLAIM would steal them back.
+-- Returns the ids of lost leases: another worker has taken them over, and XCLAIM without this check would take them back.
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 local lost = {}
 for i = 5, #ARGV do

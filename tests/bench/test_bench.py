@@ -1,4 +1,4 @@
-"""`midstream bench` from outside, in very small."""
+"""`midstream bench` as a process, with very small sizes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @needs_linux
 @measures
-def test_quick_runs_through_beside_the_ordinary_way(tmp_path: Path) -> None:
+def test_a_quick_run_completes(tmp_path: Path) -> None:
     for part in ("matplotlib", "sse_starlette"):
         needs(part, importlib.util.find_spec(part))
     out, png = tmp_path / "bench.json", tmp_path / "bench.png"
@@ -48,8 +48,8 @@ def test_quick_runs_through_beside_the_ordinary_way(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stderr == ""
     assert png.read_bytes().startswith(_PNG)
-    told = json.loads(out.read_text())
-    sides = told["workloads"]["W1"]["sides"]
+    results = json.loads(out.read_text())
+    sides = results["workloads"]["W1"]["sides"]
     for side in (OURS, PEER):
         (run,) = sides[side]["runs"]
         assert 50 < run["events"] < 400
@@ -58,18 +58,18 @@ def test_quick_runs_through_beside_the_ordinary_way(tmp_path: Path) -> None:
         assert run["missing"] == run["doubled"] == run["out_of_order"] == 0
         assert [step["offered_per_s"] for step in run["curve"]]
         assert sides[side]["medians"]["p50_ms"] == run["p50_ms"]
-    ratio = told["workloads"]["W1"]["ratios"]["server_us_per_event"]
+    ratio = results["workloads"]["W1"]["ratios"]["server_us_per_event"]
     medians = [sides[side]["medians"]["server_us_per_event"] for side in (OURS, PEER)]
     assert ratio == pytest.approx(medians[1] / medians[0])
-    assert told["void"] is False
-    assert {"machine", "versions", "settings", "cores"} <= told.keys()
+    assert results["void"] is False
+    assert {"machine", "versions", "settings", "cores"} <= results.keys()
     for line in ("W1  many streams, a reader each", "gateway CPU per event", "ratio"):
         assert line in ran.stdout
 
 
 @needs_linux
 @measures
-def test_redis_pays_less_for_tokens_that_share_an_entry() -> None:
+def test_tokens_that_share_an_entry_cost_redis_less() -> None:
     with Parts(Cores()) as parts:
         one, many = (store.w6(parts, QUICK, print, units=(unit,)) for unit in (1, 16))
     assert 5 < many["bytes_per_token_16"] < one["bytes_per_token_1"] < 60
@@ -77,7 +77,7 @@ def test_redis_pays_less_for_tokens_that_share_an_entry() -> None:
 
 
 class Lossy(HttpServer):
-    """A gateway that serves logs as they grow, and leaves out one token of each."""
+    """A gateway that leaves out one token of each stream."""
 
     def __init__(self, redis_url: str, *, without: int) -> None:
         super().__init__()
@@ -96,13 +96,13 @@ class Lossy(HttpServer):
             for last, fields in reply[0][1] if reply else ():
                 text = fields.get(b"t")
                 if text is not None and last != self._without:
-                    writer.write(b'id: %b\ndata: {"token":"%b"}\n\n' % (last, text))
+                    writer.write(b'data: {"token":"%b"}\nid: %b\n\n' % (text, last))
             await writer.drain()
         raise Closed
 
 
 @needs_linux
-async def test_a_gateway_that_loses_a_token_makes_the_figure_void(tmp_path: Path) -> None:
+async def test_a_lost_token_makes_the_result_invalid(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     with RedisServer() as server:
         async with Lossy(server.url, without=5) as lossy:
@@ -120,7 +120,7 @@ async def test_a_gateway_that_loses_a_token_makes_the_figure_void(tmp_path: Path
 
 @needs_linux
 @measures
-def test_every_face_is_measured_beside_the_native_one(tmp_path: Path) -> None:
+def test_every_face_is_compared_with_the_native_one(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     ran = bench("--faces", "--quick", "--readers", "10", "--rate", "200", "--seconds", "0.5", "--json", str(out))
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -134,17 +134,17 @@ def test_every_face_is_measured_beside_the_native_one(tmp_path: Path) -> None:
 
 @needs_linux
 @measures
-def test_the_guard_sees_a_gateway_whose_readers_share_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_guard_detects_a_gateway_whose_readers_share_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with Parts(Cores()) as parts:
         assert judge(storm(parts)) == 0, capsys.readouterr().out
         assert judge(storm(parts, page_cache_bytes_max=0, page_events=16, ring_events=16)) == 1
-    said = capsys.readouterr().out
-    assert "OVER storm: log reads for all readers" in said
-    assert "must share its pages" in said
+    output = capsys.readouterr().out
+    assert "OVER storm: log reads for all readers" in output
+    assert "must share its pages" in output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["W9"], "W1, W2"),
         (["W1", "--rate", "nan"], "a number from 1"),
@@ -152,17 +152,17 @@ def test_the_guard_sees_a_gateway_whose_readers_share_nothing(capsys: pytest.Cap
         (["--runs", "0"], "a whole number from 1 to 20"),
     ],
 )
-def test_wrong_options_say_what_would_be_right(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_the_error_for_a_wrong_option_names_valid_values(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main(["bench", *arguments])
     assert left.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--url", "http://127.0.0.1:1"], "--url needs --redis"),
         (["--plot", "x.jpg"], "ends in .png"),
@@ -172,12 +172,14 @@ def test_wrong_options_say_what_would_be_right(
         (["--cores", "server=99,load=0"], "server=A,load=B"),
     ],
 )
-def test_options_that_cannot_work_say_why(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_for_impossible_options_says_why(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["bench", *arguments]) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_cores_are_told_by_name() -> None:
+def test_cores_are_named() -> None:
     with pytest.raises(Unusable, match="of the cores"):
         Cores.of("server=0")
     assert "not pinned" in Cores().describe()

@@ -1,4 +1,4 @@
-"""Latencies in buckets: what they lose, and what they do not."""
+"""Latencies in buckets: the loss of precision is limited, and counts are exact."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_buckets_follow_each_other_and_are_narrow() -> None:
     assert before < 4096
 
 
-def test_what_is_out_of_bounds_counts_at_the_edge() -> None:
+def test_values_out_of_range_count_in_the_outermost_bucket() -> None:
     assert bucket_of(-5) == 0
     assert bucket_of(1 << 60) == bucket_of((1 << 36) - 1)
 
@@ -38,7 +38,7 @@ def test_quantiles_are_those_of_the_sorted_values_to_within_a_bucket(seed: int) 
     assert histogram.most == values[-1] == histogram.quantile(1.0)
 
 
-def test_histograms_put_together_are_one_of_all_values() -> None:
+def test_merged_histograms_equal_one_of_all_values() -> None:
     one, other, both = Histogram(), Histogram(), Histogram()
     for value in range(0, 100_000, 7):
         (one if value % 2 else other).record(value)
@@ -49,7 +49,7 @@ def test_histograms_put_together_are_one_of_all_values() -> None:
     assert one.count == both.count
 
 
-def test_many_at_once_and_none_at_all() -> None:
+def test_adding_many_values_at_once_and_an_empty_histogram() -> None:
     histogram = Histogram()
     assert histogram.milliseconds()["p99_ms"] == 0
     counted = {1000: 99, 250_000: 1}

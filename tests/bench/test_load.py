@@ -1,4 +1,4 @@
-"""The readers see what a server does wrong, and nothing that it does right; however its bytes are cut."""
+"""The bench's readers count a server's faults, and nothing else, for any division of its bytes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from bench.scan import Broken, Scanner, Tally, Unchunker, stamp_text
 from tests.support.http_server import Closed, HttpServer, Request
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-_FIRST = b":\nretry: 2000\nid: 1-0\nevent: started\ndata: {}\n\n"
+_FIRST = b":\nretry: 2000\nevent: started\ndata: {}\nid: 1-0\n\n"
 
 
 def event(offset: int, *, number: int = 0, event_id: int | None = None) -> bytes:
     text = stamp_text(number, offset, time.monotonic_ns())
-    return b'id: 1-%d\ndata: {"token":"%b"}\n\n' % (offset if event_id is None else event_id, text)
+    return b'data: {"token":"%b"}\nid: 1-%d\n\n' % (text, offset if event_id is None else event_id)
 
 
 def events(*offsets: int) -> bytes:
@@ -33,7 +33,7 @@ def chunked(body: bytes, size: int) -> bytes:
 
 
 class Misbehaving(HttpServer):
-    """A server that answers every request with the same body, in pieces of its own choice, and then waits."""
+    """A server that answers every request with the same body, in random pieces, and then waits."""
 
     def __init__(self, body: bytes, *, seed: int, whole: bool = False) -> None:
         super().__init__()
@@ -58,8 +58,8 @@ def load(port: int, tmp_path: Path, *, last: int, storm: bool = False, readers: 
         helper.hear(within_seconds=20)
         if storm:
             return helper.ask("storm", after="", last=last, within_seconds=5.0)
-        told = helper.ask("connect", after="", at_once=2, within_seconds=10.0)
-        assert told["connected"] + told["refused"] == readers
+        answer = helper.ask("connect", after="", at_once=2, within_seconds=10.0)
+        assert answer["connected"] + answer["refused"] == readers
         return helper.ask("drain", last=last, within_seconds=1.0)
 
 
@@ -71,25 +71,25 @@ _CASES = {
     "a swap": (events(1, 3, 2, 4), {"out_of_order": 1}),
     "another stream's": (events(1) + event(2, number=7) + events(2, 3), {"strangers": 1}),
     "an id that lies": (events(1) + event(2, event_id=3) + events(2, 3), {"strangers": 1}),
-    "a gap that is told": (events(1, 2) + b"event: gap\ndata: {}\n\n" + events(3), {"event_gap": 1}),
+    "a gap event": (events(1, 2) + b"event: gap\ndata: {}\n\n" + events(3), {"event_gap": 1}),
 }
 
 
 @pytest.mark.parametrize("case", _CASES)
-async def test_each_fault_is_counted_and_nothing_else(case: str, tmp_path: Path) -> None:
+async def test_each_fault_is_counted_under_its_own_name(case: str, tmp_path: Path) -> None:
     body, wanted = _CASES[case]
     async with Misbehaving(body, seed=len(case)) as server:
-        told = await asyncio.to_thread(load, server.port, tmp_path, last=3)
-    found = {name: count for name, count in told["faults"].items() if count}
+        counts = await asyncio.to_thread(load, server.port, tmp_path, last=3)
+    found = {name: count for name, count in counts["faults"].items() if count}
     assert found == {name: count * 3 for name, count in wanted.items()}
-    assert told["behind"] == 0
+    assert counts["behind"] == 0
 
 
-async def test_what_never_comes_is_told(tmp_path: Path) -> None:
+async def test_missing_events_are_counted(tmp_path: Path) -> None:
     async with Misbehaving(events(1, 2, 3), seed=1) as server:
-        told = await asyncio.to_thread(load, server.port, tmp_path, last=5)
-    assert (told["behind"], told["lacking"]) == (3, 6)
-    assert not any(told["faults"].values())
+        counts = await asyncio.to_thread(load, server.port, tmp_path, last=5)
+    assert (counts["behind"], counts["lacking"]) == (3, 6)
+    assert not any(counts["faults"].values())
 
 
 @pytest.mark.parametrize(
@@ -100,15 +100,15 @@ async def test_a_storm_is_checked_when_the_clock_has_stopped(
 ) -> None:
     last = 500 if not wanted else 5
     async with Misbehaving(body, seed=3, whole=True) as server:
-        told = await asyncio.to_thread(load, server.port, tmp_path, last=last, storm=True)
-    assert {name: count for name, count in told["faults"].items() if count} == {n: c * 3 for n, c in wanted.items()}
-    assert told["caught_up"] == 3
-    assert told["events"] == (1500 if not wanted else 12)
+        counts = await asyncio.to_thread(load, server.port, tmp_path, last=last, storm=True)
+    assert {name: count for name, count in counts["faults"].items() if count} == {n: c * 3 for n, c in wanted.items()}
+    assert counts["caught_up"] == 3
+    assert counts["events"] == (1500 if not wanted else 12)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_any_cut_gives_the_same(seed: int) -> None:
-    """The decoder and the scanner, by themselves, fed byte for byte and in great pieces."""
+    """The decoder and the scanner alone, fed byte by byte and in large pieces."""
     dice = random.Random(seed)
     body = _FIRST + events(*range(1, 200)) + b"event: live\ndata: {}\n\n:\n" + events(*range(200, 230))
     data = chunked(body, dice.choice((1, 7, 100, 5000))) + b"0\r\n\r\n"
@@ -128,7 +128,7 @@ def test_any_cut_gives_the_same(seed: int) -> None:
     assert tally.latencies.quantile(0.0) >= 1000
 
 
-def test_what_is_not_http_is_refused() -> None:
+def test_malformed_http_is_refused() -> None:
     with pytest.raises(Broken):
         Unchunker().feed(b"<html>\r\n")
     with pytest.raises(Broken):

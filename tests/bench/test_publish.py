@@ -1,4 +1,4 @@
-"""What the publisher appends is what a worker would have appended."""
+"""The publisher's entries equal those of a worker."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ async def test_the_logs_are_well_formed_and_gone_afterwards(tokens_per_entry: in
                 for rate, rounds in ((0, 3), (2000, 2)):
                     publisher.tell({"op": "run", "rate": rate, "seconds": 0, "rounds": rounds})
                     publisher.hear(within_seconds=10)
-                    told = publisher.hear(within_seconds=10)
-            assert told["last"] == 5 * tokens_per_entry
+                    answer = publisher.hear(within_seconds=10)
+            assert answer["last"] == 5 * tokens_per_entry
             client = redis.asyncio.Redis.from_url(str(parts.redis_url), protocol=2)
             log = EventLog(OrdinaryCommands(client), log_ttl_seconds=60, ended_ttl_seconds=60, tombstone_ttl_seconds=60)
             for number, name in enumerate(names):
@@ -42,7 +42,7 @@ async def test_the_logs_are_well_formed_and_gone_afterwards(tokens_per_entry: in
         assert parts.redis.dbsize() == 0
 
 
-def test_a_refused_append_is_told(tmp_path: Path) -> None:
+def test_a_refused_append_is_reported(tmp_path: Path) -> None:
     with Parts(Cores()) as parts, streams.begun(parts.redis, 1) as names:
         plan = {"redis": parts.redis_url, "streams": names, "tokens_per_entry": 1, "padding": 0, "held": 7}
         with Helper("bench.processes.publish", plan, log=tmp_path / "log", cores=None) as publisher:

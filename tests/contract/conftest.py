@@ -1,4 +1,4 @@
-"""What the log and the queue run on: one suite, every backend."""
+"""The backends of log and queue: one test suite runs on each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOG_TTL_SECONDS, ENDED_TTL_SECONDS, TOMBSTONE_TTL_SECONDS, QUEUE_TTL_SECONDS = 1
 
 @dataclass
 class Backend:
-    """One backend: the commands under test, and an ordinary client of its own to look at what they did."""
+    """One backend: the commands under test, and a separate ordinary client that checks their effect."""
 
     commands: Commands
     client: Any
@@ -49,7 +49,7 @@ class Backend:
             await pubsub.ssubscribe(live_channel(stream_id))
             assert (await pubsub.get_message(timeout=5.0))["type"] == "ssubscribe"
             yield Listener(self.client, pubsub, live_channel(stream_id))
-            await pubsub.sunsubscribe(live_channel(stream_id))  # fakeredis does not miss a connection that went
+            await pubsub.sunsubscribe(live_channel(stream_id))  # fakeredis does not notice a lost connection
         finally:
             await pubsub.aclose()
 
@@ -60,8 +60,8 @@ class Listener:
     pubsub: Any
     channel: bytes
 
-    async def heard(self) -> list[bytes]:
-        """All that was published on the channel until now: up to a marker that this sends itself."""
+    async def received(self) -> list[bytes]:
+        """Returns all messages on the channel until now: up to a marker that this method publishes."""
         await self.client.execute_command("SPUBLISH", self.channel, b"marker")
         messages: list[bytes] = []
         while True:
@@ -73,7 +73,7 @@ class Listener:
 
 
 class _FakeCommands(OrdinaryCommands):
-    """fakeredis takes a script without the line that says its flags."""
+    """Removes the line with a script's flags, which fakeredis does not accept."""
 
     async def execute(self, *arguments: bytes | str | int | float) -> Any:
         if arguments[0] == "EVAL":
@@ -82,13 +82,13 @@ class _FakeCommands(OrdinaryCommands):
 
 
 async def keys_that_never_expire(client: Any) -> list[bytes]:
-    """Every key without an expiry: with time, each such would fill Redis."""
+    """Returns the keys that never expire; in time such keys would fill Redis."""
     return [key async for key in client.scan_iter() if await client.ttl(key) == -1]
 
 
 @pytest.fixture(params=["fakeredis", *REAL_BACKENDS])
 async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
-    """An empty backend. When the test is over, every key that it left must have an expiry."""
+    """Yields an empty backend. After the test every key must have an expiry."""
     if request.param == "fakeredis":
         fake = fakeredis.aioredis.FakeRedis(protocol=2)
         yield Backend(_FakeCommands(fake), fake)

@@ -1,4 +1,4 @@
-"""The pipelined connection, on real servers that are killed, frozen and restarted under it."""
+"""The pipelined connection to real servers that are killed, frozen and restarted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REPLY_SECONDS = 0.4
 
 @pytest.fixture(params=["unix", "tcp"])
 def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """A server of the test's own, to be killed."""
+    """Yields a server for this test alone, which may be killed."""
     with RedisServer("valkey", tcp=request.param == "tcp") as server:
         yield server
 
@@ -78,11 +78,14 @@ async def test_what_was_gathered_is_sent_before_a_close(server: RedisServer) -> 
             connection.send(("RPUSH", "list", number), lambda reply: None)
             await asyncio.sleep(0)
         await connection.close()
-        await wait_until(lambda: other.execute("LLEN", "list"))
-        assert await other.execute("LLEN", "list") == 10
+
+        async def all_are_there() -> bool:
+            return await other.execute("LLEN", "list") == 10  # type: ignore[no-any-return]
+
+        await wait_until(all_are_there)
 
 
-async def test_an_error_is_one_commands_own(server: RedisServer) -> None:
+async def test_an_error_affects_only_its_command(server: RedisServer) -> None:
     async with connected(server.url) as connection:
         commands = [("ECHO", "a"), ("NOT-A-COMMAND",), ("ECHO", "b")]
         replies = await asyncio.gather(*(connection.execute(*one) for one in commands), return_exceptions=True)
@@ -100,7 +103,7 @@ async def test_arguments_of_every_kind_and_large_replies(server: RedisServer) ->
         assert await connection.execute("GET", "nothing") is None
 
 
-async def test_nothing_is_called_back_before_send_returns(server: RedisServer) -> None:
+async def test_no_callback_runs_before_send_returns(server: RedisServer) -> None:
     replies: list[Any] = []
     async with connected(server.url) as connection:
         connection.send(("PING",), replies.append)
@@ -129,7 +132,7 @@ async def test_a_killed_server_disconnects_every_unanswered_command(server: Redi
             await connection.execute("PING")
 
 
-async def test_it_reconnects_by_itself_with_its_scripts_and_says_so_each_time(server: RedisServer) -> None:
+async def test_it_reconnects_loads_its_scripts_and_calls_on_up_each_time(server: RedisServer) -> None:
     ups: list[bool] = []
     connection_now: list[RespConnection] = []
     async with connected(
@@ -178,7 +181,7 @@ async def test_a_server_that_falls_silent_is_noticed(server: RedisServer) -> Non
         assert await connection.execute("PING") == b"PONG"
 
 
-async def test_a_connection_that_owes_nothing_is_left_in_peace(server: RedisServer) -> None:
+async def test_an_idle_connection_is_not_aborted(server: RedisServer) -> None:
     async with connected(server.url, reply_seconds=0.1) as connection:
         began = time.monotonic()
         await wait_until(lambda: time.monotonic() - began > 0.5)
@@ -246,16 +249,16 @@ async def test_it_selects_its_database_each_time(server: RedisServer) -> None:
 async def test_a_cancelled_caller_leaves_the_order_intact(server: RedisServer) -> None:
     async with connected(server.url) as connection:
         for round_number in range(20):
-            asked = [asyncio.create_task(connection.execute("ECHO", f"{round_number}-{n}")) for n in range(10)]
+            calls = [asyncio.create_task(connection.execute("ECHO", f"{round_number}-{n}")) for n in range(10)]
             await asyncio.sleep(0)
-            for task in asked[::2]:
+            for task in calls[::2]:
                 task.cancel()
-            answers = await asyncio.gather(*asked, return_exceptions=True)
+            answers = await asyncio.gather(*calls, return_exceptions=True)
             assert answers[1::2] == [f"{round_number}-{n}".encode() for n in range(1, 10, 2)]
             assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
 
 
-async def test_a_subscriber_gets_its_pushes_in_order_and_subscribes_anew(server: RedisServer) -> None:
+async def test_a_subscriber_gets_pushes_in_order_and_resubscribes(server: RedisServer) -> None:
     pushed: list[Any] = []
     subscriber: list[RespConnection] = []
 
@@ -286,7 +289,7 @@ async def test_a_subscriber_gets_its_pushes_in_order_and_subscribes_anew(server:
 
 @pytest.mark.alone("noticed within tenths of a second")
 async def test_a_subscriber_notices_a_server_that_falls_silent(server: RedisServer) -> None:
-    """It owes no reply, so it pings: else a dead subscription would look like a quiet one."""
+    """A subscriber pings, since otherwise a dead subscription would look like a quiet one."""
     options: dict[str, Any] = {"on_push": lambda _: None, "reply_seconds": REPLY_SECONDS}
     async with connected(server.url, **options) as subscriber:
         began = time.monotonic()
@@ -298,7 +301,7 @@ async def test_a_subscriber_notices_a_server_that_falls_silent(server: RedisServ
         await wait_until(lambda: subscriber.is_up)
 
 
-async def test_closing_gives_disconnected_to_whoever_waits(server: RedisServer) -> None:
+async def test_closing_gives_disconnected_to_waiting_callers(server: RedisServer) -> None:
     async with connected(server.url) as connection:
         server.freeze()
         waiting = asyncio.create_task(connection.execute("PING"))

@@ -1,5 +1,5 @@
-"""Whatever writers, cancels, lost replies and readers do to one log, and in whatever order: every reader is told a prefix
-of one and the same history, without hole or double, ended by its first terminal event.
+"""Random orders of writers, cancels, lost replies and readers on one log: every reader gets a prefix of one history, without a
+hole or a repetition, which ends at the first terminal event.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ ACCEPTED = orjson.dumps(
 
 @dataclass
 class WriterModel:
-    """A worker as `producer.writer` plays it: a copy of the log, and at most one append whose outcome it does not know."""
+    """Models `producer.writer`: a copy of the log, and at most one append whose outcome is not known."""
 
     entries: list[Entry]
     attempt: int
     offset: int
     under_way: Entry | None = None
     fenced: bool = False
-    said_end: bool = False
+    sent_end: bool = False
 
 
 @dataclass
@@ -61,8 +61,8 @@ class ReaderModel:
         return bool(self.got) and self.got[-1].field in events.TERMINAL
 
 
-def told(entries: list[Entry]) -> list[Event]:
-    """What a log tells: its events up to the first terminal one."""
+def events_until_end(entries: list[Entry]) -> list[Event]:
+    """Returns the events of a log up to the first terminal one."""
     history = []
     for event in (event for entry in entries for event in events_of(entry)):
         history.append(event)
@@ -104,8 +104,8 @@ class LogMachine(RuleBasedStateMachine):
     # --- workers
 
     @rule(target=snapshots)
-    def look(self) -> list[Entry]:
-        """Read the log; whoever takes over may do so much later."""
+    def read_for_takeover(self) -> list[Entry]:
+        """Reads the log; the takeover itself may happen much later."""
         return self.everything()
 
     @rule(target=writers, seen=snapshots, keep=st.booleans(), reply_lost=st.booleans())
@@ -142,16 +142,16 @@ class LogMachine(RuleBasedStateMachine):
         return self._taken_over(self.everything(), keep, reply_lost=False)
 
     @rule(counts=st.lists(st.integers(1, 4), min_size=1, max_size=3), reply_lost=st.booleans())
-    def the_newest_speaks(self, counts: list[int], reply_lost: bool) -> None:
-        """Else most of the talking is left to workers that have long been fenced off."""
+    def append_by_the_newest(self, counts: list[int], reply_lost: bool) -> None:
+        """Ensures that the newest worker writes often; otherwise most steps would be those of fenced ones."""
         if self.newest is not None:
             for count in counts:
                 self.repeat(self.newest, reply_lost=False)
-                self.speak(self.newest, count, reply_lost)
+                self.append_tokens(self.newest, count, reply_lost)
 
     @rule(writer=writers, count=st.integers(1, 4), reply_lost=st.booleans())
-    def speak(self, writer: WriterModel, count: int, reply_lost: bool) -> None:
-        if writer.under_way is None and not writer.fenced and not writer.said_end:
+    def append_tokens(self, writer: WriterModel, count: int, reply_lost: bool) -> None:
+        if writer.under_way is None and not writer.fenced and not writer.sent_end:
             offsets = range(writer.offset + 1, writer.offset + count + 1)
             writer.offset += count
             field_, value = encode_items([f"{writer.attempt}.{offset}" for offset in offsets])
@@ -159,8 +159,8 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(writer=writers, reply_lost=st.booleans())
     def finish(self, writer: WriterModel, reply_lost: bool) -> None:
-        if writer.under_way is None and not writer.fenced and not writer.said_end:
-            writer.said_end = True
+        if writer.under_way is None and not writer.fenced and not writer.sent_end:
+            writer.sent_end = True
             self._send(
                 writer,
                 Entry(
@@ -171,7 +171,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(writer=writers, reply_lost=st.booleans())
     def repeat(self, writer: WriterModel, reply_lost: bool) -> None:
-        """An append whose reply was lost is made again, however late, as often as it takes."""
+        """Repeats an append whose reply was lost, at any later time, any number of times."""
         if writer.under_way is not None:
             self._send(writer, writer.under_way, reply_lost)
 
@@ -198,13 +198,13 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule()
     def cancel(self) -> None:
-        before = told(self.everything())
+        before = events_until_end(self.everything())
         did = self.do(self.log.end(self.stream_id, events.CANCELLED, b'{"by":"client"}'))
         assert did is (before[-1].field not in events.TERMINAL)
 
     @rule(seen=snapshots)
     def give_up(self, seen: list[Entry]) -> None:
-        """End a stream whose worker seems to be gone, unless it has written since."""
+        """Ends a stream whose worker seems to be gone, unless the worker has written meanwhile."""
         before = self.everything()
         did = self.do(
             self.log.end(
@@ -214,19 +214,19 @@ class LogMachine(RuleBasedStateMachine):
         assert did is (before == seen and before[-1].field not in events.TERMINAL)
 
     @rule(target=readers)
-    def come(self) -> ReaderModel:
+    def connect(self) -> ReaderModel:
         return self._joined(ReaderModel())
 
     @rule(target=readers, reader=readers, data=st.data())
-    def come_back(self, reader: ReaderModel, data: st.DataObject) -> ReaderModel:
-        """Resume after any event that a reader was told, also one in the middle of an entry."""
+    def resume(self, reader: ReaderModel, data: st.DataObject) -> ReaderModel:
+        """Resumes after any event that a reader got, also one in the middle of an entry."""
         count = data.draw(st.integers(0, len(reader.got)), label="events kept")
         return self._joined(ReaderModel(reader.got[:count]))
 
     @rule(reader=readers, count=st.integers(1, 3))
     def read(self, reader: ReaderModel, count: int) -> None:
         if not reader.ended:
-            new = told(self.do(self.log.read(self.stream_id, reader.cursor, count)))
+            new = events_until_end(self.do(self.log.read(self.stream_id, reader.cursor, count)))
             reader.got += [event for event in new if event.id > reader.cursor]
 
     def _joined(self, reader: ReaderModel) -> ReaderModel:
@@ -238,7 +238,7 @@ class LogMachine(RuleBasedStateMachine):
     @invariant()
     def one_history(self) -> None:
         entries = self.everything()
-        history = told(entries)
+        history = events_until_end(entries)
         ids = [event.id for event in history]
         assert ids == sorted(set(ids)), "in order, nothing twice"
         assert all(event.field not in events.TERMINAL for event in history[:-1])
@@ -254,10 +254,10 @@ class LogMachine(RuleBasedStateMachine):
                 assert event.id == (attempt, offset), "no hole"
                 assert event.value == b"%d.%d" % (attempt, offset)
         for reader in self.all_readers:
-            assert reader.got == history[: len(reader.got)], "every reader is told a prefix of it"
+            assert reader.got == history[: len(reader.got)], "every reader gets a prefix of it"
 
 
-def test_every_reader_is_told_a_prefix_of_one_history(valkey_server: RedisServer) -> None:
+def test_every_reader_gets_a_prefix_of_one_history(valkey_server: RedisServer) -> None:
     loop = asyncio.new_event_loop()
 
     async def connect() -> RespConnection:

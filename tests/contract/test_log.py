@@ -1,4 +1,4 @@
-"""The log's contract: what is appended, what is refused and why, what listeners hear of it, and when it expires."""
+"""The log's contract: which entries are appended, which are refused and why, what is published, and when a log expires."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from shared.event_log import READ_ENTRIES_MAX, Appended, EventLog
 from shared.events import Entry
 from shared.ids import EventId
 from shared.keys import live_channel, log_key
+from shared.large_fields import KEPT, UNTIL_THE_END, Beside, key_of
 from tests.contract.conftest import (
     ENDED_TTL_SECONDS,
     LOG_TTL_SECONDS,
@@ -33,7 +34,7 @@ def token(attempt: int, offset: int, text: str = "word") -> Entry:
 
 
 async def written(log: EventLog, *entries: Entry) -> list[Entry]:
-    """A log with these entries behind its first two."""
+    """Writes a log with these entries behind its first two, and returns all its entries."""
     everything = [ACCEPTED, STARTED, *entries]
     for held, entry in enumerate(everything):
         outcome = await log.append(STREAM, held, entry, LOG_TTL_SECONDS if entry is ACCEPTED else None)
@@ -41,10 +42,57 @@ async def written(log: EventLog, *entries: Entry) -> list[Entry]:
     return everything
 
 
+# --- large fields of a request
+
+LARGE = {"messages": b'[{"role":"user","content":"a photo"}]', "x": b"1"}
+SPLIT = ACCEPTED._replace(value=b'{"request":{"messages":[],"n":1},"beside":"request"}')
+WHOLE = b'{"request":{"messages":[{"role":"user","content":"a photo"}],"n":1,"x":1}}'
+
+
+async def begun(log: EventLog, place: str) -> None:
+    entry = SPLIT._replace(value=SPLIT.value.replace(b'"request"}', b'"%b"}' % place.encode()))
+    for _ in range(2):  # the second append is a duplicate, and changes nothing
+        await log.append(STREAM, 0, entry, LOG_TTL_SECONDS, Beside(place, LARGE))
+    assert (await log.append(STREAM, 1, STARTED)).status == "applied"
+
+
+@pytest.mark.parametrize("place", [UNTIL_THE_END, KEPT])
+@pytest.mark.parametrize("by", ["worker", "gateway", "deletion"])
+async def test_large_fields_go_when_they_are_not_needed(backend: Backend, place: str, by: str) -> None:
+    log, client, key = backend.log(), backend.client, key_of(STREAM, place)
+    await begun(log, place)
+    assert await client.ttl(key) in (LOG_TTL_SECONDS, LOG_TTL_SECONDS - 1)
+    assert [entry.value for entry in await log.read_all(STREAM)] == [WHOLE, STARTED.value]
+    assert b"photo" not in (await log.read(STREAM))[0].value
+    if by == "worker":
+        await log.append(STREAM, 2, Entry(EventId(1, 1), events.DONE, b"{}"), ENDED_TTL_SECONDS)
+    elif by == "gateway":
+        assert await log.end(STREAM, events.CANCELLED, b"{}")
+    else:
+        assert await log.delete(STREAM)
+    kept = place == KEPT and by != "deletion"
+    assert await client.exists(key) == kept
+    if kept:
+        assert await client.ttl(key) in (ENDED_TTL_SECONDS, ENDED_TTL_SECONDS - 1)
+        accepted = (await log.read(STREAM))[0]
+        assert (await log.with_large_fields(STREAM, accepted)).value == WHOLE
+    await log.append(STREAM, 0, SPLIT, LOG_TTL_SECONDS, Beside(UNTIL_THE_END, LARGE))  # a late repetition
+    assert await client.exists(key) == kept, "they do not come back"
+
+
+async def test_without_its_large_fields_a_request_cannot_be_read(backend: Backend) -> None:
+    log = backend.log()
+    await begun(log, UNTIL_THE_END)
+    await backend.client.delete(key_of(STREAM, UNTIL_THE_END))
+    assert [entry.field for entry in await log.read_all(STREAM)] == [events.UNREADABLE, events.STARTED]
+    await log.append(STREAM, 2, Entry(EventId(1, 1), events.DONE, b"{}"), ENDED_TTL_SECONDS)
+    assert (await log.read_all(STREAM))[0].field == events.ACCEPTED, "of a log that has ended nobody needs them"
+
+
 # --- append
 
 
-async def test_what_is_appended_is_read_back(backend: Backend) -> None:
+async def test_appended_entries_are_read_back(backend: Backend) -> None:
     log = backend.log()
     everything = await written(log, token(1, 1), token(1, 2, "zwei"), Entry(EventId(1, 5), events.BATCH, b'["a","b"]'))
     assert await log.read_all(STREAM) == everything
@@ -55,7 +103,7 @@ async def test_what_is_appended_is_read_back(backend: Backend) -> None:
     assert await log.newest(STREAM, 2) == everything[-2:]
 
 
-async def test_a_log_that_is_not_there_is_empty(backend: Backend) -> None:
+async def test_a_missing_log_is_empty(backend: Backend) -> None:
     log = backend.log()
     assert await log.read_all(STREAM) == await log.newest(STREAM) == []
 
@@ -66,7 +114,7 @@ async def test_any_bytes_are_kept_and_published(backend: Backend, value: bytes) 
     async with backend.listening(STREAM) as listener:
         everything = await written(log, Entry(EventId(1, 1), events.TOKEN, value))
         assert await log.read_all(STREAM) == everything
-        assert (await listener.heard())[-1] == b"1-1 t " + value
+        assert (await listener.received())[-1] == b"1-1 t " + value
 
 
 async def test_an_append_that_is_repeated_is_a_duplicate(backend: Backend) -> None:
@@ -86,14 +134,14 @@ async def test_an_append_that_is_repeated_after_a_count_that_fits_is_a_duplicate
     assert await log.read_all(STREAM) == everything
 
 
-async def test_an_append_after_what_is_not_there_is_a_gap(backend: Backend) -> None:
+async def test_an_append_behind_missing_entries_is_a_gap(backend: Backend) -> None:
     log = backend.log()
     everything = await written(log, token(1, 1))
     assert await log.append(STREAM, 4, token(1, 3)) == Appended("gap", 0, EventId(1, 1), 3)
     assert await log.read_all(STREAM) == everything
 
 
-async def test_an_append_to_a_log_that_is_gone_is_a_gap(backend: Backend) -> None:
+async def test_an_append_to_a_missing_log_is_a_gap(backend: Backend) -> None:
     assert await backend.log().append(STREAM, 4, token(1, 3)) == Appended("gap", 0, EventId(0, 0), 0)
     assert await backend.client.dbsize() == 0
 
@@ -124,7 +172,7 @@ async def test_ids_of_many_digits_are_compared_as_numbers(backend: Backend) -> N
     assert (await log.append(STREAM, 0, token(1, far))).status == "duplicate"
 
 
-async def test_of_two_that_take_over_one_succeeds(backend: Backend) -> None:
+async def test_one_of_two_takeovers_succeeds(backend: Backend) -> None:
     log = backend.log()
     await written(log, token(1, 1))
     takeovers = [Entry(EventId(2, 0), events.RESTARTED, b'{"worker":"%d"}' % number) for number in range(8)]
@@ -137,7 +185,7 @@ async def test_of_two_that_take_over_one_succeeds(backend: Backend) -> None:
 # --- listeners
 
 
-async def test_an_append_tells_how_many_listen(backend: Backend) -> None:
+async def test_an_append_returns_the_number_of_listeners(backend: Backend) -> None:
     log = backend.log()
     await written(log)
     assert (await log.append(STREAM, 2, token(1, 1))).listeners == 0
@@ -153,14 +201,14 @@ async def test_an_append_tells_how_many_listen(backend: Backend) -> None:
     await wait_until(nobody)
 
 
-async def test_listeners_hear_exactly_what_was_appended(backend: Backend) -> None:
+async def test_exactly_the_appended_entries_are_published(backend: Backend) -> None:
     log = backend.log()
     async with backend.listening(STREAM) as listener:
         await written(log, token(1, 1, "Hel"), token(1, 2, " lo"))
-        assert await listener.heard() == [b"0-1 accepted {}", b"1-0 started {}", b"1-1 t Hel", b"1-2 t  lo"]
+        assert await listener.received() == [b"0-1 accepted {}", b"1-0 started {}", b"1-1 t Hel", b"1-2 t  lo"]
 
 
-async def test_listeners_hear_nothing_of_what_was_refused(backend: Backend) -> None:
+async def test_refused_entries_are_not_published(backend: Backend) -> None:
     log = backend.log()
     await written(log, token(1, 1), Entry(EventId(2, 0), events.RESTARTED, b"{}"))
     async with backend.listening(STREAM) as listener:
@@ -169,13 +217,13 @@ async def test_listeners_hear_nothing_of_what_was_refused(backend: Backend) -> N
         assert (await log.append(STREAM, 9, token(2, 2))).status == "gap"
         assert (await log.probe(STREAM, 4, EventId(2, 0))).status == "applied"
         assert await log.end(STREAM, events.FAILED, b"{}", only_after=EventId(1, 1)) is False
-        assert await listener.heard() == []
+        assert await listener.received() == []
 
 
 # --- probe
 
 
-async def test_a_probe_tells_what_an_append_would_and_writes_nothing(backend: Backend) -> None:
+async def test_a_probe_has_the_result_of_an_append_and_writes_nothing(backend: Backend) -> None:
     log = backend.log()
     everything = await written(log, token(1, 1), token(1, 2))
     assert (await log.probe(STREAM, 4, EventId(1, 2))).status == "applied"
@@ -196,7 +244,7 @@ async def test_end_appends_one_terminal_event_that_fences_and_is_published(backe
         assert await log.end(STREAM, events.CANCELLED, b'{"by":"client"}') is True
         assert await log.end(STREAM, events.FAILED, b"{}") is False
         assert (await log.append(STREAM, 3, token(1, 2))).status == "fenced"
-        assert await listener.heard() == [b'2-0 cancelled {"by":"client"}']
+        assert await listener.received() == [b'2-0 cancelled {"by":"client"}']
     cancelled = Entry(EventId(2, 0), events.CANCELLED, b'{"by":"client"}')
     assert await log.read_all(STREAM) == [*everything, cancelled]
 
@@ -208,12 +256,12 @@ async def test_a_stream_that_has_ended_is_not_ended_again(backend: Backend, fiel
     assert await log.end(STREAM, events.CANCELLED, b"{}") is False
 
 
-async def test_there_is_nothing_to_end_where_there_is_no_log(backend: Backend) -> None:
+async def test_a_missing_log_cannot_be_ended(backend: Backend) -> None:
     assert await backend.log().end(STREAM, events.CANCELLED, b"{}") is None
     assert await backend.client.dbsize() == 0
 
 
-async def test_of_many_that_end_a_stream_one_does(backend: Backend) -> None:
+async def test_only_one_of_many_ends_a_stream(backend: Backend) -> None:
     log = backend.log()
     everything = await written(log)
     did = await asyncio.gather(*(log.end(STREAM, events.CANCELLED, b"%d" % number) for number in range(10)))
@@ -224,7 +272,7 @@ async def test_of_many_that_end_a_stream_one_does(backend: Backend) -> None:
     ]
 
 
-async def test_a_stream_that_moved_on_is_not_ended(backend: Backend) -> None:
+async def test_end_is_refused_if_the_last_id_is_another(backend: Backend) -> None:
     log = backend.log()
     everything = await written(log, token(1, 1))
     assert await log.end(STREAM, events.FAILED, b"{}", only_after=EventId(1, 0)) is False
@@ -235,7 +283,7 @@ async def test_a_stream_that_moved_on_is_not_ended(backend: Backend) -> None:
 # --- delete
 
 
-async def test_a_deleted_stream_leaves_a_tombstone_that_bars_every_write(backend: Backend) -> None:
+async def test_a_deleted_stream_s_tombstone_refuses_every_write(backend: Backend) -> None:
     log = backend.log()
     everything = await written(log, token(1, 1))
     assert await log.delete(STREAM) is True
@@ -256,7 +304,7 @@ async def test_a_stream_that_was_deleted_before_it_began_cannot_begin(backend: B
     assert await log.read_all(STREAM) == [Entry(EventId(1, 0), events.DELETED, b"")]
 
 
-async def test_there_is_nothing_to_delete_where_there_is_no_log(backend: Backend) -> None:
+async def test_a_missing_log_cannot_be_deleted(backend: Backend) -> None:
     assert await backend.log().delete(STREAM) is False
     assert await backend.client.dbsize() == 0
 
@@ -295,7 +343,7 @@ async def test_a_refused_append_does_not_prolong_a_log(backend: Backend) -> None
 
 
 async def test_a_key_that_never_expires_is_found(backend: Backend) -> None:
-    """The check at the end of every test here can fail."""
+    """Proves that the check at the end of every test of this module can fail."""
     await backend.log().append(STREAM, 0, ACCEPTED)
     assert await keys_that_never_expire(backend.client) == [log_key(STREAM)]
     await backend.client.delete(log_key(STREAM))
@@ -304,7 +352,7 @@ async def test_a_key_that_never_expires_is_found(backend: Backend) -> None:
 # --- what Redis may answer
 
 
-async def test_scripts_that_redis_forgot_are_sent_whole(backend: Backend) -> None:
+async def test_scripts_that_redis_has_lost_are_sent_again(backend: Backend) -> None:
     log = backend.log()
     await backend.client.script_flush()
     everything = await written(log)
@@ -315,7 +363,7 @@ async def test_scripts_that_redis_forgot_are_sent_whole(backend: Backend) -> Non
     assert await log.delete(STREAM) is True
 
 
-async def test_the_hot_append_tells_the_bare_reply_and_a_forgotten_script(backend: Backend) -> None:
+async def test_send_append_passes_on_the_reply_and_a_missing_script(backend: Backend) -> None:
     log = backend.log()
     await written(log)
     keys = (log_key(STREAM), live_channel(STREAM))
@@ -348,7 +396,7 @@ async def test_a_key_of_another_type_is_an_error_and_not_a_status(backend: Backe
 
 
 @pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)
-async def test_a_redis_that_is_full_takes_no_token_but_an_end(backend: Backend) -> None:
+async def test_a_full_redis_refuses_tokens_but_accepts_an_end(backend: Backend) -> None:
     log = backend.log()
     everything = await written(log, token(1, 1))
     async with backend.listening(STREAM) as listener:
@@ -362,12 +410,12 @@ async def test_a_redis_that_is_full_takes_no_token_but_an_end(backend: Backend) 
             assert await log.end(STREAM, events.CANCELLED, b"{}") is False
         finally:
             await backend.client.config_set("maxmemory", 0)
-        assert await listener.heard() == [b"1-2 failed {}"]
+        assert await listener.received() == [b"1-2 failed {}"]
     assert await log.read_all(STREAM) == [*everything, failed]
 
 
 @pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)
-async def test_a_redis_that_is_full_still_cancels_and_deletes(backend: Backend) -> None:
+async def test_a_full_redis_accepts_cancel_and_delete(backend: Backend) -> None:
     log = backend.log()
     everything = await written(log, token(1, 1))
     await backend.client.config_set("maxmemory", 1)

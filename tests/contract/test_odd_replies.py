@@ -1,4 +1,4 @@
-"""What is between us and Redis, or is no Redis, may answer anything: an error of that call, and of nothing else."""
+"""A proxy, or a server that is not Redis, may answer anything: that is an error of the one call, and affects nothing else."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.support.waiting import wait_until
 
 
 class OddServer:
-    """Speaks RESP on a real socket. It answers PING and ECHO as it should, everything else by `reply`."""
+    """Speaks RESP on a real socket. It answers PING and ECHO correctly, and all other commands with `reply`."""
 
     def __init__(self) -> None:
         self.reply = b"+OK\r\n"
         self.request_timeouts = b""
-        """Sent beside the next answer."""
+        """Bytes that are sent together with the next answer."""
         self.connections = 0
 
     @asynccontextmanager
@@ -97,9 +97,7 @@ REPLIES = {
 
 
 @pytest.mark.parametrize("reply", REPLIES)
-async def test_an_odd_reply_is_an_error_of_its_own_call_and_of_no_other(
-    reply: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_odd_reply_affects_only_its_own_call(reply: str, caplog: pytest.LogCaptureFixture) -> None:
     server, stream_id = OddServer(), new_stream_id()
     server.reply = REPLIES[reply]
     async with connected(server) as connection:
@@ -146,8 +144,8 @@ async def test_an_odd_reply_is_an_error_of_its_own_call_and_of_no_other(
 @pytest.mark.parametrize(
     "request_timeouts", [b"+ONE MORE\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x16\x03\x01\x00\x00"]
 )
-async def test_after_what_was_not_asked_for_the_connection_is_made_anew(request_timeouts: bytes) -> None:
-    """Whose reply is whose, nobody could say any more."""
+async def test_an_unexpected_reply_leads_to_a_new_connection(request_timeouts: bytes) -> None:
+    """It is no longer known which reply belongs to which command."""
     server = OddServer()
     async with connected(server) as connection:
         server.request_timeouts = request_timeouts
@@ -157,8 +155,8 @@ async def test_after_what_was_not_asked_for_the_connection_is_made_anew(request_
 
 
 @pytest.mark.parametrize("reply", [*REPLIES, "no RESP"])
-async def test_a_claim_that_is_answered_oddly_is_an_error_and_the_next_is_a_claim_again(reply: str) -> None:
-    """Claims have a connection of their own, through redis-py."""
+async def test_an_odd_reply_to_a_claim_is_an_error_and_the_next_claim_works(reply: str) -> None:
+    """Claims use a separate connection, through redis-py."""
     server, stream_id = OddServer(), new_stream_id()
     async with connected(server) as connection, server.serving() as port:
         server.reply = REPLIES.get(reply, b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -175,7 +173,7 @@ async def test_a_claim_that_is_answered_oddly_is_an_error_and_the_next_is_a_clai
 
 
 @pytest.mark.parametrize("reply", [*REPLIES, "no RESP"])
-async def test_at_the_start_an_odd_server_is_refused_or_used_and_never_a_crash(reply: str) -> None:
+async def test_an_odd_server_never_crashes_the_start(reply: str) -> None:
     server = OddServer()
     server.reply = REPLIES.get(reply, b"HTTP/1.1 400 Bad Request\r\n\r\n")
     async with server.serving() as port:
@@ -185,7 +183,7 @@ async def test_at_the_start_an_odd_server_is_refused_or_used_and_never_a_crash(r
         assert "Redis at 127.0.0.1" in str(refused.value)
 
 
-async def test_who_cannot_take_a_reply_does_not_keep_others_from_theirs(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failing_callback_does_not_affect_other_replies(caplog: pytest.LogCaptureFixture) -> None:
     server = OddServer()
     async with connected(server) as connection:
         connection.send(("ECHO", "a"), lambda reply: 1 / 0)  # type: ignore[arg-type]

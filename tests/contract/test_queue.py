@@ -1,4 +1,4 @@
-"""The queue's contract: every request goes to one worker, and to another one when that one's lease has run out."""
+"""The queue's contract: every request goes to one worker, and to another one when the lease has expired."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ async def test_requests_are_claimed_in_order_each_by_one_worker(backend: Backend
 @pytest.mark.parametrize(
     ("score", "seconds"), [(8_000_000.0, 7993.0), (1000.0, None), ("inf", None), (1e300, None), (-5, None)]
 )
-async def test_when_a_worker_was_last_heard(backend: Backend, score: float | str, seconds: float | None) -> None:
-    """A time that no process of ours has written is none: it would stand in logs."""
+async def test_the_last_heartbeat_of_a_worker(backend: Backend, score: float | str, seconds: float | None) -> None:
+    """A score that another program has written is ignored, since the time would be written to logs."""
     assert await backend.queue("ann").last_heard_at("bob") is None
     await backend.commands.execute("ZADD", PROCESSES_UNTIL, score, "bob")
     await backend.commands.execute("EXPIRE", PROCESSES_UNTIL, 60)
@@ -119,7 +119,7 @@ async def test_renewing_does_not_steal_a_lost_lease_back(backend: Backend) -> No
     assert await owner_of(backend, kept) == b"ann"
 
 
-async def test_renewing_what_is_done_with_tells_that_it_is_lost(backend: Backend) -> None:
+async def test_renewing_an_acknowledged_claim_reports_it_as_lost(backend: Backend) -> None:
     claim = await one_claimed(backend)
     ann = backend.queue("ann")
     await ann.acknowledge(claim)
@@ -127,13 +127,13 @@ async def test_renewing_what_is_done_with_tells_that_it_is_lost(backend: Backend
     assert await owner_of(backend, claim) is None
 
 
-async def test_what_is_handed_back_goes_to_another_worker_at_once(backend: Backend) -> None:
+async def test_a_claim_handed_back_goes_to_another_worker_at_once(backend: Backend) -> None:
     claim = await one_claimed(backend)
     await backend.queue("ann").hand_back([claim], LONG_MILLISECONDS)
     assert await backend.queue("bob").claim_expired(10, LONG_MILLISECONDS) == [claim]
 
 
-async def test_what_another_has_taken_over_cannot_be_handed_back(backend: Backend) -> None:
+async def test_a_claim_that_another_worker_took_over_cannot_be_handed_back(backend: Backend) -> None:
     claim = await one_claimed(backend)
     assert await backend.queue("bob").claim_expired(10, 0) == [claim]
     await backend.queue("ann").hand_back([claim], LONG_MILLISECONDS)
@@ -141,7 +141,7 @@ async def test_what_another_has_taken_over_cannot_be_handed_back(backend: Backen
     assert await backend.queue("carl").claim_expired(10, LONG_MILLISECONDS) == []
 
 
-async def test_what_is_acknowledged_is_gone(backend: Backend) -> None:
+async def test_an_acknowledged_request_is_deleted(backend: Backend) -> None:
     claim = await one_claimed(backend)
     ann = backend.queue("ann")
     await ann.acknowledge(claim)
@@ -152,8 +152,8 @@ async def test_what_is_acknowledged_is_gone(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)
-async def test_a_worker_that_dies_while_it_acknowledges_leaves_nothing(backend: Backend) -> None:
-    """Deleted and not yet acknowledged: the next look for expired leases clears away the rest."""
+async def test_a_half_done_acknowledgement_is_completed_later(backend: Backend) -> None:
+    """The request is deleted but not acknowledged: the next search for expired leases removes the rest."""
     claim = await one_claimed(backend)
     done: list[str] = []
 
@@ -175,12 +175,12 @@ async def test_a_worker_that_dies_while_it_acknowledges_leaves_nothing(backend: 
     assert await owner_of(backend, claim) is None
 
 
-async def test_a_worker_that_died_and_came_back_takes_its_own_over(backend: Backend) -> None:
+async def test_a_restarted_worker_takes_over_its_own_claim(backend: Backend) -> None:
     claim = await one_claimed(backend)
     assert await backend.queue("ann").claim_expired(10, 0) == [claim]
 
 
-async def test_a_full_queue_says_so_and_takes_requests_again_when_one_is_done(backend: Backend) -> None:
+async def test_a_full_queue_refuses_requests_until_one_is_done(backend: Backend) -> None:
     queue = backend.queue("ann", requests_max=2)
     await queue.open()
     await queue.enqueue(STREAMS[0])
@@ -195,15 +195,15 @@ async def test_a_full_queue_says_so_and_takes_requests_again_when_one_is_done(ba
     assert (await queue.counts()).requests == 2
 
 
-@pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)  # fakeredis words this error in its own way
-async def test_a_queue_that_is_missing_is_made_anew(backend: Backend) -> None:
+@pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)  # fakeredis has another text for this error
+async def test_a_missing_queue_is_created(backend: Backend) -> None:
     queue = backend.queue("ann")
     assert await queue.claim(backend.commands, 1, 1) == []
     await queue.enqueue(STREAM)
     assert [one.stream_id for one in await queue.claim(backend.commands, 1, 1000)] == [STREAM]
 
 
-async def test_a_queue_that_was_forgotten_in_mid_work_is_made_anew(backend: Backend) -> None:
+async def test_a_queue_that_redis_lost_is_created_again(backend: Backend) -> None:
     claim = await one_claimed(backend)
     queue = backend.queue("ann")
     await backend.client.delete(REQUESTS)
@@ -217,7 +217,7 @@ async def test_a_queue_that_was_forgotten_in_mid_work_is_made_anew(backend: Back
     assert [one.stream_id for one in await queue.claim(backend.commands, 1, 1000)] == [STREAM]
 
 
-async def test_names_of_workers_that_hold_nothing_are_forgotten(backend: Backend) -> None:
+async def test_consumers_without_claims_are_deleted(backend: Backend) -> None:
     claim = await one_claimed(backend)
     await one_claimed(backend, "bob", OTHER)
     await backend.queue("ann").acknowledge(claim)
@@ -245,7 +245,7 @@ async def test_the_queue_expires_when_nobody_uses_it(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)
-async def test_a_redis_that_is_full_takes_no_request(backend: Backend) -> None:
+async def test_a_full_redis_refuses_requests(backend: Backend) -> None:
     queue = backend.queue("ann")
     await queue.open()
     await backend.client.config_set("maxmemory", 1)
@@ -271,7 +271,7 @@ STRANGE: dict[str, list[bytes]] = {
 @pytest.mark.parametrize("how", ["claimed", "taken over"])
 @pytest.mark.parametrize("strange", STRANGE)
 @pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)
-async def test_an_entry_that_names_no_stream_leaves_the_queue_and_holds_up_nobody(
+async def test_an_entry_without_a_stream_is_deleted_and_delays_no_other(
     backend: Backend, strange: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     ann, bob = backend.queue("ann"), backend.queue("bob")
@@ -280,7 +280,7 @@ async def test_an_entry_that_names_no_stream_leaves_the_queue_and_holds_up_nobod
     await ann.enqueue(STREAM)
     if how == "claimed":
         claims = await ann.claim(backend.commands, 10, 1000)
-    else:  # as by a worker that died over it
+    else:  # as left by a worker that died
         await backend.commands.execute("XREADGROUP", "GROUP", GROUP, "ann", "STREAMS", REQUESTS, ">")
         await wait_until(lambda: idle_of_first(backend, 5))
         claims = await bob.claim_expired(10, 5)
@@ -298,8 +298,8 @@ async def idle_of_first(backend: Backend, milliseconds: int) -> bool:
 
 
 @pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)
-async def test_an_expired_lease_is_found_behind_many_that_are_alive(backend: Backend) -> None:
-    """XAUTOCLAIM looks at ten entries for each that it may take, and no further."""
+async def test_an_expired_lease_is_found_behind_many_valid_ones(backend: Backend) -> None:
+    """XAUTOCLAIM looks at no more than ten entries for each that it may claim."""
     ann, bob = backend.queue("ann"), backend.queue("bob")
     await ann.open()
     for _ in range(65):
@@ -313,7 +313,7 @@ async def test_an_expired_lease_is_found_behind_many_that_are_alive(backend: Bac
 
 
 @pytest.mark.parametrize("backend", REAL_BACKENDS, indirect=True)
-async def test_an_entry_that_was_deleted_while_it_was_claimed_is_passed_over(backend: Backend) -> None:
+async def test_an_entry_deleted_while_claimed_is_skipped(backend: Backend) -> None:
     claim = await one_claimed(backend)
     await backend.commands.execute("XDEL", REQUESTS, claim.entry_id)
     await wait_until(lambda: idle_of_first(backend, 5))

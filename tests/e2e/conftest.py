@@ -16,7 +16,7 @@ from tests.support.system import System
 
 @pytest.fixture
 def system(running: System) -> Iterator[System]:
-    """The module's system (the module's fixture `running`). A test may leave no traceback in a log, nor a key without expiry."""
+    """The module's system (its fixture `running`). A test must leave no traceback in a log, and no key without expiry."""
     yield running
     print(running.tails())  # shown when the test fails
     running.assert_no_complaints()

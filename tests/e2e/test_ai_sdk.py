@@ -1,4 +1,4 @@
-"""The AI SDK's protocol over HTTP; what comes is read by the SDK itself, in Node, against its own schemas."""
+"""The AI SDK's protocol over HTTP. The SDK itself, in Node, reads the answers and checks them with its schemas."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ async def post(system: System, path: str, body: Any = None, *, gateway: int = 0)
 
 
 async def ask(system: System, chat: str, *messages: dict[str, Any], gateway: int = 0, **body: Any) -> httpx2.Response:
-    """What useChat's transport sends, read to its end."""
-    asked = {"id": chat, "messages": list(messages) or [user("hello")], "trigger": "submit-message", **body}
-    return await post(system, "/api/chat", asked, gateway=gateway)
+    """Sends what useChat's transport sends, and reads the response to its end."""
+    question = {"id": chat, "messages": list(messages) or [user("hello")], "trigger": "submit-message", **body}
+    return await post(system, "/api/chat", question, gateway=gateway)
 
 
 class Asked:
-    """The same, not waited for."""
+    """A request as useChat's transport sends it, whose response is read in the background."""
 
     def __init__(self, system: System, chat: str, **body: Any) -> None:
         self.body = b""
         self.stream_id = ""
-        asked = {"id": chat, "messages": [user("hello")], "trigger": "submit-message", **body}
-        self.task = asyncio.create_task(self._read(system, asked))
+        question = {"id": chat, "messages": [user("hello")], "trigger": "submit-message", **body}
+        self.task = asyncio.create_task(self._read(system, question))
 
-    async def _read(self, system: System, asked: dict[str, Any]) -> None:
-        async with system.http.stream("POST", f"{system.gateway_url()}/api/chat", json=asked) as response:
+    async def _read(self, system: System, question: dict[str, Any]) -> None:
+        async with system.http.stream("POST", f"{system.gateway_url()}/api/chat", json=question) as response:
             assert response.status_code == 200
             self.stream_id = response.headers["x-stream-id"]
             async for part in response.aiter_bytes():
@@ -83,8 +83,8 @@ def text_of(message: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("version", ["ai", "ai-v6"])
-async def test_every_part_is_as_the_sdk_wants_it(system: System, version: str) -> None:
-    """Reasoning, text, a tool call, usage: the whole vocabulary of an answer, in the newest version and the one before."""
+async def test_every_part_is_valid_for_the_sdk(system: System, version: str) -> None:
+    """An answer with all kinds of parts: reasoning, text, a tool call, usage; for the newest version of the SDK and the one before."""
     script = {"reasoning": ["let me", " see"], "text": ["Grüße 👋🏽", ' "q"\n', "\u2028"], "tool_calls": [LOOK]}
     answer = await ask(system, "every-part", script=script)
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -128,7 +128,7 @@ async def test_a_provider_that_fails_in_mid_answer(system: System) -> None:
 
 @pytest.mark.parametrize("on_interrupt", [None, "continue"])
 async def test_a_second_attempt(system: System, on_interrupt: str | None) -> None:
-    """By default what was said is taken back; with `continue` it stays. The text is whole and there once."""
+    """By default the first attempt's text is taken back; with `continue` it stays. The text is complete and there once."""
     script = {"tokens": 10, "break_after": 6, "times": 1, "key": f"second-{on_interrupt}"}
     options: dict[str, Any] = {} if on_interrupt is None else {"midstream": {"on_interrupt": on_interrupt}}
     answer = await ask(system, f"second-{on_interrupt}", script=script, **options)
@@ -142,27 +142,27 @@ async def test_a_second_attempt(system: System, on_interrupt: str | None) -> Non
     assert len(state["text"].split()) == 10
 
 
-async def test_resumed_from_the_first_part_on_another_gateway(system: System) -> None:
-    """The same bytes, also after the ring has long forgotten the beginning."""
+async def test_resumed_from_the_first_part_through_another_gateway(system: System) -> None:
+    """The same bytes, also when the beginning has left the ring."""
     chat = "chat/with ünusual?id"
-    asked = Asked(system, chat, script={"tokens": 900, "tokens_per_second": 300})
-    await asked.until_deltas(600)
+    running = Asked(system, chat, script={"tokens": 900, "tokens_per_second": 300})
+    await running.until_deltas(600)
     answer = await resume(system, chat, gateway=1)
-    await asked.task
+    await running.task
     assert answer.status_code == 200
-    assert answer.headers["x-stream-id"] == asked.stream_id
+    assert answer.headers["x-stream-id"] == running.stream_id
     assert answer.headers["x-vercel-ai-ui-message-stream"] == "v1"
-    assert without_comments(answer.content) == without_comments(asked.body)
+    assert without_comments(answer.content) == without_comments(running.body)
     assert (await resume(system, chat)).status_code == 204
     replayed = await resume(system, chat, gateway=1, query="?ended=replay")
-    assert without_comments(replayed.content) == without_comments(asked.body)
+    assert without_comments(replayed.content) == without_comments(running.body)
 
 
-async def test_nothing_to_resume(system: System) -> None:
+async def test_a_chat_without_an_active_stream_is_204(system: System) -> None:
     answer = await resume(system, "never-heard-of")
     assert (answer.status_code, answer.content) == (204, b"")
-    asked = await ask(system, "to-be-deleted")
-    deleted = await system.http.delete(f"{system.gateway_url()}/v1/streams/{asked.headers['x-stream-id']}")
+    response = await ask(system, "to-be-deleted")
+    deleted = await system.http.delete(f"{system.gateway_url()}/v1/streams/{response.headers['x-stream-id']}")
     assert deleted.status_code == 204
     for query in ("", "?ended=replay"):
         assert (await resume(system, "to-be-deleted", query=query)).status_code == 204
@@ -175,20 +175,20 @@ async def test_the_chat_s_key_expires(system: System) -> None:
 
 
 async def test_stop(system: System, server: OpenAIServer) -> None:
-    asked = Asked(system, "stop", script={"tokens": 1000, "tokens_per_second": 100})
-    await asked.until_deltas(5)
-    told = (await post(system, "/api/chat/stop/stop", gateway=1)).json()
-    assert told == {"stopped": True, "stream_id": asked.stream_id, "status": "cancelled"}
-    await asked.task
+    running = Asked(system, "stop", script={"tokens": 1000, "tokens_per_second": 100})
+    await running.until_deltas(5)
+    answer = (await post(system, "/api/chat/stop/stop", gateway=1)).json()
+    assert answer == {"stopped": True, "stream_id": running.stream_id, "status": "cancelled"}
+    await running.task
     await wait_until(lambda: server.running == 0, what="the provider has stopped")
-    seen = await ai_sdk.read(asked.body)
+    seen = await ai_sdk.read(running.body)
     assert not seen["wrong"]
     assert seen["chunks"][-1] == {"type": "abort", "reason": "stopped by the user"}
-    assert (await post(system, "/api/chat/stop/stop")).json() == told, "it may be repeated"
+    assert (await post(system, "/api/chat/stop/stop")).json() == answer, "it may be repeated"
     assert (await resume(system, "stop")).status_code == 204
 
 
-async def test_a_late_stop_does_not_hit_a_newer_stream(system: System, server: OpenAIServer) -> None:
+async def test_a_late_stop_does_not_cancel_a_newer_stream(system: System, server: OpenAIServer) -> None:
     slow = {"tokens": 1000, "tokens_per_second": 50}
     first = Asked(system, "late", script=slow)
     await first.until_deltas(1)
@@ -196,8 +196,8 @@ async def test_a_late_stop_does_not_hit_a_newer_stream(system: System, server: O
     await first.task
     second = Asked(system, "late", script=slow)
     await second.until_deltas(1)
-    told = (await post(system, "/api/chat/late/stop", {"activeStreamId": first.stream_id})).json()
-    assert told["stream_id"] == first.stream_id
+    answer = (await post(system, "/api/chat/late/stop", {"activeStreamId": first.stream_id})).json()
+    assert answer["stream_id"] == first.stream_id
     assert (await system.state(second.stream_id))["status"] == "running"
     other = (await post(system, "/api/chat/other/stop", {"activeStreamId": second.stream_id})).json()
     assert other == {"stopped": False, "stream_id": second.stream_id, "status": None}
@@ -207,7 +207,7 @@ async def test_a_late_stop_does_not_hit_a_newer_stream(system: System, server: O
     await wait_until(lambda: server.running == 0, what="the provider has stopped")
 
 
-async def test_a_new_question_replaces_the_active_stream_and_leaves_the_old_one_alone(system: System) -> None:
+async def test_a_new_question_replaces_the_active_stream_without_cancelling_it(system: System) -> None:
     old = Asked(system, "replaced", script={"tokens": 100, "tokens_per_second": 50})
     await old.until_deltas(1)
     new = Asked(system, "replaced", script={"tokens": 1000, "tokens_per_second": 50})
@@ -231,7 +231,7 @@ async def test_a_repeated_request_gets_the_same_stream(system: System, server: O
     assert server.requests == asked_before + 1
 
 
-async def test_a_message_that_goes_on_after_a_tool_s_result(system: System, server: OpenAIServer) -> None:
+async def test_a_message_continues_after_a_tool_s_result(system: System, server: OpenAIServer) -> None:
     first = await ai_sdk.read((await ask(system, "tools", script={"text": ["I look. "], "tool_calls": [LOOK]})).content)
     message = first["message"]
     message["parts"][-1] |= {"state": "output-available", "output": {"seen": "waves"}}
@@ -247,21 +247,21 @@ async def test_a_message_that_goes_on_after_a_tool_s_result(system: System, serv
     ]
 
 
-async def test_a_gateway_that_stops_breaks_the_answer_off(server: OpenAIServer) -> None:
-    """A body that ended as HTTP wants it would be a whole answer to useChat."""
+async def test_a_stopping_gateway_cuts_the_response_off(server: OpenAIServer) -> None:
+    """useChat would take a body that ends properly for a complete answer."""
     settings = {"provider": "openai", "openai_base_url": server.url, "connection_seconds": 0.5}
     async with System(gateways=2, settings=settings) as system:
-        asked = Asked(system, "leaving", script={"tokens": 200, "tokens_per_second": 50})
-        await asked.until_deltas(100)  # it is not sent away for its age
+        running = Asked(system, "leaving", script={"tokens": 200, "tokens_per_second": 50})
+        await running.until_deltas(100)  # the stream is not rotated by age
         system.gateways[0].send(signal.SIGTERM)
         with pytest.raises(httpx2.RemoteProtocolError):
-            await asked.task
+            await running.task
         answer = await resume(system, "leaving", gateway=1)
-        assert without_comments(answer.content).startswith(without_comments(asked.body))
+        assert without_comments(answer.content).startswith(without_comments(running.body))
         assert (await ai_sdk.read(answer.content))["chunks"][-1]["finishReason"] == "stop"
 
 
-async def test_bad_requests_say_what_is_wrong(system: System) -> None:
+async def test_the_error_for_a_bad_request_names_the_fault(system: System) -> None:
     def message(*parts: Any) -> list[Any]:
         return [{"role": "user", "parts": list(parts)}]
 
@@ -282,13 +282,13 @@ async def test_bad_requests_say_what_is_wrong(system: System) -> None:
         ),
         ({"id": "c", "messages": message({"type": "step-start"})}, "messages must have something"),
         ({"id": "c", "messages": message({"type": "text", "text": "a"}), "n": 2}, "n must be 1"),
-        ({"id": "c", "messages": message({"type": "text", "text": "a"}), "max_tokens": 0}, "max_tokens must be"),
+        ({"id": "c", "messages": message({"type": "text", "text": "a"}), "model": 0}, "model must be"),
         ([], "the body must be"),
     ]
-    for body, told in cases:
+    for body, named in cases:
         answer = await post(system, "/api/chat", body)
         assert answer.status_code == 400, body
-        assert told in answer.json()["detail"], body
+        assert named in answer.json()["detail"], body
     for path, body in (("/api/chat/c/stop", {"activeStreamId": "x"}), (f"/api/chat/{'c' * 256}/stop", {})):
         assert (await post(system, path, body)).status_code == 400
     assert (await resume(system, "c", query="?ended=yes")).status_code == 400

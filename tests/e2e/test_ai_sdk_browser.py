@@ -29,14 +29,14 @@ _STATE = """() => ({
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server: OpenAIServer) -> AsyncIterator[System]:
-    await asyncio.to_thread(ai_sdk.page)  # once for all, or a reason to skip them
+    await asyncio.to_thread(ai_sdk.page)  # built once for all tests; may skip them
     settings = {"provider": "openai", "openai_base_url": server.url, "keepalive_seconds": 1}  # comments in between
     async with System(gateways=2, settings=settings) as system:
         yield system
 
 
 class Chat:
-    """A page with one chat. The page itself is put in the browser's way; every other request goes to the gateway."""
+    """A page with one chat. Playwright serves the page itself; every other request goes to the gateway."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
@@ -71,7 +71,7 @@ class Chat:
         return await self.page.evaluate(_STATE)
 
     async def until(self, status: str, *, words: int = 0, within_seconds: float = 20.0) -> Any:
-        """Its state, once it has this status and so many words of an answer."""
+        """Returns the page's state, once it has this status and so many words of an answer."""
         state: Any = None
 
         async def reached() -> bool:
@@ -88,8 +88,8 @@ class Chat:
         return state
 
     async def stream_id(self) -> str:
-        told: str = await self.page.evaluate("() => chat.messages.at(-1).metadata.streamId")
-        return told
+        stream_id: str = await self.page.evaluate("() => chat.messages.at(-1).metadata.streamId")
+        return stream_id
 
 
 async def answered(system: System, stream_id: str) -> str:
@@ -113,7 +113,7 @@ async def test_an_answer_arrives_token_by_token(browser: Browser, system: System
     await chat.page.close()
 
 
-async def test_reloaded_in_mid_answer_it_goes_on_and_is_there_once(
+async def test_a_page_reloaded_in_mid_answer_shows_the_answer_once(
     browser: Browser, system: System, server: OpenAIServer
 ) -> None:
     asked_before = server.requests
@@ -133,8 +133,8 @@ async def test_reloaded_in_mid_answer_it_goes_on_and_is_there_once(
     await chat.page.close()
 
 
-async def test_an_answer_that_ended_while_nobody_looked(browser: Browser, system: System) -> None:
-    """`?ended=replay` is for a page that keeps its answers nowhere else. What it has already is not there twice."""
+async def test_an_answer_that_ended_while_the_page_was_closed(browser: Browser, system: System) -> None:
+    """`?ended=replay` is for a page that stores no answers. An answer that it has already is not shown twice."""
     chat = await Chat.open(browser, system, "ended", replay="1", keep="1")
     await chat.ask("tell me", script={"tokens": 40, "tokens_per_second": 80})
     await chat.until("streaming", words=3)
@@ -149,7 +149,7 @@ async def test_an_answer_that_ended_while_nobody_looked(browser: Browser, system
     await chat.page.close()
 
 
-async def test_stopped_after_a_reload_the_provider_stops(
+async def test_stopping_after_a_reload_stops_the_provider(
     browser: Browser, system: System, server: OpenAIServer
 ) -> None:
     chat = await Chat.open(browser, system, "stopped")
@@ -157,15 +157,15 @@ async def test_stopped_after_a_reload_the_provider_stops(
     await chat.until("streaming", words=5)
     await chat.load()
     await chat.until("streaming", words=10)
-    told = await chat.page.evaluate("() => stopNow()")
-    assert told == {"stopped": True, "stream_id": await chat.stream_id(), "status": "cancelled"}
+    answer = await chat.page.evaluate("() => stopNow()")
+    assert answer == {"stopped": True, "stream_id": await chat.stream_id(), "status": "cancelled"}
     await wait_until(lambda: server.running == 0, within_seconds=5.0, what="the provider has stopped")
     state = await chat.until("ready", words=10)
     assert state["error"] is None
     async with httpx2.AsyncClient(trust_env=False) as http:
         stats = (await http.get(server.url.removesuffix("/v1") + "/stats")).json()
     assert stats["aborted"] >= 1
-    assert (await system.state(told["stream_id"]))["cancelled_by"] == "client"
+    assert (await system.state(answer["stream_id"]))["cancelled_by"] == "client"
     await chat.load()
     assert (await chat.until("ready"))["text"] == ""
     await chat.page.close()
@@ -180,7 +180,7 @@ async def test_cut_off_by_its_length(browser: Browser, system: System) -> None:
     await chat.page.close()
 
 
-async def test_a_tool_is_called_and_its_result_goes_on_in_the_same_message(
+async def test_after_a_tool_call_the_answer_continues_in_the_same_message(
     browser: Browser, system: System, server: OpenAIServer
 ) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at":"the sea"}'}}
@@ -215,10 +215,10 @@ async def test_a_failure_is_an_error_and_the_text_stays(browser: Browser, system
     await chat.page.close()
 
 
-async def test_a_request_that_is_refused_says_why(browser: Browser, system: System) -> None:
+async def test_the_error_for_a_refused_request_says_why(browser: Browser, system: System) -> None:
     chat = await Chat.open(browser, system, "refused")
-    await chat.ask("tell me", max_tokens=-1)
-    assert "max_tokens must be a whole number" in (await chat.until("error"))["error"]
+    await chat.ask("tell me", model=0)
+    assert "model must be a name" in (await chat.until("error"))["error"]
     await chat.page.close()
 
 
@@ -236,9 +236,9 @@ async def test_a_second_attempt_replaces_the_text(browser: Browser, system: Syst
 
 
 async def test_its_gateway_is_killed(browser: Browser, server: OpenAIServer) -> None:
-    """useChat reports a lost connection and does not come back by itself; `resumeStream`, or a reload, brings it all.
+    """useChat reports a lost connection and does not reconnect by itself; `resumeStream`, or a reload, brings the whole answer.
 
-    With `?ended=replay` also if the answer ends before the gateway is back: 204 would leave the page with half of it.
+    With `?ended=replay` this also works if the answer ends before the gateway is back: a 204 would leave the page with half of it.
     """
     async with System(settings={"provider": "openai", "openai_base_url": server.url}) as system:
         chat = await Chat.open(browser, system, "killed", replay="1")
@@ -254,10 +254,10 @@ async def test_its_gateway_is_killed(browser: Browser, server: OpenAIServer) -> 
         await chat.page.close()
 
 
-async def test_reloaded_after_a_tool_s_result_the_earlier_steps_stay(
+async def test_earlier_steps_stay_after_a_reload_behind_a_tool_s_result(
     browser: Browser, system: System, server: OpenAIServer
 ) -> None:
-    """useChat empties the message before a replay, so the replay must bring also what stood before this stream."""
+    """useChat empties the message before a replay, so the replay must also have the parts from before this stream."""
     call = {"id": "call_2", "type": "function", "function": {"name": "look", "arguments": '{"at":"the sky"}'}}
     chat = await Chat.open(browser, system, "tool-reload", keep="1")
     await chat.ask("what is there?", script={"reasoning": ["hm"], "text": ["I look."], "tool_calls": [call]})

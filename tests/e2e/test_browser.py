@@ -1,4 +1,4 @@
-"""Chromium and its own EventSource, with nothing of ours between it and the gateway."""
+"""Chromium's own EventSource, without any script of ours between it and the gateway."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _CLOSED = 2  # EventSource.readyState
 _OPEN_SOURCE = """url => {
     window.received = [];
     window.source = new EventSource(url);
-    window.source.onmessage = told => received.push([told.lastEventId, 'message', told.data]);
+    window.source.onmessage = event => received.push([event.lastEventId, 'message', event.data]);
     for (const name of ['accepted', 'started', 'restarted', 'done', 'failed', 'cancelled', 'gap'])
-        window.source.addEventListener(name, told => received.push([told.lastEventId, name, told.data]));
+        window.source.addEventListener(name, event => received.push([event.lastEventId, name, event.data]));
 }"""
 
 
@@ -53,7 +53,7 @@ class Follower:
         await wait_until(enough, within_seconds=20.0, what=f"{count} messages")
 
     async def until_closed(self) -> list[Message]:
-        """Wait until the browser has given up by itself, which it does only for a 204, and for good."""
+        """Waits until the browser has closed the EventSource for good, which it does only after a 204."""
 
         async def closed() -> bool:
             state: int = await self._page.evaluate("source.readyState")
@@ -71,7 +71,7 @@ async def delivered(system: System, stream_id: str) -> dict[str, Any]:
     return state
 
 
-async def test_cut_by_the_server_it_resumes_by_itself_and_stops_after_done(browser: Browser) -> None:
+async def test_the_browser_resumes_by_itself_and_stops_after_done(browser: Browser) -> None:
     """The gateway ends every response that is 0.4 s old."""
     settings = {"connection_seconds": 0.4, "retry_milliseconds": 50}
     async with System(settings=settings) as system:
@@ -103,13 +103,13 @@ async def test_gateway_killed_twice(browser: Browser) -> None:
 
 
 def prompt_answer(messages: list[Message]) -> tuple[str, list[str]]:
-    """The stream's id and the tokens of the one-line endpoint, of which every id must have come once and in order."""
+    """Returns the stream's id and the tokens from the one-line endpoint. AssertionError unless every id came once and in order."""
     stream_id = messages[0].id.partition("/")[0]
     assert {one.event for one in messages} <= {"message", "accepted"}
-    told = [one for one in messages if one.event == "message"]
-    assert told[-1].data == "[DONE]"
-    assert [one.id for one in told] == [f"{stream_id}/1-{offset}" for offset in range(1, len(told) + 1)]
-    return stream_id, [one.data for one in told[:-1]]
+    tokens = [one for one in messages if one.event == "message"]
+    assert tokens[-1].data == "[DONE]"
+    assert [one.id for one in tokens] == [f"{stream_id}/1-{offset}" for offset in range(1, len(tokens) + 1)]
+    return stream_id, [one.data for one in tokens[:-1]]
 
 
 async def test_one_line_endpoint_makes_one_generation(browser: Browser) -> None:
@@ -145,5 +145,5 @@ async def test_one_line_endpoint_with_its_gateway_killed(browser: Browser) -> No
         await system.start_gateway(0)
         stream_id, tokens = prompt_answer(await follower.until_closed())
         assert len(tokens) == (await delivered(system, stream_id))["tokens"] == 80
-        assert await system.metric("midstream_streams_created_total") == 0  # of the gateway's second life
+        assert await system.metric("midstream_streams_created_total") == 0  # of the restarted gateway
         assert len(await system.logs()) == 1

@@ -1,4 +1,4 @@
-"""What has ended does not change: its copy is compared with an ETag, and sent again only when it must be."""
+"""Ended streams do not change: a client's copy is compared by ETag, and sent again only if it differs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def running() -> AsyncIterator[System]:
 
 async def get(system: System, stream_id: str, path: str, *, gateway: int = 0, **headers: str) -> Any:
     url = f"{system.gateway_url(gateway)}/v1/streams/{stream_id}{path}"
-    return await system.http.get(url, headers={name.replace("_", "-"): told for name, told in headers.items()})
+    return await system.http.get(url, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
 @pytest.mark.parametrize(("path", "accept"), REPRESENTATIONS)
@@ -48,8 +48,8 @@ async def test_a_finished_stream(system: System, path: str, accept: str) -> None
     assert "no-cache" in whole.headers["cache-control"]
     assert "max-age" not in whole.headers["cache-control"], "it can be deleted at any time"
     for gateway in (0, 1):
-        for told in (etag, f'"other", {etag}', f"W/{etag}", "*"):
-            same = await get(system, stream_id, path, gateway=gateway, accept=accept, if_none_match=told)
+        for known in (etag, f'"other", {etag}', f"W/{etag}", "*"):
+            same = await get(system, stream_id, path, gateway=gateway, accept=accept, if_none_match=known)
             assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", etag)
         again = await get(system, stream_id, path, gateway=gateway, accept=accept, if_none_match='"other"')
         assert (again.status_code, again.content, again.headers["etag"]) == (200, whole.content, etag)
@@ -59,7 +59,7 @@ async def test_a_finished_stream(system: System, path: str, accept: str) -> None
     assert "etag" not in gone.headers
 
 
-async def test_each_representation_has_its_own(system: System) -> None:
+async def test_each_representation_has_its_own_etag(system: System) -> None:
     stream_id = await system.create("each", simulate=ANSWER)
     await system.until_status(stream_id, "completed")
     answers = [await get(system, stream_id, path, accept=accept) for path, accept in REPRESENTATIONS]
@@ -68,7 +68,7 @@ async def test_each_representation_has_its_own(system: System) -> None:
 
 
 @pytest.mark.parametrize(("path", "accept"), REPRESENTATIONS[:3])
-async def test_failed_and_cancelled_have_ended_too(system: System, path: str, accept: str) -> None:
+async def test_failed_and_cancelled_streams_have_an_etag_too(system: System, path: str, accept: str) -> None:
     failed = await system.create("f", simulate={**ANSWER, "fail_after": 5}, midstream={"on_interrupt": "fail"})
     await system.until_status(failed, "failed")
     cancelled = await system.create("c", simulate=RUNNING)
@@ -78,8 +78,8 @@ async def test_failed_and_cancelled_have_ended_too(system: System, path: str, ac
         assert (await get(system, stream_id, path, accept=accept, if_none_match=etag)).status_code == 304
 
 
-async def test_a_part_is_not_the_whole(system: System) -> None:
-    """Whoever asks for a part gets it, whatever he says that he has."""
+async def test_a_partial_request_is_never_answered_with_304(system: System) -> None:
+    """A request for a part gets it, whatever its `If-None-Match` says."""
     stream_id = await system.create("part", simulate=ANSWER)
     await system.until_status(stream_id, "completed")
     for path in ("/events?last_event_id=1-3", "/events?from=now", "/text?after_bytes=3", "/text?last_event_id=1-3"):
@@ -88,7 +88,7 @@ async def test_a_part_is_not_the_whole(system: System) -> None:
         assert "etag" not in part.headers
 
 
-async def test_one_that_runs(system: System) -> None:
+async def test_a_running_stream_has_no_etag(system: System) -> None:
     stream_id = await system.create("runs", simulate=RUNNING)
     await system.follow(stream_id).until_tokens(2)
     state = await get(system, stream_id, "", if_none_match="*")
@@ -103,7 +103,7 @@ async def test_one_that_runs(system: System) -> None:
     await system.http.post(f"{system.gateway_url()}/v1/streams/{stream_id}/cancel")
 
 
-async def test_text_that_is_not_whole_has_none(system: System) -> None:
+async def test_incomplete_text_has_no_etag(system: System) -> None:
     stream_id = await system.create("f", simulate={**ANSWER, "fail_after": 5}, midstream={"on_interrupt": "fail"})
     await system.until_status(stream_id, "failed")
     url = f"{system.gateway_url()}/v1/streams/{stream_id}/text"
@@ -113,7 +113,7 @@ async def test_text_that_is_not_whole_has_none(system: System) -> None:
 
 
 async def test_curl_keeps_its_copy(system: System, tmp_path: Path) -> None:
-    """`curl --etag-save` and `--etag-compare`, which leave the file alone when there is nothing new."""
+    """`curl --etag-save` and `--etag-compare`, which keep the file if nothing has changed."""
     needs("curl", shutil.which("curl"))
     stream_id = await system.create("curl", simulate=ANSWER)
     state = await system.until_status(stream_id, "completed")
@@ -123,9 +123,9 @@ async def test_curl_keeps_its_copy(system: System, tmp_path: Path) -> None:
     async def fetch(*more: str) -> bytes:
         command = ("curl", "-sS", "--max-time", "20", "-w", "%{http_code}", "-o", str(copy), *more, url)
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-        told, _ = await process.communicate()
+        output, _ = await process.communicate()
         assert process.returncode == 0
-        return told
+        return output
 
     assert await fetch("--etag-save", str(etag)) == b"200"
     assert copy.read_text() == state["text"]

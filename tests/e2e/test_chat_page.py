@@ -1,4 +1,4 @@
-"""The chat at `/chat`, in Chromium: whatever is done to its connection, it has the answer, whole and once."""
+"""The chat at `/chat`, in Chromium: whatever happens to its connection, it shows the complete answer once."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ _WHOLE = "none lost, none doubled, and the text equals what the server keeps."
 
 @asynccontextmanager
 async def chat(browser: Browser, system: System, **options: object) -> AsyncIterator[Page]:
-    """The page; its complaints, but for those of lost connections, fail the test when it is left."""
+    """Yields the page. Afterwards the test fails if the browser has logged errors other than lost connections."""
     one = await Opened.at(browser, f"{system.gateway_url()}/chat", **options)
     one.page.set_default_timeout(_SHOW_MS)
     yield one.page
-    one.complaints = [told for told in one.complaints if "ERR_" not in told and "status of 502" not in told]
+    one.complaints = [
+        complaint for complaint in one.complaints if "ERR_" not in complaint and "status of 502" not in complaint
+    ]
     await one.close(host=urlsplit(system.gateway_url()).netloc)
 
 
@@ -50,7 +52,7 @@ async def until_tokens(page: Page, count: int) -> None:
 
 
 async def whole(page: Page, system: System) -> dict[str, Any]:
-    """Wait for the end; the state, whose text must be the page's, to the letter."""
+    """Waits for the end, and returns the stream's state. AssertionError if the page shows another text."""
     await expect(page.locator(".story").last).to_contain_text(_WHOLE, timeout=_SHOW_MS)
     state = await system.state(urlsplit(page.url).fragment)
     assert await page.locator(".answer").last.text_content() == state["text"]
@@ -64,11 +66,11 @@ async def test_reloaded_in_mid_answer(browser: Browser) -> None:
             await until_tokens(page, seen)
             await page.reload()
         assert (await whole(page, system))["tokens"] == 120
-        await expect(page.locator(".story")).to_contain_text("loaded anew")
+        await expect(page.locator(".story")).to_contain_text("The page was reloaded")
         await expect(page.locator(".story")).to_contain_text("120 tokens over 3 connections")
         assert await system.metric("midstream_streams_created_total") == 1
         assert await system.metric("midstream_resumes_total") == 2
-        await page.reload()  # and once more after its end: nothing is asked for again
+        await page.reload()  # a reload after the end makes no new request
         await expect(page.locator(".story")).to_contain_text(_WHOLE)
         assert await system.metric("midstream_reader_closes_total") == 3
 
@@ -102,7 +104,7 @@ async def test_worker_killed(browser: Browser, policy: str) -> None:
         (await system.worker_of(urlsplit(page.url).fragment)).kill()
         state = await whole(page, system)
         assert (state["tokens"], state["attempt"]) == (100, 2)
-        how = {"restart": "begins anew", "continue": "goes on after token"}[policy]
+        how = {"restart": "starts again", "continue": "continues after token"}[policy]
         await expect(page.locator(".story")).to_contain_text(f"Its worker died or was stopped. Attempt 2 {how}")
         shown = await page.locator("main").inner_text()
         assert shown.count("Attempt 2") == 1, shown
@@ -127,8 +129,8 @@ async def test_stopped_and_asked_again(browser: Browser) -> None:
         await expect(page.locator("article")).to_have_count(0)
 
 
-async def test_the_proof_is_in_view(browser: Browser) -> None:
-    """Whoever reads at the end of the page sees what comes there, above the bar; on a phone the state, too."""
+async def test_the_end_of_the_answer_is_in_view(browser: Browser) -> None:
+    """At the end of the page new text stays visible above the bar; on a phone the state, too."""
     async with System() as system, chat(browser, system, viewport={"width": 390, "height": 740}) as page:
         await ask(page, tokens=400, pace=400)
         await page.get_by_text("Options").click()
@@ -136,7 +138,7 @@ async def test_the_proof_is_in_view(browser: Browser) -> None:
         for seen in (".story .good", "#status", "#look"):
             await wait_until(partial(is_in_view, page, seen), within_seconds=5.0, what=f"{seen} is in view")
         await expect(page.locator("#status")).to_have_text("The answer is complete")
-        await page.evaluate("scrollTo(0, 0)")  # whoever reads further up is left there
+        await page.evaluate("scrollTo(0, 0)")  # further up the page does not scroll
         await ask(page, tokens=2000, pace=40)
         await until_tokens(page, 20)
         assert await is_in_view(page, "#status")
@@ -144,7 +146,7 @@ async def test_the_proof_is_in_view(browser: Browser) -> None:
             "all => all.map(e => [e.offsetTop, e.offsetHeight])"
         )
         assert len(tops) == 3
-        assert len({tuple(one) for one in tops}) == 1, tops  # in one line, none of two lines
+        assert len({tuple(one) for one in tops}) == 1, tops  # on one line
         await page.evaluate("scrollTo(0, 0)")
         await page.get_by_role("button", name="Stop").click()
         await expect(page.locator(".story").last).to_contain_text("It was stopped")
@@ -153,7 +155,7 @@ async def test_the_proof_is_in_view(browser: Browser) -> None:
 
 
 async def is_in_view(page: Page, selector: str) -> bool:
-    """Whether an element's middle is what one sees in that place, and not something that covers it."""
+    """Returns whether an element is visible, and not covered by another one."""
     seen: bool = await page.locator(selector).evaluate(
         """e => { const r = e.getBoundingClientRect(), x = r.x + Math.min(r.width / 2, 40);
         return [r.y + 3, r.bottom - 3].every(y => e.contains(document.elementFromPoint(x, y))); }"""
@@ -161,7 +163,7 @@ async def is_in_view(page: Page, selector: str) -> bool:
     return seen
 
 
-async def test_enter_while_an_answer_comes(browser: Browser) -> None:
+async def test_enter_while_an_answer_arrives(browser: Browser) -> None:
     async with System() as system, chat(browser, system) as page:
         await ask(page, tokens=60, pace=30)
         await until_tokens(page, 5)
@@ -179,7 +181,7 @@ async def test_enter_while_an_answer_comes(browser: Browser) -> None:
         await expect(question).to_have_value("")
 
 
-async def test_a_dead_worker_is_told(browser: Browser) -> None:
+async def test_a_dead_worker_is_shown(browser: Browser) -> None:
     async with System(settings={"lease_seconds": 1}) as system, chat(browser, system) as page:
         await ask(page, tokens=80, pace=30)
         await until_tokens(page, 10)
@@ -188,11 +190,11 @@ async def test_a_dead_worker_is_told(browser: Browser) -> None:
         await expect(status).to_have_text("Its worker has died: no other one runs")
         await system.start_worker(0)
         await whole(page, system)
-        await expect(page.locator(".story")).to_contain_text("Its worker died or was stopped. Attempt 2 begins anew")
+        await expect(page.locator(".story")).to_contain_text("Its worker died or was stopped. Attempt 2 starts again")
         await expect(status).to_have_text("The answer is complete")
 
 
-async def test_no_worker_and_a_silent_provider_are_told(browser: Browser) -> None:
+async def test_a_missing_worker_and_a_silent_provider_are_shown(browser: Browser) -> None:
     async with System() as system:
         stream_id = await system.create(simulate={"tokens": 50, "tokens_per_second": 100, "stall_after": 10})
         one = await Opened.at(browser, f"{system.gateway_url()}/chat#{stream_id}")
@@ -210,7 +212,7 @@ async def test_no_worker_and_a_silent_provider_are_told(browser: Browser) -> Non
         await one.page.close()
 
 
-async def test_a_failed_answer_says_why_and_has_no_tick(browser: Browser) -> None:
+async def test_a_failed_answer_shows_the_reason_and_no_tick(browser: Browser) -> None:
     async with System() as system, chat(browser, system) as page:
         await page.get_by_text("Options").click()
         await page.get_by_label("Break off after").fill("10")
@@ -239,7 +241,7 @@ async def test_a_model_that_the_provider_has(browser: Browser) -> None:
             assert provider.bodies[-1]["model"] == "scripted"
 
 
-async def test_a_provider_that_is_not_there(browser: Browser, unused_tcp_port: int) -> None:
+async def test_an_unreachable_provider_is_shown(browser: Browser, unused_tcp_port: int) -> None:
     address = f"http://127.0.0.1:{unused_tcp_port}/v1"
     settings = {"provider": "openai", "openai_base_url": address, "provider_tries_max": 1}
     async with System(settings=settings) as system, chat(browser, system) as page:
@@ -256,7 +258,7 @@ async def test_a_provider_that_is_not_there(browser: Browser, unused_tcp_port: i
 
 
 def snippet_of(path: str) -> str:
-    """The first example in JavaScript that has an EventSource."""
+    """Returns the page's first JavaScript example that has an EventSource."""
     text = (Path(__file__).resolve().parents[2] / path).read_text()
     blocks: list[str] = re.findall(r"```js\n(.*?)```", text, re.DOTALL)
     return next(block for block in blocks if "EventSource" in block)
@@ -265,7 +267,7 @@ def snippet_of(path: str) -> str:
 @pytest.mark.parametrize("page_of", ["README.md", "docs/tutorial/first-answer.md"])
 @pytest.mark.parametrize("fails", [False, True])
 async def test_the_plain_page_of_the_docs(browser: Browser, page_of: str, fails: bool, unused_tcp_port: int) -> None:
-    """What is to be pasted into a page's console: it shows the answer, and a failure."""
+    """The docs' example for a page's console shows the answer, or a failure."""
     address = f"http://127.0.0.1:{unused_tcp_port}/v1"
     settings = {"provider": "openai", "openai_base_url": address, "provider_tries_max": 1} if fails else {}
     async with System(settings=settings) as system:

@@ -1,4 +1,4 @@
-"""What becomes of a connection whose response was taken out of the server's hands: HTTP stays HTTP."""
+"""Connections whose response the gateway writes without uvicorn still follow the rules of HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def _ended_stream(system: System) -> str:
 
 
 async def _response(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """The head and the whole body of one chunked response."""
+    """Reads the head and the whole body of one chunked response."""
     head = await reader.readuntil(b"\r\n\r\n")
     body = b""
     while size := int((await reader.readuntil(b"\r\n")).strip(), 16):
@@ -36,7 +36,7 @@ async def _open(system: System) -> tuple[asyncio.StreamReader, asyncio.StreamWri
     return await asyncio.open_connection(host, int(port))
 
 
-async def test_one_connection_carries_one_answer_after_the_other() -> None:
+async def test_a_connection_is_reused_after_a_streamed_answer() -> None:
     async with System() as system:
         first, second = await _ended_stream(system), await _ended_stream(system)
         reader, writer = await _open(system)
@@ -52,8 +52,8 @@ async def test_one_connection_carries_one_answer_after_the_other() -> None:
         writer.close()
 
 
-async def test_requests_that_come_before_the_answer_do_not_mix_with_it() -> None:
-    """Pipelined: answered in order, or not at all and the connection is closed, as RFC 9112 (9.3.2) allows."""
+async def test_pipelined_requests_do_not_mix_with_the_answer() -> None:
+    """Pipelined requests are answered in order, or the connection is closed, as RFC 9112 (9.3.2) allows."""
     async with System() as system:
         stream_id = await system.create("a question", simulate={"tokens": 50, "tokens_per_second": 50})
         reader, writer = await _open(system)

@@ -1,4 +1,4 @@
-"""The console, in Chromium: what it shows is what runs, whatever is done to what runs."""
+"""The console, in Chromium: it shows the true state, also after faults."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHOW_MS = 15_000
 
 @asynccontextmanager
 async def opened(browser: Browser, url: str, **options: object) -> AsyncIterator[Page]:
-    """A page that must not have complained, nor have asked another host, when it is left."""
+    """Yields a page. Afterwards the test fails if the browser has logged errors or sent requests to another host."""
     one = await Opened.at(browser, url, **options)
     one.page.set_default_timeout(_SHOW_MS)
     yield one.page
@@ -86,8 +86,8 @@ async def test_cancel_stops_the_provider(browser: Browser) -> None:
         await expect(row).to_contain_text("cancelled", timeout=_SHOW_MS)
 
         async def worker_is_idle() -> bool:
-            told = (await system.http.get(f"{system.gateway_url()}/v1/overview")).json()
-            return all(one["running"] == 0 for one in told["processes"] if one["kind"] == "worker")
+            snapshot = (await system.http.get(f"{system.gateway_url()}/v1/overview")).json()
+            return all(one["running"] == 0 for one in snapshot["processes"] if one["kind"] == "worker")
 
         await wait_until(worker_is_idle, within_seconds=10.0, what="the worker has stopped")
 
@@ -123,11 +123,11 @@ async def test_cuts_and_resumes_in_the_timeline(browser: Browser) -> None:
             await expect(timeline).to_contain_text("its connection broke off", timeout=_SHOW_MS)
             await expect(timeline).to_contain_text(f"resumed after {first.last_id}")
             await page.get_by_role("button", name="Show the answer").click()
-            said = page.get_by_role("region", name="The answer")
-            await expect(said).to_have_text((await system.state(stream_id))["text"])
+            answer = page.get_by_role("region", name="The answer")
+            await expect(answer).to_have_text((await system.state(stream_id))["text"])
 
 
-async def test_what_strangers_wrote_stays_text(browser: Browser) -> None:
+async def test_hostile_texts_are_not_interpreted_as_html(browser: Browser) -> None:
     async with System() as system:
         midstream = {"metadata": {_HOSTILE: _HOSTILE}}
         simulate = {"tokens": 20, "tokens_per_second": 0}
@@ -148,7 +148,7 @@ async def test_columns_and_a_search(browser: Browser) -> None:
         midstream = {"metadata": {"customer": "Acme", "note": _HOSTILE}}
         named = await system.create(simulate=_LONG, midstream=midstream)
         plain = await system.create(simulate=_LONG)
-        # So short that no snapshot sees it run.
+        # So short that no snapshot shows it running.
         simulate = {"tokens": 5, "tokens_per_second": 0, "fail_after": 2}
         failed = await system.create(simulate=simulate, midstream={"on_interrupt": "fail"})
         rows = page.locator("#streams tr")
@@ -172,7 +172,7 @@ async def test_columns_and_a_search(browser: Browser) -> None:
         await page.get_by_label("Find a stream").press("Enter")
         await expect(page.get_by_role("heading", name=f"Stream {failed[:12]}")).to_be_visible()
         await page.get_by_label("Find a stream").fill("nobody")
-        await expect(page.locator("#streams-empty")).to_have_text("None of the listed streams has that.")
+        await expect(page.locator("#streams-empty")).to_have_text("No listed stream matches.")
         await page.get_by_label("Find a stream").fill(plain)
         await page.get_by_label("Find a stream").press("Enter")
         await expect(page).to_have_url(re.compile(plain))
@@ -202,7 +202,7 @@ async def test_charts_begin_with_the_last_two_minutes(browser: Browser) -> None:
 
 
 async def test_redis_restarted_empty(browser: Browser) -> None:
-    """What the queue has forgotten still runs, and still is shown; also by a gateway that did not know it before."""
+    """Streams that the queue has lost still run, and are still shown; also by a gateway that did not know them before."""
     async with (
         System(gateways=2, settings={"redis_reply_seconds": 1}) as system,
         opened(browser, system.gateway_url(0)) as page,
@@ -266,7 +266,7 @@ async def test_a_timeline_opens_in_view(browser: Browser, width: int) -> None:
 
 
 async def in_view(page: Page, selector: str) -> bool:
-    """Whether an element is in the window, whole."""
+    """Returns whether the whole element is in the window."""
     seen: bool = await page.locator(selector).evaluate(
         "e => { const r = e.getBoundingClientRect(); return r.top >= 0 && r.bottom <= innerHeight && r.right <= innerWidth; }"
     )
@@ -288,7 +288,7 @@ async def test_reader_of_a_killed_gateway(browser: Browser) -> None:
 
 
 async def extent(bar: Locator) -> float:
-    """Where a bar of the timeline ends, in percent."""
+    """Returns the end of a bar of the timeline, in percent."""
     ends: float = await bar.evaluate("e => parseFloat(e.style.left) + parseFloat(e.style.width)")
     return ends
 
@@ -311,18 +311,18 @@ async def test_silence_of_a_dead_worker(browser: Browser) -> None:
                 re.compile(r"its worker died or was stopped: last heard of at .* s of silence")
             )
             second = timeline.locator("li", has_text="Attempt 2").locator("i")
-            await expect(second).to_have_count(1)  # until its worker's first word has come, it counts as silent, too
+            await expect(second).to_have_count(1)  # until its worker's first heartbeat it counts as silent, too
             begins: float = await second.evaluate("e => parseFloat(e.style.left)")
             assert await extent(timeline.locator("i.silence")) == pytest.approx(begins, abs=0.5)
             assert await extent(timeline.locator("i.bad")) < begins - 5
 
 
 async def test_one_stream_for_all_tabs(browser: Browser) -> None:
-    """A browser opens six connections to a host. The tab that came first may leave."""
+    """A browser opens only six connections to a host. The first tab may be closed."""
     async with System() as system:
         context = await browser.new_context()
-        asked: list[str] = []
-        context.on("request", lambda request: asked.append(urlsplit(request.url).path))
+        requested: list[str] = []
+        context.on("request", lambda request: requested.append(urlsplit(request.url).path))
         tabs = [await context.new_page() for _ in range(8)]
         for tab in tabs:
             await tab.goto(system.gateway_url())
@@ -332,8 +332,8 @@ async def test_one_stream_for_all_tabs(browser: Browser) -> None:
         stream_id = await system.create(simulate=_LONG)
         for tab in tabs[1:]:
             await expect(tab.locator("#streams")).to_contain_text(stream_id[:12], timeout=_SHOW_MS)
-        assert asked.count("/console/feed.js") == 8
-        assert "/v1/overview/events" not in asked, "no tab has one of its own"
+        assert requested.count("/console/feed.js") == 8
+        assert "/v1/overview/events" not in requested, "no tab has one of its own"
         await context.close()
 
 
@@ -341,12 +341,12 @@ async def test_a_browser_without_shared_workers(browser: Browser) -> None:
     async with System() as system:
         context = await browser.new_context()
         await context.add_init_script("delete window.SharedWorker")
-        asked: list[str] = []
-        context.on("request", lambda request: asked.append(urlsplit(request.url).path))
+        requested: list[str] = []
+        context.on("request", lambda request: requested.append(urlsplit(request.url).path))
         page = await context.new_page()
         await page.goto(system.gateway_url())
         await expect(page.locator("#link")).to_have_text("live", timeout=_SHOW_MS)
-        assert "/v1/overview/events" in asked
+        assert "/v1/overview/events" in requested
         await context.close()
 
 
@@ -411,7 +411,7 @@ _CONTRAST = """() => {
     }
     return poor;
 }"""
-"""The texts whose contrast with their ground is below 4.5 (WCAG 2.2, AA)."""
+"""Lists the texts whose contrast with their background is below 4.5 (WCAG 2.2, AA)."""
 
 
 async def test_behind_a_proxy_that_strips_a_path(browser: Browser) -> None:

@@ -1,4 +1,4 @@
-"""Which pages may use the gateway: asked by hand, and by Chromium from pages of other origins."""
+"""The origins whose pages may use the gateway, tested with handwritten requests, and with Chromium on pages of other origins."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PATHS = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running() -> AsyncIterator[System]:
-    """The first gateway lets one application in, the second nobody, the third everybody."""
+    """The first gateway allows one origin, the second none, the third all."""
     async with System(gateways=3, settings={"hosts": "chat.example.com"}) as system:
         for index, origins in ((0, f"{APP}, https://second.example.com:8443"), (2, "*")):
             gateway = system.gateways[index]
@@ -54,11 +54,11 @@ async def stream_id(running: System) -> str:
 
 
 def cross(origin: str, **more: str) -> dict[str, str]:
-    """What a browser adds to a request of a page from there."""
+    """Returns the headers that a browser adds to a request of a page of this origin."""
     return {
         "origin": origin,
         "sec-fetch-site": "cross-site",
-        **{name.replace("_", "-"): told for name, told in more.items()},
+        **{name.replace("_", "-"): value for name, value in more.items()},
     }
 
 
@@ -67,8 +67,8 @@ def preflight_of(origin: str, method: str = "POST") -> dict[str, str]:
 
 
 def allowed(response: Any) -> str | None:
-    told: str | None = response.headers.get("access-control-allow-origin")
-    return told
+    origin: str | None = response.headers.get("access-control-allow-origin")
+    return origin
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -87,15 +87,15 @@ async def test_preflight(system: System, stream_id: str, path: str) -> None:
     assert (everybody.status_code, allowed(everybody)) == (204, "*")
 
 
-async def test_answers_of_every_kind(system: System, stream_id: str) -> None:
-    """Errors and streams too: without the header a page's script would not even be told the status."""
+async def test_cors_headers_of_every_kind_of_answer(system: System, stream_id: str) -> None:
+    """Errors and streams, too: without the header a page's script would not even see the status."""
     streams = "/v1/streams"
     for method, path, headers, status in (
         ("GET", f"{streams}/{stream_id}", {}, 200),
         ("GET", f"{streams}/{stream_id}/events", {}, 200),
         ("GET", f"{streams}/{stream_id}/events", {"accept": "application/x-ndjson"}, 200),
         ("GET", f"{streams}/{stream_id}/text", {}, 200),
-        ("GET", f"{streams}/{stream_id}/events?last_event_id=9-9", {}, 204),
+        ("GET", f"{streams}/{stream_id}/events?last_event_id=9-9", {}, 200),
         ("GET", f"{streams}/{stream_id}/events?last_event_id=x", {}, 400),
         ("GET", f"{streams}/nonsense", {}, 404),
         ("GET", "/nowhere", {}, 404),
@@ -118,7 +118,7 @@ async def test_answers_of_every_kind(system: System, stream_id: str) -> None:
                 assert "origin" in response.headers["vary"].lower(), where
 
 
-async def test_nobody_is_let_in_who_is_not_named(system: System, stream_id: str) -> None:
+async def test_origins_that_are_not_configured_get_no_access(system: System, stream_id: str) -> None:
     for index, origin in ((0, OTHER), (1, APP)):
         response = await system.http.get(system.events_url(stream_id, gateway=index), headers=cross(origin))
         assert allowed(response) is None
@@ -138,17 +138,17 @@ async def test_nobody_is_let_in_who_is_not_named(system: System, stream_id: str)
         ("GET", "/stream?prompt=mine"),
     ],
 )
-async def test_what_changes_something_is_refused_to_other_pages(
+async def test_requests_with_side_effects_are_refused_for_other_origins(
     system: System, stream_id: str, method: str, path: str
 ) -> None:
-    """A form or an image is sent without a preflight, and its sender need not see the answer to do harm."""
+    """Forms and images are sent without a preflight, and do harm even if the page cannot read the answer."""
     body: dict[str, Any] = (
         {"json": {"model": "m", "messages": [{"role": "user", "content": "x"}], "input": "x"}}
         if method == "POST"
         else {}
     )
     before = len(await system.logs())
-    for told in (
+    for headers in (
         cross(OTHER),
         {"origin": "null", "sec-fetch-site": "cross-site"},
         {"origin": OTHER},
@@ -157,8 +157,8 @@ async def test_what_changes_something_is_refused_to_other_pages(
     ):
         for index in (0, 1):
             url = system.gateway_url(index) + path.format(stream_id)
-            response = await system.http.request(method, url, headers=told, **body)
-            assert response.status_code == 403, told
+            response = await system.http.request(method, url, headers=headers, **body)
+            assert response.status_code == 403, headers
             problem = response.json()
             message = problem["error"]["message"] if "error" in problem else problem["detail"]
             assert "error" in problem or not path.startswith(("/v1/chat", "/v1/responses"))
@@ -166,12 +166,12 @@ async def test_what_changes_something_is_refused_to_other_pages(
     assert len(await system.logs()) == before
 
 
-async def test_the_same_origin_and_programs_are_free(system: System) -> None:
-    """The page that the gateway itself serves, also over plain HTTP and behind a proxy; and whoever is no browser."""
+async def test_the_same_origin_and_programs_are_allowed(system: System) -> None:
+    """The gateway's own pages, also over plain HTTP and behind a proxy, and clients that are not browsers."""
     url = f"{system.gateway_url(1)}/v1/streams"
     host = system.gateway_url(1).removeprefix("http://")
     body = {"messages": [{"role": "user", "content": "x"}], "simulate": FAST}
-    for told in (
+    for headers in (
         {},
         {"origin": f"http://{host}"},
         {"origin": f"http://{host}", "sec-fetch-site": "same-origin"},
@@ -181,14 +181,14 @@ async def test_the_same_origin_and_programs_are_free(system: System) -> None:
         {"origin": "https://chat.example.com", "x-forwarded-host": "chat.example.com"},
         {"sec-fetch-site": "none"},
     ):
-        assert (await system.http.post(url, headers=told, json=body)).status_code == 201, told
+        assert (await system.http.post(url, headers=headers, json=body)).status_code == 201, headers
     link = await system.http.get(f"{system.gateway_url(1)}/stream?prompt=typed", headers={"sec-fetch-site": "none"})
     assert link.status_code == 200
 
 
-async def test_a_name_that_was_pointed_here_is_misdirected(system: System, stream_id: str) -> None:
-    """DNS rebinding: the browser takes the gateway for the page's own origin, and only `Host` tells."""
-    url = system.gateway_url(2)  # which lets pages of all origins in: that is about reading, not about names
+async def test_dns_rebinding_is_refused(system: System, stream_id: str) -> None:
+    """DNS rebinding: the browser takes the gateway for the page's own origin; only `Host` shows the attack."""
+    url = system.gateway_url(2)  # it allows all origins, but still checks the host name
     before = len(await system.logs())
     page = {"host": "rebound.example:8000", "origin": "http://rebound.example:8000", "sec-fetch-site": "same-origin"}
     for path in [
@@ -223,7 +223,7 @@ async def test_a_name_that_was_pointed_here_is_misdirected(system: System, strea
 
 
 async def test_websockets(system: System, stream_id: str) -> None:
-    """Browsers open them to anywhere, and let the page read: so the gateway must look who it is."""
+    """Browsers let pages open and read WebSockets to any host: so the gateway must check the origin."""
     for index, origin, status in ((0, APP, 101), (0, OTHER, 403), (1, APP, 403), (1, None, 101), (2, OTHER, 101)):
         url = f"{system.gateway_url(index).replace('http', 'ws', 1)}/v1/streams/{stream_id}/ws"
         try:
@@ -239,7 +239,7 @@ async def test_websockets(system: System, stream_id: str) -> None:
 @pytest.mark.parametrize(
     "origins", ["app.example.com", "https://app.example.com/path", "*,https://a.example", "https://*"]
 )
-async def test_a_setting_that_is_wrong_is_named(system: System, origins: str) -> None:
+async def test_a_wrong_setting_is_named(system: System, origins: str) -> None:
     gateway = system.gateways[1]
     gateway.kill()
     right, gateway.settings["cors_origins"] = gateway.settings.get("cors_origins", ""), origins
@@ -256,17 +256,17 @@ async def test_a_setting_that_is_wrong_is_named(system: System, origins: str) ->
 
 
 class Site(HttpServer):
-    """Another origin: a server of blank pages."""
+    """A server of blank pages, as another origin."""
 
     async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(response(200, "text/html", b"<!doctype html><title>a page</title>"))
 
 
 _USE = """async ([base, id, prompt]) => {
-    const outcome = work => work.then(told => told, () => 'refused');
+    const outcome = work => work.then(result => result, () => 'refused');
     const source = url => new Promise((resolve, reject) => {
         const one = new EventSource(url), tokens = [];
-        one.onmessage = told => told.data === '[DONE]' ? (one.close(), resolve(tokens.length)) : tokens.push(told.data);
+        one.onmessage = event => event.data === '[DONE]' ? (one.close(), resolve(tokens.length)) : tokens.push(event.data);
         one.addEventListener('done', () => { one.close(); resolve(tokens.length); });
         one.onerror = () => { one.close(); reject(); };
     });
@@ -336,8 +336,10 @@ _LINK = "url => { location = url; }"
 @pytest.mark.parametrize(
     ("script", "path"), [(_FORM, "/v1/streams"), (_LINK, "/stream?prompt=link")], ids=["form", "link"]
 )
-async def test_a_strangers_form_and_link_in_chromium(system: System, browser: Browser, script: str, path: str) -> None:
-    """What needs no script's leave at all; but for the origin, the request is as good as any."""
+async def test_another_site_s_form_and_link_in_chromium(
+    system: System, browser: Browser, script: str, path: str
+) -> None:
+    """Requests that need no script. Only their origin makes them different from allowed ones."""
     before = len(await system.logs())
     page = await browser.new_page()
     async with Site() as stranger:
@@ -350,7 +352,7 @@ async def test_a_strangers_form_and_link_in_chromium(system: System, browser: Br
     assert len(await system.logs()) == before
 
 
-async def test_a_strangers_image_in_chromium(system: System, browser: Browser) -> None:
+async def test_another_site_s_image_in_chromium(system: System, browser: Browser) -> None:
     before = len(await system.logs())
     page = await browser.new_page()
     async with Site() as stranger:

@@ -1,4 +1,4 @@
-"""`curl -N`: the plainest client there is, cut off and resumed by hand."""
+"""`curl -N`, the simplest client: cut off and resumed by hand."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def running() -> AsyncIterator[System]:
 
 @dataclass
 class Fetched:
-    """What one run of curl got, read by a decoder that is not ours."""
+    """The output of one run of curl, read by a decoder that is not ours."""
 
     head: str
     body: bytes
@@ -55,12 +55,12 @@ class Fetched:
 
     @property
     def tokens(self) -> list[tuple[str, str]]:
-        """(id, text) of each token."""
+        """Returns (id, text) of each token."""
         return [(one.id, json.loads(one.data)["token"]) for one in self.events if one.event == "message"]
 
 
 async def curl(url: str, *arguments: str, until: re.Pattern[bytes] | None = None, count: int = 1) -> Fetched:
-    """Run `curl -N`, to the end of the response, or kill it with the `count`-th event whose block matches `until`."""
+    """Runs `curl -N` to the end of the response, or kills it at the `count`-th event whose block matches `until`."""
     process = await asyncio.create_subprocess_exec(
         *("curl", "-sS", "-N", "-i", "--max-time", "30", *arguments, url), stdout=asyncio.subprocess.PIPE
     )
@@ -116,7 +116,7 @@ async def test_cut_twice_and_resumed(system: System, by: str, gateways: tuple[in
     assert (again.status, again.body) == (204, b"")
 
 
-async def test_a_gateway_that_never_saw_it_replays_all_of_it(system: System) -> None:
+async def test_a_gateway_that_did_not_follow_a_stream_replays_all_of_it(system: System) -> None:
     stream_id = await system.create("replay", simulate={**FAST, "tokens": 600})
     followed = await curl(system.events_url(stream_id))
     replayed = await curl(system.events_url(stream_id, gateway=1))
@@ -124,7 +124,7 @@ async def test_a_gateway_that_never_saw_it_replays_all_of_it(system: System) -> 
     assert len(replayed.tokens) == 600
 
 
-async def test_the_header_goes_before_the_query(system: System) -> None:
+async def test_the_header_takes_precedence_over_the_query(system: System) -> None:
     stream_id = await system.create("both", simulate={"tokens": 10, "tokens_per_second": 0})
     await system.until_status(stream_id, "completed")
     url = system.events_url(stream_id) + "?last_event_id=1-3"
@@ -132,8 +132,8 @@ async def test_the_header_goes_before_the_query(system: System) -> None:
     assert (await curl(url, "-H", "Last-Event-ID: 1-7")).tokens[0][0] == "1-8"
 
 
-async def test_inside_an_entry_of_many_tokens(system: System) -> None:
-    """Flat out, an entry carries many tokens: who comes back into its middle gets only the rest."""
+async def test_resumed_inside_an_entry_of_many_tokens(system: System) -> None:
+    """At full speed an entry has many tokens: a reader that resumes in the middle of one gets only the rest."""
     stream_id = await system.create("batches", simulate={"tokens": 300, "tokens_per_second": 0})
     state = await system.until_status(stream_id, "completed")
     assert await system.commands.xlen(log_key(stream_id)) < 300
@@ -161,9 +161,9 @@ async def test_head_of_a_stream_without_a_token(system: System) -> None:
     assert {name: fetched.headers.get(name) for name in WANTED_HEADERS} == WANTED_HEADERS
     assert "content-length" not in fetched.headers
     assert "content-encoding" not in fetched.headers
-    # The comment and `retry:` stand in the block of the first event: no blank line of their own.
-    told = rb':\nretry: 2000\n:?\n?id: 1-0\nevent: started\ndata: \{"attempt":1,"model":"simulated"\}\n\n'
-    assert re.match(told, fetched.body), fetched.body
+    # The comment and `retry:` belong to the block of the first event: no blank line follows them.
+    head = rb':\nretry: 2000\n:?\n?event: started\ndata: \{"attempt":1,"model":"simulated"\}\nid: 1-0\n\n'
+    assert re.match(head, fetched.body), fetched.body
     assert [(one.event, one.data) for one in fetched.events] == [
         ("started", '{"attempt":1,"model":"simulated"}'),
         ("live", '{"offset":0}'),
@@ -176,8 +176,8 @@ async def test_comments_keep_a_silent_stream_alive(system: System) -> None:
     reader = system.follow(stream_id, gateway=1)
     await reader.until_event("live")
     events = bytes(reader.body).replace(b":\n", b"")
-    heard = len(reader.body)
-    await wait_until(lambda: len(reader.body) >= heard + 4, what="two comments")
+    received = len(reader.body)
+    await wait_until(lambda: len(reader.body) >= received + 4, what="two comments")
     assert bytes(reader.body).replace(b":\n", b"") == events  # nothing but comments, and no blank line
     await reader.leave()
     await system.http.post(f"{system.gateway_url()}/v1/streams/{stream_id}/cancel")
@@ -187,7 +187,7 @@ async def test_head_of_the_one_line_endpoint(system: System) -> None:
     fetched = await curl(f"{system.gateway_url()}/stream?prompt=hello", until=TOKEN, count=2)
     assert fetched.status == 200
     assert {name: fetched.headers.get(name) for name in WANTED_HEADERS} == WANTED_HEADERS
-    assert fetched.body.startswith(b":\nretry: 2000\nid: ")
+    assert fetched.body.startswith(b":\nretry: 2000\nevent: accepted\ndata: ")
     stream_id = json.loads(fetched.events[0].data)["id"]
     assert [one.id for one in fetched.events if one.event == "message"] == [f"{stream_id}/1-1", f"{stream_id}/1-2"]
     rest = await curl(f"{system.gateway_url(1)}/stream?prompt=hello", "-H", f"Last-Event-ID: {stream_id}/1-2")

@@ -1,7 +1,7 @@
-"""Logs that hold garbage, and garbage on their channels, against a real gateway: one oddity, one victim.
+"""A real gateway with garbage in logs and on their channels: only the damaged stream is affected.
 
-Every reader, through every API, is told one end; nothing answers 5xx; what can be written down is, once; and a reader of
-another stream, which is there all the time, notices nothing.
+Every reader, through every API, gets one end; no answer is a 5xx; an end that can be appended is appended once; and a reader of
+another stream, connected all the time, notices nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LOG_SECONDS = 300
 END_SECONDS_MAX = 20.0
-"""The longest that a reader may take to be told the end, on a machine with other work."""
+"""The longest that a reader may wait for the end, on a machine with other work."""
 BEGUN: list[tuple[bytes, Sequence[bytes]]] = [
     (b"0-1", (b"accepted", ACCEPTED)),
     (b"1-0", (b"started", STARTED)),
@@ -56,7 +56,7 @@ async def running() -> AsyncIterator[System]:
 
 
 class Neighbour:
-    """A stream that somebody follows all the time, through the same gateway."""
+    """An intact stream that a reader follows all the time, through the same gateway."""
 
     def __init__(self, system: System) -> None:
         self.system, self.stream_id, self.count = system, new_stream_id(), 0
@@ -69,14 +69,14 @@ class Neighbour:
         await self.reader.until_event("live")
         return self.reader
 
-    async def speaks(self) -> None:
-        """One more token comes, at once: the subscription is up, and it was pushed."""
+    async def append_token(self) -> None:
+        """Appends a token, and checks that it arrives: the subscription still works."""
         self.count += 1
         await append(self.system, self.stream_id, b"1-%d" % self.count, (b"t", b"%d" % self.count))
         await self.reader.until_tokens(self.count)
         assert self.reader.tokens == [str(number + 1) for number in range(self.count)]
 
-    async def ends(self) -> None:
+    async def finish(self) -> None:
         await append(self.system, self.stream_id, b"1-%d" % (self.count + 1), (b"done", DONE))
         await self.reader.until_end()
         assert answer_of(self.reader.messages).end == "done"  # exact ids, in order
@@ -88,8 +88,8 @@ async def neighbour(system: System) -> AsyncIterator[Neighbour]:
     await neighbour.start()
     before = await system.metric("midstream_redis_reconnects_total")
     yield neighbour
-    await neighbour.speaks()
-    await neighbour.ends()
+    await neighbour.append_token()
+    await neighbour.finish()
     assert await system.metric("midstream_redis_reconnects_total") == before
     assert await system.metric("midstream_redis_callbacks_failed_total") == 0
     assert await system.metric("midstream_face_failures_total") == 0
@@ -97,11 +97,11 @@ async def neighbour(system: System) -> AsyncIterator[Neighbour]:
 
 async def append(system: System, stream_id: str, event_id: bytes, fields: Sequence[bytes], push: bool = True) -> None:
     if len(fields) % 2 or not fields:
-        return  # Redis itself takes none such
+        return  # Redis refuses such an entry
     try:
         await system.commands.execute_command("XADD", log_key(stream_id), event_id, *fields)
     except redis.exceptions.ResponseError as refused:
-        if "equal or smaller" in str(refused):  # the stream has been ended: whoever writes it is fenced
+        if "equal or smaller" in str(refused):  # the stream has been ended: its writer is fenced
             return
         raise
     await system.commands.expire(log_key(stream_id), LOG_SECONDS)
@@ -109,19 +109,19 @@ async def append(system: System, stream_id: str, event_id: bytes, fields: Sequen
         await system.commands.execute_command("SPUBLISH", live_channel(stream_id), b" ".join((event_id, *fields)))
 
 
-def of(body: bytes) -> list[Message]:
+def messages_of(body: bytes) -> list[Message]:
     return list(Decoder().feed(body))
 
 
 class Faces:
-    """The ways to read one stream; each comes back with how many ends it was told, and must not hang."""
+    """All ways to read one stream. Each checks that it gets exactly one end, and must not hang."""
 
     def __init__(self, system: System, stream_id: str) -> None:
         self.system, self.stream_id = system, stream_id
         self.url = system.gateway_url()
 
     async def all(self, *, ended: bool = True) -> None:
-        """Everybody reads to the end, at once."""
+        """Reads the stream to its end in all ways at the same time."""
         await self.system.commands.set(chat_key("anonymous", self.stream_id), self.stream_id, ex=LOG_SECONDS)
         ways = [self.native, self.ndjson, self.text, self.prompt, self.chat, self.responses, self.ai, self.websocket]
         async with asyncio.timeout(END_SECONDS_MAX):
@@ -130,7 +130,7 @@ class Faces:
                 await self.whole()
 
     async def get(self, path: str, **headers: str) -> Any:
-        """A whole response; its body may be cut off."""
+        """Reads a whole response; its body may be cut off."""
         body, is_whole = b"", True
         async with self.system.http.stream("GET", self.url + path, headers=headers) as response:
             try:
@@ -144,7 +144,7 @@ class Faces:
 
     async def native(self) -> None:
         status, body = await self.get(f"/v1/streams/{self.stream_id}/events")
-        events = of(body)
+        events = messages_of(body)
         assert [one.event for one in events if one.event in TERMINAL] == [events[-1].event], events
         again, _ = await self.get(f"/v1/streams/{self.stream_id}/events", **{"last-event-id": events[-1].id})
         assert (status, again) == (200, 204), body
@@ -169,7 +169,7 @@ class Faces:
 
     async def responses(self) -> None:
         status, body = await self.get(f"/v1/responses/resp_{self.stream_id}?stream=true")
-        ends = [one.event for one in of(body) if one.event in ENDS_OF_RESPONSES]
+        ends = [one.event for one in messages_of(body) if one.event in ENDS_OF_RESPONSES]
         assert (status, len(ends)) == (200, 1), body
 
     async def ai(self) -> None:
@@ -178,12 +178,12 @@ class Faces:
 
     async def websocket(self) -> None:
         async with connect(f"{self.url.replace('http', 'ws')}/v1/streams/{self.stream_id}/ws") as socket:
-            told = [json.loads(message)["event"] async for message in socket]
-            assert [one for one in told if one in TERMINAL] == told[-1:], told
+            names = [json.loads(message)["event"] async for message in socket]
+            assert [one for one in names if one in TERMINAL] == names[-1:], names
         assert socket.close_code == 1000
 
     async def whole(self) -> None:
-        """What is answered at once."""
+        """Makes the requests that are answered at once."""
         for path in ("", "?wait=0.1", "/receipt"):
             status, body = await self.get(f"/v1/streams/{self.stream_id}{path}")
             assert (status, json.loads(body)["id"]) == (200, self.stream_id)
@@ -218,18 +218,18 @@ WRITABLE = [name for name, raw in DAMAGED.items() if all(len(fields) and not len
 
 
 @pytest.mark.parametrize("name", WRITABLE)
-async def test_a_log_that_is_damaged(system: System, neighbour: Neighbour, name: str) -> None:
+async def test_a_damaged_log(system: System, neighbour: Neighbour, name: str) -> None:
     stream_id = new_stream_id()
     newest = (0, 0)
     for event_id, fields in DAMAGED[name]:
         attempt, offset = map(int, event_id.split(b"-"))
-        if (attempt, offset) > newest:  # Redis takes no other
+        if (attempt, offset) > newest:  # Redis refuses smaller ids
             newest = (attempt, offset)
             await append(system, stream_id, event_id, fields, push=False)
     faces = Faces(system, stream_id)
     await faces.all()
     assert await state(system, stream_id) == ("failed", "unreadable")
-    await neighbour.speaks()
+    await neighbour.append_token()
     await faces.cancel_and_delete()
 
 
@@ -244,10 +244,10 @@ async def test_a_log_that_is_damaged(system: System, neighbour: Neighbour, name:
         (b"failed", b"nothing"),
     ],
 )
-async def test_a_log_that_is_damaged_while_all_follow_it(
+async def test_a_log_damaged_while_readers_follow_it(
     system: System, neighbour: Neighbour, fields: tuple[bytes, ...]
 ) -> None:
-    """The end is written down, once, where the log has not ended."""
+    """The end is appended, once, to a log that has not ended."""
     stream_id = new_stream_id()
     for entry in BEGUN:
         await append(system, stream_id, *entry)
@@ -256,25 +256,25 @@ async def test_a_log_that_is_damaged_while_all_follow_it(
     await wait_until(lambda: at_least(system, followed, 9), what="all follow")
     await append(system, stream_id, b"1-2", fields, push=len(fields) == 2)
     if fields[0] not in (b"done", b"failed"):
-        await wait_until(lambda: is_noted(system, stream_id), what="the end stands in the log")
-    await append(system, stream_id, b"9-0", (b"restarted", b"{}"), push=False)  # what stands behind is not read
+        await wait_until(lambda: has_failed_entry(system, stream_id), what="the end stands in the log")
+    await append(system, stream_id, b"9-0", (b"restarted", b"{}"), push=False)  # entries behind the end are not read
     await reading
     assert await failures_in(system, stream_id) == (fields[0] not in (b"done", b"failed"))
     assert await state(system, stream_id) == ("failed", "unreadable")
-    await neighbour.speaks()
+    await neighbour.append_token()
 
 
 async def at_least(system: System, metric: str, count: int) -> bool:
     return await system.metric(metric) >= count
 
 
-async def is_noted(system: System, stream_id: str) -> bool:
+async def has_failed_entry(system: System, stream_id: str) -> bool:
     return await failures_in(system, stream_id) == 1
 
 
 @pytest.mark.parametrize("ended", [True, False])
-async def test_a_long_log_that_is_damaged_in_its_middle(system: System, neighbour: Neighbour, ended: bool) -> None:
-    """Further back than a ring goes, and than is read at once."""
+async def test_a_long_log_damaged_in_its_middle(system: System, neighbour: Neighbour, ended: bool) -> None:
+    """Further back than the ring reaches, and than one read of the log covers."""
     stream_id = new_stream_id()
     for entry in BEGUN:
         await append(system, stream_id, *entry, push=False)
@@ -294,7 +294,7 @@ async def test_a_long_log_that_is_damaged_in_its_middle(system: System, neighbou
     assert (await system.follow(stream_id, after="1-700").until_end()).status == 204
     await held.until_end()
     assert await failures_in(system, stream_id) == (not ended)
-    await neighbour.speaks()
+    await neighbour.append_token()
 
 
 @pytest.mark.parametrize(
@@ -306,10 +306,10 @@ async def test_a_long_log_that_is_damaged_in_its_middle(system: System, neighbou
         ("/v1/responses", {"input": "hi", "stream": True}),
     ],
 )
-async def test_who_waits_for_a_log_that_is_damaged(
+async def test_waiting_requests_get_an_error_for_a_damaged_log(
     system: System, neighbour: Neighbour, path: str, body: dict[str, Any]
 ) -> None:
-    """Of the whole answer, or of its first token: a refusal that no SDK tries again by itself."""
+    """Requests that wait for the whole answer or for the first token get an error that no SDK retries."""
     before = set(await system.logs())
     waiting = asyncio.create_task(system.http.post(system.gateway_url() + path, json={"model": "m", **body}))
 
@@ -323,7 +323,7 @@ async def test_who_waits_for_a_log_that_is_damaged(
     async with asyncio.timeout(END_SECONDS_MAX):
         response = await waiting
     assert (response.status_code, response.json()["error"]["code"]) == (424, "unreadable")
-    await neighbour.speaks()
+    await neighbour.append_token()
 
 
 ODD_DELTAS: list[Any] = [
@@ -341,7 +341,7 @@ ODD_DELTAS: list[Any] = [
 
 
 @pytest.mark.parametrize("live", [False, True])
-async def test_odd_deltas_are_shown_as_far_as_they_can_be(system: System, neighbour: Neighbour, live: bool) -> None:
+async def test_odd_deltas_are_shown_as_far_as_possible(system: System, neighbour: Neighbour, live: bool) -> None:
     stream_id, done = new_stream_id(), value_with_odd_words()
     for entry in BEGUN:
         await append(system, stream_id, *entry)
@@ -359,7 +359,7 @@ async def test_odd_deltas_are_shown_as_far_as_they_can_be(system: System, neighb
     await (reading or Faces(system, stream_id).all())
     found = await system.state(stream_id)
     assert (found["status"], found["text"], found["tokens"]) == ("completed", "axxxykeptykept", offset)
-    await neighbour.speaks()
+    await neighbour.append_token()
     await Faces(system, stream_id).cancel_and_delete()
 
 
@@ -369,7 +369,7 @@ def value_with_odd_words() -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["string", "hash", "list"])
-async def test_a_key_that_is_no_stream(system: System, neighbour: Neighbour, kind: str) -> None:
+async def test_a_key_of_another_type(system: System, neighbour: Neighbour, kind: str) -> None:
     stream_id = new_stream_id()
     command: tuple[Any, ...] = {"string": ("SET",), "hash": ("HSET", "f"), "list": ("RPUSH",)}[kind]
     await system.commands.execute_command(command[0], log_key(stream_id), *command[1:], b"v")
@@ -377,12 +377,12 @@ async def test_a_key_that_is_no_stream(system: System, neighbour: Neighbour, kin
     faces = Faces(system, stream_id)
     await faces.all()
     assert await state(system, stream_id) == ("failed", "unreadable")
-    await neighbour.speaks()
+    await neighbour.append_token()
     await faces.cancel_and_delete()
 
 
 async def test_garbage_on_a_channel(system: System, neighbour: Neighbour) -> None:
-    """It is passed over and counted, the log is read, and nobody's subscription is lost."""
+    """Garbage is ignored and counted, the log is read, and no subscription is lost."""
     stream_id = new_stream_id()
     for entry in BEGUN:
         await append(system, stream_id, *entry)
@@ -423,11 +423,11 @@ async def test_garbage_on_a_channel(system: System, neighbour: Neighbour) -> Non
     await append(system, stream_id, b"1-5", (b"done", DONE))
     await reader.until_end()
     assert answer_of(reader.messages).tokens == ["a", "2", "3", "4"]
-    await neighbour.speaks()
+    await neighbour.append_token()
 
 
-async def test_what_is_kept_beside_the_logs_may_be_garbage(system: System, neighbour: Neighbour) -> None:
-    """A chat's newest stream, an idempotency key, notes of deliveries, what processes say of themselves."""
+async def test_garbage_in_other_keys(system: System, neighbour: Neighbour) -> None:
+    """A chat's newest stream, an idempotency key, delivery notes, and heartbeats of processes."""
     http, url, commands = system.http, system.gateway_url(), system.commands
     for chat, value in (("one", b"\xff\xfe"), ("two", b"no stream"), ("three", b"0" * 36 + b"\n")):
         await commands.set(chat_key("anonymous", chat), value, ex=LOG_SECONDS)
@@ -477,11 +477,11 @@ async def test_what_is_kept_beside_the_logs_may_be_garbage(system: System, neigh
     overview = await http.get(f"{url}/v1/overview")
     assert (overview.status_code, overview.json()["redis"]["up"]) == (200, True)
     assert [one["kind"] for one in overview.json()["processes"]] == ["gateway"]
-    await neighbour.speaks()
+    await neighbour.append_token()
 
 
 async def test_random_entries_and_pushes(system: System, neighbour: Neighbour) -> None:
-    """Whatever stands in a log: one end for each reader."""
+    """Any entries in a log lead to one end for each reader."""
     choose = random.Random(seed := secrets.randbits(32))
     print("seed", seed)
     fields = [
@@ -528,7 +528,7 @@ async def test_random_entries_and_pushes(system: System, neighbour: Neighbour) -
             for entry in entries[1:]:
                 await append(system, stream_id, *entry)
             await reading
-        await neighbour.speaks()
+        await neighbour.append_token()
 
 
 async def following_all(system: System, stream_id: str, choose: random.Random) -> None:

@@ -1,4 +1,4 @@
-"""The dashboards and alerts against a real Prometheus that scrapes a running system: every expression gives data."""
+"""The dashboards and alerts with a real Prometheus that scrapes a running system: every expression gives data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from shared.metrics import defined
-from tests.support.load import a_bit_of_everything, metrics_address
+from tests.support.load import metrics_address, mixed_streams
 from tests.support.prometheus import Prometheus, needs_prometheus
 from tests.support.redis_server import free_port
 from tests.support.system import System
@@ -26,7 +26,7 @@ _ROUNDS = 3
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Every panel's, with its name."""
+    """Yields every expression, with the name of its panel."""
     for path in sorted((_ROOT / "deploy" / "grafana" / "dashboards").glob("*.json")):
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel["targets"]:
@@ -53,7 +53,7 @@ async def test_every_panel_and_every_rule_shows_data() -> None:
     needs_prometheus()
     async with scraped() as (system, prometheus):
         for _ in range(_ROUNDS):
-            await asyncio.gather(*(a_bit_of_everything(system) for _ in range(3)))
+            await asyncio.gather(*(mixed_streams(system) for _ in range(3)))
 
         async def all_counted() -> bool:
             return await prometheus.value("sum(midstream_receipts_total)") >= _ROUNDS * 3 * 8
@@ -69,10 +69,10 @@ async def test_every_panel_and_every_rule_shows_data() -> None:
         assert [rule["name"] for rule in rules if rule["health"] != "ok"] == []
         assert len(rules) == _RULES.read_text().count("- alert:")
         for rule in rules:
-            told = _COMPARISON.match(rule["query"])
-            assert told, f"{rule['name']}: {rule['query']}"
-            values = [value for _, value in await prometheus.query(told[1])]
-            assert any(math.isfinite(value) for value in values), f"{rule['name']} has no data: {told[1]}"
+            comparison = _COMPARISON.match(rule["query"])
+            assert comparison, f"{rule['name']}: {rule['query']}"
+            values = [value for _, value in await prometheus.query(comparison[1])]
+            assert any(math.isfinite(value) for value in values), f"{rule['name']} has no data: {comparison[1]}"
 
 
 async def test_every_metric_is_on_a_dashboard_or_in_a_rule() -> None:
@@ -88,12 +88,12 @@ def promtool(*arguments: str) -> str:
     return done.stdout
 
 
-def test_promtool_finds_the_rules_and_the_configuration_right() -> None:
+def test_promtool_accepts_the_rules_and_the_configuration() -> None:
     assert "rules found" in promtool("check", "rules", str(_RULES))
     assert "is valid" in promtool("check", "config", "deploy/prometheus/prometheus.yml")
 
 
-def test_each_alert_fires_on_what_it_is_for_and_is_quiet_on_what_looks_like_it() -> None:
+def test_each_alert_fires_on_its_problem_and_not_on_similar_data() -> None:
     tests = _ROOT / "deploy" / "prometheus" / "tests" / "midstream.yml"
     assert "SUCCESS" in promtool("test", "rules", str(tests))
     for name in re.findall(r"- alert: (\w+)", _RULES.read_text()):

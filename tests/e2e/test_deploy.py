@@ -1,6 +1,6 @@
-"""What each way of deploying starts, started by hand: the commands, environments and health checks as they are written.
+"""The processes of each deployment, started here: commands, environments and health checks are those of its files.
 
-Only addresses are other ones. There is neither Docker, systemd nor Kubernetes in these tests.
+Only addresses differ. These tests need neither Docker, systemd nor Kubernetes.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ _EVENT_BYTES, _THOUSANDS = 100, 600
 
 
 class Running:
-    """One command of a deployment. `others` are addresses that stand in it, and what stands there here."""
+    """One command of a deployment. `others` maps addresses in its files to addresses of the test."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], others: Mapping[str, str]) -> None:
         self._others = others
         self._command = [self._here(one) for one in command]
         inherited = {name: value for name, value in os.environ.items() if name not in _OURS}
-        told = {name: self._here(value) for name, value in environment.items()}
-        self._environment = {**inherited, **told, "PATH": _PATH}
+        here = {name: self._here(value) for name, value in environment.items()}
+        self._environment = {**inherited, **here, "PATH": _PATH}
 
     async def start(self) -> None:
         # From `/`, as in the image.
         self._process = await asyncio.create_subprocess_exec(*self._command, cwd="/", env=self._environment)
 
     async def stop(self, how: signal.Signals = signal.SIGTERM, *, within_seconds: float) -> int:
-        """Its code. TimeoutError: it would have been killed."""
+        """Stops the process and returns its exit code. TimeoutError if the deployment would have killed it."""
         self._process.send_signal(how)
         async with asyncio.timeout(within_seconds):
             return await self._process.wait()
@@ -61,18 +61,18 @@ class Running:
             await self._process.wait()
 
     async def check(self, command: Sequence[str]) -> int:
-        """The code of a health check of this part."""
-        told = [self._here(one) for one in command]
+        """Runs a health check of this part; returns its exit code."""
+        arguments = [self._here(one) for one in command]
         silent = asyncio.subprocess.DEVNULL
-        process = await asyncio.create_subprocess_exec(*told, env=self._environment, stdout=silent, stderr=silent)
+        process = await asyncio.create_subprocess_exec(*arguments, env=self._environment, stdout=silent, stderr=silent)
         return await process.wait()
 
-    async def until_well(self, command: Sequence[str]) -> None:
-        async def is_well() -> bool:
+    async def until_healthy(self, command: Sequence[str]) -> None:
+        async def is_healthy() -> bool:
             assert self._process.returncode is None, f"{shlex.join(self._command)} ended"
             return await self.check(command) == 0
 
-        await wait_until(is_well, within_seconds=_START_SECONDS_MAX, what=shlex.join(command))
+        await wait_until(is_healthy, within_seconds=_START_SECONDS_MAX, what=shlex.join(command))
 
     def _here(self, text: str) -> str:
         if not self._others:
@@ -95,7 +95,7 @@ async def running(
 
 @asynccontextmanager
 async def redis_as_deployed(directory: Path) -> AsyncIterator[int]:
-    """docker-compose.yml's Redis, with deploy/redis/redis.conf as it is; its port. Ends as its health check says it runs."""
+    """Starts docker-compose.yml's Redis, with deploy/redis/redis.conf, and yields its port once its health check succeeds."""
     needs("redis-server (Debian: apt install redis-server)", shutil.which("redis-server"))
     service = compose()["services"]["redis"]
     port = free_port()
@@ -104,7 +104,7 @@ async def redis_as_deployed(directory: Path) -> AsyncIterator[int]:
     check = service["healthcheck"]["test"][1:]
     assert check[0] == "redis-cli"
     async with running(command, {}, {"/etc/redis": f"{DEPLOY}/redis"}) as one:
-        await one.until_well(["redis-cli", "-p", str(port), *check[1:]])
+        await one.until_healthy(["redis-cli", "-p", str(port), *check[1:]])
         yield port
         assert await one.stop(within_seconds=10) == 0
         assert await one.check(["redis-cli", "-p", str(port), *check[1:]]) != 0
@@ -121,7 +121,7 @@ async def ask(http: httpx2.AsyncClient, url: str, tokens: int, tokens_per_second
 
 
 @pytest.mark.parametrize("name", WAYS)
-async def test_what_it_starts_answers_and_stops_in_time(name: str, tmp_path: Path) -> None:
+async def test_each_deployment_s_processes_answer_and_stop_in_time(name: str, tmp_path: Path) -> None:
     needs("curl (Debian: apt install curl)", shutil.which("curl"))
     way = WAYS[name]()
     async with AsyncExitStack() as stack:
@@ -140,15 +140,15 @@ async def test_what_it_starts_answers_and_stops_in_time(name: str, tmp_path: Pat
             return await stack.enter_async_context(running(one.command, one.environment, others))
 
         gateway, worker = await part(way.gateway), await part(way.worker)
-        for one, told in ((gateway, way.gateway), (worker, way.worker)):
-            for check in told.checks:
-                await one.until_well(check)
+        for one, described in ((gateway, way.gateway), (worker, way.worker)):
+            for check in described.checks:
+                await one.until_healthy(check)
         http = await stack.enter_async_context(httpx2.AsyncClient(timeout=30.0, trust_env=False))
         url = f"http://127.0.0.1:{gateway_port}"
         brief = await ask(http, url, tokens=30)
         assert (await http.get(f"{url}/v1/streams/{brief}?wait=20")).json()["status"] == "completed"
 
-        # A worker that is asked to stop finishes its answer, a gateway sends its reader away.
+        # A stopping worker finishes its answer; a stopping gateway tells its reader to reconnect.
         long = await ask(http, url, tokens=150, tokens_per_second=60)
         async with http.stream("GET", f"{url}/v1/streams/{long}/events") as response:
             decoder, tokens, ending = Decoder(), 0, None
@@ -159,28 +159,28 @@ async def test_what_it_starts_answers_and_stops_in_time(name: str, tmp_path: Pat
         assert tokens == 150
         assert ending is not None
         assert await ending == 0
-        waiting = await ask(http, url, tokens=10)  # nobody generates it any more
+        waiting = await ask(http, url, tokens=10)  # no worker generates it any more
         async with http.stream("GET", f"{url}/v1/streams/{waiting}/events") as response:
             assert await gateway.stop(within_seconds=way.gateway.stop_seconds) == 0
             assert b"retry:" in await response.aread()
-        for one, told in ((gateway, way.gateway), (worker, way.worker)):
-            for check in told.checks:
-                if "--retry" not in check:  # systemd's waits for a start, and would wait on
+        for one, described in ((gateway, way.gateway), (worker, way.worker)):
+            for check in described.checks:
+                if "--retry" not in check:  # systemd's check waits for a start, and would not return
                     assert await one.check(check) != 0
 
 
 async def test_nginx_as_compose_starts_it(tmp_path: Path) -> None:
-    """Its shell script and both configurations. Debian's nginx is older than `resolve`, so that one word is taken out."""
+    """Its shell script and both configurations. Debian's nginx does not know `resolve`, so that word is removed."""
     needs("nginx (Debian: apt install nginx)", binary_of("nginx"))
     needs("wget (Debian: apt install wget)", shutil.which("wget"))
     service, way = compose()["services"]["nginx"], WAYS["compose"]()
-    await asyncio.to_thread(tmp_path.chmod, 0o755)  # as root, nginx's own processes are somebody else
+    await asyncio.to_thread(tmp_path.chmod, 0o755)  # if run as root, nginx's processes have another user
     async with AsyncExitStack() as stack:
         redis_port = await stack.enter_async_context(redis_as_deployed(tmp_path))
         gateway_port, port = free_port(), free_port()
         parts = {"redis://redis:6379": f"redis://127.0.0.1:{redis_port}", "8000": str(gateway_port)}
         gateway = await stack.enter_async_context(running(way.gateway.command, way.gateway.environment, parts))
-        await gateway.until_well(way.gateway.checks[0])
+        await gateway.until_healthy(way.gateway.checks[0])
         main = (DEPLOY / "nginx" / "container.conf").read_text().replace("/tmp/", f"{tmp_path}/")
         (tmp_path / "container.conf").write_text(main)
         others = {
@@ -193,7 +193,7 @@ async def test_nginx_as_compose_starts_it(tmp_path: Path) -> None:
         }
         nginx = await stack.enter_async_context(running(service["command"], {}, others))
         check = service["healthcheck"]["test"][1:]
-        await nginx.until_well(check)
+        await nginx.until_healthy(check)
         worker = await stack.enter_async_context(running(way.worker.command, way.worker.environment, parts))
         http = await stack.enter_async_context(httpx2.AsyncClient(timeout=30.0, trust_env=False))
         url = f"http://127.0.0.1:{port}"
@@ -215,7 +215,7 @@ async def test_nginx_as_compose_starts_it(tmp_path: Path) -> None:
 
 
 async def slow_subscriber(port: int, commands: Any) -> int:
-    """How often somebody was there for what was published, while nobody read: 60 MB, as 70,000 events a second for 8.6 s."""
+    """Publishes 60 MB (70,000 events a second for 8.6 s) to a subscriber that does not read; returns how often it was still connected."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"SSUBSCRIBE slow\r\n")
     await reader.readuntil(b":1\r\n")
@@ -226,10 +226,10 @@ async def slow_subscriber(port: int, commands: Any) -> int:
         writer.close()
 
 
-async def test_redis_is_told_what_we_need(tmp_path: Path) -> None:
+async def test_redis_gets_the_configuration_we_need(tmp_path: Path) -> None:
     async with redis_as_deployed(tmp_path) as port, redis.asyncio.Redis(port=port, decode_responses=True) as commands:
-        told = await commands.config_get("maxmemory-policy", "appendonly", "save")
-        assert told == {"maxmemory-policy": "noeviction", "appendonly": "yes", "save": ""}
+        configuration = await commands.config_get("maxmemory-policy", "appendonly", "save")
+        assert configuration == {"maxmemory-policy": "noeviction", "appendonly": "yes", "save": ""}
         assert await slow_subscriber(port, commands) == _THOUSANDS
         await commands.config_set("client-output-buffer-limit", "pubsub 32mb 8mb 60")  # the default, to compare with
         assert await slow_subscriber(port, commands) < _THOUSANDS

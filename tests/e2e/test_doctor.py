@@ -1,4 +1,4 @@
-"""`midstream doctor` before real proxies that are wrong in one way each: it names the fault, the hop, and the directive."""
+"""`midstream doctor` with real proxies that have one fault each: it names the fault, the hop, and the directive."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.system import System
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 KEEPALIVE_SECONDS = 2
-"""So that a time-out shorter than it is found in seconds and not in a quarter of a minute."""
+"""The interval of keep-alives: short, so that a shorter time-out of a proxy is found in a few seconds."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -45,7 +45,7 @@ class Diagnosis:
         return dict(json.loads(self.printed))
 
     def fault(self, check: str) -> dict[str, Any]:
-        """The fault of this name, which must be there, and be the only one of its name."""
+        """Returns the fault of this name. AssertionError unless there is exactly one."""
         (one,) = [fault for fault in self.found["faults"] if fault["check"] == check]
         return dict(one)
 
@@ -68,16 +68,16 @@ async def doctor(*arguments: str) -> Diagnosis:
 
 
 def nginx(gateway: str, *directives: str, above: str = "") -> Proxy:
-    """An nginx that is right but for these directives."""
+    """Returns the configuration of an nginx that is right except for these directives."""
     right = ["proxy_http_version 1.1;", 'proxy_set_header Connection "";', "proxy_pass_header X-Accel-Buffering;"]
-    said = " ".join([*(one for one in right if one.split()[0] not in " ".join(directives)), *directives])
+    text = " ".join([*(one for one in right if one.split()[0] not in " ".join(directives)), *directives])
     return Proxy(
-        "nginx", f"{above} server {{ listen 127.0.0.1:{{port}}; location / {{ {said} proxy_pass {gateway}; }} }}"
+        "nginx", f"{above} server {{ listen 127.0.0.1:{{port}}; location / {{ {text} proxy_pass {gateway}; }} }}"
     )
 
 
 IGNORE = "proxy_ignore_headers X-Accel-Buffering;"
-"""How people break it: nginx heeds what the gateway asks for, until it is told not to."""
+"""A common mistake: nginx follows the gateway's X-Accel-Buffering, unless a directive ignores it."""
 
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "compression": (("gzip on;", "gzip_types text/event-stream;"), "gzip off;"),
@@ -87,22 +87,22 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "headers": (("proxy_hide_header Cache-Control;",), "remove: proxy_hide_header Cache-Control;"),
     "framing": (("chunked_transfer_encoding off;",), "chunked_transfer_encoding on;"),
 }
-"""By its fault: what is wrong in an nginx, and how the advice begins."""
+"""For each fault the wrong directives of an nginx, and the beginning of the advice."""
 
 
 AT_ONCE = 3
-"""Diagnoses mostly wait; but with too many at once the machine itself makes events late."""
+"""Runs at the same time. They mostly wait, but with too many the machine itself delays events."""
 
 
-async def diagnoses(asked: dict[str, list[str]]) -> dict[str, Diagnosis]:
-    """Several runs, a few at once."""
+async def diagnoses(runs: dict[str, list[str]]) -> dict[str, Diagnosis]:
+    """Runs several diagnoses, a few at a time. `runs` has the arguments of each by its name."""
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(arguments: list[str]) -> Diagnosis:
         async with places:
             return await doctor(*arguments)
 
-    return dict(zip(asked, await asyncio.gather(*map(one, asked.values())), strict=True))
+    return dict(zip(runs, await asyncio.gather(*map(one, runs.values())), strict=True))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -122,11 +122,11 @@ async def of_wrong_nginxes(running: System) -> dict[str, Diagnosis]:
 async def test_an_nginx_with_one_fault_is_named(
     system: System, of_wrong_nginxes: dict[str, Diagnosis], check: str
 ) -> None:
-    said = of_wrong_nginxes[check]
-    assert said.exit_code == 1
-    assert said.faults == [check], said.printed
-    fault = said.fault(check)
-    assert (fault["url"], fault["kind"]) == (said.found["addresses"][1]["url"], "nginx")
+    diagnosis = of_wrong_nginxes[check]
+    assert diagnosis.exit_code == 1
+    assert diagnosis.faults == [check], diagnosis.printed
+    fault = diagnosis.fault(check)
+    assert (fault["url"], fault["kind"]) == (diagnosis.found["addresses"][1]["url"], "nginx")
     assert fault["well_before_at"] == "gateway"
     assert any(change.startswith(WRONG[check][1]) for change in fault["change"])
     if check == "compression":
@@ -136,12 +136,12 @@ async def test_an_nginx_with_one_fault_is_named(
 
 
 async def test_an_nginx_that_buffers(system: System) -> None:
-    """nginx as it comes speaks HTTP/1.0 and buffers; X-Accel-Buffering saves it. With that ignored, nothing comes before the end."""
+    """A default nginx uses HTTP/1.0 and buffers, unless X-Accel-Buffering forbids it. If that is ignored, all events come at the end."""
     with nginx(system.gateway_url(), "proxy_http_version 1.0;", "proxy_buffering on;", IGNORE) as proxy:
-        said = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0", "--json")
-    assert said.exit_code == 1
-    assert said.faults == ["buffering", "http_version"], said.printed
-    fault = said.fault("buffering")
+        diagnosis = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0", "--json")
+    assert diagnosis.exit_code == 1
+    assert diagnosis.faults == ["buffering", "http_version"], diagnosis.printed
+    fault = diagnosis.fault("buffering")
     assert (fault["kind"], fault["well_before_at"]) == ("nginx", "gateway")
     assert fault["held_ms_max"] > 1200  # of the 1.4 s in which it was sent
     assert 3 << 10 <= fault["buffer_bytes"] <= 16 << 10  # nginx has buffers of a page, 4 or 8 KiB
@@ -149,17 +149,17 @@ async def test_an_nginx_that_buffers(system: System) -> None:
 
 
 async def test_gzip_that_buffers(system: System) -> None:
-    """The same over HTTP/1.1: chunks are passed on one by one, so that only who asks for gzip gets all at the end."""
+    """With HTTP/1.1 chunks are passed on one by one; only clients that accept gzip get all events at the end."""
     with nginx(system.gateway_url(), "proxy_buffering on;", IGNORE, "gzip on;", "gzip_types *;") as proxy:
-        said = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0", "--json")
-    assert said.faults == ["compression"], said.printed
-    fault = said.fault("compression")
+        diagnosis = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0", "--json")
+    assert diagnosis.faults == ["compression"], diagnosis.printed
+    fault = diagnosis.fault("compression")
     assert fault["delays"] is True
     assert fault["held_ms_max"] > 1200
 
 
 async def test_the_hop_in_the_middle_is_named(system: System) -> None:
-    """gateway, a right nginx, a Caddy that gathers, a HAProxy outside: three addresses before, and only Caddy is at fault."""
+    """A gateway, a right nginx, a Caddy that buffers, and a HAProxy in front: only Caddy is at fault."""
     with ExitStack() as stack:
         inner = stack.enter_context(nginx(system.gateway_url()))
         caddy = Proxy(
@@ -168,13 +168,13 @@ async def test_the_hop_in_the_middle_is_named(system: System) -> None:
         middle = stack.enter_context(caddy)
         outer = stack.enter_context(haproxy(middle.url))
         vias = [f"gateway={system.gateway_url()}", f"inner={inner.url}", f"middle={middle.url}"]
-        said = await doctor(outer.url, *(word for via in vias for word in ("--via", via)), "--idle", "0", "--json")
-    fault = said.fault("buffering")
+        diagnosis = await doctor(outer.url, *(word for via in vias for word in ("--via", via)), "--idle", "0", "--json")
+    fault = diagnosis.fault("buffering")
     assert (fault["at"], fault["kind"], fault["well_before_at"]) == ("middle", "caddy", "inner")
     assert fault["also_at"] == [outer.url[7:]]
     assert any("buffer_responses" in change for change in fault["change"])
-    kinds = [address["kind"] for address in said.found["addresses"]]
-    assert kinds == [None, "nginx", "caddy", None]  # HAProxy leaves no trace, and is not taken for what is behind it
+    kinds = [address["kind"] for address in diagnosis.found["addresses"]]
+    assert kinds == [None, "nginx", "caddy", None]  # HAProxy adds no header, and is not taken for the proxy behind it
 
 
 def haproxy(gateway: str, option: str = "option http-no-delay") -> Proxy:
@@ -187,7 +187,7 @@ def haproxy(gateway: str, option: str = "option http-no-delay") -> Proxy:
     )
 
 
-async def test_a_haproxy_as_it_comes_waits_for_full_packets(system: System) -> None:
+async def test_a_default_haproxy_waits_for_full_packets(system: System) -> None:
     with haproxy(system.gateway_url(), "no option http-no-delay") as proxy:
         named, unnamed = await asyncio.gather(
             doctor(system.gateway_url(), "--via", f"haproxy={proxy.url}", "--idle", "0", "--json"),
@@ -200,12 +200,12 @@ async def test_a_haproxy_as_it_comes_waits_for_full_packets(system: System) -> N
     assert any(change.startswith("HAProxy: option http-no-delay") for change in unnamed.fault("buffering")["change"])
 
 
-async def test_a_caddy_that_flushes_by_order_keeps_the_request_of_a_reader_who_left(system: System) -> None:
+async def test_a_caddy_with_flush_interval_keeps_the_request_of_a_reader_that_left(system: System) -> None:
     caddy = f"http://127.0.0.1:{{port}} {{\nreverse_proxy {system.gateway_url()[7:]} {{\nflush_interval -1\n}}\n}}\n"
     with Proxy("caddy", caddy) as proxy:
-        said = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0", "--json")
-    assert (said.exit_code, said.faults) == (0, [])
-    (advice,) = [one for one in said.found["advice"] if one["check"] == "leaving"]
+        diagnosis = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0", "--json")
+    assert (diagnosis.exit_code, diagnosis.faults) == (0, [])
+    (advice,) = [one for one in diagnosis.found["advice"] if one["check"] == "leaving"]
     assert (advice["kind"], advice["well_before_at"]) == ("caddy", "gateway")
     assert advice["noticed_seconds"] > 0.5
     assert advice["change"][0].startswith("remove: flush_interval -1")
@@ -221,13 +221,13 @@ async def test_a_cache_is_found(system: System) -> None:
         )
         above = f"proxy_cache_path {directory} keys_zone=c:1m;"
         proxy = stack.enter_context(nginx(system.gateway_url(), *directives, above=above))
-        said = await doctor(proxy.url, "--idle", "0", "--json")
-    assert "caching" in said.faults
-    assert said.fault("caching")["change"][0] == "proxy_cache off;"
+        diagnosis = await doctor(proxy.url, "--idle", "0", "--json")
+    assert "caching" in diagnosis.faults
+    assert diagnosis.fault("caching")["change"][0] == "proxy_cache off;"
 
 
-async def test_https_and_what_it_speaks(system: System) -> None:
-    """Caddy makes a certificate of its own, which nobody trusts."""
+async def test_https_and_http_2(system: System) -> None:
+    """Caddy makes a certificate that no client trusts."""
     gateway = system.gateway_url()[7:]
     site = f"https://localhost:{{port}} {{\ntls internal {{\n{{alpn}}\n}}\nreverse_proxy {gateway}\n}}\n"
     with ExitStack() as stack:
@@ -245,37 +245,37 @@ async def test_https_and_what_it_speaks(system: System) -> None:
     assert one.found["addresses"][0]["checks"]["http2"]["verdict"] == "advice"
 
 
-async def test_what_we_ship_is_well(system: System) -> None:
+async def test_our_configurations_have_no_faults(system: System) -> None:
     ports = system.gateway_ports
     gateways = [word for index in range(2) for word in ("--via", system.gateway_url(index))]
     kinds: tuple[Kind, ...] = ("nginx", "caddy", "haproxy")
     with ExitStack() as stack:
         proxies = {kind: stack.enter_context(deployed(kind, ports)) for kind in kinds}
-        told = await diagnoses({kind: [one.url, *gateways, "--age", "3"] for kind, one in proxies.items()})
-    for kind, said in told.items():
-        assert said.exit_code == 0, f"{kind}\n{said.printed}"
-        assert "SSE streams as it should." in said.printed
-        assert "✗" not in said.printed
-        assert "!" not in said.printed  # nor is there anything to advise
-        assert said.printed.count("✓ 3 s") == 3  # the response may grow old, at each address
+        by_kind = await diagnoses({kind: [one.url, *gateways, "--age", "3"] for kind, one in proxies.items()})
+    for kind, diagnosis in by_kind.items():
+        assert diagnosis.exit_code == 0, f"{kind}\n{diagnosis.printed}"
+        assert "SSE streams as it should." in diagnosis.printed
+        assert "✗" not in diagnosis.printed
+        assert "!" not in diagnosis.printed  # no advice either
+        assert diagnosis.printed.count("✓ 3 s") == 3  # a long response is possible at each address
 
 
 async def test_text_names_hop_fault_and_directive(system: System) -> None:
     with nginx(system.gateway_url(), "proxy_http_version 1.0;", IGNORE) as proxy:
-        said = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0")
-    print(said.printed)
-    assert said.exit_code == 1
-    lines = said.printed.splitlines()
+        diagnosis = await doctor(proxy.url, "--via", f"gateway={system.gateway_url()}", "--idle", "0")
+    print(diagnosis.printed)
+    assert diagnosis.exit_code == 1
+    lines = diagnosis.printed.splitlines()
     (row,) = [line for line in lines if line.startswith("events come one by one")]
     assert re.search(r"✓ within \d+ ms +✗ all at the end$", row)
-    text = " ".join(said.printed.split())
+    text = " ".join(diagnosis.printed.split())
     assert f"✗ nginx at {proxy.url[7:]} holds events back" in text
     assert "At gateway, before it, all is well." in text
     assert "      proxy_buffering off;" in lines
     assert max(map(len, lines)) <= 130
 
 
-async def test_what_cannot_be_asked_is_2(system: System) -> None:
+async def test_an_unreachable_address_is_exit_code_2(system: System) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
     gone, elsewhere, bad_url, bad_option = await asyncio.gather(
         doctor(system.gateway_url(), "--via", nobody, "--idle", "0", "--timeout", "3"),
@@ -303,7 +303,7 @@ async def test_what_cannot_be_asked_is_2(system: System) -> None:
         ("events=%ff", "not percent-encoded UTF-8"),
     ],
 )
-async def test_a_probe_has_bounds(system: System, query: str, detail: str) -> None:
+async def test_a_probe_s_parameters_are_limited(system: System, query: str, detail: str) -> None:
     response = await system.http.get(f"{system.gateway_url()}/v1/probe?{query}")
     assert response.status_code == 400
     assert detail in response.json()["detail"]

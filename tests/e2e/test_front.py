@@ -1,4 +1,4 @@
-"""What whoever reaches a gateway meets first: the same headers on all answers, its documentation, and bounds of what is given whole."""
+"""A gateway's common headers, its documentation, and the limits of answers that are sent whole."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def running() -> AsyncIterator[System]:
 
 
 async def long_answer(system: System, tokens: int, token: str, *, before: int = 0) -> tuple[str, str]:
-    """A finished answer as a worker writes it, in entries of 64 tokens; its id and its text. `before` tokens of a first attempt stand."""
+    """Writes a finished answer as a worker does, in entries of 64 tokens; returns its id and its text. `before`: tokens kept of a first attempt."""
     stream_id = new_stream_id()
     accepted = Accepted({"model": "m", "messages": []}, Policies(), time.time(), "anonymous", {})
     started = {"attempt": 1, "model": "m", "worker": "w", "time": time.time()}
@@ -78,13 +78,13 @@ async def raw(port: int, request: bytes) -> bytes:
         writer.close()
 
 
-async def test_no_answer_may_be_taken_for_what_it_is_not(system: System) -> None:
-    """`nosniff` on all of them: pages, streams, errors, and what is no HTTP."""
+async def test_every_answer_has_nosniff(system: System) -> None:
+    """`nosniff` is in pages, streams, errors, and answers to malformed HTTP."""
     stream_id = await system.create("x", simulate=FAST)
     await system.until_status(stream_id, "completed")
     url, port = system.gateway_url(), system.gateway_port()
     last = f"/v1/streams/{stream_id}/events?last_event_id=1-21"
-    asked = [
+    requests = [
         *(
             ("GET", path)
             for path in (
@@ -121,7 +121,7 @@ async def test_no_answer_may_be_taken_for_what_it_is_not(system: System) -> None
         *(("OPTIONS", "/v1/streams"), ("DELETE", f"/v1/streams/{stream_id}"), ("BREW", "/"), ("HEAD", "/chat")),
     ]
     statuses = set()
-    for method, path in asked:
+    for method, path in requests:
         answer = await system.http.request(method, url + path)
         assert answer.headers.get_list("x-content-type-options") == ["nosniff"], f"{method} {path}"
         statuses.add(answer.status_code)
@@ -134,7 +134,7 @@ async def test_no_answer_may_be_taken_for_what_it_is_not(system: System) -> None
     assert caught.value.response.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_the_documentation_has_all_paths_and_nothing_from_elsewhere(system: System) -> None:
+async def test_the_documentation_has_all_paths_and_loads_nothing_from_other_sites(system: System) -> None:
     page = await system.http.get(f"{system.gateway_url()}/docs")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     policy = page.headers["content-security-policy"]
@@ -165,7 +165,7 @@ async def test_the_documentation_has_all_paths_and_nothing_from_elsewhere(system
     assert (await system.http.get(f"{system.gateway_url()}/docs/oauth2-redirect")).status_code == 404
 
 
-async def test_the_body_of_a_stop_is_small(system: System) -> None:
+async def test_the_body_of_a_stop_request_is_limited(system: System) -> None:
     url = f"{system.gateway_url()}/api/chat/c1/stop"
     fits = orjson.dumps({"messages": ["x" * 900_000]})
     assert (await system.http.post(url, content=fits)).status_code == 200
@@ -173,8 +173,8 @@ async def test_the_body_of_a_stop_is_small(system: System) -> None:
 
 
 @pytest.mark.parametrize("before", [0, 30_016])
-async def test_a_long_text_comes_whole_and_once_from_wherever(system: System, before: int) -> None:
-    """It begins with a piece from memory, and goes on with pages of the log."""
+async def test_a_long_text_is_complete_from_memory_and_from_the_log(system: System, before: int) -> None:
+    """The text begins with a piece from memory, and continues with pages of the log."""
     stream_id, text = await long_answer(system, 60_000, " ünïcode", before=before)
     url, encoded = f"{system.gateway_url()}/v1/streams/{stream_id}", text.encode()
     assert (await system.http.get(url)).json()["text"] == text
@@ -192,8 +192,8 @@ async def test_a_long_text_comes_whole_and_once_from_wherever(system: System, be
     assert receipt["delivered"]["tokens"] == 60_000
 
 
-async def test_long_answers_that_nobody_reads_have_a_bound() -> None:
-    """Sixty clients ask for 15 MB each, in every way in which it is given whole, and read nothing."""
+async def test_memory_for_long_answers_that_are_not_read_is_limited() -> None:
+    """Sixty clients request 15 MB each, in every form that is sent whole, and read nothing."""
     clients = 60
     async with System(workers=0) as system:
         stream_id, text = await long_answer(system, 15_000, "x" * 1000)
@@ -237,8 +237,8 @@ async def test_long_answers_that_nobody_reads_have_a_bound() -> None:
         await wait_until(is_free, within_seconds=30, what="there is room again")
 
 
-async def test_a_long_answer_does_not_hold_up_others(system: System) -> None:
-    """While states, receipts and texts of 190,000 tokens are made, whoever asks for something short waits for a moment at most."""
+async def test_a_long_answer_does_not_delay_other_requests(system: System) -> None:
+    """While states, receipts and texts of 190,000 tokens are made, short requests are answered almost at once."""
     stream_id, _ = await long_answer(system, 190_000, " a")
     url = system.gateway_url()
     paths = ("", "/receipt", "/text", "?wait=1")
@@ -253,4 +253,6 @@ async def test_a_long_answer_does_not_hold_up_others(system: System) -> None:
     print(
         f"{len(waits)} short requests meanwhile: {sorted(waits)[len(waits) // 2] * 1000:.0f} ms as a rule, {max(waits) * 1000:.0f} ms at most"
     )
-    assert max(waits) < 1.0  # of a machine that does other things too; at once each of these took 0.2 to 0.6 s
+    assert (
+        max(waits) < 1.0
+    )  # allows for a busy machine; if they were made in the event loop, each would take 0.2 to 0.6 s

@@ -1,4 +1,4 @@
-"""What clients send that breaks the rules of HTTP, or goes to their limits: a clear refusal, and nothing of it is another request."""
+"""Requests that break the rules of HTTP, or reach their limits: they are refused clearly, and no part becomes another request."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def chunked(body: bytes, trailers: bytes = b"") -> bytes:
 
 
 def body_of(answer: bytes) -> dict[str, object]:
-    told: dict[str, object] = json.loads(answer.partition(b"\r\n\r\n")[2])
-    return told
+    body: dict[str, object] = json.loads(answer.partition(b"\r\n\r\n")[2])
+    return body
 
 
 # --- upgrades, and bodies that look like requests
@@ -66,7 +66,7 @@ def body_of(answer: bytes) -> dict[str, object]:
     [H2C, b"Connection: Upgrade\r\nUpgrade: TLS/1.2\r\n", b"Connection: upgrade\r\nUpgrade: websocket, h2c\r\n"],
 )
 @pytest.mark.parametrize("framed", ["sized", "chunked"])
-async def test_an_upgrade_that_is_declined_is_answered_as_any_other(
+async def test_a_request_with_a_declined_upgrade_is_answered_like_any_other(
     system: System, upgrade: bytes, framed: str
 ) -> None:
     fields, body = (
@@ -107,7 +107,9 @@ async def test_an_upgrade_that_is_declined_is_answered_as_any_other(
     ],
 )
 @pytest.mark.parametrize("cut", [1 << 20, 50])
-async def test_nothing_behind_a_refusal_is_a_request(system: System, request_: bytes, status: int, cut: int) -> None:
+async def test_bytes_behind_a_refused_request_are_not_a_request(
+    system: System, request_: bytes, status: int, cut: int
+) -> None:
     answer = await exchange(system.gateway_port(), *(request_[at : at + cut] for at in range(0, len(request_), cut)))
     assert statuses(answer) == [status], answer
     assert b"hidden" not in answer
@@ -200,10 +202,10 @@ async def test_a_java_client_offers_h2c(system: System, tmp_path: Path) -> None:
         (b"\x16\x03\x01\x02\x00\x01\x00", b"", 400),
         (b"GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n", b"", 400),
         (b"GET / HTTP/1.1\r\n\r\n", b"", 400),
-        (b"GET /\xe4\xbd\xa0 HTTP/1.1\r\nHost: x\r\n\r\n", b"", 400),
+        (b"GET /\xe4\xbd HTTP/1.1\r\nHost: x\r\n\r\n", b"", 400),
     ],
 )
-async def test_what_is_too_much_or_wrong_is_refused_at_once(
+async def test_too_large_or_wrong_requests_are_refused_at_once(
     system: System, begun: bytes, more: bytes, status: int
 ) -> None:
     before = await system.metric(f'midstream_http_problems_total{{status="{status}"}}')
@@ -216,7 +218,7 @@ async def test_what_is_too_much_or_wrong_is_refused_at_once(
     assert await system.metric(f'midstream_http_problems_total{{status="{status}"}}') > before
 
 
-async def test_what_is_large_and_allowed(system: System) -> None:
+async def test_large_requests_within_the_limits(system: System) -> None:
     cookies = b"".join(b"Cookie: %b\r\n" % (b"c" * 12_000) for _ in range(4))
     path = b"/healthz?" + b"a" * 8000
     assert statuses(
@@ -233,7 +235,7 @@ async def test_what_is_large_and_allowed(system: System) -> None:
     assert statuses(await exchange(system.gateway_port(), b"\r\n\r\nGET http://x HTTP/1.0\r\n\r\n")) in ([200], [404])
 
 
-async def test_every_half_is_cut_off_in_time(system: System) -> None:
+async def test_every_incomplete_request_times_out(system: System) -> None:
     halves: list[tuple[bytes, ...]] = [
         (post(b"Transfer-Encoding: chunked\r\n", b"5"),),
         (post(b"Transfer-Encoding: chunked\r\n", b"5;na"),),
@@ -248,8 +250,8 @@ async def test_every_half_is_cut_off_in_time(system: System) -> None:
         assert statuses(answer)[-1:] == [408], (half, answer)
 
 
-async def test_a_body_that_nobody_wanted_does_not_keep_its_connection(system: System) -> None:
-    """A small one is read, so that the next request is answered; a large one ends the connection, and soon."""
+async def test_an_unread_body_does_not_keep_its_connection_open(system: System) -> None:
+    """A small body is read, so that the next request is answered; after a large one the connection is closed soon."""
     small = post(sized(b"x" * 50_000), b"x" * 50_000, path=b"/nowhere")
     last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     head, _, body = small.partition(b"\r\n\r\n")
@@ -263,7 +265,7 @@ async def test_a_body_that_nobody_wanted_does_not_keep_its_connection(system: Sy
 
 
 @pytest.mark.parametrize("then", [b"zz\r\n", b"1\r\nxyz\r\n", b"0\r\nA: " + b"a" * 20_000, b"", None])
-async def test_a_body_that_goes_wrong_when_it_is_answered_gets_no_second_answer(
+async def test_a_malformed_body_of_an_answered_request_gets_no_second_answer(
     system: System, then: bytes | None
 ) -> None:
     async with RawHttp(system.gateway_port()) as raw:
@@ -272,14 +274,14 @@ async def test_a_body_that_goes_wrong_when_it_is_answered_gets_no_second_answer(
         if then is None:
             raw.close_half()
         else:
-            await raw.send(then)  # nothing: until its time is up
+            await raw.send(then)  # no answer: until the time-out
         assert await raw.read_to_end() == b""
 
 
 # --- trailers are no headers
 
 
-async def test_trailers_are_passed_over(system: System) -> None:
+async def test_trailers_are_ignored(system: System) -> None:
     trailers = b"Origin: https://evil.example\r\nSec-Fetch-Site: cross-site\r\nX-Request-Id: forged\r\nHost: y\r\nContent-Length: 5\r\n"
     request = post(b"Transfer-Encoding: chunked\r\nTrailer: Origin\r\n", chunked(CREATE, trailers))
     for parts in ((request,), (request[:-40], request[-40:])):
@@ -304,7 +306,7 @@ async def test_trailers_are_passed_over(system: System) -> None:
         (b"Sec-WebSocket-Key: twice\r\n", 400),
     ],
 )
-async def test_handshakes_that_cannot_be_read(system: System, fields: bytes, status: int) -> None:
+async def test_malformed_handshakes(system: System, fields: bytes, status: int) -> None:
     before = await system.metric("midstream_http_problems_total")
     began = asyncio.get_running_loop().time()
     stream_id = (await system.create(simulate={"tokens": 1})).encode()
@@ -320,7 +322,7 @@ async def test_handshakes_that_cannot_be_read(system: System, fields: bytes, sta
     [
         b"\x89\x80\0\0\0\0" * 20_000,  # pings
         b"\x8a\x80\0\0\0\0" * 20_000,  # pongs
-        b"\x01\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 20_000,  # a message that consists of nothing, without end
+        b"\x01\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 20_000,  # an endless message of empty fragments
         b"\x81\x80\0\0\0\0" * 20_000,  # empty messages
         b"\x81\x82\0\0\0\0\xff\xfe",  # no UTF-8
         b"\xff\xff\xff\xff",
@@ -369,7 +371,7 @@ async def test_small_requests_in_one_write_are_answered_in_order(system: System)
     ] * 5 + [404]
 
 
-async def test_more_than_may_wait_is_answered_when_the_answers_come_soon(system: System) -> None:
+async def test_more_pipelined_requests_than_may_wait_are_answered_if_answers_are_quick(system: System) -> None:
     many = 6000
     last = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     async with RawHttp(system.gateway_port()) as raw:
@@ -380,22 +382,22 @@ async def test_more_than_may_wait_is_answered_when_the_answers_come_soon(system:
 
 
 @pytest.mark.parametrize("leaves", ["reset", "close"])
-async def test_who_leaves_is_noticed_whatever_waits_behind(system: System, leaves: str) -> None:
-    """By every face, with nothing behind, one request, and more than is kept."""
+async def test_a_leaving_client_is_noticed_whatever_it_sent_before(system: System, leaves: str) -> None:
+    """By every face, without pipelined bytes, with one request behind, and with more than is kept."""
     cases = [(face, behind) for face in ("events", "chat", "whole") for behind in (b"", HEALTH, HEALTH * 20_000)]
     await asyncio.gather(*(_leaves(system, leaves, *case, f"{leaves} {number}.") for number, case in enumerate(cases)))
 
 
 async def _leaves(system: System, leaves: str, face: str, behind: bytes, prompt: str) -> None:
-    asked = {
+    fields = {
         "simulate": {"tokens": 2000, "tokens_per_second": 2},
         "midstream": {"on_disconnect": {"cancel_after": 0.3}},
     }
     if face == "events":
-        stream_id = await system.create(prompt, gateway=0, headers=None, **asked)
+        stream_id = await system.create(prompt, gateway=0, headers=None, **fields)
         request = b"GET /v1/streams/%b/events HTTP/1.1\r\nHost: x\r\n\r\n" % stream_id.encode()
     else:
-        request = chat(prompt, stream=face == "chat", **asked)
+        request = chat(prompt, stream=face == "chat", **fields)
     async with RawHttp(system.gateway_port()) as raw:
         sending = asyncio.create_task(raw.send(request + behind))
         await (raw.read_until(b"data:") if face != "whole" else stream_of(system, prompt))
@@ -412,7 +414,7 @@ def chat(prompt: str, **more: Any) -> bytes:
 
 
 async def stream_of(system: System, prompt: str) -> str:
-    """The stream that was made for this prompt, once it is there."""
+    """Returns the stream that was created for this prompt, once it exists."""
     found: list[str] = []
 
     async def is_there() -> bool:
@@ -487,8 +489,8 @@ async def test_half_a_request_and_then_the_end(system: System, half: bytes) -> N
 # --- the way out
 
 
-async def test_an_answer_that_nobody_takes_is_cut_off(system: System) -> None:
-    """Else its client would have this process keep it for as long as it likes."""
+async def test_an_answer_that_is_not_read_is_cut_off(system: System) -> None:
+    """Otherwise a client could occupy memory for as long as it likes."""
     async with RawHttp(system.gateway_port()) as raw:
         pid = system.gateways[0].pid
 
@@ -506,7 +508,7 @@ async def test_an_answer_that_nobody_takes_is_cut_off(system: System) -> None:
 # --- places for readers
 
 
-async def test_no_more_readers_than_there_are_places() -> None:
+async def test_the_number_of_readers_is_limited() -> None:
     async with System(gateway_settings={"connections_max": 50}) as system:
         stream_id = await system.create(simulate={"tokens": 150, "tokens_per_second": 100})
         request = b"GET /v1/streams/%b/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % stream_id.encode()

@@ -1,4 +1,4 @@
-"""What clients make a gateway keep is bounded, and gone when they are: its memory before, in the middle of, and after each attack."""
+"""The memory that clients can occupy is limited, and freed when they leave: measured before, during and after each attack."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ HOST = b"Host: x\r\n"
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 CHUNKED = b"POST /v1/streams HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 MEGABYTES = 30
-"""Of each attack; what it came to without a bound was several times as much."""
+"""The limit for each attack; without limits in the gateway each takes several times as much."""
 GROWN_MEGABYTES_MAX = 10.0
 CLOSED_CONNECTIONS = 4_000
-"""They were 140 MB, until the collector came."""
+"""Without care these were 140 MB, until the garbage collector ran."""
 AT_ONCE = 400
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running() -> AsyncIterator[System]:
     async with System() as system:
-        for _ in range(3):  # what a process takes once, and keeps, is taken
+        for _ in range(3):  # after this the process has allocated what it always keeps
             await asyncio.gather(*(_keep_alive(system) for _ in range(AT_ONCE)))
         yield system
 
@@ -68,7 +68,7 @@ async def _is_back(system: System, before: float) -> None:
         ),
     ],
 )
-async def test_what_never_ends(system: System, begun: bytes, again: bytes) -> None:
+async def test_endless_requests(system: System, begun: bytes, again: bytes) -> None:
     before = resident_megabytes(system.gateways[0].pid)
 
     async def attack() -> None:
@@ -90,8 +90,8 @@ async def test_what_never_ends(system: System, begun: bytes, again: bytes) -> No
     await _is_back(system, before)
 
 
-async def test_heads_that_are_left_unfinished(system: System) -> None:
-    """Each holds no more than the bound while it is open, and nothing afterwards."""
+async def test_unfinished_heads(system: System) -> None:
+    """Each connection occupies no more than the limit while it is open, and nothing afterwards."""
     before = resident_megabytes(system.gateways[0].pid)
     async with AsyncExitStack() as stack:
         for _ in range(50):
@@ -102,7 +102,7 @@ async def test_heads_that_are_left_unfinished(system: System) -> None:
     await _is_back(system, before)
 
 
-async def test_requests_by_the_thousand_behind_one_that_waits(system: System) -> None:
+async def test_thousands_of_pipelined_requests_behind_a_waiting_one(system: System) -> None:
     before = resident_megabytes(system.gateways[0].pid)
     stream_id = await system.create(simulate={"tokens": 1000, "tokens_per_second": 1})
     waits = b"GET /v1/streams/%b?wait=600 HTTP/1.1\r\nHost: x\r\n\r\n" % stream_id.encode()
@@ -111,7 +111,7 @@ async def test_requests_by_the_thousand_behind_one_that_waits(system: System) ->
         for _ in range(20):
             raw = await stack.enter_async_context(RawHttp(system.gateway_port()))
             sending.append(asyncio.create_task(raw.send(waits + HEALTH * 30_000)))
-        await asyncio.gather(*sending)  # all of it is read in the end, and dropped
+        await asyncio.gather(*sending)  # the gateway reads and drops all of it
         began = asyncio.get_running_loop().time()
         await exchange(system.gateway_port(), HEALTH[:-2] + b"Connection: close\r\n\r\n")
         assert asyncio.get_running_loop().time() - began < 0.5
@@ -119,7 +119,7 @@ async def test_requests_by_the_thousand_behind_one_that_waits(system: System) ->
     await _is_back(system, before)
 
 
-async def test_connections_that_were_kept_alive_and_closed(system: System) -> None:
+async def test_closed_keep_alive_connections(system: System) -> None:
     before = resident_megabytes(system.gateways[0].pid)
     for _ in range(CLOSED_CONNECTIONS // AT_ONCE):
         await asyncio.gather(*(_keep_alive(system) for _ in range(AT_ONCE)))
@@ -139,11 +139,11 @@ async def test_connections_that_were_kept_alive_and_closed(system: System) -> No
                      b"Sec-WebSocket-Key: bad\r\nA: " + b"a" * 8000 + b"\r\n\r\n", id="handshake"),
     ],
 )  # fmt: skip
-async def test_what_a_closed_connection_held(system: System, request_: bytes, leaves: str) -> None:
-    """Kept until the collector comes, it would be 9 to 60 MB."""
+async def test_memory_of_a_closed_connection_is_freed_at_once(system: System, request_: bytes, leaves: str) -> None:
+    """If it were kept until the garbage collector runs, it would be 9 to 60 MB."""
     before = resident_megabytes(system.gateways[0].pid)
 
-    async def come_and_go() -> None:
+    async def connect_and_leave() -> None:
         async with RawHttp(system.gateway_port()) as raw:
             await raw.send(request_)
             if not request_.endswith(b"x") or b"60000" in request_:
@@ -152,5 +152,5 @@ async def test_what_a_closed_connection_held(system: System, request_: bytes, le
                 raw.reset()
 
     for _ in range(10):
-        await asyncio.gather(*(come_and_go() for _ in range(100)))
+        await asyncio.gather(*(connect_and_leave() for _ in range(100)))
     await _is_back(system, before)

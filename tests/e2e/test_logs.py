@@ -1,4 +1,4 @@
-"""The processes' logs: one line per outcome, found by stream and by request, without a word of what was said."""
+"""The processes' logs: one line per outcome, with the stream's and the request's id, and without texts of prompts or answers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _SECRET = "a very private question"
 
 
 def lines(process: Process) -> list[dict[str, Any]]:
-    """Every line that it has logged; each must be an object of its own."""
+    """Parses every line that the process has logged; each must be a JSON object."""
     return [json.loads(line) for line in process.logged().splitlines()]
 
 
 def outcomes(system: System, stream_id: str) -> list[tuple[str, str]]:
-    """Of a stream: what the lines tell that are about an outcome."""
+    """Returns the outcome lines of a stream."""
     every = [line for process in (*system.workers, *system.gateways) for line in lines(process)]
     about = [line for line in every if line.get("stream") == stream_id]
     return [(line["event"], line.get("outcome") or line["status"]) for line in about]
 
 
-async def until_told(system: System, *stream_ids: str) -> None:
-    """Each stream's outcome and its receipt are on the log."""
+async def until_logged(system: System, *stream_ids: str) -> None:
+    """Returns once each stream's outcome and receipt are logged."""
     await wait_until(
         lambda: all(len(outcomes(system, stream_id)) == 2 for stream_id in stream_ids), what="all outcomes are logged"
     )
@@ -33,8 +33,8 @@ async def until_told(system: System, *stream_ids: str) -> None:
 
 async def test_every_stream_has_its_outcome_and_its_receipt_under_its_requests_id() -> None:
     async with System() as system:
-        asked = {"x-request-id": "from-the-client:7"}
-        done = await system.create(_SECRET, simulate={"tokens": 10}, headers=asked)
+        headers = {"x-request-id": "from-the-client:7"}
+        done = await system.create(_SECRET, simulate={"tokens": 10}, headers=headers)
         await system.follow(done).until_end()
         failed = await system.create(
             _SECRET, simulate={"tokens": 10, "fail_after": 3}, midstream={"on_interrupt": "fail"}
@@ -45,23 +45,23 @@ async def test_every_stream_has_its_outcome_and_its_receipt_under_its_requests_i
         await reader.until_tokens(3)
         await system.http.post(f"{system.gateway_url()}/v1/streams/{cancelled}/cancel")
 
-        def all_told() -> bool:
+        def all_logged() -> bool:
             return (
                 outcomes(system, done) == [("attempt", "completed"), ("receipt", "completed")]
                 and outcomes(system, failed) == [("attempt", "failed"), ("receipt", "failed")]
                 and outcomes(system, cancelled) == [("attempt", "fenced"), ("receipt", "cancelled")]
             )
 
-        await wait_until(all_told, what="all outcomes are logged")
-        told = [line for line in lines(system.workers[0]) if line.get("stream") == done]
-        assert {line["request_id"] for line in told} == {"from-the-client:7"}
+        await wait_until(all_logged, what="all outcomes are logged")
+        logged = [line for line in lines(system.workers[0]) if line.get("stream") == done]
+        assert {line["request_id"] for line in logged} == {"from-the-client:7"}
         (failure,) = [line for line in lines(system.workers[0]) if line.get("code")]
         assert (failure["level"], failure["code"], failure["attempt"]) == ("warning", "provider_unavailable", 1)
         assert _SECRET not in system.tails()
         assert "simulated answer" not in system.tails()
 
 
-async def test_what_the_provider_says_is_not_on_the_log_unless_asked_for() -> None:
+async def test_the_provider_s_texts_are_logged_only_if_the_setting_allows_it() -> None:
     async with OpenAIServer() as provider:
         for log_texts in (0, 1):
             settings = {
@@ -76,19 +76,21 @@ async def test_what_the_provider_says_is_not_on_the_log_unless_asked_for() -> No
                 await system.follow(refused).until_end()
                 done = await system.create(_SECRET, script={"text": ["forty", "-two"]})
                 await system.follow(done).until_end()
-                await until_told(system, refused, done)
+                await until_logged(system, refused, done)
                 everything = "".join(process.logged() for process in (*system.workers, *system.gateways))
                 assert (_SECRET in everything) is bool(log_texts)
                 assert ("forty-two" in everything) is bool(log_texts)
                 assert "sk-test" not in everything
 
 
-async def test_request_ids_are_echoed_made_and_never_trusted() -> None:
+async def test_request_ids_are_echoed_or_made_and_checked() -> None:
     async with System() as system:
         url = system.gateway_url()
 
-        async def echoed(told: str | None, path: str = "/v1/streams/none") -> str:
-            response = await system.http.get(f"{url}{path}", headers={} if told is None else {"x-request-id": told})
+        async def echoed(request_id: str | None, path: str = "/v1/streams/none") -> str:
+            response = await system.http.get(
+                f"{url}{path}", headers={} if request_id is None else {"x-request-id": request_id}
+            )
             return str(response.headers["x-request-id"])
 
         assert await echoed("abc-123") == "abc-123"
@@ -104,12 +106,12 @@ async def test_request_ids_are_echoed_made_and_never_trusted() -> None:
             assert response.headers.get_list("x-request-id") == ["r-2"]
 
 
-async def test_text_for_people() -> None:
+async def test_the_text_format_of_logs() -> None:
     async with System(settings={"log_format": "text"}) as system:
         stream_id = await system.create(_SECRET, simulate={"tokens": 5})
         await system.follow(stream_id).until_end()
-        told = (
+        formats = (
             f"INFO midstream.receipt stream {stream_id}: completed: 5 tokens generated, 5 delivered over 1 connections"
         )
-        await wait_until(lambda: told in system.workers[0].logged(), what="the receipt in words")
+        await wait_until(lambda: formats in system.workers[0].logged(), what="the receipt in words")
         assert "{" not in system.workers[0].logged()

@@ -1,4 +1,4 @@
-"""The metrics tell the truth: what they count is compared with what receipts and readers say."""
+"""Compares the metrics with receipts and with what readers got."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shared.metric_definition import OTHER
 from shared.metrics import MODELS_MAX, defined
-from tests.support.load import a_bit_of_everything, metrics_address
+from tests.support.load import metrics_address, mixed_streams
 from tests.support.openai_server import OpenAIServer
 from tests.support.redis_server import free_port
 from tests.support.system import System
@@ -29,9 +29,9 @@ def parsed(text: str) -> Samples:
 
 
 def total(samples: Samples, name: str, **labels: str) -> float:
-    """Of all series of this name that have these labels. AssertionError if there is none."""
+    """Returns the sum over all series of this name with these labels. AssertionError if there is none."""
     found = [
-        value for (named, told), value in samples.items() if named == name and labels.items() <= dict(told).items()
+        value for (named, series), value in samples.items() if named == name and labels.items() <= dict(series).items()
     ]
     assert found, f"there is no {name} with {labels}"
     return sum(found)
@@ -61,39 +61,41 @@ def settings() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_what_is_counted_is_what_happened(processes: int) -> None:
+async def test_counters_agree_with_receipts_and_readers(processes: int) -> None:
     async with System(settings=settings(), gateway_settings={**SMALL_RING, "gateway_processes": processes}) as system:
-        streams = await a_bit_of_everything(system)
+        streams = await mixed_streams(system)
         receipts: list[dict[str, Any]] = []
 
-        async def all_told() -> bool:
+        async def all_closed() -> bool:
             receipts[:] = []
             for stream_id in streams.values():
-                told = await system.http.get(f"{system.gateway_url()}/v1/streams/{stream_id}/receipt")
-                receipts.append(told.json())
-            noted = all(one["outcome"] for told in receipts for one in told["delivered"]["connections"])
+                response = await system.http.get(f"{system.gateway_url()}/v1/streams/{stream_id}/receipt")
+                receipts.append(response.json())
+            noted = all(one["outcome"] for receipt in receipts for one in receipt["delivered"]["connections"])
             gateway, worker = await of_gateway(system), await of_workers(system)
             written = sum(total(side, "midstream_receipts_total") for side in (gateway, worker))
             return noted and written == len(streams) and total(gateway, "midstream_readers") == 0
 
-        await wait_until(all_told, within_seconds=15.0, what="all readers are gone and all receipts written")
-        connections = [one for told in receipts for one in told["delivered"]["connections"]]
+        await wait_until(all_closed, within_seconds=15.0, what="all readers are gone and all receipts written")
+        connections = [one for receipt in receipts for one in receipt["delivered"]["connections"]]
 
         async def all_handed_over() -> bool:
             closes = total(await of_gateway(system), "midstream_reader_closes_total")
             delivered = total(await of_gateway(system), "midstream_tokens_delivered_total")
-            up = total(await of_gateway(system), "midstream_redis_up")  # each process asks its connection now and then
+            up = total(
+                await of_gateway(system), "midstream_redis_up"
+            )  # each process reads this from its connection from time to time
             return closes == len(connections) and delivered >= sum(one["tokens"] for one in connections) and up == 1
 
         await wait_until(all_handed_over, what="the other process has handed over too")
         gateway, worker = await of_gateway(system), await of_workers(system)
 
-        # Tokens: each attempt's, of every stream. One that was cancelled from outside may have had an entry under way.
-        generated = sum(attempt["tokens"] for told in receipts for attempt in told["generated"]["attempts"])
+        # Tokens of all attempts of all streams. An attempt that was cancelled from outside may have had an entry under way.
+        generated = sum(attempt["tokens"] for receipt in receipts for attempt in receipt["generated"]["attempts"])
         assert generated <= total(worker, "midstream_tokens_generated_total") <= generated + 2
         delivered = sum(one["tokens"] for one in connections)
         assert total(gateway, "midstream_tokens_delivered_total") == delivered
-        undelivered = sum(told["undelivered_tokens"] for told in receipts)
+        undelivered = sum(receipt["undelivered_tokens"] for receipt in receipts)
         counted = [total(side, "midstream_receipt_tokens_total", fate="undelivered") for side in (gateway, worker)]
         assert sum(counted) == undelivered
         assert undelivered > 0
@@ -137,7 +139,7 @@ async def test_what_is_counted_is_what_happened(processes: int) -> None:
         assert total(worker, "gen_ai_client_token_usage_count", gen_ai_token_type="output") == 4
 
 
-async def test_every_metric_is_there_from_the_start_with_every_label() -> None:
+async def test_every_metric_exists_from_the_start_with_every_label() -> None:
     async with System(settings=settings()) as system:
         sides = {"gateway": await of_gateway(system), "worker": await of_workers(system)}
         for one in defined():
@@ -146,8 +148,8 @@ async def test_every_metric_is_there_from_the_start_with_every_label() -> None:
                     continue  # by model: once it has answered
                 name = one.exposed + ("_count" if one.kind == "histogram" else "")
                 for label, values in one.labels.items():
-                    told = {dict(labels).get(label) for named, labels in sides[side] if named == name}
-                    assert told == set(values), f"{side}: {name}"
+                    shown = {dict(labels).get(label) for named, labels in sides[side] if named == name}
+                    assert shown == set(values), f"{side}: {name}"
                 assert total(sides[side], name) >= 0
 
 
@@ -164,7 +166,7 @@ async def test_takeovers_and_lost_leases_of_a_worker_that_is_killed() -> None:
         assert total(worker, "midstream_queue_wait_seconds_count") <= 1
 
 
-async def test_a_queue_without_workers_is_seen_at_the_gateway() -> None:
+async def test_a_queue_without_workers_shows_in_the_gateway_s_metrics() -> None:
     async with System(workers=0) as system:
         for _ in range(3):
             await system.create()
@@ -181,10 +183,10 @@ async def test_a_queue_without_workers_is_seen_at_the_gateway() -> None:
         assert await system.metric("midstream_redis_headroom_bytes") > 0
 
 
-async def test_a_client_cannot_make_labels_without_end() -> None:
+async def test_clients_cannot_create_unlimited_labels() -> None:
     async with OpenAIServer() as provider:
-        told = {**settings(), "openai_api_key": "sk-test", "openai_base_url": provider.url}
-        async with System(settings=told) as system:
+        worker_settings = {**settings(), "openai_api_key": "sk-test", "openai_base_url": provider.url}
+        async with System(settings=worker_settings) as system:
             for number in range(MODELS_MAX + 5):
                 reader = system.follow(await system.create(model=f"model-{number}"))
                 await reader.until_end()
@@ -198,7 +200,7 @@ async def test_a_client_cannot_make_labels_without_end() -> None:
         assert OTHER in models
 
 
-async def test_the_workers_port() -> None:
+async def test_the_worker_s_metrics_port() -> None:
     taken = settings()
     async with System(workers=2, settings=taken) as system:
         addresses = {metrics_address(worker) for worker in system.workers}

@@ -1,15 +1,20 @@
-"""A worker that asks a real OpenAI-compatible server over HTTP, whose own counters say what was generated."""
+"""A worker that calls an OpenAI-compatible server over HTTP; the server's counters show what was generated."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
+import httpx
 import pytest
 import pytest_asyncio
 
 from shared.keys import log_key
+from tests.support.needs import needs
 from tests.support.openai_server import OpenAIServer
 from tests.support.system import System, answer_of
 from tests.support.waiting import wait_until
@@ -28,7 +33,7 @@ class Model:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def model(server: OpenAIServer, system: System) -> AsyncIterator[Model]:
-    """The server and the system, at rest before and after."""
+    """Yields the server and the system, both idle before and after the test."""
     assert server.running == 0
     yield Model(server, system)
     await wait_until(lambda: server.running == 0, what="the provider is at rest")
@@ -42,18 +47,18 @@ async def cancel(system: System, stream_id: str) -> dict[str, Any]:
 
 
 async def test_answer_and_usage_are_the_provider_s(model: Model) -> None:
-    said = ["Grüße", " 👋🏽", ' "quoted"\n', " \u2028", " end"]
-    stream_id = await model.system.create("one two three", model="some-model", script={"text": said})
+    words = ["Grüße", " 👋🏽", ' "quoted"\n', " \u2028", " end"]
+    stream_id = await model.system.create("one two three", model="some-model", script={"text": words})
     answer = answer_of((await model.system.follow(stream_id).until_end()).messages)
     assert answer.started == {"attempt": 1, "model": "some-model"}
-    assert answer.tokens == said
+    assert answer.tokens == words
     assert answer.end_data == {
         "finish_reason": "stop",
         "truncated": False,
         "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8},
     }
     state = await model.system.state(stream_id)
-    assert (state["status"], state["text"], state["tokens"]) == ("completed", "".join(said), 5)
+    assert (state["status"], state["text"], state["tokens"]) == ("completed", "".join(words), 5)
     assert state["usage"] == answer.end_data["usage"]
 
 
@@ -107,7 +112,7 @@ async def test_cancel_stops_the_provider_within_a_second(model: Model) -> None:
     answer = answer_of((await reader.until_end()).messages)
     assert (answer.end, answer.end_data) == ("cancelled", {"by": "client"})
     assert answer.text == state["text"]
-    assert await cancel(model.system, stream_id) == state  # once more changes nothing
+    assert await cancel(model.system, stream_id) == state  # a second cancel changes nothing
     assert model.server.tokens == produced
 
 
@@ -143,7 +148,7 @@ async def test_the_last_reader_leaves(model: Model) -> None:
     await readers[0].leave()
     await readers[1].until_tokens(
         len(readers[1].tokens) + int(50 * 3 * GRACE_SECONDS)
-    )  # one goes on, far past the grace
+    )  # one reader stays, for far longer than the limit
     assert model.server.running == 1
     await readers[1].leave()
     await wait_until(lambda: model.server.running == 0, within_seconds=GRACE_SECONDS + 1.5, what="it has stopped")
@@ -152,13 +157,13 @@ async def test_the_last_reader_leaves(model: Model) -> None:
     assert (await model.system.state(stream_id))["status"] == "cancelled"
 
 
-async def test_nobody_ever_came(model: Model) -> None:
+async def test_a_stream_without_any_reader_is_cancelled(model: Model) -> None:
     midstream = {"on_disconnect": {"cancel_after": GRACE_SECONDS}}
     stream_id = await model.system.create("nobody", script=TICKING, midstream=midstream)
     await model.system.until_status(stream_id, "cancelled", within_seconds=GRACE_SECONDS + 3.0)
 
 
-async def test_a_reload_within_the_grace(model: Model) -> None:
+async def test_a_reader_that_returns_in_time_keeps_the_stream(model: Model) -> None:
     midstream = {"on_disconnect": {"cancel_after": 2}}
     stream_id = await model.system.create(
         "reload", script={"tokens": 200, "tokens_per_second": 50}, midstream=midstream
@@ -182,7 +187,7 @@ async def test_continue_needs_no_reader(model: Model) -> None:
     assert (await model.system.state(stream_id, wait_seconds=20))["tokens"] == 60
 
 
-async def test_delete_stops_it_and_leaves_a_tombstone(model: Model) -> None:
+async def test_delete_stops_the_provider_and_leaves_a_tombstone(model: Model) -> None:
     stream_id = await model.system.create("delete", script=TICKING)
     reader = model.system.follow(stream_id)
     await reader.until_tokens(10)
@@ -209,7 +214,7 @@ async def test_refused_by_the_provider(model: Model) -> None:
     assert (await model.system.state(stream_id))["error"] == answer.end_data
 
 
-async def test_tried_again_before_the_first_token_and_nobody_sees(model: Model) -> None:
+async def test_retries_before_the_first_token_are_invisible(model: Model) -> None:
     script = {"tokens": 10, "key": "busy", "times": 2, "fail_status": 429, "retry_after": 0.05}
     stream_id = await model.system.create("again", script=script)
     answer = answer_of((await model.system.follow(stream_id).until_end()).messages)
@@ -243,3 +248,41 @@ async def test_odd_parameters_end_in_an_answer_or_a_clear_error(model: Model, wr
     if response.status_code != 400:
         assert response.status_code == 201
         await model.system.until_status(response.json()["id"], "completed", "failed")
+
+
+async def test_clients_that_split_lines_by_unicode(model: Model) -> None:
+    """httpx and requests take U+0085, U+2028 and U+2029 for line ends: no event of any API may have one."""
+    needs("requests (a part of `pip install -e .[dev]`)", find_spec("requests"))
+    import requests
+
+    said = ["a\u2028b", "c\u2029", "\u0085d", "e\x0b\x0c\x1c\x1e\r\nf", " end"]
+    script = {"text": said, "reasoning": ["r\u2028"]}
+    body = {"model": "m\u2028", "messages": [{"role": "user", "content": "x"}], "script": script, "stream": True}
+    base = model.system.gateway_url()
+
+    def of_requests(url: str, body: Any) -> list[str]:
+        with requests.request("POST" if body else "GET", url, json=body, stream=True, timeout=20) as response:
+            return [str(line) for line in response.iter_lines(decode_unicode=True)]
+
+    async def of_httpx(url: str, body: Any) -> list[str]:
+        async with (
+            httpx.AsyncClient(trust_env=False, timeout=20) as client,
+            client.stream("POST" if body else "GET", url, json=body) as response,
+        ):
+            return [line async for line in response.aiter_lines()]
+
+    stream_id = await model.system.create("x", script=script)
+    native = f"{base}/v1/streams/{stream_id}/events"
+    responses = {"model": "m\u2028", "input": "x", "script": script, "stream": True}
+    for url, body_ in ((native, None), (f"{base}/v1/chat/completions", body), (f"{base}/v1/responses", responses)):
+        for lines in (await of_httpx(url, body_), await asyncio.to_thread(of_requests, url, body_)):
+            data = [json.loads(line[6:]) for line in lines if line.startswith("data: ") and line != "data: [DONE]"]
+            assert len(data) >= 7
+            fields = {line.partition(":")[0] for line in lines if line}
+            assert fields <= {"data", "id", "event", "retry", ""}, fields
+            texts = [
+                one.get("token") or one.get("delta") or (one.get("choices") or [{}])[0].get("delta", {}).get("content")
+                for one in data
+                if one.get("type", "response.output_text.delta") == "response.output_text.delta"
+            ]
+            assert "".join(text for text in texts if isinstance(text, str)) == "".join(said)

@@ -1,4 +1,4 @@
-"""Lines of JSON for services: the same events as Server-Sent Events have, resumed in the same way."""
+"""JSON lines: the same events as in Server-Sent Events, resumed in the same way."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def running() -> AsyncIterator[System]:
 
 
 def lines_of(body: str) -> list[dict[str, Any]]:
-    """Each line by itself, as the plainest reader would take them: there is nothing that JSON cannot parse."""
+    """Parses each line by itself, as the simplest client would."""
     assert body.endswith("\n")
     return [json.loads(line) for line in body[:-1].split("\n")]
 
@@ -43,7 +43,7 @@ def lines_of(body: str) -> list[dict[str, Any]]:
 async def fetched(system: System, stream_id: str, query: str = "", *, gateway: int = 0, **headers: str) -> Any:
     url = system.events_url(stream_id, gateway=gateway) + query
     return await system.http.get(
-        url, headers={**NDJSON, **{name.replace("_", "-"): told for name, told in headers.items()}}
+        url, headers={**NDJSON, **{name.replace("_", "-"): value for name, value in headers.items()}}
     )
 
 
@@ -89,8 +89,8 @@ async def test_a_silent_stream_is_kept_alive_and_no_line_is_empty(system: System
 
     reading = asyncio.create_task(read())
     await wait_until(lambda: re.search(rb"\n +$", body), what="a keep-alive")
-    heard = len(body)
-    await wait_until(lambda: len(body) >= heard + 2, what="two more")
+    received = len(body)
+    await wait_until(lambda: len(body) >= received + 2, what="two more")
     await system.http.post(f"{system.gateway_url()}/v1/streams/{stream_id}/cancel")
     await reading
     lines = lines_of(body.decode())
@@ -100,44 +100,44 @@ async def test_a_silent_stream_is_kept_alive_and_no_line_is_empty(system: System
 
 
 async def test_jq_reads_keep_alives_too(system: System) -> None:
-    """The space before a line is JSON's own white space, for every parser."""
+    """A keep-alive is a space before a line, which every JSON parser ignores as white space."""
     jq = shutil.which("jq")
     needs("jq (Debian: apt install jq)", jq)
     assert jq is not None
     process = await asyncio.create_subprocess_exec(
         jq, "-c", ".event", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
-    told, _ = await process.communicate(b'{"event":"a"}\n   {"event":"b"}\n ')
-    assert told.split() == [b'"a"', b'"b"']
+    output, _ = await process.communicate(b'{"event":"a"}\n   {"event":"b"}\n ')
+    assert output.split() == [b'"a"', b'"b"']
 
 
-async def test_node_comes_back_after_the_gateway_has_sent_it_away(system: System) -> None:
-    """Redeployed in mid-answer: a last line says when to come back, and the rest follows with no hole."""
+async def test_node_reconnects_after_the_gateway_was_stopped(system: System) -> None:
+    """The gateway is stopped in mid-answer: the last line says when to reconnect, and the rest follows without a hole."""
     async with System(gateway_settings={"connection_seconds": 0.3, "retry_milliseconds": 100}) as own:
         stream_id = await own.create("node", simulate={"tokens": 90, "tokens_per_second": 45})
-        said = await (await Node.run("ndjson.mjs", own.events_url(stream_id))).until_end()
-        statuses = [one["status"] for one in said if "status" in one]
+        lines = await (await Node.run("ndjson.mjs", own.events_url(stream_id))).until_end()
+        statuses = [one["status"] for one in lines if "status" in one]
         assert len(statuses) >= 3
         assert set(statuses) == {200}
-        again = [one for one in said if one.get("event") == "retry"]
+        again = [one for one in lines if one.get("event") == "retry"]
         assert len(again) == len(statuses) - 1, "each response that ended early said so in its last line"
         assert all(one["id"] is None and 25 <= one["data"]["milliseconds"] <= 100 for one in again)
-        assert not [one for one in said if "cut" in one or "error" in one]
-        tokens = [one for one in said if one.get("event") == "message"]
+        assert not [one for one in lines if "cut" in one or "error" in one]
+        tokens = [one for one in lines if one.get("event") == "message"]
         assert [one["id"] for one in tokens] == [f"1-{offset}" for offset in range(1, 91)]
         assert "".join(one["data"]["token"] for one in tokens) == (await own.state(stream_id))["text"]
 
 
-async def test_node_goes_on_after_the_gateway_was_killed(system: System) -> None:
+async def test_node_resumes_after_the_gateway_was_killed(system: System) -> None:
     async with System() as own:
         stream_id = await own.create("killed", simulate={"tokens": 120, "tokens_per_second": 60})
         reader = await Node.run("ndjson.mjs", own.events_url(stream_id))
         await wait_until(lambda: len(reader.lines) > 30, within_seconds=15, what="30 lines")
         own.gateways[0].kill()
         await own.start_gateway(0)
-        said = await reader.until_end()
-        assert [one for one in said if "error" in one], "it was cut off, and saw it"
-        tokens = [one["id"] for one in said if one.get("event") == "message"]
+        lines = await reader.until_end()
+        assert [one for one in lines if "error" in one], "it was cut off, and saw it"
+        tokens = [one["id"] for one in lines if one.get("event") == "message"]
         assert tokens == [f"1-{offset}" for offset in range(1, 121)]
 
 
@@ -153,7 +153,7 @@ async def test_curl_pipes_lines(system: System) -> None:
     assert lines_of(body.decode())[-1]["event"] == "done"
 
 
-async def test_lines_as_httpx_iterates_them(system: System) -> None:
+async def test_lines_read_by_httpx(system: System) -> None:
     stream_id = await system.create("httpx", simulate=FAST)
     async with (
         httpx.AsyncClient(timeout=10.0, trust_env=False) as client,
@@ -178,7 +178,7 @@ async def test_lines_as_httpx_iterates_them(system: System) -> None:
         ("text/plain, */*;q=0.1", "text/plain; charset=utf-8"),
     ],
 )
-async def test_what_is_accepted(system: System, accept: str, media_type: str) -> None:
+async def test_media_types_of_the_accept_header(system: System, accept: str, media_type: str) -> None:
     stream_id = await system.create("accept", simulate={"tokens": 1, "tokens_per_second": 0})
     response = await system.http.get(system.events_url(stream_id), headers={"accept": accept})
     assert response.headers["content-type"] == media_type
@@ -191,8 +191,8 @@ async def test_errors_are_problems(system: System) -> None:
     assert (await fetched(system, stream_id, last_event_id="x")).status_code == 400
 
 
-async def test_a_restart_is_told(system: System) -> None:
-    """A worker dies in mid-answer: its successor begins anew, and the line says how many tokens stand."""
+async def test_a_restart_is_an_event(system: System) -> None:
+    """A worker dies in mid-answer: another one restarts it, and the line says how many tokens are kept."""
     stream_id = await system.create("restart", simulate={"tokens": 60, "tokens_per_second": 40})
     reading = asyncio.create_task(fetched(system, stream_id))
     await system.follow(stream_id, gateway=1).until_tokens(10)

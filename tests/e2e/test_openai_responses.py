@@ -1,4 +1,4 @@
-"""OpenAI's Responses API by OpenAI's own clients, for Python and for Node, with nothing changed but the base URL."""
+"""OpenAI's Responses API with OpenAI's own clients for Python and Node; only the base URL is changed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ TOOL: Any = {"type": "function", "name": "weather", "parameters": {"type": "obje
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server: OpenAIServer) -> AsyncIterator[System]:
-    told = {"provider": "openai", "openai_base_url": server.url, "provider_backoff_seconds": 0.01}
-    # A small ring, so that most who come late read the log.
-    async with System(gateways=2, settings=told, gateway_settings={"ring_events": 16}) as system:
+    settings = {"provider": "openai", "openai_base_url": server.url, "provider_backoff_seconds": 0.01}
+    # A small ring, so that most late readers read the log.
+    async with System(gateways=2, settings=settings, gateway_settings={"ring_events": 16}) as system:
         yield system
 
 
@@ -78,9 +78,9 @@ async def test_polling(client: openai.AsyncOpenAI, other: openai.AsyncOpenAI) ->
     assert "in_progress" in seen
 
 
-async def test_what_arrives_at_the_provider(client: openai.AsyncOpenAI, server: OpenAIServer) -> None:
+async def test_the_request_that_the_provider_gets(client: openai.AsyncOpenAI, server: OpenAIServer) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string"}}}
-    asked: list[Any] = [
+    items: list[Any] = [
         {"role": "developer", "content": "Be kind."},
         {
             "role": "user",
@@ -100,7 +100,7 @@ async def test_what_arrives_at_the_provider(client: openai.AsyncOpenAI, server: 
     response = await create(
         client,
         {"tokens": 1, "logprobs": True},
-        input=asked,
+        input=items,
         text={"format": {"type": "json_schema", "name": "n", "schema": schema, "strict": True}, "verbosity": "low"},
         reasoning={"effort": "low"},
         include=["message.output_text.logprobs"],
@@ -147,7 +147,7 @@ async def test_what_arrives_at_the_provider(client: openai.AsyncOpenAI, server: 
     assert response.output[0].content[0].logprobs[0].logprob == -0.5
 
 
-async def test_an_answer_that_is_cut_off(client: openai.AsyncOpenAI, server: OpenAIServer) -> None:
+async def test_a_truncated_response_is_incomplete(client: openai.AsyncOpenAI, server: OpenAIServer) -> None:
     events = await all_of(await create(client, {"tokens": 20}, stream=True, max_output_tokens=4))
     response = events[-1].response
     assert (events[-1].type, response.status) == ("response.incomplete", "incomplete")
@@ -159,8 +159,8 @@ async def test_an_answer_that_is_cut_off(client: openai.AsyncOpenAI, server: Ope
 
 async def test_a_function_is_called_and_answered(client: openai.AsyncOpenAI, server: OpenAIServer) -> None:
     script = {"text": ["Let", " me look."], "tool_calls": [CALL, {**CALL, "id": "call_2"}]}
-    asked = await create(client, script, tools=[TOOL], tool_choice="auto", instructions="Be brief.")
-    message, *calls = asked.output
+    calling = await create(client, script, tools=[TOOL], tool_choice="auto", instructions="Be brief.")
+    message, *calls = calling.output
     assert (message.type, message.status) == ("message", "completed")
     assert [(call.name, call.call_id, call.arguments) for call in calls] == [
         ("weather", "call_1", CALL["function"]["arguments"]),
@@ -169,9 +169,9 @@ async def test_a_function_is_called_and_answered(client: openai.AsyncOpenAI, ser
     assert server.bodies[-1]["tools"][0]["function"]["name"] == "weather"
     results = [{"type": "function_call_output", "call_id": call.call_id, "output": "mild"} for call in calls]
     answered = await create(
-        client, {"text": ["It is mild."]}, input=results, previous_response_id=asked.id, instructions="Be polite."
+        client, {"text": ["It is mild."]}, input=results, previous_response_id=calling.id, instructions="Be polite."
     )
-    assert (answered.output_text, answered.previous_response_id) == ("It is mild.", asked.id)
+    assert (answered.output_text, answered.previous_response_id) == ("It is mild.", calling.id)
     assert server.bodies[-1]["messages"] == [
         {"role": "system", "content": "Be polite."},
         {"role": "user", "content": "say something"},
@@ -183,8 +183,8 @@ async def test_a_function_is_called_and_answered(client: openai.AsyncOpenAI, ser
         {"role": "tool", "tool_call_id": "call_1", "content": "mild"},
         {"role": "tool", "tool_call_id": "call_2", "content": "mild"},
     ]
-    # The same without the earlier response: its output is input again.
-    await create(client, {"tokens": 1}, input=[{"role": "user", "content": "say something"}, *asked.output, *results])
+    # Without the earlier response: its output is sent as input.
+    await create(client, {"tokens": 1}, input=[{"role": "user", "content": "say something"}, *calling.output, *results])
     assert server.bodies[-1]["messages"][1]["tool_calls"][1]["id"] == "call_2"
     third = await create(client, {"tokens": 1}, input="And now?", previous_response_id=answered.id)
     assert [one["role"] for one in server.bodies[-1]["messages"]] == [
@@ -193,7 +193,7 @@ async def test_a_function_is_called_and_answered(client: openai.AsyncOpenAI, ser
     assert third.status == "completed"
 
 
-async def test_delete_and_what_is_not_there(client: openai.AsyncOpenAI, other: openai.AsyncOpenAI) -> None:
+async def test_deleted_and_unknown_responses(client: openai.AsyncOpenAI, other: openai.AsyncOpenAI) -> None:
     response = await create(client, {"tokens": 2})
     await other.responses.delete(response.id)
     for response_id in (response.id, "resp_unknown", "chatcmpl-1"):
@@ -210,7 +210,7 @@ async def test_delete_and_what_is_not_there(client: openai.AsyncOpenAI, other: o
         assert (refused.value.code, refused.value.param) == ("previous_response_not_found", "previous_response_id")
 
 
-async def test_what_is_not_stored_is_there_until_it_has_ended(client: openai.AsyncOpenAI) -> None:
+async def test_a_response_with_store_false_exists_until_it_has_ended(client: openai.AsyncOpenAI) -> None:
     events = await all_of(await create(client, {"text": TEXT}, stream=True, store=False))
     response = events[-1].response
     assert response.model_extra["store"] is False
@@ -218,7 +218,7 @@ async def test_what_is_not_stored_is_there_until_it_has_ended(client: openai.Asy
         await client.responses.retrieve(response.id)
     with pytest.raises(openai.BadRequestError):
         await create(client, {}, previous_response_id=response.id)
-    # Who has lost the connection can still have the rest.
+    # A client that has lost the connection can still read the rest.
     assert await all_of(await client.responses.retrieve(response.id, stream=True, starting_after=5)) == events[6:]
 
 
@@ -230,7 +230,7 @@ async def test_a_refusal_of_the_provider_has_its_status(client: openai.AsyncOpen
         assert refused.value.code == "model_not_found"
 
 
-async def test_a_failure_in_mid_answer_keeps_what_came(client: openai.AsyncOpenAI, other: openai.AsyncOpenAI) -> None:
+async def test_a_failure_in_mid_answer_keeps_the_text(client: openai.AsyncOpenAI, other: openai.AsyncOpenAI) -> None:
     script = {"text": TEXT, "break_after": 3}
     events = await all_of(await create(client, script, stream=True))
     assert [event.type for event in events[-2:]] == ["error", "response.failed"]
@@ -242,7 +242,7 @@ async def test_a_failure_in_mid_answer_keeps_what_came(client: openai.AsyncOpenA
     assert (whole.status, whole.output_text) == ("failed", "".join(TEXT[:3]))
 
 
-async def test_an_answer_that_begins_anew_if_that_is_wanted(client: openai.AsyncOpenAI) -> None:
+async def test_an_answer_restarts_if_the_policy_says_so(client: openai.AsyncOpenAI) -> None:
     script = {"text": TEXT, "break_after": 3, "times": 1, "key": "anew"}
     body = {"script": script, "midstream": {"on_interrupt": "restart"}}
     async with client.responses.stream(model="m", input="say something", extra_body=body) as stream:
@@ -262,16 +262,16 @@ async def test_a_stream_of_another_api_is_a_response_too(client: openai.AsyncOpe
 
 
 async def test_the_same_key_gives_the_same_response(client: openai.AsyncOpenAI, server: OpenAIServer) -> None:
-    asked = server.requests
+    requests_before = server.requests
     headers = {"Idempotency-Key": "of this test"}
     first = await create(client, {"tokens": 3}, extra_headers=headers)
     assert (await create(client, {"tokens": 3}, extra_headers=headers)).to_dict() == first.to_dict()
-    assert server.requests == asked + 1
+    assert server.requests == requests_before + 1
 
 
-async def test_a_conversation_has_a_bound(client: openai.AsyncOpenAI) -> None:
-    first = await create(client, {"tokens": 1}, input="x" * 600_000)
-    second = await create(client, {"tokens": 1}, input="x" * 600_000, previous_response_id=first.id)
+async def test_the_length_of_a_conversation_is_limited(client: openai.AsyncOpenAI) -> None:
+    first = await create(client, {"tokens": 1}, input="x" * 13_000_000)
+    second = await create(client, {"tokens": 1}, input="x" * 13_000_000, previous_response_id=first.id)
     with pytest.raises(openai.BadRequestError) as refused:
         await create(client, {"tokens": 1}, previous_response_id=second.id)
     assert refused.value.param == "previous_response_id"
@@ -279,18 +279,18 @@ async def test_a_conversation_has_a_bound(client: openai.AsyncOpenAI) -> None:
 
 async def test_openai_s_client_for_node(system: System) -> None:
     urls = [f"{system.gateway_url(index)}/v1" for index in range(2)]
-    told = await node.run(
+    output = await node.run(
         "responses.mjs", {"baseURL": urls[0], "otherURL": urls[1], "slow": SLOW, "call": {"tool_calls": [CALL]}}
     )
-    assert told["retrieved"] == told["whole"]
-    assert told["text"] == told["whole"]["output_text"]
-    assert told["again"][-1]["response"]["output"] == told["whole"]["output"]
-    assert told["nothing"] == []
-    numbers = [event["sequence_number"] for event in (*told["first"], *told["rest"])]
+    assert output["retrieved"] == output["whole"]
+    assert output["text"] == output["whole"]["output_text"]
+    assert output["again"][-1]["response"]["output"] == output["whole"]["output"]
+    assert output["nothing"] == []
+    numbers = [event["sequence_number"] for event in (*output["first"], *output["rest"])]
     assert numbers == list(range(len(numbers)))
-    assert told["rest"][-1]["type"] == "response.completed"
-    assert told["deltas"] == told["called"]["output"][-1]["arguments"] == CALL["function"]["arguments"]
-    assert told["followed"]["output_text"] == "".join(
-        event["delta"] for event in (*told["first"], *told["rest"]) if event["type"] == "response.output_text.delta"
+    assert output["rest"][-1]["type"] == "response.completed"
+    assert output["deltas"] == output["called"]["output"][-1]["arguments"] == CALL["function"]["arguments"]
+    assert output["followed"]["output_text"] == "".join(
+        event["delta"] for event in (*output["first"], *output["rest"]) if event["type"] == "response.output_text.delta"
     )
-    assert told["refused"] == {"name": "BadRequestError", "status": 400, "param": "conversation"}
+    assert output["refused"] == {"name": "BadRequestError", "status": 400, "param": "conversation"}

@@ -1,4 +1,4 @@
-"""What the Responses API is asked for and does not have, or that is wrong: a 4xx that names it, never a 500."""
+"""Unsupported or wrong requests to the Responses API: a 4xx that names the parameter, never a 500."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
         ({"input": []}, "input"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role"),
-        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
+        ({"input": [{"type": "item_reference", "id": 1}]}, "input[0].id"),
         ({"input": [{"role": "user", "content": [{"type": "input_video"}]}]}, "input[0].content[0].type"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
@@ -34,15 +34,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tools": "all"}, "tools"),
         ({"tool_choice": {"type": "mcp"}}, "tool_choice.type"),
-        ({"tool_choice": "one"}, "tool_choice"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"truncation": "auto"}, "truncation"),
         ({"include": ["reasoning.encrypted_content"]}, "include[0]"),
         ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
-        ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.name"),
-        ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"background": True, "store": False}, "store"),
         ({"background": 1}, "background"),
         ({"stream": "yes"}, "stream"),
@@ -55,7 +52,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
         ({"previous_response_id": 7}, "previous_response_id"),
     ],
 )
-async def test_what_is_wrong_or_not_supported_is_named(system: System, wrong: dict[str, Any], param: str) -> None:
+async def test_wrong_or_unsupported_parameters_are_named(system: System, wrong: dict[str, Any], param: str) -> None:
     answer = await post(system, {"model": "m", "input": "x", **wrong})
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -69,14 +66,14 @@ async def post(system: System, body: Any) -> httpx2.Response:
     return await system.http.post(f"{system.gateway_url()}/v1/responses", content=content)
 
 
-async def test_rude_requests(system: System, server: OpenAIServer) -> None:
-    asked = server.requests
+async def test_malformed_requests(system: System, server: OpenAIServer) -> None:
+    requests_before = server.requests
     for body in (b"", b"[]", b"{", b"\xff", b'{"input":' + b"[" * 4000):
         answer = await post(system, body)
         assert answer.status_code == 400
         assert answer.json()["error"]["message"]
-    assert (await post(system, b"x" * (2 << 20))).status_code == 413
-    assert server.requests == asked
+    assert (await post(system, b"x" * (25 << 20))).status_code == 413
+    assert server.requests == requests_before
     for depth in range(236, 256):  # nested as deeply as it may be, and more
         schema: Any = {}
         for _ in range(depth):

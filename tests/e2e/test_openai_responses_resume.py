@@ -1,4 +1,4 @@
-"""Responses whose connection is dropped, that are followed by many, from anywhere, or are stopped: by OpenAI's own client."""
+"""Responses that are resumed after a dropped connection, followed by many readers, or cancelled, with OpenAI's own client."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server: OpenAIServer) -> AsyncIterator[System]:
-    told = {"provider": "openai", "openai_base_url": server.url, "provider_backoff_seconds": 0.01}
-    # A small ring, so that most who come late read the log.
-    async with System(gateways=2, settings=told, gateway_settings={"ring_events": 16}) as system:
+    settings = {"provider": "openai", "openai_base_url": server.url, "provider_backoff_seconds": 0.01}
+    # A small ring, so that most late readers read the log.
+    async with System(gateways=2, settings=settings, gateway_settings={"ring_events": 16}) as system:
         yield system
 
 
-async def test_a_dropped_connection_goes_on_at_the_next_event_through_another_gateway(
+async def test_a_dropped_connection_is_resumed_through_another_gateway(
     client: openai.AsyncOpenAI, other: openai.AsyncOpenAI, server: OpenAIServer
 ) -> None:
-    asked = server.requests
+    requests_before = server.requests
     first: list[Any] = []
     stream = await create(client, SLOW, background=True, stream=True)
     async for event in stream:
@@ -47,10 +47,10 @@ async def test_a_dropped_connection_goes_on_at_the_next_event_through_another_ga
     assert rest[-1].type == "response.completed"
     whole = await all_of(await client.responses.retrieve(created.response.id, stream=True))
     assert [*first, *rest] == whole
-    assert server.requests == asked + 1
+    assert server.requests == requests_before + 1
 
 
-async def test_who_comes_at_any_time_is_told_the_same(clients: list[openai.AsyncOpenAI]) -> None:
+async def test_readers_that_come_at_any_time_get_the_same_events(clients: list[openai.AsyncOpenAI]) -> None:
     async def read(client: openai.AsyncOpenAI, after: int) -> list[Any]:
         return await all_of(await client.responses.retrieve(response.id, stream=True, starting_after=after))
 
@@ -60,7 +60,7 @@ async def test_who_comes_at_any_time_is_told_the_same(clients: list[openai.Async
     reading: list[tuple[int, asyncio.Task[list[Any]]]] = []
     async for event in await clients[1].responses.retrieve(response.id, stream=True):
         whole.append(event)
-        if len(whole) % 12 == 0 and len(whole) < 150:  # from far behind to ahead of what there is
+        if len(whole) % 12 == 0 and len(whole) < 150:  # from far behind to ahead of the newest event
             after = dice.randrange(len(whole) + 10)
             reading.append((after, asyncio.create_task(read(clients[len(reading) % 2], after))))
     assert len(reading) == 12
@@ -68,8 +68,8 @@ async def test_who_comes_at_any_time_is_told_the_same(clients: list[openai.Async
         assert await events == whole[after + 1 :], f"after {after}"
 
 
-async def test_every_place_to_go_on_from(client: openai.AsyncOpenAI, running: System) -> None:
-    """Also in the middle of what one entry of the log became, and at and behind the end."""
+async def test_resumed_after_any_event(client: openai.AsyncOpenAI, running: System) -> None:
+    """Also between the events of one log entry, and at and behind the end."""
     script = {"reasoning": ["let", " me"], "text": ["a", "b"], "tool_calls": [CALL]}
     response = await create(client, script)
     bodies = []
@@ -86,7 +86,7 @@ async def test_every_place_to_go_on_from(client: openai.AsyncOpenAI, running: Sy
         assert answer.content.removeprefix(head) == b"".join(pieces[number + 1 :]), f"after {number} of {len(pieces)}"
 
 
-async def test_ahead_of_a_response_that_runs(
+async def test_a_cursor_ahead_of_a_running_response(
     client: openai.AsyncOpenAI, other: openai.AsyncOpenAI, system: System
 ) -> None:
     response = await create(client, {"tokens": 40, "tokens_per_second": 20}, background=True)
@@ -106,7 +106,7 @@ async def test_the_stream_helper(client: openai.AsyncOpenAI, other: openai.Async
         snapshots = [event.snapshot async for event in stream if event.type == "response.output_text.delta"]
         final = await stream.get_final_response()
     assert snapshots[-1] == final.output_text == "".join(TEXT)
-    # This one asks for everything and passes over what it has.
+    # This helper requests everything and skips what it has.
     async with other.responses.stream(response_id=final.id, starting_after=6) as stream:
         again = [event async for event in stream]
         assert (await stream.get_final_response()).output_text == "".join(TEXT)
@@ -130,7 +130,7 @@ async def test_cancel_stops_the_provider(
     assert (await client.responses.cancel(first.response.id)).to_dict() == cancelled.to_dict()
 
 
-async def test_closing_the_connection_counts_as_leaving(client: openai.AsyncOpenAI, server: OpenAIServer) -> None:
+async def test_closing_the_connection_cancels_the_response(client: openai.AsyncOpenAI, server: OpenAIServer) -> None:
     await wait_until(lambda: server.running == 0, what="no other test is answered any more")
     midstream = {"on_disconnect": {"cancel_after": 0.2}}
     stream = await create(client, ENDLESS, stream=True, extra_body={"script": ENDLESS, "midstream": midstream})
@@ -141,10 +141,10 @@ async def test_closing_the_connection_counts_as_leaving(client: openai.AsyncOpen
     assert (await client.responses.retrieve(first.response.id)).status == "cancelled"
 
 
-async def test_a_gateway_that_stops_says_so(server: OpenAIServer) -> None:
-    """The SDK would take an orderly end for the end of the answer: it gets an error instead, and goes on elsewhere."""
-    told = {"provider": "openai", "openai_base_url": server.url}
-    async with System(gateways=2, settings=told) as system:
+async def test_a_stopping_gateway_ends_the_stream_with_an_error(server: OpenAIServer) -> None:
+    """The SDK would take a proper end for the end of the answer: it gets an error instead, and resumes at another gateway."""
+    settings = {"provider": "openai", "openai_base_url": server.url}
+    async with System(gateways=2, settings=settings) as system:
         urls = [f"{system.gateway_url(index)}/v1" for index in range(2)]
         async with (
             openai.AsyncOpenAI(base_url=urls[0], api_key="any", max_retries=0) as client,

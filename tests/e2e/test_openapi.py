@@ -1,4 +1,4 @@
-"""What a real gateway answers is what /openapi.json says: statuses, media types, bodies and events, of every operation."""
+"""Compares the answers of a real gateway with /openapi.json: statuses, media types, bodies and events of every operation."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ CALLS = [
     get("probe_trace", "/v1/probe/openapi-1"),
     get("probe_trace", "/v1/probe/openapi-2", 404),
     get("docs", "/docs"),
-    Call("docs_head", "HEAD", "/docs", 200),
+    Call("docs", "HEAD", "/docs", 200),
     get("openapi", "/openapi.json"),
-    Call("openapi_head", "HEAD", "/openapi.json", 200),
+    Call("openapi", "HEAD", "/openapi.json", 200),
     post("create_chat_completion", "/v1/chat/completions", ASKED),
     post(
         "create_chat_completion",
@@ -159,17 +159,17 @@ CALLS = [
     get("console_file", "/console/style.css"),
     get("console_file", "/console/icon.svg"),
     *(
-        Call(f"{name}_head", "HEAD", path, 200)
+        Call(name, "HEAD", path, 200)
         for name, path in (("console", "/"), ("chat_page", "/chat"), ("console_file", "/console/chat.js"))
     ),
     get("console", "/", 304, if_none_match="*"),
     get("console_file", "/console/none", 404),
 ]
-"""In an order: a probe is asked about after it ran, a chat is stopped after it was asked."""
+"""All calls, in order: a probe's trace is read after the probe, a chat is stopped after it has begun."""
 
 
 class Described:
-    """The gateway's own document."""
+    """The gateway's OpenAPI document."""
 
     def __init__(self, whole: dict[str, Any]) -> None:
         self.components = whole["components"]
@@ -180,19 +180,19 @@ class Described:
         }
 
     def answer(self, operation: str, status: int) -> dict[str, Any]:
-        """What is described for this status, which must be."""
+        """Returns the description of this status. AssertionError if there is none."""
         responses = self.operations[operation][2]["responses"]
         assert str(status) in responses, f"{operation} does not say that it answers {status}"
         answer: dict[str, Any] = responses[str(status)]
         return self.components["responses"][answer["$ref"].rpartition("/")[2]] if "$ref" in answer else answer
 
     def wrong(self, schema: Mapping[str, Any], value: Any) -> str:
-        """What of a value its schema does not allow; empty if nothing."""
+        """Returns how a value violates its schema; empty if it does not."""
         errors = Draft202012Validator({**schema, "components": self.components}).iter_errors(value)
         return "; ".join(f"{error.json_path}: {error.message}" for error in errors)
 
     def check_event(self, operation: str, name: str, data: str) -> None:
-        """The event must be one of those that the operation names, with its data."""
+        """Checks that the operation describes this event and its data."""
         kinds = [kind for kind in self.operations[operation][2]["x-events"] if kind.get("event", "") == name]
         assert kinds, f"{operation} does not say that it sends {name!r}"
         wrong = []
@@ -218,7 +218,7 @@ async def completed(system: System) -> str:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def names(running: System) -> dict[str, str]:
-    """What stands for the names in braces in the calls' paths."""
+    """The values of the names in braces in the calls' paths."""
     models = (await running.http.get(f"{running.gateway_url()}/v1/models")).json()
     return {
         "id": await completed(running),
@@ -230,7 +230,7 @@ async def names(running: System) -> dict[str, str]:
 
 
 async def called(system: System, call: Call, names: dict[str, str], **headers: str) -> tuple[httpx2.Response, bytes]:
-    """The answer and its body, of one without an end as much as comes at once."""
+    """Returns the answer and its body; of an endless body the part that comes at once."""
     url = system.gateway_url() + call.path.format(**names)
     sent = {name: value.format(**names) for name, value in {**call.headers, **headers}.items()}
     async with system.http.stream(call.method, url, json=call.json, headers=sent) as answer:
@@ -257,7 +257,7 @@ async def test_an_answer_is_as_described(
     assert answer.status_code == call.status, body[:500]
     about = described.answer(call.operation, call.status)
     for name in about.get("headers", {}):
-        if name not in ("ETag", "Retry-After"):  # where they make sense
+        if name not in ("ETag", "Retry-After"):  # where they apply
             assert name.lower() in answer.headers, name
     if not body:
         assert call.method == "HEAD" or not about.get("content"), "a body is described, and there is none"
@@ -287,8 +287,8 @@ async def test_every_operation_is_called(described: Described) -> None:
     assert {name for name, statuses in called_with.items() if min(statuses) >= 400} == {"follow_websocket"}
 
 
-async def test_errors_that_any_request_may_meet(system: System, described: Described, names: dict[str, str]) -> None:
-    """Of a host that the gateway does not answer for: in the shape that each operation names."""
+async def test_errors_that_any_request_may_get(system: System, described: Described, names: dict[str, str]) -> None:
+    """A request for a host that the gateway does not answer for gets an error in the shape that each operation names."""
     for operation, (method, path, _) in described.operations.items():
         call = Call(operation, method, path.replace("{", "").replace("}", ""), 421)
         answer, body = await called(system, call, names, host="elsewhere.example")
@@ -312,8 +312,8 @@ async def test_the_messages_of_a_websocket(system: System, described: Described,
         described.check_event("follow_websocket", name, json.dumps(event["data"]))
 
 
-async def test_what_does_not_happen_every_day(system: System, described: Described) -> None:
-    """Streams that failed, were cancelled or began anew, in every form."""
+async def test_answers_for_unusual_streams(system: System, described: Described) -> None:
+    """Streams that failed, were cancelled or restarted, in every form."""
     failing = await system.create("x", simulate={"tokens": 8, "tokens_per_second": 0, "fail_after": 3})
     slow = await system.create("x", simulate={"tokens": 1000, "tokens_per_second": 20})
     await system.until_status(failing, "failed")

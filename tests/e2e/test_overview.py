@@ -1,4 +1,4 @@
-"""`/`, `/v1/overview` and its events over HTTP: what is told, what is bounded, who is let in."""
+"""`/`, `/v1/overview` and its events over HTTP: contents, limits and access."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ _SECRET = "a-secret-word"
 async def overview(system: System, gateway: int = 0) -> dict[str, Any]:
     response = await system.http.get(f"{system.gateway_url(gateway)}/v1/overview")
     assert response.status_code == 200, response.text
-    told: dict[str, Any] = response.json()
-    return told
+    snapshot: dict[str, Any] = response.json()
+    return snapshot
 
 
-async def until_told(system: System, wanted: str, **counts: int) -> dict[str, Any]:
-    """The overview, once as many processes of each kind are there."""
-    told: dict[str, Any] = {}
+async def until_shown(system: System, wanted: str, **counts: int) -> dict[str, Any]:
+    """Returns the overview, once it has so many processes of each kind."""
+    snapshot: dict[str, Any] = {}
 
-    async def there() -> bool:
-        nonlocal told
-        told = await overview(system)
-        kinds = [one["kind"] for one in told["processes"] if not one["silent"]]
+    async def all_listed() -> bool:
+        nonlocal snapshot
+        snapshot = await overview(system)
+        kinds = [one["kind"] for one in snapshot["processes"] if not one["silent"]]
         return all(kinds.count(kind) == count for kind, count in counts.items())
 
-    await wait_until(there, within_seconds=15.0, what=wanted)
-    return told
+    await wait_until(all_listed, within_seconds=15.0, what=wanted)
+    return snapshot
 
 
-async def test_every_process_is_there_and_leaves() -> None:
+async def test_processes_appear_and_disappear() -> None:
     async with System(gateways=2, workers=2) as system:
-        told = await until_told(system, "two and two", gateway=2, worker=2)
-        pids = {one["pid"] for one in told["processes"]}
+        snapshot = await until_shown(system, "two and two", gateway=2, worker=2)
+        pids = {one["pid"] for one in snapshot["processes"]}
         assert pids == {one.pid for one in (*system.gateways, *system.workers)}
-        assert all(one["memory_bytes"] > 1e6 and one["version"] for one in told["processes"])
+        assert all(one["memory_bytes"] > 1e6 and one["version"] for one in snapshot["processes"])
         for key in (PROCESSES_UNTIL, PROCESSES_ABOUT):
             assert 0 < await system.commands.pttl(key) <= 67_000
         system.workers[0].kill()
-        told = await until_told(system, "one worker is silent", gateway=2, worker=1)
-        (silent,) = [one for one in told["processes"] if one["silent"]]
+        snapshot = await until_shown(system, "one worker is silent", gateway=2, worker=1)
+        (silent,) = [one for one in snapshot["processes"] if one["silent"]]
         assert silent["pid"] == system.workers[0].pid
         system.gateways[1].send(signal.SIGTERM)
-        told = await until_told(system, "the other gateway has left", gateway=1)
-        assert system.gateways[1].pid not in {one["pid"] for one in told["processes"]}
+        snapshot = await until_shown(system, "the other gateway has left", gateway=1)
+        assert system.gateways[1].pid not in {one["pid"] for one in snapshot["processes"]}
 
 
-async def test_streams_with_no_word_of_what_is_said() -> None:
+async def test_streams_are_listed_without_their_texts() -> None:
     async with System(settings={"worker_concurrency": 1}) as system:
         simulate = {"tokens": 2000, "tokens_per_second": 50}
         metadata = {"customer": "Acme", "long": "x" * 1000}
@@ -69,24 +69,24 @@ async def test_streams_with_no_word_of_what_is_said() -> None:
             return {one["id"]: one for one in (await overview(system))["streams"]["newest"]}
 
         async def known() -> bool:
-            told = await rows()
-            return len(told) == 2 and told[running]["tokens_per_second"] > 10
+            listed = await rows()
+            return len(listed) == 2 and listed[running]["tokens_per_second"] > 10
 
         await wait_until(known, within_seconds=10.0, what="both streams and a rate")
-        told = await rows()
-        assert (told[running]["status"], told[waiting]["status"]) == ("running", "waiting")
-        assert told[running]["tokens"] >= 10
-        assert told[running]["model"] == "simulated"
-        assert told[running]["metadata"] == {"customer": "Acme", "long": "x" * 63 + "…"}
-        assert (told[waiting]["model"], told[waiting]["metadata"]) == (None, {})
-        assert told[running]["worker"].split("-")[-2] == str(system.workers[0].pid)
+        listed = await rows()
+        assert (listed[running]["status"], listed[waiting]["status"]) == ("running", "waiting")
+        assert listed[running]["tokens"] >= 10
+        assert listed[running]["model"] == "simulated"
+        assert listed[running]["metadata"] == {"customer": "Acme", "long": "x" * 63 + "…"}
+        assert (listed[waiting]["model"], listed[waiting]["metadata"]) == (None, {})
+        assert listed[running]["worker"].split("-")[-2] == str(system.workers[0].pid)
         whole = await overview(system)
         assert (whole["streams"]["running"], whole["streams"]["waiting"]) == (1, 1)
 
         async def waits() -> bool:
             return bool((await overview(system))["streams"]["oldest_waiting_seconds"] > 0)
 
-        await wait_until(waits, within_seconds=5.0, what="it is told how long it waits")
+        await wait_until(waits, within_seconds=5.0, what="the waiting time is shown")
         assert _SECRET not in json.dumps(whole)
         assert "simulated answer" not in json.dumps(whole)
         await system.http.post(f"{system.gateway_url()}/v1/streams/{running}/cancel")
@@ -100,20 +100,20 @@ async def test_streams_with_no_word_of_what_is_said() -> None:
         await wait_until(seen_to_end, within_seconds=10.0, what="it was seen to end")
 
 
-async def test_a_failure_that_nobody_saw() -> None:
-    """Of a stream that failed between two looks its worker tells: the code, and never the provider's words."""
+async def test_a_failure_between_two_snapshots_is_listed() -> None:
+    """A stream that failed between two snapshots is reported by its worker: the code, and never the provider's message."""
     async with System() as system:
         simulate = {"tokens": 5, "tokens_per_second": 0, "fail_after": 2}
         failed = await system.create(_SECRET, simulate=simulate, midstream={"on_interrupt": "fail"})
         await system.until_status(failed, "failed")
         ended: list[dict[str, Any]] = []
 
-        async def told() -> bool:
+        async def is_listed() -> bool:
             nonlocal ended
             ended = (await overview(system))["streams"]["ended"]
             return bool(ended)
 
-        await wait_until(told, within_seconds=10.0, what="it is listed")
+        await wait_until(is_listed, within_seconds=10.0, what="it is listed")
         (row,) = ended
         assert (row["id"], row["status"], row["tokens"], row["attempt"]) == (failed, "failed", 2, 1)
         assert row["error"] == {"code": "provider_unavailable", "status": None}
@@ -121,7 +121,7 @@ async def test_a_failure_that_nobody_saw() -> None:
         assert "as it was asked to" not in json.dumps(await overview(system))
 
 
-async def test_what_was_cancelled_counts_what_it_had() -> None:
+async def test_a_cancelled_stream_shows_the_tokens_it_had() -> None:
     async with System() as system:
         stream_id = await system.create(simulate={"tokens": 2000, "tokens_per_second": 100})
         reader = system.follow(stream_id)
@@ -138,7 +138,7 @@ async def test_what_was_cancelled_counts_what_it_had() -> None:
         assert (await rows())[0]["tokens"] == state["tokens"] >= 100
 
 
-async def test_numbers_are_noted_while_nobody_watches() -> None:
+async def test_samples_are_taken_while_nobody_watches() -> None:
     async with System() as system:
         reader = system.follow(await system.create(simulate={"tokens": 2000, "tokens_per_second": 50}))
         await reader.until_tokens(200, within_seconds=30.0)  # four seconds
@@ -162,7 +162,7 @@ async def test_numbers_are_noted_while_nobody_watches() -> None:
         await plain.leave()
 
 
-async def test_redis_restarted_empty_leaves_what_runs_in_the_list() -> None:
+async def test_running_streams_stay_listed_after_redis_restarted_empty() -> None:
     async with System(settings={"redis_reply_seconds": 1}) as system:
         stream_id = await system.create(simulate={"tokens": 4000, "tokens_per_second": 50})
         reader = system.follow(stream_id)
@@ -175,7 +175,7 @@ async def test_redis_restarted_empty_leaves_what_runs_in_the_list() -> None:
             listed = [row["id"] for row in whole["streams"]["newest"]]
             return not whole["redis"]["up"] and listed == [stream_id] and whole["read_at"] < whole["time"]
 
-        await wait_until(away, within_seconds=15.0, what="Redis is away, and the last that was read is told")
+        await wait_until(away, within_seconds=15.0, what="Redis is away, and the last data is shown")
         system.redis.start()
         before = len(reader.tokens)
         await reader.until_tokens(before + 50)
@@ -262,17 +262,19 @@ async def test_switched_off(console: str, host: str, status: int) -> None:
             assert (await system.http.get(system.gateway_url() + path)).status_code == status
 
 
-async def test_redis_away_is_told() -> None:
+async def test_the_overview_shows_that_redis_is_away() -> None:
     async with System(durable=True, settings={"redis_reply_seconds": 1}) as system:
         watcher = Reader(system.http, f"{system.gateway_url()}/v1/overview/events")
 
         def newest() -> dict[str, Any]:
-            told: dict[str, Any] = json.loads(watcher.messages[-1].data) if watcher.messages else {"redis": {}}
-            return told
+            snapshot: dict[str, Any] = json.loads(watcher.messages[-1].data) if watcher.messages else {"redis": {}}
+            return snapshot
 
         await wait_until(lambda: newest()["redis"].get("up") is True, within_seconds=10.0, what="a snapshot")
         system.redis.kill()
-        await wait_until(lambda: newest()["redis"]["up"] is False, within_seconds=15.0, what="Redis is told to be away")
+        await wait_until(
+            lambda: newest()["redis"]["up"] is False, within_seconds=15.0, what="the overview shows that Redis is away"
+        )
         system.redis.start()
         await wait_until(lambda: newest()["redis"]["up"] is True, within_seconds=15.0, what="and back")
         await watcher.leave()

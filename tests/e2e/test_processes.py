@@ -28,7 +28,7 @@ from tests.support.waiting import wait_until
 
 _UP_SECONDS_MAX = 20.0
 _ASKED = 24
-"""Connections over which something is asked: that all of two processes' go to one happens once in 8 million runs."""
+"""The number of connections for a question to all processes: that all reach the same of two happens once in 8 million runs."""
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +37,13 @@ def _spread() -> None:
 
 
 def up(gateway: Process) -> list[tuple[int, int]]:
-    """Number and pid of every child that has come up so far, in that order."""
+    """Returns number and pid of every child that has been ready so far, in order."""
     found = re.findall(r"process (\d+) is up after .*: pid (\d+)", gateway.logged())
     return [(int(number), int(pid)) for number, pid in found]
 
 
 async def until_up(gateway: Process, count: int) -> list[tuple[int, int]]:
-    """Once so many children have come up, those that were started again counted again."""
+    """Returns once so many children have been ready; a restarted child counts again."""
     await wait_until(lambda: len(up(gateway)) >= count, within_seconds=_UP_SECONDS_MAX, what=f"{count} are up")
     return up(gateway)
 
@@ -61,28 +61,28 @@ def metrics_dir_of(pid: int) -> Path:
 
 
 _ENDLESS = {"tokens": 5000, "tokens_per_second": 10}
-"""Longer than any test: it is cancelled when its readers have shown what they are to show."""
+"""Longer than any test: the stream is cancelled when the test has seen enough."""
 _ALONE = {"connection": "close"}
-"""Asked for over a connection of its own, which any of the processes may get."""
+"""Makes a request over a new connection, which any of the processes may get."""
 
 
 async def everywhere(url: str, name: str) -> set[float]:
-    """What a metric is, asked over so many connections that every process has answered."""
-    told = set()
+    """Returns the values of a metric, read over so many connections that every process has answered."""
+    values = set()
     async with httpx2.AsyncClient(trust_env=False, verify=False) as http:
         for _ in range(_ASKED):
             text = (await http.get(f"{url}/metrics", headers=_ALONE)).text
-            told.add(sum(map(float, re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE))))
-    return told
+            values.add(sum(map(float, re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE))))
+    return values
 
 
 async def until_everywhere(url: str, name: str, value: float) -> None:
-    """Wait until every process says so: what is counted is handed over once a second."""
+    """Waits until every process reports this value: plain numbers are copied to the metrics once a second."""
 
-    async def says_so() -> bool:
+    async def has_value() -> bool:
         return await everywhere(url, name) == {value}
 
-    await wait_until(says_so, what=f"{name} is {value:g} everywhere")
+    await wait_until(has_value, what=f"{name} is {value:g} everywhere")
 
 
 async def nobody_listens(url: str) -> bool:
@@ -97,14 +97,14 @@ async def nobody_listens(url: str) -> bool:
 
 
 async def connections_by_pid(system: System, stream_id: str) -> Counter[int]:
-    """How many connections of a stream each process has, by its receipt."""
+    """Returns from the receipt how many of a stream's connections each process has."""
     response = await system.http.get(f"{system.gateway_url()}/v1/streams/{stream_id}/receipt")
     listed = response.json()["delivered"]["connections"]
     return Counter(int(one["gateway"].rpartition("-")[2]) for one in listed)
 
 
 async def resume(system: System, stream_id: str, readers: list[Reader], *, gateway: int = 0) -> list[list[Reader]]:
-    """Each reader that was cut off, with the one that goes on for it, which has got something new."""
+    """Resumes each reader that was cut off; returns the pairs, once each new reader has got new tokens."""
     lives = []
     for one in readers:
         assert one.last_id
@@ -115,7 +115,7 @@ async def resume(system: System, stream_id: str, readers: list[Reader], *, gatew
 
 
 async def assert_whole(system: System, stream_id: str, lives: list[list[Reader]], *, gateway: int = 0) -> None:
-    """End the stream: over its connections every reader has got all of its text, in order, nothing twice."""
+    """Ends the stream, and checks that every reader has got all of its text over its connections, in order and nothing twice."""
     response = await system.http.post(f"{system.gateway_url(gateway)}/v1/streams/{stream_id}/cancel")
     text = response.json()["text"]
     assert text
@@ -125,7 +125,7 @@ async def assert_whole(system: System, stream_id: str, lives: list[list[Reader]]
         assert (answer.text, answer.end) == (text, "cancelled")
 
 
-async def test_one_is_killed_and_started_again() -> None:
+async def test_a_killed_process_is_restarted() -> None:
     async with System(
         settings={"delivery_report_seconds": 0.2, "connections_max": 1000}, gateway_settings={"gateway_processes": 2}
     ) as system:
@@ -136,10 +136,10 @@ async def test_one_is_killed_and_started_again() -> None:
         for one in readers:
             await one.until_tokens(3, within_seconds=30)
 
-        async def all_are_noted() -> bool:
+        async def all_in_receipt() -> bool:
             return sum((await connections_by_pid(system, stream_id)).values()) == 200
 
-        await wait_until(all_are_noted, what="all connections are in the receipt")
+        await wait_until(all_in_receipt, what="all connections are in the receipt")
         spread = await connections_by_pid(system, stream_id)
         assert set(spread) == {killed, left}
         assert min(spread.values()) >= 60, spread  # fewer of 200 happen once in 100 million runs
@@ -147,11 +147,11 @@ async def test_one_is_killed_and_started_again() -> None:
 
         os.kill(killed, signal.SIGKILL)
         await wait_until(lambda: "was ended by SIGKILL" in gateway.logged())
-        asked = 0
-        while len(up(gateway)) < 3:  # until it is back, whoever comes is served, and at once
+        requests = 0
+        while len(up(gateway)) < 3:  # until the child is back, requests are answered at once
             assert (await system.http.get(f"{url}/healthz", headers=_ALONE, timeout=5.0)).status_code == 200
-            asked += 1
-        assert asked > 5
+            requests += 1
+        assert requests > 5
         number, started = up(gateway)[-1]
         assert (number, runs(started)) == (1, True)
         await wait_until(lambda: sum(one.ended for one in readers) == spread[killed])
@@ -164,12 +164,12 @@ async def test_one_is_killed_and_started_again() -> None:
         await assert_whole(system, stream_id, [*lives, *([one] for one in readers if one not in cut)])
         assert started in await connections_by_pid(system, stream_id)
         await until_everywhere(url, "midstream_readers", 0)
-        # What the killed one had counted is not forgotten: its successor goes on.
+        # The counts of the killed process are kept: its successor continues them.
         await until_everywhere(url, "midstream_reader_closes_total", 200)
 
 
 @pytest.mark.alone("they leave within 4 s")
-async def test_all_drain_at_the_same_time_and_nothing_is_lost() -> None:
+async def test_all_processes_drain_at_the_same_time_and_nothing_is_lost() -> None:
     async with System(gateways=2, gateway_settings={"gateway_processes": 2}) as system:
         first, second = system.gateways
         children = [pid for _, pid in await until_up(first, 2)]
@@ -192,7 +192,7 @@ async def test_all_drain_at_the_same_time_and_nothing_is_lost() -> None:
         await assert_whole(system, stream_id, lives, gateway=1)
 
 
-async def test_a_child_that_is_told_to_stop_is_replaced() -> None:
+async def test_a_stopped_child_is_replaced() -> None:
     async with System(gateway_settings={"gateway_processes": 2}) as system:
         gateway = system.gateways[0]
         (_, one), _ = sorted(await until_up(gateway, 2))
@@ -215,12 +215,12 @@ async def test_children_do_not_outlive_a_supervisor_that_is_killed() -> None:
         await wait_until(lambda: not any(map(runs, children)), what="the children have ended")
         assert await nobody_listens(url)
         assert not folder.exists()
-        await reader.until_end()  # it was sent away, not cut off
+        await reader.until_end()  # the response ended properly
         await system.start_gateway(0)
         await assert_whole(system, stream_id, await resume(system, stream_id, [reader]))
 
 
-async def test_a_second_gateway_does_not_slip_in_at_the_same_port(tmp_path: Path) -> None:
+async def test_a_second_gateway_cannot_listen_on_the_same_port(tmp_path: Path) -> None:
     async with System(gateway_settings={"gateway_processes": 2}) as system:
         for processes in (1, 2):
             settings = {**system.gateways[0].settings, "gateway_processes": processes}
@@ -232,7 +232,7 @@ async def test_a_second_gateway_does_not_slip_in_at_the_same_port(tmp_path: Path
             )
 
 
-async def test_what_is_wrong_with_all_of_them_is_said_once(tmp_path: Path) -> None:
+async def test_an_error_of_all_processes_is_logged_once(tmp_path: Path) -> None:
     settings = {
         "redis_url": "unix:///nowhere/redis.sock",
         "redis_start_seconds": 0.2,
@@ -261,10 +261,12 @@ def up_of_two() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-async def test_midstream_up_has_as_many_as_it_is_told(up_of_two: subprocess.Popen[bytes], how: signal.Signals) -> None:
+async def test_midstream_up_starts_the_given_number_of_processes(
+    up_of_two: subprocess.Popen[bytes], how: signal.Signals
+) -> None:
     assert up_of_two.stdout is not None
-    told = (await asyncio.to_thread(up_of_two.stdout.readline)).decode()
-    url = told.removeprefix("midstream is up: ").strip()
+    line = (await asyncio.to_thread(up_of_two.stdout.readline)).decode()
+    url = line.removeprefix("midstream is up: ").strip()
 
     async def both() -> Any:
         return await everywhere(url, "midstream_gateway_processes") == {2}
@@ -280,7 +282,7 @@ async def test_midstream_up_has_as_many_as_it_is_told(up_of_two: subprocess.Pope
 
 
 def children_of(pid: int, module: str) -> list[int]:
-    """The pids of a process's children that run `python -m module`."""
+    """Returns the pids of a process's children that run `python -m module`."""
     pids = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     return [
         child for child in pids if f"-m\0{module}\0".encode() in Path(f"/proc/{child}/cmdline").read_bytes() + b"\0"
@@ -289,7 +291,7 @@ def children_of(pid: int, module: str) -> list[int]:
 
 @pytest.fixture
 def up_of_one(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`midstream up`, which writes to the file `log`."""
+    """Starts `midstream up`, which writes to the file `log`."""
     command = [sys.executable, "-m", "midstream.cli", "up", "--gateways", "1", "--port", "0", "--provider", "simulated"]
     with (tmp_path / "log").open("wb") as output:
         running = subprocess.Popen(command, env=environment_of({}), stdout=output, stderr=output)
@@ -298,7 +300,7 @@ def up_of_one(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     running.wait()
 
 
-async def test_midstream_up_restarts_what_was_ready_with_a_back_off(
+async def test_midstream_up_restarts_ready_processes_with_a_back_off(
     up_of_one: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     def logged() -> str:

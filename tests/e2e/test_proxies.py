@@ -1,4 +1,4 @@
-"""Our nginx, Caddy and HAProxy configurations before real gateways: nothing is late, and nothing is lost when gateways are replaced."""
+"""Our nginx, Caddy and HAProxy configurations in front of real gateways: no delays, and no loss when gateways are replaced."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from functools import partial
 
 import pytest
 import pytest_asyncio
+from playwright.async_api import Browser
+from websockets.asyncio.client import connect
+from websockets.typing import Subprotocol
 
 from midstream.doctor.checks import Pace, pace
 from midstream.doctor.observe import Client, Observation
@@ -36,8 +39,8 @@ async def running() -> AsyncIterator[System]:
 
 @pytest.mark.alone("a token may be 0.1 s late")
 @pytest.mark.parametrize("kind", KINDS)
-async def test_two_thousand_tokens_are_not_late(system: System, kind: Kind) -> None:
-    """Event by event: when it came through the proxy, against when it came to a reader of the gateway, at the same time."""
+async def test_a_proxy_does_not_delay_two_thousand_tokens(system: System, kind: Kind) -> None:
+    """For each event, compares the arrival through the proxy with the arrival at a direct reader, at the same time."""
     with deployed(kind, system.gateway_ports) as proxy:
         stream_id = await system.create(kind, simulate={"tokens": TOKENS, "tokens_per_second": 1000})
         path = f"/v1/streams/{stream_id}/events"
@@ -59,12 +62,12 @@ async def test_two_thousand_tokens_are_not_late(system: System, kind: Kind) -> N
 @pytest.mark.alone("an event may be 0.1 s late")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_two_thousand_timed_events_keep_their_pace(system: System, kind: Kind) -> None:
-    """When each was sent, against when it came; and the same without the proxy, at the same time on the same machine."""
+    """Compares when each event was sent and when it came, with and without the proxy, at the same time on the same machine."""
     plan, client = {"events": TOKENS, "interval_ms": 1}, Client(timeout_seconds=20)
 
-    def measured(told: Observation) -> Pace:
-        found = pace(told.arrivals)
-        assert told.whole, told.error
+    def measured(observation: Observation) -> Pace:
+        found = pace(observation.arrivals)
+        assert observation.whole, observation.error
         assert found is not None
         assert found.events == TOKENS
         return found
@@ -78,8 +81,8 @@ async def test_two_thousand_timed_events_keep_their_pace(system: System, kind: K
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_what_else_a_reader_relies_on(system: System, kind: Kind) -> None:
-    """204 after the end, the header's resume point, a POST, an error's body."""
+async def test_status_204_resumption_posts_and_errors_through_a_proxy(system: System, kind: Kind) -> None:
+    """204 after the end, `Last-Event-ID`, a POST, an error's body."""
     with deployed(kind, system.gateway_ports) as proxy:
         body = {"messages": [{"role": "user", "content": kind}], "simulate": {"tokens": 5, "tokens_per_second": 0}}
         created = await system.http.post(f"{proxy.url}/v1/streams", json=body)
@@ -136,12 +139,12 @@ PUBLIC = (
     ("POST", "/api/chat/none/stop", 200),
     ("GET", "/v1/probe?events=1", 200),
 )
-"""What the gateway itself answers to a request without a body."""
+"""The gateway's own answers to requests without a body."""
 ASKED_ABOUT_PROBES = ("GET", "/v1/probe/none-of-them", 404)
 
 
 def spellings(path: str) -> list[str]:
-    """Other ways to write a path that a server might take for it."""
+    """Yields other spellings that a server might take for this path."""
     encoded = "".join(f"%{ord(one):02x}" for one in path[1:])
     slashes_encoded = "/" + path[1:].replace("/", "%2f")
     return [
@@ -179,7 +182,7 @@ def spellings(path: str) -> list[str]:
 
 
 async def answer(port: int, method: str, target: str) -> tuple[int, bytes]:
-    """The status and all bytes of the answer to a request whose target is sent as it is."""
+    """Returns status and all bytes of the answer to a request whose target is sent unchanged."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         head = f"{method} {target} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
@@ -192,8 +195,8 @@ async def answer(port: int, method: str, target: str) -> tuple[int, bytes]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_only_what_is_for_the_public_is_passed_on(system: System, kind: Kind) -> None:
-    """The console of these gateways is on, so that it is the proxy which keeps it in."""
+async def test_only_public_paths_are_passed_on(system: System, kind: Kind) -> None:
+    """The console of these gateways is on, so that only the proxy can refuse it."""
     gateway = system.gateway_ports[0]
     for path in ("/", "/chat", "/v1/overview", "/metrics", "/readyz", "/healthz", "/openapi.json", "/docs"):
         assert (await answer(gateway, "GET", path))[0] == 200, path
@@ -216,7 +219,7 @@ async def test_only_what_is_for_the_public_is_passed_on(system: System, kind: Ki
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_websocket_and_no_other_upgrade_goes_through(system: System, kind: Kind) -> None:
+async def test_only_websocket_upgrades_go_through(system: System, kind: Kind) -> None:
     with deployed(kind, system.gateway_ports) as proxy:
         stream_id = await system.create(kind, simulate={"tokens": 5, "tokens_per_second": 100})
         path = f"/v1/streams/{stream_id}/ws"
@@ -237,8 +240,41 @@ async def test_a_websocket_and_no_other_upgrade_goes_through(system: System, kin
                 assert await upgraded(proxy.port, target, name) == 200, f"{target} {name}"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_websocket_clients_go_through(system: System, browser: Browser, kind: Kind) -> None:
+    """The library `websockets` and a page's own WebSocket, which closes the connection if the subprotocol is not named."""
+    script = """url => new Promise(resolve => {
+        const received = [], socket = new WebSocket(url, ['json']);
+        socket.onmessage = told => received.push(JSON.parse(told.data));
+        socket.onclose = told => resolve([received, told.code, socket.protocol]);
+    })"""
+    with deployed(kind, system.gateway_ports) as proxy:
+        stream_id = await system.create(kind, simulate={"tokens": 50, "tokens_per_second": 200})
+        url = f"{proxy.url}/v1/streams/{stream_id}/ws".replace("http", "ws", 1)
+        page = await browser.new_page()
+        await page.goto(f"{proxy.url}/v1/models")
+        in_page, code, protocol = await page.evaluate(script, url)
+        await page.close()
+        assert (code, protocol) == (1000, "json")
+        async with connect(url, proxy=None, subprotocols=[Subprotocol("json")]) as socket:
+            in_library = [json.loads(message) async for message in socket]
+            assert (socket.subprotocol, socket.close_code) == ("json", 1000)
+        state = await system.state(stream_id)
+        for received in (in_page, in_library):
+            assert "".join(one["data"]["token"] for one in received if one["event"] == "message") == state["text"]
+            assert received[-1]["event"] == "done"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_photo_goes_through(system: System, kind: Kind) -> None:
+    with deployed(kind, system.gateway_ports) as proxy:
+        content = [{"type": "image_url", "image_url": {"url": "data:image/jpeg;base64," + "A" * 20_000_000}}]
+        body = {"messages": [{"role": "user", "content": content}], "simulate": {"tokens": 1}}
+        assert (await system.http.post(f"{proxy.url}/v1/streams", json=body)).status_code == 201
+
+
 async def upgraded(port: int, path: str, name: str) -> int:
-    """The status of the answer to a handshake that names this protocol."""
+    """Returns the status of the answer to a handshake that names this protocol."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(
@@ -252,17 +288,17 @@ async def upgraded(port: int, path: str, name: str) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_no_answer_goes_to_somebody_else(system: System, kind: Kind) -> None:
-    """Requests hidden behind an upgrade that is offered: `python -m tests.stress.hidden_request` tries it more often."""
+async def test_no_answer_goes_to_another_client(system: System, kind: Kind) -> None:
+    """Requests hidden behind an offered upgrade: `python -m tests.stress.hidden_request` makes many more tries."""
     found = await hidden_request.through(system, kind, tries=60, seed=3)
     assert found.wrong == []
     assert sum(found.statuses.values()) == 60
-    assert len(found.statuses) > 3  # many were let through to the gateway, and answered each in its way
+    assert len(found.statuses) > 3  # many reached the gateway, and each got its own answer
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_host_keeps_its_port(system: System, kind: Kind) -> None:
-    """A page at another port than 80 is of the gateway's own origin, also where the browser says no more than `Origin`."""
+    """A page on another port than 80 has the gateway's own origin, also if the browser sends only `Origin`."""
     with deployed(kind, system.gateway_ports) as proxy:
         body = {"messages": [{"role": "user", "content": kind}], "simulate": {"tokens": 1}}
         for origin, status in ((proxy.url, 201), ("http://127.0.0.1", 403), ("http://elsewhere.example", 403)):
@@ -273,11 +309,11 @@ async def test_the_host_keeps_its_port(system: System, kind: Kind) -> None:
 READERS, STREAMS = 500, 10
 
 
-async def test_gateways_are_replaced_under_five_hundred_readers() -> None:
-    """One after the other behind nginx, as a deployment does it: nobody is refused, loses a token or gets one twice."""
+async def test_gateways_are_replaced_while_five_hundred_readers_follow() -> None:
+    """One after the other behind nginx, as a deployment does it: no reader is refused, loses a token or gets one twice."""
     async with System(gateways=2, settings={"retry_milliseconds": 300}) as system:
         with deployed("nginx", system.gateway_ports) as proxy:
-            simulate = {"tokens": 10_000, "tokens_per_second": 14}  # they last for as long as this takes
+            simulate = {"tokens": 10_000, "tokens_per_second": 14}  # long enough for this test
             ids = [await system.create(f"story {number}", simulate=simulate) for number in range(STREAMS)]
             sources = [EventSource(proxy.port, f"/v1/streams/{ids[n % STREAMS]}/events") for n in range(READERS)]
             reading = [asyncio.create_task(source.run()) for source in sources]
@@ -298,20 +334,22 @@ async def test_gateways_are_replaced_under_five_hundred_readers() -> None:
             assert source.answer.tokens, f"reader {number}"
             assert source.answer.text == state["text"], f"reader {number}"
         resumes = sum(len(source.connections) - 1 for source in sources)
-        assert sum(source.failures for source in sources) == 0  # nor met a closed door
+        assert sum(source.failures for source in sources) == 0  # no connection was refused
         assert READERS <= resumes < 3 * READERS  # each gateway had about half of them, and the second one then all
         print(f"{READERS} readers, {resumes} resumes")
 
 
 async def replace_all(system: System, proxy: Proxy, sources: list[EventSource]) -> None:
-    """SIGTERM, wait until it is gone, start it again, wait until it is ready; then the next one."""
+    """Stops each gateway with SIGTERM, starts it again, and waits until it is ready, one after the other."""
 
-    async def has_its_share(index: int) -> bool:
+    async def has_half_of_the_readers(index: int) -> bool:
         ready = await system.http.get(f"{system.gateway_url(index)}/readyz")
         return ready.status_code == 200 and ready.json()["readers"] >= READERS // 4
 
     async def replace(index: int) -> None:
-        await wait_until(partial(has_its_share, index), within_seconds=30, what=f"gateway {index} has readers")
+        await wait_until(
+            partial(has_half_of_the_readers, index), within_seconds=30, what=f"gateway {index} has readers"
+        )
         system.gateways[index].send(signal.SIGTERM)
         assert await system.gateways[index].exit_code() == 0
         before = [source.events for source in sources]

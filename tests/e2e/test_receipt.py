@@ -1,4 +1,4 @@
-"""Receipts: generated against delivered, over connections that are cut, gateways that are killed, attempts that fail."""
+"""Receipts: tokens generated and delivered, with cut connections, killed gateways and failed attempts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.support.waiting import wait_until
 async def receipt(system: System, stream_id: str, *, gateway: int = 0) -> dict[str, Any]:
     response = await system.http.get(f"{system.gateway_url(gateway)}/v1/streams/{stream_id}/receipt")
     assert response.status_code == 200, response.text
-    told: dict[str, Any] = response.json()
-    return told
+    receipt_now: dict[str, Any] = response.json()
+    return receipt_now
 
 
 async def until_all_closed(system: System, stream_id: str, connections: int, *, gateway: int = 0) -> dict[str, Any]:
     async def closed() -> bool:
-        told = await receipt(system, stream_id, gateway=gateway)
-        listed = told["delivered"]["connections"]
+        shown = await receipt(system, stream_id, gateway=gateway)
+        listed = shown["delivered"]["connections"]
         return len(listed) == connections and all(one["outcome"] for one in listed)
 
     await wait_until(closed, what=f"{connections} connections are noted as closed")
@@ -37,15 +37,15 @@ async def test_cut_and_resumed_on_another_gateway() -> None:
         await first.until_tokens(20)
         await first.leave()
         second = await system.follow(stream_id, gateway=1, after=first.last_id).until_end()
-        told = await until_all_closed(system, stream_id, 2)
-        assert told["generated"]["tokens"] == 60
-        assert told["generated"]["usage"]["completion_tokens"] == 60
-        (attempt,) = told["generated"]["attempts"]
+        final = await until_all_closed(system, stream_id, 2)
+        assert final["generated"]["tokens"] == 60
+        assert final["generated"]["usage"]["completion_tokens"] == 60
+        (attempt,) = final["generated"]["attempts"]
         assert (attempt["attempt"], attempt["tokens"], attempt["outcome"]) == (1, 60, "completed")
         assert attempt["worker"]
         assert attempt["started_at"] > 1e9
-        assert (told["delivered"]["tokens"], told["undelivered_tokens"]) == (60, 0)
-        one, two = told["delivered"]["connections"]
+        assert (final["delivered"]["tokens"], final["undelivered_tokens"]) == (60, 0)
+        one, two = final["delivered"]["connections"]
         assert (one["outcome"], two["outcome"]) == ("disconnected", "completed")
         assert (one["from"], two["from"], two["to"]) == ("0-0", first.last_id, "1-61")
         assert one["tokens"] >= len(first.tokens)
@@ -54,7 +54,7 @@ async def test_cut_and_resumed_on_another_gateway() -> None:
         assert one["opened_at"] <= one["closed_at"] <= two["closed_at"]
 
 
-async def test_what_nobody_read_is_undelivered_and_usage_is_never_made_up() -> None:
+async def test_unread_tokens_are_undelivered_and_usage_is_never_invented() -> None:
     async with System() as system:
         stream_id = await system.create(
             simulate={"tokens": 1000, "tokens_per_second": 50}, midstream={"on_disconnect": {"cancel_after": 0.5}}
@@ -63,11 +63,11 @@ async def test_what_nobody_read_is_undelivered_and_usage_is_never_made_up() -> N
         await reader.until_tokens(10)
         await reader.leave()
         await system.until_status(stream_id, "cancelled")
-        told = await until_all_closed(system, stream_id, 1)
-        assert told["generated"]["usage"] is None
-        assert told["generated"]["attempts"][0]["outcome"] == "cancelled"
-        assert told["generated"]["tokens"] > told["delivered"]["tokens"] >= 10
-        assert told["undelivered_tokens"] == told["generated"]["tokens"] - told["delivered"]["tokens"]
+        final = await until_all_closed(system, stream_id, 1)
+        assert final["generated"]["usage"] is None
+        assert final["generated"]["attempts"][0]["outcome"] == "cancelled"
+        assert final["generated"]["tokens"] > final["delivered"]["tokens"] >= 10
+        assert final["undelivered_tokens"] == final["generated"]["tokens"] - final["delivered"]["tokens"]
 
 
 async def test_each_attempt_is_counted() -> None:
@@ -78,28 +78,30 @@ async def test_each_attempt_is_counted() -> None:
                 midstream={"on_interrupt": policy},
             )
             reader = await system.follow(stream_id).until_end()
-            told = await until_all_closed(system, stream_id, 1)
-            assert [one["tokens"] for one in told["generated"]["attempts"]] == [10, 10, 10]
-            assert [one["outcome"] for one in told["generated"]["attempts"]] == [
+            final = await until_all_closed(system, stream_id, 1)
+            assert [one["tokens"] for one in final["generated"]["attempts"]] == [10, 10, 10]
+            assert [one["outcome"] for one in final["generated"]["attempts"]] == [
                 "provider_unavailable",
                 "provider_unavailable",
                 "failed",
             ]
-            assert told["generated"]["tokens"] == told["delivered"]["tokens"] == standing
-            assert told["delivered"]["connections"][0]["tokens"] == tokens == len(reader.tokens)
+            assert final["generated"]["tokens"] == final["delivered"]["tokens"] == standing
+            assert final["delivered"]["connections"][0]["tokens"] == tokens == len(reader.tokens)
 
 
-async def test_a_gateway_that_is_killed_loses_little() -> None:
+async def test_a_killed_gateway_s_receipt_lacks_little() -> None:
     async with System(gateways=2, gateway_settings={"delivery_report_seconds": 0.3}) as system:
         stream_id = await system.create(simulate={"tokens": 300, "tokens_per_second": 60})
         reader = system.follow(stream_id)
         await reader.until_tokens(60)
         system.gateways[0].kill()
         had = len(reader.tokens)
-        told = await receipt(system, stream_id, gateway=1)
-        (one,) = told["delivered"]["connections"]
+        shown = await receipt(system, stream_id, gateway=1)
+        (one,) = shown["delivered"]["connections"]
         assert (one["outcome"], one["closed_at"]) == (None, None)
-        assert one["tokens"] >= had - 45  # what 60 tokens/s are in the bound, and as much again for a busy machine
+        assert (
+            one["tokens"] >= had - 45
+        )  # the tokens of one report interval at 60 tokens/s, and more for a busy machine
 
 
 async def test_the_process_that_ends_a_stream_logs_its_receipt() -> None:
@@ -125,7 +127,7 @@ async def test_the_process_that_ends_a_stream_logs_its_receipt() -> None:
         assert "simulated answer" not in everything
 
 
-async def test_a_provider_that_bills_what_is_cancelled_is_read_to_its_end() -> None:
+async def test_a_cancelled_answer_is_read_to_its_end_for_the_usage() -> None:
     settings = {"provider_on_cancel": "drain"}
     async with System(worker_settings=settings) as system:
         stream_id = await system.create(simulate={"tokens": 120, "tokens_per_second": 60})
@@ -137,17 +139,17 @@ async def test_a_provider_that_bills_what_is_cancelled_is_read_to_its_end() -> N
         assert kept < 120
         assert (await receipt(system, stream_id))["generated"]["usage"] is None
 
-        async def told() -> bool:
+        async def has_usage() -> bool:
             return (await receipt(system, stream_id))["generated"]["usage"] is not None
 
-        await wait_until(told, what="the usage of what was cancelled")
+        await wait_until(has_usage, what="the usage of the cancelled answer")
         whole = await receipt(system, stream_id)
         assert whole["generated"]["usage"]["completion_tokens"] == 120
         assert whole["generated"]["tokens"] == (await system.state(stream_id))["tokens"] == kept
 
 
 @pytest.mark.parametrize("policy", ["restart", "fail"])
-async def test_when_a_lost_worker_and_a_killed_gateway_were_last_heard_of(policy: str) -> None:
+async def test_receipts_have_the_last_heartbeats_of_a_killed_worker_and_gateway(policy: str) -> None:
     settings = {"lease_seconds": 1, "delivery_report_seconds": 0.2}
     async with System(gateways=2, workers=2, settings=settings) as system:
         simulate = {"tokens": 100, "tokens_per_second": 40}
@@ -157,12 +159,12 @@ async def test_when_a_lost_worker_and_a_killed_gateway_were_last_heard_of(policy
         killed_at = time.time()
         (await system.worker_of(stream_id)).kill()
         await system.until_status(stream_id, "completed", "failed")
-        told = await receipt(system, stream_id)
-        lost, *later = told["generated"]["attempts"]
+        shown = await receipt(system, stream_id)
+        lost, *later = shown["generated"]["attempts"]
         assert (lost["outcome"], len(later)) == {"restart": ("worker_lost", 1), "fail": ("failed", 0)}[policy]
-        # A worker says every two seconds that it is there.
+        # A worker sends a heartbeat every two seconds.
         assert lost["started_at"] - 2.5 < lost["last_heard_at"] < killed_at + 0.1
         assert all(attempt["last_heard_at"] is None for attempt in later)
-        (connection,) = told["delivered"]["connections"]
+        (connection,) = shown["delivered"]["connections"]
         assert (connection["outcome"], connection["closed_at"]) == (None, None)
         assert connection["opened_at"] <= connection["noted_at"] < killed_at + 0.1

@@ -1,4 +1,4 @@
-"""Redis comes back with less than it had acknowledged, or has no room left: nothing is lost while the worker lives."""
+"""Redis loses entries that it had acknowledged, or is full: nothing is lost while the worker lives."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def start_all(system: System) -> dict[str, Reader]:
     return {stream_id: system.follow(stream_id) for stream_id in ids}
 
 
-async def until_all_have(readers: dict[str, Reader], tokens: int) -> None:
+async def until_all_have_tokens(readers: dict[str, Reader], tokens: int) -> None:
     for reader in readers.values():
         await reader.until_tokens(tokens, within_seconds=30.0)
 
@@ -52,17 +52,17 @@ async def test_a_replica_is_promoted_while_it_lags() -> None:
 
                 await wait_until(linked, within_seconds=20.0, what="the replica follows")
                 readers = await start_all(system)
-                await until_all_have(readers, 20)
+                await until_all_have_tokens(readers, 20)
                 await commands.replicaof("NO", "ONE")  # from here on it lags
-                await until_all_have(readers, 60)
+                await until_all_have_tokens(readers, 60)
                 await asyncio.to_thread(system.redis.kill)
                 await commands.config_set("port", system.redis.port)
                 await assert_all_whole(system, readers)
-                assert_it_had_forgotten(system)
+                assert_repaired(system)
 
 
-def assert_it_had_forgotten(system: System) -> None:
-    """The worker has said so: else the test has shown nothing."""
+def assert_repaired(system: System) -> None:
+    """Waits until the worker has logged a repair: otherwise the test would prove nothing."""
     assert system.workers[0].logged().count("appending them again") >= STREAMS // 2
 
 
@@ -70,21 +70,21 @@ async def test_redis_starts_from_an_older_append_only_file() -> None:
     needs("redis-server", binary_of("redis"))
     async with System(tcp=True, durable=True) as system:
         readers = await start_all(system)
-        await until_all_have(readers, 30)
+        await until_all_have_tokens(readers, 30)
         home = Path(str((await system.commands.config_get("dir"))["dir"]), "appendonlydir")
         older = home.with_name("older")
         shutil.copytree(home, older)
-        await until_all_have(readers, 70)
+        await until_all_have_tokens(readers, 70)
         await asyncio.to_thread(system.redis.kill)
         shutil.rmtree(home)
         older.rename(home)
         await asyncio.to_thread(system.redis.start)
         await assert_all_whole(system, readers)
-        assert_it_had_forgotten(system)
+        assert_repaired(system)
 
 
-async def test_redis_is_full_and_has_room_again() -> None:
-    """Running streams end as log_full, new ones are refused with a reason, and then all is well again."""
+async def test_streams_fail_while_redis_is_full_and_work_again_afterwards() -> None:
+    """Running streams end as log_full, new ones are refused with a reason, and afterwards streams work again."""
     async with System() as system:
         stream_id = await system.create(simulate={"tokens": 5000, "tokens_per_second": 200})
         reader = system.follow(stream_id)
@@ -107,7 +107,7 @@ async def test_redis_is_full_and_has_room_again() -> None:
         assert (await system.state(again, wait_seconds=10))["tokens"] == 20
 
 
-async def test_a_stream_has_a_bound_of_its_own() -> None:
+async def test_a_stream_has_its_own_size_limit() -> None:
     async with System(worker_settings={"stream_entries_max": 60}) as system:
         stream_id = await system.create(simulate={"tokens": 500, "tokens_per_second": 100})
         answer = answer_of((await system.follow(stream_id).until_end()).messages)
@@ -126,10 +126,10 @@ async def test_no_key_is_without_an_expiry() -> None:
             if end:
                 await system.http.post(f"{system.gateway_url()}/v1/streams/{stream_id}/cancel")
             await reader.until_end()
-        assert await keys_for_ever(system.commands) == []
+        assert await keys_without_expiry(system.commands) == []
         await system.commands.set("a key that nobody will remove", "1")
-        assert await keys_for_ever(system.commands) == [b"a key that nobody will remove"]
+        assert await keys_without_expiry(system.commands) == [b"a key that nobody will remove"]
 
 
-async def keys_for_ever(commands: Any) -> list[bytes]:
+async def keys_without_expiry(commands: Any) -> list[bytes]:
     return [key async for key in commands.scan_iter() if await commands.pttl(key) == -1]

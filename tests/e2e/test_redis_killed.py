@@ -1,4 +1,4 @@
-"""Redis dies, comes back, or cuts its connections, while readers who never reconnect are reading."""
+"""Redis is killed and restarted, or closes its connections, while readers follow that never reconnect."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ async def start_all(system: System, tokens_per_second: int) -> dict[str, Reader]
     simulate = {"tokens": TOKENS, "tokens_per_second": tokens_per_second}
     ids = await asyncio.gather(*(system.create(f"question {number}", simulate=simulate) for number in range(STREAMS)))
     readers = {stream_id: system.follow(stream_id) for stream_id in ids}
-    await until_all_have(readers, 20)
+    await until_all_have_tokens(readers, 20)
     return readers
 
 
-async def until_all_have(readers: dict[str, Reader], tokens: int) -> None:
+async def until_all_have_tokens(readers: dict[str, Reader], tokens: int) -> None:
     await wait_until(
         lambda: all(len(one.messages) > tokens for one in readers.values()), within_seconds=30.0, what="all have begun"
     )
@@ -38,11 +38,11 @@ async def assert_all_whole(system: System, readers: dict[str, Reader]) -> None:
 
 @pytest.mark.parametrize("durable", [True, False], ids=["append-only", "forgets everything"])
 async def test_killed_and_started_again(durable: bool) -> None:
-    """With nothing on disk the workers write again what Redis forgot, under the same ids."""
+    """If Redis has nothing on disk, the workers write the entries again, under the same ids."""
     async with System(tcp=True, durable=durable) as system:
         readers = await start_all(system, tokens_per_second=50)
         for seen in (30, 100):
-            await until_all_have(readers, seen)
+            await until_all_have_tokens(readers, seen)
             await asyncio.to_thread(system.redis.kill)
             assert not any(reader.ended for reader in readers.values())
             await asyncio.to_thread(system.redis.start)
@@ -53,13 +53,13 @@ async def test_connections_cut_in_mid_stream() -> None:
     async with System() as system:
         readers = await start_all(system, tokens_per_second=60)
         for round_number, kind in enumerate(["normal", "pubsub", "normal", "pubsub"], start=1):
-            await until_all_have(readers, 30 * round_number)
+            await until_all_have_tokens(readers, 30 * round_number)
             killed = await system.commands.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
             assert killed >= 1
         await assert_all_whole(system, readers)
 
 
-async def test_while_redis_is_away_requests_are_told_so() -> None:
+async def test_requests_are_answered_with_503_while_redis_is_down() -> None:
     async with System(tcp=True, durable=True, gateway_settings={"redis_wait_seconds": 1}) as system:
         stream_id = await system.create(simulate={"tokens": 3})
         await system.until_status(stream_id, "completed")

@@ -1,4 +1,4 @@
-"""Redis users that may do what the documentation says, and no more; and what is said of those that may do less."""
+"""Redis users with exactly the documented permissions work; with fewer the missing ones are named."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from tests.support.waiting import wait_until
 _PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "run-with-your-own-redis.md"
 KINDS: tuple[Kind, ...] = ("valkey", "redis")
 _OPTIONAL = {"+client|setname", "+info"}
-"""Without these everything works, as the page says."""
+"""Optional commands: without these everything works, as the documentation says."""
 
 
 def documented(user: str) -> list[str]:
-    """The rules of this user's ACL SETUSER line in the documentation."""
+    """Returns the rules of this user's ACL SETUSER line in the documentation."""
     (line,) = re.findall(rf"^ACL SETUSER {user} (.+)$", _PAGE.read_text(), re.MULTILINE)
     return str(line).split()
 
@@ -61,7 +61,7 @@ def test_the_user_for_both_has_the_permissions_of_each() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_everything_works_with_what_the_page_grants_and_nothing_else_is_tried(kind: Kind) -> None:
+async def test_the_documented_permissions_are_sufficient(kind: Kind) -> None:
     names = ("midstream-gateway", "midstream-worker")
     arguments: list[str] = []
     for name in names:
@@ -157,7 +157,7 @@ async def sentence(connection: RespConnection, subscription: Subscription | None
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_each_permission_that_is_missing_is_named(kind: Kind, role: Role) -> None:
+async def test_each_missing_permission_is_named(kind: Kind, role: Role) -> None:
     rules = [rule for rule in documented(f"midstream-{role}") if not rule.startswith(">")]
     commands = [rule for rule in rules if rule.startswith("+")]
     others = {"~midstream:*": "the keys midstream:*", "&midstream:*": "the channels midstream:*"}
@@ -176,7 +176,7 @@ async def test_each_permission_that_is_missing_is_named(kind: Kind, role: Role) 
             for missing in [*commands, *others]:
                 if missing in _OPTIONAL or missing == "+ping":
                     continue
-                # The same user: connections that are there go on with what is left to it.
+                # The same user: open connections keep the permissions that are left.
                 revoked = (
                     "-" + missing[1:] if missing in commands else {"~": "resetkeys", "&": "resetchannels"}[missing[0]]
                 )
@@ -193,7 +193,7 @@ async def test_each_permission_that_is_missing_is_named(kind: Kind, role: Role) 
 
 
 async def connection_up(connection: RespConnection) -> None:
-    """Redis ends the connections of a user whose channels are taken away."""
+    """Redis closes a user's connections when permissions for channels are removed."""
 
     async def answers() -> bool:
         return connection.is_up and await connection.execute("PING") == b"PONG"
@@ -202,7 +202,7 @@ async def connection_up(connection: RespConnection) -> None:
 
 
 FAULTS: dict[str, tuple[list[str], list[str], str]] = {
-    # what it is: arguments of the server, commands to it, what is said
+    # fault: arguments of the server, commands to it, the expected sentence
     "no channels, as a new user of Redis 7": (
         [],
         ["ACL SETUSER u on >p ~* +@all resetchannels"],
@@ -216,18 +216,22 @@ FAULTS: dict[str, tuple[list[str], list[str], str]] = {
     "keys that may only be read": ([], ["ACL SETUSER u on >p %R~* &* +@all"], "the keys midstream:*"),
     "a wrong password": ([], ["ACL SETUSER u on >other ~* &* +@all"], "refuses the login"),
     "renamed": (["--rename-command", "EVALSHA", ""], ["ACL SETUSER u on >p ~* &* +@all"], "does not know EVALSHA"),
-    "a read-only replica": ([], ["ACL SETUSER u on >p ~* &* +@all", "REPLICAOF 127.0.0.1 1"], "name its primary"),
+    "a read-only replica": (
+        [],
+        ["ACL SETUSER u on >p ~* &* +@all", "REPLICAOF 127.0.0.1 1"],
+        "the address of its primary",
+    ),
     "a queue that is none": (
         [],
         ["ACL SETUSER u on >p ~* &* +@all", f"SET {REQUESTS.decode()} x"],
-        "midstream:requests holds something else",
+        "midstream:requests is not the request queue",
     ),
 }
 
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_who_cannot_work_says_why_at_the_start(fault: str, role: Role) -> None:
+async def test_a_process_without_its_permissions_says_why_at_the_start(fault: str, role: Role) -> None:
     arguments, commands, words = FAULTS[fault]
     with server_of("redis" if binary_of("redis") else "valkey", *arguments) as server:
         admin: Any = redis.asyncio.Redis.from_url(server.url)
@@ -242,7 +246,7 @@ async def test_who_cannot_work_says_why_at_the_start(fault: str, role: Role) -> 
 
 
 @pytest.mark.parametrize("module", ["gateway", "producer"])
-async def test_a_process_that_cannot_work_ends_with_that_sentence(module: str, tmp_path: Path) -> None:
+async def test_a_process_without_its_permissions_ends_with_that_sentence(module: str, tmp_path: Path) -> None:
     user = ["--user", "u", "on", ">p", "~*", "resetchannels", "+@all", "-script|load"]
     with server_of("redis" if binary_of("redis") else "valkey", *user) as server:
         settings: Mapping[str, object] = {"redis_url": server.url_of("u", "p"), "port": 0}
@@ -255,8 +259,8 @@ async def test_a_process_that_cannot_work_ends_with_that_sentence(module: str, t
 
 
 @pytest.mark.parametrize("role", ROLES)
-async def test_a_key_that_somebody_else_uses_is_said_where_it_is_the_queue(role: Role) -> None:
-    """Without any other, everything but itself works: the rest must not be refused for its sake."""
+async def test_only_another_program_s_queue_key_prevents_the_start(role: Role) -> None:
+    """If another key has a wrong type, only the feature that uses it fails: the process must still start."""
     with server_of(
         "redis" if binary_of("redis") else "valkey", "--user", "u", "on", ">p", "~*", "&*", "+@all"
     ) as server:
@@ -265,7 +269,7 @@ async def test_a_key_that_somebody_else_uses_is_said_where_it_is_the_queue(role:
         async with connected(server, role) as (connection, subscription):
             assert await sentence(connection, subscription, role) is None
             await admin.set(REQUESTS, "x")
-            assert "midstream:requests holds something else" in str(await sentence(connection, subscription, role))
+            assert "midstream:requests is not the request queue" in str(await sentence(connection, subscription, role))
         await admin.aclose()
 
 
@@ -285,17 +289,17 @@ async def small(request: pytest.FixtureRequest) -> AsyncIterator[System]:
         yield system
 
 
-async def test_what_is_taken_away_later_is_told_by_every_route_and_not_as_a_redis_that_is_away(small: System) -> None:
+async def test_permissions_removed_later_are_reported_by_every_route(small: System) -> None:
     system, http, url = small, small.http, small.gateway_url()
     ended = await system.create(simulate={"tokens": 3})
     await system.follow(ended).until_end()
 
-    async def told(method: str, path: str, **more: Any) -> tuple[int, str]:
+    async def answer_to(method: str, path: str, **more: Any) -> tuple[int, str]:
         answer = await http.request(method, url + path, **more)
         return answer.status_code, answer.text
 
     async def ready(words: str) -> bool:
-        status, text = await told("GET", "/readyz")
+        status, text = await answer_to("GET", "/readyz")
         return words in text and status == (503 if "ready" not in words else 200)
 
     chat = {"id": "c1", "messages": [{"role": "user", "parts": [{"type": "text", "text": "hi"}]}]}
@@ -326,7 +330,7 @@ async def test_what_is_taken_away_later_is_told_by_every_route_and_not_as_a_redi
         await admin.execute_command("ACL", "SETUSER", "u", *revoke)
         await wait_until(lambda words=words: ready(words), what=words)  # type: ignore[misc]
         for method, path, more in requests:
-            status, text = await told(method, path, **more)
+            status, text = await answer_to(method, path, **more)
             assert status == 503, (revoke, method, path, status, text)
             assert "refuses" in text, (revoke, method, path, text)
             assert "away" not in text, (revoke, method, path, text)
@@ -338,7 +342,7 @@ async def test_what_is_taken_away_later_is_told_by_every_route_and_not_as_a_redi
     assert len((await system.follow(ended).until_end()).tokens) == 3
 
 
-async def test_a_password_that_was_changed_is_told_as_one(small: System) -> None:
+async def test_a_changed_password_is_reported_as_one(small: System) -> None:
     system, url = small, small.gateway_url()
     await system.commands.execute_command("ACL", "SETUSER", "u", "resetpass", ">other")
     await system.commands.execute_command("CLIENT", "KILL", "USER", "u")
@@ -352,21 +356,21 @@ async def test_a_password_that_was_changed_is_told_as_one(small: System) -> None
     await wait_until(lambda: readyz(200, "ready"), what="ready again")
 
 
-async def test_midstream_up_says_what_its_redis_refuses_once(tmp_path: Path) -> None:
+async def test_midstream_up_reports_a_refusal_of_redis_once(tmp_path: Path) -> None:
     user = ["--user", "u", "on", ">p", "~*", "resetchannels", "+@all"]
     with server_of("redis" if binary_of("redis") else "valkey", *user) as server:
         command = [sys.executable, "-m", "midstream.cli", "up", "--port", "0", "--redis", server.url_of("u", "p")]
-        said = await asyncio.to_thread(
+        output = await asyncio.to_thread(
             subprocess.run, command, env=environment_of({}), capture_output=True, timeout=30, check=False
         )
-        assert said.returncode == 1
-        lines = said.stderr.decode().strip().splitlines()
+        assert output.returncode == 1
+        lines = output.stderr.decode().strip().splitlines()
         assert [
             line for line in lines if "refuses the user u what a gateway needs: the channels midstream:*" in line
         ] == lines
 
 
-async def test_a_redis_that_becomes_a_replica_is_told_as_one_until_it_is_a_primary_again(small: System) -> None:
+async def test_a_redis_that_becomes_a_replica_is_reported_until_it_is_a_primary_again(small: System) -> None:
     system, http, url = small, small.http, small.gateway_url()
 
     async def readyz(status: int, words: str) -> bool:
@@ -387,7 +391,7 @@ async def test_a_redis_that_becomes_a_replica_is_told_as_one_until_it_is_a_prima
     assert len((await system.follow(stream_id).until_end()).tokens) == 3
 
 
-async def test_readyz_looks_at_redis_once_a_second_however_often_it_is_asked(small: System) -> None:
+async def test_readyz_checks_redis_at_most_once_a_second(small: System) -> None:
     system, url = small, small.gateway_url()
     client = ordinary_client(system.redis.url, reply_seconds=5.0)
 
@@ -404,7 +408,7 @@ async def test_readyz_looks_at_redis_once_a_second_however_often_it_is_asked(sma
         await client.aclose()
 
 
-async def test_strange_entries_of_the_queue_and_logs_that_are_none_hold_up_no_takeover() -> None:
+async def test_garbage_in_the_queue_and_in_logs_delays_no_takeover() -> None:
     async with System(workers=2, settings={"lease_seconds": 1}) as system:
         for fields in (["id", b"\xff\xfe"], ["id", "nobody\nforged"], ["x", "y"], ["id", "a", "id", "b"]):
             await system.commands.execute_command("XADD", REQUESTS, "*", *fields)
@@ -413,7 +417,7 @@ async def test_strange_entries_of_the_queue_and_logs_that_are_none_hold_up_no_ta
         )
         reader = system.follow(stream_id)
         await reader.until_tokens(3)
-        # As left behind by a worker of another make that died over it: claimed, never acknowledged.
+        # As left by a foreign worker that died: claimed, never acknowledged.
         await system.commands.execute_command("XADD", REQUESTS, "*", "id", b"\xff")
         for entry in (("SET", "x", "EX", "60"), ("XADD", "0-1", "accepted", "{"), ("XADD", "0-1", "t", b"\xff")):
             strange = new_stream_id()
@@ -429,6 +433,6 @@ async def test_strange_entries_of_the_queue_and_logs_that_are_none_hold_up_no_ta
 
         await wait_until(only_ours, within_seconds=10.0, what="the queue is empty")
         logged = [line for worker in system.workers for line in worker.logged().splitlines()]
-        told = [json.loads(line)["message"] for line in logged if line.startswith("{")]
-        assert any("name no stream" in message for message in told)
-        assert sum("failed: unreadable" in message for message in told) == 3, "each once"
+        messages = [json.loads(line)["message"] for line in logged if line.startswith("{")]
+        assert any("name no stream" in message for message in messages)
+        assert sum("failed: unreadable" in message for message in messages) == 3, "each once"

@@ -1,4 +1,4 @@
-"""Workers and gateways that die, freeze or are asked to stop while they are needed."""
+"""Workers and gateways that are killed, frozen or stopped while streams run."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ SETTINGS = {"lease_seconds": LEASE_SECONDS}
 TALK = {"tokens": 120, "tokens_per_second": 80}
 
 
-async def talk(system: System, policy: str = "restart", *, seen: int = 30) -> tuple[str, Reader, Process]:
-    """A stream in mid-answer, its reader, and its worker."""
+async def stream_in_mid_answer(
+    system: System, policy: str = "restart", *, seen: int = 30
+) -> tuple[str, Reader, Process]:
+    """Returns a stream in mid-answer, its reader and its worker."""
     stream_id = await system.create("take over", simulate=TALK, midstream={"on_interrupt": policy})
     reader = system.follow(stream_id)
     await reader.until_tokens(seen)
@@ -27,7 +29,7 @@ async def talk(system: System, policy: str = "restart", *, seen: int = 30) -> tu
 
 
 async def uninterrupted(system: System) -> str:
-    """The text that one undisturbed run gives."""
+    """Returns the text of an undisturbed run."""
     stream_id = await system.create("take over", simulate={"tokens": TALK["tokens"], "tokens_per_second": 0})
     return str((await system.state(stream_id, wait_seconds=20))["text"])
 
@@ -40,30 +42,30 @@ async def ids_in_log(system: System, stream_id: str) -> list[bytes]:
 async def test_worker_killed_in_mid_answer(policy: str) -> None:
     async with System(workers=2, settings=SETTINGS) as system:
         expected = await uninterrupted(system)
-        stream_id, reader, worker = await talk(system, policy)
+        stream_id, reader, worker = await stream_in_mid_answer(system, policy)
         worker.kill()
         killed_at = time.monotonic()
-        told = await reader.until_event("failed" if policy == "fail" else "restarted")
+        event = await reader.until_event("failed" if policy == "fail" else "restarted")
         assert time.monotonic() - killed_at < LEASE_SECONDS + 2
         answer = answer_of((await reader.until_end()).messages)
         state = await system.state(stream_id)
         assert answer.text == state["text"]
         if policy == "fail":
-            assert (told["code"], told["retryable"]) == ("worker_lost", True)
-            assert (state["status"], state["error"]) == ("failed", told)
+            assert (event["code"], event["retryable"]) == ("worker_lost", True)
+            assert (state["status"], state["error"]) == ("failed", event)
             assert len(answer.tokens) >= 30
             assert expected.startswith(answer.text)
         else:
             assert (answer.end, answer.text) == ("done", expected)
-            assert (told["attempt"], told["reason"]) == (2, "worker_lost")
+            assert (event["attempt"], event["reason"]) == (2, "worker_lost")
             kept = max(int(one.id.split("-")[1]) for one in reader.messages if one.id.startswith("1-"))
-            assert told["base"] == (kept if policy == "continue" else 0)
+            assert event["base"] == (kept if policy == "continue" else 0)
 
 
-async def test_reader_that_was_away_during_the_takeover() -> None:
-    """It resumes with an id of the first attempt, and is told what became of it."""
+async def test_a_reader_that_was_disconnected_during_the_takeover() -> None:
+    """The reader resumes with an id of the first attempt, and gets the restart."""
     async with System(gateways=2, workers=2, settings=SETTINGS) as system:
-        stream_id, reader, worker = await talk(system)
+        stream_id, reader, worker = await stream_in_mid_answer(system)
         await reader.leave()
         worker.kill()
         await system.until_status(stream_id, "completed")
@@ -76,7 +78,7 @@ async def test_reader_that_was_away_during_the_takeover() -> None:
 @pytest.mark.parametrize("meanwhile", ["taken over", "deleted"])
 async def test_worker_frozen_past_its_lease_writes_nothing_more(meanwhile: str) -> None:
     async with System(workers=2, settings=SETTINGS) as system:
-        stream_id, reader, worker = await talk(system)
+        stream_id, reader, worker = await stream_in_mid_answer(system)
         worker.send(signal.SIGSTOP)
         await reader.until_event("restarted")
         first_attempt = [one for one in await ids_in_log(system, stream_id) if one.startswith(b"1-")]
@@ -105,7 +107,7 @@ async def test_worker_frozen_past_its_lease_writes_nothing_more(meanwhile: str) 
 
 async def test_worker_asked_to_stop_finishes() -> None:
     async with System(settings=SETTINGS) as system:
-        _, reader, worker = await talk(system)
+        _, reader, worker = await stream_in_mid_answer(system)
         worker.send(signal.SIGTERM)
         await wait_until(lambda: "stopping: " in worker.logged(), what="the worker takes nothing more")
         waiting = await system.create("for the next worker", simulate={"tokens": 3})
@@ -120,10 +122,10 @@ async def test_worker_asked_to_stop_finishes() -> None:
 async def test_worker_asked_to_stop_hands_back() -> None:
     async with System(workers=2, settings={"lease_seconds": 20, "worker_drain_seconds": 0}) as system:
         expected = await uninterrupted(system)
-        _, reader, worker = await talk(system, "continue")
+        _, reader, worker = await stream_in_mid_answer(system, "continue")
         worker.send(signal.SIGTERM)
         assert await worker.exit_code(within_seconds=5.0) == 0
-        answer = answer_of((await reader.until_end()).messages)  # long before the lease would have run out
+        answer = answer_of((await reader.until_end()).messages)  # long before the lease would have expired
         assert (answer.end, answer.text) == ("done", expected)
         assert len(answer.restarted) == 1
         assert answer.restarted[0]["base"] >= 30
@@ -131,13 +133,13 @@ async def test_worker_asked_to_stop_hands_back() -> None:
 
 async def test_a_request_that_kills_every_worker_ends() -> None:
     async with System(settings={**SETTINGS, "attempts_max": 2}) as system:
-        stream_id, reader, _ = await talk(system)
+        stream_id, reader, _ = await stream_in_mid_answer(system)
         for _ in range(2):
             system.workers[0].kill()
             await system.start_worker(0)
             await wait_until(lambda: len(reader.named("restarted")) + len(reader.named("failed")) >= 1, what="told")
-        told = await reader.until_event("failed")
-        assert told["code"] == "attempts_exhausted"
+        failed = await reader.until_event("failed")
+        assert failed["code"] == "attempts_exhausted"
         assert (await system.state(stream_id))["status"] == "failed"
 
 
@@ -153,7 +155,7 @@ async def test_no_worker_at_all() -> None:
 
 async def test_all_workers_die_in_mid_answer() -> None:
     async with System(settings={**SETTINGS, "orphan_seconds": 2, "sweep_seconds": 0.5}) as system:
-        _, reader, worker = await talk(system)
+        _, reader, worker = await stream_in_mid_answer(system)
         worker.kill()
         answer = answer_of((await reader.until_end(within_seconds=10.0)).messages)
         assert (answer.end, answer.end_data["code"]) == ("failed", "worker_lost")
@@ -161,7 +163,7 @@ async def test_all_workers_die_in_mid_answer() -> None:
 
 
 @pytest.mark.alone("it leaves within a second, with 200 readers of this process")
-async def test_gateway_asked_to_stop_sends_its_readers_on() -> None:
+async def test_a_stopping_gateway_makes_its_readers_reconnect() -> None:
     streams, readers_each = 20, 10
     async with System(gateways=2) as system:
         simulate = {"tokens": 80, "tokens_per_second": 20}
@@ -196,7 +198,7 @@ async def test_gateway_asked_to_stop_sends_its_readers_on() -> None:
 
 
 def _exit_of(process: Process, since: float) -> tuple[int, float]:
-    """The exit code, and how long after `since` it ended; in a thread, so that readers do not delay the clock."""
+    """Returns the exit code, and how many seconds after `since` the process ended; in a thread, so that readers do not delay the clock."""
     code = asyncio.run(process.exit_code(within_seconds=10.0))
     return code, time.monotonic() - since
 

@@ -1,4 +1,4 @@
-"""The bare text: whole after `done`, cut off after anything else, and every client sees the difference."""
+"""The bare text: complete after `done`, cut off after any other end, and every client sees the difference."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def text_url(system: System, stream_id: str, gateway: int = 0) -> str:
 
 
 async def curl(url: str) -> tuple[int, str]:
-    """Its exit code, and what it printed."""
+    """Runs curl; returns its exit code and output."""
     process = await asyncio.create_subprocess_exec(
         *("curl", "-sSN", "--max-time", "30", url), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -83,37 +83,37 @@ async def test_followed_and_replayed(system: System) -> None:
     assert "content-length" not in reader.headers
     for gateway in (0, 1):
         assert await curl(text_url(system, stream_id, gateway)) == (0, state["text"])
-    (said,) = await (await Node.run("text.mjs", text_url(system, stream_id))).until_end()
-    assert said == {"text": state["text"], "whole": True}
+    (line,) = await (await Node.run("text.mjs", text_url(system, stream_id))).until_end()
+    assert line == {"text": state["text"], "whole": True}
     accepted = await system.http.get(system.events_url(stream_id), headers={"accept": "text/plain"})
     assert accepted.text == state["text"]
 
 
-async def test_the_receipt_knows_what_was_sent(system: System) -> None:
+async def test_text_sent_is_in_the_receipt(system: System) -> None:
     stream_id = await system.create("receipt", simulate={"tokens": 30, "tokens_per_second": 0})
     state = await system.until_status(stream_id, "completed")
     await system.http.get(text_url(system, stream_id))
     half = len("".join((await system.follow(stream_id).until_end()).tokens[:10]).encode())
     await system.http.get(f"{text_url(system, stream_id)}?after_bytes={half}")
 
-    async def told() -> list[int]:
+    async def tokens_sent() -> list[int]:
         receipt = await system.http.get(f"{system.gateway_url()}/v1/streams/{stream_id}/receipt")
         return [one["tokens"] for one in receipt.json()["delivered"]["connections"]]
 
     async def all_three() -> bool:
-        return await told() == [state["tokens"], state["tokens"], state["tokens"] - 10]
+        return await tokens_sent() == [state["tokens"], state["tokens"], state["tokens"] - 10]
 
     await wait_until(all_three, what="each connection's tokens are noted")
 
 
-async def test_truncated_by_the_model_is_whole(system: System) -> None:
-    """What the model cut off is all that it said: whether it is complete stands in the state."""
+async def test_an_answer_truncated_by_the_model_is_complete_text(system: System) -> None:
+    """An answer that hit its length limit is complete text: only the stream's state says that it was truncated."""
     stream_id = await system.create("length", simulate={**FAST, "finish_reason": "length"})
     assert (await curl(text_url(system, stream_id)))[0] == 0
 
 
 async def test_failed(system: System) -> None:
-    """curl, httpx2 and Node each say that the body is not whole, whether they came before or after."""
+    """curl, httpx2 and Node each report an incomplete body, whether they connect before or after the failure."""
     stream_id = await system.create("failed", simulate={**FAST, "fail_after": 50}, midstream={"on_interrupt": "fail"})
     followed = await curl(text_url(system, stream_id))
     state = await system.state(stream_id)
@@ -126,8 +126,8 @@ async def test_failed(system: System) -> None:
     await reader.until_end()
     assert not reader.whole
     assert reader.body.decode() == state["text"]
-    (said,) = await (await Node.run("text.mjs", text_url(system, stream_id))).until_end()
-    assert (said["whole"], said["text"]) == (False, state["text"])
+    (line,) = await (await Node.run("text.mjs", text_url(system, stream_id))).until_end()
+    assert (line["whole"], line["text"]) == (False, state["text"])
 
 
 async def test_cancelled(system: System) -> None:
@@ -140,21 +140,21 @@ async def test_cancelled(system: System) -> None:
     assert reader.body.decode() == (await system.state(stream_id))["text"]
 
 
-async def test_nothing_but_text_while_it_is_silent(system: System) -> None:
+async def test_a_silent_stream_sends_nothing_but_text(system: System) -> None:
     stream_id = await system.create("silent", simulate={"tokens": 5, "stall_after": 2})
     reader = TextReader(system, text_url(system, stream_id))
-    sse = system.follow(stream_id)  # its keep-alives are the clock
+    sse = system.follow(stream_id)  # counts the seconds by keep-alives of another reader
     await reader.until_bytes(7)
-    heard = len(sse.body)
-    await wait_until(lambda: len(sse.body) >= heard + 6, what="three comments")
+    received = len(sse.body)
+    await wait_until(lambda: len(sse.body) >= received + 6, what="three comments")
     assert bytes(reader.body) == b"This is"
     await system.http.post(f"{system.gateway_url()}/v1/streams/{stream_id}/cancel")
     await reader.until_end()
 
 
 @pytest.mark.parametrize("gateway", [0, 1])
-async def test_resumed_by_what_a_client_of_text_has(system: System, gateway: int) -> None:
-    """Cut off in mid-answer: it has so many bytes, asks for what comes after them, and appends it."""
+async def test_resumed_by_the_number_of_bytes(system: System, gateway: int) -> None:
+    """Cut off in mid-answer, a client counts its bytes, requests what comes after them, and appends it."""
     stream_id = await system.create(f"resumed {gateway}", simulate={"tokens": 100, "tokens_per_second": 60})
     async with system.http.stream("GET", text_url(system, stream_id)) as response:
         body = b""
@@ -184,7 +184,7 @@ async def test_resumed_by_an_event_id(system: System) -> None:
     assert (await system.http.get(f"{text_url(system, stream_id)}?last_event_id=1-31")).status_code == 204
 
 
-async def test_a_gateway_that_stops_cuts_it_off(system: System) -> None:
+async def test_a_stopping_gateway_cuts_the_text_off(system: System) -> None:
     async with System() as own:
         stream_id = await own.create("drained", simulate={"tokens": 400, "tokens_per_second": 40})
         reader = TextReader(own, text_url(own, stream_id))
@@ -198,8 +198,8 @@ async def test_a_gateway_that_stops_cuts_it_off(system: System) -> None:
         assert state["text"].encode().startswith(reader.body)
 
 
-async def test_text_that_is_taken_back_cuts_it_off(system: System) -> None:
-    """A worker dies, its successor begins anew: the body ends, and the next request has the text that stands."""
+async def test_taken_back_text_cuts_the_response_off(system: System) -> None:
+    """A worker dies and another one restarts the answer: the body is cut off, and the next request gets the new text."""
     stream_id = await system.create("restart", simulate={"tokens": 80, "tokens_per_second": 40})
     reader = TextReader(system, text_url(system, stream_id))
     other = TextReader(system, text_url(system, stream_id, 1))
@@ -225,7 +225,7 @@ async def test_text_that_is_taken_back_cuts_it_off(system: System) -> None:
     assert await system.metric("midstream_readers") == 0, "the readers that were cut off are forgotten"
 
 
-async def test_continued_text_goes_on(system: System) -> None:
+async def test_a_continued_attempt_continues_the_text(system: System) -> None:
     stream_id = await system.create(
         "continue", simulate={"tokens": 80, "tokens_per_second": 40}, midstream={"on_interrupt": "continue"}
     )
@@ -242,9 +242,9 @@ async def test_continued_text_goes_on(system: System) -> None:
     assert rest.content == bytes(reader.body[40:])
 
 
-@pytest.mark.parametrize("told", ["-1", "x", "1.5", "9" * 20, "1000"])
-async def test_a_wrong_after_bytes(system: System, told: str) -> None:
+@pytest.mark.parametrize("wrong", ["-1", "x", "1.5", "9" * 20, "1000"])
+async def test_a_wrong_after_bytes(system: System, wrong: str) -> None:
     stream_id = await system.create("wrong", simulate={"tokens": 1, "tokens_per_second": 0})
-    response = await system.http.get(f"{text_url(system, stream_id)}?after_bytes={told}")
+    response = await system.http.get(f"{text_url(system, stream_id)}?after_bytes={wrong}")
     assert response.status_code == 400
     assert "after_bytes" in response.json()["detail"]

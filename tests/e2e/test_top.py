@@ -1,4 +1,4 @@
-"""`midstream top` in a real terminal (a pseudo one), and for scripts."""
+"""`midstream top` in a pseudo-terminal, and its output for scripts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Terminal:
         if tell:
             self.process.send_signal(signal.SIGWINCH)
 
-    def said(self) -> str:
+    def output(self) -> str:
         try:
             while more := os.read(self._main, 65536):
                 self._said += more
@@ -63,8 +63,8 @@ class Terminal:
         return self._said.decode(errors="replace")
 
     def picture(self) -> list[str]:
-        """The newest whole frame, without its colours."""
-        frames = [one for one in self.said().split("\x1b[H")[1:] if one.endswith("\x1b[J") or _LEFT in one]
+        """Returns the newest complete frame, without colours."""
+        frames = [one for one in self.output().split("\x1b[H")[1:] if one.endswith("\x1b[J") or _LEFT in one]
         return _ESCAPE.sub("", frames[-1].removesuffix(_LEFT)).split("\r\n") if frames else []
 
     def echoes(self) -> bool:
@@ -85,7 +85,7 @@ async def run(*arguments: str) -> tuple[int, str, str]:
     return process.returncode or 0, out.decode(), err.decode()
 
 
-async def test_live_resized_and_left(system: System) -> None:
+async def test_live_display_resizing_and_quitting(system: System) -> None:
     streams = [await system.create(simulate={"tokens": 3000, "tokens_per_second": 30}) for _ in range(20)]
     with Terminal(system.gateway_url(), 24, 80) as terminal:
 
@@ -114,13 +114,13 @@ async def test_live_resized_and_left(system: System) -> None:
 
         terminal.process.send_signal(signal.SIGINT)
         assert await asyncio.to_thread(terminal.process.wait, 10) == 130
-        assert terminal.said().startswith(_ENTERED)
-        assert terminal.said().endswith(_LEFT)
-        assert "Traceback" not in terminal.said()
+        assert terminal.output().startswith(_ENTERED)
+        assert terminal.output().endswith(_LEFT)
+        assert "Traceback" not in terminal.output()
         assert terminal.echoes()
 
 
-async def test_for_scripts(system: System) -> None:
+async def test_output_for_scripts(system: System) -> None:
     stream_id = await system.create(simulate={"tokens": 3000, "tokens_per_second": 30})
     url = system.gateway_url()
     code, out, _ = await run("--server", url, "--once")
@@ -139,7 +139,7 @@ async def test_for_scripts(system: System) -> None:
     await process.wait()
 
 
-async def test_what_is_wrong_is_said(system: System) -> None:
+async def test_errors_are_printed(system: System) -> None:
     code, _, err = await run("--server", system.gateway_url())
     assert (code, "no terminal" in err) == (1, True)
     code, _, err = await run("--once", "--server", "http://127.0.0.1:9")

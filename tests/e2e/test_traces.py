@@ -27,18 +27,18 @@ _SECRET, _ANSWER = "a very private question", ["forty", "-two, in", " confidence
 
 
 async def until_spans(collector: Collector, stream_id: str, *names: str) -> list[Received]:
-    """The stream's spans, once those of these names have come, and no others."""
+    """Returns the stream's spans once they have exactly these names."""
 
     def came() -> bool:
         return sorted(one.name for one in collector.of(stream_id)) == sorted(names)
 
-    def told() -> str:
+    def received() -> str:
         return f"{names} of {[(one.name, one.attributes) for one in collector.of(stream_id)]}"
 
     try:
         await wait_until(came, within_seconds=15.0)
     except AssertionError as error:
-        raise AssertionError(told()) from error
+        raise AssertionError(received()) from error
     return collector.of(stream_id)
 
 
@@ -48,7 +48,7 @@ def named(spans: list[Received], name: str) -> Received:
 
 
 def assert_one_trace(spans: list[Received], created: Received) -> None:
-    """All in the client's trace; the creation is the child of the client's span, and all others are the creation's."""
+    """Checks that all spans are in the client's trace: creation is the child of the client's span, and the parent of all others."""
     assert {one.trace_id for one in spans} == {TRACE}
     assert created.parent_id == CALLER
     assert {one.parent_id for one in spans if one is not created} <= {created.span_id}
@@ -100,19 +100,19 @@ async def test_one_trace_from_the_clients_span_to_the_terminal_event() -> None:
         for read in (first, second):
             assert (read["midstream.outcome"], read["midstream.face"]) == ("completed", "native")
             assert read.began_at < read.ended_at
-        said = b"".join(collector.bodies)
+        exported = b"".join(collector.bodies)
         for text in (_SECRET, "private", *_ANSWER, "sk-test"):
-            assert text.encode() not in said
+            assert text.encode() not in exported
 
 
 async def test_every_face_joins_the_clients_trace() -> None:
-    asked: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": _SECRET}]}
+    request: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": _SECRET}]}
     chat = {"id": "a-chat", "trigger": "submit-message"}
     parts = {"messages": [{"id": "1", "role": "user", "parts": [{"type": "text", "text": _SECRET}]}]}
     faces: list[tuple[str, str, Mapping[str, Any] | None, str]] = [
         ("GET", "/stream", None, "prompt"),
-        ("POST", "/v1/chat/completions", {**asked, "stream": True}, "chat"),
-        ("POST", "/v1/chat/completions", asked, "whole"),
+        ("POST", "/v1/chat/completions", {**request, "stream": True}, "chat"),
+        ("POST", "/v1/chat/completions", request, "whole"),
         ("POST", "/v1/responses", {"model": "m", "input": _SECRET, "stream": True}, "responses"),
         ("POST", "/api/chat", {**chat, **parts}, "aisdk"),
     ]
@@ -139,7 +139,7 @@ async def test_every_face_joins_the_clients_trace() -> None:
         assert b"private" not in b"".join(collector.bodies)
 
 
-async def test_a_worker_that_is_killed_is_followed_by_another_in_the_same_trace() -> None:
+async def test_the_attempt_after_a_killed_worker_is_in_the_same_trace() -> None:
     async with (
         Collector() as collector,
         System(workers=2, settings=FAST, environment=collector.environment()) as system,
@@ -199,7 +199,7 @@ async def test_every_end_has_its_outcome() -> None:
         ("midstream.provider_failed", {"error.type": "provider_unavailable"}),
         ("midstream.failed", {}),
     ]
-    assert named(spans["failed"], "read")["midstream.outcome"] == "completed"  # it was told the end
+    assert named(spans["failed"], "read")["midstream.outcome"] == "completed"  # the reader got the end
 
     attempts = [one for one in spans["restarted"] if one.name == "chat simulated"]
     assert [one["midstream.attempt"] for one in attempts] == [1, 2, 3]
@@ -213,7 +213,7 @@ async def test_every_end_has_its_outcome() -> None:
 
 
 @pytest.mark.parametrize("ended_by", ["gateway", "worker"])
-async def test_a_request_that_no_worker_took_in_time_has_its_end_in_the_trace(ended_by: str) -> None:
+async def test_a_request_that_no_worker_claimed_in_time_ends_in_its_trace(ended_by: str) -> None:
     settings = {**FAST, "queue_seconds": 1, "sweep_seconds": 0.2 if ended_by == "gateway" else 30}
     async with Collector() as collector, System(settings=settings, environment=collector.environment()) as system:
         system.workers[0].kill()
@@ -231,7 +231,7 @@ async def test_a_request_that_no_worker_took_in_time_has_its_end_in_the_trace(en
     assert end.service == ("midstream-worker" if ended_by == "worker" else "midstream-gateway")
 
 
-async def test_what_a_client_says_of_its_trace_is_not_trusted() -> None:
+async def test_a_malformed_traceparent_of_a_client_is_ignored() -> None:
     async with Collector() as collector, System(environment=collector.environment()) as system:
         unsampled = await system.create(simulate=SHORT, headers={"traceparent": f"00-{TRACE}-{CALLER}-00"})
         await system.follow(unsampled).until_end()
@@ -241,7 +241,7 @@ async def test_what_a_client_says_of_its_trace_is_not_trusted() -> None:
             spans = await until_spans(collector, stream_id, "POST /v1/streams", "chat simulated", "read")
             assert named(spans, "POST /v1/streams").parent_id == ""
             assert len({one.trace_id for one in spans} - {TRACE}) == 1
-        assert not collector.of(unsampled)  # its client had decided that nobody keeps that trace
+        assert not collector.of(unsampled)  # the client's flags say that the trace is not sampled
 
 
 async def test_each_process_of_a_gateway_traces() -> None:
@@ -260,7 +260,7 @@ async def test_each_process_of_a_gateway_traces() -> None:
 # --- leaving
 
 
-async def test_the_last_spans_are_sent_as_a_process_leaves() -> None:
+async def test_the_last_spans_are_sent_when_a_process_stops() -> None:
     async with Collector() as collector:
         environment = collector.environment(OTEL_BSP_SCHEDULE_DELAY="60000")
         async with System(settings={"worker_drain_seconds": 0.1}, environment=environment) as system:
@@ -296,12 +296,12 @@ async def test_a_collector_that_does_not_answer_costs_no_time_and_no_log(collect
             asked_at = time.monotonic()
             gateway.send(signal.SIGTERM)
             assert await gateway.exit_code() == 0
-            assert time.monotonic() - asked_at < 1.5  # half a second mostly, of which the collector has a quarter
+            assert time.monotonic() - asked_at < 1.5  # usually half a second, of which a quarter is for the collector
             worker.send(signal.SIGTERM)
-            assert await worker.exit_code(within_seconds=4.0) == 0  # it looks for work, and hands back, in between
+            assert await worker.exit_code(within_seconds=4.0) == 0  # meanwhile it looks for work, and hands it back
             for process in (gateway, worker):
                 about = [line for line in process.logged().splitlines() if "shared.spans" in line]
-                assert 1 <= len(about) <= 2, about  # what the SDK said first, and that the last were not sent
+                assert 1 <= len(about) <= 2, about  # the first error of the SDK, and that the last spans were not sent
                 assert "opentelemetry" not in process.logged()
 
 
@@ -318,7 +318,7 @@ sys.modules["opentelemetry.exporter"] = None
 
 
 def at_start(directory: Path, code: str) -> dict[str, str]:
-    """The environment of a process that runs this before anything else."""
+    """Returns the environment of a process that runs this code at its start."""
     (directory / "sitecustomize.py").write_text(code)
     return {"PYTHONPATH": str(directory), "MODULES": str(directory)}
 
@@ -332,7 +332,9 @@ def at_start(directory: Path, code: str) -> dict[str, str]:
     ],
     ids=["not-asked-for", "disabled", "none"],
 )
-async def test_without_traces_nothing_of_them_is_loaded_stored_or_sent(tmp_path: Path, more: dict[str, str]) -> None:
+async def test_without_tracing_no_module_is_loaded_and_nothing_is_stored_or_sent(
+    tmp_path: Path, more: dict[str, str]
+) -> None:
     async with OpenAIServer() as provider:
         settings = {"openai_base_url": provider.url}
         async with System(settings=settings, environment={**at_start(tmp_path, _TELL_MODULES), **more}) as system:
@@ -360,7 +362,7 @@ async def test_without_traces_nothing_of_them_is_loaded_stored_or_sent(tmp_path:
         assert not [name for name in loaded if name.startswith(ours)]
 
 
-async def test_traces_that_are_asked_for_and_not_installed_are_said_to_be_missing(tmp_path: Path) -> None:
+async def test_tracing_without_its_packages_is_reported(tmp_path: Path) -> None:
     environment = {**at_start(tmp_path, _NOT_INSTALLED), "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1"}
     async with System(environment=environment) as system:
         await system.follow(await system.create()).until_end()

@@ -1,4 +1,4 @@
-"""The WebSocket face, read by the `websockets` library, by Chromium, and by a client without manners."""
+"""The WebSocket face with the `websockets` library, Chromium, and a client that breaks the rules."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def connected(system: System, stream_id: str, query: str = "", *, gateway: int =
 
 
 async def rest_of(socket: ClientConnection) -> tuple[list[dict[str, Any]], int]:
-    """Every message until the connection is closed, and the code with which it was."""
+    """Returns every message until the connection is closed, and its close code."""
     messages = []
     try:
         async with asyncio.timeout(30):
@@ -72,11 +72,11 @@ async def test_the_same_events_as_server_sent_events(system: System) -> None:
         read(system, stream_id), system.follow(stream_id, gateway=1).until_end()
     )
     assert code == 1000
-    told = [(one["id"], one["event"], one["data"]) for one in messages if one["event"] != "live"]
-    assert told == [(one.id, one.event, json.loads(one.data)) for one in sse.messages if one.event != "live"]
+    received = [(one["id"], one["event"], one["data"]) for one in messages if one["event"] != "live"]
+    assert received == [(one.id, one.event, json.loads(one.data)) for one in sse.messages if one.event != "live"]
     assert [one["id"] for one in messages if one["event"] == "live"] == [None]
     replayed, code = await read(system, stream_id, gateway=1)
-    assert ([tuple(one.values()) for one in replayed], code) == (told, 1000)
+    assert ([tuple(one.values()) for one in replayed], code) == (received, 1000)
 
 
 async def test_resumed(system: System) -> None:
@@ -116,7 +116,7 @@ async def test_cancel(system: System) -> None:
         (b'{"type": "cancel"}', "text, not binary"),
     ],
 )
-async def test_what_is_no_message_of_ours(system: System, message: str | bytes, named: str) -> None:
+async def test_unknown_messages_are_refused(system: System, message: str | bytes, named: str) -> None:
     stream_id = await system.create("malformed", simulate=SLOW)
     async with connected(system, stream_id) as socket:
         await socket.recv()
@@ -140,25 +140,25 @@ async def test_a_message_that_is_too_long(system: System) -> None:
     await system.http.post(f"{system.gateway_url()}/v1/streams/{stream_id}/cancel")
 
 
-async def test_what_no_retry_can_mend_is_told_by_the_code(system: System) -> None:
+async def test_permanent_errors_have_their_own_close_codes(system: System) -> None:
     stream_id = await system.create("codes", simulate={"tokens": 1})
     old = new_stream_id(now=0)
-    for told, query, status in (
+    for path_id, query, status in (
         (new_stream_id(), "", 404),
         ("nonsense", "", 404),
         (old, "", 410),
         (stream_id, "?last_event_id=x", 400),
         (stream_id, "?from=tomorrow", 400),
     ):
-        (error,), code = await read(system, told, query)
+        (error,), code = await read(system, path_id, query)
         assert code == 4000 + status
         assert error["event"] == "error"
-        plain = await system.http.get(system.events_url(told) + query)
+        plain = await system.http.get(system.events_url(path_id) + query)
         assert error["data"] == {"status": plain.status_code, "detail": plain.json()["detail"]}
         assert plain.status_code == status
 
 
-async def test_what_a_retry_can_mend_is_refused_in_the_handshake(system: System) -> None:
+async def test_temporary_errors_are_refused_in_the_handshake(system: System) -> None:
     async with System(gateway_settings={"connections_max": 1}) as own:
         stream_id = await own.create("full", simulate=SLOW)
         async with connected(own, stream_id) as socket:
@@ -181,8 +181,8 @@ async def test_other_paths(system: System) -> None:
     assert (response.status_code, response.headers["upgrade"]) == (426, "websocket")
 
 
-async def test_sent_away_and_back(system: System) -> None:
-    """Rotated every half second: 1012 and when to come back; what comes then has no hole and no repetition."""
+async def test_rotated_and_reconnected(system: System) -> None:
+    """Rotated every half second: 1012 and when to reconnect; the messages have no hole and no repetition."""
     async with System(gateway_settings={"connection_seconds": 0.5, "retry_milliseconds": 100}) as own:
         stream_id = await own.create("rotated", simulate={"tokens": 80, "tokens_per_second": 40})
         messages: list[dict[str, Any]] = []
@@ -205,23 +205,23 @@ async def test_sent_away_and_back(system: System) -> None:
 
 @pytest.mark.alone("it leaves within a second or so")
 async def test_drained() -> None:
-    """SIGTERM: everybody is sent away, and the process has ended within a second or so, also with a client that is stuck."""
+    """At SIGTERM all readers are told to reconnect, and the process ends within a second or so, also with a client that does not read."""
     async with System() as own:
         stream_id = await own.create("drained", simulate=SLOW)
         stuck = await raw(own, stream_id)
         async with connected(own, stream_id) as socket:
             await socket.recv()
-            asked = time.monotonic()
+            stopped_at = time.monotonic()
             own.gateways[0].send(signal.SIGTERM)
             messages, code = await rest_of(socket)
             assert (messages[-1]["event"], code) == ("retry", 1012)
         assert await own.gateways[0].exit_code() == 0
-        assert time.monotonic() - asked < 2.5
+        assert time.monotonic() - stopped_at < 2.5
         assert [kind for kind, _ in [one async for one in stuck.frames()]][-1] == CLOSE
         stuck.close()
 
 
-async def test_who_leaves_is_forgotten(system: System) -> None:
+async def test_a_reader_that_leaves_is_removed(system: System) -> None:
     stream_id = await system.create("leave", simulate=SLOW)
     async with connected(system, stream_id) as socket:
         await socket.recv()
@@ -236,8 +236,8 @@ async def test_who_leaves_is_forgotten(system: System) -> None:
     await system.http.post(f"{system.gateway_url()}/v1/streams/{stream_id}/cancel")
 
 
-async def test_a_client_that_does_not_read_costs_nothing_and_loses_nothing(system: System) -> None:
-    """It falls out of the ring, nobody else waits for it, and it gets all of it when it reads again."""
+async def test_a_client_that_does_not_read_delays_nobody_and_loses_nothing(system: System) -> None:
+    """The reader falls out of the ring, delays no other reader, and gets everything when it reads again."""
     stream_id = await system.create("backpressure", simulate={"tokens": 40_000, "tokens_per_second": 20_000})
     slow = await raw(system, stream_id, read_bytes_max=4096)
     other = await system.follow(stream_id).until_end()
@@ -257,8 +257,8 @@ async def test_a_client_that_does_not_read_costs_nothing_and_loses_nothing(syste
     slow.close()
 
 
-async def test_pings_without_reading_are_not_hoarded(system: System) -> None:
-    """Each ping wants a pong. Who sends them and does not read is not read either, before they pile up."""
+async def test_pongs_for_a_client_that_does_not_read_do_not_accumulate(system: System) -> None:
+    """Each ping needs a pong. The gateway stops reading from a client that does not read its pongs."""
     stream_id = await system.create("pings", simulate={"tokens": 5, "stall_after": 0})
     rude = await raw(system, stream_id, read_bytes_max=4096)
     sent = 0
@@ -277,7 +277,7 @@ async def test_pings_without_reading_are_not_hoarded(system: System) -> None:
 
 
 async def test_silence_is_checked_with_pings(system: System) -> None:
-    """A client that answers stays; one that has gone without a word is cut off."""
+    """A client that answers stays connected; one that has disappeared is cut off."""
     async with System(gateway_settings={"keepalive_seconds": 1, "dead_peer_seconds": 1}) as own:
         stream_id = await own.create("pings", simulate={"tokens": 5, "stall_after": 0})
         silent = await raw(own, stream_id)
@@ -286,12 +286,12 @@ async def test_silence_is_checked_with_pings(system: System) -> None:
             assert PING in [kind for kind, _ in kinds]
             assert kinds[-1][0] == CLOSE
             assert struct.unpack(">H", kinds[-1][1][:2]) == (1011,)
-            await (await socket.ping())  # this one answered all the while, and is still there
+            await (await socket.ping())  # this client has answered all the time, and is still connected
         silent.close()
 
 
-async def test_the_log_is_away(system: System) -> None:
-    """What a client asks for cannot be done at the moment: it is told, may say it again, but not for ever."""
+async def test_a_cancel_while_redis_is_down(system: System) -> None:
+    """The client gets an error and may try again, but only a limited number of times."""
     async with System(gateway_settings={"redis_wait_seconds": 0.5}) as own:
         stream_id = await own.create("away", simulate={"tokens": 5, "stall_after": 0})
         async with connected(own, stream_id) as socket:
@@ -305,16 +305,16 @@ async def test_the_log_is_away(system: System) -> None:
 
 
 async def test_chromium(system: System) -> None:
-    """A page's own WebSocket: events, cancel, and the codes that its script is told."""
+    """A page's own WebSocket: events, cancel, and the close codes that its script sees."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     needs("chromium (Debian: apt install chromium)", program)
     script = """([path, cancel_after]) => new Promise(resolve => {
         const received = [], socket = new WebSocket(path);
-        socket.onmessage = told => {
-            received.push(JSON.parse(told.data));
+        socket.onmessage = event => {
+            received.push(JSON.parse(event.data));
             if (received.length === cancel_after) socket.send(JSON.stringify({type: 'cancel'}));
         };
-        socket.onclose = told => resolve([received, told.code, told.wasClean]);
+        socket.onclose = event => resolve([received, event.code, event.wasClean]);
     })"""
     whole, cancelled = [await system.create("chromium", simulate=one) for one in (FAST, SLOW)]
     async with async_playwright() as playwright:

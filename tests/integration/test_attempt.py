@@ -1,4 +1,4 @@
-"""One claimed request against a real Valkey and a provider that follows a script."""
+"""One claimed request, with a real Valkey and a scripted provider."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WORDS = [f"word{number} " for number in range(20)]
 
 
 class ScriptedProvider:
-    """Says the first word, waits for its cue, and then all the rest and its end in one turn of the loop."""
+    """Sends the first word, waits for `cue`, and then sends the rest and the end in one turn of the event loop."""
 
     name = "scripted"
 
@@ -52,7 +52,7 @@ class ScriptedProvider:
         return Finish("stop", None)
 
     async def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing: there is no connection."""
 
 
 @pytest.fixture
@@ -67,14 +67,14 @@ async def log(valkey_server: RedisServer) -> AsyncIterator[EventLog]:
 
 async def accepted(log: EventLog, on_interrupt: str) -> str:
     stream_id = new_stream_id()
-    asked = Accepted({"model": "m", "messages": []}, Policies(None, on_interrupt), time.time(), "anonymous", {})
-    await log.append(stream_id, 0, Entry(FIRST_ID, events.ACCEPTED, asked.stored()), 100)
+    request = Accepted({"model": "m", "messages": []}, Policies(None, on_interrupt), time.time(), "anonymous", {})
+    await log.append(stream_id, 0, Entry(FIRST_ID, events.ACCEPTED, request.stored()), 100)
     return stream_id
 
 
 @pytest.mark.parametrize("on_interrupt", ["restart", "continue", "fail"])
-async def test_a_provider_that_ends_as_it_is_stopped_leaves_no_hole(log: EventLog, on_interrupt: str) -> None:
-    """What came after the stop was passed over: the end that came with it must not count as the end of the answer."""
+async def test_a_provider_that_ends_while_it_is_stopped_leaves_no_hole(log: EventLog, on_interrupt: str) -> None:
+    """Tokens after the stop were ignored: the end that came with them must not count as the end of the answer."""
     stream_id = await accepted(log, on_interrupt)
     provider = ScriptedProvider()
     run = Run(
@@ -152,7 +152,7 @@ async def test_a_log_that_cannot_be_read_ends_as_failed_once(
 
 
 @pytest.mark.parametrize("worker", [b'"w"', b"7", b'{"a":[]}', b"null"])
-async def test_when_the_lost_worker_was_last_heard_is_told_if_it_is_known(log: EventLog, worker: bytes) -> None:
+async def test_the_last_heartbeat_of_a_lost_worker_is_recorded_if_known(log: EventLog, worker: bytes) -> None:
     stream_id = new_stream_id()
     entries = [("0-1", b"accepted", _ACCEPTED), ("1-0", b"started", _STARTED.replace(b'"w"', worker))]
     for entry_id, field, value in entries:
@@ -176,7 +176,7 @@ async def test_when_the_lost_worker_was_last_heard_is_told_if_it_is_known(log: E
     assert orjson.loads(restarted.value).get("last_heard_at") == (5.0 if worker == b'"w"' else None)
 
 
-async def test_a_worker_that_redis_tells_nothing_of_is_taken_over_from_all_the_same(log: EventLog) -> None:
+async def test_a_worker_without_a_heartbeat_is_taken_over_all_the_same(log: EventLog) -> None:
     stream_id = new_stream_id()
     for entry_id, field, value in (("0-1", b"accepted", _ACCEPTED), ("1-0", b"started", _STARTED)):
         await log._commands.execute("XADD", log_key(stream_id), entry_id, field, value)
@@ -197,7 +197,7 @@ async def test_a_worker_that_redis_tells_nothing_of_is_taken_over_from_all_the_s
 
 
 @pytest.mark.parametrize("when", ["before", "in mid-answer"])
-async def test_a_log_of_the_wrong_type_is_given_up_once(
+async def test_a_key_of_the_wrong_type_fails_the_stream_once(
     log: EventLog, when: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     commands, provider = log._commands, ScriptedProvider()

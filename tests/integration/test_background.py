@@ -1,4 +1,4 @@
-"""What runs as long as its process, each task in its own real object: it breaks once, and goes on."""
+"""Tasks that run as long as their process, each in its real object: each raises an exception once, and is restarted."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 class Once:
-    """A function that breaks when it is first called, and does as it should from then on."""
+    """A function that raises an exception at the first call, and works afterwards."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -74,7 +74,7 @@ class Once:
 
 
 class Sink:
-    """Takes everything, and notes it."""
+    """A sink that records all bytes."""
 
     def __init__(self) -> None:
         self.sent = 0
@@ -91,11 +91,11 @@ class Sink:
 
 
 def _not_ended(stream_id: str, failed: Event) -> None:
-    """A log here can be read."""
+    """A beginning of a log that can be read."""
 
 
 class Parts:
-    """What the cases are made of: real connections to a real Valkey."""
+    """Makes the objects of the cases, with real connections to a real Valkey."""
 
     def __init__(self, url: str, patch: pytest.MonkeyPatch) -> None:
         self.url = url
@@ -136,7 +136,7 @@ class Parts:
 
     @asynccontextmanager
     async def delivery(self, connection_seconds: float = 900.0) -> AsyncIterator[tuple[Delivery, list[Sink]]]:
-        """A delivery with readers, and what these are sent."""
+        """Returns a delivery with readers, and their sinks."""
         settings = Settings(keepalive_seconds=1, connection_seconds=connection_seconds)
         async with self.commands() as commands:
             pages = Pages(self.log(commands), _not_ended, page_events=256, cache_bytes_max=1 << 20)
@@ -155,7 +155,7 @@ class Parts:
 
 
 Case = Callable[[Parts], AbstractAsyncContextManager[Callable[[], bool]]]
-"""Makes the task break once while it is open; what it gives tells whether the task has gone on since."""
+"""A context in which the task raises an exception once. It yields a function that returns whether the task has run since."""
 CASES: dict[str, Case] = {}
 
 
@@ -377,7 +377,7 @@ async def _watchers(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
             watchers._watching.add(watcher)
         once = Once(sinks[0].send)
         parts.patch.setattr(sinks[0], "send", once)
-        watchers._keep_telling()
+        watchers._keep_sending()
         try:
             yield lambda: once.calls == 1 and sinks[1].sent > 1
         finally:
@@ -385,7 +385,7 @@ async def _watchers(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 
 
 @pytest.mark.parametrize("name", metrics.BACKGROUND_TASKS)
-async def test_a_task_that_breaks_is_told_counted_and_goes_on(
+async def test_a_task_that_raises_is_logged_counted_and_restarted(
     name: str, valkey_server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(background, "FIRST_PAUSE_SECONDS", 0.01)
@@ -399,7 +399,7 @@ async def test_a_task_that_breaks_is_told_counted_and_goes_on(
     assert f"the background task {name} broke" in record.getMessage()
 
 
-async def test_silence_checks_forget_a_tail_that_has_gone(
+async def test_silence_checks_drop_a_tail_that_is_no_longer_followed(
     valkey_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = Parts(valkey_server.url, monkeypatch)
@@ -424,7 +424,9 @@ async def test_silence_checks_forget_a_tail_that_has_gone(
             await tails.close()
 
 
-async def test_it_pauses_longer_each_time_up_to_a_bound_and_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_restarts_have_growing_pauses_with_a_maximum_and_can_be_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pauses: list[float] = []
     sleep = asyncio.sleep
 
@@ -447,7 +449,7 @@ async def test_it_pauses_longer_each_time_up_to_a_bound_and_can_be_cancelled(mon
     assert set(pauses[6:]) == {5.0}
 
 
-async def test_what_returns_has_ended_and_a_cancellation_is_no_failure() -> None:
+async def test_a_task_that_returns_is_not_restarted_and_a_cancellation_is_not_a_failure() -> None:
     ran: list[str] = []
 
     async def once() -> None:
@@ -480,11 +482,11 @@ SHORT_LIVED = {
     "producer/worker.py": {"_first_of", "_run", "_start"},
     "producer/writer.py": {"_on_reply", "probe"},
 }
-"""Where a task or a thread is made that ends by itself: with a request, a stream, a reply, or its process (the thread of a
-supervisor's child). All others are made by `keep_running`."""
+"""Functions that start a task or thread which ends by itself: with a request, a stream, a reply, or a process (the thread of a
+supervisor's child). All others must be started by `keep_running`."""
 
 
-def test_every_other_task_is_kept_running() -> None:
+def test_every_long_lived_task_is_started_by_keep_running() -> None:
     makers = {"create_task", "ensure_future", "start_soon", "run_coroutine_threadsafe", "Thread", "TaskGroup"}
     found: dict[str, set[str]] = {}
     for folder in ("shared", "gateway", "producer"):

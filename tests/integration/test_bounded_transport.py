@@ -1,4 +1,4 @@
-"""A provider whose responses are hostile: nothing of them is kept, read or followed beyond its bound."""
+"""Hostile responses of a provider: what is kept, read or followed of them is limited."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ LAST = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]
 
 
 class HostileServer:
-    """Answers each request with the next of its responses, or for ever with the last; counts what could be sent."""
+    """Answers each request with the next of its responses, the last one repeatedly; counts the bytes sent."""
 
     def __init__(self, *responses: Iterable[bytes], hangs: bool = False) -> None:
-        self.responses = [list(it) if isinstance(it, list) else it for it in responses]
+        self.responses = [list(response) if isinstance(response, list) else response for response in responses]
         self.hangs = hangs
         self.requests: list[bytes] = []
         self.sent = self.open = 0
@@ -81,19 +81,19 @@ async def serving(*responses: Iterable[bytes], hangs: bool = False) -> AsyncIter
 
 
 async def generated(server: HostileServer) -> tuple[Heard, Any]:
-    """What was heard, and how it ended: a Finish or the ProviderError."""
+    """Returns the items of an answer, and its Finish or ProviderError."""
     provider = OpenAIProvider(api_key="secret", base_url=server.url, default_model="m", connections_max=2)
-    heard = Heard()
+    hearer = Heard()
     try:
-        return heard, await provider.generate({"messages": [{"role": "user", "content": "prompt"}]}, "", heard)
+        return hearer, await provider.generate({"messages": [{"role": "user", "content": "prompt"}]}, "", hearer)
     except ProviderError as error:
-        return heard, error
+        return hearer, error
     finally:
         await provider.close()
 
 
 async def peak_of(call: Callable[[], Awaitable[Any]]) -> tuple[Any, int]:
-    """What the call gives, and the most memory that Python took meanwhile."""
+    """Returns the call's result, and the most memory that Python used meanwhile."""
     tracemalloc.start()
     try:
         given = await call()
@@ -111,7 +111,7 @@ def answer(body: bytes, *headers: bytes) -> list[bytes]:
 
 
 def endless(first: bytes, part: bytes, megabytes: int = 64) -> Iterable[bytes]:
-    """So much that a bound must have stopped it, not the end."""
+    """Yields so many bytes that only a limit can have stopped the reading."""
     yield first
     for _ in range(megabytes * MEGABYTE // len(part)):
         yield part
@@ -121,14 +121,14 @@ def endless(first: bytes, part: bytes, megabytes: int = 64) -> Iterable[bytes]:
 
 
 @pytest.mark.parametrize("status", ["400 Bad Request", "500 Internal Server Error", "429 Too Many", "999 What"])
-async def test_of_an_error_s_body_so_much_is_read(status: str) -> None:
+async def test_an_error_s_body_is_read_up_to_a_limit(status: str) -> None:
     body = endless(head(status, b"Transfer-Encoding: chunked"), b"10000\r\n" + b"x" * 65536 + b"\r\n")
     async with serving(body) as server:
-        (heard, error), peak = await peak_of(lambda: generated(server))
+        (items, error), peak = await peak_of(lambda: generated(server))
         assert server.sent < 32 * MEGABYTE
     assert isinstance(error, ProviderError)
     assert error.status == int(status[:3])
-    assert heard.items == []
+    assert items.items == []
     assert peak < 8 * MEGABYTE
 
 
@@ -152,16 +152,18 @@ BOMB = zipped(b"\0" * (64 * MEGABYTE), 2)
     ],
 )
 @pytest.mark.parametrize("status", ["400 Bad Request", "200 OK"])
-async def test_what_unpacks_to_much_is_unpacked_a_piece_at_a_time(status: str, coding: str, body: bytes) -> None:
+async def test_a_body_that_decompresses_to_much_is_decompressed_in_pieces(
+    status: str, coding: str, body: bytes
+) -> None:
     response = [head(status, b"Content-Encoding: " + coding.encode(), b"Content-Length: %d" % len(body)), body]
     async with serving(response) as server:
-        (heard, error), peak = await peak_of(lambda: generated(server))
+        (items, error), peak = await peak_of(lambda: generated(server))
     assert isinstance(error, ProviderError)
-    assert heard.items == []
+    assert items.items == []
     assert peak < 20 * MEGABYTE, peak
 
 
-async def test_an_error_that_comes_compressed_is_told() -> None:
+async def test_a_compressed_error_is_reported() -> None:
     body = gzip.compress(orjson.dumps({"error": {"message": "the reason why", "code": 2**63}}))
     about = (b"Content-Encoding: gzip", b"Content-Type: text/html; charset=zlib_codec", b"Retry-After: 3")
     async with serving([head("429 Slow Down", b"Content-Length: %d" % len(body), *about), body]) as server:
@@ -171,7 +173,7 @@ async def test_an_error_that_comes_compressed_is_told() -> None:
     assert error.retry_after_seconds == 3.0
 
 
-async def test_an_error_whose_body_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_error_body_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("producer.bounded_transport._ERROR_SECONDS_MAX", 0.05)
     response = [head("400 Bad Request", b"Content-Length: 1000"), b'{"error":']
     async with serving(response, hangs=True) as server:
@@ -193,7 +195,7 @@ async def test_an_error_whose_body_does_not_end_is_not_waited_for(monkeypatch: p
         b"",
     ],
 )
-async def test_whatever_an_error_holds_it_can_be_stored(body: bytes) -> None:
+async def test_any_error_body_can_be_stored(body: bytes) -> None:
     async with serving([head("400 Bad Request", b"Content-Length: %d" % len(body)), body]) as server:
         _, error = await generated(server)
     assert isinstance(error, Refused)
@@ -207,7 +209,7 @@ async def test_whatever_an_error_holds_it_can_be_stored(body: bytes) -> None:
     "value", ["9" * 400, "inf", "nan", "-5", "1e999", "Mon, 01 Jan 9999999 00:00:00 GMT", "x" * 9000, "\xff\xfe"]
 )
 @pytest.mark.parametrize("name", ["Retry-After", "Retry-After-Ms"])
-async def test_a_time_to_wait_is_a_number_or_none(name: str, value: str) -> None:
+async def test_retry_after_is_a_number_or_ignored(name: str, value: str) -> None:
     async with serving([head("503 Busy", f"{name}: {value}".encode("latin-1"), b"Content-Length: 0")]) as server:
         _, error = await generated(server)
     assert isinstance(error, Unavailable)
@@ -224,8 +226,8 @@ def redirect(location: str, status: str = "307 Temporary Redirect", body: bytes 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"])
 async def test_a_redirect_on_the_same_server_is_followed_with_the_prompt(status: str) -> None:
     async with serving(redirect("/v2/elsewhere?a=b", status), answer(CHUNK + LAST)) as server:
-        heard, finish = await generated(server)
-        assert heard.items == ["a"]
+        items, finish = await generated(server)
+        assert items.items == ["a"]
         assert finish.reason == "stop"
         first, second = server.requests
     assert second.startswith(b"POST /v2/elsewhere?a=b HTTP/1.1\r\n")
@@ -248,7 +250,7 @@ async def test_a_redirect_on_the_same_server_is_followed_with_the_prompt(status:
         "",
     ],
 )
-async def test_a_prompt_goes_nowhere_else(location: str) -> None:
+async def test_a_redirect_to_another_server_is_not_followed(location: str) -> None:
     responses: list[list[bytes]] = [[], answer(CHUNK + LAST)]
     async with serving(*responses) as other, serving([]) as server:
         server.responses = [redirect(location.replace("{port}", str(other.port)))]
@@ -264,7 +266,7 @@ async def test_a_prompt_goes_nowhere_else(location: str) -> None:
 @pytest.mark.parametrize(
     "status", ["300 Multiple Choices", "303 See Other", "304 Not Modified", "305 Use Proxy", "399 X"]
 )
-async def test_after_another_redirect_nothing_can_be_asked_again(status: str) -> None:
+async def test_a_redirect_that_does_not_keep_the_post_is_an_error(status: str) -> None:
     async with serving(redirect("/v1/other", status), answer(CHUNK + LAST)) as server:
         _, error = await generated(server)
         assert isinstance(error, Refused)
@@ -278,7 +280,7 @@ async def test_a_loop_of_redirects_ends() -> None:
         assert len(server.requests) == 4
 
 
-async def test_of_a_redirect_s_body_nothing_is_read() -> None:
+async def test_a_redirect_s_body_is_not_read() -> None:
     body = endless(head("307 Temporary Redirect", b"Location: /b", b"Content-Length: 99999999999"), b"x" * 65536)
     async with serving(body, answer(CHUNK + LAST)) as server:
         (_, finish), peak = await peak_of(lambda: generated(server))
@@ -287,8 +289,8 @@ async def test_of_a_redirect_s_body_nothing_is_read() -> None:
     assert peak < 8 * MEGABYTE
 
 
-async def test_through_a_proxy_the_bounds_hold_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy that the environment names is the server itself, which answers for every host."""
+async def test_the_limits_also_hold_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server itself is the proxy that the environment names, and answers for every host."""
     for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
     redirects = redirect("/v1/x", "308 Permanent Redirect")
@@ -299,13 +301,13 @@ async def test_through_a_proxy_the_bounds_hold_too(monkeypatch: pytest.MonkeyPat
         provider = OpenAIProvider(
             api_key="", base_url="http://provider.invalid/v1", default_model="m", connections_max=2
         )
-        heard = Heard()
-        finish = await provider.generate({"messages": []}, "", heard)
-        assert (heard.items, finish.reason) == (["a"], "stop")
+        hearer = Heard()
+        finish = await provider.generate({"messages": []}, "", hearer)
+        assert (hearer.items, finish.reason) == (["a"], "stop")
         with pytest.raises(Refused):
-            await provider.generate({"messages": []}, "", heard)
+            await provider.generate({"messages": []}, "", hearer)
         with pytest.raises(Refused, match=r"other\.invalid"):
-            await provider.generate({"messages": []}, "", heard)
+            await provider.generate({"messages": []}, "", hearer)
         await provider.close()
         assert server.requests[1].startswith(b"POST http://provider.invalid/v1/x HTTP/1.1\r\n")
         assert len(server.requests) == 4
@@ -330,7 +332,7 @@ async def test_through_a_proxy_the_bounds_hold_too(monkeypatch: pytest.MonkeyPat
         endless(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0" * 65536),
     ],
 )  # fmt: skip
-async def test_what_frames_an_answer_is_bounded(response: Iterable[bytes]) -> None:
+async def test_heads_and_chunk_framing_are_limited(response: Iterable[bytes]) -> None:
     async with serving(response) as server:
         (_, error), peak = await peak_of(lambda: generated(server))
         assert server.sent < 32 * MEGABYTE
@@ -343,15 +345,15 @@ async def test_a_hundred_headers_may_come_and_cookies_are_not_kept() -> None:
     async with serving(answer(CHUNK + LAST, *more)) as server:
         provider = OpenAIProvider(api_key="k", base_url=server.url, default_model="m", connections_max=2)
         for _ in range(2):
-            heard = Heard()
-            finish = await provider.generate({"messages": []}, "", heard)
+            hearer = Heard()
+            finish = await provider.generate({"messages": []}, "", hearer)
             assert finish.reason == "stop"
         await provider.close()
         assert b"cookie" not in server.requests[1].lower()
 
 
-async def test_pieces_of_two_bytes_do_not_fill_the_memory() -> None:
-    """While nobody reads."""
+async def test_many_small_pieces_do_not_fill_the_memory() -> None:
+    """The reader does not read meanwhile."""
     body = endless(head("200 OK", b"Transfer-Encoding: chunked"), b"2\r\nab\r\n" * 8192)
     async with serving(body) as server:
 
@@ -400,7 +402,7 @@ async def ends(stream: bytes, cuts: list[int]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(PIECES | st.binary(max_size=20), max_size=12), st.lists(st.integers(0, 500), max_size=4))
-def test_any_bytes_end_in_a_response_or_an_error(pieces: list[bytes], cuts: list[int]) -> None:
+def test_any_bytes_lead_to_a_response_or_an_error(pieces: list[bytes], cuts: list[int]) -> None:
     asyncio.run(ends(b"".join(pieces), cuts))
 
 

@@ -21,7 +21,7 @@ def test_a_child_that_keeps_ending_early_waits_longer_each_time_up_to_a_maximum(
     child, process = Child(), subprocess.Popen(["true"])
     process.wait()
     pauses = []
-    for _ in range(2000):  # far more than a float has powers of two
+    for _ in range(2000):  # more doublings than a float can hold
         child.started(process)
         child.ended()
         pauses.append(pause_seconds(child))

@@ -1,4 +1,4 @@
-"""The transport against a server that says exactly what each test tells it to, byte by byte where it matters."""
+"""The transport, with a server that sends exactly the bytes of each test, one at a time where that matters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.redis_server import free_port
 from tests.support.waiting import wait_until
 
 Say = Callable[[bytes, asyncio.StreamWriter], Awaitable[bool | None]]
-"""Answers one request, given its bytes; true: the connection stays open for the next."""
+"""Answers one request, given its bytes. Returns True if the connection stays open."""
 
 
 class Server:
@@ -146,13 +146,13 @@ async def test_a_response_is_read_however_it_is_framed_and_cut(answer: bytes, bo
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000, httpx2.RemoteProtocolError),
     ],
 )
-async def test_what_is_not_a_whole_response_is_an_error(answer: bytes, error: type[Exception]) -> None:
+async def test_an_incomplete_response_is_an_error(answer: bytes, error: type[Exception]) -> None:
     async with serving(answer) as server, client_of() as client:
         with pytest.raises(error):
             await client.post(server.url)
 
 
-async def test_what_came_before_the_connection_broke_is_read() -> None:
+async def test_data_before_a_broken_connection_is_read() -> None:
     async def say(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(sized(b"whole")[:-2])
 
@@ -163,13 +163,13 @@ async def test_what_came_before_the_connection_broke_is_read() -> None:
             await anext(parts)
 
 
-async def test_a_server_that_is_not_there_cannot_be_reached() -> None:
+async def test_an_unreachable_server_is_an_error() -> None:
     async with client_of() as client:
         with pytest.raises(httpx2.ConnectError):
             await client.post(f"http://127.0.0.1:{free_port()}/")
 
 
-async def test_a_header_cannot_carry_another_one() -> None:
+async def test_a_line_break_in_a_header_is_refused() -> None:
     async with serving(sized(b"")) as server, client_of() as client:
         with pytest.raises(httpx2.LocalProtocolError):
             await client.post(server.url, headers={b"X-Key": b"a\r\nX-Other: b"})
@@ -179,7 +179,7 @@ async def test_a_header_cannot_carry_another_one() -> None:
 # --- connections
 
 
-async def test_a_connection_carries_one_request_after_the_other() -> None:
+async def test_a_connection_is_reused_for_later_requests() -> None:
     async def say(_: bytes, writer: asyncio.StreamWriter) -> bool:
         writer.write(CHUNKED)
         return True
@@ -200,7 +200,7 @@ async def test_a_connection_carries_one_request_after_the_other() -> None:
         sized(b"a") + b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged",
     ],
 )
-async def test_a_connection_that_cannot_be_trusted_with_another_request_is_closed(answer: bytes) -> None:
+async def test_a_connection_whose_state_is_uncertain_is_closed(answer: bytes) -> None:
     async def say(_: bytes, writer: asyncio.StreamWriter) -> bool:
         writer.write(answer)
         return True
@@ -227,7 +227,7 @@ async def test_a_response_that_is_not_read_to_its_end_closes_its_connection() ->
 
 async def test_an_idle_connection_that_its_server_closed_is_not_used_again() -> None:
     async def say(_: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.write(sized(b"a"))  # and closes, without having said so
+        writer.write(sized(b"a"))  # closes without `Connection: close`
 
     async with serving(say) as server, client_of() as client:
         for _ in range(3):
@@ -250,7 +250,7 @@ async def test_idle_connections_are_closed_after_a_while(monkeypatch: pytest.Mon
         assert (await client.post(server.url)).content == b"a"
 
 
-async def test_a_request_that_gets_no_turn_is_told_so() -> None:
+async def test_waiting_for_a_connection_times_out() -> None:
     async with serving(b"") as server, client_of(connections_max=1, seconds=0.1) as client:
         first = asyncio.create_task(client.post(server.url, content=b"stall"))
         await wait_until(lambda: server.open == 1)
@@ -261,7 +261,7 @@ async def test_a_request_that_gets_no_turn_is_told_so() -> None:
         await wait_until(lambda: server.open == 0)
 
 
-async def test_a_cancelled_request_gives_its_place_back() -> None:
+async def test_a_cancelled_request_frees_its_connection() -> None:
     async with serving(sized(b"a")) as server, client_of(connections_max=1) as client:
         for _ in range(3):
             stalled = asyncio.create_task(client.post(server.url, content=b"stall"))
@@ -272,7 +272,7 @@ async def test_a_cancelled_request_gives_its_place_back() -> None:
         assert (await client.post(server.url)).content == b"a"
 
 
-async def test_a_reader_that_waits_holds_the_server_up() -> None:
+async def test_a_slow_reader_causes_backpressure() -> None:
     size, written = 64 << 20, 0
 
     async def say(_: bytes, writer: asyncio.StreamWriter) -> None:
@@ -302,7 +302,7 @@ async def test_a_reader_that_waits_holds_the_server_up() -> None:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """A key and a certificate of 127.0.0.1 that only its own holder trusts, in one file."""
+    """Makes a file with a key and a self-signed certificate of 127.0.0.1."""
     needs("openssl", which("openssl"))
     made = tmp_path / "certificate.pem"
     subject = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
@@ -313,7 +313,7 @@ def certificate(tmp_path: Path) -> Path:
     return made
 
 
-async def test_over_tls_the_certificate_counts(certificate: Path) -> None:
+async def test_tls_verifies_the_certificate(certificate: Path) -> None:
     theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     theirs.load_cert_chain(certificate)
     async with serving(CHUNKED, theirs) as server:
@@ -347,7 +347,7 @@ def test_a_proxy_that_the_environment_names_is_used(
     assert proxy_of(url) == proxy
 
 
-async def test_an_answer_that_comes_compressed_is_read() -> None:
+async def test_a_compressed_answer_is_read() -> None:
     chunk = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
     last = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
     answer = sized(gzip.compress(chunk + last), b"Content-Encoding: gzip")

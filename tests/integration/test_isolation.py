@@ -1,4 +1,4 @@
-"""A face whose encoder fails, and callbacks that raise: what breaks is theirs alone. In one process, with a real Valkey."""
+"""Encoders and callbacks that raise exceptions affect nothing else. In one process, with a real Valkey."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SETTINGS = Settings(sweep_seconds=1.0)
 
 
 class Sink:
-    """A socket that takes everything."""
+    """A sink that records all bytes."""
 
     def __init__(self) -> None:
         self.body, self.end = b"", ""
@@ -57,7 +57,7 @@ class Sink:
 
 
 class Gateway:
-    """What of a gateway process has to do with following."""
+    """The parts of a gateway process that follow streams."""
 
     def __init__(self, url: str) -> None:
         def connection(name: str, **more: Any) -> RespConnection:
@@ -106,7 +106,7 @@ async def running(url: str) -> AsyncIterator[Gateway]:
 
 
 class Writer:
-    """Appends as a worker does, and publishes."""
+    """Appends and publishes entries as a worker does."""
 
     def __init__(self, log: EventLog, stream_id: str) -> None:
         self._log, self.stream_id, self.held = log, stream_id, 0
@@ -130,7 +130,7 @@ HEAD = b"started@1-0;"
 
 @pytest.mark.parametrize("native_first", [True, False])
 @pytest.mark.parametrize("stateful", [True, False])
-async def test_an_encoder_that_fails_ends_its_own_readers_and_nothing_else(
+async def test_a_failing_encoder_ends_only_the_readers_of_its_face(
     valkey_server: RedisServer, native_first: bool, stateful: bool
 ) -> None:
     async with running(valkey_server.url) as gateway:
@@ -149,7 +149,7 @@ async def test_an_encoder_that_fails_ends_its_own_readers_and_nothing_else(
         for offset, text in enumerate((b"a", b"b", b"bad", b"c", b"d"), start=1):
             await writer.write((1, offset), events.TOKEN, text)
             await beside.write((1, offset), events.TOKEN, b"x")
-        await wait_until(lambda: sinks[face].end and second.end, what="both are told their end")
+        await wait_until(lambda: sinks[face].end and second.end, what="both get their end")
         for sink in (sinks[face], second):
             assert (sink.body, sink.end) == (HEAD + ids(1, 2) + b"failed@1-3;", "finished")
         assert await gateway.end_for(writer.stream_id, face) == (1, 3)
@@ -167,13 +167,13 @@ async def test_an_encoder_that_fails_ends_its_own_readers_and_nothing_else(
         assert gateway.tails.subscriber.reconnects == reconnects
         assert total(metrics.FACE_FAILURES) > failures
 
-        again = await gateway.follow(writer.stream_id, face)  # nobody follows it any more: read from the log
+        again = await gateway.follow(writer.stream_id, face)  # no reader is left: it is read from the log
         await wait_until(lambda: again.end, what="and much later")
         assert again.body == HEAD + ids(1, 2) + b"failed@1-3;"
 
 
 async def until_ended(sink: Sink) -> None:
-    await wait_until(lambda: sink.end, what="who comes later is told the end, too")
+    await wait_until(lambda: sink.end, what="a later reader gets the end, too")
 
 
 def total(counter: Any) -> float:
@@ -181,8 +181,8 @@ def total(counter: Any) -> float:
 
 
 @pytest.mark.parametrize("stateful", [True, False])
-async def test_it_ends_them_in_history_too(valkey_server: RedisServer, stateful: bool) -> None:
-    """The event that cannot be shown is far behind the ring."""
+async def test_a_failing_encoder_also_ends_readers_that_catch_up(valkey_server: RedisServer, stateful: bool) -> None:
+    """The event that cannot be encoded is far behind the ring."""
     async with running(valkey_server.url) as gateway:
         face: Any = FailingFace(b"bad")
         face.stateful = stateful
@@ -202,8 +202,8 @@ async def test_it_ends_them_in_history_too(valkey_server: RedisServer, stateful:
         assert native.body.count(b"\nid: 1-") + native.body.startswith(b"id: 1-") == 2002
 
 
-async def test_what_is_pushed_out_of_order_is_never_shown_twice(valkey_server: RedisServer) -> None:
-    """A face that fails, garbage and old entries on the channel, reads of the log in between."""
+async def test_entries_pushed_out_of_order_are_never_sent_twice(valkey_server: RedisServer) -> None:
+    """With a failing face, garbage and old entries on the channel, and reads of the log in between."""
     async with running(valkey_server.url) as gateway:
         writer = Writer(gateway.log, new_stream_id())
         await writer.begin()
@@ -220,7 +220,7 @@ async def test_what_is_pushed_out_of_order_is_never_shown_twice(valkey_server: R
             ):
                 await gateway.commands.execute("SPUBLISH", live_channel(writer.stream_id), garbage)
         await writer.write((1, 21), events.DONE, DONE)
-        await wait_until(lambda: native.end and all(sink.end for sink in sinks), what="all are told their end")
+        await wait_until(lambda: native.end and all(sink.end for sink in sinks), what="all get their end")
         shown = [line for line in native.body.split(b"\n") if line.startswith(b"id: ")]
         assert shown == [b"id: 1-%d" % offset for offset in range(22)]
         for sink, bad in zip(sinks, (3, 7, 11), strict=True):
@@ -228,7 +228,7 @@ async def test_what_is_pushed_out_of_order_is_never_shown_twice(valkey_server: R
         assert gateway.tails.subscriber.reconnects == 0
 
 
-async def test_a_callback_that_raises_touches_no_other_reply(valkey_server: RedisServer) -> None:
+async def test_a_callback_that_raises_affects_no_other_reply(valkey_server: RedisServer) -> None:
     async with running(valkey_server.url) as gateway:
         commands, replies = gateway.commands, list[Any]()
 
@@ -247,8 +247,8 @@ async def test_a_callback_that_raises_touches_no_other_reply(valkey_server: Redi
 
 
 @pytest.mark.parametrize("garbage", [b"+OK\r\n" * 3, b"?\r\n", b"*-7\r\n$9999999999999\r\n", b"\xff\x00" * 50])
-async def test_a_server_that_speaks_no_redis_is_left(garbage: bytes) -> None:
-    """Nobody knows which reply is whose: a new connection is made, and what was not answered is `Disconnected`."""
+async def test_a_server_that_does_not_speak_redis_is_disconnected(garbage: bytes) -> None:
+    """It is not known which reply belongs to which command: a new connection is made, and pending commands get `Disconnected`."""
     connections = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -270,23 +270,25 @@ async def test_a_server_that_speaks_no_redis_is_left(garbage: bytes) -> None:
         server.close()
 
 
-async def test_a_tail_that_a_face_broke_is_forgotten_in_the_end(valkey_server: RedisServer) -> None:
+async def test_a_tail_with_a_failed_face_is_dropped_in_the_end(valkey_server: RedisServer) -> None:
     async with running(valkey_server.url) as gateway:
         face: Any = FailingFace(b"bad")
         writer = Writer(gateway.log, new_stream_id())
         await writer.begin()
         sink = await gateway.follow(writer.stream_id, face)
         await writer.write((1, 1), events.TOKEN, b"bad")
-        await wait_until(lambda: sink.end, what="it is told its end")
+        await wait_until(lambda: sink.end, what="the reader gets its end")
         assert (len(gateway.tails), gateway.delivery.readers) == (0, 0)
-        late = await gateway.follow(writer.stream_id, face, EventId(1, 5))  # from whatever cursor
+        late = await gateway.follow(writer.stream_id, face, EventId(1, 5))  # from any cursor
         await until_ended(late)
         assert len(gateway.tails) == 0
 
 
 @pytest.mark.parametrize("ended", [True, False])
-async def test_who_comes_while_a_log_is_first_read_from_further_on(valkey_server: RedisServer, ended: bool) -> None:
-    """A reader comes back with the newest id; before its read is answered another one comes, from the beginning."""
+async def test_a_reader_that_arrives_during_a_first_read_from_a_later_id(
+    valkey_server: RedisServer, ended: bool
+) -> None:
+    """A reader resumes after the newest id. Before its read is answered, another reader comes, from the beginning."""
     async with running(valkey_server.url) as gateway:
         writer = Writer(gateway.log, new_stream_id())
         await writer.begin()

@@ -1,4 +1,4 @@
-"""The check between two tests that share a Redis finds what one of them has left there."""
+"""The check after each test that uses a shared Redis finds keys and connections that the test has left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nobody can hold up a worker at the port where it shows its metrics."""
+"""Clients of a worker's metrics port cannot hold up the worker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
 
 
 async def answer(port: int, request: bytes) -> bytes:
-    """What comes until the server closes the connection."""
+    """Returns everything received until the server closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(request)
@@ -41,7 +41,7 @@ async def answer(port: int, request: bytes) -> bytes:
         writer.close()
 
 
-async def test_metrics_and_health_are_shown_and_nothing_else(port: int) -> None:
+async def test_only_metrics_and_health_are_served(port: int) -> None:
     assert TAKEOVERS.exposed.encode() in await answer(port, b"GET /metrics?x=1 HTTP/1.1\r\n\r\n")
     assert (await answer(port, b"GET /healthz HTTP/1.1\r\n\r\n")).endswith(b"\r\n\r\nok\n")
     for request in (b"GET / HTTP/1.1\r\n\r\n", b"POST /metrics HTTP/1.1\r\n\r\n"):

@@ -1,4 +1,4 @@
-"""The provider against a server that speaks OpenAI's protocol, and breaks it when it is asked to."""
+"""The provider, with a server that speaks OpenAI's protocol, and breaks it on request."""
 
 from __future__ import annotations
 
@@ -31,21 +31,23 @@ async def provider(server: OpenAIServer) -> AsyncIterator[OpenAIProvider]:
     await provider.close()
 
 
-def asking(script: dict[str, Any] | None = None, **parameters: Any) -> dict[str, Any]:
+def request_for(script: dict[str, Any] | None = None, **parameters: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": "say something"}], "script": script or {}, **parameters}
 
 
-async def partly(provider: OpenAIProvider, request: dict[str, Any], error: type[Exception]) -> tuple[list[Item], Any]:
-    """What came before the error, and the error."""
-    heard = Heard()
+async def failed_answer_of(
+    provider: OpenAIProvider, request: dict[str, Any], error: type[Exception]
+) -> tuple[list[Item], Any]:
+    """Returns the items before the error, and the error."""
+    hearer = Heard()
     with pytest.raises(error) as raised:
-        await provider.generate(request, "", heard)
-    return heard.items, raised.value
+        await provider.generate(request, "", hearer)
+    return hearer.items, raised.value
 
 
 async def test_tokens_usage_and_reason_are_the_providers(provider: OpenAIProvider, server: OpenAIServer) -> None:
     text = ["Hel", "lo", " wörld", " 😀", "\n\n", "\x00", '"}']
-    items, finish = await answer_of(provider, asking({"text": text}))
+    items, finish = await answer_of(provider, request_for({"text": text}))
     assert items == text
     usage = {"prompt_tokens": 2, "completion_tokens": 7, "total_tokens": 9}
     assert finish == Finish("stop", usage, {"provider": {"model": "default"}})
@@ -54,7 +56,7 @@ async def test_tokens_usage_and_reason_are_the_providers(provider: OpenAIProvide
 
 async def test_parameters_pass_through_untouched(provider: OpenAIProvider, server: OpenAIServer) -> None:
     unknown = {"nested": [1, None, {"a": "b"}]}
-    request = asking(
+    request = request_for(
         {"tokens": 1},
         temperature=0.3,
         unknown=unknown,
@@ -75,23 +77,23 @@ async def test_parameters_pass_through_untouched(provider: OpenAIProvider, serve
     }
 
 
-async def test_the_requests_own_model_is_asked(provider: OpenAIProvider, server: OpenAIServer) -> None:
-    request = asking({"tokens": 1}, model="a-model")
+async def test_the_request_s_model_is_used(provider: OpenAIProvider, server: OpenAIServer) -> None:
+    request = request_for({"tokens": 1}, model="a-model")
     assert provider.model_of(request) == "a-model"
     await answer_of(provider, request)
     assert server.bodies[0]["model"] == "a-model"
 
 
-async def test_an_answer_that_was_cut_off_says_so(provider: OpenAIProvider) -> None:
-    items, finish = await answer_of(provider, asking({"tokens": 10}, max_tokens=3))
+async def test_a_truncated_answer_has_the_reason_length(provider: OpenAIProvider) -> None:
+    items, finish = await answer_of(provider, request_for({"tokens": 10}, max_tokens=3))
     assert len(items) == 3
     assert finish.reason == "length"
 
 
-async def test_an_answer_goes_on_from_a_partial_text(provider: OpenAIProvider, server: OpenAIServer) -> None:
-    whole, _ = await answer_of(provider, asking({"tokens": 10}))
+async def test_an_answer_continues_a_partial_text(provider: OpenAIProvider, server: OpenAIServer) -> None:
+    whole, _ = await answer_of(provider, request_for({"tokens": 10}))
     begun = [item for item in whole[:4] if isinstance(item, str)]
-    request = asking({"tokens": 10})
+    request = request_for({"tokens": 10})
     rest, _ = await answer_of(provider, request, "".join(begun))
     assert begun + rest == whole
     assert len(request["messages"]) == 1, "the request itself stays as it was"
@@ -103,7 +105,9 @@ async def test_tool_calls_reasoning_and_logprobs_are_kept(provider: OpenAIProvid
         "type": "function",
         "function": {"name": "weather", "arguments": '{"city":"Zürich 😀"}'},
     }
-    items, finish = await answer_of(provider, asking({"text": ["a"], "reasoning": ["hm", " so"], "tool_calls": [call]}))
+    items, finish = await answer_of(
+        provider, request_for({"text": ["a"], "reasoning": ["hm", " so"], "tool_calls": [call]})
+    )
     assert finish.reason == "tool_calls"
     deltas: list[Any] = [orjson.loads(item)["delta"] if isinstance(item, bytes) else item for item in items]
     assert deltas[:3] == [{"reasoning_content": "hm"}, {"reasoning_content": " so"}, "a"]
@@ -112,7 +116,7 @@ async def test_tool_calls_reasoning_and_logprobs_are_kept(provider: OpenAIProvid
     assert pieces[0]["function"]["name"] == "weather"
     assert "".join(piece["function"]["arguments"] for piece in pieces) == call["function"]["arguments"]
 
-    items, _ = await answer_of(provider, asking({"text": ["a"], "logprobs": True}))
+    items, _ = await answer_of(provider, request_for({"text": ["a"], "logprobs": True}))
     [only] = items
     assert orjson.loads(only) == {
         "delta": {"content": "a"},
@@ -121,7 +125,7 @@ async def test_tool_calls_reasoning_and_logprobs_are_kept(provider: OpenAIProvid
 
 
 async def test_of_several_choices_the_first_is_text_and_the_others_are_kept(provider: OpenAIProvider) -> None:
-    items, finish = await answer_of(provider, asking({"text": ["a", "b"]}, n=3))
+    items, finish = await answer_of(provider, request_for({"text": ["a", "b"]}, n=3))
     assert [item for item in items if isinstance(item, str)] == ["a", "b"]
     others = [orjson.loads(item) for item in items if isinstance(item, bytes)]
     for index in (1, 2):
@@ -132,20 +136,20 @@ async def test_of_several_choices_the_first_is_text_and_the_others_are_kept(prov
 
 
 @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504])
-async def test_what_may_pass_may_be_tried_again(provider: OpenAIProvider, server: OpenAIServer, status: int) -> None:
+async def test_temporary_errors_are_retryable(provider: OpenAIProvider, server: OpenAIServer, status: int) -> None:
     script = {"fail_status": status, "retry_after": 2.5, "times": 1, "key": "k", "tokens": 1}
-    items, error = await partly(provider, asking(script), Unavailable)
+    items, error = await failed_answer_of(provider, request_for(script), Unavailable)
     assert (items, error.retryable, error.retry_after_seconds) == ([], True, 2.5)
     assert str(status) in str(error)
     assert server.requests == 1, "the SDK itself tries nothing again"
-    items, _ = await answer_of(provider, asking(script))
+    items, _ = await answer_of(provider, request_for(script))
     assert len(items) == 1
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-async def test_what_the_provider_refuses_may_not(provider: OpenAIProvider, status: int) -> None:
+async def test_refusals_are_not_retryable(provider: OpenAIProvider, status: int) -> None:
     error = {"message": "the reason why", "type": "invalid_request_error"}
-    items, refused = await partly(provider, asking({"fail_status": status, "error": error}), Refused)
+    items, refused = await failed_answer_of(provider, request_for({"fail_status": status, "error": error}), Refused)
     assert (items, refused.retryable, refused.code) == ([], False, "provider_refused")
     assert "the reason why" in str(refused)
 
@@ -158,10 +162,10 @@ async def test_what_the_provider_refuses_may_not(provider: OpenAIProvider, statu
         (429, {"message": "no", "type": "rate_limit"}, Unavailable, "provider_unavailable"),
     ],
 )
-async def test_the_kind_of_an_error_counts(
+async def test_the_type_of_an_error_decides_whether_it_is_retryable(
     provider: OpenAIProvider, status: int, error: dict[str, Any], kind: type[Exception], code: str
 ) -> None:
-    _, raised = await partly(provider, asking({"fail_status": status, "error": error}), kind)
+    _, raised = await failed_answer_of(provider, request_for({"fail_status": status, "error": error}), kind)
     assert raised.code == code
 
 
@@ -176,42 +180,42 @@ async def test_the_kind_of_an_error_counts(
 async def test_an_error_inside_the_answer_ends_it(
     provider: OpenAIProvider, error: dict[str, Any], kind: type[Exception]
 ) -> None:
-    items, raised = await partly(provider, asking({"error_chunk_after": 3, "error": error}), kind)
+    items, raised = await failed_answer_of(provider, request_for({"error_chunk_after": 3, "error": error}), kind)
     assert len(items) == 3
     assert error["message"] in str(raised)
 
 
-async def test_an_answer_that_breaks_off_may_be_tried_again(provider: OpenAIProvider) -> None:
+async def test_an_interrupted_answer_is_retryable(provider: OpenAIProvider) -> None:
     script = {"break_after": 3, "times": 1, "tokens": 6, "tokens_per_second": 200}
-    items, error = await partly(provider, asking(script), Unavailable)
+    items, error = await failed_answer_of(provider, request_for(script), Unavailable)
     assert len(items) == 3
     assert error.code == "provider_unavailable"
-    items, _ = await answer_of(provider, asking(script))
+    items, _ = await answer_of(provider, request_for(script))
     assert len(items) == 6
 
 
-async def test_an_answer_without_a_finish_reason_is_not_whole(provider: OpenAIProvider) -> None:
-    items, error = await partly(provider, asking({"tokens": 5, "no_finish": True}), Unavailable)
+async def test_an_answer_without_a_finish_reason_is_incomplete(provider: OpenAIProvider) -> None:
+    items, error = await failed_answer_of(provider, request_for({"tokens": 5, "no_finish": True}), Unavailable)
     assert len(items) == 5
     assert "finish_reason" in str(error)
 
 
-async def test_a_provider_that_is_not_there_is_unavailable() -> None:
+async def test_an_unreachable_provider_is_unavailable() -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
     provider = OpenAIProvider(api_key="", base_url=url, default_model="m", connections_max=1)
     try:
-        await partly(provider, asking(), Unavailable)
+        await failed_answer_of(provider, request_for(), Unavailable)
     finally:
         await provider.close()
 
 
 @pytest.mark.parametrize("pace", [50, 0])
 async def test_cancelling_stops_the_provider(provider: OpenAIProvider, server: OpenAIServer, pace: float) -> None:
-    heard = Heard()
+    hearer = Heard()
     generating = asyncio.create_task(
-        provider.generate(asking({"tokens": 1_000_000, "tokens_per_second": pace}), "", heard)
+        provider.generate(request_for({"tokens": 1_000_000, "tokens_per_second": pace}), "", hearer)
     )
-    await wait_until(lambda: heard.times > 0)
+    await wait_until(lambda: hearer.times > 0)
     assert server.running == 1
     generating.cancel()
     await asyncio.gather(generating, return_exceptions=True)
@@ -221,28 +225,28 @@ async def test_cancelling_stops_the_provider(provider: OpenAIProvider, server: O
     assert server.tokens < 1_000_000
 
 
-async def test_a_hearer_that_has_enough_is_waited_for(provider: OpenAIProvider) -> None:
-    heard = Heard(enough=True)
-    finish = await provider.generate(asking({"tokens": 500, "tokens_per_second": 5000}), "", heard)
-    assert len(heard.items) == 500
+async def test_the_provider_waits_for_a_hearer_without_room(provider: OpenAIProvider) -> None:
+    hearer = Heard(enough=True)
+    finish = await provider.generate(request_for({"tokens": 500, "tokens_per_second": 5000}), "", hearer)
+    assert len(hearer.items) == 500
     assert finish.reason == "stop"
-    assert heard.times > 1
-    assert heard.waits in (heard.times, heard.times - 1)  # there is no need to wait for what ended the answer
+    assert hearer.times > 1
+    assert hearer.waits in (hearer.times, hearer.times - 1)  # there is no need to wait for what ended the answer
 
 
-async def test_what_a_hearer_raises_ends_the_answer(provider: OpenAIProvider, server: OpenAIServer) -> None:
+async def test_an_exception_of_the_hearer_ends_the_answer(provider: OpenAIProvider, server: OpenAIServer) -> None:
     def refuse(items: list[Item]) -> None:
         raise LookupError("no place")
 
     with pytest.raises(LookupError, match="no place"):
-        await provider.generate(asking({"tokens": 1_000_000}), "", Heard(on_take=refuse))
+        await provider.generate(request_for({"tokens": 1_000_000}), "", Heard(on_take=refuse))
     await wait_until(lambda: server.running == 0, within_seconds=2.0, what="the connection was closed")
 
 
 async def test_cancelling_the_reader_of_a_stalled_answer_stops_the_provider(
     provider: OpenAIProvider, server: OpenAIServer
 ) -> None:
-    reading = asyncio.create_task(answer_of(provider, asking({"stall_after": 2})))
+    reading = asyncio.create_task(answer_of(provider, request_for({"stall_after": 2})))
     await wait_until(lambda: server.tokens == 2)
     assert not reading.done()
     reading.cancel()
@@ -254,7 +258,7 @@ async def test_cancelling_the_reader_of_a_stalled_answer_stops_the_provider(
 async def test_more_answers_than_connections_wait_for_their_turn(server: OpenAIServer) -> None:
     provider = OpenAIProvider(api_key="", base_url=server.url, default_model="m", connections_max=4)
     try:
-        answers = await asyncio.gather(*(answer_of(provider, asking({"tokens": 5})) for _ in range(20)))
+        answers = await asyncio.gather(*(answer_of(provider, request_for({"tokens": 5})) for _ in range(20)))
         assert [len(items) for items, _ in answers] == [5] * 20
         assert server.running == 0
         assert server.aborted == 0

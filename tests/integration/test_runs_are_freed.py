@@ -1,4 +1,4 @@
-"""A run that has ended is freed by its last reference, whatever ended it: the worker's collector hardly ever comes."""
+"""A run that has ended is freed by its last reference, after any end: the worker's garbage collector rarely runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.waiting import wait_until
 
 
 class Scripted:
-    """Says two tokens, and then does what the test wants."""
+    """Sends two tokens, and then calls the test's function."""
 
     name = "scripted"
 
@@ -54,7 +54,7 @@ class Scripted:
         return await self._then(hearer, self.calls)
 
     async def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing: there is no connection."""
 
 
 async def done(hearer: Hearer, calls: int) -> Finish:
@@ -86,7 +86,7 @@ async def broken_once(hearer: Hearer, calls: int) -> Finish:
     return Finish("stop", None)
 
 
-async def a_bug_behind_the_end(hearer: Hearer, calls: int) -> Finish:
+async def a_bug_after_the_end(hearer: Hearer, calls: int) -> Finish:
     return Finish("stop", None, {1: {}})  # type: ignore[dict-item]
 
 
@@ -124,7 +124,7 @@ class Watched:
     def __init__(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         self.references: list[weakref.ref[Any]] = [weakref.ref(run)]
 
-        class WatchedCopy(LogCopy):  # LogCopy itself has no place for a weak reference
+        class WatchedCopy(LogCopy):  # LogCopy has no slot for a weak reference
             pass
 
         def watched_writer(*arguments: Any) -> Writer:
@@ -170,11 +170,11 @@ async def has_begun(log: EventLog, stream_id: str) -> bool:
         (refused, "failed", 1),
         (broken_once, "completed", 2),
         (buggy, "failed", 1),
-        (a_bug_behind_the_end, "failed", 1),
+        (a_bug_after_the_end, "failed", 1),
         (an_item_that_cannot_be_stored, "failed", 1),
     ],
 )
-async def test_an_answer_ends_in_one_terminal_event_and_nothing_of_its_run_stays(
+async def test_an_answer_ends_in_one_terminal_event_and_its_run_is_freed(
     log: EventLog,
     connection: RespConnection,
     monkeypatch: pytest.MonkeyPatch,
@@ -268,10 +268,10 @@ async def test_a_run_that_is_fenced_off_is_freed(
     await wait_until(watched.are_freed)
 
 
-async def test_a_run_whose_redis_went_away_is_freed(
+async def test_a_run_that_lost_redis_is_freed(
     log: EventLog, connection: RespConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What could not be sent is repaired: the errors of that time must not hold the writer."""
+    """Appends that failed are repeated: their errors must not refer to the writer."""
     stream_id = await accepted(log)
     cue = asyncio.Event()
 
@@ -309,7 +309,7 @@ SCRIPTS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("script", "status"), SCRIPTS)
-async def test_what_a_provider_does_holds_nothing(
+async def test_a_run_is_freed_after_any_end_of_the_provider(
     log: EventLog, connection: RespConnection, monkeypatch: pytest.MonkeyPatch, script: dict[str, Any], status: str
 ) -> None:
     async with OpenAIServer() as server:
@@ -324,7 +324,7 @@ async def test_what_a_provider_does_holds_nothing(
     assert fold(await log.read_all(stream_id)).status == status
 
 
-async def test_what_was_unreachable_holds_nothing(
+async def test_a_run_is_freed_after_an_unreachable_provider(
     log: EventLog, connection: RespConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with OpenAIServer() as server:
@@ -341,10 +341,10 @@ async def test_what_was_unreachable_holds_nothing(
 
 
 @pytest.mark.parametrize(("script", "status"), SCRIPTS)
-async def test_the_collector_finds_nothing(
+async def test_runs_leave_no_garbage_for_the_collector(
     log: EventLog, connection: RespConnection, script: dict[str, Any], status: str
 ) -> None:
-    """Nor in connections, requests and responses."""
+    """Also not of connections, requests and responses."""
     answers = 10
     async with OpenAIServer() as server:
         provider = OpenAIProvider(api_key="", base_url=server.url, default_model="m", connections_max=4)
@@ -361,7 +361,7 @@ async def test_the_collector_finds_nothing(
             for _ in range(answers):
                 await answer()
             gc.collect()
-            kinds = Counter(f"{type(it).__module__}.{type(it).__qualname__}" for it in gc.garbage)
+            kinds = Counter(f"{type(garbage).__module__}.{type(garbage).__qualname__}" for garbage in gc.garbage)
         finally:
             gc.set_debug(0)
             gc.garbage.clear()

@@ -1,4 +1,4 @@
-"""The supervisor with children that die or will not end: real processes that do nothing else."""
+"""The supervisor, with real child processes that die or do not stop."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start a supervisor of two children with this program, which end with it as the real ones do."""
+    """Starts a supervisor of two children that run this program, and end with it as real ones do."""
     needs("a system that spreads connections over processes (Linux)", CAN_SHARE)
     started: list[subprocess.Popen[bytes]] = []
 
@@ -73,21 +73,21 @@ def logged(tmp_path: Path) -> str:
     return (tmp_path / "log").read_text()
 
 
-def test_one_that_dies_again_and_again_ends_the_whole(start: Start, tmp_path: Path) -> None:
+def test_a_child_that_keeps_dying_ends_the_supervisor(start: Start, tmp_path: Path) -> None:
     running = start(_CHILD.format(before="", after="if number == 2: sys.exit(7)"))
     assert running.wait(30) == 1
-    said = logged(tmp_path)
-    ends = re.findall(r"^\S+ (\S+) ERROR .*process 2 \(pid \d+\) ended with 7$", said, re.MULTILINE)
+    output = logged(tmp_path)
+    ends = re.findall(r"^\S+ (\S+) ERROR .*process 2 \(pid \d+\) ended with 7$", output, re.MULTILINE)
     assert len(ends) == 10
-    assert said.count("process 2 ended 10 times as it started") == 1
-    assert "process 1 (pid" not in said
+    assert output.count("process 2 ended 10 times as it started") == 1
+    assert "process 1 (pid" not in output
     times = [datetime.strptime(one, "%H:%M:%S,%f").replace(year=2000) for one in ends]
     pauses = [(later - earlier).total_seconds() % 86400 for earlier, later in itertools.pairwise(times)]
     assert pauses[0] >= 0.1
     assert all(pause >= 0.4 for pause in pauses[2:]), pauses
 
 
-def test_one_that_dies_before_any_is_up_ends_the_whole_at_once(start: Start, tmp_path: Path) -> None:
+def test_a_child_that_dies_before_any_is_ready_ends_the_supervisor_at_once(start: Start, tmp_path: Path) -> None:
     assert start(_CHILD.format(before="sys.exit(7)", after="")).wait(30) == 1
     assert logged(tmp_path).count("ended with 7") == 1
     assert "is up" not in logged(tmp_path)
@@ -98,7 +98,7 @@ def cpu_seconds(pid: int) -> float:
     return sum(map(int, spent)) / os.sysconf("SC_CLK_TCK")
 
 
-async def test_it_costs_nothing_while_it_waits_for_the_first(start: Start, tmp_path: Path) -> None:
+async def test_the_supervisor_uses_no_cpu_while_it_waits_for_the_first_child(start: Start, tmp_path: Path) -> None:
     needs("/proc (Linux)", sys.platform == "linux")
     slow_seconds = 3.0
     running = start(_CHILD.format(before=f"import time; time.sleep({slow_seconds} if number == 1 else 0)", after=""))
@@ -106,8 +106,8 @@ async def test_it_costs_nothing_while_it_waits_for_the_first(start: Start, tmp_p
     assert cpu_seconds(running.pid) < slow_seconds / 2  # its own imports; else it was busy waiting
 
 
-@pytest.mark.alone("1.5 s are told from 3 s")
-async def test_all_are_asked_to_end_at_the_same_time(start: Start, tmp_path: Path) -> None:
+@pytest.mark.alone("distinguishes 1.5 s from 3 s")
+async def test_all_children_are_stopped_at_the_same_time(start: Start, tmp_path: Path) -> None:
     drains = "import time; signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1.5), sys.exit(0)))"
     running = start(_CHILD.format(before=drains, after=""), drain_seconds=5)
     await wait_until(lambda: logged(tmp_path).count(" is up ") == 2, within_seconds=20)
@@ -118,7 +118,7 @@ async def test_all_are_asked_to_end_at_the_same_time(start: Start, tmp_path: Pat
     assert "killed" not in logged(tmp_path)
 
 
-async def test_one_that_does_not_end_is_killed(start: Start, tmp_path: Path) -> None:
+async def test_a_child_that_does_not_stop_is_killed(start: Start, tmp_path: Path) -> None:
     ignores = "if number == 2: signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     running = start(_CHILD.format(before=ignores, after=""))
     await wait_until(lambda: logged(tmp_path).count(" is up ") == 2, within_seconds=20)
@@ -135,7 +135,7 @@ def test_a_socket_that_listens_cannot_be_shared() -> None:
         Supervisor(settings, 2, listening, [])
 
 
-def test_a_reserved_port_is_nobody_elses() -> None:
+def test_a_reserved_port_cannot_be_taken_by_another_program() -> None:
     needs("a system that spreads connections over processes (Linux)", CAN_SHARE)
     with reserve(Settings(port=0)) as reserved:
         settings = Settings(port=reserved.getsockname()[1])

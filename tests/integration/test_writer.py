@@ -1,4 +1,4 @@
-"""The writer on a real Valkey that loses replies, is killed, forgets, or is full: the log must be as if nothing had been."""
+"""The writer on a real Valkey that loses replies or entries, is killed, or is full: the log must not show it."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def durable() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def forgetful() -> Iterator[RedisServer]:
-    """It forgets everything when it is killed, as a failover to an empty replica does."""
+def losing() -> Iterator[RedisServer]:
+    """Yields a server that loses everything when it is killed, as in a failover to an empty replica."""
     with RedisServer("valkey") as server:
         yield server
 
@@ -65,7 +65,7 @@ async def connected(server: RedisServer) -> AsyncIterator[RespConnection]:
 
 @pytest.fixture
 async def redis(valkey_server: RedisServer) -> AsyncIterator[RespConnection]:
-    """A connection to the run's Valkey, emptied."""
+    """Yields a connection to the shared Valkey, emptied."""
     async with connected(valkey_server) as connection:
         await connection.execute("FLUSHALL")
         yield connection
@@ -83,19 +83,19 @@ async def accepted(log: EventLog) -> list[Entry]:
 
 
 async def begun(log: EventLog, troubles: list[MidstreamError] | None = None, **settings: Any) -> Writer:
-    """A writer that has opened the first attempt of a new stream."""
+    """Returns a writer that has begun the first attempt of a new stream."""
     troubles = [] if troubles is None else troubles
     writer = Writer(log, STREAM, await accepted(log), Settings(**settings), troubles.append)
     assert await writer.begin(1, events.STARTED, b"{}", 0)
     return writer
 
 
-def _unheeded(trouble: MidstreamError) -> None:
-    """What ends the attempt is of no interest here; whoever waits gets it raised."""
+def _ignored(trouble: MidstreamError) -> None:
+    """Ignores what ends the attempt; callers that wait get it as an exception."""
 
 
 async def tokens_in(log: EventLog) -> list[tuple[EventId, bytes]]:
-    """Every token of the log with its id."""
+    """Returns every token of the log with its id."""
     return [
         (event.id, event.value)
         for entry in await log.read_all(STREAM)
@@ -109,7 +109,7 @@ def numbered(count: int, attempt: int = 1, start: int = 1) -> list[tuple[EventId
 
 
 async def push_each(writer: Writer, first: int, last: int) -> None:
-    """Push the tokens of these offsets one by one, letting replies come in between."""
+    """Pushes the tokens of these offsets one by one, with time for replies in between."""
     for offset in range(first, last + 1):
         writer.push([f"t{offset}"])
         await asyncio.sleep(0)
@@ -118,7 +118,7 @@ async def push_each(writer: Writer, first: int, last: int) -> None:
 # --- the ordinary way
 
 
-async def test_tokens_that_come_during_a_round_trip_gather_into_the_next_entry(redis: RespConnection) -> None:
+async def test_tokens_that_arrive_during_a_round_trip_share_the_next_entry(redis: RespConnection) -> None:
     log = log_over(redis)
     writer = await begun(log)
     for item in ("a", "b", "c"):
@@ -135,7 +135,7 @@ async def test_tokens_that_come_during_a_round_trip_gather_into_the_next_entry(r
 
 async def test_tokens_that_come_within_the_pace_share_an_entry(redis: RespConnection) -> None:
     log = log_over(redis)
-    writer = Writer(log, STREAM, await accepted(log), Settings(), _unheeded, pace_ms=200)
+    writer = Writer(log, STREAM, await accepted(log), Settings(), _ignored, pace_ms=200)
     assert await writer.begin(1, events.STARTED, b"{}", 0)
     writer.push(["t1"])
     await wait_until(lambda: log.newest(STREAM), what="the first token waits for nothing")
@@ -153,7 +153,7 @@ async def test_tokens_that_come_within_the_pace_share_an_entry(redis: RespConnec
 
 async def test_the_end_of_an_answer_and_a_full_entry_wait_for_no_pace(redis: RespConnection) -> None:
     log = log_over(redis)
-    writer = Writer(log, STREAM, await accepted(log), Settings(entry_tokens_max=10), _unheeded, pace_ms=5000)
+    writer = Writer(log, STREAM, await accepted(log), Settings(entry_tokens_max=10), _ignored, pace_ms=5000)
     assert await writer.begin(1, events.STARTED, b"{}", 0)
     began = time.monotonic()
     writer.push([f"t{offset}" for offset in range(1, 36)])
@@ -164,7 +164,7 @@ async def test_the_end_of_an_answer_and_a_full_entry_wait_for_no_pace(redis: Res
     assert await tokens_in(log) == numbered(36)
 
 
-async def test_an_entry_holds_a_bounded_number_of_tokens(redis: RespConnection) -> None:
+async def test_an_entry_has_a_limited_number_of_tokens(redis: RespConnection) -> None:
     log = log_over(redis)
     writer = await begun(log, entry_tokens_max=10)
     writer.push([f"t{offset}" for offset in range(1, 36)])
@@ -183,7 +183,7 @@ async def test_deltas_keep_their_place_among_tokens(redis: RespConnection) -> No
     assert [value for _, value in await tokens_in(log)] == [b"a", b'{"delta":{"tool_calls":[]}}', b"b"]
 
 
-async def test_it_knows_since_when_nobody_listens(redis: RespConnection, valkey_server: RedisServer) -> None:
+async def test_the_writer_knows_since_when_nobody_listens(redis: RespConnection, valkey_server: RedisServer) -> None:
     log = log_over(redis)
     pushed: list[Any] = []
     subscriber = RespConnection(
@@ -211,7 +211,7 @@ async def test_it_knows_since_when_nobody_listens(redis: RespConnection, valkey_
         await subscriber.close()
 
 
-async def test_the_end_lets_the_log_expire_soon(redis: RespConnection) -> None:
+async def test_after_the_end_the_log_expires_soon(redis: RespConnection) -> None:
     log = log_over(redis)
     writer = await begun(log)
     assert await redis.execute("TTL", KEY) > ENDED_TTL_SECONDS
@@ -225,7 +225,7 @@ async def test_the_end_lets_the_log_expire_soon(redis: RespConnection) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_lost_replies_double_nothing_and_lose_nothing(redis: RespConnection, seed: int) -> None:
+async def test_lost_replies_neither_double_nor_lose_tokens(redis: RespConnection, seed: int) -> None:
     lossy = LossyCommands(redis, seed=seed, share=0.0)
     log = log_over(lossy)
     writer = await begun(log, entry_tokens_max=3)
@@ -245,7 +245,7 @@ async def test_lost_replies_double_nothing_and_lose_nothing(redis: RespConnectio
     assert [entry.field for entry in await log.read_all(STREAM)].count(events.DONE) == 1
 
 
-async def test_a_killed_redis_that_kept_everything_is_a_pause(durable: RedisServer) -> None:
+async def test_a_killed_redis_with_a_durable_log_only_causes_a_pause(durable: RedisServer) -> None:
     async with connected(durable) as redis:
         log = log_over(redis)
         writer = await begun(log)
@@ -260,23 +260,23 @@ async def test_a_killed_redis_that_kept_everything_is_a_pause(durable: RedisServ
         assert [entry.field for entry in await log.read_all(STREAM)].count(events.DONE) == 1
 
 
-async def test_a_killed_redis_that_forgot_everything_is_written_anew(forgetful: RedisServer) -> None:
-    async with connected(forgetful) as redis:
+async def test_a_log_that_a_killed_redis_lost_is_written_again(losing: RedisServer) -> None:
+    async with connected(losing) as redis:
         log = log_over(redis)
         writer = await begun(log)
         await push_each(writer, 1, 20)
         await writer.drained()
         before = await log.read_all(STREAM)
-        forgetful.kill()
+        losing.kill()
         await push_each(writer, 21, 40)
-        forgetful.start()
+        losing.start()
         await writer.drained()
         assert (await log.read_all(STREAM))[: len(before)] == before, "the same bytes under the same ids"
         assert await tokens_in(log) == numbered(40)
         assert 0 < await redis.execute("TTL", KEY) <= LOG_TTL_SECONDS
 
 
-async def test_while_redis_is_away_a_writer_takes_only_so_much(durable: RedisServer) -> None:
+async def test_while_redis_is_down_the_writer_s_buffer_is_limited(durable: RedisServer) -> None:
     async with connected(durable) as redis:
         log = log_over(redis)
         writer = await begun(log, worker_unsent_bytes_max=1024)
@@ -297,7 +297,7 @@ async def test_while_redis_is_away_a_writer_takes_only_so_much(durable: RedisSer
 # --- a Redis that forgot
 
 
-async def test_a_deleted_log_is_written_anew_with_the_same_ids_and_bytes(redis: RespConnection) -> None:
+async def test_a_lost_log_is_written_again_with_the_same_ids_and_bytes(redis: RespConnection) -> None:
     log = log_over(redis)
     writer = await begun(log)
     await push_each(writer, 1, 20)
@@ -311,7 +311,7 @@ async def test_a_deleted_log_is_written_anew_with_the_same_ids_and_bytes(redis: 
     assert 0 < await redis.execute("TTL", KEY) <= LOG_TTL_SECONDS
 
 
-async def test_a_silent_writer_notices_what_was_forgotten(redis: RespConnection) -> None:
+async def test_an_idle_writer_notices_lost_entries(redis: RespConnection) -> None:
     log = log_over(redis)
     writer = await begun(log)
     await push_each(writer, 1, 20)
@@ -327,7 +327,7 @@ async def test_a_silent_writer_notices_what_was_forgotten(redis: RespConnection)
 
 
 async def keep_first(redis: RespConnection, log: EventLog, count: int) -> list[Entry]:
-    """Leave the log's first entries only, as the promotion of a replica that lagged does; what it was."""
+    """Removes all but the log's first entries, as the promotion of a lagging replica does. Returns the former entries."""
     before = await log.read_all(STREAM)
     await redis.execute("DEL", KEY)
     for entry in before[:count]:
@@ -339,7 +339,9 @@ async def keep_first(redis: RespConnection, log: EventLog, count: int) -> list[E
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 3, 10])
 @pytest.mark.parametrize("by_probe", [True, False])
-async def test_what_a_lagging_replica_lacks_is_appended_again(redis: RespConnection, kept: int, by_probe: bool) -> None:
+async def test_entries_that_a_lagging_replica_lacks_are_appended_again(
+    redis: RespConnection, kept: int, by_probe: bool
+) -> None:
     log = log_over(redis)
     writer = await begun(log, entry_tokens_max=3)
     await push_each(writer, 1, 40)
@@ -353,7 +355,7 @@ async def test_what_a_lagging_replica_lacks_is_appended_again(redis: RespConnect
     assert await tokens_in(log) == numbered(45)
 
 
-async def test_redis_may_forget_again_and_again(redis: RespConnection) -> None:
+async def test_redis_may_lose_entries_repeatedly(redis: RespConnection) -> None:
     log = log_over(redis)
     writer = await begun(log)
     dice = random.Random(7)
@@ -366,9 +368,7 @@ async def test_redis_may_forget_again_and_again(redis: RespConnection) -> None:
     assert await tokens_in(log) == numbered(59)
 
 
-async def test_what_is_repaired_is_published_to_whoever_listens(
-    redis: RespConnection, valkey_server: RedisServer
-) -> None:
+async def test_repaired_entries_are_published(redis: RespConnection, valkey_server: RedisServer) -> None:
     log = log_over(redis)
     pushed: list[Any] = []
     subscriber = RespConnection(
@@ -404,7 +404,7 @@ async def test_an_entry_removed_by_hand_does_not_stop_the_rest(redis: RespConnec
     assert await tokens_in(log) == [one for one in numbered(6) if one[0].offset != 2]
 
 
-async def test_a_worker_that_slept_through_its_lease_does_not_write_a_log_anew(redis: RespConnection) -> None:
+async def test_a_worker_suspended_past_its_lease_does_not_recreate_a_log(redis: RespConnection) -> None:
     troubles: list[MidstreamError] = []
     log = log_over(redis)
     writer = await begun(log, troubles)
@@ -419,7 +419,7 @@ async def test_a_worker_that_slept_through_its_lease_does_not_write_a_log_anew(r
     assert await redis.execute("EXISTS", KEY) == 0
 
 
-async def test_a_worker_that_slept_still_repairs_a_log_that_is_there(redis: RespConnection) -> None:
+async def test_a_worker_suspended_past_its_lease_still_repairs_an_existing_log(redis: RespConnection) -> None:
     log = log_over(redis)
     writer = await begun(log)
     await push_each(writer, 1, 20)
@@ -436,7 +436,7 @@ async def test_a_worker_that_slept_still_repairs_a_log_that_is_there(redis: Resp
 
 @pytest.mark.parametrize("by_probe", [True, False])
 @pytest.mark.parametrize("how", ["cancelled", "taken over", "deleted"])
-async def test_a_fence_ends_the_attempt_and_is_told_once(redis: RespConnection, how: str, by_probe: bool) -> None:
+async def test_a_fence_ends_the_attempt_and_is_reported_once(redis: RespConnection, how: str, by_probe: bool) -> None:
     troubles: list[MidstreamError] = []
     log = log_over(redis)
     writer = await begun(log, troubles)
@@ -447,7 +447,7 @@ async def test_a_fence_ends_the_attempt_and_is_told_once(redis: RespConnection, 
     elif how == "deleted":
         assert await log.delete(STREAM)
     else:
-        other = Writer(log, STREAM, await log.read_all(STREAM), Settings(), _unheeded)
+        other = Writer(log, STREAM, await log.read_all(STREAM), Settings(), _ignored)
         assert await other.begin(2, events.RESTARTED, b"{}", 0)
     before = await log.read_all(STREAM)
     if by_probe:
@@ -467,7 +467,7 @@ async def test_a_fence_ends_the_attempt_and_is_told_once(redis: RespConnection, 
     assert await log.read_all(STREAM) == before
 
 
-async def test_a_fence_that_falls_while_an_append_is_under_way_wins_or_comes_after(redis: RespConnection) -> None:
+async def test_a_fence_during_an_append_comes_before_or_after_it(redis: RespConnection) -> None:
     for round_number in range(30):
         await redis.execute("DEL", KEY)
         troubles: list[MidstreamError] = []
@@ -487,42 +487,42 @@ async def test_a_fence_that_falls_while_an_append_is_under_way_wins_or_comes_aft
         assert kept == numbered(len(kept))
 
 
-async def test_a_takeover_of_what_has_moved_on_is_refused(redis: RespConnection) -> None:
+async def test_a_takeover_of_a_log_that_has_grown_is_refused(redis: RespConnection) -> None:
     log = log_over(redis)
     stale = await accepted(log)
     assert await log.end(STREAM, events.CANCELLED, b"{}")
     before = await log.read_all(STREAM)
-    late = Writer(log, STREAM, stale, Settings(), _unheeded)
+    late = Writer(log, STREAM, stale, Settings(), _ignored)
     assert not await late.begin(1, events.STARTED, b"{}", 0)
     assert await log.read_all(STREAM) == before
 
 
-async def test_a_takeover_waits_for_no_tokens_that_it_does_not_know(redis: RespConnection) -> None:
+async def test_a_takeover_does_not_wait_for_unknown_tokens(redis: RespConnection) -> None:
     log = log_over(redis)
     first = await begun(log)
     stale = await log.read_all(STREAM)
     first.push(["t1"])
     await first.drained()
-    second = Writer(log, STREAM, stale, Settings(), _unheeded)
+    second = Writer(log, STREAM, stale, Settings(), _ignored)
     assert not await second.begin(2, events.RESTARTED, b'{"base":0}', 0), "what it read is not all"
     first.push(["t2"])
     await first.drained()
     assert await tokens_in(log) == numbered(2)
 
 
-async def test_of_two_workers_that_begin_the_same_attempt_one_does(redis: RespConnection) -> None:
+async def test_only_one_of_two_workers_begins_the_same_attempt(redis: RespConnection) -> None:
     log = log_over(redis)
     entries = await accepted(log)
-    writers = [Writer(log, STREAM, list(entries), Settings(), _unheeded) for _ in range(4)]
+    writers = [Writer(log, STREAM, list(entries), Settings(), _ignored) for _ in range(4)]
     begins = [writer.begin(1, events.STARTED, b'{"worker":%d}' % n, 0) for n, writer in enumerate(writers)]
     assert sorted(await asyncio.gather(*begins)) == [False, False, False, True]
 
 
 @pytest.mark.parametrize("seed", range(10))
-async def test_an_attempt_whose_beginning_was_answered_late_is_still_its_own(redis: RespConnection, seed: int) -> None:
+async def test_a_late_reply_to_an_attempt_s_first_entry_is_not_a_fence(redis: RespConnection, seed: int) -> None:
     lossy = LossyCommands(redis, seed=seed, share=0.6)
     log = log_over(lossy)
-    writer = Writer(log, STREAM, await accepted(log_over(redis)), Settings(), _unheeded)
+    writer = Writer(log, STREAM, await accepted(log_over(redis)), Settings(), _ignored)
     assert await writer.begin(1, events.STARTED, b'{"worker":"me"}', 0)
     writer.push(["t1"])
     await writer.finish(events.DONE, b"{}")
@@ -534,12 +534,12 @@ async def test_an_attempt_whose_beginning_was_answered_late_is_still_its_own(red
     ]
 
 
-async def test_a_later_attempt_goes_on_behind_what_it_keeps(redis: RespConnection) -> None:
+async def test_a_later_attempt_continues_after_the_tokens_it_keeps(redis: RespConnection) -> None:
     log = log_over(redis)
     first = await begun(log)
     await push_each(first, 1, 3)
     await first.drained()
-    second = Writer(log, STREAM, await log.read_all(STREAM), Settings(), _unheeded)
+    second = Writer(log, STREAM, await log.read_all(STREAM), Settings(), _ignored)
     assert await second.begin(2, events.RESTARTED, orjson.dumps({"base": 3}), 3)
     second.push(["t4"])
     await second.finish(events.DONE, b"{}")
@@ -550,14 +550,14 @@ async def test_a_later_attempt_goes_on_behind_what_it_keeps(redis: RespConnectio
 async def test_an_attempt_of_the_same_number_by_another_worker_is_a_fence(
     redis: RespConnection, forgotten: int
 ) -> None:
-    """Redis forgot that this worker had begun, and another one began the same attempt before this one came to repair it."""
+    """Redis has lost this worker's first entry, and another worker has begun the same attempt before the repair."""
     troubles: list[MidstreamError] = []
     log = log_over(redis)
     writer = await begun(log, troubles)
     writer.push(["mine 1"])
     await writer.drained()
     await keep_first(redis, log, 1)
-    other = Writer(log, STREAM, await log.read_all(STREAM), Settings(), _unheeded)
+    other = Writer(log, STREAM, await log.read_all(STREAM), Settings(), _ignored)
     assert await other.begin(1, events.STARTED, b'{"worker":"other"}', 0)
     if forgotten == 2:
         other.push(["theirs 1"])
@@ -608,7 +608,7 @@ async def test_a_log_of_too_many_bytes_ends(redis: RespConnection) -> None:
     assert last.id == EventId(1, len(await tokens_in(log)) + 1)
 
 
-async def test_a_redis_that_is_full_ends_the_attempt_and_leaves_no_hole(redis: RespConnection) -> None:
+async def test_a_full_redis_ends_the_attempt_without_a_hole(redis: RespConnection) -> None:
     troubles: list[MidstreamError] = []
     log = log_over(redis)
     writer = await begun(log, troubles)
@@ -622,7 +622,7 @@ async def test_a_redis_that_is_full_ends_the_attempt_and_leaves_no_hole(redis: R
     finally:
         await redis.execute("CONFIG", "SET", "maxmemory", 0)
     assert [type(one) for one in troubles] == [LogFull]
-    writer.push(["t7"])  # said by a provider that was not closed yet, to a Redis that has room again
+    writer.push(["t7"])  # tokens of a provider that is not closed yet, while Redis has room again
     with pytest.raises(LogFull):
         await writer.drained()
     await redis.execute("CONFIG", "SET", "maxmemory", 1)
@@ -635,7 +635,9 @@ async def test_a_redis_that_is_full_ends_the_attempt_and_leaves_no_hole(redis: R
 
 
 @pytest.mark.parametrize("steps", range(8))
-async def test_a_probe_during_a_new_beginning_does_not_take_it_for_a_fence(redis: RespConnection, steps: int) -> None:
+async def test_a_probe_during_a_restart_does_not_take_the_new_attempt_for_a_fence(
+    redis: RespConnection, steps: int
+) -> None:
     troubles: list[MidstreamError] = []
     log = log_over(redis)
     writer = await begun(log, troubles)

@@ -17,8 +17,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="what is asked, read and broken, and when (default 1)")
     parser.add_argument("--minutes", type=float, default=1.0, help="how long faults strike (default 1)")
     parser.add_argument("--streams", type=int, default=24, metavar="N", help="how many run at once (default 24)")
-    told = parser.parse_args()
-    stress = Stress(told.seed, told.minutes * 60, at_once=told.streams, say=lambda line: print(line, flush=True))
+    arguments = parser.parse_args()
+    stress = Stress(
+        arguments.seed, arguments.minutes * 60, at_once=arguments.streams, say=lambda line: print(line, flush=True)
+    )
     return 0 if uvloop.run(stress.run()) else 1
 
 

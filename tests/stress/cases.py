@@ -1,4 +1,4 @@
-"""One stream from its order to its verdict: created, read, perhaps cancelled or deleted, and held against its log."""
+"""One stream of the run: created, read, perhaps cancelled or deleted, and compared with its log."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _CODES = {
     "provider_timeout",
     "provider_refused",
 }
-"""The ways to fail that the faults of this run can explain."""
+"""The failure codes that this run's faults can cause."""
 
 
 class Case:
-    """One stream. `run` returns when its readers have what they came for; `verify` says what does not hold."""
+    """One stream. `run` returns when its readers have finished; `verify` returns the invariants that do not hold."""
 
     def __init__(self, fleet: Fleet, order: StreamOrder, seed: int, number: int, counts: Counter[str]) -> None:
         self._fleet = fleet
@@ -70,7 +70,7 @@ class Case:
     async def _ask(
         self, method: str, path: str, wanted: set[int], *, json: Any = None, key: str = ""
     ) -> httpx2.Response:
-        """Ask any gateway, again and again, as a client does whose requests may be repeated."""
+        """Sends a request to any gateway, again and again, as a client may that repeats its requests."""
         headers = {"Idempotency-Key": key} if key else {}
         while True:
             url = f"http://127.0.0.1:{self._dice.choice(self._fleet.reader_ports())}{path}"
@@ -85,40 +85,40 @@ class Case:
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def until_ended(self) -> None:
-        """Until the log has a terminal event: its readers may have left before that."""
+        """Waits until the log has a terminal event: the readers may have left before."""
 
         async def has_ended() -> bool:
             await asyncio.sleep(_PAUSE_SECONDS)
             entries = await self._fleet.log_of(self.stream_id)
             return bool(entries) and history_of(entries).end != ""
 
-        await wait_until(has_ended, within_seconds=float("inf"))  # the run has the bound
+        await wait_until(has_ended, within_seconds=float("inf"))  # the run limits the time
 
     # --- the verdict
 
     async def verify(self) -> list[Broken]:
-        """Everything that must hold now that the stream has ended and its readers are gone."""
+        """Checks all invariants after the stream has ended and its readers have gone."""
         self.entries = await self._fleet.log_of(self.stream_id)
         history = self.history = history_of(self.entries)
         self.digest = _digest(history)
         if history.end == "deleted":
             return self._verify_deleted()
         broken = list(history.broken)
-        broken += check_answer(self.order.said, history.items, whole=history.end == "done")
+        broken += check_answer(self.order.answer, history.items, whole=history.end == "done")
         broken += self._verify_end(history)
         for reading in self.readings:
             broken += self._verify_reading(reading, history)
         return broken
 
     def forget(self) -> None:
-        """Keep what the last look needs and nothing more."""
+        """Keeps only what the last check needs."""
         self.entries, self.readings = [], []
         self.history = History(generated=self.history.generated, end=self.history.end, end_data=self.history.end_data)
-        self.order.said.clear()
+        self.order.answer.clear()
         self.order.body.clear()
 
     async def verify_again(self) -> list[Broken]:
-        """At the run's end: the log is what it was, and `GET` tells the same as the log."""
+        """Checks at the run's end that the log is unchanged, and that `GET` agrees with it."""
         self.entries = await self._fleet.log_of(self.stream_id)
         history = history_of(self.entries)
         if _digest(history) != self.digest:
@@ -126,10 +126,10 @@ class Case:
         if history.end == "deleted":
             return []
         state = (await self._ask("GET", f"/v1/streams/{self.stream_id}", {200})).json()
-        told = {key: state[key] for key in ("status", "tokens", "text")}
+        answered = {key: state[key] for key in ("status", "tokens", "text")}
         wanted = {"status": _STATUS_OF[history.end], "tokens": len(history.items), "text": history.text}
-        if told != wanted:
-            return [Broken("GET tells what the log holds", "lost", f"{told} and not {wanted}"[:2000])]
+        if answered != wanted:
+            return [Broken("GET tells what the log holds", "lost", f"{answered} and not {wanted}"[:2000])]
         receipt = (await self._ask("GET", f"/v1/streams/{self.stream_id}/receipt", {200})).json()
         generated, delivered = receipt["generated"], receipt["delivered"]["tokens"]
         added_up = sum(one["tokens"] for one in generated["attempts"])
@@ -161,18 +161,18 @@ class Case:
         if reading.outcome not in ("complete", "abandoned"):
             broken.append(Broken("a reader reaches the end", "other", f"it was answered {reading.outcome}"))
         if complete and not reading.plan.from_now:
-            broken += check_answer(self.order.said, answer_of(reading.seen), whole=history.end == "done")
+            broken += check_answer(self.order.answer, answer_of(reading.seen), whole=history.end == "done")
         return broken
 
     def _verify_deleted(self) -> list[Broken]:
-        """The log is gone: what readers got before is held against what the provider says, and against itself."""
+        """Checks what readers got of a deleted log, against the provider's answer and against itself."""
         broken = []
         if self.order.ends_by != "delete":
             broken.append(Broken("a stream ends in a way that its policy allows", "other", "nobody deleted it"))
         for reading in self.readings:
             broken += check_reader(sorted(reading.seen), reading.seen, from_now=True, complete=False)
             if not reading.plan.from_now:
-                broken += check_answer(self.order.said, answer_of(reading.seen), whole=False)
+                broken += check_answer(self.order.answer, answer_of(reading.seen), whole=False)
         return broken
 
 

@@ -1,4 +1,4 @@
-"""The faults: chosen and timed by the seed, several at once, each undone by itself after a while."""
+"""The faults: the seed chooses kinds and times; several occur at once, and each is undone after a while."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AT_ONCE_MAX = 5
 
 
 class Chaos:
-    """Strikes until told to stop; then everything runs again and the weather is calm."""
+    """Causes faults until it is stopped; then undoes all of them."""
 
     def __init__(self, fleet: Fleet, seed: int) -> None:
         self._fleet = fleet
@@ -32,7 +32,7 @@ class Chaos:
         self.journal: list[str] = []
 
     async def run(self, until: float) -> None:
-        """Strike until that time (monotonic), then wait until all is undone."""
+        """Causes faults until that time (monotonic), then waits until all are undone."""
         kinds: list[tuple[Callable[[], Awaitable[None]], int]] = [
             (self._kill_member, 4),
             (self._freeze_member, 4),
@@ -67,14 +67,14 @@ class Chaos:
 
     # --- processes
 
-    def _someone(self) -> Member | None:
-        """A member to which nothing is being done; one of each kind is always spared."""
+    def _unharmed_member(self) -> Member | None:
+        """Returns a member without a fault; one of each kind is always spared."""
         kind = self._dice.choice((self._fleet.gateways, self._fleet.workers))
         idle = [one for one in kind if not one.busy]
         return self._dice.choice(idle) if len(idle) > 1 else None
 
     async def _kill_member(self) -> None:
-        one = self._someone()
+        one = self._unharmed_member()
         if one is not None:
             one.busy = True
             self._note(f"SIGKILL {one.process.module}", one.name)
@@ -84,7 +84,7 @@ class Chaos:
             one.busy = False
 
     async def _terminate_member(self) -> None:
-        one = self._someone()
+        one = self._unharmed_member()
         if one is not None:
             one.busy = True
             self._note(f"SIGTERM {one.process.module}", one.name)
@@ -95,7 +95,7 @@ class Chaos:
             one.busy = False
 
     async def _freeze_member(self) -> None:
-        one = self._someone()
+        one = self._unharmed_member()
         if one is not None:
             one.busy = True
             seconds = self._dice.choice((0.3, 1.0, LEASE_SECONDS * 1.3, LEASE_SECONDS * 2.5))
@@ -130,30 +130,30 @@ class Chaos:
     async def _kill_clients(self) -> None:
         kind = self._dice.choice(("normal", "pubsub"))
         self._note(f"CLIENT KILL {kind}")
-        await self._tell_redis("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+        await self._execute_in_redis("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
 
     async def _pause_clients(self) -> None:
         kind = self._dice.choice(("ALL", "WRITE"))
         milliseconds = self._dice.choice((100, 500, 1500))
         self._note(f"CLIENT PAUSE {kind}", f"{milliseconds} ms")
-        await self._tell_redis("CLIENT", "PAUSE", milliseconds, kind)
+        await self._execute_in_redis("CLIENT", "PAUSE", milliseconds, kind)
 
-    async def _tell_redis(self, *command: str | int) -> None:
+    async def _execute_in_redis(self, *command: str | int) -> None:
         if not self._redis_busy:
-            with suppress(redis.exceptions.RedisError, OSError):  # it may be killed this very moment
-                await self._fleet.tell_redis(*command)
+            with suppress(redis.exceptions.RedisError, OSError):  # it may be killed at this moment
+                await self._fleet.execute_in_redis(*command)
 
     # --- the ways between them
 
     def _all_proxies(self) -> list[Proxy]:
         return [proxy for proxies in self._fleet.proxies.values() for proxy in proxies]
 
-    def _some_way(self) -> tuple[str, Proxy]:
+    def _any_proxy(self) -> tuple[str, Proxy]:
         name = self._dice.choice(list(self._fleet.proxies))
         return name, self._dice.choice(self._fleet.proxies[name])
 
     async def _bad_weather(self) -> None:
-        name, proxy = self._some_way()
+        name, proxy = self._any_proxy()
         kind = self._dice.choice(("delays", "trickles", "refuses"))
         seconds = self._dice.uniform(0.3, 3.0)
         self._note(f"{name} {kind}", f"{seconds:.1f} s")
@@ -168,7 +168,7 @@ class Chaos:
         proxy.calm()
 
     async def _hurt_connections(self) -> None:
-        name, proxy = self._some_way()
+        name, proxy = self._any_proxy()
         kinds: tuple[Hurt, ...] = ("cuts", "cuts", "aborts", "half-closes", "silences")
         kind = self._dice.choice(kinds)
         hurt = proxy.hurt(kind, self._dice, self._dice.choice((0.3, 1.0)))

@@ -1,4 +1,4 @@
-"""All processes and the proxies between them, and the look for what is left over of them."""
+"""All processes and the proxies between them, and checks for what they leave behind."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _END_SECONDS = 12.0
 _SHOWN_LINES = 200
 _READER_BUFFER_BYTES = 8_192
 _SETTINGS: dict[str, object] = {
-    "hosts": "stress",  # what its readers call the gateways
+    "hosts": "stress",  # the host name that readers use for the gateways
     "lease_seconds": LEASE_SECONDS,
-    "tombstone_ttl_seconds": 7200,  # what is deleted is looked at once more when all is over, also after a long run
+    "tombstone_ttl_seconds": 7200,  # deleted streams are checked once more at the end, also of a long run
     "ended_ttl_seconds": 7200,
     "redis_start_seconds": 30,
     "redis_reply_seconds": 2,
@@ -54,7 +54,7 @@ _SETTINGS: dict[str, object] = {
     "dead_peer_seconds": 5,
     "retry_milliseconds": 100,
 }
-"""Everything that takes long is made short, and every bound small, so that each is reached many times."""
+"""Settings with short times and small limits, so that each is reached many times."""
 
 
 class Member:
@@ -65,9 +65,9 @@ class Member:
         self.process = process
         self.to_redis = to_redis
         self.other = other
-        """Reader–gateway, or worker–provider."""
+        """The proxy between readers and a gateway, or between a worker and the provider."""
         self.busy = False
-        """Something is being done to it: nothing else is meanwhile."""
+        """A fault is being done to it: no other one may be."""
 
     async def start(self) -> None:
         self.process.start()
@@ -77,7 +77,7 @@ class Member:
         assert self.process.runs, f"{self.name} ended by itself\n{self.process.tail()}"
         if " is up: " not in self.process.logged():
             return False
-        if self.process.module == "gateway":  # it answers, so it also hears SIGTERM
+        if self.process.module == "gateway":  # it answers, so it also handles SIGTERM
             with suppress(OSError):
                 _, writer = await asyncio.open_connection("127.0.0.1", int(str(self.process.settings["port"])))
                 writer.close()
@@ -149,11 +149,11 @@ class Fleet:
         return Member(f"{module}-{index}", Process(module, settings, log), to_redis, other)
 
     def reader_ports(self) -> list[int]:
-        """Where readers find the gateways."""
+        """The addresses of the gateways for readers."""
         return [one.other.port for one in self.gateways]
 
     def complaint(self) -> str | None:
-        """What a process logged that it should not have, since this was last asked."""
+        """Returns forbidden log lines since the last call."""
         for process in (*(one.process for one in self.members), self.provider):
             try:
                 process.assert_no_complaints()
@@ -161,26 +161,26 @@ class Fleet:
                 return str(error)
         return None
 
-    def said(self) -> str:
-        """The end of what each process logged, without the receipts."""
-        told = []
+    def logged(self) -> str:
+        """Returns the end of each process's log, without receipts."""
+        parts = []
         for log in sorted(self._directory.glob("*.log")):
             lines = [line for line in log.read_text().splitlines() if not line.startswith("{")]
-            told += [f"--- {log.stem}", *lines[-_SHOWN_LINES:]]
-        return "\n".join(told)
+            parts += [f"--- {log.stem}", *lines[-_SHOWN_LINES:]]
+        return "\n".join(parts)
 
     async def log_of(self, stream_id: str) -> list[LogEntry]:
         while True:
             try:
                 return await read_log(self.commands, stream_id)
             except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
-                await asyncio.sleep(0.1)  # it is killed, or frozen, just now; the run has the bound
+                await asyncio.sleep(0.1)  # it is killed or frozen now; the run limits the time
 
-    async def tell_redis(self, *command: str | int) -> None:
+    async def execute_in_redis(self, *command: str | int) -> None:
         await self.commands.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def metric(self, name: str) -> list[float]:
-        """A gauge or counter of each gateway, asked directly, not through its proxy."""
+        """Returns a gauge or counter of each gateway, read directly and not through its proxy."""
         values = []
         for one in self.gateways:
             text = (await self.http.get(f"http://127.0.0.1:{one.process.settings['port']}/metrics")).text
@@ -190,13 +190,13 @@ class Fleet:
     # --- what is left over
 
     async def left_over(self, known: set[str]) -> list[str]:
-        """What is still there some time after everything has ended, and should not be."""
+        """Returns what should be gone some time after everything has ended, but is not."""
         looks = {
             "readers of each gateway": (lambda: self.metric("midstream_readers"), [0.0] * _GATEWAYS),
             "connections to Redis": (self._connections, self._expected_connections()),
             "queue entries": (lambda: self.commands.xlen(REQUESTS), 0),
             "pending queue entries": (self._pending, 0),
-            "streams that nobody was told of": (lambda: self._unknown(known), []),
+            "streams that no client created": (lambda: self._unknown(known), []),
             "keys without an expiry": (self._immortal, []),
         }
         found = []
@@ -225,7 +225,7 @@ class Fleet:
         }
 
     async def _connections(self) -> dict[str, int]:
-        """How many connections Redis has of each name, without this process's own."""
+        """Returns how many connections Redis has of each name, without this process's own."""
         counts: dict[str, int] = {}
         for client in await self.commands.client_list():
             if client["name"] != "stress":
@@ -246,7 +246,7 @@ class Fleet:
             yield key.decode()
 
     async def stop(self) -> list[str]:
-        """Ask every process to end; what does not end in order."""
+        """Stops every process; returns those that do not end properly."""
         found = []
         for one in self.members:
             one.process.send(signal.SIGTERM)
@@ -272,5 +272,5 @@ class Fleet:
 
 
 async def read_log(commands: redis.asyncio.Redis, stream_id: str) -> list[LogEntry]:
-    """The whole log of a stream, as Redis has it."""
+    """Returns the whole log of a stream from Redis."""
     return cast(list[LogEntry], await commands.xrange(log_key(stream_id)))

@@ -1,8 +1,8 @@
 """`python -m tests.stress.fuzz_http --seconds N --seed S`: mutated requests against one gateway, and a reader beside them.
 
-Several connections at once send what looks like HTTP, cut anywhere, from a process of their own. A reader follows one stream
-after the other all the while. Exit code 0 when the gateway lives, serves, has answered no 5xx and logged no trace, the
-reader missed nothing, and the memory is where it was. No process may ask for more than 256 MB (RLIMIT_AS).
+A separate process sends mutated HTTP over several connections at once, cut at any place. Meanwhile a reader follows one stream
+after the other. Exit code 0 if the gateway still runs and serves, has answered no 5xx and logged no traceback, the reader
+missed nothing, and the memory has not grown. No process may ask for more than 256 MB (RLIMIT_AS).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 import httpx2
 
 from shared.sse import Decoder, Message
-from tests.support.memory import limit_memory, resident_megabytes
+from tests.support.memory import ONE_ARENA, limit_memory, resident_megabytes
 from tests.support.raw_http import RawHttp, statuses
 from tests.support.redis_server import RedisServer
 from tests.support.system import Process, answer_of
@@ -34,7 +34,7 @@ _CONNECTIONS = 6
 _MEGABYTES_MAX = 256
 _GROWN_MEGABYTES_MAX = 20.0
 _GAP_SECONDS = 0.2
-"""What a reader should not notice; said when it was more, since a busy machine has gaps of its own."""
+"""The gap between events that a reader should not notice; longer ones are only reported, since a busy machine has gaps, too."""
 _GAP_SECONDS_MAX = 1.5
 _TOKENS, _TOKENS_PER_SECOND = 150, 50
 _WARM_UP_SECONDS = 5.0
@@ -79,7 +79,7 @@ _TOKENS_OF_HTTP = [
 
 
 def mutated(rng: random.Random, streams: list[bytes]) -> bytes:
-    """Some requests in a row, with up to a dozen faults in them."""
+    """Returns some requests in a row, with up to a dozen faults."""
     sent = bytearray(b"".join(rng.choice(_SEEDS) for _ in range(rng.choice((1, 1, 1, 2, 3, 30)))))
     if streams:
         sent = sent.replace(_STREAM, rng.choice(streams))
@@ -105,7 +105,7 @@ def mutated(rng: random.Random, streams: list[bytes]) -> bytes:
 
 
 class Attack:
-    """What one process does to a gateway, and what it was answered."""
+    """The attack of one process on a gateway, and its answers."""
 
     def __init__(self, port: int, seed: int) -> None:
         self._port = port
@@ -163,7 +163,7 @@ class Attack:
                 await asyncio.gather(sending, return_exceptions=True)
 
     async def _some(self, raw: RawHttp, seconds: float) -> bytes:
-        """What comes within so many seconds; a stream need not end."""
+        """Returns what comes within so many seconds; a stream need not end."""
         received = bytearray()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -183,7 +183,7 @@ def _attack_in_this_process(
 
 
 class Beside:
-    """A reader of one stream after the other: nothing may be missing."""
+    """A reader beside the attack that follows one stream after the other: nothing may be missing."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -222,13 +222,17 @@ class Beside:
 
 
 async def fuzz(seconds: float, seed: int) -> list[str]:
-    """What is wrong, after a run of so many seconds."""
+    """Runs for so many seconds; returns what was wrong."""
     with tempfile.TemporaryDirectory(prefix="midstream-fuzz-") as directory, RedisServer("valkey") as server:
         common: dict[str, object] = {"redis_url": server.url}
         gateway = Process(
-            "gateway", {**common, **_SETTINGS, "port": 0}, Path(directory) / "gateway.log", ["--log-format", "json"]
+            "gateway",
+            {**common, **_SETTINGS, "port": 0},
+            Path(directory) / "gateway.log",
+            ["--log-format", "json"],
+            ONE_ARENA,
         )
-        worker = Process("producer", common, Path(directory) / "producer.log")
+        worker = Process("producer", common, Path(directory) / "producer.log", environment=ONE_ARENA)
         try:
             gateway.start()
             worker.start()
@@ -271,11 +275,11 @@ async def _run(gateway: Process, seconds: float, seed: int) -> list[str]:
     wrong += bad
     try:
         await asyncio.wait_for(reading, 60)
-    except Exception as error:  # whatever it is, it is what is reported
+    except Exception as error:  # any exception is reported
         wrong.append(f"the reader beside: {error!r}")
     if not gateway.runs:
         return [*wrong, f"the gateway has ended\n{gateway.tail()}"]
-    await asyncio.sleep(3)  # the last connections are heard out
+    await asyncio.sleep(3)  # the last connections are read to their end
     settled = resident_megabytes(gateway.pid)
     warm = max((megabytes for at, megabytes in memory if at < _WARM_UP_SECONDS), default=settled)
     if settled > warm + _GROWN_MEGABYTES_MAX:

@@ -1,9 +1,9 @@
 """Requests hidden in the body of another one, through our proxies: `python -m tests.stress.hidden_request --tries 1000`.
 
 A request that offers an upgrade has a body that is made of requests. If a proxy passes the upgrade on, and the gateway takes the
-body for the next request on that connection, there are two answers to one request; and since proxies keep their connections to a
-gateway for whoever comes next, the second answer goes to somebody else. So two clients take turns: one attacks, and the other one
-must get the answer to its own request. What a try does follows from its seed.
+body for the next request on that connection, there are two answers to one request. Proxies reuse their connections to a gateway
+for other clients, so the second answer goes to another client. Here two clients take turns: one attacks, and the other one must
+get the answer to its own request. The seed of a try decides what it does.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ class NoAnswer(Exception):
 
 @dataclass
 class Found:
-    """What came of the tries with one proxy."""
+    """The results of the tries with one proxy."""
 
     tries: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
-    """What the attacker was answered; 0 for nothing."""
+    """The statuses that the attacker got; 0 for none."""
     wrong: list[str] = field(default_factory=list)
-    """What went to the wrong client, or did not come."""
+    """Answers that went to the wrong client, or did not come."""
 
 
 class Client:
-    """One connection to the proxy, made anew when it has ended."""
+    """One connection to the proxy, opened again when it has ended."""
 
     def __init__(self, port: int, seconds_max: float) -> None:
         self._port = port
@@ -70,11 +70,11 @@ class Client:
         if self._socket is None:
             self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=self._seconds_max)
             self._got = b""
-        with contextlib.suppress(OSError):  # refused before it was whole: the answer says so
+        with contextlib.suppress(OSError):  # refused before the whole request was sent; the answer is still readable
             self._socket.sendall(request)
 
     def answer(self) -> tuple[int, bytes]:
-        """The status and the whole of the next answer. Raises NoAnswer."""
+        """Reads the next answer; returns its status and all its bytes. Raises NoAnswer."""
         while b"\r\n\r\n" not in self._got[:_HEAD_BYTES_MAX]:
             self._receive()
         head, _, rest = self._got.partition(b"\r\n\r\n")
@@ -96,7 +96,7 @@ class Client:
         return status, answer
 
     def left_over(self) -> bytes:
-        """What came although nothing more was asked for."""
+        """Returns bytes that came although no request was open."""
         if self._socket is not None and select.select([self._socket], [], [], 0)[0]:
             with contextlib.suppress(NoAnswer):  # it has ended
                 self._receive()
@@ -120,7 +120,7 @@ class Client:
 
 
 def attack(dice: random.Random) -> bytes:
-    """A request that offers an upgrade, with a body made of requests or pieces of one."""
+    """Returns a request that offers an upgrade, with a body made of requests or pieces of one."""
     hidden = f"GET /v1/streams/{_HIDDEN} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     size = int(10 ** dice.uniform(0, 5.778))
     padding = b"x" * dice.choice((0, 0, dice.randrange(1, 9000)))
@@ -137,7 +137,7 @@ def attack(dice: random.Random) -> bytes:
 
 
 def try_often(port: int, tries: int, seed: int) -> Found:
-    """Attack and ask in turns. The attacker may be refused; whoever asks must get the answer to what it asked."""
+    """Attacks and sends normal requests in turn. The attacker may be refused; each normal request must get its own answer."""
     found = Found()
     attacker, victim = Client(port, _REFUSAL_SECONDS_MAX), Client(port, _ANSWER_SECONDS_MAX)
     for number in range(tries):
@@ -160,10 +160,10 @@ def try_often(port: int, tries: int, seed: int) -> Found:
                 found.wrong.append(f"try {number}: the other client got {answer[-200:]!r}")
         except NoAnswer:
             found.wrong.append(f"try {number}: the other client got no answer")
-        for client, who in ((attacker, "attacker"), (victim, "other client")):
+        for client, side in ((attacker, "attacker"), (victim, "other client")):
             more = client.left_over()
             if more and not more.startswith((b"\x81", b"\x88")):  # frames of a WebSocket that was opened
-                found.wrong.append(f"try {number}: the {who} got more than one answer: {more[:200]!r}")
+                found.wrong.append(f"try {number}: the {side} got more than one answer: {more[:200]!r}")
                 client.close()
     attacker.close()
     victim.close()
@@ -171,7 +171,7 @@ def try_often(port: int, tries: int, seed: int) -> Found:
 
 
 async def through(system: System, kind: Kind, tries: int, seed: int) -> Found:
-    """Try through our configuration of this proxy, before one gateway: its connections to it serve both clients."""
+    """Tries it through our configuration of this proxy, with one gateway, so that both clients share the proxy's connections."""
     port = system.gateway_port()
     with deployed(kind, [port, port]) as proxy:
         return await asyncio.to_thread(try_often, proxy.port, tries, seed)
@@ -197,5 +197,5 @@ if __name__ == "__main__":
     parser.add_argument("--tries", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--proxy", choices=get_args(Kind), action="append", help="default: all three")
-    told = parser.parse_args()
-    sys.exit(asyncio.run(_main(told.proxy or get_args(Kind), told.tries, told.seed)))
+    arguments = parser.parse_args()
+    sys.exit(asyncio.run(_main(arguments.proxy or get_args(Kind), arguments.tries, arguments.seed)))

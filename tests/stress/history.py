@@ -1,4 +1,4 @@
-"""What must hold between the one history of a stream and what its readers got. No I/O, and none of the gateway's code.
+"""The invariants between a stream's history and what its readers got. No I/O, and none of the gateway's code.
 
 The history is the log up to its first terminal event, as `GET /v1/streams/{id}/events` shows it. A reader's events, over all its
 connections, are compared with it one by one: ids, kinds and payloads.
@@ -54,11 +54,11 @@ class Broken:
 
 @dataclass
 class History:
-    """A log, decoded and folded by rules of this file's own."""
+    """A log, decoded and folded by this file's own rules."""
 
     shown: list[Shown] = field(default_factory=list)
     items: list[str] = field(default_factory=list)
-    """What stands as the answer: a token's text, or the JSON of a delta."""
+    """The items of the present answer: a token's text, or the JSON of a delta."""
     generated: int = 0
     """All items that were ever appended, by any attempt."""
     last_attempt_items: int = 0
@@ -74,13 +74,13 @@ class History:
 
 
 def history_of(entries: Sequence[LogEntry]) -> History:
-    """The history that a log tells, and what is wrong with the log itself."""
+    """Returns the history of a log, and the invariants that the log itself breaks."""
     history, reached = History(), (0, 0)
     for raw_id, fields in entries:
         at = id_of(raw_id.decode())
         ((name, value),) = [(name.decode(), value) for name, value in fields.items()]
         if history.end:
-            break  # what stands behind the first terminal event is not read
+            break  # entries behind the first terminal event are not read
         if name in ("t", "d", "b"):
             items = [value.decode()] if name != "b" else [_item(one) for one in json.loads(value)]
             first = (at[0], at[1] - len(items) + 1)
@@ -152,7 +152,7 @@ def _shown(name: str, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_reader(history: Sequence[Shown], seen: Sequence[Shown], *, from_now: bool, complete: bool) -> list[Broken]:
-    """What is wrong with what a reader got. `complete`: it says that it saw the end. `from_now`: it began anywhere."""
+    """Returns the invariants that a reader's events break. `complete`: it saw the end. `from_now`: it may begin anywhere."""
     broken: list[Broken] = []
     ids = [one.id for one in seen]
     doubled = [at for at, count in Counter(ids).items() if count > 1]
@@ -181,7 +181,7 @@ def check_reader(history: Sequence[Shown], seen: Sequence[Shown], *, from_now: b
 
 
 def answer_of(seen: Sequence[Shown]) -> list[str]:
-    """The items that a client has in the end which follows docs/reference/http.md: a `restarted` keeps the first `base`."""
+    """Returns the items of a client that follows docs/reference/http.md: a `restarted` keeps the first `base`."""
     items: list[str] = []
     for one in seen:
         if one.name == "restarted":
@@ -191,17 +191,19 @@ def answer_of(seen: Sequence[Shown]) -> list[str]:
     return items
 
 
-def check_answer(said: Sequence[str], items: Sequence[str], *, whole: bool) -> list[Broken]:
-    """What the client has, against what the provider says: the same from its first word on, all of it when `whole`."""
-    expected = list(said) if whole else list(said[: len(items)])
+def check_answer(answer: Sequence[str], items: Sequence[str], *, whole: bool) -> list[Broken]:
+    """Compares a client's items with the provider's answer: they must be its beginning, or all of it if `whole`."""
+    expected = list(answer) if whole else list(answer[: len(items)])
     if [_plain(item) for item in items] == [_plain(item) for item in expected]:
         return []
     place = next((at for at, pair in enumerate(zip(items, expected, strict=False)) if pair[0] != pair[1]), len(items))
     kind = "lost" if len(items) < len(expected) else "other"
-    detail = f"{len(items)} items, {len(expected)} were said, they part at {place}: {list(items[place : place + 3])}"
-    return [Broken("the answer is what the provider said", kind, detail)]
+    detail = (
+        f"{len(items)} items, {len(expected)} are expected, they differ at {place}: {list(items[place : place + 3])}"
+    )
+    return [Broken("the answer is the provider's", kind, detail)]
 
 
 def _plain(item: str) -> str:
-    """A delta's JSON in one spelling."""
+    """Returns a delta's JSON in one spelling."""
     return json.dumps(json.loads(item), sort_keys=True) if item.startswith("{") else item

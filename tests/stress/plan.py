@@ -1,4 +1,4 @@
-"""What is asked for and how it is read, drawn from the seed: one order per stream."""
+"""The plan of a run, drawn from the seed: for each stream its request and its readers."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _FAULTS = ("break_after", "error_chunk_after", "stall_after", "fail_status", "no
 
 @dataclass
 class ReaderOrder:
-    """How one reader behaves. Counts are events since its last connection began."""
+    """The behaviour of one reader. Counts are events since its last connection began."""
 
     starts_after_seconds: float = 0.0
     from_now: bool = False
     bytes_per_second: int = 0
-    """0: as fast as they come."""
+    """0: reads events as fast as they come."""
     leaves_after: list[int] = field(default_factory=list)
-    """It closes its connection after so many events, and comes back, once for each."""
+    """For each number: closes the connection after so many events, and reconnects."""
     away_seconds: float = 0.1
     abandons_after: int | None = None
-    """It closes its connection after so many events, and never comes back."""
+    """Closes the connection after so many events for good."""
 
 
 @dataclass
 class StreamOrder:
     body: dict[str, Any]
-    said: list[str]
+    answer: list[str]
     """The answer, item by item, as `history` has items."""
     readers: list[ReaderOrder]
     ends_by: str = ""
@@ -43,21 +43,21 @@ class StreamOrder:
 
 
 def order(seed: int, number: int) -> StreamOrder:
-    """The order of one stream: the same for the same seed and number."""
+    """Returns the order of one stream: equal for equal seed and number."""
     dice = random.Random(f"{seed}/{number}")
     big = dice.random() < 0.15
     tokens = dice.randrange(2000, 6000) if big else dice.randrange(0, 200)
     text = [f"{at}{dice.choice(_ENDINGS)}" for at in range(tokens)]
     pace = dice.choice((0, 2000)) if big else dice.choice((0, 20, 60, 150, 400))
     script: dict[str, Any] = {"text": text, "tokens_per_second": pace, "key": f"{seed}/{number}"}
-    said = list(text)
+    answer = list(text)
     if dice.random() < 0.15:
         script["reasoning"] = [f"thought {at} " for at in range(dice.randrange(1, 8))]
-        said = [json.dumps({"delta": {"reasoning_content": piece}}) for piece in script["reasoning"]] + said
+        answer = [json.dumps({"delta": {"reasoning_content": piece}}) for piece in script["reasoning"]] + answer
     if dice.random() < 0.2:
         script["finish_reason"] = "length"
     if dice.random() < 0.35:
-        _order_fault(dice, script, len(said))
+        _order_fault(dice, script, len(answer))
     short = dice.random() < 0.25
     midstream = {
         "on_interrupt": dice.choice(("fail", "restart", "continue")),
@@ -68,12 +68,12 @@ def order(seed: int, number: int) -> StreamOrder:
     }
     body = {"messages": [{"role": "user", "content": f"order {number}"}], "script": script, "midstream": midstream}
     ends_by = dice.choices(("", "cancel", "delete"), (8, 1, 1))[0]
-    readers = [_reader_order(dice, len(said)) for _ in range(dice.choice((1, 1, 2, 2, 3, 4)))]
-    return StreamOrder(body, said, readers, ends_by, dice.uniform(0.0, 2.5))
+    readers = [_reader_order(dice, len(answer)) for _ in range(dice.choice((1, 1, 2, 2, 3, 4)))]
+    return StreamOrder(body, answer, readers, ends_by, dice.uniform(0.0, 2.5))
 
 
 def _order_fault(dice: random.Random, script: dict[str, Any], items: int) -> None:
-    """A fault of the provider at any token, once or a few times."""
+    """Returns a fault of the provider at any token, once or a few times."""
     kind = dice.choice(_FAULTS)
     script["times"] = dice.choice((1, 1, 2, 3))
     if kind == "fail_status":

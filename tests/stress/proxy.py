@@ -1,4 +1,4 @@
-"""A TCP proxy between two parts, and the bad weather in it: delays, trickles, refusals, cuts, half-closes, silence."""
+"""A TCP proxy between two parts that causes faults: delays, slow data, refusals, cuts, half-closes, silence."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _TRICKLE_PAUSE_SECONDS = 0.005
 
 
 class _Connection:
-    """One proxied connection: two pipes, and what is done to it."""
+    """One proxied connection: two directions, and its faults."""
 
     def __init__(self, proxy: Proxy, near: asyncio.StreamWriter, far: asyncio.StreamWriter) -> None:
         self._proxy = proxy
         self._near, self._far = near, far
         self._cut_in: int | None = None
-        """After so many bytes more it is cut, wherever in a command or an event that is."""
+        """The connection is cut after so many more bytes, also within a command or an event."""
         self._silent = False
 
     async def carry(self, near: asyncio.StreamReader, far: asyncio.StreamReader) -> None:
-        """Until both directions have ended."""
+        """Runs until both directions have ended."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pipe(near, self._far))
@@ -41,7 +41,7 @@ class _Connection:
         while data := await reader.read(_READ_BYTES):
             await self._proxy.delay()
             if self._silent:
-                continue  # it is read, and goes nowhere, until one side gives up
+                continue  # bytes are read and dropped, until one side gives up
             if self._cut_in is not None:
                 writer.write(data[: self._cut_in])
                 self._cut_in -= len(data)
@@ -54,7 +54,7 @@ class _Connection:
                 await self._proxy.write(writer, data)
             self._proxy.bytes += len(data)
         if self._silent:
-            raise ConnectionAbortedError  # one side has given up: the other is not left behind
+            raise ConnectionAbortedError  # one side has given up: close the other, too
         if writer.can_write_eof():
             writer.write_eof()
 
@@ -66,7 +66,7 @@ class _Connection:
         self._cut_in = count
 
     def half_close(self, dice: random.Random) -> None:
-        """Say to one side that the other has nothing more to say."""
+        """Passes on that the other side has closed its direction (FIN)."""
         writer = dice.choice((self._near, self._far))
         with suppress(OSError, RuntimeError):
             if not writer.transport.is_closing():
@@ -77,7 +77,7 @@ class _Connection:
 
 
 class Proxy:
-    """Listens on a port of 127.0.0.1 and passes on to another. `buffer_bytes`: small ones let slowness be felt at the far end."""
+    """Listens on a port of 127.0.0.1 and forwards to another. With small `buffer_bytes` the far end notices a slow reader."""
 
     def __init__(self, target_port: int, *, buffer_bytes: int = 0) -> None:
         self._target_port = target_port
@@ -113,12 +113,12 @@ class Proxy:
     # --- the weather
 
     def calm(self) -> None:
-        """Nothing more is done to new connections; one that fell silent stays so, as a dead NAT entry does."""
+        """Causes no faults to new connections; a silenced connection stays silent, as with a lost NAT entry."""
         self.delay_seconds = 0.0
         self.trickles = self.refuses = False
 
     def hurt(self, how: Hurt, dice: random.Random, share: float) -> int:
-        """Do this to that share of the open connections; to how many it was done."""
+        """Does this to that share of the open connections; returns their number."""
         struck = [one for one in self._connections if dice.random() < share]
         for one in struck:
             if how == "cuts":
@@ -167,7 +167,7 @@ class Proxy:
             finally:
                 del self._connections[connection]
         except (OSError, TimeoutError, asyncio.CancelledError):
-            pass  # the far side is not there, or this proxy ends
+            pass  # the far side cannot be reached, or this proxy stops
         finally:
             near_writer.transport.abort()
             self._tasks.discard(task)

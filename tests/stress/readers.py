@@ -1,4 +1,4 @@
-"""A reader that resumes as EventSource does, over bare sockets: it can be slow, leave, and come back on another gateway."""
+"""A reader that resumes as EventSource does, over plain sockets: it can be slow, leave, and reconnect to another gateway."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.stress.plan import ReaderOrder
 _SILENT_SECONDS_MAX = 4.0
 """Keep-alives come every second: a connection that is silent for so long is dead."""
 _CONNECT_SECONDS_MAX = 12.0
-"""To the response's head: a gateway may wait for its Redis meanwhile."""
+"""The time to the response's head: a gateway may wait for its Redis meanwhile."""
 _PAUSE_SECONDS = 0.1
 _RECEIVE_BYTES = 8_192
 
 
 class Refused(Exception):
-    """A status that ends the reading: 204, 404, 410, or one that should not be."""
+    """A status that ends the reading: 204, 404, 410, or an unexpected one."""
 
     def __init__(self, status: int) -> None:
         super().__init__(str(status))
@@ -35,7 +35,7 @@ class Left(Exception):
 
 
 class Reading:
-    """One reader of one stream, over any number of connections. `outcome` says how it ended, `seen` what it got."""
+    """One reader of one stream, over any number of connections. `outcome` is how it ended, `seen` has its events."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Reading:
         self.outcome = ""
         """`complete`, `abandoned`, `204`, `404`, `410`; empty while it reads."""
         self.notes: list[str] = []
-        """What became of each connection, for whoever looks for the reason of a failure."""
+        """The end of each connection, to explain a failure."""
         self._ports = ports
         self._dice = dice
         self._counts = counts
@@ -59,7 +59,7 @@ class Reading:
         self._leaves = list(plan.leaves_after)
 
     async def read(self) -> None:
-        """Until the terminal event, or a status that says that there is none to come."""
+        """Reads until the terminal event, or a status that says that none will come."""
         await asyncio.sleep(self.plan.starts_after_seconds)
         before = -1
         while not self.outcome:
@@ -74,7 +74,7 @@ class Reading:
                 note, pause_seconds = "left", self.plan.away_seconds
             except Refused as refused:
                 note = str(refused)
-                # The end was seen, and the response cut behind it: an EventSource asks once more, and is told to stop.
+                # The response was cut off behind the terminal event: an EventSource reconnects once more, and gets a 204.
                 had_it_all = refused.status == 204 and bool(self.seen) and self.seen[-1].name in ENDS
                 if refused.status != 503:
                     self.outcome = "complete" if had_it_all else note
@@ -144,7 +144,7 @@ class Reading:
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes:
-    """One whole line; EOFError where the connection ended before it."""
+    """Reads one line. EOFError if the connection ends before."""
     line = await reader.readline()
     if not line.endswith(b"\n"):
         raise EOFError("the connection ended in mid-response")
@@ -152,12 +152,12 @@ async def _line(reader: asyncio.StreamReader) -> bytes:
 
 
 async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """A chunked body; EOFError when it breaks off, TimeoutError when it falls silent."""
+    """Yields a chunked body. EOFError if it breaks off, TimeoutError if it falls silent."""
     while True:
         async with asyncio.timeout(_SILENT_SECONDS_MAX):
             size = int(await _line(reader), 16)
         left = size
-        while left:  # what is there of a chunk is read at once, as browsers do
+        while left:  # the received part of a chunk is read at once, as in browsers
             async with asyncio.timeout(_SILENT_SECONDS_MAX):
                 part = await reader.read(min(left, 2048))
             if not part:

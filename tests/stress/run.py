@@ -1,4 +1,4 @@
-"""The run: traffic and faults side by side, then calm, then the reckoning."""
+"""The run: traffic and faults at the same time, then a time without faults, then the last checks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.stress.plan import order
 
 _PROGRESS_SECONDS = 5.0
 _SETTLE_SECONDS = 45.0
-"""After the last fault: the longest answer, a lease, the provider's tries and a reader's pauses fit in several times."""
+"""The time after the last fault: several times the longest answer, a lease, the provider's tries and a reader's pauses."""
 
 NOT_COVERED = (
     "clock steps (no libfaketime): leases and expiries were seen under a steady clock only",
@@ -29,7 +29,7 @@ NOT_COVERED = (
 
 
 class Failure(Exception):
-    """The first invariant that did not hold, and everything that bears on it."""
+    """The first invariant that did not hold, with the data that explains it."""
 
     def __init__(self, broken: list[Broken], case: Case | None = None) -> None:
         super().__init__(str(broken[0]))
@@ -46,7 +46,7 @@ class Stress:
         self.faults: Counter[str] = Counter()
         self.ends: Counter[str] = Counter()
         self.report: Path | None = None
-        """Where the histories of a failed run are."""
+        """The folder for the histories of a failed run."""
         self._seconds = seconds
         self._at_once = at_once
         self._say = say
@@ -54,7 +54,7 @@ class Stress:
         self._running: dict[asyncio.Task[None], Case] = {}
 
     async def run(self) -> bool:
-        """Whether everything held."""
+        """Runs; returns whether every invariant held."""
         began = time.monotonic()
         async with Fleet() as fleet:
             self._fleet, self._chaos = fleet, Chaos(fleet, self.seed)
@@ -62,7 +62,7 @@ class Stress:
                 await self._strike_and_settle(time.monotonic() + self._seconds)
                 await self._reckon()
             except (Failure, AssertionError) as failure:
-                await asyncio.sleep(0.3)  # what the processes have to say of it reaches their logs
+                await asyncio.sleep(0.3)  # the processes' messages about it reach their logs
                 self._write_report(failure)
             finally:
                 for task in self._running:
@@ -99,7 +99,7 @@ class Stress:
             await asyncio.gather(chaos, progress, return_exceptions=True)
 
     async def _look(self, seconds: float) -> None:
-        """Wait a little, and judge what has come to its end."""
+        """Waits a little, and checks the streams that have ended."""
         if self._running:
             await asyncio.wait(self._running, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for task in [one for one in self._running if one.done()]:
@@ -137,7 +137,7 @@ class Stress:
         case.forget()
 
     async def _reckon(self) -> None:
-        """After everything has settled: the logs once more, and what is left over."""
+        """Checks the logs once more after everything has ended, and that nothing is left behind."""
         for case in self._cases:
             try:
                 broken = await case.verify_again()
@@ -171,12 +171,12 @@ class Stress:
         if case is not None:
             lines += ["", f"stream {case.stream_id}, order {case.number}: {case.order.policies} {case.order.ends_by}"]
             script = {key: value for key, value in case.order.body["script"].items() if key != "text"}
-            lines += [f"script: {script}, {len(case.order.said)} items", "", "its log:"]
+            lines += [f"script: {script}, {len(case.order.answer)} items", "", "its log:"]
             lines += [f"  {at!r} {fields!r}"[:400] for at, fields in case.entries]
             for reading in case.readings:
                 lines += ["", f"reader {reading.plan}: {reading.outcome or 'still reading'}", *reading.notes]
                 lines += [f"  {one}"[:400] for one in reading.seen]
-        lines += ["", "faults:", *self._chaos.journal, "", "processes:", self._fleet.said()]
+        lines += ["", "faults:", *self._chaos.journal, "", "processes:", self._fleet.logged()]
         with tempfile.NamedTemporaryFile(
             "w", prefix=f"midstream-stress-{self.seed}-", suffix=".txt", delete=False
         ) as file:

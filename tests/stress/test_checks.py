@@ -1,4 +1,4 @@
-"""The checker bites: what a run counts on to notice a lost, a doubled or a reordered token."""
+"""The checks of a stress run notice a lost, doubled or reordered token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Entries = list[tuple[bytes, dict[bytes, bytes]]]
 
 
 def _log(policy: str = "restart") -> _Entries:
-    """Two attempts: five tokens, then all again, two of them in one entry."""
+    """Returns a log of two attempts: five tokens, then all again, two of them in one entry."""
     started = {"attempt": 1, "model": "m", "worker": "w", "time": 1.0}
     restarted = {**started, "attempt": 2, "base": 0, "reason": "worker_lost"}
     done = {"finish_reason": "stop", "usage": {"completion_tokens": 5}, "time": 2.0}
@@ -38,7 +38,7 @@ def _kinds(seen: list[Shown], *, complete: bool = True, from_now: bool = False) 
     return {one.kind for one in check_reader(history_of(_log()).shown, seen, from_now=from_now, complete=complete)}
 
 
-def test_a_whole_history_is_in_order() -> None:
+def test_an_undamaged_history_passes() -> None:
     history = history_of(_log())
     assert history.broken == []
     assert history.items == ["1 ", "2 ", "3 ", "4 ", "5 "]
@@ -83,14 +83,14 @@ def test_a_hole_in_the_log_is_noticed() -> None:
     assert [one.invariant for one in history_of(log).broken] == ["offsets have no holes", "generated = appended"]
 
 
-def test_a_policy_that_was_not_kept_is_noticed() -> None:
+def test_a_violated_policy_is_noticed() -> None:
     assert history_of(_log("fail")).broken
     assert history_of(_log("continue")).broken
 
 
-def test_an_answer_that_is_not_the_providers_is_noticed() -> None:
-    said = ["1 ", "2 ", "3 "]
-    assert check_answer(said, said, whole=True) == []
-    assert check_answer(said, said[:2], whole=False) == []
-    assert check_answer(said, said[:2], whole=True)[0].kind == "lost"
-    assert check_answer(said, ["1 ", "3 "], whole=False)
+def test_an_answer_that_differs_from_the_provider_s_is_noticed() -> None:
+    answer = ["1 ", "2 ", "3 "]
+    assert check_answer(answer, answer, whole=True) == []
+    assert check_answer(answer, answer[:2], whole=False) == []
+    assert check_answer(answer, answer[:2], whole=True)[0].kind == "lost"
+    assert check_answer(answer, ["1 ", "3 "], whole=False)

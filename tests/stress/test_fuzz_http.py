@@ -7,6 +7,6 @@ from tests.stress.fuzz_http import fuzz
 _SEED = 1
 
 
-async def test_no_bytes_break_more_than_their_own_connection() -> None:
+async def test_hostile_bytes_affect_only_their_own_connection() -> None:
     wrong = await fuzz(4.0, _SEED)
     assert not wrong, f"seed {_SEED}: {wrong}"

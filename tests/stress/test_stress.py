@@ -12,7 +12,7 @@ _SETTLING_SECONDS_MAX = 120.0
 
 @pytest.mark.timeout(_SECONDS + _SETTLING_SECONDS_MAX)
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_no_fault_loses_a_token_doubles_one_or_leaves_a_reader_hanging(seed: int) -> None:
+async def test_faults_lose_no_token_double_none_and_leave_no_reader_waiting(seed: int) -> None:
     stress = Stress(seed, _SECONDS, at_once=16)
     assert await stress.run(), f"seed {seed}: {stress.report}"
     assert stress.counts["readers"]

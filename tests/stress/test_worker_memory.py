@@ -5,10 +5,10 @@ from __future__ import annotations
 from tests.stress.worker_memory import measure
 
 _GROWTH_MEGABYTES_MAX = 12.0
-"""What the allocator keeps. A worker that kept these answers grew by 45, and by as much again."""
+"""Room for what the allocator keeps, in MB. A worker that kept these answers would grow by 45 each time."""
 
 
-async def test_a_worker_keeps_nothing_of_answers_that_have_ended() -> None:
+async def test_a_worker_frees_ended_answers() -> None:
     small = {"tokens": 1000}
     large = {"tokens": 64, "token_characters": 16_384}
     _idle, warm, after_small, after_large = await measure([(24, small), (80, small), (12, large)])

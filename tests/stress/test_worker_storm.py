@@ -1,4 +1,4 @@
-"""100 streams at once, and a worker is killed every 2 s: each stream ends by its policy, in time, and every reader is exact."""
+"""100 streams at once while a worker is killed every 2 s: each stream ends by its policy, in time, and every reader is exact."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Storm:
         self._ports = system.gateway_ports
         self._began_at = time.monotonic()
         self.deaths: dict[int, float] = {}
-        """When (Unix seconds) each worker process died, by its pid."""
+        """The Unix time of each worker's death, by pid."""
         self.counts: Counter[str] = Counter()
         self.readings: list[Reading] = []
 
@@ -56,7 +56,7 @@ class _Storm:
             await restarted
 
     async def ask_and_read(self, slot: int) -> None:
-        """One of the 100: as soon as its stream has ended, it asks for the next."""
+        """One of the 100 clients: it creates the next stream as soon as its stream has ended."""
         number = slot
         while self.rages:
             dice = random.Random(f"{_SEED}/{number}")
@@ -104,7 +104,7 @@ async def test_every_stream_survives_or_ends_by_its_policy_within_a_lease_of_its
 
 
 async def _check(commands: Redis, reading: Reading, deaths: dict[int, float], takeovers: list[float]) -> str:
-    """Hold a stream against its policy, its worker's death and its reader; how it ended."""
+    """Compares a stream with its policy, its worker's death and its reader; returns how it ended."""
     entries = await read_log(commands, reading.stream_id)
     history = history_of(entries)
     broken = [*history.broken, *check_reader(history.shown, reading.seen, from_now=False, complete=True)]
@@ -116,12 +116,12 @@ async def _check(commands: Redis, reading: Reading, deaths: dict[int, float], ta
         ((name, value),) = fields.items()
         if name in (b"t", b"d", b"b", b"accepted"):
             continue
-        told = json.loads(value)
-        if worker_died_at is not None and told["time"] > worker_died_at:
-            takeovers.append(told["time"] - worker_died_at)
+        terminal = json.loads(value)
+        if worker_died_at is not None and terminal["time"] > worker_died_at:
+            takeovers.append(terminal["time"] - worker_died_at)
             assert takeovers[-1] <= _TAKEN_OVER_WITHIN_SECONDS, f"seed {_SEED}, {reading.stream_id}: {name!r}"
-        if "worker" in told:
-            worker_died_at = deaths.get(int(told["worker"].split("-")[-2]))
+        if "worker" in terminal:
+            worker_died_at = deaths.get(int(terminal["worker"].split("-")[-2]))
     policy = history.accepted["policies"]["on_interrupt"]
     code = history.end_data.get("code", "")
     assert history.end in ("done", "failed"), history.end

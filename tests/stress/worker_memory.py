@@ -1,7 +1,7 @@
-"""What a worker keeps of answers that have ended: `python -m tests.stress.worker_memory`. Exit code 1 when it is too much.
+"""Measures the memory that a worker keeps of ended answers: `python -m tests.stress.worker_memory`. Exit code 1: too much.
 
 A real Valkey and one worker process; the provider is the scripted server, in this process. First many small answers,
-then fewer large ones. After each kind the worker's memory must be back near what it takes when it is idle.
+then fewer large ones. After each kind the worker's memory must be near its idle size again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.support.waiting import wait_until
 
 _UNDER_WAY_MAX = 16
 _UNDER_WAY_BYTES_MAX = 8 << 20
-"""Answers at once, and what is said in them: what runs is not what is measured."""
+"""Few and small answers at a time: running answers are not what is measured."""
 _ANSWER_SECONDS_MAX = 120.0
 
 
@@ -65,7 +65,7 @@ class WorkerMemory:
         await self._connection.close()
 
     async def answer(self, script: dict[str, Any]) -> None:
-        """Ask for one answer, and wait for its end. AssertionError when it fails."""
+        """Creates one answer and waits for its end. AssertionError if it fails."""
         request = {"model": "m", "messages": [{"role": "user", "content": "a"}], "script": script}
         accepted = Accepted(request, Policies(None, "restart"), time.time(), "anonymous", {})
         stream_id = new_stream_id()
@@ -80,7 +80,7 @@ class WorkerMemory:
         await wait_until(has_ended, within_seconds=_ANSWER_SECONDS_MAX, what=f"the end of {stream_id}")
 
     async def answers(self, count: int, script: dict[str, Any]) -> None:
-        """Ask for so many, some at once, and wait until the worker is idle again, with its receipts written."""
+        """Creates so many answers, some at a time, and waits until the worker is idle and has written its receipts."""
         answer_bytes = script["tokens"] * max(8, script.get("token_characters", 0))
         slots = asyncio.Semaphore(max(1, min(_UNDER_WAY_MAX, _UNDER_WAY_BYTES_MAX // answer_bytes)))
 
@@ -95,12 +95,12 @@ class WorkerMemory:
         await wait_until(lambda: self.worker.logged().count('"event":"receipt"') >= self._asked, within_seconds=30.0)
 
     def megabytes(self) -> float:
-        """The worker's resident memory."""
+        """Returns the worker's resident memory."""
         return resident_megabytes(self.worker.pid)
 
 
 async def measure(kinds: list[tuple[int, dict[str, Any]]]) -> list[float]:
-    """The worker's megabytes when it was idle, after some first answers, and after each kind of answers."""
+    """Returns the worker's memory in MB: idle, after some first answers, and after each kind of answers."""
     with RedisServer() as server, tempfile.TemporaryDirectory() as directory:
         async with OpenAIServer() as provider:
             memory = WorkerMemory(server, provider.url, Path(directory))

@@ -39,3 +39,19 @@ async def read(body: bytes, version: str = "ai") -> dict[str, Any]:
     assert process.returncode == 0
     seen: dict[str, Any] = json.loads(printed)
     return seen
+
+
+async def chat(base_url: str, simulate: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the SDK's `openai` provider got over three turns (`texts`, `errors`), and what it sent (`inputs`)."""
+    process = await asyncio.create_subprocess_exec(
+        "node",
+        "provider.mjs",
+        json.dumps({"baseURL": base_url, "simulate": simulate}),
+        cwd=await asyncio.to_thread(packages, "ai_sdk"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(_READ_SECONDS_MAX):
+        printed, _ = await process.communicate()
+    assert process.returncode == 0
+    seen: dict[str, Any] = json.loads(printed)
+    return seen

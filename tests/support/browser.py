@@ -40,7 +40,8 @@ class Opened:
         self.hosts: set[str] = set()
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on(
-            "console", lambda told: self.complaints.append(told.text) if told.type in ("error", "warning") else None
+            "console",
+            lambda message: self.complaints.append(message.text) if message.type in ("error", "warning") else None,
         )
         page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
 

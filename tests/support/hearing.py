@@ -34,6 +34,6 @@ class Heard:
 
 async def answer_of(provider: Provider, request: dict[str, Any], partial: str = "") -> tuple[list[Item], Finish]:
     """Returns the whole answer. Raises the errors of `generate`."""
-    heard = Heard()
-    finish = await provider.generate(request, partial, heard)
-    return heard.items, finish
+    hearer = Heard()
+    finish = await provider.generate(request, partial, hearer)
+    return hearer.items, finish

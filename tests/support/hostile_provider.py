@@ -56,7 +56,9 @@ def _recording(dice: random.Random) -> list[dict[str, Any]]:
             chunks += [_chunk({"reasoning_content": "hm"}), _chunk({"reasoning": "so", "reasoning_details": [{}]})]
         elif kind == "calls":
             chunks += [_chunk({"tool_calls": [_CALL]})]
-            chunks += [_chunk({"tool_calls": [{"index": 0, "function": {"arguments": it}}]}) for it in ('{"a"', ":1}")]
+            chunks += [
+                _chunk({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}) for piece in ('{"a"', ":1}")
+            ]
         elif kind == "logprobs":
             chunks += [_chunk({"content": "a"})]
             chunks[-1]["choices"][0]["logprobs"] = {"content": [_TOKEN], "refusal": None}
@@ -182,7 +184,7 @@ def response_of(seed: int) -> tuple[list[bytes], bool]:
         extension = dice.choice([b""] * 9 + [b";" + b"e" * 70_000])
         pieces = [body[start : start + size] for start in range(0, len(body), size)]
         body = b"".join(
-            b"%x%b\r\n%b\r\n" % (len(it), extension if at == 3 else b"", it) for at, it in enumerate(pieces)
+            b"%x%b\r\n%b\r\n" % (len(piece), extension if at == 3 else b"", piece) for at, piece in enumerate(pieces)
         )
         body += b"0\r\n" + dice.choice([b"", b"", b"X-Trailer: 1\r\n", b"T: x\r\n" * 50_000]) + b"\r\n"
     elif framing != "closed":

@@ -10,13 +10,14 @@ async with Blank() as server: ... server.origin ...
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Self
 
-_BODY_BYTES_MAX = 16 << 20
+_BODY_BYTES_MAX = 64 << 20
 _BACKLOG = 4096
 """Connections that may wait to be accepted: some tests open thousands at once."""
 
@@ -36,7 +37,7 @@ class Closed(Exception):
     """Raised by `answer` to close the connection."""
 
 
-class HttpServer:
+class HttpServer(ABC):
     """A context: listens on a free port or the given one; on exit it cuts all connections."""
 
     def __init__(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -44,9 +45,9 @@ class HttpServer:
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
+    @abstractmethod
     async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Writes the response. Raises Closed to close the connection. More bytes of the client are read from `reader`."""
-        raise NotImplementedError
 
     @property
     def port(self) -> int:

@@ -21,6 +21,8 @@ from tests.support.waiting import what_stays
 
 RUN = "TEST_RUN_OF_MIDSTREAM"
 """Not MIDSTREAM_...: such variables are settings, which tests remove from the environment of what they start."""
+_PYTHONS_OWN = "from multiprocessing.resource_tracker import main"
+"""Ends with the process that needed it, which without xdist is this one."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -78,6 +80,8 @@ def processes_of(run: str) -> list[Left]:
             if variables.get(RUN) != run:
                 continue
             command = os.fsdecode((directory / "cmdline").read_bytes()).replace("\0", " ").strip()
+            if _PYTHONS_OWN in command:
+                continue
             test = variables.get("PYTEST_CURRENT_TEST", "").partition(" (")[0]
             found.append(Left(int(directory.name), command[:200], test))
     return found

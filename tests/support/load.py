@@ -15,12 +15,12 @@ LONG_TOKENS = FIRST_READ_ENTRIES + 400
 
 def metrics_address(worker: Process) -> str:
     """Returns the address of a worker's metrics, from its log."""
-    told = re.search(r"metrics: http://([0-9.:]+)/metrics", worker.logged())
-    assert told, f"the worker serves no metrics:\n{worker.tail()}"
-    return told[1]
+    found = re.search(r"metrics: http://([0-9.:]+)/metrics", worker.logged())
+    assert found, f"the worker serves no metrics:\n{worker.tail()}"
+    return found[1]
 
 
-async def a_bit_of_everything(system: System, gateway: int = 0) -> dict[str, str]:
+async def mixed_streams(system: System, gateway: int = 0) -> dict[str, str]:
     """Creates one stream of each kind, follows each to its end, and returns the ids by kind."""
     kinds: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         "whole": ({"tokens": 60, "tokens_per_second": 60}, {}, {}),

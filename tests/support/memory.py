@@ -1,4 +1,4 @@
-"""The memory of another process: what it has, and a limit on what it may ask for."""
+"""The memory of another process: its size, and a limit for it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import re
 import resource
 from pathlib import Path
 
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+"""The environment of a process whose memory is to be limited: otherwise each of its threads maps 64 MB for small objects."""
+_STACKS_MEGABYTES = 8 * 8
+"""The stacks of threads that start later: name lookups have six."""
+
 
 def resident_megabytes(pid: int) -> float:
-    """What it has in memory; 0 once it has ended."""
+    """Returns a process's resident memory in MB; 0 once it has ended."""
     return _megabytes(pid, "VmRSS")
 
 
 def limit_memory(pid: int, megabytes: int) -> None:
-    """Have it ask for so much at most: what its libraries map and do not use is allowed for.
+    """Limits the memory that the process may use from now on, beside what its libraries map.
 
-    RLIMIT_AS counts addresses, of which a Python process that has just started has far more than memory.
+    RLIMIT_AS limits addresses. A Python process has far more of them than resident memory, so the difference is added. The
+    process must have been started with `ONE_ARENA`.
     """
-    mapped = _megabytes(pid, "VmSize") - resident_megabytes(pid)
+    mapped = _megabytes(pid, "VmSize") - resident_megabytes(pid) + _STACKS_MEGABYTES
     most = int(mapped + megabytes) << 20
     resource.prlimit(pid, resource.RLIMIT_AS, (most, most))
 

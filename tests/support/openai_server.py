@@ -66,7 +66,7 @@ class Script:
     """Sends an error chunk after so many tokens, in a response that began with 200."""
     stall_after: int | None = None
     no_finish: bool = False
-    """Ends with [DONE], without a finish_reason."""
+    """Ends without a finish_reason and without [DONE]."""
 
 
 _NO_FAULT: dict[str, Any] = {
@@ -156,11 +156,11 @@ class OpenAIServer(HttpServer):
             writer.write(b"%x\r\n%b\r\n" % (len(event), event))
             spoken += bool(chunk.get("choices") and not chunk["choices"][0].get("finish_reason"))
             await writer.drain()
-        last = b"data: [DONE]\n\n"
+        last = b"" if script.no_finish else b"data: [DONE]\n\n"
         if (body.get("stream_options") or {}).get("include_usage"):
             usage = {**about, "object": "chat.completion.chunk", "choices": [], "usage": self._usage(body, spoken - 1)}
             last = _event(usage) + last
-        return b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last)
+        return (b"%x\r\n%b\r\n" % (len(last), last) if last else b"") + b"0\r\n\r\n"
 
     async def _chunks(self, body: dict[str, Any], script: Script) -> AsyncIterator[dict[str, Any]]:
         indices = range(body.get("n") or 1)

@@ -463,10 +463,20 @@ class System:
         for reader in self._readers:
             await reader.leave()
         if self.redis.runs and all(gateway.runs for gateway in self.gateways):
-            await wait_until(self._nothing_is_followed, what="the gateways have unsubscribed when all readers had left")
+            try:
+                await wait_until(
+                    self._nothing_is_followed, what="the gateways have unsubscribed when all readers had left"
+                )
+            except AssertionError as error:
+                raise AssertionError(f"{error}: {await self._followed()}") from None
 
     async def _nothing_is_followed(self) -> bool:
-        return not await self.commands.execute_command("PUBSUB", "SHARDCHANNELS", live_channel("*"))
+        return not await self._followed()
+
+    async def _followed(self) -> list[bytes]:
+        """Returns the channels that a gateway subscribes to."""
+        channels: list[bytes] = await self.commands.execute_command("PUBSUB", "SHARDCHANNELS", live_channel("*"))
+        return channels
 
     async def _close(self) -> None:
         for reader in self._readers:

@@ -16,7 +16,7 @@ from shared.ids import FIRST_ID, EventId, new_stream_id
 
 STREAM_ID = new_stream_id()
 Log = list[tuple[bytes, Any]]
-"""Fields and values, in order; ids are made up by `numbered`."""
+"""Fields and values in order; `numbered` adds the ids."""
 
 started = (events.STARTED, {"attempt": 1, "model": "m", "worker": "w", "time": 1.0})
 
@@ -29,8 +29,8 @@ def token(text: str) -> tuple[bytes, Any]:
     return events.TOKEN, text
 
 
-def delta(**said: Any) -> tuple[bytes, Any]:
-    return events.DELTA, {"delta": said}
+def delta(**fields: Any) -> tuple[bytes, Any]:
+    return events.DELTA, {"delta": fields}
 
 
 def call(index: int, call_id: str | None = None, name: str | None = None, arguments: str = "") -> tuple[bytes, Any]:
@@ -64,9 +64,9 @@ def body_of(listed: Iterable[Event]) -> bytes:
 
 
 def parts_of(log: Log, **options: Any) -> list[Any]:
-    """What the client is sent, from `start` (which is checked) to what stands before [DONE]."""
-    told = body_of(numbered(log, **options)).decode()
-    lines = told.split("\n\n")
+    """Returns the parts that a client gets, between `start` (which is checked) and [DONE]."""
+    body = body_of(numbered(log, **options)).decode()
+    lines = body.split("\n\n")
     assert lines.pop() == ""
     assert all(line.startswith("data: ") for line in lines)
     payloads = [line.removeprefix("data: ") for line in lines]
@@ -79,23 +79,23 @@ def parts_of(log: Log, **options: Any) -> list[Any]:
 
 
 def message_of(parts: list[Any]) -> list[tuple[str, str]]:
-    """The parts of the message as the SDK puts it together; a part that grows must be open, and open once."""
+    """Assembles the message's parts as the SDK does. AssertionError if a part grows that is not open, or opens twice."""
     message: list[tuple[str, str]] = []
     open_parts: dict[str, int] = {}
     step = 0
     for part in parts:
-        kind, _, what = part["type"].partition("-")
+        kind, _, phase = part["type"].partition("-")
         if part["type"] == "start-step":
             step = len(message)
         elif part["type"] == "reset-step":
             del message[step:]
             open_parts.clear()
         elif kind in ("text", "reasoning"):
-            if what == "start":
+            if phase == "start":
                 assert part["id"] not in open_parts
                 open_parts[part["id"]] = len(message)
                 message.append((kind, ""))
-            elif what == "delta":
+            elif phase == "delta":
                 at = open_parts[part["id"]]
                 message[at] = (kind, message[at][1] + part["delta"])
             else:
@@ -121,25 +121,25 @@ def test_an_answer() -> None:
     ]
 
 
-def test_the_message_is_named_by_the_stream_or_by_what_it_goes_on_with() -> None:
+def test_the_message_id_is_the_stream_s_or_that_of_the_continued_message() -> None:
     for facade, message_id in (({}, f"msg_{STREAM_ID}"), ({"message": "mine"}, "mine")):
-        told = body_of(numbered([], facade={"api": "ai_sdk", **facade}))
+        body = body_of(numbered([], facade={"api": "ai_sdk", **facade}))
         metadata = {"streamId": STREAM_ID}
-        assert orjson.loads(told.removeprefix(b"data: ")) == {
+        assert orjson.loads(body.removeprefix(b"data: ")) == {
             "type": "start",
             "messageId": message_id,
             "messageMetadata": metadata,
         }
 
 
-def test_only_who_resumes_is_told_of_earlier_steps() -> None:
+def test_earlier_steps_are_sent_only_on_resumption() -> None:
     before = [{"type": "start-step"}, {"type": "finish-step"}]
     listed = numbered([started, token("a")], facade={"api": "ai_sdk", "message": "mine", "before": before})
     encoder = AI_SDK_REPLAY.encoder(STREAM_ID)
-    told = b"".join(encode(encoder, event) for event in listed)
+    body = b"".join(encode(encoder, event) for event in listed)
     again = b'data: {"type":"start-step"}\n\ndata: {"type":"finish-step"}\n\n'
-    assert told.count(again) == 1
-    assert told.replace(again, b"") == body_of(listed)
+    assert body.count(again) == 1
+    assert body.replace(again, b"") == body_of(listed)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_finish_reasons(theirs: str, ours: str) -> None:
     assert parts_of([started, token("a"), done(theirs)])[-1] == {"type": "finish", "finishReason": ours}
 
 
-def test_reasoning_text_and_refusals_are_parts_of_their_own() -> None:
+def test_reasoning_text_and_refusals_are_separate_parts() -> None:
     log = [
         started,
         delta(reasoning_content="hm"),
@@ -199,15 +199,6 @@ def test_tool_calls() -> None:
     ]
 
 
-def test_tool_calls_of_a_server_that_gives_all_the_same_index() -> None:
-    log = [started, call(0, "c0", "a", "{}"), call(0, "c1", "b", "[1]"), done("tool_calls")]
-    available = [part for part in parts_of(log) if part["type"] == "tool-input-available"]
-    assert [(part["toolCallId"], part["toolName"], part["input"]) for part in available] == [
-        ("c0", "a", {}),
-        ("c1", "b", [1]),
-    ]
-
-
 def test_a_call_without_an_id_gets_one_and_one_without_a_name_waits_for_it() -> None:
     log = [started, call(0, arguments="{"), call(0, name="a", arguments="}"), call(1, "never"), done("tool_calls")]
     call_id = f"call_{STREAM_ID}_1"
@@ -218,7 +209,7 @@ def test_a_call_without_an_id_gets_one_and_one_without_a_name_waits_for_it() -> 
     ]
 
 
-def test_input_that_was_cut_off_is_an_error_and_no_call() -> None:
+def test_truncated_tool_input_is_an_error() -> None:
     wrong = parts_of([started, call(0, "c0", "a", '{"b":'), done("length")])[-3]
     assert (wrong["type"], wrong["input"]) == ("tool-input-error", '{"b":')
     assert "a is not complete JSON" in wrong["errorText"]
@@ -232,16 +223,16 @@ def test_a_restart_takes_everything_back() -> None:
     assert [part["input"] for part in parts if part["type"] == "tool-input-available"] == [{}]
 
 
-def test_a_restart_before_anything_was_said_is_not_told() -> None:
+def test_a_restart_before_the_first_token_is_not_sent() -> None:
     assert parts_of([started, restarted(0), token("a"), done()]) == parts_of([started, token("a"), done()])
 
 
-def test_an_attempt_that_goes_on_takes_nothing_back() -> None:
+def test_a_continued_attempt_takes_nothing_back() -> None:
     log = [started, token("a"), token("b"), restarted(2), token("c"), done()]
     assert parts_of(log, on_interrupt="continue") == parts_of([started, token("a"), token("b"), token("c"), done()])
 
 
-def test_an_attempt_that_keeps_a_part_says_that_again() -> None:
+def test_an_attempt_that_keeps_some_tokens_repeats_them() -> None:
     log = [
         started,
         delta(reasoning="r"),
@@ -264,7 +255,7 @@ def test_cancelled(by: str, reason: str) -> None:
     assert parts[-2:] == [{"type": "text-end", "id": "text-1"}, {"type": "abort", "reason": reason}]
 
 
-def test_deleted_while_it_is_read() -> None:
+def test_deleted_while_a_client_reads() -> None:
     encoder = AI_SDK.encoder(STREAM_ID)
     assert b'{"type":"abort"' in encode(encoder, Event(EventId(2, 0), events.DELETED, b""))
 
@@ -283,10 +274,10 @@ def test_failed() -> None:
     ]
 
 
-def test_a_gap_is_said_without_becoming_part_of_the_message() -> None:
+def test_a_gap_is_sent_but_is_not_a_part_of_the_message() -> None:
     encoder = AI_SDK.encoder(STREAM_ID)
-    told = orjson.loads(encode(encoder, gap_event(EventId(1, 3), EventId(1, 5))).removeprefix(b"data: "))
-    assert told == {"type": "data-gap", "data": {"requested": "1-3", "first_available": "1-5"}, "transient": True}
+    part = orjson.loads(encode(encoder, gap_event(EventId(1, 3), EventId(1, 5))).removeprefix(b"data: "))
+    assert part == {"type": "data-gap", "data": {"requested": "1-3", "first_available": "1-5"}, "transient": True}
 
 
 anything = st.recursive(
@@ -299,9 +290,9 @@ anything = st.recursive(
 )
 odd_deltas = st.dictionaries(
     st.sampled_from(["content", "reasoning", "refusal", "tool_calls"]), anything | st.lists(anything, max_size=3)
-).map(lambda said: (events.DELTA, {"delta": said}))
+).map(lambda delta: (events.DELTA, {"delta": delta}))
 
 
 @given(st.lists(st.builds(token, st.text(max_size=4)) | odd_deltas | st.just(restarted(0)), max_size=12))
-def test_whatever_a_provider_sends_is_told_in_order(log: Log) -> None:
+def test_any_log_becomes_valid_parts_in_order(log: Log) -> None:
     message_of(parts_of([started, *log, done()]))

@@ -10,8 +10,8 @@ from gateway.http.problems import Problem
 STEP = {"type": "step-start"}
 
 
-def text(said: str) -> dict[str, Any]:
-    return {"type": "text", "text": said, "state": "done"}
+def text(content: str) -> dict[str, Any]:
+    return {"type": "text", "text": content, "state": "done"}
 
 
 def tool(state: str, name: str = "look", **more: Any) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def file(url: str, media_type: str, **more: Any) -> dict[str, Any]:
 
 
 def of(role: str, *parts: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a message becomes, without the question that keeps the whole from being empty."""
+    """Returns the chat messages that one UI message becomes. A question is added and removed again, since requests must not be empty."""
     question = {"role": "user", "parts": [text("q")]}
     *converted, last = chat_messages([{"id": "1", "role": role, "parts": list(parts)}, question])
     assert last == {"role": "user", "content": "q"}
@@ -42,7 +42,7 @@ def test_text() -> None:
     assert of("assistant", text("a"), text("b")) == [{"role": "assistant", "content": "ab"}]
 
 
-def test_what_is_only_for_the_eyes_is_passed_over() -> None:
+def test_parts_that_are_only_displayed_are_left_out() -> None:
     shown: list[dict[str, Any]] = [
         {"type": "reasoning", "text": "hm"},
         {"type": "source-url", "sourceId": "s", "url": "https://example.org"},
@@ -89,7 +89,7 @@ def test_files(part: dict[str, Any], content: dict[str, Any]) -> None:
         file("blob:https://example.org/1", "image/png"),
     ],
 )
-def test_files_that_no_chat_message_can_carry(part: dict[str, Any]) -> None:
+def test_files_that_a_chat_message_cannot_have(part: dict[str, Any]) -> None:
     with pytest.raises(Problem, match=r"^messages\[0\]\.parts\[1\] must be an image") as caught:
         of("user", text("see"), part)
     assert caught.value.status == 400
@@ -116,7 +116,7 @@ def test_steps_with_tools() -> None:
     ]
 
 
-def test_a_call_without_a_result_does_not_bar_the_chat() -> None:
+def test_a_tool_call_without_a_result_is_left_out() -> None:
     for state in ("input-streaming", "input-available", "approval-requested"):
         assert of("assistant", STEP, text("I l"), tool(state)) == [{"role": "assistant", "content": "I l"}]
         assert of("assistant", STEP, tool(state)) == []

@@ -1,4 +1,4 @@
-"""Chat completion chunks: what each event becomes, and what all of them together come to."""
+"""Chat completion chunks: the chunks of each event, and the whole answer that all of them make."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def shown(field: bytes, value: Any, at: str = "1-5", **face: Any) -> list[Messag
 
 
 def chunk(message: Message) -> dict[str, Any]:
-    told: dict[str, Any] = orjson.loads(message.data)
-    return told
+    parsed: dict[str, Any] = orjson.loads(message.data)
+    return parsed
 
 
-def choice(**said: Any) -> dict[str, Any]:
-    return {"index": 0, "delta": {}, "logprobs": None, "finish_reason": None, **said}
+def choice(**fields: Any) -> dict[str, Any]:
+    return {"index": 0, "delta": {}, "logprobs": None, "finish_reason": None, **fields}
 
 
-def test_a_token_is_a_chunk_of_this_shape_and_no_other() -> None:
+def test_the_chunk_of_a_token() -> None:
     [message] = shown(events.TOKEN, ' "ü\n'.encode())
     assert message.id == "1-5"
     assert chunk(message) == {
@@ -58,7 +58,7 @@ def test_a_token_is_a_chunk_of_this_shape_and_no_other() -> None:
     }
 
 
-def test_every_chunk_says_that_the_usage_is_still_to_come_if_it_was_asked_for() -> None:
+def test_every_chunk_has_a_null_usage_if_usage_was_requested() -> None:
     for field, value in (
         (events.TOKEN, b"a"),
         (events.DELTA, {"delta": {"refusal": "no"}}),
@@ -71,8 +71,8 @@ def test_every_chunk_says_that_the_usage_is_still_to_come_if_it_was_asked_for() 
 
 def test_the_start_has_the_role_of_every_choice() -> None:
     [message] = shown(events.STARTED, {"attempt": 1, "model": "other"}, "1-0", choices=2)
-    said = {"role": "assistant", "content": ""}
-    assert chunk(message)["choices"] == [choice(delta=said), choice(index=1, delta=said)]
+    first_delta = {"role": "assistant", "content": ""}
+    assert chunk(message)["choices"] == [choice(delta=first_delta), choice(index=1, delta=first_delta)]
     assert chunk(message)["model"] == "m"
 
 
@@ -95,7 +95,7 @@ def test_a_delta_is_given_as_the_provider_sent_it(stored: dict[str, Any]) -> Non
     assert message.data.count('"finish_reason":') == 1 + orjson.dumps(stored["delta"]).count(b'"finish_reason":')
 
 
-def test_the_end_is_a_bundle_whose_pieces_have_ids_of_their_own() -> None:
+def test_each_chunk_of_the_end_has_its_own_id() -> None:
     done = {**DONE, "provider": {"system_fingerprint": "fp", "model": "m-2026", "choices": 1}, "choice": {"x": 1}}
     finish, usage, end = shown(events.DONE, done, include_usage=True)
     assert [finish.id, usage.id, end.id] == ["1-5.1", "1-5.2", "1-5"]
@@ -114,7 +114,7 @@ def test_a_failure_is_an_error_and_the_end() -> None:
         assert chunk(message)["error"]["code"] == "cancelled"
 
 
-def test_a_restart_is_told_only_where_there_can_be_something_to_take_back() -> None:
+def test_a_restart_is_sent_only_if_tokens_may_be_taken_back() -> None:
     value = {"attempt": 2, "base": 3, "reason": "worker_lost", "model": "m", "worker": "w", "time": 1.0}
     assert shown(events.RESTARTED, value, "2-0") == []
     [message] = shown(events.RESTARTED, value, "2-0", tells_restarts=True)
@@ -125,7 +125,7 @@ def test_a_restart_is_told_only_where_there_can_be_something_to_take_back() -> N
     assert shown(events.ACCEPTED, {}, "0-1") == []
 
 
-def test_faces_of_one_kind_are_one_and_the_one_that_comes_back_is_another() -> None:
+def test_chat_faces_are_equal_if_their_options_and_resumption_are() -> None:
     request, policies = {"model": "m", "n": 2}, Policies(None, "fail")
     first = chat_face(request, policies, True)
     assert first == chat_face(dict(request), policies, True)
@@ -168,11 +168,11 @@ def test_the_status_of_a_failure(failed: dict[str, Any], status: int) -> None:
     response = openai_error(failure_problem(failed))
     assert response.status_code == status
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    told = {"message": "m", "type": kind, "param": None, "code": failed["code"]}
-    assert orjson.loads(response.body) == {"error": told}
+    error = {"message": "m", "type": kind, "param": None, "code": failed["code"]}
+    assert orjson.loads(response.body) == {"error": error}
 
 
-def test_the_provider_s_own_error_wins_and_its_patience_is_told() -> None:
+def test_the_provider_s_error_and_its_retry_after_are_passed_on() -> None:
     own = {"message": "theirs", "type": "t", "param": None, "code": None, "more": 1}
     failed = {"code": "provider_unavailable", "message": "m", "status": 429, "provider_error": own, "retry_after": 0.2}
     assert failure(failed) == own
@@ -214,8 +214,8 @@ def whole_of(pieces: list[Any], **done: Any) -> dict[str, Any]:
 
 
 @given(PIECES)
-def test_nothing_of_the_pieces_is_lost_and_nothing_is_added(pieces: list[Any]) -> None:
-    """Against a plain reading of the same pieces, field by field."""
+def test_merging_pieces_loses_and_adds_nothing(pieces: list[Any]) -> None:
+    """Compares the merged message with a simple reading of the same pieces, field by field."""
     choices = {one["index"]: one for one in whole_of(pieces)["choices"]}
     texts = {0: "", 1: ""}
     reasoning, calls, logprobs = "", dict[int, str](), list[dict[str, str]]()
@@ -234,8 +234,8 @@ def test_nothing_of_the_pieces_is_lost_and_nothing_is_added(pieces: list[Any]) -
     assert (choices[0]["logprobs"] or {}).get("content", []) == logprobs
 
 
-def test_what_comes_in_many_pieces_takes_time_by_its_length() -> None:
-    """Adding each of 40,000 pieces to all before it would copy 80 GB."""
+def test_merging_many_pieces_takes_linear_time() -> None:
+    """Appending each of 40,000 pieces to a string would copy 80 GB."""
     pieces = [f"{number:100}" for number in range(40_000)]
     began = time.process_time()
     whole = whole_of([{"delta": {"reasoning_content": piece}} for piece in pieces])
@@ -243,7 +243,7 @@ def test_what_comes_in_many_pieces_takes_time_by_its_length() -> None:
     assert time.process_time() - began < 3
 
 
-def test_a_name_that_is_repeated_is_not_added_to_itself() -> None:
+def test_a_repeated_name_is_not_appended() -> None:
     pieces = [
         {"delta": {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}]}},
         {"delta": {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{"}}]}},
@@ -256,7 +256,7 @@ def test_a_name_that_is_repeated_is_not_added_to_itself() -> None:
     assert (one["message"]["content"], one["finish_reason"]) == (None, "tool_calls")
 
 
-def test_what_the_provider_said_of_the_answer_stands_beside_it() -> None:
+def test_the_provider_s_other_fields_are_in_the_whole_answer() -> None:
     provider = {"system_fingerprint": "fp", "model": "m-2026", "service_tier": "flex"}
     whole = whole_of(["a"], provider=provider, choice={"stop_reason": 7})
     assert whole == {

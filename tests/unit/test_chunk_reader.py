@@ -1,8 +1,9 @@
-"""What an OpenAI-compatible provider's bytes become."""
+"""The items that the bytes of an OpenAI-compatible provider become."""
 
 from __future__ import annotations
 
 import json
+import re
 import time
 from itertools import pairwise
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer import chunk_reader
+from producer import event_stream
 from producer.chunk_reader import ChunkReader
 from producer.provider import ProviderError, Refused, Unavailable
 from shared.events import Entry, Item, encode_items, events_of
@@ -20,7 +21,7 @@ from shared.ids import EventId
 
 
 def chunk(delta: Any, **choice: Any) -> bytes:
-    """A chunk as Python's json writes it: half of a surrogate pair is escaped, as JavaScript does it."""
+    """Returns a chunk as Python's json writes it: a lone surrogate is escaped, as in JavaScript."""
     return b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta, **choice}]}).encode() + b"\n\n"
 
 
@@ -32,7 +33,7 @@ def read(*parts: bytes) -> list[Item]:
     return items
 
 
-def test_plain_text_is_tokens() -> None:
+def test_plain_text_becomes_tokens() -> None:
     assert read(chunk({"content": "a"}), chunk({"content": "b", "role": "assistant"}), chunk({"content": "ü"})) == [
         "a",
         "b",
@@ -52,22 +53,21 @@ def test_plain_text_is_tokens() -> None:
         {"role": "assistant", "content": "", "refusal": None, "tool_calls": []},
     ],
 )
-def test_what_says_nothing_is_no_token(delta: Any) -> None:
+def test_an_empty_delta_is_not_a_token(delta: Any) -> None:
     assert read(chunk(delta), chunk(delta, finish_reason=None)) == []
 
 
 @pytest.mark.parametrize(
     "delta",
     [
-        {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{"}}]},
+        {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{"}}]},
         {"reasoning_content": "hm"},
         {"refusal": "no"},
         {"content": "a", "reasoning_content": "hm"},
-        {"content": [{"type": "text", "text": "a"}]},
         {"audio": {"data": "AA=="}},
     ],
 )
-def test_what_is_not_plain_text_is_kept_as_it_was_said(delta: dict[str, Any]) -> None:
+def test_other_deltas_are_kept_as_the_provider_sent_them(delta: dict[str, Any]) -> None:
     [item] = read(chunk(delta))
     assert isinstance(item, bytes)
     assert orjson.loads(item) == {"delta": delta}
@@ -102,7 +102,7 @@ STREAM = b"".join(
         chunk({"content": "a\n\n"}),
         chunk({"content": "ü😀"}).replace(b"\n", b"\r\n"),
         b'data:{"choices":[{"delta":{"content":"' + "ö".encode() + b'"}}]}\n\n',
-        chunk({"tool_calls": [{"index": 0}]}),
+        chunk({"tool_calls": [{"index": 0, "function": {"name": "f"}}]}),
         chunk({"content": "b"}, index=1),
         chunk({}, finish_reason="stop"),
         b"data: [DONE]\n\n",
@@ -110,13 +110,18 @@ STREAM = b"".join(
 )
 
 
+def without_ids(items: list[Item]) -> list[Item]:
+    """Items without the ids that are made up for calls."""
+    return [re.sub(rb'"call_[0-9a-f]{24}"', b'""', item) if isinstance(item, bytes) else item for item in items]
+
+
 @given(st.lists(st.integers(0, len(STREAM))))
-def test_however_it_is_cut_it_says_the_same(cuts: list[int]) -> None:
+def test_cuts_at_any_place_change_nothing(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(STREAM)]
     parts = [STREAM[a:b] for a, b in pairwise(edges)]
-    whole = read(STREAM)
+    whole, in_pieces = without_ids(read(STREAM)), without_ids(read(*parts))
     assert len(whole) == 5
-    assert read(*parts) == whole
+    assert in_pieces == whole
 
 
 @pytest.mark.parametrize("code", [0xD83D, 0xDE00])
@@ -125,11 +130,13 @@ def test_however_it_is_cut_it_says_the_same(cuts: list[int]) -> None:
     [
         lambda half: {"content": half},
         lambda half: {"content": half, "reasoning_content": half},
-        lambda half: {"tool_calls": [{"index": 0, "function": {"arguments": half}}]},
-        lambda half: {"tool_calls": [{"function": {"arguments": half, "large": 2**70, "nan": float("nan")}}]},
+        lambda half: {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": half}}]},
+        lambda half: {
+            "tool_calls": [{"function": {"name": half, "arguments": half, "large": 2**70, "nan": float("nan")}}]
+        },
     ],
 )
-def test_half_of_a_surrogate_pair_can_be_stored_and_read_back(code: int, make: Any) -> None:
+def test_a_lone_surrogate_can_be_stored_and_read_back(code: int, make: Any) -> None:
     half = f"a{chr(code)}b"
     items = read(chunk(make(half)), chunk({"content": "after"}))
     for stored in ([items[0]], items):
@@ -163,28 +170,28 @@ def test_an_error_chunk_is_an_error(error: Any, kind: type[ProviderError], code:
     assert len(str(raised.value)) < 1000
 
 
-def test_what_came_before_an_error_is_told() -> None:
-    """One packet may bring both."""
+def test_items_before_an_error_are_kept() -> None:
+    """One packet may bring items and an error."""
     reader = ChunkReader()
     error = b"data: " + orjson.dumps({"error": {"message": "overloaded"}}) + b"\n\n"
     assert reader.feed(chunk({"content": "a"}) + error + chunk({"content": "b"})) == ["a"]
     assert isinstance(reader.error, Unavailable)
 
 
-def test_bytes_that_are_no_utf_8_are_replaced() -> None:
+def test_invalid_utf_8_is_replaced() -> None:
     [text, rest] = read(b'data: {"choices":[{"delta":{"content":"a\xf0\x9f"}}]}\n', chunk({"content": "rest"}))
     assert isinstance(text, str)
     assert (text[0], set(text[1:]), rest) == ("a", {"\ufffd"}, "rest")
 
 
-def test_an_error_shows_nothing_of_what_was_said() -> None:
+def test_an_error_has_no_text_of_the_answer() -> None:
     with pytest.raises(Unavailable) as raised:
-        read(b'data: {"choices":[{"delta":{"content":"a secret \n')
+        read(b'data: {"choices":[{"delta":{"content":"a secret \n\n')
     assert "secret" not in str(raised.value)
 
 
 def test_a_line_that_comes_byte_by_byte_is_not_copied_each_time() -> None:
-    """8 MB in pieces of a byte must not take hours: a single packet would then cost a millisecond."""
+    """8 MB in pieces of one byte must not take hours: copying the line for each piece would take 1 ms per piece."""
     reader = ChunkReader()
     began = time.process_time()
     for _ in range(200_000):
@@ -194,13 +201,19 @@ def test_a_line_that_comes_byte_by_byte_is_not_copied_each_time() -> None:
     assert with_line == ["a"]
 
 
-@pytest.mark.parametrize("payload", [b"not json", b"[1]", b'"text"', b"1", b"{", b"\xff"])
-def test_what_is_not_a_chunk_is_an_error(payload: bytes) -> None:
+@pytest.mark.parametrize("payload", [b"{", b'{"choices":[{"delta":{"content":"a', b"[1,", b'{"a"\ndata: :}'])
+def test_half_a_chunk_is_an_error(payload: bytes) -> None:
     with pytest.raises(Unavailable):
         read(b"data: " + payload + b"\n\n")
 
 
+@pytest.mark.parametrize("payload", [b"", b" ", b": comment", b"ping", b"[1]", b'"text"', b"1", b"null", b"\xff"])
+def test_what_is_no_chunk_at_all_is_passed_over(payload: bytes) -> None:
+    for line_end in (b"\n", b"\n\n"):
+        assert read(b"data: " + payload + line_end, chunk({"content": "a"})) == ["a"]
+
+
 def test_an_endless_line_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunk_reader, "_LINE_BYTES_MAX", 1000)
+    monkeypatch.setattr(event_stream, "LINE_BYTES_MAX", 1000)
     with pytest.raises(Unavailable, match="1000 bytes"):
         read(b"data: " + b"x" * 1000)

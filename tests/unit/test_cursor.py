@@ -1,4 +1,4 @@
-"""Where a reader goes on, from the request to the id that it counts as having."""
+"""Cursors: from a request's header and query to the id after which the reader continues."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ def request(query: str = "", header: str | None = None) -> dict[str, Any]:
         ("", "1-57", Place(EventId(1, 57))),
         ("last_event_id=1-57", None, Place(EventId(1, 57))),
         ("last_event_id=1-5&last_event_id=1-6", None, Place(EventId(1, 6))),
+        *(
+            (f"{name}=1-57", None, Place(EventId(1, 57)))
+            for name in ("lastEventId", "lastEventID", "lasteventid", "Last-Event-ID", "Last-Event-Id", "LAST_EVENT_ID")
+        ),
+        ("last_event_id=1-5&a=b&lastEventId=1-6", None, Place(EventId(1, 6))),
+        ("lastEventId=1-6&last_event_id=1-5&Last-Event-Id=1-6", None, Place(EventId(1, 6))),
+        ("lastEventId=&last_event_id=1-5", None, Place(EventId(1, 5))),
+        ("last_event_id=1-5&lastEventId=", None, Place(EventId(1, 5))),
+        ("lastEventId=1-9", "1-5", Place(EventId(1, 5))),
+        ("last_event=1-9&event_id=1-9", None, BEGINNING_PLACE),
         ("last_event_id=1-5", " 2-0 ", Place(EventId(2, 0))),
         ("from=now", None, Place(from_now=True)),
         ("from=now", "1-1", Place(EventId(1, 1))),
@@ -38,7 +48,7 @@ def test_the_place_of_a_request(query: str, header: str | None, place: Place) ->
 @pytest.mark.parametrize(
     ("query", "header"), [("from=then", None), ("", "x"), ("last_event_id=1", None), ("a=%ff", None)]
 )
-def test_what_is_no_place(query: str, header: str | None) -> None:
+def test_malformed_cursors_are_refused(query: str, header: str | None) -> None:
     with pytest.raises(Problem) as caught:
         place_of(request(query, header))
     assert caught.value.status == 400
@@ -53,22 +63,27 @@ def test_what_is_no_place(query: str, header: str | None) -> None:
         (Place(from_now=True), None, EventId(1, 8)),
         (Place(from_now=True), EventId(1, 9), EventId(1, 8)),
         (Place(from_now=True), EventId(2, 0), EventId(2, -1)),
+        (Place(EventId(1, 99)), EventId(1, 9), EventId(1, 8)),
+        (Place(EventId(3, 0)), EventId(2, 0), EventId(2, -1)),
+        (Place(EventId(1, 99)), None, EventId(1, 99)),
     ],
 )
 def test_the_id_that_a_reader_counts_as_having(place: Place, end: EventId | None, cursor: EventId) -> None:
     assert place.first_cursor(end or EventId(1, 8), end) == cursor
 
 
-def test_only_who_has_the_end_is_behind_it() -> None:
+def test_only_a_cursor_at_the_end_has_everything() -> None:
     end = EventId(1, 9)
-    assert Place(end).is_behind(end)
-    assert not Place(EventId(1, 8)).is_behind(end)
-    assert not Place(end).is_behind(None)
-    assert not BEGINNING_PLACE.is_behind(end)
-    assert not Place(from_now=True).is_behind(end)
+    assert Place(end).is_at(end)
+    assert Place(end).is_at(None, end)
+    assert not Place(EventId(1, 8)).is_at(end)
+    assert not Place(EventId(1, 10)).is_at(end), "a cursor ahead of the end gets the terminal event"
+    assert not Place(end).is_at(None)
+    assert not BEGINNING_PLACE.is_at(end)
+    assert not Place(from_now=True).is_at(end)
 
 
-def test_an_id_that_names_its_stream() -> None:
+def test_an_id_with_its_stream_s_id() -> None:
     stream_id = new_stream_id()
     assert stream_and_place_of(f"{stream_id}/1-3") == (stream_id, Place(EventId(1, 3)))
     for wrong in ("1-3", "x/1-3", f"{stream_id}/x", "/"):
@@ -76,7 +91,7 @@ def test_an_id_that_names_its_stream() -> None:
             stream_and_place_of(wrong)
 
 
-def test_bytes_that_a_client_has() -> None:
+def test_after_bytes_of_a_query() -> None:
     assert after_bytes_of({}) == after_bytes_of({"after_bytes": ""}) == 0
     assert after_bytes_of({"after_bytes": "12"}) == 12
     for wrong in ("-1", "x", "1" * 13, "١"):

@@ -1,4 +1,4 @@
-"""Whatever a log holds: no face raises an exception, and each reader is told one end."""
+"""For any content of a log: no face raises an exception, and each reader gets exactly one end."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ names = st.sampled_from(
         *("refusal", "reasoning_content", "top_logprobs", "token", "bytes", "usage", "prompt_tokens_details", "type"),
     ]
 )
-"""Those that somebody looks at."""
+"""Names of fields that our code reads."""
 looked_at = st.recursive(
     json_values,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4),
@@ -79,14 +79,14 @@ looked_at = st.recursive(
 
 
 def log_of(*entries: tuple[bytes, bytes], end: bytes = DONE) -> list[RawEntry]:
-    """A log of one attempt that has these entries, each of one delta."""
+    """Returns a log with one attempt that has these entries."""
     raw: list[RawEntry] = [(b"0-1", (events.ACCEPTED, ACCEPTED)), (b"1-0", (events.STARTED, STARTED))]
     raw += [(b"1-%d" % offset, entry) for offset, entry in enumerate(entries, start=1)]
     return [*raw, (b"1-%d" % (len(entries) + 1), (events.DONE, end))]
 
 
 def shown(face: Face, raw: list[RawEntry]) -> bytes:
-    """What a ring has of a log. A page, of a face that does not remember, ends in the same way; it tells of holes, too."""
+    """Returns a ring's bytes of a log. With a stateless face a page ends in the same way, and also reports holes."""
     ring = Ring(face, face.encoder(STREAM_ID), BEGINNING)
     for part in parts(raw, BEGINNING):
         if isinstance(part, TokenRun):
@@ -103,7 +103,7 @@ def shown(face: Face, raw: list[RawEntry]) -> bytes:
 
 
 def check_all(raw: list[RawEntry]) -> History:
-    """Every reader of this log is told one end; what is told at once can be told."""
+    """Checks that every face gives one end for this log, and that its state and whole answers can be made."""
     ends = [
         part.field for part in parts(raw, BEGINNING) if not isinstance(part, TokenRun) and part.field in events.TERMINAL
     ]
@@ -155,7 +155,7 @@ def nested(levels: int) -> bytes:
 @example([{"delta": {"content": "a"}, "finish_reason": {"a": 1}}], False)
 @example([{"delta": 5}], False)
 def test_any_json_as_a_delta(deltas: list[Any], batch: bool) -> None:
-    """An object is a delta, whatever is in it; anything else cannot be read."""
+    """Every object is a delta; any other value makes the log unreadable."""
     objects = all(isinstance(one, dict) for one in deltas)
     if batch:
         raw = log_of()
@@ -175,7 +175,7 @@ def test_any_json_as_a_delta(deltas: list[Any], batch: bool) -> None:
 @given(json_values | looked_at, st.sampled_from(["finish_reason", "usage", "provider", "choice", "time"]))
 @example({"prompt_tokens": "many", "prompt_tokens_details": [1], "completion_tokens_details": 5}, "usage")
 @example(["length"], "finish_reason")
-def test_any_json_in_the_end(value: Any, name: str) -> None:
+def test_any_json_in_a_terminal_event(value: Any, name: str) -> None:
     end = orjson.dumps({"finish_reason": "stop", "usage": None, "time": 1.0, name: value})
     assert check_all(log_of((events.TOKEN, b"x"), end=end)).status == "completed"
 
@@ -217,11 +217,11 @@ def test_deep_deltas(levels: int, batch: bool) -> None:
     assert (history.status, history.text) == ("completed", "kept")
 
 
-def test_a_kind_of_entry_that_is_not_known_counts_and_says_nothing() -> None:
+def test_an_unknown_kind_of_entry_is_an_empty_delta() -> None:
     raw = log_of((events.TOKEN, b"a"), (b"later", b"\xff"), (events.TOKEN, b"b"))
     history = check_all(raw)
     assert (history.status, history.text, len(history.items)) == ("completed", "ab", 3)
-    assert b'id: 1-2\ndata: {"delta":{}}\n\n' in shown(NATIVE, raw)
+    assert b'data: {"delta":{}}\nid: 1-2\n\n' in shown(NATIVE, raw)
 
 
 def replaced(index: int, event_id: bytes, *fields: bytes) -> list[RawEntry]:
@@ -292,15 +292,15 @@ def test_a_damaged_log_has_failed(raw: list[RawEntry]) -> None:
     assert (history.status, history.state(STREAM_ID)["error"]["code"]) == ("failed", "unreadable")
     assert b'"code":"unreadable"' in shown(NATIVE, raw)
     (failed,) = [line for line in shown(NATIVE, raw).split(b"\n\n") if b"event: failed" in line]
-    EventId.parse(failed.partition(b"\n")[0].removeprefix(b"id: ").decode())  # a client may come back with it
+    EventId.parse(failed.rpartition(b"\nid: ")[2].strip().decode())  # a client may resume with it
 
 
-def test_an_entry_of_too_large_an_id_is_none() -> None:
+def test_an_entry_with_too_large_an_id_is_damage() -> None:
     with pytest.raises(Unreadable):
         events_of(Entry(EventId(10**16, 0), events.DONE, DONE))
 
 
-def test_a_hole_is_told_and_is_no_damage() -> None:
+def test_a_hole_is_a_gap_and_not_damage() -> None:
     raw = log_of((events.TOKEN, b"a"))
     raw[2:] = [(b"1-5000000000", (events.TOKEN, b"a")), (b"1-5000000001", (events.DONE, DONE))]
     assert fold_readable(entry_of(*one) for one in raw).status == "completed"
@@ -308,7 +308,7 @@ def test_a_hole_is_told_and_is_no_damage() -> None:
 
 @dataclasses.dataclass(unsafe_hash=True)
 class FailingFace:
-    """A face whose encoder fails at one text, as a bug would."""
+    """A face whose encoder raises an exception for one text, as a bug would."""
 
     at: bytes
     stateful = False
@@ -356,7 +356,7 @@ def test_a_ring_whose_encoder_fails_ends_there(bad: int) -> None:
 
 
 @pytest.mark.parametrize("remembering", [RESPONSES, AI_SDK], ids=["responses", "ai"])
-def test_an_encoder_that_can_no_longer_say_its_open_parts_still_says_the_end(remembering: Face) -> None:
+def test_an_encoder_that_cannot_close_its_parts_still_encodes_the_end(remembering: Face) -> None:
     encoder: Any = remembering.encoder(STREAM_ID)
     for part in parts(log_of((events.TOKEN, b"a"))[:3], BEGINNING):
         for event in (
@@ -370,8 +370,8 @@ def test_an_encoder_that_can_no_longer_say_its_open_parts_still_says_the_end(rem
     assert (b"response.failed" in end) if remembering is RESPONSES else end.endswith(b"data: [DONE]\n\n")
 
 
-def test_arguments_that_are_nested_too_deeply_are_said_to_be_wrong() -> None:
-    """The arguments of a call are a text of the model's: the AI SDK wants them read."""
+def test_arguments_that_are_nested_too_deeply_are_an_input_error() -> None:
+    """The model writes a call's arguments as text; the AI SDK wants them parsed."""
     deep = '{"a":' + "[" * 900 + "]" * 900 + "}"
     call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": deep}}
     raw = log_of((events.DELTA, orjson.dumps({"delta": {"tool_calls": [call]}})))
@@ -380,8 +380,8 @@ def test_arguments_that_are_nested_too_deeply_are_said_to_be_wrong() -> None:
     assert b'"type":"finish"' in shown(AI_SDK, raw)
 
 
-def test_what_a_call_may_be() -> None:
-    """A provider's pieces of calls, in other shapes than the documented one."""
+def test_tool_calls_of_odd_shapes() -> None:
+    """Pieces of tool calls in other shapes than the documented one."""
     odd: list[Any] = [
         None,
         5,
@@ -394,7 +394,7 @@ def test_what_a_call_may_be() -> None:
     assert events_of(Entry(EventId(1, 1), events.DELTA, good)) == [Event(EventId(1, 1), events.DELTA, good)]
 
 
-def test_json_of_several_lines_is_shown_on_one() -> None:
+def test_json_of_several_lines_becomes_one_line() -> None:
     raw = log_of((events.DELTA, b'{"delta":\r\n\n{"role":"x"}\n\n}'))
-    assert b'id: 1-1\ndata: {"delta":{"role":"x"}}\n\n' in shown(NATIVE, raw)
+    assert b'data: {"delta":{"role":"x"}}\nid: 1-1\n\n' in shown(NATIVE, raw)
     check_all(raw)

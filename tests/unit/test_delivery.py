@@ -1,4 +1,4 @@
-"""Delivery with sinks that only note what they were given."""
+"""Delivery to sinks that only record what they are sent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.waiting import wait_until
 
 
 class Noted:
-    """A sink, and a ledger."""
+    """A sink and a ledger that record the bytes sent."""
 
     def __init__(self) -> None:
         self.body = b""
@@ -34,7 +34,7 @@ class Noted:
     finish = cut = opened = closed = lambda self, *_: None
 
 
-async def test_a_keep_alive_leaves_nobody_behind_who_has_news_to_come() -> None:
+async def test_a_keep_alive_does_not_delay_a_reader_s_new_events() -> None:
     settings = replace(Settings(), keepalive_seconds=1)
     delivery = Delivery(cast(Pages, None), cast(Ledger, cast(Any, Noted())), settings)
     delivery.start()
@@ -73,7 +73,7 @@ class Broken(Noted):
 
 
 @pytest.mark.parametrize("ended", [True, False])
-async def test_a_socket_that_fails_is_one_reader_s_trouble(ended: bool) -> None:
+async def test_a_failing_socket_affects_only_its_reader(ended: bool) -> None:
     delivery = Delivery(cast(Pages, None), cast(Ledger, cast(Any, Noted())), Settings())
     delivery.start()
     try:

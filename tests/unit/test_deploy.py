@@ -1,4 +1,4 @@
-"""The deployments against what they deploy: settings, ports, times to stop, what the image holds, who gets which secret."""
+"""Compares the deployments with the code: settings, ports, times to stop, the image's contents, and who gets which secret."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _PACKAGES = ("shared", "gateway", "producer", "midstream", "bench")
 
 
 def settings_of(part: Part) -> Settings:
-    """AssertionError for a variable that looks like ours and is not."""
+    """Returns the settings of a process. AssertionError for a MIDSTREAM_ variable that is not a setting."""
     known = {one.env for one in described()}
     assert {name for name in part.environment if _OURS.fullmatch(name)} <= known
     return Settings.from_environment(part.environment)
@@ -51,18 +51,18 @@ def settings_of(part: Part) -> Settings:
 
 
 @pytest.mark.parametrize("path", _FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_setting_that_is_named_exists(path: Path) -> None:
+def test_every_setting_in_a_deployment_exists(path: Path) -> None:
     assert set(_OURS.findall(path.read_text())) <= {one.env for one in described()}
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_parts_are_told_where_they_are(way: str) -> None:
-    told = WAYS[way]()
-    gateway, worker = settings_of(told.gateway), settings_of(told.worker)
+def test_gateways_and_workers_get_the_addresses_they_need(way: str) -> None:
+    parts = WAYS[way]()
+    gateway, worker = settings_of(parts.gateway), settings_of(parts.worker)
     assert gateway.redis_url == worker.redis_url
-    assert str(gateway.port) == told.gateway_port
-    assert str(worker.metrics_port) == told.worker_port
-    for part, port in ((told.gateway, told.gateway_port), (told.worker, told.worker_port)):
+    assert str(gateway.port) == parts.gateway_port
+    assert str(worker.metrics_port) == parts.worker_port
+    for part, port in ((parts.gateway, parts.gateway_port), (parts.worker, parts.worker_port)):
         for check in part.checks:
             assert f":{port}/" in " ".join(check)
     if way != "systemd":  # from another container they must be reached, on one machine they need not be
@@ -70,9 +70,9 @@ def test_the_parts_are_told_where_they_are(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_nobody_is_killed_who_is_about_to_stop(way: str) -> None:
-    told = WAYS[way]()
-    gateway, worker = settings_of(told.gateway), settings_of(told.worker)
+def test_the_time_to_stop_is_longer_than_draining_takes(way: str) -> None:
+    parts = WAYS[way]()
+    gateway, worker = settings_of(parts.gateway), settings_of(parts.worker)
     pause = 0.0
     if way == "kubernetes":
         name, *arguments = pod("gateway")["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
@@ -80,12 +80,12 @@ def test_nobody_is_killed_who_is_about_to_stop(way: str) -> None:
         pause = float(arguments[0])
         readiness = pod("gateway")["containers"][0]["readinessProbe"]
         assert pause > readiness["periodSeconds"] * readiness["failureThreshold"]
-    assert told.gateway.stop_seconds > pause + gateway.drain_seconds + _KILL_SECONDS
-    assert told.worker.stop_seconds >= worker.worker_drain_seconds + 5
+    assert parts.gateway.stop_seconds > pause + gateway.drain_seconds + _KILL_SECONDS
+    assert parts.worker.stop_seconds >= worker.worker_drain_seconds + 5
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_nobody_outside_gets_the_console_or_comes_by_another_name(way: str) -> None:
+def test_the_console_is_off_and_host_names_are_configured(way: str) -> None:
     gateway = settings_of(WAYS[way]().gateway)
     assert gateway.console == "off"
     assert gateway.hosts
@@ -95,12 +95,12 @@ def test_nobody_outside_gets_the_console_or_comes_by_another_name(way: str) -> N
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_providers_key_goes_to_workers_only(way: str) -> None:
-    told = WAYS[way]()
-    assert "OPENAI_API_KEY" in told.worker.environment
-    assert "OPENAI_API_KEY" not in told.gateway.environment
+    parts = WAYS[way]()
+    assert "OPENAI_API_KEY" in parts.worker.environment
+    assert "OPENAI_API_KEY" not in parts.gateway.environment
 
 
-def test_nginx_is_given_the_time_to_stop() -> None:
+def test_nginx_has_enough_time_to_stop() -> None:
     (shutdown,) = re.findall(r"worker_shutdown_timeout (\w+);", (DEPLOY / "nginx" / "container.conf").read_text())
     assert seconds(compose()["services"]["nginx"]["stop_grace_period"]) > seconds(shutdown)
 
@@ -108,32 +108,32 @@ def test_nginx_is_given_the_time_to_stop() -> None:
 # --- docker compose and the image
 
 
-def test_what_is_mounted_exists_and_what_is_kept_is_declared() -> None:
-    told = compose()
-    for name, service in told["services"].items():
+def test_mounted_files_exist_and_volumes_are_declared() -> None:
+    file = compose()
+    for name, service in file["services"].items():
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
-            assert (ROOT / source).exists() if source.startswith(".") else source in told["volumes"], (
+            assert (ROOT / source).exists() if source.startswith(".") else source in file["volumes"], (
                 f"{name}: {volume}"
             )
-        assert set(service.get("depends_on", [])) <= set(told["services"])
+        assert set(service.get("depends_on", [])) <= set(file["services"])
         assert service["healthcheck"]["test"][0] == "CMD"
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), f"{name}: there is no access control, and {port} is open to the world"
 
 
 @pytest.mark.parametrize("name", ["redis", "gateway", "worker", "nginx"])
-def test_our_containers_may_do_little(name: str) -> None:
+def test_our_containers_have_few_privileges(name: str) -> None:
     service = compose()["services"][name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert "no-new-privileges:true" in service["security_opt"]
     assert service["logging"]["options"]["max-size"]
-    if "build" not in service:  # ours says it in the Dockerfile
+    if "build" not in service:  # our own image sets the user in its Dockerfile
         assert service["user"] in ("redis", "nginx")
 
 
-def test_nginx_gets_its_configuration_with_other_addresses_and_nothing_else(tmp_path: Path) -> None:
+def test_nginx_in_compose_differs_from_the_documented_configuration_only_in_addresses(tmp_path: Path) -> None:
     shipped = (DEPLOY / "nginx" / "midstream.conf").read_text()
     shell, options, script = compose()["services"]["nginx"]["command"]
     made = tmp_path / "midstream.conf"
@@ -151,7 +151,7 @@ def test_nginx_gets_its_configuration_with_other_addresses_and_nothing_else(tmp_
     assert f"include {'/tmp/midstream.conf'};" in (DEPLOY / "nginx" / "container.conf").read_text()
 
 
-def test_the_image_is_made_of_all_our_packages_and_is_not_root() -> None:
+def test_the_image_has_all_our_packages_and_does_not_run_as_root() -> None:
     dockerfile = (DEPLOY / "Dockerfile").read_text()
     copied = " ".join(re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE)).split()
     let_in = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
@@ -165,7 +165,7 @@ def test_the_image_is_made_of_all_our_packages_and_is_not_root() -> None:
 
 
 def test_the_packages_are_installed_with_all_their_files(tmp_path: Path) -> None:
-    """Scripts for Redis and pages too: what the image has is what the wheel has."""
+    """Scripts for Redis and pages, too: the image installs the wheel."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
     (wheel,) = tmp_path.glob("*.whl")
@@ -183,7 +183,7 @@ def test_the_packages_are_installed_with_all_their_files(tmp_path: Path) -> None
 # --- systemd
 
 
-def test_units_are_confined_alike_and_come_back() -> None:
+def test_units_have_the_same_confinement_and_restart() -> None:
     gateway, worker = unit("gateway"), unit("worker")
     own = {"ExecStart", "ExecStartPost", "Description", "TimeoutStopSec", "EnvironmentFile"}
     assert {key: gateway[key] for key in gateway.keys() - own} == {key: worker[key] for key in worker.keys() - own}
@@ -198,24 +198,24 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
     for path in SYSTEMD.glob("*.service"):
         (tmp_path / path.name).write_text(path.read_text().replace("/opt/midstream/bin/python", sys.executable))
     command = [str(analyze), "verify", "--man=no", *map(str, tmp_path.glob("*.service"))]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (told.returncode, told.stderr) == (0, "")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # --- Kubernetes
 
 
-def test_what_kustomize_takes_exists() -> None:
-    said = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
-    for name in said["resources"]:
+def test_files_named_in_kustomizations_exist() -> None:
+    kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
+    for name in kustomization["resources"]:
         assert (KUBERNETES / name).exists(), name
     here = {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
-    assert here == {name for name in said["resources"] if name.endswith(".yaml")}
-    for secret in said["secretGenerator"]:
+    assert here == {name for name in kustomization["resources"] if name.endswith(".yaml")}
+    for secret in kustomization["secretGenerator"]:
         for name in secret["envs"]:
             assert (KUBERNETES / f"{name}.example").exists()
     assert "*.env" in (KUBERNETES / ".gitignore").read_text().splitlines()
-    assert {one["name"] for one in said["images"]} == {
+    assert {one["name"] for one in kustomization["images"]} == {
         pod(one)["containers"][0]["image"] for one in ("gateway", "worker")
     }
     (made,) = yaml.safe_load((DEPLOY / "redis" / "kustomization.yaml").read_text())["configMapGenerator"]
@@ -228,12 +228,12 @@ def sets() -> list[Any]:
 
 @pytest.mark.parametrize("one", sets(), ids=lambda one: str(one["metadata"]["name"]))
 def test_pods_are_found_and_confined(one: Any) -> None:
-    labels, told = one["spec"]["template"]["metadata"]["labels"], one["spec"]["template"]["spec"]
+    labels, spec = one["spec"]["template"]["metadata"]["labels"], one["spec"]["template"]["spec"]
     assert one["spec"]["selector"]["matchLabels"] == labels
-    assert told["enableServiceLinks"] is False  # else a service's name can become a setting
-    assert told["automountServiceAccountToken"] is False
-    assert told["securityContext"]["runAsNonRoot"] is True
-    (container,) = told["containers"]
+    assert spec["enableServiceLinks"] is False  # otherwise Kubernetes' service variables could become settings
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    (container,) = spec["containers"]
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert "memory" in container["resources"]["limits"]
@@ -241,10 +241,10 @@ def test_pods_are_found_and_confined(one: Any) -> None:
     services = [each for (kind, _), each in manifests().items() if kind == "Service"]
     targets = [each["spec"]["ports"][0]["targetPort"] for each in services if each["spec"]["selector"] == labels]
     assert set(targets) <= names
-    assert targets or one["metadata"]["name"] == "midstream-worker"  # nobody calls a worker
+    assert targets or one["metadata"]["name"] == "midstream-worker"  # no other pod connects to a worker
 
 
-def test_a_gateway_is_there_while_another_one_is_replaced() -> None:
+def test_a_rolling_update_keeps_a_gateway_running() -> None:
     gateway = manifests()["Deployment", "midstream-gateway"]["spec"]
     assert gateway["replicas"] >= 2
     assert gateway["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
@@ -253,14 +253,14 @@ def test_a_gateway_is_there_while_another_one_is_replaced() -> None:
     assert budget["selector"] == gateway["selector"]
 
 
-def test_the_ingress_streams_and_lets_in_what_is_public() -> None:
+def test_the_ingress_does_not_buffer_and_passes_only_public_paths() -> None:
     ingress = manifests()["Ingress", "midstream"]
-    told = {key.rpartition("/")[2]: value for key, value in ingress["metadata"]["annotations"].items()}
-    assert told["proxy-buffering"] == "off"
-    assert told["proxy-http-version"] == "1.1"
-    assert float(told["proxy-read-timeout"]) > 600  # ?wait=
-    assert int(told["proxy-body-size"].removesuffix("m")) << 20 >= Settings().body_bytes_max
-    assert all(isinstance(value, str) for value in told.values())  # an annotation is never a number
+    annotations = {key.rpartition("/")[2]: value for key, value in ingress["metadata"]["annotations"].items()}
+    assert annotations["proxy-buffering"] == "off"
+    assert annotations["proxy-http-version"] == "1.1"
+    assert float(annotations["proxy-read-timeout"]) > 600  # ?wait=
+    assert int(annotations["proxy-body-size"].removesuffix("m")) << 20 >= Settings().body_bytes_max
+    assert all(isinstance(value, str) for value in annotations.values())  # an annotation is never a number
     paths = ingress["spec"]["rules"][0]["http"]["paths"]
     assert {path["path"] for path in paths} == {
         *("/v1/streams", "/v1/chat", "/v1/responses", "/v1/models", "/v1/probe", "/api/chat", "/stream")

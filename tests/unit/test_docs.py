@@ -1,4 +1,4 @@
-"""What the documentation says is compared with what it speaks of, wherever a program can do that."""
+"""Compares the documentation with the code: links, settings, metrics, failure codes, files and functions."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def prose(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Returns the anchors that GitHub makes of a page's headings."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", _PAGES, ids=named)
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_every_link_has_a_target(page: Path) -> None:
     for target in _LINK.findall(prose(page)):
         if target.startswith(("https://", "http://")):
             continue
@@ -58,7 +58,7 @@ def test_the_settings_page_is_the_generated_one(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("page", [*_PAGES, _ROOT / "docker-compose.yml"], ids=named)
-def test_every_setting_that_is_spoken_of_exists(page: Path) -> None:
+def test_every_setting_named_in_the_docs_exists(page: Path) -> None:
     spoken_of = set(re.findall(r"\b(?:MIDSTREAM|OPENAI)_[A-Z_]*[A-Z]\b", page.read_text()))
     assert spoken_of <= {one.env for one in described()} | {"MIDSTREAM_URL"}
 
@@ -68,7 +68,7 @@ def test_the_metrics_page_is_the_generated_one(capsys: pytest.CaptureFixture[str
     assert (_ROOT / "docs" / "reference" / "metrics.md").read_text() == capsys.readouterr().out
 
 
-def test_every_metric_that_is_spoken_of_exists() -> None:
+def test_every_metric_named_in_the_docs_exists() -> None:
     exposed = {one.exposed for one in defined()}
     for page in _PAGES:
         spoken_of = set(
@@ -87,7 +87,7 @@ def test_every_failure_code_is_raised_somewhere() -> None:
     assert raised == {code.name for code in FailureCode}
 
 
-def test_the_failure_codes_are_documented_and_no_others() -> None:
+def test_exactly_the_failure_codes_are_documented() -> None:
     page = prose(_ROOT / "docs" / "reference" / "http.md")
     section = page.partition("## Failure codes")[2].partition("\n## ")[0]
     documented = set(re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE))
@@ -99,7 +99,7 @@ _FUNCTIONS_IN_FILE = re.compile(_OUR_FILE.pattern + r" · ((?:`[\w.]+`(?:,\s+)?)
 
 
 def defined_in(path: Path) -> set[str]:
-    """The classes and functions that a module defines, methods as `Class.method`."""
+    """Returns the classes and functions that a module defines, methods as `Class.method`."""
 
     def walk(node: ast.AST, prefix: str) -> Iterator[str]:
         for child in ast.iter_child_nodes(node):
@@ -112,8 +112,8 @@ def defined_in(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", _PAGES, ids=named)
-def test_every_file_that_is_named_exists(page: Path) -> None:
-    if page.name != "CHANGELOG.md":  # whose lines are of their time
+def test_every_file_named_in_the_docs_exists(page: Path) -> None:
+    if page.name != "CHANGELOG.md":  # old entries may name former files
         missing = [path for path in _OUR_FILE.findall(prose(page)) if not (_ROOT / path).exists()]
         assert not missing, f"{named(page)} names files that do not exist"
 

@@ -1,4 +1,4 @@
-"""What the doctor makes of what it sees: pace, traces of proxies, and advice."""
+"""The doctor's conclusions: pace, headers that reveal proxies, and advice."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from midstream.doctor.report import as_json, as_text, report_of
 
 
 def arrivals(came: Sequence[float], *, interval: float = 0.05, skew: float = 0.0) -> list[Arrival]:
-    """Events that were sent one interval apart, on a clock that is `skew` ahead of ours."""
+    """Returns events sent one interval apart, by a clock that is `skew` seconds ahead of ours."""
     return [Arrival(number, "message", number * interval + skew, at, {}, 40) for number, at in enumerate(came, start=1)]
 
 
 @pytest.mark.parametrize("skew", [0.0, 1000.0, -1000.0])
-def test_the_pace_does_not_depend_on_what_the_clocks_say(skew: float) -> None:
+def test_the_pace_does_not_depend_on_the_difference_of_clocks(skew: float) -> None:
     found = pace(arrivals([0.02 + number * 0.05 for number in range(1, 25)], skew=skew))
     assert found is not None
     assert not found.held
@@ -28,7 +28,7 @@ def test_the_pace_does_not_depend_on_what_the_clocks_say(skew: float) -> None:
     assert (found.clump_events, found.at_the_end) == (1, False)
 
 
-def test_all_at_the_end() -> None:
+def test_events_that_all_arrive_at_the_end_are_a_buffer() -> None:
     found = pace(arrivals([2.0 + number / 1000 for number in range(24)]))
     assert found is not None
     assert found.held
@@ -37,8 +37,8 @@ def test_all_at_the_end() -> None:
     assert found.held_seconds_max == pytest.approx(23 * 0.049, rel=0.01)
 
 
-def test_clumps_have_a_size() -> None:
-    """A hop that lets go of what it has every half second: ten events at a time."""
+def test_the_size_of_clumps_is_measured() -> None:
+    """A hop that forwards what it has every half second: ten events at a time."""
     found = pace(arrivals([-(-number // 10) * 0.5 + number / 100_000 for number in range(1, 41)]))
     assert found is not None
     assert found.held
@@ -46,7 +46,7 @@ def test_clumps_have_a_size() -> None:
     assert (found.clump_events, found.clump_bytes) == (10, 400)
 
 
-def test_one_late_event_is_a_hiccup_and_no_buffer() -> None:
+def test_one_late_event_is_not_a_buffer() -> None:
     came = [number * 0.05 for number in range(1, 25)]
     came[12] += 0.04
     found = pace(arrivals(came))
@@ -54,7 +54,7 @@ def test_one_late_event_is_a_hiccup_and_no_buffer() -> None:
     assert not found.held
 
 
-def test_two_events_tell_nothing() -> None:
+def test_two_events_are_too_few_for_a_finding() -> None:
     assert pace(arrivals([0.1, 0.2])) is None
 
 
@@ -79,11 +79,11 @@ def response(headers: dict[str, str], seen: dict[str, str] | None = None) -> Obs
         ("", {"date": "now"}, {"x-forwarded-for": "10.0.0.1"}),
     ],
 )
-def test_a_proxy_is_known_by_its_traces(kind: str, headers: dict[str, str], seen: dict[str, str]) -> None:
+def test_a_proxy_is_recognised_by_its_headers(kind: str, headers: dict[str, str], seen: dict[str, str]) -> None:
     assert kind_of("", traces(response(headers, seen)), [])[0] == kind
 
 
-def test_a_trace_that_was_passed_on_is_not_taken_for_ones_own() -> None:
+def test_a_header_that_a_proxy_passed_on_is_not_attributed_to_it() -> None:
     nginx, cloudflare = Trace("nginx", "Server: nginx"), Trace("cloudflare", "Cf-Ray: 1")
     assert kind_of("", [nginx], [nginx]) == ("", "")
     assert kind_of("", [cloudflare, nginx], [nginx])[0] == "cloudflare"
@@ -93,7 +93,7 @@ def test_a_trace_that_was_passed_on_is_not_taken_for_ones_own() -> None:
 
 
 @pytest.mark.parametrize("kind", ["", *NAMES])
-def test_there_is_something_to_change_for_every_fault(kind: str) -> None:
+def test_every_fault_has_advice(kind: str) -> None:
     for check in CHECKS:
         lines = changes(check, kind)
         assert lines, f"{check} at {kind}"
@@ -108,7 +108,7 @@ def examined(name: str, **verdicts: Verdict) -> Examined:
     return found
 
 
-def test_the_first_address_where_it_shows_is_named() -> None:
+def test_the_first_address_that_shows_a_fault_is_named() -> None:
     wrong = Verdict.FAULT
     way = [examined("gateway"), examined("inner", idle=wrong), examined("outer", idle=wrong, buffering=wrong)]
     report = report_of(way)
@@ -121,16 +121,16 @@ def test_the_first_address_where_it_shows_is_named() -> None:
     assert as_json(report, 1.0)["faults"][1]["also_at"] == ["outer"]
 
 
-def test_advice_is_no_fault_and_what_cannot_be_asked_is_2() -> None:
+def test_exit_codes_of_advice_and_of_an_unreachable_address() -> None:
     assert report_of([examined("gateway"), examined("outer", http2=Verdict.ADVICE)]).exit_code == 0
     gone = Examined(Address("http://gone.test"), unreachable="cannot be reached: no")
     report = report_of([gone, examined("outer", idle=Verdict.FAULT)])
     assert report.exit_code == 2
-    assert report.faults[0].before is None  # the one before it was not asked: it may be at fault
+    assert report.faults[0].before is None  # the address before it was not tested, and may be at fault
     assert "1 of 2 addresses could not be tested; 1 fault at the others." in as_text(report, 1.0)
 
 
-def test_a_single_address_names_the_way_to_it() -> None:
+def test_with_a_single_address_the_fault_is_on_the_way_to_it() -> None:
     only = replace(examined("", buffering=Verdict.FAULT), traces=[Trace("nginx", "Server: nginx/1.22.1")])
     only.address = Address("https://chat.test/app")
     assert "✗ nginx on the way to chat.test/app does it. (Server: nginx/1.22.1)  [buffering]" in as_text(

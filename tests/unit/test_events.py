@@ -21,18 +21,18 @@ deltas = st.dictionaries(encodable, json_values).map(lambda delta: orjson.dumps(
 
 
 @given(st.lists(encodable | deltas, min_size=1, max_size=20), st.integers(1, 9), st.integers(0, 10**9))
-def test_what_is_encoded_comes_back_item_by_item(items: list[Item], attempt: int, base: int) -> None:
+def test_encoded_items_are_decoded_one_by_one(items: list[Item], attempt: int, base: int) -> None:
     entry = Entry(EventId(attempt, base + len(items)), *encode_items(items))
-    told = events_of(entry)
-    assert [event.id for event in told] == [EventId(attempt, base + 1 + index) for index in range(len(items))]
-    for event, item in zip(told, items, strict=True):
+    decoded = events_of(entry)
+    assert [event.id for event in decoded] == [EventId(attempt, base + 1 + index) for index in range(len(items))]
+    for event, item in zip(decoded, items, strict=True):
         if isinstance(item, str):
             assert (event.field, event.value) == (events.TOKEN, item.encode())
         else:
             assert (event.field, orjson.loads(event.value)) == (events.DELTA, orjson.loads(item))
 
 
-def test_one_item_is_stored_bare() -> None:
+def test_a_single_item_is_stored_without_a_batch() -> None:
     assert encode_items(["a"]) == (b"t", b"a")
     assert encode_items([b'{"delta":{}}']) == (b"d", b'{"delta":{}}')
     assert encode_items(["a", b'{"delta":{}}', ""]) == (b"b", b'["a",{"delta":{}},""]')
@@ -63,7 +63,7 @@ def test_an_entry_that_is_not_a_batch_is_one_event(field: bytes, value: bytes) -
         (events.DONE, b"{}", ""),
     ],
 )
-def test_the_text_of_an_event_is_that_of_the_first_choice(field: bytes, value: bytes, text: str) -> None:
+def test_an_event_s_text_is_the_first_choice_s(field: bytes, value: bytes, text: str) -> None:
     assert text_of(field, value) == text
 
 

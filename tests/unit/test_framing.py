@@ -1,4 +1,4 @@
-"""Where requests begin and end in what a client sends: the same wherever it is cut, and never more than is taken."""
+"""The beginning and end of requests in a client's bytes: the same for every division into packets, and within the limits."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_lines_that_are_too_long_or_too_many(head: bytes, status: int, piece: in
     assert refusal(feed) == status
 
 
-def test_a_head_may_be_as_large_as_it_says() -> None:
+def test_a_head_may_be_as_large_as_the_limit() -> None:
     path = b"/" + b"a" * (REQUEST_LINE_BYTES_MAX - len(b"GET / HTTP/1.1"))
     large = b"A: " + b"a" * (HEADER_BYTES_MAX - 3) + b"\r\n"
     head = b"GET %b HTTP/1.1\r\nHost: x\r\n" % path + 3 * large + b"B: b\r\n" * (FIELDS_MAX - 4) + b"\r\n"
@@ -84,7 +84,7 @@ def test_the_end_of_a_head_is_found_wherever_it_is_cut(cuts: list[int]) -> None:
     [b"\x16\x03\x01", b"get / HTTP/1.1", b"GET /\r\n", b"GET / HTTP/0.9\r\n", b"GET / HTTP/2.0\r\n", b"GET / RTSP/1.0\r\n",
      b"{}", b"GET / HTTP/1.1\n"],
 )  # fmt: skip
-def test_what_cannot_become_a_request_is_refused_before_it_is_whole(begun: bytes) -> None:
+def test_a_head_that_cannot_become_valid_is_refused_before_it_is_complete(begun: bytes) -> None:
     assert refusal(check_begun, begun) == 400
 
 
@@ -109,7 +109,7 @@ def test_what_cannot_become_a_request_is_refused_before_it_is_whole(begun: bytes
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
     ],
 )
-def test_heads_that_are_none(head: bytes) -> None:
+def test_malformed_heads(head: bytes) -> None:
     assert refusal(read_head, head) == 400
 
 
@@ -130,12 +130,12 @@ def test_heads_that_are_none(head: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("upgrade", [b"", b"Connection: Upgrade\r\nUpgrade: h2c\r\n"])
-def test_bodies_whose_end_is_not_certain(fields: bytes, upgrade: bytes) -> None:
+def test_ambiguous_framing_is_refused(fields: bytes, upgrade: bytes) -> None:
     head = b"POST / HTTP/1.1\r\nHost: x\r\n%b%b\r\n\r\n" % (upgrade, fields)
     assert refusal(lambda: read_head(head).body()) == 400
 
 
-def test_a_chunked_body_is_not_of_http_1_0() -> None:
+def test_http_1_0_has_no_chunked_bodies() -> None:
     assert refusal(lambda: read_head(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n").body()) == 400
 
 
@@ -237,7 +237,7 @@ def test_chunks_and_trailers_that_are_wrong_or_too_much(sent: bytes, status: int
     assert refusal(feed) == status
 
 
-def test_small_chunks_are_taken_where_they_are_few() -> None:
+def test_a_few_small_chunks_are_accepted() -> None:
     body = ChunkedBody()
     part, rest = body.take(b"1\r\nx\r\n" * 9_000 + b"0\r\n\r\n")
     assert (part, rest, body.whole) == (b"x" * 9_000, b"", True)

@@ -1,4 +1,4 @@
-"""How many processes a gateway has: by its setting, the machine, and the limit of its container."""
+"""The number of a gateway's processes, by its setting, the machine, and the container's CPU limit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def group(root: Path, limits: dict[str, str], own: str) -> tuple[Path, Path]:
-    """What the kernel shows of a process in the group `own`, where these groups have these limits."""
+    """Makes the files that the kernel shows to a process in the group `own`; `limits` has the limit of each group."""
     for name, limit in limits.items():
         (root / "mounted" / name.strip("/")).mkdir(parents=True, exist_ok=True)
         (root / "mounted" / name.strip("/") / "cpu.max").write_text(f"{limit}\n")
@@ -49,13 +49,13 @@ def test_the_lowest_limit_above_a_process_counts(tmp_path: Path) -> None:
     assert cores(*group(tmp_path, limits, "/")) == 8
 
 
-def test_without_such_groups_the_affinity_counts(tmp_path: Path) -> None:
+def test_without_a_container_limit_the_cpu_affinity_counts(tmp_path: Path) -> None:
     assert cores(tmp_path / "none", tmp_path) == 8
     (tmp_path / "membership").write_text("4:cpu,cpuacct:/\n")
     assert cores(tmp_path / "membership", tmp_path) == 8
 
 
-def test_one_unless_more_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_unless_the_setting_asks_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "cores", lambda: 6)
     monkeypatch.setattr(supervisor, "CAN_SHARE", True)
     assert processes_wanted(Settings()) == 1
@@ -63,11 +63,11 @@ def test_one_unless_more_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes_wanted(Settings(gateway_processes=0)) == 6
 
 
-def test_one_where_connections_are_not_spread(
+def test_one_process_on_systems_that_do_not_spread_connections(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(supervisor, "CAN_SHARE", False)
     assert processes_wanted(Settings(gateway_processes=0)) == 1
-    assert not caplog.records  # nobody asked for more
+    assert not caplog.records  # the setting does not ask for more
     assert processes_wanted(Settings(gateway_processes=3)) == 1
     assert "one gateway process and not 3" in caplog.text

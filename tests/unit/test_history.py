@@ -1,4 +1,4 @@
-"""A reader of a face that remembers, whose read of the log was faster than the push of what it read."""
+"""A reader of a stateful face that reads entries from the log before they are pushed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shared.ids import BEGINNING, EventId, new_stream_id
 
 
 class Counting(Encoder):
-    """Says how often it was given each event."""
+    """Records the ids of the events that it encodes."""
 
     def __init__(self) -> None:
         self.given: list[bytes] = []
@@ -43,7 +43,7 @@ class Remembers(SseFace):
 
 
 class Log:
-    """What pages of it give; it may be ahead of the tail."""
+    """Replaces the pages of a log; it may be ahead of the tail."""
 
     def __init__(self) -> None:
         self.listed: list[Event] = []
@@ -61,7 +61,7 @@ def _token(offset: int) -> Event:
     return Event(EventId(1, offset), events.TOKEN, b"x")
 
 
-async def test_what_was_read_ahead_of_its_push_is_encoded_once() -> None:
+async def test_events_read_before_they_are_pushed_are_encoded_once() -> None:
     face, log = Remembers(), Log()
     tail = Tail(new_stream_id(), 0.0)
     tail.set_ready()
@@ -92,7 +92,7 @@ async def test_what_was_read_ahead_of_its_push_is_encoded_once() -> None:
     assert encoder.given == [b"0-1", b"1-1", b"1-2", b"1-3", b"1-4", b"1-5"]
 
 
-async def test_a_push_that_never_comes_is_looked_for_in_the_log() -> None:
+async def test_a_missing_push_is_read_from_the_log() -> None:
     face, log = Remembers(), Log()
     tail = Tail(new_stream_id(), 0.0)
     tail.set_ready()
@@ -109,6 +109,6 @@ async def test_a_push_that_never_comes_is_looked_for_in_the_log() -> None:
     async with asyncio.timeout(5):
         assert await history.next() == b""
     assert not history.arrive()
-    tail.reach(EventId(1, 2))  # the sweep found it
+    tail.reach(EventId(1, 2))  # the silence check found it
     assert history.arrive()
     assert face.made[-1].given == [b"0-1", b"1-1", b"1-2"]

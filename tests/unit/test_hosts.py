@@ -1,4 +1,4 @@
-"""Which hosts a gateway answers for, by where it listens and what it is configured with."""
+"""The host names that a gateway answers for, by its address and its setting."""
 
 from __future__ import annotations
 
@@ -77,19 +77,19 @@ ELSEWHERE = (
 
 
 @pytest.mark.parametrize("host", HERE)
-def test_the_machine_itself_may_always_ask(host: str) -> None:
+def test_loopback_hosts_are_always_answered(host: str) -> None:
     assert answered(host)
     assert answered(host, hosts="chat.example.com")
     assert answered(host, hosts="chat.example.com", listens_on="0.0.0.0")
 
 
 @pytest.mark.parametrize("host", ELSEWHERE)
-def test_other_names_are_misdirected(host: str) -> None:
+def test_unknown_host_names_are_refused(host: str) -> None:
     assert not answered(host)
     assert not answered(host, hosts="chat.example.com", listens_on="0.0.0.0")
 
 
-def test_configured_names_are_answered_for_at_any_port_and_no_others() -> None:
+def test_only_configured_host_names_are_answered_at_any_port() -> None:
     hosts = "chat.example.com, Second.example. ,"
     for host in ("chat.example.com", "CHAT.example.com:443", "chat.example.com.", "second.example:8"):
         assert answered(host, hosts=hosts)
@@ -98,18 +98,18 @@ def test_configured_names_are_answered_for_at_any_port_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("listens_on", ["0.0.0.0", "::", "10.0.0.9", "gateway.internal"])
-def test_where_others_connect_all_names_are_right_unless_some_are_configured(listens_on: str) -> None:
+def test_a_public_address_answers_all_host_names_unless_some_are_configured(listens_on: str) -> None:
     assert answered("anything.example", listens_on=listens_on)
     assert not answered("anything.example", hosts="chat.example.com", listens_on=listens_on)
 
 
 @pytest.mark.parametrize("listens_on", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
-def test_a_loopback_address_is_known_as_one(listens_on: str) -> None:
+def test_on_a_loopback_address_other_host_names_need_the_setting(listens_on: str) -> None:
     assert not answered("anything.example", listens_on=listens_on)
     assert answered("anything.example", hosts=" * ", listens_on=listens_on)
 
 
-def test_every_host_header_counts() -> None:
+def test_every_host_header_is_checked() -> None:
     with pytest.raises(Problem):
         Hosts(Settings()).check({"headers": [(b"host", b"localhost"), (b"host", b"rebound.example")]})
     Hosts(Settings()).check({"headers": []})  # no browser
@@ -118,11 +118,11 @@ def test_every_host_header_counts() -> None:
 @pytest.mark.parametrize(
     "hosts", ["https://chat.example.com", "chat.example.com:443", "a/b", "a b", "*.example.com", "*,a"]
 )
-def test_what_is_no_name_is_refused_at_the_start(hosts: str) -> None:
+def test_malformed_host_names_are_refused_at_the_start(hosts: str) -> None:
     with pytest.raises(Unusable, match="MIDSTREAM_HOSTS"):
         Hosts(Settings(hosts=hosts))
 
 
-def test_names_are_bounded() -> None:
+def test_the_number_of_host_names_is_limited() -> None:
     with pytest.raises(Unusable, match="100 are the most"):
         Hosts(Settings(hosts=",".join(f"h{number}" for number in range(101))))

@@ -56,10 +56,10 @@ def test_ids_are_ordered_by_attempt_and_then_by_offset(pairs: list[tuple[int, in
         "9" * 10_000,
     ],
 )
-def test_what_is_not_an_id_is_told_what_one_is(text: str) -> None:
-    with pytest.raises(MalformedId, match="1-57") as told:
+def test_the_error_for_a_malformed_id_describes_a_valid_one(text: str) -> None:
+    with pytest.raises(MalformedId, match="1-57") as error:
         EventId.parse(text)
-    assert len(str(told.value)) < 400
+    assert len(str(error.value)) < 400
 
 
 @given(st.text())
@@ -69,13 +69,13 @@ def test_any_text_is_an_id_or_malformed(text: str) -> None:
 
 
 @given(st.floats(0, 2**49 / 1000))
-def test_a_stream_id_tells_when_it_was_made(now: float) -> None:
+def test_a_stream_id_has_its_creation_time(now: float) -> None:
     stream_id = new_stream_id(now)
     assert is_stream_id(stream_id)
     assert abs(created_at(stream_id) - now) <= 0.001
 
 
-def test_stream_ids_are_unlike_each_other() -> None:
+def test_stream_ids_differ() -> None:
     made = {new_stream_id(1000.0) for _ in range(1000)}
     assert len(made) == 1000
     assert len({stream_id[:10] for stream_id in made}) == 1, "the part that tells the time"
@@ -84,5 +84,5 @@ def test_stream_ids_are_unlike_each_other() -> None:
 @pytest.mark.parametrize(
     "text", ["", "x", "A" * 36, "i" * 36, "0" * 35, "0" * 37, "0" * 35 + "\n", "０" * 36, "0" * 34 + "}:"]
 )
-def test_what_is_not_a_stream_id(text: str) -> None:
+def test_malformed_stream_ids(text: str) -> None:
     assert not is_stream_id(text)

@@ -57,13 +57,13 @@ DELETED = Entry(EventId(2, 0), events.DELETED, b"")
         ([DELETED, token(3, 1, "z")], "deleted", "", 0),
     ],
 )
-def test_a_log_tells_one_state(entries: list[Entry], status: str, text: str, attempt: int) -> None:
+def test_the_state_of_a_log(entries: list[Entry], status: str, text: str, attempt: int) -> None:
     history = fold(entries)
     assert (history.status, history.text, history.attempt) == (status, text, attempt)
     assert history.ended == (status not in ("unknown", "queued", "running"))
 
 
-def test_behind_the_first_terminal_event_nothing_counts() -> None:
+def test_entries_behind_the_first_terminal_event_are_ignored() -> None:
     history = fold([ACCEPTED, STARTED, token(1, 1, "a"), DONE, CANCELLED])
     assert (history.last, history.entries) == (DONE.id, 4)
 
@@ -99,7 +99,7 @@ BEFORE = {
 
 @pytest.mark.parametrize("entry", EVENTS, ids=lambda entry: entry.field.decode())
 @pytest.mark.parametrize("status", BEFORE)
-def test_an_event_leads_where_the_table_says_and_nowhere_else(status: Status, entry: Entry) -> None:
+def test_transitions_are_those_of_the_table(status: Status, entry: Entry) -> None:
     history = fold(BEFORE[status])
     assert history.status == status
     if status == Status.RUNNING and entry.field in (events.STARTED, events.RESTARTED):

@@ -1,4 +1,4 @@
-"""What the console lists beside a stream's numbers, from bytes that may be anything; and the samples of its charts."""
+"""Model, metadata and failures in the console's list, read from any bytes; and the samples of its charts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_log_of_an_earlier_version_that_begins_with_its_request() -> None:
 
 
 @given(st.binary(max_size=60))
-def test_bytes_that_are_no_json(value: bytes) -> None:
+def test_bytes_that_are_not_json(value: bytes) -> None:
     assert metadata_of(value) == {}
     assert model_of(value) is None
     assert set(failure_of(value)) == {"code", "status"}
@@ -52,12 +52,12 @@ def test_bytes_that_are_no_json(value: bytes) -> None:
         ([], {"code": "", "status": None}),
     ],
 )
-def test_a_failure_has_no_words_of_the_provider(value: Any, failure: dict[str, Any]) -> None:
+def test_a_failure_does_not_have_the_provider_s_message(value: Any, failure: dict[str, Any]) -> None:
     assert failure_of(orjson.dumps(value)) == failure
 
 
-def test_failures_that_no_worker_of_ours_tells_of_are_left_out() -> None:
-    told = {
+def test_malformed_failures_in_heartbeats_are_ignored() -> None:
+    failure = {
         "id": "0" * 36,
         "attempt": 1,
         "tokens": 2,
@@ -66,7 +66,7 @@ def test_failures_that_no_worker_of_ours_tells_of_are_left_out() -> None:
         "status": None,
         "ended_at": 5.0,
     }
-    (row,) = failures_of({"failures": [told]})
+    (row,) = failures_of({"failures": [failure]})
     assert (row["id"], row["tokens"], row["error"]) == ("0" * 36, 2, {"code": "log_full", "status": None})
     for name, value in [
         ("id", "x"),
@@ -76,7 +76,7 @@ def test_failures_that_no_worker_of_ours_tells_of_are_left_out() -> None:
         ("ended_at", "now"),
         ("ended_at", 1e300),
     ]:
-        assert failures_of({"failures": [{**told, name: value}, 7, None]}) == []
+        assert failures_of({"failures": [{**failure, name: value}, 7, None]}) == []
     assert failures_of({"failures": {"a": 1}}) == failures_of({}) == []
 
 

@@ -1,4 +1,4 @@
-"""The worker's copy of a log against a plain list."""
+"""Compares the worker's copy of a log with a plain list."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _IDS = st.builds(EventId, _NUMBERS, _NUMBERS)
 
 
 @given(st.sets(_IDS, min_size=1, max_size=20), _IDS, st.binary(max_size=3))
-def test_it_says_what_a_list_would(ids: set[EventId], other: EventId, value: bytes) -> None:
+def test_a_log_copy_agrees_with_a_plain_list(ids: set[EventId], other: EventId, value: bytes) -> None:
     entries = [Entry(entry_id, b"t%d" % index, value * index) for index, entry_id in enumerate(sorted(ids))]
     copy = LogCopy(entries[:1])
     for entry in entries[1:]:

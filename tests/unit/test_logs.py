@@ -1,4 +1,4 @@
-"""What a line of the log looks like: for machines, for people, and never with what was said."""
+"""Log lines for machines and for people, which never have the text of a prompt or an answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
-    """The handlers of the test run."""
+    """Restores the logging handlers of the test run."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -33,7 +33,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
-def test_each_line_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_log_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging("info", "json")
     logging.getLogger("gateway.following.tail").warning("two\nlines and %r", "a quote")
     (line,) = lines(capsys)
@@ -60,7 +60,7 @@ def test_a_line_names_the_request_that_it_is_about(capsys: pytest.CaptureFixture
     assert [line.get("request_id") for line in lines(capsys)] == ["req-1", None]
 
 
-def test_a_trace_is_within_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_traceback_is_within_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging("info", "json")
     try:
         raise ValueError("wrong")
@@ -71,7 +71,7 @@ def test_a_trace_is_within_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert line["exception"].endswith("ValueError: wrong")
 
 
-def test_what_cannot_be_written_as_json_is_written_as_text() -> None:
+def test_values_that_json_cannot_hold_are_logged_as_text() -> None:
     record = logging.makeLogRecord({"msg": "m", "about": {"event": "x", "odd": {1}}})
     assert json.loads(JsonLines().format(record))["odd"] == "{1}"
 
@@ -83,7 +83,7 @@ HOSTILE = (
 
 
 def written(log_format: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """What one hostile word becomes in a line, in its fields and in the trace of an exception that has it."""
+    """Returns the log lines for a hostile text: in a message, in fields, and in a traceback."""
     set_up_logging("info", log_format)
     about = outcome("attempt", "abc", reason=HOSTILE, nested={HOSTILE: [HOSTILE]}, request_id=HOSTILE)
     try:
@@ -93,11 +93,11 @@ def written(log_format: str, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
 
 
-def test_nobody_outside_writes_a_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
-    said = written("json", capsys)
-    assert len(said.splitlines()) == 1  # by Unicode's line ends, too
-    assert said.rstrip("\n").isprintable()
-    line = json.loads(said)
+def test_hostile_text_cannot_forge_a_json_line(capsys: pytest.CaptureFixture[str]) -> None:
+    output = written("json", capsys)
+    assert len(output.splitlines()) == 1  # by Unicode's line ends, too
+    assert output.rstrip("\n").isprintable()
+    line = json.loads(output)
     shown = HOSTILE.encode("utf-8", "backslashreplace").decode()
     assert line["message"] == f"it ended: {shown}"  # nothing of it is lost
     assert line["reason"] == line["request_id"] == shown
@@ -105,9 +105,9 @@ def test_nobody_outside_writes_a_line_of_json(capsys: pytest.CaptureFixture[str]
     assert line["exception"].endswith(f"ValueError: {shown}")
 
 
-def test_nobody_outside_writes_a_line_of_text(capsys: pytest.CaptureFixture[str]) -> None:
-    said = written("text", capsys)
-    first, *trace = said.splitlines()
+def test_hostile_text_cannot_forge_a_text_line(capsys: pytest.CaptureFixture[str]) -> None:
+    output = written("text", capsys)
+    first, *trace = output.splitlines()
     assert "ERROR x it ended: stop\\n\\r\\x0b" in first
     assert "\\x1b[2J" in first
     assert trace
@@ -134,15 +134,15 @@ def test_lines_are_bounded(log_format: str, capsys: pytest.CaptureFixture[str]) 
         raise ValueError(long)
     except ValueError:
         logging.getLogger("x").exception("it broke")
-    said = capsys.readouterr().err
-    assert "Logging error" not in said
-    for line in said.splitlines():
+    output = capsys.readouterr().err
+    assert "Logging error" not in output
+    for line in output.splitlines():
         assert len(line) < 100_000
         if log_format == "json":
             assert json.loads(line)["level"] in ("info", "error")
 
 
-def test_a_line_of_many_long_values_keeps_what_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_that_is_too_long_keeps_its_short_values(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging("info", "json")
     logging.getLogger("x").info(
         "it ended", extra=outcome("attempt", "abc", usage={str(n): "y" * 9000 for n in range(999)})
@@ -153,7 +153,7 @@ def test_a_line_of_many_long_values_keeps_what_is_short(capsys: pytest.CaptureFi
     assert "usage" not in line
 
 
-def test_texts_that_the_owner_asks_for_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_are_not_shortened_if_they_are_to_be_logged(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging("info", "json")
     about = {
         "about": {"event": "receipt", "text": "x" * 1_000_000, "messages": [{"role": "user", "content": "y" * 9000}]}
@@ -164,14 +164,14 @@ def test_texts_that_the_owner_asks_for_are_whole(capsys: pytest.CaptureFixture[s
     assert len(line["messages"][0]["content"]) == 9000
 
 
-def test_text_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_format(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging("info", "text")
     logging.getLogger("x").info("it ended", extra=outcome("attempt", "abc"))
     assert capsys.readouterr().err.endswith(" INFO x it ended\n")
 
 
 @pytest.mark.parametrize(("stream", "begins_with"), [(Terminal(), "2"), (io.StringIO(), "{")])
-def test_not_told_it_is_text_on_a_terminal_only(
+def test_the_automatic_format_is_text_only_on_a_terminal(
     stream: io.StringIO, begins_with: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stderr", stream)
@@ -188,6 +188,6 @@ def test_levels_and_receipts(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("level", "log_format", "named"), [("loud", "json", "LEVEL"), ("info", "xml", "FORMAT")])
-def test_what_there_is_not(level: str, log_format: str, named: str) -> None:
+def test_unknown_levels_and_formats_are_refused(level: str, log_format: str, named: str) -> None:
     with pytest.raises(Unusable, match=f"MIDSTREAM_LOG_{named}"):
         set_up_logging(level, log_format)

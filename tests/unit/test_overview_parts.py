@@ -1,4 +1,4 @@
-"""What the overview is drawn from and drawn as, without a system: quantiles of late, and the frame of `midstream top`."""
+"""Parts of the overview without a running system: quantiles of the last seconds, and the frames of `midstream top`."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
 from midstream.screen import frame, sparkline
-from shared.recent_quantiles import WINDOW_SECONDS, Lately
+from shared.recent_quantiles import WINDOW_SECONDS, RecentQuantiles
 
 
 def histogram(*buckets: float) -> Histogram:
     return Histogram("a", "a", buckets=buckets, registry=CollectorRegistry())
 
 
-def test_quantiles_are_of_late_and_not_of_ever() -> None:
+def test_quantiles_cover_only_the_last_seconds() -> None:
     seen = histogram(0.001, 0.01, 0.1)
-    lately = Lately(seen)
-    assert lately.told(0.0) is None
+    recent = RecentQuantiles(seen)
+    assert recent.current(0.0) is None
     for _ in range(100):
         seen.observe(0.05)
-    told = lately.told(1.0)
-    assert told is not None
-    assert told["samples"] == 100
-    assert 10 < told["p50_ms"] <= told["p99_ms"] <= 100
+    quantiles = recent.current(1.0)
+    assert quantiles is not None
+    assert quantiles["samples"] == 100
+    assert 10 < quantiles["p50_ms"] <= quantiles["p99_ms"] <= 100
     for _ in range(100):
         seen.observe(0.0005)
-    told = lately.told(2.0 + WINDOW_SECONDS)  # the slow ones are long ago now
-    assert told is not None
-    assert told["samples"] == 100
-    assert told["p99_ms"] <= 1
-    assert lately.told(3.0 + 2 * WINDOW_SECONDS) is None
+    quantiles = recent.current(2.0 + WINDOW_SECONDS)  # the slow ones are long ago now
+    assert quantiles is not None
+    assert quantiles["samples"] == 100
+    assert quantiles["p99_ms"] <= 1
+    assert recent.current(3.0 + 2 * WINDOW_SECONDS) is None
 
 
-def test_what_is_beyond_all_buckets_is_told_as_the_last_bound() -> None:
+def test_values_beyond_all_buckets_count_as_the_last_bound() -> None:
     seen = histogram(0.001, 0.01)
-    lately = Lately(seen)
-    lately.told(0.0)
+    recent = RecentQuantiles(seen)
+    recent.current(0.0)
     seen.observe(7.0)
-    assert lately.told(1.0) == {"p50_ms": 10.0, "p99_ms": 10.0, "samples": 1}
+    assert recent.current(1.0) == {"p50_ms": 10.0, "p99_ms": 10.0, "samples": 1}
 
 
 def snapshot(streams: int, processes: int, name: str = "vm-1-abcdef") -> dict[str, Any]:
@@ -94,20 +94,20 @@ def snapshot(streams: int, processes: int, name: str = "vm-1-abcdef") -> dict[st
     trouble=st.sampled_from(["", "away"]),
 )
 def test_a_frame_fits_its_terminal(streams: int, processes: int, columns: int, lines: int, trouble: str) -> None:
-    told = snapshot(streams, processes)
-    drawn = frame(told, "http://here", [1.0] * 300, columns, lines, colours=False, trouble=trouble)
+    snapshot_ = snapshot(streams, processes)
+    drawn = frame(snapshot_, "http://here", [1.0] * 300, columns, lines, colours=False, trouble=trouble)
     assert len(drawn) <= lines
     assert all(len(line) <= columns for line in drawn)
 
 
-def test_all_is_shown_where_there_is_room() -> None:
+def test_a_large_terminal_shows_everything() -> None:
     drawn = "\n".join(frame(snapshot(30, 5), "http://here", [], 100, 200, colours=False))
     assert all(f"{number:036}"[:12] in drawn for number in range(30))
     assert drawn.count("worker vm-1") == 5
     assert "more" not in drawn
 
 
-def test_a_name_cannot_speak_to_the_terminal() -> None:
+def test_control_characters_in_names_are_removed() -> None:
     drawn = frame(snapshot(2, 2, name="\x1b]0;taken\x07\n"), "http://here", [], 100, 50, colours=False)
     assert not any(character < " " for line in drawn for character in line)
 

@@ -1,4 +1,4 @@
-"""Lines of JSON, WebSocket frames, bare text, and the choice between them: bytes in, bytes out."""
+"""The faces for JSON lines, WebSocket frames and bare text, and the choice between them by `Accept`. No I/O."""
 
 from __future__ import annotations
 
@@ -16,16 +16,27 @@ from websockets.uri import parse_uri
 
 from gateway.api.text import TEXT
 from gateway.api.websocket import FACE
-from gateway.faces import NATIVE, NDJSON, Face, encode, gap_event
+from gateway.facades.ai_sdk.stream_parts import AI_SDK
+from gateway.facades.openai.chat_chunks import ChatFace
+from gateway.facades.responses.events import RESPONSES
+from gateway.faces import NATIVE, NDJSON, PROMPT, Face, encode, gap_event
 from gateway.http.accept import NDJSON as LINES
 from gateway.http.accept import SSE, preferred
 from gateway.http.accept import TEXT as PLAIN
 from gateway.http.websocket_connection import frame
 from shared import events
-from shared.events import Event
+from shared.events import Accepted, Event, Policies
 from shared.ids import EventId
 
 STARTED = Event(EventId(1, 0), events.STARTED, b'{"attempt":1,"model":"m","worker":"w","time":1.0}')
+ACCEPTED = Event(
+    EventId(0, 1), events.ACCEPTED, Accepted({"model": "m", "messages": []}, Policies(), 1.0, "", {}).stored()
+)
+RESTARTED = Event(
+    EventId(2, 0),
+    events.RESTARTED,
+    orjson.dumps({"attempt": 2, "model": "m", "base": 0, "reason": "a\u2028b", "worker": "w", "time": 1.0}),
+)
 DONE = Event(EventId(1, 9), events.DONE, b'{"finish_reason":"stop","usage":null,"time":2.0}')
 TEXTS = ["", "word", "ä ✓ 𝄞", '"quoted" \\ \n \r \t \x00', "one\u0085two\u2028three\u2029four’s", "x" * 70_000]
 
@@ -38,14 +49,24 @@ def delta(offset: int, **of: Any) -> Event:
     return Event(EventId(1, offset), events.DELTA, orjson.dumps({"delta": of}))
 
 
+ODD = [
+    ACCEPTED,
+    STARTED,
+    delta(1, content="a\u2028b", tool_calls=[{"index": 0, "id": "c\u2029", "function": {"name": "n\u0085"}}]),
+    Event(
+        EventId(1, 2), events.FAILED, orjson.dumps({"code": "c", "message": "m\u2028\u2029\u0085", "retryable": False})
+    ),
+]
+
+
 def shown(face: Face, *log: Event) -> bytes:
     encoder = face.encoder("stream")
     return b"".join(encode(encoder, event) for event in log)
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_line_is_a_line_for_every_reader(text: str) -> None:
-    """Also for those that split at what Unicode calls a line end, as httpx does."""
+def test_a_json_line_is_one_line_for_every_client(text: str) -> None:
+    """Also for clients that split at every line end that Unicode has, as httpx does."""
     body = shown(NDJSON, STARTED, token(1, text), delta(2, reasoning_content=text), DONE)
     lines = body.split(b"\n")
     assert lines.pop() == b""
@@ -56,7 +77,41 @@ def test_a_line_is_a_line_for_every_reader(text: str) -> None:
     assert parsed[2]["data"] == {"delta": {"reasoning_content": text}}
 
 
-def test_what_has_no_id_says_null() -> None:
+FACES: list[Face] = [NATIVE, PROMPT, ChatFace("m\u2028"), RESPONSES, AI_SDK]
+
+
+@pytest.mark.parametrize("face", FACES, ids=lambda face: type(face).__name__)
+def test_an_event_is_read_alike_however_its_lines_are_found(face: Face) -> None:
+    """Readers that split at Unicode's line ends (httpx, requests) get the lines that the standard's readers get."""
+    body = shown(face, ACCEPTED, STARTED, *(token(offset, text) for offset, text in enumerate(TEXTS, 1)))
+    body += shown(face, *ODD)
+    assert body.decode().splitlines() == body.decode().split("\n")[:-1]
+
+
+@pytest.mark.parametrize("face", FACES, ids=lambda face: type(face).__name__)
+def test_runs_of_tokens_are_read_alike_too(face: Face) -> None:
+    encoder = face.encoder("stream")
+    for event in (ACCEPTED, STARTED):
+        encode(encoder, event)
+    ids = [b"1-%d" % offset for offset in range(1, len(TEXTS) + 1)]
+    body = b"".join(encoder.tokens(ids, [text.encode() for text in TEXTS])).decode()
+    assert body.splitlines() == body.split("\n")[:-1]
+
+
+@pytest.mark.parametrize("face", [NATIVE, PROMPT, ChatFace("m")], ids=lambda face: type(face).__name__)
+def test_whoever_has_an_id_has_its_event(face: Face) -> None:
+    """`id:` is the last line of each event, also of those that are encoded together."""
+    encoder = face.encoder("stream")
+    log = [STARTED, token(1, "a"), delta(2, reasoning_content="b"), delta(3, index=1), RESTARTED, DONE]
+    pieces = [piece for event in log for piece in encode(encoder, event).split(b"\n\n") if piece]
+    pieces += [piece.removesuffix(b"\n\n") for piece in encoder.tokens([b"2-1", b"2-2"], [b"a", b"b"])]
+    with_id = [piece for piece in pieces if b"\nid: " in piece]
+    assert not any(piece.startswith(b"id: ") for piece in pieces)
+    assert all(piece.split(b"\n")[-1].startswith(b"id: ") for piece in with_id)
+    assert len(with_id) >= 6
+
+
+def test_an_event_without_an_id_has_the_id_null() -> None:
     lines = NDJSON.live(7) + NDJSON.epilogue(2000) + shown(NDJSON, gap_event(EventId(1, 3), EventId(1, 8)))
     assert [json.loads(line) for line in lines.splitlines()] == [
         {"id": None, "event": "live", "data": {"offset": 7}},
@@ -66,7 +121,7 @@ def test_what_has_no_id_says_null() -> None:
 
 
 def received(body: bytes) -> list[bytes]:
-    """What a WebSocket client makes of these bytes."""
+    """Returns the messages that a WebSocket client gets from these bytes."""
     client = ClientProtocol(parse_uri("ws://localhost/"), state=OPEN, max_size=None)
     client.receive_data(body)
     frames = client.events_received()
@@ -81,7 +136,7 @@ def test_a_frame_of_every_size(size: int) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_messages_are_what_lines_are(text: str) -> None:
+def test_websocket_messages_equal_json_lines(text: str) -> None:
     log = (STARTED, token(1, text), token(2, "y" * 72), token(3, "y" * 73), delta(4, refusal=text), DONE)
     messages = [json.loads(one) for one in received(shown(FACE, *log) + FACE.live(3) + FACE.epilogue(5))]
     lines = shown(NDJSON, *log) + NDJSON.live(3) + NDJSON.epilogue(5)
@@ -89,8 +144,8 @@ def test_messages_are_what_lines_are(text: str) -> None:
 
 
 def restarted(attempt: int, base: int) -> Event:
-    told = {"attempt": attempt, "base": base, "reason": "worker_lost", "model": "m", "worker": "w", "time": 1.0}
-    return Event(EventId(attempt, 0), events.RESTARTED, orjson.dumps(told))
+    value = {"attempt": attempt, "base": base, "reason": "worker_lost", "model": "m", "worker": "w", "time": 1.0}
+    return Event(EventId(attempt, 0), events.RESTARTED, orjson.dumps(value))
 
 
 @pytest.mark.parametrize(
@@ -106,12 +161,12 @@ def restarted(attempt: int, base: int) -> Event:
         ([STARTED, token(1, "a"), restarted(2, 0), restarted(3, 0)], True),
     ],
 )
-def test_text_says_where_it_is_taken_back(log: list[Event], taken_back: bool) -> None:
+def test_taken_back_text_ends_the_text_face(log: list[Event], taken_back: bool) -> None:
     assert (b"\xff" in shown(TEXT, *log)) is taken_back
     assert shown(TEXT, *log).count(b"\xff") <= 1
 
 
-def test_text_is_nothing_but_text() -> None:
+def test_the_text_face_has_only_text() -> None:
     log = [STARTED, delta(1, role="assistant"), token(2, "ä"), delta(3, content="b"), delta(4, refusal="c"), DONE]
     second = Event(EventId(1, 5), events.DELTA, b'{"delta":{"content":"of another choice"},"index":1}')
     assert shown(TEXT, *log, second) == "äb".encode()
@@ -145,18 +200,18 @@ def test_text_is_nothing_but_text() -> None:
         (["x/y," * 10_000], SSE),
     ],
 )
-def test_what_a_client_asks_for(accept: list[str], wanted: str) -> None:
+def test_the_accept_header_chooses_the_face(accept: list[str], wanted: str) -> None:
     scope = {"headers": [(b"host", b"h"), *((b"accept", one.encode()) for one in accept)]}
     assert preferred(scope) == wanted
 
 
 @pytest.mark.parametrize("face", [NDJSON, FACE, TEXT])
 def test_a_token_costs_about_what_the_native_face_costs(face: Face) -> None:
-    """Its cost is per token and tail, whoever reads. The bound is loose: it is a machine with other work on it."""
+    """A token is encoded once per face, for all readers. The bound is loose, since the machine has other work."""
 
     def seconds(of: Face) -> float:
         token_of = of.encoder("stream").token
         return timeit.timeit(lambda: token_of(b"1-12345", b" garden"), number=500)
 
-    rounds = [(seconds(NATIVE), seconds(face)) for _ in range(60)]  # in turns: what disturbs one disturbs the other
+    rounds = [(seconds(NATIVE), seconds(face)) for _ in range(60)]  # alternately, so that a disturbance affects both
     assert min(its for _, its in rounds) < 2 * min(native for native, _ in rounds)

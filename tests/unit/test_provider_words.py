@@ -1,4 +1,4 @@
-"""What is kept of what a provider says beside its answer: of bounded size, and always something that can be stored."""
+"""The fields besides the answer that are kept of a provider's chunks: their size is limited, and they can always be stored."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def line(**chunk: Any) -> bytes:
     return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
 
-def choice(index: int = 0, **said: Any) -> dict[str, Any]:
-    return {"index": index, "delta": {}, "logprobs": None, "finish_reason": None, **said}
+def choice(index: int = 0, **fields: Any) -> dict[str, Any]:
+    return {"index": index, "delta": {}, "logprobs": None, "finish_reason": None, **fields}
 
 
 def test_the_answer_s_own_fields_are_kept_and_its_envelope_is_not() -> None:
@@ -41,7 +41,7 @@ def test_the_answer_s_own_fields_are_kept_and_its_envelope_is_not() -> None:
     }
 
 
-def test_a_further_choice_keeps_what_it_says_at_its_end() -> None:
+def test_a_further_choice_keeps_the_fields_of_its_end() -> None:
     items = ChunkReader().feed(line(choices=[choice(1, finish_reason="stop", stop_reason=7)]))
     assert [orjson.loads(item) for item in items] == [
         {"delta": {}, "index": 1, "finish_reason": "stop", "stop_reason": 7}
@@ -49,12 +49,12 @@ def test_a_further_choice_keeps_what_it_says_at_its_end() -> None:
 
 
 @pytest.mark.parametrize("odd", ["a\ud83db", 2**70, float("nan"), {"deep": ["\ude00", 2**70, float("nan")]}])
-def test_whatever_it_says_can_be_stored(odd: Any) -> None:
+def test_any_value_of_a_provider_can_be_stored(odd: Any) -> None:
     assert orjson.dumps(fitting({"odd": odd, "system_fingerprint": "fp"})).endswith(b'"fp"}')
     assert orjson.loads(orjson.dumps(own_error({"message": "m\ud83d", "odd": odd}, "m")))["message"] == "m\ufffd"
 
 
-def test_what_is_too_long_is_left_out_and_the_rest_is_kept() -> None:
+def test_only_values_that_are_too_long_are_left_out() -> None:
     large = "x" * ABOUT_BYTES_MAX
     assert fitting({"large": large, "system_fingerprint": "fp"}) == {"system_fingerprint": "fp"}
     error = own_error({"message": large, "code": "c", "large": large}, "m")

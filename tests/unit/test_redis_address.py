@@ -48,16 +48,16 @@ def test_an_address_is_read(url: str, address: RedisAddress) -> None:
         "unix://:hunter2@/path?db=x",
     ],
 )
-def test_what_is_no_address_is_told_what_one_is_and_no_password_is_shown(url: str) -> None:
-    with pytest.raises(Unusable, match="redis://host:6379/0") as told:
+def test_the_error_for_a_malformed_address_describes_a_valid_one_without_a_password(url: str) -> None:
+    with pytest.raises(Unusable, match="redis://host:6379/0") as error:
         RedisAddress.parse(url)
-    assert "hunter2" not in str(told.value)
-    assert told.value.__cause__ is None
+    assert "hunter2" not in str(error.value)
+    assert error.value.__cause__ is None
 
 
 @given(st.text(min_size=8, alphabet=st.characters(min_codepoint=33, max_codepoint=126)))
 def test_no_unquoted_password_is_ever_shown(password: str) -> None:
-    """Somebody will forget to quote it."""
+    """A password with special characters that is not percent-encoded."""
     try:
         shown = str(RedisAddress.parse(f"redis://user:{password}@host/x"))
     except Unusable as error:
@@ -79,15 +79,15 @@ def test_an_address_shows_no_password() -> None:
         ("redis://u:p@h/1", [("AUTH", "u", "p"), ("SELECT", 1)]),
     ],
 )
-def test_what_is_said_first(url: str, commands: list[tuple[str | int, ...]]) -> None:
+def test_login_commands(url: str, commands: list[tuple[str | int, ...]]) -> None:
     assert RedisAddress.parse(url).login_commands() == commands
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
-def test_a_redis_that_may_evict_is_complained_about(policy: str) -> None:
+def test_an_eviction_policy_is_reported(policy: str) -> None:
     assert policy in (complaint_about(policy) or "")
 
 
 @pytest.mark.parametrize("policy", [None, "noeviction"])
-def test_a_redis_that_may_not_is_fine(policy: str | None) -> None:
+def test_noeviction_is_not_reported(policy: str | None) -> None:
     assert complaint_about(policy) is None

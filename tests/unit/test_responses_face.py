@@ -1,4 +1,4 @@
-"""Logs as events of the Responses API: valid in the SDK's own types, numbered without a hole, the same at every reading."""
+"""Logs as events of the Responses API: valid in the SDK's types, numbered without a hole, the same at every reading."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _TYPES: dict[str, type[BaseModel]] = {
 }
 
 
-def log_of(*said: Any, facade: dict[str, Any] | None = None, request: dict[str, Any] | None = None) -> list[Event]:
-    """A log: texts, deltas, and (field, value) for anything else; an attempt begins with (RESTARTED, …)."""
+def log_of(*items: Any, facade: dict[str, Any] | None = None, request: dict[str, Any] | None = None) -> list[Event]:
+    """Returns a log from texts, deltas, and (field, value) for other entries; (RESTARTED, …) begins another attempt."""
     accepted = Accepted(request or REQUEST, Policies(), 1_800_000_000.0, "anonymous", {"a": "b"}, facade or {})
     log = [
         Event(FIRST_ID, events.ACCEPTED, accepted.stored()),
         Event(EventId(1, 0), events.STARTED, orjson.dumps({"attempt": 1, "model": "the-model", "time": 1.0})),
     ]
-    for one in said:
+    for one in items:
         attempt, offset = log[-1].id
         if isinstance(one, str):
             log.append(Event(EventId(attempt, offset + 1), events.TOKEN, one.encode()))
@@ -65,8 +65,8 @@ def call(index: int, arguments: str, call_id: str | None = None, name: str | Non
     return {"delta": {"tool_calls": [{"index": index, **opening, "function": function}]}}
 
 
-def told(log: list[Event]) -> list[dict[str, Any]]:
-    """The events of a log, each checked against the SDK's type for it, and all of them as its stream helper does."""
+def events_from(log: list[Event]) -> list[dict[str, Any]]:
+    """Returns the events of a log. Checks each against the SDK's type, and all of them with its stream helper."""
     encoder, decoder, found = RESPONSES.encoder(ID), Decoder(), []
     helper = ResponseStreamState(input_tools=omit, text_format=omit)
     for event in log:
@@ -89,7 +89,7 @@ def kinds(found: list[dict[str, Any]]) -> list[str]:
 
 
 def test_text() -> None:
-    found = told(log_of("Hel", "lö\n", '"', done()))
+    found = events_from(log_of("Hel", "lö\n", '"', done()))
     assert kinds(found) == [
         "created",
         "in_progress",
@@ -122,14 +122,14 @@ def test_text() -> None:
 
 
 def test_a_response_in_the_background_is_queued_first() -> None:
-    found = told(log_of(facade={"api": "responses", "background": True, "previous": "resp_x", "store": True}))
+    found = events_from(log_of(facade={"api": "responses", "background": True, "previous": "resp_x", "store": True}))
     assert kinds(found) == ["created", "queued", "in_progress"]
     assert [one["response"]["status"] for one in found] == ["queued", "queued", "in_progress"]
     assert found[0]["response"]["previous_response_id"] == "resp_x"
 
 
-def test_reasoning_comes_before_the_message_and_is_no_text() -> None:
-    found = told(
+def test_reasoning_is_an_item_before_the_message() -> None:
+    found = events_from(
         log_of({"delta": {"reasoning_content": "Let me "}}, {"delta": {"reasoning": "see."}}, "An", " answer", done())
     )
     assert kinds(found)[2:10] == [
@@ -148,15 +148,15 @@ def test_reasoning_comes_before_the_message_and_is_no_text() -> None:
 
 
 def test_a_refusal_is_a_part_of_the_message() -> None:
-    found = told(log_of("I", {"delta": {"refusal": "will not."}}, done()))
+    found = events_from(log_of("I", {"delta": {"refusal": "will not."}}, done()))
     (message,) = found[-1]["response"]["output"]
     assert [part["type"] for part in message["content"]] == ["output_text", "refusal"]
     assert message["content"][1] == {"type": "refusal", "refusal": "will not."}
     assert [one["content_index"] for one in found if one["type"].startswith("response.refusal")] == [1, 1]
 
 
-def test_calls_whose_pieces_are_mixed() -> None:
-    found = told(
+def test_calls_whose_pieces_alternate() -> None:
+    found = events_from(
         log_of(
             "Let me look.",
             call(0, "", "call_a", "weather"),
@@ -178,17 +178,9 @@ def test_calls_whose_pieces_are_mixed() -> None:
     ]
 
 
-def test_calls_that_a_provider_counts_all_as_the_first() -> None:
-    found = told(log_of(call(0, "{}", "call_a", "one"), call(0, '{"x":1}', "call_b", "two"), done("tool_calls")))
-    assert [(one["call_id"], one["arguments"]) for one in found[-1]["response"]["output"]] == [
-        ("call_a", "{}"),
-        ("call_b", '{"x":1}'),
-    ]
-
-
 def test_a_call_of_a_new_attempt_under_the_same_id() -> None:
     restarted = (events.RESTARTED, {"base": 0, "reason": "worker_lost"})
-    found = told(
+    found = events_from(
         log_of(call(0, '{"x', "call_0", "f"), restarted, call(0, '{"x":', "call_0", "f"), call(0, "1}"), done())
     )
     (item,) = found[-1]["response"]["output"]
@@ -197,7 +189,7 @@ def test_a_call_of_a_new_attempt_under_the_same_id() -> None:
 
 def test_log_probabilities_are_with_the_delta_and_with_the_part() -> None:
     probable = {"token": "Hi", "logprob": -0.5, "bytes": [72, 105], "top_logprobs": [{"token": "Ho", "logprob": -2.0}]}
-    found = told(log_of({"delta": {"content": "Hi"}, "logprobs": {"content": [probable]}}, " you", done()))
+    found = events_from(log_of({"delta": {"content": "Hi"}, "logprobs": {"content": [probable]}}, " you", done()))
     delta = next(one for one in found if one["type"] == "response.output_text.delta")
     assert delta["logprobs"][0]["top_logprobs"][0]["token"] == "Ho"
     part = found[-1]["response"]["output"][0]["content"][0]
@@ -206,19 +198,19 @@ def test_log_probabilities_are_with_the_delta_and_with_the_part() -> None:
 
 
 def test_an_answer_that_was_cut_off() -> None:
-    found = told(log_of("Hel", call(0, '{"ha', "call_a", "one"), done("length")))
+    found = events_from(log_of("Hel", call(0, '{"ha', "call_a", "one"), done("length")))
     response = found[-1]["response"]
     assert found[-1]["type"] == "response.incomplete"
     assert (response["status"], response["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
     assert [one["status"] for one in response["output"]] == ["completed", "incomplete"]
     assert "response.function_call_arguments.done" not in [one["type"] for one in found], "half a call looks whole"
-    found = told(log_of("Hel", done("content_filter")))
+    found = events_from(log_of("Hel", done("content_filter")))
     assert found[-1]["response"]["incomplete_details"] == {"reason": "content_filter"}
 
 
-def test_a_failure_keeps_what_came() -> None:
+def test_a_failed_response_keeps_its_text() -> None:
     failed = {"code": "provider_unavailable", "message": "it broke off", "retryable": True, "time": 1.0}
-    found = told(log_of("Hel", (events.FAILED, failed)))
+    found = events_from(log_of("Hel", (events.FAILED, failed)))
     assert kinds(found)[-2:] == ["error", "failed"]
     assert (found[-2]["code"], found[-2]["message"]) == ("provider_unavailable", "it broke off")
     response = found[-1]["response"]
@@ -232,12 +224,12 @@ def test_a_failure_keeps_what_came() -> None:
         ("provider_refused", 401, "server_error"),
     ):
         refused = {**failed, "code": code, **({} if status is None else {"status": status})}
-        assert told(log_of((events.FAILED, refused)))[-1]["response"]["error"]["code"] == wanted
+        assert events_from(log_of((events.FAILED, refused)))[-1]["response"]["error"]["code"] == wanted
 
 
 def test_cancelled_and_deleted() -> None:
     for field in (events.CANCELLED, events.DELETED):
-        found = told(log_of("Hel", (field, {"by": "client", "time": 1.0})))
+        found = events_from(log_of("Hel", (field, {"by": "client", "time": 1.0})))
         assert (found[-1]["type"], found[-1]["response"]["status"]) == ("response.incomplete", "cancelled")
         assert found[-1]["response"]["incomplete_details"] is None
     alone = RESPONSES.encoder(ID)
@@ -245,13 +237,13 @@ def test_cancelled_and_deleted() -> None:
     assert not alone.exists
 
 
-def test_what_stands_behind_the_end_is_not_told() -> None:
+def test_entries_behind_the_end_become_no_events() -> None:
     log = log_of("Hel", (events.CANCELLED, {"by": "client", "time": 1.0}), done())
-    assert kinds(told(log))[-1] == "incomplete"
+    assert kinds(events_from(log))[-1] == "incomplete"
 
 
 def test_a_new_attempt_ends_the_open_item_and_begins_another() -> None:
-    found = told(log_of("Hel", (events.RESTARTED, {"base": 0, "reason": "worker_lost"}), "Good", " day", done()))
+    found = events_from(log_of("Hel", (events.RESTARTED, {"base": 0, "reason": "worker_lost"}), "Good", " day", done()))
     abandoned = next(one for one in found if one["type"] == "response.output_item.done")
     assert (abandoned["item"]["status"], abandoned["item"]["content"][0]["text"]) == ("incomplete", "Hel")
     (message,) = found[-1]["response"]["output"]
@@ -265,20 +257,20 @@ def test_an_attempt_that_goes_on_keeps_the_item_open() -> None:
     log.append(Event(EventId(2, 0), events.RESTARTED, orjson.dumps(restarted)))
     log.append(Event(EventId(2, 2), events.TOKEN, b"lo"))
     log.append(Event(EventId(2, 3), events.DONE, orjson.dumps(done()[1])))
-    found = told(log)
+    found = events_from(log)
     assert kinds(found).count("output_item.added") == 1
     assert found[-1]["response"]["output"][0]["content"][0]["text"] == "Hello"
 
 
-def test_missing_events_are_told() -> None:
-    found = told(log_of("Hel", (GAP, {"requested": "1-2", "first_available": "1-9"}), "x", done()))
+def test_a_gap_is_an_error_event() -> None:
+    found = events_from(log_of("Hel", (GAP, {"requested": "1-2", "first_available": "1-9"}), "x", done()))
     (error,) = [one for one in found if one["type"] == "error"]
     assert error["code"] == "events_missing"
 
 
 def test_a_long_text_is_whole() -> None:
     words = [f"{number} " for number in range(5000)]
-    assert told(log_of(*words, done()))[-1]["response"]["output"][0]["content"][0]["text"] == "".join(words)
+    assert events_from(log_of(*words, done()))[-1]["response"]["output"][0]["content"][0]["text"] == "".join(words)
 
 
 def test_the_request_of_another_api_is_described() -> None:
@@ -291,7 +283,7 @@ def test_the_request_of_another_api_is_described() -> None:
         "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}},
         "reasoning_effort": "low",
     }
-    response = told(log_of(done(), request=request))[-1]["response"]
+    response = events_from(log_of(done(), request=request))[-1]["response"]
     assert (response["max_output_tokens"], response["temperature"], response["store"]) == (7, 0.5, True)
     assert response["tools"] == [{"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}]
     assert response["tool_choice"] == {"type": "function", "name": "f"}
@@ -322,9 +314,9 @@ _ENDS = st.sampled_from(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(_SAID, max_size=12), _ENDS)
-def test_any_log_is_told_whole(said: list[Any], end: tuple[bytes, dict[str, Any]]) -> None:
-    log = log_of(*said, end)
-    found = told(log)
+def test_any_log_becomes_valid_events(items: list[Any], end: tuple[bytes, dict[str, Any]]) -> None:
+    log = log_of(*items, end)
+    found = events_from(log)
     response = Response.model_validate(found[-1]["response"])
     native = fold(Entry(*event) for event in log)
     assert response.output_text == native.text

@@ -1,4 +1,4 @@
-"""The ring against a plain list of ids: whatever the log holds, positions and ids stand for the same events."""
+"""Compares the ring with a plain list of ids: in any log, a position and an id mean the same event."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shared.ids import BEGINNING, EventId
 
 
 def _log(seed: int) -> list[Event]:
-    """Attempts of random length, some of which keep a part of the one before, with a hole now and then."""
+    """Returns attempts of random length. Some keep a part of the one before; there are a few holes."""
     choose = random.Random(seed)
     listed = [Event(EventId(0, 1), events.ACCEPTED, b"{}")]
     base = 0
@@ -55,7 +55,7 @@ def test_positions_and_ids_agree(seed: int) -> None:
         assert ring.body(ring.start + index) == b"".join(encode(NATIVE.encoder("s"), one) for one in kept[index:])
 
 
-def test_a_cursor_in_a_hole_goes_on_behind_it() -> None:
+def test_a_cursor_in_a_hole_continues_behind_the_hole() -> None:
     ring = Ring(NATIVE, NATIVE.encoder("s"), EventId(1, 3))
     for offset in (4, 5, 9):
         ring.append(Event(EventId(1, offset), events.TOKEN, b"x"))

@@ -1,4 +1,4 @@
-"""The parts of a gateway process are all closed, in the reverse of the order in which they started."""
+"""All parts of a gateway process are closed, in the reverse order of their start."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Part:
             raise self._error
 
 
-async def test_a_part_whose_close_fails_does_not_keep_the_others_open(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_close_that_fails_does_not_keep_other_parts_open(caplog: pytest.LogCaptureFixture) -> None:
     closed: list[str] = []
     async with RunningParts() as running:
         running.add(Part("first", closed))
@@ -36,7 +36,7 @@ async def test_a_part_whose_close_fails_does_not_keep_the_others_open(caplog: py
     assert "the disk is full" in str(record.exc_info[1])
 
 
-async def test_what_had_started_is_closed_when_a_later_part_cannot_start(caplog: pytest.LogCaptureFixture) -> None:
+async def test_started_parts_are_closed_when_a_later_part_cannot_start(caplog: pytest.LogCaptureFixture) -> None:
     closed: list[str] = []
 
     async def start() -> None:

@@ -1,4 +1,4 @@
-"""Many entries at once against the same one by one."""
+"""Compares entries that are read many at once with the same entries read one by one."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _log(seed: int) -> list[RawEntry]:
 
 
 @pytest.mark.parametrize("seed", range(80))
-def test_runs_are_the_same_entries(seed: int) -> None:
+def test_token_runs_equal_their_entries(seed: int) -> None:
     raw = _log(seed)[random.Random(seed).randint(0, 3) :]
     wanted = [event for event_id, fields in raw for event in events.events_of(Entry(EventId.of(event_id), *fields))]
     found: list[Event] = []
@@ -97,7 +97,7 @@ def test_a_batch(items: bytes) -> None:
         ]
 
 
-def test_batches_that_follow_each_other_are_one_run() -> None:
+def test_consecutive_batches_are_one_run() -> None:
     raw: list[RawEntry] = [
         (b"1-3", (events.BATCH, b'["a","b","c"]')),
         (b"1-4", (events.TOKEN, b"d")),
@@ -125,7 +125,7 @@ def test_json_strings(seed: int, count: int) -> None:
 
 def _one(text: bytes) -> bytes:
     _, _, encoded = NATIVE.encoder("s").token(b"1-1", text).partition(b'{"token":')
-    return encoded.removesuffix(b"}\n\n")
+    return encoded.removesuffix(b"}\nid: 1-1\n\n")
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def _one(text: bytes) -> bytes:
     [NATIVE, PROMPT, NDJSON, TEXT, WEBSOCKET, ChatFace("100 %b"), RESPONSES, AI_SDK],
     ids=lambda face: type(face).__name__,
 )
-def test_every_face_encodes_many_as_it_does_one(face: Face) -> None:
+def test_every_face_encodes_a_run_like_single_tokens(face: Face) -> None:
     ids = [b"1-%d" % offset for offset in range(1, len(_TEXTS) + 1)]
     values = [text.encode() for text in _TEXTS]
     one, many = face.encoder(STREAM_ID), face.encoder(STREAM_ID)
@@ -143,7 +143,7 @@ def test_every_face_encodes_many_as_it_does_one(face: Face) -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_a_ring_takes_a_run_as_its_tokens(seed: int) -> None:
+def test_a_ring_treats_a_run_like_its_tokens(seed: int) -> None:
     one, many = (Ring(NATIVE, NATIVE.encoder("s"), BEGINNING) for _ in range(2))
     for run in runs(_log(seed)):
         if isinstance(run, Entry):

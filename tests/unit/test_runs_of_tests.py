@@ -1,4 +1,4 @@
-"""What a run of tests must notice, shown by small runs of pytest: who is left behind, and who is not alone."""
+"""Plugins of the test run, tried on small runs of pytest: processes left running, and tests marked `alone`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_it(number):
 
 
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A run of the tests of this directory, with the same plugins as this one's."""
+    """Runs the tests of a directory with the plugins of this test run."""
     (directory / "tests").mkdir(exist_ok=True)
     (directory / "conftest.py").write_text(_CONFTEST)
     (directory / "pytest.ini").write_text(f"[pytest]\npythonpath = {_ROOT}\nmarkers =\n    alone\n    ordinary\n")
@@ -75,7 +75,7 @@ def test_a_process_that_is_left_behind_fails_the_run(tmp_path: Path, processes: 
     assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z", "it was killed"
 
 
-def test_a_failure_at_an_instruction_that_has_no_line_does_not_end_the_run(tmp_path: Path) -> None:
+def test_a_failure_at_an_instruction_without_a_line_does_not_end_the_run(tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_lines.py").write_text(_HAS_NO_LINE + "\ndef test_the_next():\n    pass\n")
     done = run(tmp_path)
@@ -83,7 +83,7 @@ def test_a_failure_at_an_instruction_that_has_no_line_does_not_end_the_run(tmp_p
     assert "1 failed, 1 passed" in done.stdout.splitlines()[-1]
 
 
-def test_who_is_marked_alone_runs_last_and_while_nobody_else_does(tmp_path: Path) -> None:
+def test_tests_marked_alone_run_last_and_alone(tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
     for number in range(4):
         mark = "alone" if number < 2 else "ordinary"

@@ -16,11 +16,11 @@ def named(one: Described) -> str:
     return one.name
 
 
-def told(one: Described, raw: object) -> Any:
+def parsed(one: Described, raw: object) -> Any:
     return getattr(Settings.from_environment({one.env: str(raw)}), one.name)
 
 
-def test_every_setting_says_what_it_is() -> None:
+def test_every_setting_has_a_description() -> None:
     for one in described():
         assert one.unit
         assert one.why.endswith(".")
@@ -35,38 +35,38 @@ def test_an_empty_environment_gives_the_defaults() -> None:
 @pytest.mark.parametrize("one", list(described()), ids=named)
 def test_every_default_is_itself_allowed(one: Described) -> None:
     if one.default != "":
-        assert told(one, one.default) == one.default
+        assert parsed(one, one.default) == one.default
 
 
 @pytest.mark.parametrize("one", NUMBERS, ids=named)
 def test_every_number_has_a_bound_that_holds(one: Described) -> None:
     assert one.least is not None
-    assert told(one, one.least) == one.least
+    assert parsed(one, one.least) == one.least
     below = one.least - (1 if isinstance(one.default, int) else 0.01)
     with pytest.raises(Unusable, match=rf"{one.env}.*at least {one.least:g}.*{one.unit}"):
-        told(one, below)
+        parsed(one, below)
 
 
 @pytest.mark.parametrize("one", BOUNDED_ABOVE, ids=named)
 def test_an_upper_bound_holds(one: Described) -> None:
-    assert told(one, one.most) == one.most
+    assert parsed(one, one.most) == one.most
     with pytest.raises(Unusable, match=f"{one.env}.*at most {one.most:g}"):
-        told(one, one.most + 1)
+        parsed(one, one.most + 1)
 
 
 @pytest.mark.parametrize("one", NUMBERS, ids=named)
 @pytest.mark.parametrize("raw", ["x", "1s", "--1", "nan", "inf", "1e999", "0x10", "9" * 400, "9" * 5000])
-def test_what_is_not_a_number_is_refused_by_name(one: Described, raw: str) -> None:
+def test_a_malformed_number_is_refused_with_the_setting_s_name(one: Described, raw: str) -> None:
     with pytest.raises(Unusable, match=one.env):
-        told(one, raw)
+        parsed(one, raw)
 
 
 @pytest.mark.parametrize("one", [one for one in NUMBERS if isinstance(one.default, int)], ids=named)
 def test_a_whole_number_has_no_fraction(one: Described) -> None:
     with pytest.raises(Unusable, match=f"{one.env}.*whole number"):
-        told(one, f"{one.default}.5")
+        parsed(one, f"{one.default}.5")
 
 
-def test_settings_that_others_have_named_keep_their_names() -> None:
+def test_settings_named_by_other_programs_keep_their_names() -> None:
     settings = Settings.from_environment({"OPENAI_API_KEY": "key", "OPENAI_BASE_URL": "http://x/v1"})
     assert (settings.openai_api_key, settings.openai_base_url) == ("key", "http://x/v1")

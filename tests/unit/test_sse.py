@@ -10,7 +10,7 @@ from shared import sse
 from shared.sse import Decoder, Message
 
 END = b"\ndata: end\n\n"
-"""Ends whatever was unfinished, so that a carriage return at the very end is not waited on."""
+"""Ends an unfinished line, since a carriage return at the very end might be followed by a line feed."""
 
 
 def decoded(data: bytes, cuts: list[int] | None = None) -> tuple[list[Message], int | None]:
@@ -43,7 +43,7 @@ def decoded(data: bytes, cuts: list[int] | None = None) -> tuple[list[Message], 
         ("data: 😀: ü\n\n".encode(), [("", "message", "😀: ü")]),
     ],
 )
-def test_what_a_stream_says(data: bytes, messages: list[tuple[str, str, str]]) -> None:
+def test_messages_of_a_stream(data: bytes, messages: list[tuple[str, str, str]]) -> None:
     assert decoded(data)[0] == messages
     assert decoded(data, list(range(len(data))))[0] == messages, "byte by byte"
 
@@ -70,7 +70,7 @@ lines = st.sampled_from(
     st.lists(st.tuples(lines, st.sampled_from([b"\n", b"\r", b"\r\n"]))),
     st.lists(st.integers(0, 400)),
 )
-def test_however_it_is_cut_it_says_the_same(bom: bool, parts: list[tuple[bytes, bytes]], cuts: list[int]) -> None:
+def test_cuts_at_any_place_change_nothing(bom: bool, parts: list[tuple[bytes, bytes]], cuts: list[int]) -> None:
     data = b"\xef\xbb\xbf" * bom + b"".join(line + ending for line, ending in parts) + END
     assert decoded(data, [min(cut, len(data)) for cut in cuts]) == decoded(data)
 
@@ -85,7 +85,7 @@ def test_any_bytes_can_be_fed(data: bytes, cuts: list[int]) -> None:
     ("line", "milliseconds"),
     [("retry: 25", 25), ("retry:0", 0), ("retry: -1", None), ("retry: 1.5", None), ("retry: ²", None), ("retry", None)],
 )
-def test_only_digits_are_a_retry(line: str, milliseconds: int | None) -> None:
+def test_a_retry_has_only_digits(line: str, milliseconds: int | None) -> None:
     assert decoded(line.encode() + b"\n")[1] == milliseconds
 
 
@@ -94,7 +94,7 @@ def test_a_retry_of_absurdly_many_digits_breaks_nothing() -> None:
     assert messages == [Message("", "message", "a")]
 
 
-def test_what_we_write_between_events_is_no_event() -> None:
+def test_comments_and_retry_are_not_events() -> None:
     assert decoded(sse.KEEP_ALIVE + sse.retry(1500) + sse.KEEP_ALIVE + b"data: a\n\n") == (
         [Message("", "message", "a")],
         1500,

@@ -1,4 +1,4 @@
-"""How many tokens a connection was sent: one way to count for receipts, metrics and spans."""
+"""The number of tokens that a connection was sent, which receipts, metrics and spans count in the same way."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from shared.ids import EventId, new_stream_id
 from shared.token_counts import tokens_between
 
 
-def test_it_counts_what_lies_between_in_each_attempt() -> None:
-    """Against a plain list of the tokens' ids, in attempts of random length that keep some of the one before."""
+def test_tokens_between_two_ids_are_counted_in_each_attempt() -> None:
+    """Compares the count with a plain list of ids, for attempts of random length that keep a part of the one before."""
     for seed in range(200):
         choose = random.Random(seed)
         attempts: list[tuple[int, int, int]] = []
@@ -32,7 +32,7 @@ def test_it_counts_what_lies_between_in_each_attempt() -> None:
         assert tokens_between(start, reached, attempts) == expected, f"seed {seed}: {start} to {reached} of {attempts}"
 
 
-async def test_a_tail_counts_no_terminal_event() -> None:
+async def test_a_tail_does_not_count_a_terminal_event() -> None:
     tail = Tail(new_stream_id(), asyncio.get_running_loop().time())
     tail.reach(EventId(1, 0))
     tail.take(TokenRun(1, 1, (b"1-1", b"1-2", b"1-3"), (b"a", b"b", b"c")))
@@ -44,7 +44,7 @@ async def test_a_tail_counts_no_terminal_event() -> None:
     assert tail.tokens_between(EventId(2, -1), EventId(2, 0)) == 0, "whoever came just before the end got no token"
 
 
-async def test_a_tail_counts_no_end_of_the_attempt_s_own_worker() -> None:
+async def test_a_tail_does_not_count_the_terminal_entry_of_the_attempt_s_worker() -> None:
     tail = Tail(new_stream_id(), asyncio.get_running_loop().time())
     tail.reach(EventId(1, 0))
     tail.take(TokenRun(1, 1, (b"1-1", b"1-2"), (b"a", b"b")))

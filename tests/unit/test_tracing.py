@@ -1,4 +1,4 @@
-"""When traces are on, and what the log keeps of them."""
+"""When tracing is on, and the `traceparent` that a log keeps."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_the_standard_variables_decide(
 
 
 @pytest.mark.parametrize("name", ["OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_PROTOCOL"])
-def test_what_is_not_spoken_is_said(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unsupported_otlp_protocol_is_logged(name: str, caplog: pytest.LogCaptureFixture) -> None:
     assert set_up_tracing("a-service", {ENDPOINT: "http://collector:4317", name: "grpc"}) is None
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "otlp over http/protobuf" in record.getMessage()
 
 
-def test_a_span_is_stored_with_the_request_that_it_is_of() -> None:
+def test_a_traceparent_is_stored_with_its_request() -> None:
     accepted = Accepted({"model": "m"}, Policies(), 12.5, "someone", {}, traceparent=TRACEPARENT)
     assert Accepted.load(accepted.stored()) == accepted
     without = dataclasses.replace(accepted, traceparent="")
@@ -53,6 +53,6 @@ def test_a_span_is_stored_with_the_request_that_it_is_of() -> None:
 
 
 @pytest.mark.parametrize("stored", [None, 7, "", "nonsense", TRACEPARENT.upper(), TRACEPARENT + "-more", [TRACEPARENT]])
-def test_what_is_no_span_is_not_taken_from_the_log(stored: object) -> None:
+def test_a_malformed_stored_traceparent_is_ignored(stored: object) -> None:
     log = orjson.loads(Accepted({}, Policies(), 12.5, "someone", {}).stored())
     assert Accepted.load(orjson.dumps({**log, "traceparent": stored})).traceparent == ""

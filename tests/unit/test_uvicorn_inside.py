@@ -1,4 +1,4 @@
-"""The gateway does not start on a uvicorn that is not made as it needs it, and says so in words."""
+"""The gateway refuses to start with a uvicorn whose inside differs from what it needs, and names the difference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gateway.http.uvicorn_inside import check_uvicorn
 from shared.errors import Unusable
 
 
-async def test_the_installed_one_will_do() -> None:
+async def test_the_installed_uvicorn_passes_the_check() -> None:
     check_uvicorn()
 
 
@@ -26,7 +26,7 @@ async def test_the_installed_one_will_do() -> None:
         (WebSocketsSansIOProtocol, "send_receive_event_to_app"),
     ],
 )
-async def test_a_method_that_is_gone(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
+async def test_a_missing_method_is_found(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
     monkeypatch.delattr(owner, name)
     with pytest.raises(Unusable) as caught:
         check_uvicorn()
@@ -35,7 +35,7 @@ async def test_a_method_that_is_gone(monkeypatch: pytest.MonkeyPatch, owner: typ
     assert "requirements.lock" in str(caught.value)
 
 
-async def test_a_parameter_more(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_additional_parameter_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     before = RequestResponseCycle.__init__
 
     def longer(self: Any, *arguments: Any, more: Any = None, **named: Any) -> None:
@@ -46,7 +46,7 @@ async def test_a_parameter_more(monkeypatch: pytest.MonkeyPatch) -> None:
         check_uvicorn()
 
 
-async def test_a_send_that_is_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_wrapped_send_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     async def wrapping(self: RequestResponseCycle, app: Any) -> None:
         async def send(message: Any) -> None:
             await self.send(message)
@@ -58,7 +58,7 @@ async def test_a_send_that_is_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
         check_uvicorn()
 
 
-async def test_a_connection_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_that_cannot_be_constructed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def refusing(self: Any, config: Any) -> None:
         raise TypeError("one argument is enough now")
 
@@ -67,7 +67,7 @@ async def test_a_connection_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch)
         check_uvicorn()
 
 
-async def test_it_leaves_nothing_behind() -> None:
+async def test_the_check_leaves_no_task() -> None:
     before = asyncio.all_tasks()
     check_uvicorn()
     assert asyncio.all_tasks() == before

@@ -3,7 +3,7 @@
 import { el } from "./lib.js";
 
 const SECONDS = 120;
-const GAP_SECONDS = 10; // longer without news, and the line is broken off there; a gateway that nobody watches notes 2 s apart, at most 8
+const GAP_SECONDS = 10; // a longer gap between samples interrupts the line; an unwatched gateway samples every 2 to 8 s
 const HEIGHT = 130;
 const TOP = 8;
 const BOTTOM = 20;
@@ -16,7 +16,7 @@ function drawn(name, attributes, text) {
   return made;
 }
 
-/** The least of 1, 2, 4, 10, 20, 40, ... that is not below a number: its half is a round number, too. */
+/** Rounds up to one of 1, 2, 4, 10, 20, 40, …: half of each is a round number, too. */
 function roundUp(number) {
   const power = 10 ** Math.floor(Math.log10(number));
   return [1, 2, 4, 10].find((step) => step * power >= number) * power;
@@ -31,7 +31,7 @@ export class Chart {
   #values;
   #title;
 
-  /** `least`: what the scale reaches at least; `format`: how a value is written. */
+  /** `least`: the least upper end of the scale; `format`: turns a value into text. */
   constructor(title, names, { least, format }) {
     this.#title = title;
     this.#names = names;
@@ -43,13 +43,13 @@ export class Chart {
     new ResizeObserver(() => this.#draw()).observe(this.#svg);
   }
 
-  /** Begin anew with these samples: `time` in seconds, and `values`, one for each name, undefined where there is none. */
+  /** Replaces all samples. A sample has `time` in seconds and `values`: one for each name, undefined if there is none. */
   set(samples) {
     this.#samples = [...samples];
     this.#show();
   }
 
-  /** One more sample; the newest one again changes nothing. */
+  /** Adds a sample, unless it is not newer than the newest one. */
   add(time, values) {
     if (this.#samples.length && this.#samples.at(-1).time >= time) return;
     this.#samples.push({ time, values });
@@ -93,7 +93,7 @@ export class Chart {
     this.#svg.replaceChildren(...parts);
   }
 
-  /** One series in pieces without a gap. */
+  /** Yields the pieces of one series that have no gap. */
   *#runs(index) {
     let run = [];
     for (const { time, values } of this.#samples) {

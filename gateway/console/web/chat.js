@@ -1,5 +1,5 @@
-// A chat that cannot lose a token. Each answer is a stream of its own; what this page has of it, and up to which id, is kept
-// together in sessionStorage, so that a page that was reloaded in mid-answer goes on at the exact token.
+// A chat that cannot lose a token. Each answer is a stream. The tokens that this page has and the id of the last one are kept
+// together in sessionStorage, so that after a reload in mid-answer the page continues at the exact token.
 
 import { $, call, cancel, capital, count, duration, el, follow, heardOf, reason, reasonAgain, say } from "./lib.js";
 
@@ -9,22 +9,22 @@ const CUT_MS = 1500;
 const TURNS_MAX = 50;
 const MODEL_KEPT = "midstream.model";
 const MODELS_MAX = 500;
-const NO_CHAT = /embed|whisper|tts|dall-e|moderation|transcribe|image|rerank|realtime|sora/i; // models that answer no chat
-const SILENCE_MS = 3000; // a stream that runs and says nothing for so long: what it waits for is found out
-const BEAT_SECONDS = 2.6; // a worker says each two seconds that it is there
+const NO_CHAT = /embed|whisper|tts|dall-e|moderation|transcribe|image|rerank|realtime|sora/i; // names of models that are not for chats
+const SILENCE_MS = 3000; // after so long without a token the page finds out what the stream waits for
+const BEAT_SECONDS = 2.6; // the most between two heartbeats of a worker, which sends one every two seconds
 const HINT_MS = 4000;
-const NEAR_END_PX = 160; // whoever is this near the end of the page is taken along as it grows
+const NEAR_END_PX = 160; // so near the end of the page, it scrolls as the answer grows
 
 /**
  * turn: { prompt, key, body, id, tokens, cursor, end, story, cuts, connections, oddities }
- * `tokens` has one text per event, since `restarted` counts in them; `cuts`: after how many a connection was lost.
+ * `tokens` has one text per event, since `base` of `restarted` counts events; `cuts`: after how many tokens connections were lost.
  */
 let turns = [];
 let views = [];
 let reader = null;
 let keeper = 0;
 let connected = false;
-let leaving = false; // the page: then the end of its connection is no news
+let leaving = false; // the page is being closed: the end of its connection is not shown
 let begun = false; // a worker has begun the answer
 let heardAt = 0;
 let looking = false;
@@ -38,7 +38,7 @@ function keep() {
   try {
     sessionStorage.setItem(KEPT, JSON.stringify(turns));
   } catch {
-    // Too much for the browser: the ids alone will do, and the answers are read from their beginning.
+    // Too much for the browser's storage: keep only the ids; the answers are then read from their beginning.
     const ids = turns.slice(-TURNS_MAX).map((turn) => ({ ...turn, tokens: [], cursor: "", end: null, cuts: [] }));
     try {
       sessionStorage.setItem(KEPT, JSON.stringify(ids));
@@ -59,7 +59,7 @@ const offsetOf = (cursor) => Number(cursor.split("-")[1] ?? 0);
 // --- showing
 
 function addView(turn) {
-  const view = { answer: el("div", { class: "answer" }), story: el("ul", { class: "story", "aria-label": "What the answer went through" }) };
+  const view = { answer: el("div", { class: "answer" }), story: el("ul", { class: "story", "aria-label": "What happened to the answer" }) };
   $("turns").append(
     el("article", { class: "turn" }, el("h2", { class: "unseen" }, turn.prompt === null ? "An answer" : "Question and answer"), turn.prompt === null ? null : el("p", { class: "asked" }, turn.prompt), view.answer, view.story),
   );
@@ -67,7 +67,7 @@ function addView(turn) {
   redraw(turn, view);
 }
 
-/** The whole answer anew: at the beginning, and when tokens were taken back. */
+/** Draws the whole answer: at the beginning, and when tokens were taken back. */
 function redraw(turn, view) {
   view.answer.replaceChildren();
   let from = 0;
@@ -81,7 +81,7 @@ function redraw(turn, view) {
   view.story.replaceChildren(...turn.story.map(([kind, text]) => el("li", { class: kind }, text)));
 }
 
-/** Add to an answer's story. */
+/** Adds a line to the list of what happened to the answer. */
 function tell(kind, text) {
   const turn = current();
   turn.story.push([kind, text]);
@@ -89,7 +89,7 @@ function tell(kind, text) {
   keepSoon();
 }
 
-/** What is the matter now, which is also read aloud; `kind`: live, lost, bad, or nothing in particular. */
+/** Shows the present state, which screen readers also read aloud; `kind`: live, lost, bad or "". */
 function showState(kind, text) {
   $("status").className = `link ${kind}`;
   say($("status"), text);
@@ -116,7 +116,7 @@ const END_STATES = {
   done: ["", "The answer is complete"],
   failed: ["bad", "The answer failed"],
   cancelled: ["", "The answer was stopped"],
-  refused: ["bad", "The question was not taken"],
+  refused: ["bad", "The question was refused"],
   gone: ["bad", "This answer is gone"],
 };
 
@@ -124,7 +124,7 @@ function showEnd() {
   if (current()?.end) showState(...(END_STATES[current().end.name] ?? END_STATES.done));
 }
 
-// Whoever is at the end of the page stays there, whatever makes it grow: a token, a line below it, the bar itself.
+// If the end of the page is in view, it stays in view as the page grows: by a token, a line below it, the bar itself.
 let atEnd = true;
 const page = document.documentElement;
 const toEnd = () => page.scrollTo(0, page.scrollHeight);
@@ -138,7 +138,7 @@ function take(name, id, data) {
   heardAt = performance.now();
   if (name === "message") {
     const text = data.token ?? data.delta?.content ?? "";
-    // An id says which token this is: one that is not the next would be one lost, or one doubled.
+    // The id has the token's number. If it is not the next one, a token is missing or has come twice.
     if (offsetOf(id) !== turn.tokens.length + 1) turn.oddities += 1;
     turn.tokens.push(text);
     view.answer.append(text);
@@ -152,7 +152,7 @@ function take(name, id, data) {
     const dropped = Math.max(0, turn.tokens.length - data.base);
     turn.tokens.length = Math.min(turn.tokens.length, data.base);
     turn.cuts = turn.cuts.filter((cut) => cut <= data.base);
-    const how = data.base ? `goes on after token ${count(data.base)}` : "begins anew";
+    const how = data.base ? `continues after token ${count(data.base)}` : "starts again";
     const taken = dropped ? `; ${count(dropped)} ${dropped === 1 ? "token is" : "tokens are"} taken back` : "";
     tell("", `⟳ ${capital(reasonAgain(data.reason))}. Attempt ${data.attempt} ${how}${taken}.`);
     showState("live", `Attempt ${data.attempt} ${how}`);
@@ -174,11 +174,11 @@ function lost() {
   connected = false;
   turn.cuts.push(turn.tokens.length);
   tell("", `✂ The connection was lost after token ${count(turn.tokens.length)}.`);
-  showState("lost", "The connection was lost; coming back");
+  showState("lost", "The connection was lost; reconnecting");
   showControls();
 }
 
-/** Nothing has come for a while, although the answer goes on: say what it waits for, as the gateway knows it. */
+/** If no token has come for a while, shows what the answer waits for, from the overview. */
 async function findOut() {
   const turn = current();
   if (!connected || looking || !isBusy() || performance.now() - heardAt < SILENCE_MS) return;
@@ -188,7 +188,7 @@ async function findOut() {
     const snapshot = await call("v1/overview");
     if (turn === current() && connected && isBusy() && heardAt === before) showState(...waitsFor(turn, snapshot));
   } catch {
-    // The connection itself tells whether the gateway is away.
+    // If the gateway cannot be reached, the lost connection shows it.
   } finally {
     looking = false;
   }
@@ -206,7 +206,7 @@ function waitsFor(turn, snapshot) {
   return ["", "No token comes: its worker is there, and waits for the model"];
 }
 
-/** How far it is; not read aloud, since it changes all the time. */
+/** Shows the number of tokens; not read aloud, since it changes all the time. */
 function showProgress() {
   const turn = current();
   const silent = isBusy() && connected ? performance.now() - heardAt : 0;
@@ -245,7 +245,7 @@ function listen() {
   });
 }
 
-/** The answer has ended: compare what came here with what the server keeps. */
+/** Called when the answer has ended: compares the text on this page with the one that the server has. */
 async function conclude() {
   const turn = current();
   connected = false;
@@ -259,11 +259,11 @@ async function conclude() {
     const state = await call(`v1/streams/${turn.id}`);
     const same = state.text === turn.tokens.join("") && !turn.oddities;
     const whole = "none lost, none doubled, and the text equals what the server keeps.";
-    if (!same) tell("bad", `✘ ${tokensOf(turn)} over ${over}: the text is not what the server keeps.`);
+    if (!same) tell("bad", `✘ ${tokensOf(turn)} over ${over}: the text differs from what the server keeps.`);
     else if (end.name === "done") tell("good", `✔ ${tokensOf(turn)} over ${over}: ${whole}`);
     else if (end.name === "cancelled" || turn.tokens.length) tell("", `${end.name === "cancelled" ? `■ It was stopped${end.by === "disconnect" ? ", since nobody read it" : ""}. ` : ""}${tokensOf(turn)} had come over ${over}: ${whole}`);
   } catch (error) {
-    tell("bad", `${tokensOf(turn)} over ${over}; the server could not be asked: ${error.message}`);
+    tell("bad", `${tokensOf(turn)} over ${over}; the text could not be compared with the server's: ${error.message}`);
   }
   if (end.truncated) tell("", "The answer hit its length limit.");
   keep();
@@ -276,10 +276,10 @@ async function ask(turn) {
   begun = false;
   showState("", "Asking");
   await modelsKnown;
-  turn.body.model ??= $("model").value || undefined; // as it is chosen now; the same again if this page is loaded anew
+  turn.body.model ??= $("model").value || undefined; // chosen now, and kept if the page is reloaded
   keep();
   try {
-    // The key makes a repeated request, from a page that was reloaded too early, find the first one's stream.
+    // If the page is reloaded before the answer to this request, the key makes the repeated request find the same stream.
     const created = await call("v1/streams", { method: "POST", body: turn.body, headers: { "idempotency-key": turn.key } });
     turn.id = created.id;
     history.replaceState(null, "", `#${turn.id}`);
@@ -321,7 +321,7 @@ $("ask").addEventListener("submit", (event) => {
 });
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-    event.preventDefault(); // while an answer comes, Send is off: what was typed stays, and nothing is sent
+    event.preventDefault(); // while an answer arrives, nothing is sent and the typed text stays
     if (!isBusy()) $("ask").requestSubmit();
     else if ($("prompt").value.trim()) {
       hintUntil = performance.now() + HINT_MS;
@@ -348,7 +348,7 @@ addEventListener("beforeunload", () => (leaving = true));
 addEventListener("pagehide", keep);
 addEventListener("pageshow", (event) => event.persisted && location.reload()); // from the back-forward cache: its connection is gone
 
-// --- beginning, or going on
+// --- start of the page: a new chat, or the one that was kept
 
 let simulated = false;
 call("v1/overview").then(({ processes }) => {
@@ -358,7 +358,7 @@ call("v1/overview").then(({ processes }) => {
   for (const label of document.querySelectorAll(".real")) label.hidden = simulated;
 }, () => {});
 
-/** Offer the provider's models; the one that was chosen last is chosen, else the first that looks like a chat's. */
+/** Lists the provider's models. Selects the one that was chosen last, else the first whose name looks like a chat model's. */
 const modelsKnown = call("v1/models").then(({ data }) => {
   const names = data.map((one) => one?.id).filter((name) => typeof name === "string").slice(0, MODELS_MAX);
   if (!names.length) return say($("models-note"), "The provider lists no model.");
@@ -373,7 +373,7 @@ $("model").addEventListener("change", () => {
   try {
     localStorage.setItem(MODEL_KEPT, $("model").value);
   } catch {
-    // Then it is chosen again the next time.
+    // No storage: the choice is not remembered.
   }
 });
 
@@ -391,7 +391,7 @@ try {
   turns = [];
 }
 const linked = location.hash.slice(1);
-if (/^[0-9a-z]{36}$/.test(linked) && current()?.id !== linked) turns = [fresh({ id: linked })]; // a link to somebody's answer
+if (/^[0-9a-z]{36}$/.test(linked) && current()?.id !== linked) turns = [fresh({ id: linked })]; // a link to an answer
 turns.forEach(addView);
 showEnd();
 if (current() && !current().end) {
@@ -399,7 +399,7 @@ if (current() && !current().end) {
     const turn = current();
     if (turn.connections) {
       turn.cuts.push(turn.tokens.length);
-      tell("", `⟲ This page was loaded anew after token ${count(turn.tokens.length)}.`);
+      tell("", `⟲ The page was reloaded after token ${count(turn.tokens.length)}.`);
     }
     listen();
   } else void ask(current());

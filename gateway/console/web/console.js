@@ -1,4 +1,4 @@
-// The page of what runs now: one snapshot a second, from the gateway's own event stream.
+// The overview page: shows all streams and processes, from one snapshot a second.
 
 import { Chart } from "./chart.js";
 import { subscribe } from "./feed.js";
@@ -6,7 +6,7 @@ import { $, bytes, cancel, capital, count, duration, el, ms, percent, rate, reas
 import { StreamPanel } from "./stream.js";
 
 const ENDED_SHOWN = 5;
-const UNLISTED_MS = 4000; // what workers say of themselves is up to two seconds old
+const UNLISTED_MS = 4000; // heartbeats of workers are up to two seconds old
 const STREAM_ID = /^[0-9a-z]{36}$/;
 
 // --- numbers
@@ -30,7 +30,7 @@ const tiles = new Tiles();
 const charts = {
   tokens: new Chart("Tokens per second", ["generated", "delivered"], { least: 10, format: rate }),
   streams: new Chart("Streams and readers", ["running", "readers", "waiting"], { least: 4, format: count }),
-  lag: new Chart("Lag, 99 of 100 within", ["to socket", "loop", "Redis"], { least: 5, format: ms }),
+  lag: new Chart("Lag (99th percentile)", ["to socket", "loop", "Redis"], { least: 5, format: ms }),
 };
 $("charts").append(...Object.values(charts).map((chart) => chart.figure));
 
@@ -45,7 +45,7 @@ function showNumbers(now) {
   tiles.show("Tokens/s generated", rate(per.tokens_generated), `${count(now.totals.tokens_generated)} so far`);
   tiles.show("Tokens/s delivered", rate(per.tokens_delivered), `${count(now.totals.resumes)} resumes so far`);
   const toSocket = lag.append_to_socket;
-  tiles.show("Append to socket", ms(toSocket?.p50_ms), toSocket ? `99 % within ${ms(toSocket.p99_ms)}` : "known as streams end");
+  tiles.show("Append to socket", ms(toSocket?.p50_ms), toSocket ? `99 % within ${ms(toSocket.p99_ms)}` : "measured when streams end");
   const without = redis.refusal ? ["refuses", redis.refusal] : ["away", "readers wait, nothing is lost"];
   tiles.show("Redis", ...(redis.up ? [bytes(redis.memory_bytes), `${bytes(redis.headroom_bytes)} left`] : without));
 }
@@ -56,14 +56,14 @@ const drawn = {
   lag: ({ lag }) => [lag.append_to_socket?.p99_ms, lag.event_loop?.p99_ms, lag.redis?.p99_ms],
 };
 
-/** The charts begin with what the gateway remembers of the last two minutes. */
+/** Fills the charts with the gateway's samples of the last two minutes. */
 function showHistory(samples) {
   for (const [name, values] of Object.entries(drawn)) charts[name].set(samples.map((sample) => ({ time: sample.time, values: values(sample) })));
 }
 
 // --- tables
 
-/** Rows that stay the same elements while their texts change: focus and selection survive each second. */
+/** Table rows whose elements stay while their texts change, so that focus and selection are kept. */
 class Rows {
   #rows = new Map();
 
@@ -96,7 +96,7 @@ const failureOf = ({ error }) => (error ? capital(reason(error.code)) + (error.s
 function streamRow({ id }) {
   const link = el("a", { href: `#${id}`, title: id, "aria-label": `Stream ${short(id)}` }, shortNode(id));
   const chip = el("span", { class: "chip" });
-  // Below the id, where there is no room for their columns.
+  // Shown below the id where there is no room for their columns.
   const belows = ["model", "metadata", "failure"].map((name) => el("span", { class: `below-${name}` }));
   const names = ["mid cut", "vast cut metadata", "number mid", "number tokens", "number", "number vast", "wide cut last"];
   const [model, metadata, age, tokens, perSecond, attempt, worker] = names.map((name) => el("td", { class: name }));
@@ -158,7 +158,7 @@ function processRow(first) {
 const streamRows = new Rows($("streams"), streamRow);
 const processRows = new Rows($("processes"), processRow);
 
-/** Whether a stream has all the words that are looked for. */
+/** Returns whether a stream matches all words of the search. */
 function isWanted(stream) {
   const text = [stream.id, stream.status, stream.model, metadataOf(stream), stream.worker, stream.error?.code, failureOf(stream)].join(" ").toLowerCase();
   return wantedWords().every((word) => text.includes(word));
@@ -167,7 +167,7 @@ const wantedWords = () => $("wanted").value.toLowerCase().split(/\s+/).filter(Bo
 
 let unlistedSince = 0;
 
-/** Answers that workers say they run, though the queue knows of none: a Redis that was restarted empty has forgotten them. */
+/** Returns how many answers workers run although the queue has none: Redis was restarted empty. */
 function unlisted({ streams, processes, redis }) {
   const atWorkers = processes.reduce((sum, one) => sum + (one.kind === "worker" && !one.silent ? one.running : 0), 0);
   if (!redis.up || streams.running || streams.waiting || !atWorkers) unlistedSince = 0;
@@ -191,15 +191,15 @@ function showTables(now) {
   say($("streams-note"), [redis.up ? "" : away, of, !words.length && more > 0 ? `the newest ${streams.newest.length}, and ${count(more)} more` : ""].filter(Boolean).join("; "));
   $("streams-empty").hidden = shown.length > 0 && !forgotten;
   if (forgotten) fill($("streams-empty"), `Workers still run ${count(forgotten)} ${forgotten === 1 ? "answer that is" : "answers that are"} not in the queue: Redis has forgotten it. They go on.`);
-  else if (!shown.length && words.length) fill($("streams-empty"), STREAM_ID.test($("wanted").value.trim()) ? "It is not in this list. Enter opens it." : "None of the listed streams has that.");
+  else if (!shown.length && words.length) fill($("streams-empty"), STREAM_ID.test($("wanted").value.trim()) ? "It is not in this list. Press Enter to open it." : "No listed stream matches.");
   else if (!shown.length && !redis.up) fill($("streams-empty"), `Whether anything runs is not known: ${without}.`);
   else if (!shown.length) fill($("streams-empty"), "Nothing runs now. ", ["a", { href: "chat" }, "Ask something"], ", and it appears here.");
   processRows.show(processes, (one) => one.name);
   const silent = processes.filter((one) => one.silent).length;
-  say($("processes-note"), silent ? `${silent} silent: killed, frozen or cut off from Redis` : `${gateway} feeds this page, version ${version}`);
+  say($("processes-note"), silent ? `${silent} silent: killed, frozen or cut off from Redis` : `this page shows data of ${gateway}, version ${version}`);
 }
 
-/** A paragraph of texts and of elements, made anew only if its text has changed. */
+/** Fills an element with texts and elements, only if its text has changed. */
 function fill(node, ...parts) {
   const text = parts.map((part) => (typeof part === "string" ? part : part[2])).join("");
   if (node.textContent !== text) node.replaceChildren(...parts.map((part) => (typeof part === "string" ? part : el(...part))));
@@ -214,14 +214,14 @@ $("find").addEventListener("submit", (event) => {
   else if (rows.length === 1) location.hash = rows[0].hash;
 });
 
-// --- cancelling, which cannot be undone, and here is done to somebody else's stream
+// --- cancelling: it cannot be undone, and the stream may be somebody else's, so the page asks first
 
 const dialog = $("confirm");
 let cancelling = "";
 
 function confirmCancel(id) {
   cancelling = id;
-  say($("confirm-text"), `${short(id)}: its worker stops, its provider's connection is closed, its readers are told. What is there of its answer stays.`);
+  say($("confirm-text"), `${short(id)}: its worker stops, the connection to the provider is closed, and readers are notified. The text so far is kept.`);
   dialog.showModal();
 }
 $("confirm-no").addEventListener("click", () => dialog.close());

@@ -1,15 +1,15 @@
-// News of what runs: one snapshot a second, from the gateway's own event stream, and the numbers of the last two minutes.
-// A browser opens six connections to a host: so all tabs share one, in a SharedWorker (shared.js), where there is such a thing.
+// Gets snapshots of all streams and processes, one a second, from the gateway, and the numbers of the last two minutes.
+// A browser opens only six connections to a host: so all tabs share one, in a SharedWorker (shared.js), if the browser has that.
 
 const SILENT_MS = 5000; // a snapshot comes each second
-const DEAD_MS = 15000; // a connection that says nothing for so long is given up
+const DEAD_MS = 15000; // a connection that is silent for so long is closed
 const REOPEN_MS = 3000;
 const SAMPLES_SECONDS = 125;
-const STARTED_MS = 5000; // a shared worker that says nothing for so long is done without
+const STARTED_MS = 5000; // if the shared worker is silent for so long, the page connects by itself
 
 const sampleOf = ({ time, readers, streams, per_second, lag }) => ({ time, readers, per_second, lag, streams: { running: streams.running, waiting: streams.waiting } });
 
-/** Follows the gateway, and tells: { history }, an array of samples; { snapshot, sample }; { link: [state, text] }. */
+/** Follows the overview, and calls `tell` with { history } (an array of samples), { snapshot, sample } or { link: [state, text] }. */
 export class Feed {
   #tell;
   #source = null;
@@ -25,7 +25,7 @@ export class Feed {
     this.#timer = setInterval(() => this.#look(), 1000);
   }
 
-  /** All that a page needs that comes later. */
+  /** Returns everything that a page needs which subscribes later. */
   known() {
     const sample = this.#snapshot && sampleOf(this.#snapshot);
     return [{ link: this.#link }, { history: this.#samples }, ...(sample ? [{ snapshot: this.#snapshot, sample }] : [])];
@@ -62,7 +62,7 @@ export class Feed {
 
   #look() {
     const silent = performance.now() - this.#heardAt;
-    if (silent > SILENT_MS) this.#say("lost", "no news; trying again");
+    if (silent > SILENT_MS) this.#say("lost", "no data; trying again");
     if (silent > DEAD_MS && this.#source?.readyState !== EventSource.CONNECTING) this.#open();
   }
 
@@ -73,7 +73,7 @@ export class Feed {
   }
 }
 
-/** Have each piece of news: from the tabs' common connection, or else from one of this page's own. */
+/** Calls `tell` with all news: from the connection that all tabs share, or else from one of this page's own. */
 export function subscribe(tell) {
   let own = null;
   let port = null;
@@ -99,7 +99,7 @@ export function subscribe(tell) {
     port.postMessage("here");
     setTimeout(() => heard || alone(), STARTED_MS);
   } catch {
-    alone(); // no such thing here, or not allowed
+    alone(); // this browser has no SharedWorker, or forbids it
   }
   addEventListener("pagehide", () => port?.postMessage("bye"));
   addEventListener("pageshow", ({ persisted }) => persisted && port?.postMessage("here")); // from the back-forward cache

@@ -1,16 +1,16 @@
-// What both pages need. Everything that is shown goes through text nodes: texts and names were written by strangers.
+// Functions of both pages. Everything is shown as text nodes, never as HTML: strangers wrote the texts and names.
 
-const BASE = new URL(".", document.baseURI); // the pages work under any path that a proxy strips
+const BASE = new URL(".", document.baseURI); // so that the pages work behind a proxy that serves them under another path
 const ENDS = new Set(["done", "failed", "cancelled"]);
 const NAMED = ["started", "restarted", "live", "gap", ...ENDS];
 const REOPEN_MS = 2000;
 
 export const $ = (id) => document.getElementById(id);
 
-/** The URL of one of the gateway's paths. */
+/** Returns the URL of one of the gateway's paths. */
 export const at = (path) => new URL(path, BASE);
 
-/** An element; strings among its children become text. */
+/** Makes an element; strings among its children become text. */
 export function el(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -22,30 +22,30 @@ export function el(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Set a text only where it has changed: no work for the browser, no noise for a screen reader. */
+/** Sets an element's text only if it has changed: less work for the browser, and screen readers do not repeat it. */
 export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** JSON of the gateway. Throws an Error with `status` and what the gateway said. */
+/** Makes a request to the gateway and returns the JSON. Throws an Error with `status` and the gateway's message. */
 export async function call(path, { method = "GET", body, headers = {} } = {}) {
   const response = await fetch(at(path), {
     method,
     headers: body === undefined ? headers : { ...headers, "content-type": "application/json" },
     body: body === undefined ? undefined : JSON.stringify(body),
   });
-  const told = await response.json().catch(() => ({}));
-  const why = told.detail ?? told.error?.message ?? `the gateway answered ${response.status}`; // OpenAI's paths have OpenAI's errors
-  if (!response.ok) throw Object.assign(new Error(why), { status: response.status });
-  return told;
+  const answer = await response.json().catch(() => ({}));
+  const message = answer.detail ?? answer.error?.message ?? `the gateway answered ${response.status}`; // OpenAI's paths have OpenAI's errors
+  if (!response.ok) throw Object.assign(new Error(message), { status: response.status });
+  return answer;
 }
 
 export const cancel = (id) => call(`v1/streams/${id}/cancel`, { method: "POST" });
 
 /**
- * Follow a stream from after `last` to its end, across any number of connections.
- * `on.event(name, id, data)` gets each event, tokens as "message"; `on.open()`, `on.lost()`: the connection;
- * `on.gone(error)`: there is no such stream any more; `on.over(state)`: it had ended where we were already.
+ * Follows a stream from the event after `last` to its end, across any number of connections.
+ * `on.event(name, id, data)` gets each event, tokens as "message"; `on.open()` and `on.lost()`: the connection is open or lost;
+ * `on.gone(error)`: the stream does not exist any more; `on.over(state)`: it had ended, and this page has all of it.
  */
 export function follow(id, last, on) {
   let source = null;
@@ -64,10 +64,10 @@ export function follow(id, last, on) {
     const opened = (source = new EventSource(url));
     opened.onopen = () => opened === source && on.open?.();
     for (const name of ["message", ...NAMED])
-      opened.addEventListener(name, (told) => {
+      opened.addEventListener(name, (event) => {
         if (opened !== source) return;
-        if (told.lastEventId) last = told.lastEventId;
-        on.event(name, told.lastEventId, JSON.parse(told.data));
+        if (event.lastEventId) last = event.lastEventId;
+        on.event(name, event.lastEventId, JSON.parse(event.data));
         if (ENDS.has(name)) {
           ended = true;
           close();
@@ -76,11 +76,11 @@ export function follow(id, last, on) {
     opened.onerror = () => {
       if (opened !== source || ended) return;
       on.lost?.();
-      if (opened.readyState === EventSource.CLOSED) void afterRefusal(); // else the browser comes back by itself
+      if (opened.readyState === EventSource.CLOSED) void afterRefusal(); // else the browser reconnects by itself
     };
   }
 
-  /** The browser has given up: 204 (it had ended), 404, 410, or a gateway that was full or away. */
+  /** Called when the browser has given up: after 204 (the stream had ended), 404, 410, or when the gateway was full or unreachable. */
   async function afterRefusal() {
     const refused = source;
     try {
@@ -106,7 +106,7 @@ export function follow(id, last, on) {
   open();
   return {
     close,
-    /** Drop the connection, and come back after a while with the last id. */
+    /** Closes the connection, and reconnects after a while with the last id. */
     cut(milliseconds) {
       close();
       timer = setTimeout(open, milliseconds);
@@ -140,10 +140,10 @@ export function bytes(n) {
   return `${n < 10 && unit ? tenth.format(n) : whole.format(n)} ${units[unit]}`;
 }
 
-/** Ids are unguessable, so long: their beginning is the time of their making, their end tells apart those of the same second. */
+/** Shortens an id of 36 characters: its beginning is the time of creation, its end distinguishes streams of the same second. */
 export const short = (id) => `${id.slice(0, 12)}…${id.slice(-4)}`;
 
-/** The same as a node: where there is little room, the style sheet hides the time. */
+/** Returns a shortened id as an element: where there is little room, the style sheet hides the time. */
 export const shortNode = (id) => el("span", { class: "id" }, el("span", { class: "when" }, id.slice(0, 12)), `…${id.slice(-4)}`);
 
 // --- failures, in words
@@ -154,36 +154,36 @@ const FAILURES = {
   provider_stalled: "the provider fell silent",
   provider_refused: "the provider refused the request",
   provider_unreadable: "the provider's answer could not be read",
-  content_filtered: "the provider's filter stepped in",
+  content_filtered: "the provider's content filter stopped it",
   log_full: "there was no room left for the answer",
   queue_timeout: "no worker was free in time",
   worker_lost: "its worker stopped in the middle of it",
-  attempts_exhausted: "it was broken off too often",
-  internal_error: "its worker met something unforeseen",
+  attempts_exhausted: "it was interrupted too often",
+  internal_error: "its worker had an internal error",
   unreadable: "its log cannot be read",
 };
 
-/** Why an answer failed, or was begun anew, by its code; a code of a later version is shown without its underscores. */
+/** Describes why an answer failed or was started again, by its failure code; an unknown code is shown without underscores. */
 export const reason = (code) => FAILURES[code] ?? String(code ?? "unknown").replaceAll("_", " ");
 
 export const capital = (text) => text.slice(0, 1).toUpperCase() + text.slice(1);
 
-/** Why an attempt was followed by another. */
+/** Describes why an attempt was followed by another. */
 export const reasonAgain = (code) => ({ worker_lost: "its worker died or was stopped", provider_unavailable: "the provider broke off" })[code] ?? reason(code);
 
-// --- who is there
+// --- which processes run
 
-const DOUBT_SECONDS = 4.5; // a process says each two seconds that it is there; two missed, and it may be dead
-const REMEMBERED_SECONDS = 10; // a Redis that was restarted empty hears of everybody again within two seconds
-const there = new Map(); // by name, when a process was last there
+const DOUBT_SECONDS = 4.5; // processes send a heartbeat every two seconds; if two are missing, the process may be dead
+const REMEMBERED_SECONDS = 10; // after Redis was restarted empty, all heartbeats are back within two seconds
+const there = new Map(); // for each process, the time of its last good snapshot
 
-/** { there, at, seconds }: whether a process is there; when it was last heard of, and how long ago, null where nobody remembers. */
+/** Returns { there, at, seconds }: whether a process runs; the time of its last heartbeat and its age, null if they are not known. */
 export function heardOf(snapshot, name) {
   const { time, redis, processes } = snapshot;
-  const process = processes.find((one) => one.name === name);
+  const process = processes.find((process) => process.name === name);
   for (const [other, at] of there) if (time - at > REMEMBERED_SECONDS) there.delete(other);
   if (!process) return { there: there.has(name), at: null, seconds: null };
-  // While Redis is away nobody is heard of, which says nothing.
+  // While Redis does not answer, missing heartbeats mean nothing.
   const isThere = !redis.up || (!process.silent && process.heard_seconds < DOUBT_SECONDS);
   if (isThere) there.set(name, time);
   return { there: isThere, at: time - process.heard_seconds, seconds: process.heard_seconds };

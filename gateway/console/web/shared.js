@@ -1,8 +1,8 @@
-// All tabs' one connection to the gateway. The browser ends it with the last tab; which tab opened it does not matter.
+// One connection to the gateway for all tabs, in a SharedWorker. The browser ends it with the last tab.
 
 import { Feed } from "./feed.js";
 
-const ports = new Set(); // of a tab that crashed, one stays, and takes nothing
+const ports = new Set(); // the port of a crashed tab stays, which does no harm
 const feed = new Feed((news) => ports.forEach((port) => port.postMessage(news)));
 
 self.onconnect = ({ ports: [port] }) => {

@@ -1,23 +1,23 @@
-// One stream's life: what is known of it, and as a timeline. From its state and its receipt; its text only if asked for.
+// The panel of one stream: facts and a timeline, from its state and its receipt; its text only on demand.
 
 import { call, capital, count, duration, el, follow, heardOf, rate, reason, reasonAgain, say, short } from "./lib.js";
 
 const REFRESH_MS = 2000;
-const SETTLED_SECONDS = 8; // gateways note their connections for some seconds after the end
-const REVEAL_MS = 3000; // so long is the page kept where the panel is seen, while the tables above it fill
+const SETTLED_SECONDS = 8; // gateways report their connections for some seconds after the end
+const REVEAL_MS = 3000; // for so long the panel is kept in view while the tables above it fill
 const CONNECTIONS_SHOWN = 40;
 const OUTCOMES = {
   completed: "to the end",
   disconnected: "its connection broke off",
-  rotated: "asked to come back, for its age",
-  drained: "sent elsewhere, its gateway stopped",
+  rotated: "closed for its age, to reconnect",
+  drained: "closed to reconnect, since its gateway stopped",
   slow: "too slow",
   error: "ended by an error or a kill",
 };
 
 const ENDS = ["completed", "failed", "cancelled"];
 const CALM = matchMedia("(prefers-reduced-motion: reduce)");
-const MOVES = ["wheel", "touchmove", "pointerdown", "keydown"]; // whoever moves the page decides where it is
+const MOVES = ["wheel", "touchmove", "pointerdown", "keydown"]; // input that moves the page: the user decides what is in view
 
 export class StreamPanel {
   id = "";
@@ -42,7 +42,7 @@ export class StreamPanel {
       timeline: el("ol", { class: "timeline", "aria-label": "Timeline" }),
       from: el("span"),
       to: el("span"),
-      said: el("div", { class: "said", hidden: true, tabindex: "0", role: "region", "aria-label": "The answer" }),
+      answer: el("div", { class: "said", hidden: true, tabindex: "0", role: "region", "aria-label": "The answer" }),
       note: el("p", { class: "note", role: "status" }),
     };
     const close = button("Close", () => (location.hash = ""));
@@ -53,13 +53,13 @@ export class StreamPanel {
       el("h3", {}, "Timeline"),
       parts.timeline,
       el("div", { class: "axis", "aria-hidden": "true" }, parts.from, parts.to),
-      parts.said,
+      parts.answer,
     );
     this.#parts = parts;
     for (const name of MOVES) addEventListener(name, () => (this.#revealUntil = 0), { passive: true });
   }
 
-  /** Show a stream; none for "". */
+  /** Shows a stream; hides the panel for "". */
   show(id) {
     if (id === this.id) return;
     this.id = id;
@@ -68,12 +68,12 @@ export class StreamPanel {
     clearTimeout(this.#timer);
     this.#section.hidden = !id;
     if (!id) return;
-    const { title, chip, cancel, follow: show, facts, timeline, said, note } = this.#parts;
+    const { title, chip, cancel, follow: show, facts, timeline, answer, note } = this.#parts;
     say(title, `Stream ${short(id)}`);
     say(chip, "");
     chip.className = "chip";
-    for (const part of [cancel, show, said]) part.hidden = true;
-    for (const part of [facts, timeline, said]) part.replaceChildren();
+    for (const part of [cancel, show, answer]) part.hidden = true;
+    for (const part of [facts, timeline, answer]) part.replaceChildren();
     say(note, "");
     void this.refresh();
     this.#revealUntil = performance.now() + REVEAL_MS;
@@ -81,7 +81,7 @@ export class StreamPanel {
     title.focus({ preventScroll: true });
   }
 
-  /** See to it that the panel just opened is in view, from its top on. */
+  /** Scrolls the page so that a panel just opened is in view, from its top on. */
   #reveal() {
     if (performance.now() > this.#revealUntil) return;
     const { top, bottom } = this.#section.getBoundingClientRect();
@@ -93,7 +93,7 @@ export class StreamPanel {
     say(this.#parts.note, text);
   }
 
-  /** Ask for its state and its receipt, and again as long as something may change. */
+  /** Reads the stream's state and receipt, again and again as long as they may change. */
   async refresh() {
     const { id } = this;
     if (!id) return;
@@ -112,7 +112,7 @@ export class StreamPanel {
     this.#timer = setTimeout(() => this.refresh(), REFRESH_MS);
   }
 
-  /** A snapshot of everything: when this stream has begun anew or has ended, the receipt is asked for at once. */
+  /** Takes a snapshot of the overview. If it shows a new attempt or the end of this stream, the receipt is read at once. */
   hear(snapshot) {
     this.#snapshot = snapshot;
     const { streams } = snapshot;
@@ -173,8 +173,8 @@ export class StreamPanel {
     const now = Date.now() / 1000;
     const end = Math.max(state.ended_at ?? now, ...connections.map((one) => one.closed_at ?? 0), begin + 0.1);
     const at = (time) => Math.min(100, Math.max(0, ((time - begin) / (end - begin)) * 100));
-    const row = (what, told, bars) =>
-      el("li", {}, el("span", { class: "what" }, what), " ", el("span", { class: "told" }, told), track(bars, at));
+    const row = (title, text, bars) =>
+      el("li", {}, el("span", { class: "what" }, title), " ", el("span", { class: "told" }, text), track(bars, at));
     const clock = (time) => `at ${Math.max(0, time - begin).toFixed(1)} s`;
     const rows = [];
     const attempts = receipt.generated.attempts;
@@ -184,18 +184,18 @@ export class StreamPanel {
     attempts.forEach((one, index) => {
       const next = attempts[index + 1]?.started_at ?? state.ended_at ?? now;
       const open = index === attempts.length - 1 && !state.ended_at;
-      const { to, said, silent } = open ? this.#attemptNow(one, now) : this.#attemptOver(one, next, clock);
+      const { to, text, silent } = open ? this.#attemptNow(one, now) : this.#attemptOver(one, next, clock);
       const tokens = open ? Math.max(one.tokens, state.tokens) : one.tokens;
       const kind = open ? (silent ? "bad" : "open") : one.outcome === "completed" ? "good" : "bad";
       const bars = [{ kind, from: one.started_at, to }, ...(silent ? [{ kind: "silence", from: to, to: next }] : [])];
-      rows.push(row(`Attempt ${one.attempt}`, `${clock(one.started_at)} by ${one.worker}: ${count(tokens)} tokens, ${said}`, bars));
+      rows.push(row(`Attempt ${one.attempt}`, `${clock(one.started_at)} by ${one.worker}: ${count(tokens)} tokens, ${text}`, bars));
     });
     for (const one of connections.slice(-CONNECTIONS_SHOWN)) {
       const resumed = one.from !== "0-0";
       const where = resumed ? `resumed after ${one.from}` : "from the beginning";
-      const { to, said, open } = this.#connectionNow(one, state, now, clock);
+      const { to, text, open } = this.#connectionNow(one, state, now, clock);
       rows.push(
-        row("Reader", `${clock(one.opened_at)} ${where}, to ${one.to}, ${count(one.tokens)} tokens; ${said} (${one.gateway})`, [
+        row("Reader", `${clock(one.opened_at)} ${where}, to ${one.to}, ${count(one.tokens)} tokens; ${text} (${one.gateway})`, [
           { kind: open ? "reader open" : "reader", from: one.opened_at, to, mark: !open && one.outcome !== "completed" },
         ]),
       );
@@ -207,59 +207,59 @@ export class StreamPanel {
     say(this.#parts.to, `${state.ended_at ? state.status : "now"}, ${(end - begin).toFixed(1)} s`);
   }
 
-  /** An attempt that is over: where its bar ends, what is said of it, whether silence followed. */
+  /** Describes an attempt that is over: where its bar ends, a text, and whether silence followed. */
   #attemptOver(attempt, next, clock) {
     const how = ENDS.includes(attempt.outcome) ? attempt.outcome : attempt.outcome ? reasonAgain(attempt.outcome) : "ended";
     const heardAt = attempt.last_heard_at;
-    if (heardAt === null || heardAt === undefined || heardAt >= next) return { to: next, said: how, silent: false };
+    if (heardAt === null || heardAt === undefined || heardAt >= next) return { to: next, text: how, silent: false };
     const to = Math.max(heardAt, attempt.started_at);
-    return { to, said: `${how}: last heard of ${clock(to)}, then ${duration(next - to)} of silence`, silent: true };
+    return { to, text: `${how}: last heard of ${clock(to)}, then ${duration(next - to)} of silence`, silent: true };
   }
 
-  /** The attempt that goes on, unless nothing is heard of its worker. */
+  /** Describes the present attempt: it goes on, unless its worker's heartbeats are missing. */
   #attemptNow(attempt, now) {
     const heard = this.#snapshot && heardOf(this.#snapshot, attempt.worker);
-    if (!heard || heard.there) return { to: now, said: "goes on", silent: false };
+    if (!heard || heard.there) return { to: now, text: "goes on", silent: false };
     const to = Math.max(heard.at ?? attempt.started_at, attempt.started_at);
     const since = heard.at === null ? "for more than a minute" : `for ${duration(heard.seconds)}`;
     const others = this.#snapshot.processes.some((one) => one.kind === "worker" && heardOf(this.#snapshot, one.name).there);
-    return { to, said: `its worker has not been heard of ${since}; ${others ? "another one takes over" : "no other one runs"}`, silent: true };
+    return { to, text: `its worker has not been heard of ${since}; ${others ? "another one takes over" : "no other one runs"}`, silent: true };
   }
 
-  /** A connection: where its bar ends, what is said of it, whether it is open. Of a gateway that was killed the end is the last that it noted. */
+  /** Describes a connection: where its bar ends, a text, and whether it is open. If its gateway was killed, it ends at the last report. */
   #connectionNow(connection, state, now, clock) {
     const { outcome, closed_at: closedAt, opened_at: openedAt } = connection;
     const notedAt = connection.noted_at ?? openedAt;
-    if (closedAt) return { to: closedAt, said: OUTCOMES[outcome] ?? outcome, open: false };
+    if (closedAt) return { to: closedAt, text: OUTCOMES[outcome] ?? outcome, open: false };
     const heard = this.#snapshot && heardOf(this.#snapshot, connection.gateway);
-    if (outcome) return { to: notedAt, said: `${OUTCOMES[outcome] ?? outcome}; last noted ${clock(notedAt)}`, open: false };
-    if (!heard || heard.there) return { to: state.ended_at ?? now, said: "is connected", open: true };
+    if (outcome) return { to: notedAt, text: `${OUTCOMES[outcome] ?? outcome}; last noted ${clock(notedAt)}`, open: false };
+    if (!heard || heard.there) return { to: state.ended_at ?? now, text: "is connected", open: true };
     const to = Math.max(notedAt, Math.min(heard.at ?? 0, state.ended_at ?? now));
-    return { to, said: `its gateway is gone: last sign of life ${clock(to)}`, open: false };
+    return { to, text: `its gateway is gone: last sign of life ${clock(to)}`, open: false };
   }
 
-  // --- the answer, for whoever asks to see it
+  // --- the answer's text, on demand
 
   #follow() {
-    const { said, note, follow: show } = this.#parts;
+    const { answer, note, follow: show } = this.#parts;
     const tokens = [];
     show.hidden = true;
-    said.hidden = false;
-    said.replaceChildren();
-    if (!this.#state?.ended_at) say(note, "While you read along, you count as a reader of this stream.");
+    answer.hidden = false;
+    answer.replaceChildren();
+    if (!this.#state?.ended_at) say(note, "While this page shows the answer, it counts as a reader of the stream.");
     this.#reader = follow(this.id, "", {
       event(name, _, data) {
         if (name === "message") {
           tokens.push(data.token ?? data.delta?.content ?? "");
-          said.append(tokens.at(-1));
+          answer.append(tokens.at(-1));
         } else if (name === "restarted") {
           tokens.length = Math.min(tokens.length, data.base);
-          said.replaceChildren(tokens.join(""));
+          answer.replaceChildren(tokens.join(""));
         }
       },
       gone: (error) => this.complain(error.message),
     });
-    said.focus();
+    answer.focus();
   }
 }
 

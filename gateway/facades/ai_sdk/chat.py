@@ -7,18 +7,20 @@ is active is in its log. So nothing has to be cleared, and a late stop cannot cl
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 
 from gateway.api.follow import FollowRequest, Subscribe
-from gateway.api.requests import check_generation, check_idempotency_key, parse_body
+from gateway.api.requests import check_generation, check_idempotency_key
 from gateway.facades.ai_sdk import operations
 from gateway.facades.ai_sdk.messages import chat_messages, replayed_parts
 from gateway.facades.ai_sdk.stream_parts import AI_SDK, AI_SDK_REPLAY
+from gateway.http.bodies import body_of, parse_body, received
 from gateway.http.connection import Receive, Scope, Send
-from gateway.http.exchange import body_of, json_response, query_of
+from gateway.http.exchange import json_response, query_of
 from gateway.http.problems import Problem, no_log
 from gateway.http.routes import ASGI, Route, handler_for
 from gateway.http.whole_bodies import made
@@ -58,23 +60,8 @@ class AiSdk:
         """`POST /api/chat`: creates a stream, which becomes the chat's newest, and follows it."""
         self._subscribe.take_place()
         http_request = Request(scope, receive)
-        body = parse_body(await body_of(http_request, self._settings.body_bytes_max))
-        chat_id = _checked_chat_id(body.get("id"))
-        if body.get("n") not in (None, 1):
-            raise Problem(400, "n must be 1: a message is one answer")
-        request = {name: value for name, value in body.items() if name not in _OURS}
-        request["messages"] = chat_messages(body.get("messages"))
-        request, policies, metadata = check_generation(request, self._settings.default_model)
-        last = body["messages"][-1]
-        facade: dict[str, Any] = {"api": "ai_sdk", "chat": chat_id}
-        if last["role"] == "assistant" and isinstance(last.get("id"), str):
-            facade |= {
-                "message": last["id"],
-                "before": replayed_parts(last["parts"]),
-            }  # after tool results the same message continues
-        key = check_idempotency_key(http_request.headers)
-        created = await self._streams.create(request, policies, metadata, idempotency=key, facade=facade)
-        stream_id: str = created["id"]
+        async with received(http_request, self._settings.body_bytes_max) as body:
+            stream_id, chat_id = await self._created(parse_body(body), http_request.headers)
         await self._redis("SET", self._key(chat_id), stream_id, "EX", self._settings.log_ttl_seconds)
         await self._subscribe.follow(FollowRequest(stream_id, AI_SDK, headers=_headers(stream_id)), scope, send)
 
@@ -115,6 +102,25 @@ class AiSdk:
         await json_response(result)(scope, receive, send)
 
     # --- helpers
+
+    async def _created(self, body: dict[str, Any], headers: Mapping[str, str]) -> tuple[str, str]:
+        """Creates a stream. Returns its id and the chat's."""
+        chat_id = _checked_chat_id(body.get("id"))
+        if body.get("n") not in (None, 1):
+            raise Problem(400, "n must be 1: a message is one answer")
+        request = {name: value for name, value in body.items() if name not in _OURS}
+        request["messages"] = chat_messages(body.get("messages"))
+        request, policies, metadata = check_generation(request, self._settings.default_model)
+        last = body["messages"][-1]
+        facade: dict[str, Any] = {"api": "ai_sdk", "chat": chat_id}
+        if last["role"] == "assistant" and isinstance(last.get("id"), str):
+            facade |= {
+                "message": last["id"],
+                "before": replayed_parts(last["parts"]),
+            }  # after tool results the same message continues
+        key = check_idempotency_key(headers)
+        created = await self._streams.create(request, policies, metadata, idempotency=key, facade=facade)
+        return created["id"], chat_id
 
     async def _cancel(self, stream_id: str, chat_id: str) -> str | None:
         """Returns the stream's status after the cancel; None if this chat has no such stream (any more)."""

@@ -1,6 +1,6 @@
-"""The operations that the AI SDK's `useChat` needs, described: docs/reference/http.md as data.
+"""Describes the operations that the AI SDK's `useChat` needs for the OpenAPI document.
 
-The models document; requests are checked by `gateway.facades.ai_sdk.messages`, whose messages say more than a model's would.
+The models are documentation; requests are checked by `gateway.facades.ai_sdk.messages`, whose messages say more than a model's would.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class UiMessage(Described):
 
 
 class ChatQuestion(Described):
-    """What `DefaultChatTransport` sends. All that is not named here is a parameter for the provider."""
+    """The request of `DefaultChatTransport`. Fields that are not named here are parameters for the provider."""
 
     id: ChatId
-    """The chat's."""
+    """The chat's id."""
     messages: Annotated[list[UiMessage], Field(min_length=1)]
     trigger: str | None = None
     messageId: str | None = None  # noqa: N815  # the transport's own name
@@ -52,10 +52,10 @@ class ChatStop(Described):
 
 
 class StoppedChat(Described):
-    """What became of the stream."""
+    """The state of the stream after the request."""
 
     stopped: bool
-    """False if it had ended before, or there is none."""
+    """False if the stream had ended before, or if there is none."""
     stream_id: str | None
     status: str | None
 
@@ -122,14 +122,14 @@ def _part(data: type[UiPart], description: str) -> EventKind:
 
 _PARTS = (
     _part(StartPart, "`start`: the message begins; `messageMetadata.streamId` is the stream."),
-    _part(UiPart, "`start-step`, `finish-step`, and `reset-step`: an attempt begins anew, all of this step goes."),
-    _part(TextPart, "`text-start`, `text-delta`, `text-end`; the same of `reasoning`."),
+    _part(UiPart, "`start-step`, `finish-step`, and `reset-step`: another attempt begins; drop this step's parts."),
+    _part(TextPart, "`text-start`, `text-delta`, `text-end`; also `reasoning-start` and so on."),
     _part(ToolPart, "`tool-input-start`, `tool-input-delta`, `tool-input-available`, `tool-input-error`."),
     _part(FinishPart, "`finish`: the message is complete."),
     _part(ErrorPart, "`error`: the stream has failed; a `finish` follows."),
-    _part(AbortPart, "`abort`, instead of a `finish`: it was cancelled."),
+    _part(AbortPart, "`abort`, instead of `finish`: the stream was cancelled."),
     _part(GapPart, "`data-gap`: events between these ids are gone."),
-    EventKind("", "[DONE]", "Nothing more comes.", has_id=False),
+    EventKind("", "[DONE]", "No more parts will come.", has_id=False),
 )
 _HEADERS = {"X-Stream-Id": "The stream's id.", "x-vercel-ai-ui-message-stream": "`v1`."}
 _CHAT_ID = in_path("chat_id", "The chat's id.", type="string", minLength=1, maxLength=255)
@@ -137,11 +137,11 @@ _CHAT_ID = in_path("chat_id", "The chat's id.", type="string", minLength=1, maxL
 ASK = Operation(
     "AI SDK",
     "ask",
-    "What `useChat` asks: makes a stream, from now on the chat's active one, and follows it.",
+    "A question of `useChat`: creates a stream, which becomes the chat's active one, and follows it.",
     (Answer(200, "The UI message stream.", {SSE: None}, _HEADERS),),
     parameters=(IDEMPOTENCY_KEY,),
     body=ChatQuestion,
-    errors=(413, 422),
+    errors=(413, 415, 422),
     events=_PARTS,
 )
 RESUME = Operation(
@@ -151,7 +151,7 @@ RESUME = Operation(
     (Answer(200, "The UI message stream.", {SSE: None}, _HEADERS), Answer(204, "The chat has no active stream.")),
     parameters=(
         _CHAT_ID,
-        query("ended", "`replay`: also a stream that has ended.", type="string", enum=["replay"]),
+        query("ended", "`replay`: also replay a stream that has ended.", type="string", enum=["replay"]),
     ),
     errors=(404, 410),
     events=_PARTS,
@@ -160,9 +160,9 @@ STOP = Operation(
     "AI SDK",
     "stop_chat",
     "Cancel a chat's active stream, or the one that the body names. May be repeated.",
-    (Answer(200, "What became of the stream.", {JSON: StoppedChat}),),
+    (Answer(200, "The state of the stream after the request.", {JSON: StoppedChat}),),
     parameters=(_CHAT_ID,),
     body=ChatStop,
     body_is_required=False,
-    errors=(413,),
+    errors=(413, 415),
 )

@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from gateway.faces import GAP, Encoder, SseFace, encode, without_tombstone
+from gateway.faces import GAP, Encoder, SseFace, encode, json_text, on_one_line, without_tombstone
 from shared import events
 from shared.deltas import NESTED_MAX, too_deep
 from shared.events import Accepted, Event
@@ -103,7 +103,7 @@ class _Encoder(Encoder):
         """The increments so far, if a next attempt may keep some of them. Bounded as the log is."""
 
     def token(self, event_id: bytes, value: bytes) -> bytes:
-        text = orjson.dumps(value.decode())
+        text = json_text(value)
         if self._increments is not None:
             self._increments.append(Event(BEGINNING, events.TOKEN, value))  # the id is not needed any more
         if self._text_delta:
@@ -230,11 +230,10 @@ class _Encoder(Encoder):
     # --- tool calls
 
     def _call_piece(self, piece: dict[str, Any], function: dict[str, Any], position: int) -> bytes:
+        """Encodes a piece of a call. Pieces of one call have one index (docs/reference/log-format.md)."""
         index = piece["index"] if isinstance(piece.get("index"), int) else position
         call, out = self._calls.get(index), b""
-        if call is None or (piece.get("id") and piece["id"] != call.id and function.get("name")):
-            if call is not None:  # a server that gives all calls one index: the call before is complete
-                out = self._complete(call)
+        if call is None:
             self._calls_begun += 1
             call = self._calls[index] = _Call(str(piece.get("id") or f"call_{self._stream_id}_{self._calls_begun}"))
         arguments = str(function.get("arguments") or "")
@@ -275,4 +274,4 @@ def _usage(usage: Any) -> dict[str, int]:
 
 
 def _chunk(part: dict[str, Any]) -> bytes:
-    return b"data: %b\n\n" % orjson.dumps(part)
+    return b"data: %b\n\n" % on_one_line(orjson.dumps(part))

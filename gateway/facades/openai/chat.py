@@ -18,14 +18,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api.follow import FollowRequest, Subscribe
-from gateway.api.requests import ChatRequest, check_chat, check_idempotency_key, parse_body
+from gateway.api.requests import ChatRequest, check_chat, check_idempotency_key
 from gateway.facades.openai import operations
 from gateway.facades.openai.chat_chunks import ChatFace, chat_cursor, chat_face, resumed_chat_face, stream_id_of
 from gateway.facades.openai.chat_whole import completion
 from gateway.facades.openai.errors import cancelled_problem, failure_problem
+from gateway.http.bodies import parse_body, received
 from gateway.http.connection import Connection, Scope
 from gateway.http.cursor import Place, last_event_id
-from gateway.http.exchange import body_of, json_response, query_of, unless_disconnected
+from gateway.http.exchange import json_response, query_of, unless_disconnected
 from gateway.http.problems import Problem, not_found
 from gateway.http.routes import ASGI, Route, handler_for
 from gateway.http.whole_bodies import made
@@ -62,21 +63,11 @@ class ChatCompletions:
     async def create(self, scope: Scope, receive: Any, send: Any) -> None:
         """`POST /v1/chat/completions`"""
         self._subscribe.take_place()
-        request = Request(scope, receive)
-        body = parse_body(await body_of(request, self._settings.body_bytes_max))
-        chat = check_chat(body, request.headers, self._settings.default_model)
-        created = await self._streams.create(
-            chat.generation,
-            chat.policies,
-            chat.metadata,
-            idempotency=check_idempotency_key(request.headers),
-            facade={"api": "chat", "include_usage": chat.include_usage},
-        )
-        stream_id = created["id"]
+        stream_id, face = await self._created(Request(scope, receive))
         # An error has this header too: the events before it can be read from that stream.
         Connection.add_headers(send, [(_STREAM_ID, stream_id.encode())])
-        if chat.streams:
-            await self._stream(stream_id, chat, scope, receive, send)
+        if face is not None:
+            await self._stream(stream_id, face, scope, receive, send)
         else:
             await self._whole(stream_id, scope, receive, send)
 
@@ -98,8 +89,23 @@ class ChatCompletions:
 
     # --- helpers
 
-    async def _stream(self, stream_id: str, chat: ChatRequest, scope: Scope, receive: Any, send: Any) -> None:
-        face = chat_face(chat.generation, chat.policies, chat.include_usage)
+    async def _created(self, request: Request) -> tuple[str, ChatFace | None]:
+        """Creates a stream. Returns its id, and the face for its client; None for one that wants the whole answer at once.
+
+        Nothing else of the request, which may be large, stays in memory while the answer is generated.
+        """
+        async with received(request, self._settings.body_bytes_max) as body:
+            chat = check_chat(parse_body(body), request.headers, self._settings.default_model)
+            created = await self._streams.create(
+                chat.generation,
+                chat.policies,
+                chat.metadata,
+                idempotency=check_idempotency_key(request.headers),
+                facade={"api": "chat", "include_usage": chat.include_usage},
+            )
+            return created["id"], _face_of(chat)
+
+    async def _stream(self, stream_id: str, face: ChatFace, scope: Scope, receive: Any, send: Any) -> None:
         with self._subscribe.holding(stream_id, face) as tail:
             begun = await unless_disconnected(receive, self._subscribe.until_begun(tail, _HEAD_SECONDS_MAX))
             if begun is None:
@@ -137,6 +143,10 @@ class ChatCompletions:
             raise Problem(400, f"{cursor}.{pieces} is not an event of this stream", param="last_event_id")
         rest = b"".join(face.encoder(stream_id).end(cursor, history.terminal)[pieces:])
         return Response(rest, headers={"content-type": face.media_type.decode(), "cache-control": "no-store"})
+
+
+def _face_of(chat: ChatRequest) -> ChatFace | None:
+    return chat_face(chat.generation, chat.policies, chat.include_usage) if chat.streams else None
 
 
 def _encoded(stream_id: str, history: History) -> bytes:

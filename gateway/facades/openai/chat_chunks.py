@@ -23,7 +23,7 @@ import orjson
 
 from gateway.api.requests import CHAT_CHOICES_MAX
 from gateway.facades.openai.errors import cancelled, failure
-from gateway.faces import GAP, Encoder, SseFace, json_strings, shown, without_tombstone
+from gateway.faces import GAP, Encoder, SseFace, json_strings, json_text, on_one_line, shown, without_tombstone
 from gateway.http.cursor import cursor_of
 from gateway.http.problems import Problem
 from shared import events
@@ -117,23 +117,23 @@ class ChatEncoder(Encoder):
             "model": face.model,
         }
         self._ours = {*self._common, "choices", "usage"}
-        head = b"\ndata: " + orjson.dumps(self._common)[:-1] + b',"choices":[{'
+        head = b"data: " + on_one_line(orjson.dumps(self._common))[:-1] + b',"choices":[{'
         self._text = head + b'"index":0,"delta":{"content":'
-        self._text_end = b'},"logprobs":null,"finish_reason":null}]%b}\n\n' % self._no_usage
+        self._text_end = b'},"logprobs":null,"finish_reason":null}]%b}\nid: ' % self._no_usage
         self._choice = head
         self._first = head + b'"index":0,"logprobs":null,"finish_reason":null,'
-        self._choice_end = b"]%b}\n\n" % self._no_usage
+        self._choice_end = b"]%b}\nid: " % self._no_usage
 
     @property
     def _no_usage(self) -> bytes:
         return b',"usage":null' if self._face.include_usage else b""
 
     def token(self, event_id: bytes, value: bytes) -> bytes:
-        return b"id: %b%b%b%b" % (event_id, self._text, orjson.dumps(value.decode()), self._text_end)
+        return b"%b%b%b%b\n\n" % (self._text, json_text(value), self._text_end, event_id)
 
     def tokens(self, event_ids: Sequence[bytes], values: Sequence[bytes]) -> list[bytes]:
-        piece = b'id: %%b%b"%%b"%b' % (self._text.replace(b"%", b"%%"), self._text_end.replace(b"%", b"%%"))
-        return [piece % pair for pair in zip(event_ids, json_strings(values), strict=True)]
+        piece = b'%b"%%b"%b%%b\n\n' % (self._text.replace(b"%", b"%%"), self._text_end.replace(b"%", b"%%"))
+        return [piece % pair for pair in zip(json_strings(values), event_ids, strict=True)]
 
     def other(self, event: Event) -> bytes:
         (attempt, offset), field, value = event
@@ -141,7 +141,7 @@ class ChatEncoder(Encoder):
             # A bare `{"delta":{…}}` of the first choice is copied unparsed: reasoning and calls come by the thousand, too.
             # Bare means that no field follows the object: `},"` does not occur (inside a text it would be `},\"`).
             if value.startswith(b'{"delta":{') and value.find(b'},"') < 0:  # `find` is twice as fast as `in`
-                return b"id: %d-%d%b%b%b" % (attempt, offset, self._first, value[1:], self._choice_end)
+                return b"%b%b%b%d-%d\n\n" % (self._first, on_one_line(value[1:]), self._choice_end, attempt, offset)
             return self._delta(event.id, value)
         event_id, field, value = without_tombstone(event)
         if field == events.DONE:
@@ -172,8 +172,8 @@ class ChatEncoder(Encoder):
 
     def _delta(self, event_id: EventId, value: bytes) -> bytes:
         stored = orjson.loads(value)
-        choice = orjson.dumps({"index": 0, "delta": {}, "logprobs": None, "finish_reason": None} | stored)
-        return b"id: %d-%d%b%b%b" % (*event_id, self._choice, choice[1:], self._choice_end)
+        choice = on_one_line(orjson.dumps({"index": 0, "delta": {}, "logprobs": None, "finish_reason": None} | stored))
+        return b"%b%b%b%d-%d\n\n" % (self._choice, choice[1:], self._choice_end, *event_id)
 
     def _chunk(self, event_id: bytes, choices: list[dict[str, Any]], more: dict[str, Any] | None = None) -> bytes:
         usage = {"usage": None} if self._face.include_usage else {}
@@ -185,4 +185,5 @@ def _choice(index: int, delta: dict[str, Any], finish_reason: str | None = None)
 
 
 def _sse(event_id: bytes, data: bytes) -> bytes:
-    return b"id: %b\ndata: %b\n\n" % (event_id, data) if event_id else b"data: %b\n\n" % data
+    data = on_one_line(data)
+    return b"data: %b\nid: %b\n\n" % (data, event_id) if event_id else b"data: %b\n\n" % data

@@ -10,11 +10,12 @@ from typing import Any
 
 from starlette.responses import Response
 
-from gateway.http.connection import Scope
 from gateway.http.exchange import json_response
 from gateway.http.problems import Problem
-from gateway.http.routes import ASGI
 
+_NATIVE = ("streams", "overview", "probe")
+"""What stands below /v1 of the native API."""
+_RESOURCES = ("openai", "completions", "embeddings", "models", "responses")
 CANCELLED_STATUS = 499
 """Not 409, which the SDKs retry: that would generate again the answer that somebody has cancelled."""
 
@@ -44,24 +45,21 @@ def openai_error(problem: Problem) -> Response:
         "param": problem.param,
         "code": problem.code,
     }
-    headers = {}
-    if problem.retry_after_seconds is not None:
-        headers["retry-after"] = str(problem.retry_after_seconds)
+    headers = problem.status_headers()
     if problem.status == CANCELLED_STATUS:
         headers["x-should-retry"] = "false"  # the SDKs' own header
     return json_response({"error": error}, problem.status, headers)
 
 
-def answering_in_openai_shape(handler: ASGI) -> ASGI:
-    """Wraps a handler so that a Problem that it raises is answered in OpenAI's shape."""
+def is_openai_path(path: str) -> bool:
+    """Whether a client of OpenAI's API, or of an API like it, may have meant this path: its errors have OpenAI's shape.
 
-    async def handled(scope: Scope, receive: Any, send: Any) -> None:
-        try:
-            await handler(scope, receive, send)
-        except Problem as problem:
-            await openai_error(problem)(scope, receive, send)
-
-    return handled
+    That is all below /v1 but the native API, and OpenAI's resources where a client's base URL lacks the /v1, or is Azure's.
+    """
+    first, _, rest = path.lstrip("/").partition("/")
+    if first != "v1":
+        return first in _RESOURCES or (first == "chat" and rest.startswith("completions"))
+    return rest.lstrip("/").partition("/")[0] not in _NATIVE
 
 
 def failure(failed: dict[str, Any]) -> dict[str, Any]:

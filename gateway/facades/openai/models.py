@@ -47,7 +47,7 @@ class Models:
         self._request: asyncio.Task[dict[str, Any]] | None = None
 
     def route(self, scope: Scope) -> ASGI | None:
-        return None if scope["path"] == _PATH + "/" else handler_for(self.routes, scope)
+        return handler_for(self.routes, scope)
 
     async def list(self, scope: Scope, receive: Any, send: Any) -> None:
         """`GET /v1/models`"""

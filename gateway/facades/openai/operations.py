@@ -1,6 +1,6 @@
-"""The operations of OpenAI's Chat Completions API and of its models, described: docs/reference/http.md as data.
+"""Describes the operations of OpenAI's Chat Completions API and of its models for the OpenAPI document.
 
-The models document; requests are checked by `gateway.api.requests`, whose messages say more than a model's would.
+The models are documentation; requests are checked by `gateway.api.requests`, whose messages say more than a model's would.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from gateway.http.accept import SSE
 from gateway.http.operations import (
     IDEMPOTENCY_KEY,
     JSON,
-    LAST_EVENT_ID,
-    LAST_EVENT_ID_QUERY,
+    NOTHING_MORE,
+    RESUME_PARAMETERS,
     Answer,
     Described,
     EventKind,
@@ -41,7 +41,7 @@ class OpenAIError(Described):
 
 
 class ChatStreamOptions(Described):
-    """How a streaming answer is given."""
+    """Options of a streaming answer."""
 
     include_usage: bool | None = None
     """A chunk with the usage comes last."""
@@ -53,9 +53,9 @@ class ChatCompletionRequest(Described):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     model: Annotated[str, Field(min_length=1, max_length=256)] = Field(default_factory=str)
     """The gateway's default model where it is missing."""
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
     stream: bool | None = None
     stream_options: ChatStreamOptions | None = None
     simulate: Simulation | None = None
@@ -63,7 +63,7 @@ class ChatCompletionRequest(Described):
 
 
 class CompletionMessage(Described):
-    """What the model answered."""
+    """The model's answer."""
 
     role: Literal["assistant"]
     content: str | None
@@ -72,7 +72,7 @@ class CompletionMessage(Described):
 
 
 class CompletionChoice(Described):
-    """One of the answers that were asked for."""
+    """One of the `n` answers."""
 
     index: int
     message: CompletionMessage
@@ -92,7 +92,7 @@ class ChatCompletion(Described):
 
 
 class ChunkChoice(Described):
-    """What a chunk adds to one of the answers."""
+    """What a chunk adds to one of the `n` answers."""
 
     index: int
     delta: dict[str, Any]
@@ -101,7 +101,7 @@ class ChunkChoice(Described):
 
 
 class ChunkRestart(Described):
-    """An attempt has begun anew: keep the first `base` deltas and drop the others."""
+    """Another attempt has begun: keep the first `base` deltas and drop the others."""
 
     attempt: int
     base: int
@@ -116,7 +116,7 @@ class ChunkGap(Described):
 
 
 class ChunkNote(Described):
-    """What only Midstream says; the chunk's one choice says nothing."""
+    """Events that only Midstream has; the chunk's one choice has an empty delta."""
 
     restarted: ChunkRestart | None = None
     gap: ChunkGap | None = None
@@ -152,21 +152,23 @@ class ModelList(Described):
 
 ON_INTERRUPT = header(
     "X-Midstream-On-Interrupt",
-    "`midstream.on_interrupt`, for clients whose body is not theirs to write. The body wins.",
+    "`midstream.on_interrupt`, for clients that cannot change the body. The body takes precedence.",
     type="string",
     enum=["fail", "restart", "continue"],
 )
-PACE = header("X-Midstream-Pace-Ms", "`midstream.pace_ms` for clients that cannot add to the body, which wins.")
-ON_DISCONNECT = header("X-Midstream-On-Disconnect", "`continue` or `cancel_after=SECONDS`. The body wins.")
-STREAM_ID_HEADER = {"X-Stream-Id": "The stream's id, for the other paths."}
-PROVIDER_ERRORS = (401, 404, 413, 422, 424, 429, 499, 502, 504, 507)
-"""Statuses of the provider, and those of failures for which it gave none."""
+PACE = header(
+    "X-Midstream-Pace-Ms", "`midstream.pace_ms` for clients that cannot change the body. The body takes precedence."
+)
+ON_DISCONNECT = header("X-Midstream-On-Disconnect", "`continue` or `cancel_after=SECONDS`. The body takes precedence.")
+STREAM_ID_HEADER = {"X-Stream-Id": "The stream's id, for other requests."}
+PROVIDER_ERRORS = (401, 404, 413, 415, 422, 424, 429, 499, 502, 504, 507)
+"""Statuses that the provider may send, and those of failures without a status of the provider."""
 
 _CHUNKS = (
     EventKind(
         "",
         ChatCompletionChunk,
-        "One chunk for each event: the role, a delta, `finish_reason`, the usage if it was asked for, or an object `midstream`.",
+        "One chunk for each event: the role, a delta, `finish_reason`, the usage if it was requested, or an object `midstream`.",
     ),
     EventKind("", OpenAIError, "Instead of the end: the answer failed or was cancelled. No `[DONE]` comes."),
     EventKind("", "[DONE]", "The answer is complete."),
@@ -189,20 +191,19 @@ CREATE_CHAT = Operation(
     errors=PROVIDER_ERRORS,
     error=OpenAIError,
     events=_CHUNKS,
-    description="A refusal or failure has the provider's status where it gave one. `Authorization` is not looked at.",
+    description="A refusal or failure has the provider's status if there is one. `Authorization` is ignored.",
 )
 CHAT_EVENTS = Operation(
     "OpenAI",
     "follow_chat_completion",
-    "The chunks of a chat completion, behind an event or from the beginning.",
+    "The chunks of a chat completion, after an event or from the beginning.",
     (
         Answer(200, "The chunks.", {SSE: None}, STREAM_ID_HEADER),
-        Answer(204, "Nothing more will come: the client has everything up to the end."),
+        NOTHING_MORE,
     ),
     parameters=(
         in_path("completion_id", "The completion's id, or the stream's."),
-        LAST_EVENT_ID,
-        LAST_EVENT_ID_QUERY,
+        *RESUME_PARAMETERS,
     ),
     errors=(404, 410),
     error=OpenAIError,
@@ -212,7 +213,7 @@ LIST_MODELS = Operation(
     "OpenAI",
     "list_models",
     "The provider's models.",
-    (Answer(200, "The list; of a gateway that knows no provider its default model.", {JSON: ModelList}),),
+    (Answer(200, "The list. Without a provider it has only the gateway's default model.", {JSON: ModelList}),),
     errors=(401, 429, 502, 504),
     error=OpenAIError,
 )

@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from gateway.facades.responses.response_object import error_of, response_object, usage_of
-from gateway.faces import GAP, Encoder, SseFace, without_tombstone
+from gateway.faces import GAP, Encoder, SseFace, on_one_line, without_tombstone
 from shared import events
 from shared.events import Accepted, Event
 
@@ -281,10 +281,9 @@ class ResponsesEncoder(Encoder):
         function, place = piece.get("function") or {}, piece.get("index") or 0
         call = next((call for call in reversed(self._calls) if call.place == place), None)
         encoded = b""
-        given_id = piece.get("id") or ""
-        if call is None or given_id not in ("", call.given_id):  # some providers give all calls one index
+        if call is None:
             encoded += self._close_item("completed")
-            call = self._new_call(place, given_id, function.get("name") or "")
+            call = self._new_call(place, piece.get("id") or "", function.get("name") or "")
             encoded += self._event("response.output_item.added", output_index=call.index, item=call.item)
         arguments = function.get("arguments")
         if isinstance(arguments, str) and arguments:
@@ -303,7 +302,7 @@ class ResponsesEncoder(Encoder):
         if call_id in self._call_ids:  # e.g. in an earlier attempt; the SDK tells calls apart by call_id alone
             call_id = f"{call_id}_{self._index - 1}"
         self._call_ids.add(call_id)
-        call = _Call(self._index - 1, place, given_id, item_id, call_id, name)
+        call = _Call(self._index - 1, place, item_id, call_id, name)
         self._calls.append(call)
         return call
 
@@ -344,7 +343,7 @@ class ResponsesEncoder(Encoder):
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         number = self.next_number
-        data = orjson.dumps({"type": kind, **fields, "sequence_number": number})
+        data = on_one_line(orjson.dumps({"type": kind, **fields, "sequence_number": number}))
         self.next_number = number + 1
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
 
@@ -352,15 +351,13 @@ class ResponsesEncoder(Encoder):
 class _Call:
     """An open function call."""
 
-    __slots__ = ("given_id", "index", "item", "pieces", "place")
+    __slots__ = ("index", "item", "pieces", "place")
 
-    def __init__(self, index: int, place: int, given_id: str, item_id: str, call_id: str, name: str) -> None:
+    def __init__(self, index: int, place: int, item_id: str, call_id: str, name: str) -> None:
         self.index = index
         """The item's `output_index`."""
         self.place = place
-        """The call's `index` in Chat Completions."""
-        self.given_id = given_id
-        """The provider's id of the call; may be empty."""
+        """The call's `index` in Chat Completions, which all of its pieces have."""
         self.pieces: list[str] = []
         self.item: dict[str, Any] = {
             "id": item_id,

@@ -6,6 +6,7 @@
 | `function_call` | an element of `tool_calls`, in the assistant's message before it or in a new one |
 | `function_call_output` | one of the role `tool` |
 | `reasoning` | none: Chat Completions has no field for it |
+| `item_reference` | as the item that it names (`reference_of`), which is put in its place before |
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from gateway.facades.responses.checks import one_of, text, unsupported, wrong
 
 _ROLES = ("user", "assistant", "system", "developer")
-_ITEMS = "message, function_call, function_call_output and reasoning"
+_ITEMS = "message, function_call, function_call_output, reasoning and item_reference"
 _PARTS = "input_text, input_image, input_file and input_audio"
 
 
@@ -39,9 +40,19 @@ def messages_of(items: list[Any], name: str) -> list[dict[str, Any]]:
                     "content": _output(item.get("output"), f"{at}.output"),
                 }
             )
+        elif kind == "item_reference":  # one with an id stands for its item, and is not here any more
+            wrong(f"{at}.id", "the id of an item", item.get("id"))
         elif kind != "reasoning":
             unsupported(f"{at}.type", kind, _ITEMS)
     return messages
+
+
+def reference_of(item: Any) -> str | None:
+    """Returns the id of the item that an `item_reference` names; None for any other item. The type may be left out."""
+    if not isinstance(item, dict) or not isinstance(item.get("id"), str):
+        return None
+    kind = item.get("type") or ("message" if "role" in item else "item_reference")
+    return item["id"] if kind == "item_reference" else None
 
 
 def _message(item: dict[str, Any], at: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The operations of OpenAI's Responses API, described: docs/reference/http.md as data.
+"""Describes the operations of OpenAI's Responses API for the OpenAPI document.
 
-The models document; requests are checked by `gateway.facades.responses.request`, whose messages say more than a model's would.
+The models are documentation; requests are checked by `gateway.facades.responses.request`, whose messages say more than a model's would.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ResponseRequest(Described):
     background: bool | None = None
     store: bool | None = None
     previous_response_id: str | None = None
-    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_output_tokens: Any = None
     tools: list[dict[str, Any]] | None = None
     """Functions only."""
     tool_choice: str | dict[str, Any] | None = None
@@ -121,7 +121,7 @@ class DeletedResponse(Described):
 
 
 class ResponseEvent(Described):
-    """What every event has."""
+    """The fields of every event."""
 
     type: str
     sequence_number: Annotated[int, Field(ge=0)]
@@ -196,7 +196,7 @@ class ArgumentsDoneEvent(ResponseEvent):
 
 
 class ResponseErrorEvent(ResponseEvent):
-    """What went wrong."""
+    """An error, sent before `response.failed`."""
 
     code: str | None
     message: str
@@ -210,12 +210,12 @@ def _kind(name: str, data: type[ResponseEvent], description: str) -> EventKind:
 _EVENTS = (
     _kind("response.created", ResponseSnapshotEvent, "The request is in the log."),
     _kind("response.queued", ResponseSnapshotEvent, "The request waits; only with `background`."),
-    _kind("response.in_progress", ResponseSnapshotEvent, "A worker has begun, or an attempt begins anew."),
+    _kind("response.in_progress", ResponseSnapshotEvent, "A worker has begun, or another attempt begins."),
     _kind("response.output_item.added", OutputItemEvent, "An item begins."),
     _kind(
         "response.output_item.done",
         OutputItemEvent,
-        "An item is complete, or was cut off: its `status` is `incomplete`.",
+        "An item is complete, or was cut off: then its `status` is `incomplete`.",
     ),
     _kind("response.content_part.added", ContentPartEvent, "A part of a message or of reasoning begins."),
     _kind("response.content_part.done", ContentPartEvent, "A part is complete."),
@@ -231,7 +231,7 @@ _EVENTS = (
     _kind("response.incomplete", ResponseSnapshotEvent, "The answer was cut off or cancelled; the last event."),
     _kind("response.failed", ResponseSnapshotEvent, "The answer has failed; the last event."),
     _kind(
-        "error", ResponseErrorEvent, "Comes before `response.failed`; with the code `events_missing` events are gone."
+        "error", ResponseErrorEvent, "Comes before `response.failed`; with the code `events_missing`: events are lost."
     ),
 )
 _ID = in_path("response_id", "`resp_` and the stream's id.")
@@ -239,7 +239,7 @@ _ID = in_path("response_id", "`resp_` and the stream's id.")
 CREATE = Operation(
     "OpenAI",
     "create_response",
-    "OpenAI's responses: streaming, in the background, or answered when they have ended.",
+    "OpenAI's responses: streaming, in the background, or answered at the end.",
     (Answer(200, "The response; its events with `stream: true`.", {JSON: Response, SSE: None}, STREAM_ID_HEADER),),
     parameters=(IDEMPOTENCY_KEY, ON_INTERRUPT, ON_DISCONNECT, PACE),
     body=ResponseRequest,
@@ -254,8 +254,8 @@ RETRIEVE = Operation(
     (Answer(200, "The response; its events with `stream=true`.", {JSON: Response, SSE: None}),),
     parameters=(
         _ID,
-        query("stream", "`true`: the events.", type="string", enum=["true", "false"]),
-        query("starting_after", "Only events whose `sequence_number` is above it.", type="integer", minimum=0),
+        query("stream", "`true`: answer with the events.", type="string", enum=["true", "false"]),
+        query("starting_after", "Only events with a higher `sequence_number`.", type="integer", minimum=0),
     ),
     errors=(404, 405),
     error=OpenAIError,
@@ -265,7 +265,7 @@ CANCEL = Operation(
     "OpenAI",
     "cancel_response",
     "Stop a response. May be repeated; one that has ended stays as it is.",
-    (Answer(200, "The response after it.", {JSON: Response}),),
+    (Answer(200, "The response after the cancel.", {JSON: Response}),),
     parameters=(_ID,),
     errors=(404, 405),
     error=OpenAIError,
@@ -274,7 +274,7 @@ DELETE = Operation(
     "OpenAI",
     "delete_response",
     "Cancel a response if it runs, and forget it.",
-    (Answer(200, "It is gone.", {JSON: DeletedResponse}),),
+    (Answer(200, "The response is deleted.", {JSON: DeletedResponse}),),
     parameters=(_ID,),
     errors=(404, 405),
     error=OpenAIError,

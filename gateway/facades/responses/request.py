@@ -107,11 +107,9 @@ def _messages(given: Any) -> list[dict[str, Any]]:
 
 def _limit(tokens_max: Any) -> dict[str, Any]:
     """Converts `max_output_tokens`. `max_completion_tokens` counts reasoning too, and is the only limit that OpenAI's
-    newer models accept."""
+    newer models accept. Providers may have values of their own."""
     if tokens_max is None:
         return {}
-    if type(tokens_max) is not int or tokens_max < 1:
-        wrong("max_output_tokens", "a whole number of at least 1", tokens_max)
     return {"max_completion_tokens": tokens_max}
 
 
@@ -131,8 +129,6 @@ def _tools(body: dict[str, Any]) -> dict[str, Any]:
         if choice.get("type") != "function":
             unsupported("tool_choice.type", choice.get("type"), "function")
         choice = {"type": "function", "function": {"name": text(choice.get("name"), "tool_choice.name")}}
-    elif choice is not None:
-        one_of(choice, "tool_choice", ("auto", "none", "required"))
     if choice is not None:
         chat["tool_choice"] = choice
     return chat
@@ -148,12 +144,11 @@ def _text(given: Any) -> dict[str, Any]:
         wanted = options["format"]
         if not isinstance(wanted, dict):
             wrong("text.format", "an object", wanted)
-        kind = one_of(wanted.get("type"), "text.format.type", ("text", "json_object", "json_schema"))
-        chat["response_format"] = {"type": kind}
-        if kind == "json_schema":
+        chat["response_format"] = wanted  # a provider's own kinds have the same form in both APIs, as far as is known
+        if wanted.get("type") == "json_schema":
             text(wanted.get("name"), "text.format.name")
             schema = {key: value for key, value in wanted.items() if key != "type" and value is not None}
-            chat["response_format"]["json_schema"] = schema
+            chat["response_format"] = {"type": "json_schema", "json_schema": schema}
     return chat
 
 

@@ -17,22 +17,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api.follow import FollowRequest, Subscribe
-from gateway.api.requests import check_chat, check_idempotency_key, parse_body
-from gateway.facades.openai.errors import answering_in_openai_shape, failure_problem
+from gateway.api.requests import check_chat, check_idempotency_key
+from gateway.facades.openai.errors import failure_problem
 from gateway.facades.responses import operations
 from gateway.facades.responses.checks import wrong
 from gateway.facades.responses.events import RESPONSES, ResponsesEncoder
-from gateway.facades.responses.items import messages_of
-from gateway.facades.responses.request import ResponseRequest, check_response_request
+from gateway.facades.responses.items import messages_of, reference_of
+from gateway.facades.responses.request import check_response_request
 from gateway.facades.responses.response_object import PREFIX
 from gateway.faces import encode
 from gateway.following.ring import broken_off
 from gateway.following.token_runs import checked
+from gateway.http.bodies import parse_body, received
 from gateway.http.connection import Receive, Scope
 from gateway.http.cursor import Place
-from gateway.http.exchange import body_of, json_response, query_of, unless_disconnected
+from gateway.http.exchange import json_response, query_of, unless_disconnected
 from gateway.http.problems import Problem
-from gateway.http.routes import ASGI, Route
+from gateway.http.routes import ASGI, Route, handler_for
 from gateway.http.whole_bodies import Held
 from gateway.streams import Streams
 from shared.errors import Unreadable
@@ -49,6 +50,8 @@ _HEAD_SECONDS_MAX = 5.0
 _AHEAD_SECONDS_MAX, _AHEAD_PAUSE_SECONDS = 5.0, 0.25
 """How long a client may be ahead of the log: a live worker rewrites within 1 s what Redis has lost."""
 
+_REFERENCED_RESPONSES_MAX = 256
+"""Responses whose items one request may name: the log of each is read. A chat names one for each of its turns."""
 _ENTRIES_AT_ONCE = 20
 """So many entries, 1,280 deltas at most, are encoded before other tasks may run: some milliseconds."""
 
@@ -64,47 +67,28 @@ class Responses:
         self._settings = settings
         self.routes = (
             Route("POST", _PATH, self.create, operations.CREATE),
-            Route("GET", _PATH + "/{response_id}", self.retrieve, operations.RETRIEVE),
-            Route("DELETE", _PATH + "/{response_id}", self.delete, operations.DELETE),
-            Route("POST", _PATH + "/{response_id}/cancel", self.cancel, operations.CANCEL),
+            Route("GET", _PATH + "/{response_id}", _of(self.retrieve), operations.RETRIEVE),
+            Route("DELETE", _PATH + "/{response_id}", _of(self.delete), operations.DELETE),
+            Route("POST", _PATH + "/{response_id}/cancel", _of(self.cancel), operations.CANCEL),
         )
 
     def route(self, scope: Scope) -> ASGI | None:
-        path: str = scope["path"]
-        if scope["type"] != "http" or scope["method"] == "OPTIONS" or not f"{path}/".startswith(_PATH + "/"):
-            return None
-        matching = [route for route in self.routes if route.matches(path)]
-        route = next((route for route in matching if route.method == scope["method"]), None)
-        if route is None:
-            return answering_in_openai_shape(_refusing([route.method for route in matching]))
-        handler = route.handler if path == _PATH else _of(route.argument(path), route.handler)
-        return answering_in_openai_shape(handler)
+        return handler_for(self.routes, scope)
 
     async def create(self, scope: Scope, receive: Receive, send: Any) -> None:
         """`POST /v1/responses`"""
         self._subscribe.take_place()
-        request = Request(scope, receive)
-        wanted = check_response_request(parse_body(await body_of(request, self._settings.body_bytes_max)))
-        before = [] if wanted.previous is None else await self._conversation(wanted.previous)
-        chat = check_chat(wanted.request(before), request.headers, self._settings.default_model)
-        created = await self._streams.create(
-            chat.generation,
-            chat.policies,
-            chat.metadata,
-            idempotency=check_idempotency_key(request.headers),
-            facade=wanted.facade(),
-        )
-        stream_id = created["id"]
-        if wanted.stream:
-            await self._follow_new(stream_id, wanted, scope, receive, send)
+        stream_id, streams, background = await self._created(Request(scope, receive))
+        if streams:
+            await self._follow_new(stream_id, background, scope, receive, send)
             return
-        work = self._so_far(stream_id) if wanted.background else self._at_its_end(stream_id)
+        work = self._so_far(stream_id) if background else self._at_its_end(stream_id)
         found = await unless_disconnected(receive, work)
         if found is None:
             return  # the client has left
         encoder, failed = found
         response = encoder.snapshot()
-        if failed is not None and not response["output"] and not wanted.background:
+        if failed is not None and not response["output"] and not background:
             raise failure_problem(failed)
         answer = json_response(response, headers={"x-stream-id": stream_id})
         del found, encoder, response  # while the body is sent only its bytes stay in memory
@@ -148,13 +132,76 @@ class Responses:
         deleted = {"id": PREFIX + stream_id, "object": "response", "deleted": True}
         await json_response(deleted)(scope, receive, send)
 
+    # --- creating
+
+    async def _created(self, request: Request) -> tuple[str, bool, bool]:
+        """Creates a stream. Returns its id, whether its client wants the events, and whether it runs in the background.
+
+        Nothing else of the request, which may be large, stays in memory while the answer is generated.
+        """
+        async with received(request, self._settings.body_bytes_max) as body:
+            wanted = check_response_request(await self._with_items(parse_body(body)))
+            before = [] if wanted.previous is None else await self._conversation(wanted.previous)
+            chat = check_chat(wanted.request(before), request.headers, self._settings.default_model)
+            created = await self._streams.create(
+                chat.generation,
+                chat.policies,
+                chat.metadata,
+                idempotency=check_idempotency_key(request.headers),
+                facade=wanted.facade(),
+                keep_request=wanted.store,
+                shown_messages=0 if wanted.instructions is None else 1,
+            )
+            return created["id"], wanted.stream, wanted.background
+
+    async def _with_items(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Returns a body with the items that its input names by their ids. Raises Problem 400, 404, 503."""
+        given = body.get("input")
+        if not isinstance(given, list):
+            return body
+        names = [reference_of(item) for item in given]
+        by_stream: dict[str, set[str]] = {}
+        for name in filter(None, names):
+            stream_id = name.partition("_")[2].rpartition("_")[0]
+            by_stream.setdefault(stream_id if is_stream_id(stream_id) else "", set()).add(name)
+        if not by_stream:
+            return body
+        if len(by_stream) > _REFERENCED_RESPONSES_MAX:
+            raise Problem(400, f"input has items of more than {_REFERENCED_RESPONSES_MAX} responses", param="input")
+        found: dict[str, dict[str, Any]] = {}
+        size = 0
+        for stream_id, wanted in by_stream.items():
+            items = await self._items_of(stream_id) if stream_id else {}
+            for name in wanted & items.keys():
+                found[name] = items[name]
+                size += len(orjson.dumps(items[name]))
+            if size > self._settings.body_bytes_max:
+                bound = f"the limit for a request is {self._settings.body_bytes_max} bytes"
+                raise Problem(400, f"input names items of {size} bytes; {bound}", param="input")
+        missing = next((name for name in filter(None, names) if name not in found), None)
+        if missing is not None:
+            why = "an item can be named while its response is there: with store, and until that expires"
+            raise Problem(404, f"there is no item {missing[:80]!r}; {why}", param="input")
+        return {**body, "input": [found[name] if name else item for name, item in zip(names, given, strict=True)]}
+
+    async def _items_of(self, stream_id: str) -> dict[str, dict[str, Any]]:
+        """Returns the items of an earlier response by their ids; none if it is not there, or has not ended."""
+        try:
+            encoder, _ = await self._so_far(stream_id)
+        except Problem as problem:
+            if problem.status not in (404, 410):
+                raise
+            return {}
+        if not encoder.ended:
+            return {}
+        response = encoder.snapshot()
+        return {item["id"]: item for item in response["output"]} if response["store"] else {}
+
     # --- following
 
-    async def _follow_new(
-        self, stream_id: str, wanted: ResponseRequest, scope: Scope, receive: Receive, send: Any
-    ) -> None:
+    async def _follow_new(self, stream_id: str, background: bool, scope: Scope, receive: Receive, send: Any) -> None:
         with self._subscribe.holding(stream_id, RESPONSES) as tail:
-            if not wanted.background:
+            if not background:
                 begun = await unless_disconnected(receive, self._subscribe.until_begun(tail, _HEAD_SECONDS_MAX))
                 if begun is None:
                     return  # the client has left
@@ -253,7 +300,7 @@ class Responses:
             raise gone
         try:
             encoder, _ = await self._so_far(stream_id)
-            accepted = await self._streams.accepted(stream_id)
+            accepted = await self._streams.accepted(stream_id, large_fields=True)
         except Problem as problem:
             raise gone if problem.status in (404, 410) else problem from None
         except Unreadable:
@@ -286,10 +333,12 @@ def _encoded(encoder: ResponsesEncoder, event: Event) -> bytes:
         return broken_off(RESPONSES, encoder, event)
 
 
-def _of(response_id: str, handler: _Handler) -> ASGI:
-    """Returns a handler for one response. One that is unknown or has expired is answered 404, as OpenAI does."""
+def _of(handler: _Handler) -> ASGI:
+    """Returns a handler for the response that the path names. One that is unknown or has expired is answered 404, as OpenAI
+    does."""
 
     async def handled(scope: Scope, receive: Receive, send: Any) -> None:
+        response_id = scope["path"][len(_PATH) + 1 :].partition("/")[0]
         stream_id = response_id.removeprefix(PREFIX)
         if not (response_id.startswith(PREFIX) and is_stream_id(stream_id)):
             raise _no_response(stream_id)
@@ -301,15 +350,6 @@ def _of(response_id: str, handler: _Handler) -> ASGI:
             raise
 
     return handled
-
-
-def _refusing(methods: list[str]) -> ASGI:
-    async def refuse(scope: Scope, receive: Receive, send: Any) -> None:
-        if methods:
-            raise Problem(405, f"{scope['method']} is not possible here; {' and '.join(methods)} are")
-        raise Problem(404, f"there is no {scope['method']} {scope['path'][:200]}")
-
-    return refuse
 
 
 def _no_response(stream_id: str, why: str = "") -> Problem:

@@ -1,12 +1,14 @@
-// node eventsource.mjs URL: an EventSource with no code of its own beside listeners, until it has given up for good.
-import { EventSource } from 'eventsource';
+// node eventsource.mjs URL [PACKAGE]: an EventSource with no code of its own beside listeners, until it has given up for good.
+const module = await import(process.argv[3] ?? 'eventsource');
+const EventSource = module.EventSource ?? module.default;
 
-const say = (told) => console.log(JSON.stringify(told));
+const print = (value) => console.log(JSON.stringify(value));
 const source = new EventSource(process.argv[2]);
 const named = ['started', 'restarted', 'done', 'failed', 'cancelled', 'live', 'gap'];
-source.onopen = () => say({ opened: true });
+source.onopen = () => print({ opened: true });
 for (const event of ['message', ...named])
-  source.addEventListener(event, (one) => say({ id: one.lastEventId, event, data: one.data }));
+  source.addEventListener(event, (one) => print({ id: one.lastEventId, event, data: one.data }));
 source.onerror = (error) => {
-  if (source.readyState === EventSource.CLOSED) say({ closed: true, status: error.code });
+  const status = error.code ?? error.status;
+  if (source.readyState === EventSource.CLOSED || status === 204) print({ closed: true, status }); // version 2 closes next
 };

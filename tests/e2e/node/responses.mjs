@@ -11,34 +11,34 @@ const all = async (stream) => {
   return events;
 };
 
-const told = {};
+const results = {};
 
-told.whole = await client.responses.create(ask({ tokens: 5 }));
-told.text = told.whole.output_text;
-told.retrieved = await other.responses.retrieve(told.whole.id);
-told.again = await all(await other.responses.retrieve(told.whole.id, { stream: true }));
-told.nothing = await all(
-  await other.responses.retrieve(told.whole.id, { stream: true, starting_after: told.again.length - 1 }),
+results.whole = await client.responses.create(ask({ tokens: 5 }));
+results.text = results.whole.output_text;
+results.retrieved = await other.responses.retrieve(results.whole.id);
+results.again = await all(await other.responses.retrieve(results.whole.id, { stream: true }));
+results.nothing = await all(
+  await other.responses.retrieve(results.whole.id, { stream: true, starting_after: results.again.length - 1 }),
 );
 
-told.first = [];
+results.first = [];
 for await (const event of await client.responses.create(ask(slow, { background: true, stream: true }))) {
-  told.first.push(event);
-  if (told.first.length === 8) break; // the connection is dropped here
+  results.first.push(event);
+  if (results.first.length === 8) break; // the connection is dropped here
 }
-const id = told.first[0].response.id;
-told.rest = await all(await other.responses.retrieve(id, { stream: true, starting_after: 7 }));
+const id = results.first[0].response.id;
+results.rest = await all(await other.responses.retrieve(id, { stream: true, starting_after: 7 }));
 
 const runner = client.responses.stream(ask(call));
-told.deltas = "";
-runner.on("response.function_call_arguments.delta", (event) => (told.deltas += event.delta));
-told.called = await runner.finalResponse();
-told.followed = await client.responses.stream({ response_id: id }).finalResponse();
+results.deltas = "";
+runner.on("response.function_call_arguments.delta", (event) => (results.deltas += event.delta));
+results.called = await runner.finalResponse();
+results.followed = await client.responses.stream({ response_id: id }).finalResponse();
 
 try {
   await client.responses.create(ask(slow, { conversation: "conv_1" }));
 } catch (error) {
-  told.refused = { name: error.constructor.name, status: error.status, param: error.param };
+  results.refused = { name: error.constructor.name, status: error.status, param: error.param };
 }
 
-console.log(JSON.stringify(told));
+console.log(JSON.stringify(results));
