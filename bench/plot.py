@@ -19,7 +19,7 @@ def plot(results: dict[str, Any], path: Path, caption: str) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise Unusable("--plot needs matplotlib: pip install 'midstream[bench]'") from None
+        raise Unusable("--plot needs matplotlib: pip install '.[bench]'") from None
     curves = {name: result["sides"] for name, result in results.items() if _drawn(result["sides"])}
     if not curves:
         raise Unusable("there is nothing to plot: only W1 and W2 have a curve of latency against rate")

@@ -60,9 +60,9 @@ def _check(arguments: argparse.Namespace) -> None:
         if path and not path.parent.is_dir():
             raise Unusable(f"{path}: there is no folder {path.parent}")
     if arguments.plot and not importlib.util.find_spec("matplotlib"):
-        raise Unusable("--plot needs matplotlib: pip install 'midstream[bench]'")
+        raise Unusable("--plot needs matplotlib: pip install '.[bench]'")
     if arguments.peer == "naive" and not _has_peer():
-        raise Unusable("--peer naive needs sse-starlette: pip install 'midstream[bench]'")
+        raise Unusable("--peer naive needs sse-starlette: pip install '.[bench]'")
     if not os.path.exists("/proc/self/stat"):
         raise Unusable("the bench needs Linux: it reads /proc")
     procs.raise_open_files_limit()

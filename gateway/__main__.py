@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+import platform
 import socket
 import sys
 from collections.abc import Sequence
@@ -12,9 +14,11 @@ from gateway.listening import listen, reserve
 from gateway.supervisor import Membership, Supervisor, processes_wanted
 from shared.errors import Unusable
 from shared.logs import set_up_logging
-from shared.settings import Settings
+from shared.settings import Settings, unknown
 from shared.tracing import set_up_tracing
 from shared.version import VERSION
+
+logger = logging.getLogger("gateway")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = Settings.from_environment(os.environ)
         set_up_logging(settings.log_level, options.log_format or settings.log_format)
+        if options.number is None:  # else the supervisor has said it
+            for warning in unknown(os.environ).values():
+                logger.warning(warning)
         inherited = None if options.fd is None else socket.socket(fileno=options.fd)
         if options.number is not None and inherited is not None:
             member = Membership(options.number, options.lifeline)
@@ -60,6 +67,7 @@ def _serve(settings: Settings, listening: socket.socket) -> None:
     from gateway.server import serve
 
     metrics.STARTS.inc()
+    metrics.BUILD_INFO.labels(VERSION, platform.python_version()).set(1)
     metrics.PROCESSES.set(1)
     uvloop.run(serve(settings, listening, set_up_tracing("midstream-gateway", os.environ)))
 

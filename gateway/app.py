@@ -33,6 +33,8 @@ from gateway.http.problems import Problem, stopping
 from gateway.http.request_id import take_request_id
 from gateway.http.routes import ASGI, Part, Route, handler_for, no_route
 from gateway.metrics import refused
+from gateway.provider_models import ProviderModels
+from gateway.request_metrics import counting
 from gateway.streams import Streams
 from shared.commands import Commands
 from shared.settings import Settings
@@ -47,6 +49,7 @@ class Services:
     streams: Streams
     subscribe: Subscribe
     delivery: Delivery
+    models: ProviderModels
     watchers: Watchers | None
     commands: Commands
     readiness: Readiness
@@ -56,12 +59,12 @@ class Services:
 def parts_of(services: Services) -> tuple[NativeApi, list[Part], list[Route]]:
     """The API that FastAPI serves, the parts that come before it, in the order in which they are asked, and all routes."""
     streams, subscribe, settings = services.streams, services.subscribe, services.settings
-    native = NativeApi(streams, services.delivery, services.readiness, settings)
+    native = NativeApi(streams, services.delivery, services.readiness, services.models, settings)
     parts: list[Part] = [
         WebSockets(streams, subscribe),  # takes all that is not HTTP
         subscribe,
         Probe(services.delivery, settings),
-        *facades(streams, subscribe, settings, services.commands),
+        *facades(streams, subscribe, services.models, settings, services.commands),
         *((services.watchers, Console()) if services.watchers is not None else ()),
     ]
     routes = [*native.routes, *(route for part in parts for route in part.routes)]
@@ -118,7 +121,7 @@ def make_app(services: Services) -> ASGI:
             with contextlib.suppress(RuntimeError, asyncio.CancelledError):
                 await error_response(stopping(), scope)(scope, receive, send)
 
-    return app
+    return counting(app, routes)
 
 
 def error_response(problem: Problem, scope: dict[str, Any]) -> Response:

@@ -39,6 +39,8 @@ class Encoder(Protocol):
 class Face(Protocol):
     """A wire form: one object for all readers that share it. Compared with ==; kept in the tails of the streams that it shows."""
 
+    name: str
+    """In metrics: one of `shared.metrics.FACES`."""
     media_type: bytes
     keep_alive: bytes
     """Sent on a silent connection, so that no proxy closes it for an idle timeout; may be empty."""
@@ -69,6 +71,7 @@ class SseFace:
     lost before the event is complete (eventsource 2, fetch-event-source 2). So whoever has the id has the data.
     """
 
+    name = "sse"
     media_type = b"text/event-stream; charset=utf-8"
     keep_alive = sse.KEEP_ALIVE
     stateful = False
@@ -169,6 +172,7 @@ class NdjsonFace(Encoder):
     breaks readers that parse whatever stands between two line feeds (cradle#106, ndjson-cli#9).
     """
 
+    name = "ndjson"
     media_type = b"application/x-ndjson"
     keep_alive = b" "
     stateful = False
@@ -223,6 +227,8 @@ class PromptFace(SseFace):
     Control events are named, so a page that has only `onmessage` does not see them: `restarted`, `failed`, `cancelled`, and
     `done` where the answer was cut off.
     """
+
+    name = "prompt"
 
     def encoder(self, stream_id: str) -> Encoder:
         return _PromptEncoder(stream_id.encode())

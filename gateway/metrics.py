@@ -19,15 +19,19 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from shared import metrics
 from shared.events import Event
 from shared.metric_definition import bounded
-from shared.metrics import LOG_READ_REASONS, STATUSES
+from shared.metrics import APIS, FACES, LOG_READ_REASONS, REQUEST_STATUSES, STATUSES
 from shared.outcomes import FailureCode, ReaderOutcome, Status
 from shared.self_measuring import Handover
 
+BUILD_INFO = metrics.BUILD_INFO.gauge()
 PROCESSES = metrics.PROCESSES.gauge()
 STARTS = metrics.PROCESS_STARTS.counter()
 READERS = metrics.READERS.gauge()
 READERS_MAX = metrics.READERS_MAX.gauge()
 CREATED = metrics.STREAMS_CREATED.counter()
+_REQUESTS = metrics.REQUESTS.counter()
+_REQUEST_SECONDS = metrics.REQUEST_SECONDS.histogram()
+_OPENED = {face: metrics.READER_OPENS.counter().labels(face) for face in FACES}
 FOLLOWED = metrics.STREAMS_FOLLOWED.gauge()
 DELIVERED = metrics.TOKENS_DELIVERED.counter()
 FALLEN_OUT = metrics.RING_FALLOUTS.counter()
@@ -56,12 +60,28 @@ handover = Handover()
 """The plain numbers of this process. `gateway.measuring` registers them, and copies them to the metrics."""
 
 
+def requested(method: str, route: str, status: int, seconds: float) -> None:
+    """Counts a request whose answer has begun, or whose client has gone (status 0). `route` is a template, or `other`."""
+    _REQUESTS.labels(method, route, bounded(status, REQUEST_STATUSES)).inc()
+    _REQUEST_SECONDS.labels(method, route).observe(seconds)
+
+
+def opened(face: str) -> None:
+    """Counts a connection that begins to follow a stream."""
+    _OPENED[bounded(face, FACES)].inc()
+
+
 def closed(outcome: str) -> None:
     _CLOSES[outcome].inc()
 
 
 def refused(status: int) -> None:
     _PROBLEMS[bounded(status, STATUSES)].inc()
+
+
+def created(api: str) -> None:
+    """Counts a stream that this process has accepted."""
+    CREATED.labels(bounded(api, APIS)).inc()
 
 
 def cancelled(by: str) -> None:

@@ -41,6 +41,7 @@ from gateway.http.websocket_connection import MESSAGE_BYTES_MAX, WebSocketConnec
 from gateway.listening import BACKLOG
 from gateway.measuring import GatewayMeasuring
 from gateway.presence import presence
+from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
 from shared.event_log import EventLog
@@ -196,12 +197,13 @@ def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
     silence_checks = SilenceChecks(tails, log, endings, settings, on_lost=delivery.lose)
     parts = (commands, log, queue, tails, deliveries, settings)
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
-    subscribe = Subscribe(streams, tails, delivery, settings)
+    models = ProviderModels(settings)
+    subscribe = Subscribe(streams, tails, delivery, models, settings)
     measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, queue, settings)
     request_timeouts = RequestTimeouts(settings.request_seconds)
     watchers = Watchers(Overview(commands, queue)) if is_wanted(settings) else None
     readiness = Readiness(commands, settings)
-    app = make_app(Services(streams, subscribe, delivery, watchers, commands, readiness, settings))
+    app = make_app(Services(streams, subscribe, delivery, models, watchers, commands, readiness, settings))
     if traces is not None:
         app = traces.joining(app)
 

@@ -9,8 +9,9 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 import orjson
 
@@ -28,15 +29,17 @@ from shared.ids import BEGINNING, FIRST_ID, EventId, created_at, is_stream_id, n
 from shared.keys import idempotency_key
 from shared.large_fields import KEPT, UNTIL_THE_END, Beside, split
 from shared.lifecycle import Folding, History
-from shared.logs import request_id
+from shared.logs import outcome, request_id
 from shared.outcomes import CancelReason, ReaderOutcome, Status
 from shared.queue import RequestQueue
 from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNote, DeliveryNotes, Generated, receipt, write_line
+from shared.redis_retry import answered_within
 from shared.settings import Settings
 from shared.tracing import traceparent
 
 logger = logging.getLogger(__name__)
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 ANONYMOUS = "anonymous"
@@ -45,6 +48,10 @@ _IDEMPOTENCY_VALUE = re.compile(rb"([0-9a-z]{36}) ([0-9a-f]{64})")
 """The value of an idempotency key in Redis: a stream's id, and the hash of the request."""
 _FIRST_CREATE_LOOKS, _FIRST_CREATE_PAUSE_SECONDS = 25, 0.02
 """A create waits half a second for the log of another create with the same Idempotency-Key, which may be under way."""
+_CREATING_BYTES_MAX = 128 << 20
+"""Of the requests that are being stored, in all. While Redis is away they wait for it, and nothing else bounds their number."""
+_QUEUE_LOOK_ENTRIES = 1000
+"""The newest entries of the queue in which a create whose reply was lost looks for its own: 1 ms of Redis."""
 _ENTRIES_AT_ONCE = 50
 """Entries that are folded in one turn of the event loop: 3,200 tokens at most, 3 ms."""
 _LONG_READS_MAX = 4
@@ -71,6 +78,7 @@ class Streams:
         self._receipts: set[asyncio.Task[None]] = set()
         self._settings = settings
         self._long_reads = asyncio.Semaphore(_LONG_READS_MAX)
+        self._creating_bytes = 0
 
     async def create(
         self,
@@ -90,45 +98,83 @@ class Streams:
         the stream ends; with `keep_request` as long as its log. Of the messages the first `shown_messages` are in the log
         in any case. Raises Problem 422, 503.
         """
-        stream_id = new_id = new_stream_id()
-        if idempotency is not None:
-            stream_id, known = await self._bounded(
-                self._remember(
-                    new_id, f"{principal}\0{idempotency}", orjson.dumps([request, policies.stored(), metadata])
-                )
-            )
-            if known:
-                return self._created(stream_id)
         origin = request_id.get(), traceparent.get()
         small, large = split(request)
         if "messages" in large:
             small["messages"] = request["messages"][:shown_messages]
         beside = Beside(KEPT if keep_request else UNTIL_THE_END, large) if large else None
         place = "" if beside is None else beside.place
-        accepted = Accepted(small, policies, created_at(stream_id), principal, metadata, facade or {}, *origin, place)
-        entry = Entry(FIRST_ID, events.ACCEPTED, accepted.stored())
+
+        def entry_of(stream_id: str) -> Entry:
+            accepted = Accepted(
+                small, policies, created_at(stream_id), principal, metadata, facade or {}, *origin, place
+            )
+            return Entry(FIRST_ID, events.ACCEPTED, accepted.stored())
+
+        stream_id = new_id = new_stream_id()
+        entry = entry_of(new_id)
         try:
-            await self._begin(stream_id, entry, beside, alone=stream_id == new_id)
+            with self._room_for(len(entry.value) + sum(map(len, large.values()))):
+                if idempotency is not None:
+                    content = orjson.dumps([request, policies.stored(), metadata])
+                    stream_id, known = await self.answered(
+                        self._remember, new_id, f"{principal}\0{idempotency}", content
+                    )
+                    if known:
+                        return self._created(stream_id)
+                    entry = entry if stream_id == new_id else entry_of(stream_id)
+                await self._begin(stream_id, entry, beside, alone=stream_id == new_id)
         except QueueFull as error:
-            await self._log.delete(stream_id)
+            with contextlib.suppress(Disconnected, RedisRefused):  # then it ends as an orphan
+                await self._log.delete(stream_id)
             raise Problem(503, f"{error}; try again later", retry_after_seconds=5) from None
         except LogFull:
             raise full() from None
-        except (Disconnected, RedisRefused) as error:
-            raise no_log(error) from None
-        metrics.CREATED.inc()
+        api = (facade or {}).get("api", "native")
+        metrics.created(api)
+        model = request.get("model")
+        logger.info("stream %s: created", stream_id, extra=outcome("created", stream_id, api=api, model=model))
         return self._created(stream_id)
 
+    @contextlib.contextmanager
+    def _room_for(self, size_bytes: int) -> Iterator[None]:
+        """Counts a request that is being stored. Raises Problem 503 if too many are: Redis is away, or much too slow."""
+        if self._creating_bytes + size_bytes > _CREATING_BYTES_MAX:
+            raise away()
+        self._creating_bytes += size_bytes
+        try:
+            yield
+        finally:
+            self._creating_bytes -= size_bytes
+
     async def _begin(self, stream_id: str, entry: Entry, beside: Beside | None, *, alone: bool) -> None:
-        """Writes a log's first entry and queues its request. Not `alone`: other creates may write this log too, and one queues."""
-        append = self._log.append(stream_id, 0, entry, self._settings.log_ttl_seconds, beside)
-        if alone:
-            # Both take one round trip: they leave on one connection, in this order.
-            for result in await asyncio.gather(append, self._queue.enqueue(stream_id), return_exceptions=True):
-                if isinstance(result, BaseException):
-                    raise result
-        elif (await append).status == "applied":
-            await self._queue.enqueue(stream_id)
+        """Writes a log's first entry and queues its request. Not `alone`: other creates may write this log too, and one queues.
+
+        It is repeated while Redis is away. Then what was carried out before, and only its reply was lost, is looked up.
+        """
+        append = partial(self._log.append, stream_id, 0, entry, self._settings.log_ttl_seconds, beside)
+        repeated = False
+
+        async def begin() -> None:
+            nonlocal repeated
+            is_repeated, repeated = repeated, True
+            if alone and not is_repeated:
+                # Both take one round trip: they leave on one connection, in this order.
+                for result in await asyncio.gather(append(), self._queue.enqueue(stream_id), return_exceptions=True):
+                    if isinstance(result, BaseException):
+                        raise result
+                return
+            appended = await append()
+            is_to_queue = appended.status == "applied"
+            if is_repeated and (
+                is_to_queue or appended.last == FIRST_ID
+            ):  # else a worker has begun, or it was cancelled
+                newest = await self._queue.newest(_QUEUE_LOOK_ENTRIES)
+                is_to_queue = all(claim.stream_id != stream_id for claim in newest)
+            if is_to_queue:
+                await self._queue.enqueue(stream_id)
+
+        await self.answered(begin)
 
     async def state(self, stream_id: str, wait_seconds: float = 0.0) -> History:
         """Returns the state now, or when the stream has ended or the time is up. A waiting request holds the stream's tail."""
@@ -156,7 +202,7 @@ class Streams:
         value = orjson.dumps({"by": by, "time": time.time()})
         self._check_id(stream_id)
         try:
-            ended_here = await self._bounded(self._log.end(stream_id, events.CANCELLED, value))
+            ended_here = await self.answered(self._end, stream_id, value)
         except LogFull:
             raise full() from None
         if ended_here:
@@ -177,6 +223,13 @@ class Streams:
             self.cancelled_here(stream_id, history, by)
         return history
 
+    async def _end(self, stream_id: str, cancelled: bytes) -> bool:
+        """Ends a stream as cancelled. True if it ends with this entry: also one whose reply was lost before."""
+        if await self._log.end(stream_id, events.CANCELLED, cancelled):
+            return True
+        newest = await self._log.newest(stream_id)
+        return bool(newest) and newest[-1].value == cancelled
+
     def cancelled_here(self, stream_id: str, history: History, by: str) -> None:
         """Called when a cancel has ended a stream here, before any other end. For tracing, which overrides it."""
 
@@ -186,13 +239,13 @@ class Streams:
         generated = Generated()
         await self._read_all(stream_id, generated, generated.history)
         self._check_exists(stream_id, generated.history)
-        notes = await self._bounded(self._deliveries.read(stream_id))
+        notes = await self.answered(self._deliveries.read, stream_id)
         return receipt(stream_id, generated, notes)
 
     async def delete(self, stream_id: str) -> None:
         """Cancels a stream if it runs, and deletes it."""
         await self.cancel(stream_id)
-        await self._bounded(self._log.delete(stream_id))
+        await self.answered(self._log.delete, stream_id)
 
     async def note_delivered(self, stream_id: str, reached: EventId, began_at: float) -> None:
         """Notes, for the receipt, that a client that waited was given the whole answer in one response."""
@@ -232,6 +285,8 @@ class Streams:
         else:
             return stream_id, False
         first_id, first_request = known[1].decode(), known[2].decode()
+        if first_id == stream_id:
+            return stream_id, False  # written by this create: the reply was lost
         if first_request != digest:
             raise Problem(422, "this Idempotency-Key was used for another request; use a new key for a new request")
         for _ in range(_FIRST_CREATE_LOOKS):
@@ -261,7 +316,7 @@ class Streams:
         held, after = Held(history), BEGINNING
         async with contextlib.AsyncExitStack() as long:
             while True:
-                entries = await self._bounded(self._log.read(stream_id, after))
+                entries = await self.answered(self._log.read, stream_id, after)
                 for index, entry in enumerate(entries, 1):
                     try:
                         folding.apply(entry)
@@ -296,7 +351,7 @@ class Streams:
     async def read(self, stream_id: str, after: EventId = BEGINNING) -> list[Entry]:
         """Reads the next entries of the log after an id; fewer than `READ_ENTRIES_MAX` are all. Raises Problem 404, 503."""
         self._check_id(stream_id)
-        return await self._bounded(self._log.read(stream_id, after))
+        return await self.answered(self._log.read, stream_id, after)
 
     async def accepted(self, stream_id: str, *, large_fields: bool = False) -> Accepted:
         """Returns the request as it was accepted, without large fields that lie beside the log unless they are asked for.
@@ -304,12 +359,12 @@ class Streams:
         Raises Problem 404, 410, 503, and Unreadable.
         """
         self._check_id(stream_id)
-        first = await self._bounded(self._log.read(stream_id, BEGINNING, 1))
+        first = await self.answered(self._log.read, stream_id, BEGINNING, 1)
         if not first or first[0].field == events.DELETED:
             raise self.missing(stream_id)
         entry = first[0]
         if large_fields:
-            entry = await self._bounded(self._log.with_large_fields(stream_id, entry))
+            entry = await self.answered(self._log.with_large_fields, stream_id, entry)
         if entry.field != events.ACCEPTED:
             raise Unreadable
         return Accepted.load(entry.value)
@@ -335,12 +390,14 @@ class Streams:
             "events_url": f"{self._settings.path_prefix}/v1/streams/{stream_id}/events",
         }
 
-    async def _bounded(self, call: Awaitable[T]) -> T:
-        """Returns what Redis answers in time. Raises Problem 503."""
+    async def answered(self, call: Callable[P, Awaitable[T]], *arguments: P.args, **options: P.kwargs) -> T:
+        """Returns what Redis answers within MIDSTREAM_REDIS_WAIT_SECONDS; a call that may be repeated is, until then.
+
+        Raises Problem 503.
+        """
         try:
-            async with asyncio.timeout(self._settings.redis_wait_seconds):
-                return await call
-        except (TimeoutError, Disconnected, RedisRefused) as error:
+            return await answered_within(self._settings.redis_wait_seconds, call, *arguments, **options)
+        except (Disconnected, RedisRefused) as error:
             raise no_log(error) from None
 
     async def why_not_read(self, stream_id: str) -> Problem:
@@ -348,7 +405,8 @@ class Streams:
         if self._tails.refusal is not None:
             return no_log(self._tails.refusal)
         try:
-            await self._bounded(self._log.newest(stream_id))
-        except Problem as problem:
-            return problem
+            async with asyncio.timeout(self._settings.redis_wait_seconds):
+                await self._log.newest(stream_id)
+        except (TimeoutError, Disconnected, RedisRefused) as error:
+            return no_log(error)
         return away()

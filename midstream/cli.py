@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,13 @@ _PROVIDERS = ("openai", "simulated")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    parser, commands = _parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        commands.get(arguments.command, parser).error(_unrecognized(unknown, commands.get(arguments.command, parser)))
+    if arguments.command is None:
+        parser.print_help()
+        return 0
     try:
         return _run(arguments)
     except MidstreamError as error:
@@ -44,6 +51,8 @@ def _run(arguments: argparse.Namespace) -> int:
             port=arguments.port,
             redis_url=arguments.redis,
             provider=arguments.provider,
+            base_url=arguments.base_url,
+            model=arguments.model,
             workers=arguments.workers,
             gateways=arguments.gateways,
             data_dir=arguments.data_dir,
@@ -54,7 +63,11 @@ def _run(arguments: argparse.Namespace) -> int:
         from midstream.demo import demo
 
         return demo(
-            prompt=arguments.prompt, provider=arguments.provider, base_url=arguments.base_url, model=arguments.model
+            prompt=arguments.prompt,
+            redis_url=arguments.redis,
+            provider=arguments.provider,
+            base_url=arguments.base_url,
+            model=arguments.model,
         )
     if arguments.command == "tail":
         from midstream.tail import tail
@@ -88,20 +101,30 @@ def _run(arguments: argparse.Namespace) -> int:
 
         return bench(arguments)
     if arguments.command == "metrics":
-        return _metrics(arguments.markdown)
+        return _metrics(arguments.markdown, arguments.json)
     return _settings(arguments.markdown, arguments.json)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _unrecognized(arguments: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """Returns the message about arguments that a parser does not know, with the nearest option."""
+    options = [option for action in parser._actions for option in action.option_strings]
+    wrong = next((argument.partition("=")[0] for argument in arguments if argument.startswith("-")), "")
+    nearest = difflib.get_close_matches(wrong, options, 1)
+    return f"unrecognized arguments: {' '.join(arguments)}" + (f"; did you mean {nearest[0]}?" if nearest else "")
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Returns the parser, and those of the commands by name."""
     parser = argparse.ArgumentParser(
         prog="midstream",
         description="A broker for LLM answers: every answer is a log that readers resume at the exact token.",
     )
     parser.add_argument("--version", action="version", version=f"midstream {VERSION}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    by_name: dict[str, argparse.ArgumentParser] = {}
 
     def command(name: str, summary: str) -> argparse.ArgumentParser:
-        subparser = commands.add_parser(name, help=summary, description=summary)
+        subparser = by_name[name] = commands.add_parser(name, help=summary, description=summary)
         subparser.add_argument("--version", action="version", version=f"midstream {VERSION}")
         return subparser
 
@@ -119,18 +142,25 @@ def _parser() -> argparse.ArgumentParser:
 
     metrics = command("metrics", "List every metric with its kind, its labels, its meaning and what it costs.")
     metrics.add_argument("--markdown", action="store_true", help="print the page of the documentation")
+    metrics.add_argument("--json", action="store_true", help="print JSON")
 
     settings = command("settings", "List every setting with its default, its unit and the reason for it.")
     settings.add_argument("--markdown", action="store_true", help="print the page of the documentation")
     settings.add_argument("--json", action="store_true", help="print JSON")
-    return parser
+    return parser, by_name
+
+
+def _add_provider(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--redis", metavar="URL", help="use this Redis or Valkey instead of the embedded one")
+    command.add_argument("--provider", choices=_PROVIDERS, help="who generates the answers")
+    command.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible API, with its /v1")
+    command.add_argument("--model", help="the model for requests that name none")
 
 
 def _add_up(up: argparse.ArgumentParser) -> None:
     up.add_argument("--host", help="the address to listen on (127.0.0.1)")
     up.add_argument("--port", type=_port, help="the port to listen on (8000); 0: any free port")
-    up.add_argument("--redis", metavar="URL", help="use this Redis or Valkey instead of the embedded one")
-    up.add_argument("--provider", choices=_PROVIDERS, help="who generates the answers")
+    _add_provider(up)
     up.add_argument("--workers", type=_count, default=1, metavar="N", help="how many worker processes (1)")
     up.add_argument("--gateways", type=_count_or_0, metavar="N", help="how many gateway processes (1); 0: one per core")
     up.add_argument(
@@ -149,9 +179,7 @@ def _add_up(up: argparse.ArgumentParser) -> None:
 
 def _add_demo(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--prompt", help="what to ask")
-    demo.add_argument("--provider", choices=_PROVIDERS, help="who generates the answer")
-    demo.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible API, with its /v1")
-    demo.add_argument("--model", help="the model to ask for")
+    _add_provider(demo)
 
 
 def _add_tail(tail: argparse.ArgumentParser) -> None:
@@ -234,12 +262,19 @@ def _count_or_0(text: str) -> int:
     return int(text)
 
 
-def _metrics(markdown: bool) -> int:
+def _metrics(markdown: bool, as_json: bool) -> int:
     from shared.metrics import defined
     from shared.metrics import markdown as page
 
     if markdown:
         print(page(), end="")
+        return 0
+    if as_json:
+        rows = [
+            {"name": m.exposed, "kind": m.kind, "where": m.where, "labels": m.labels, "help": m.help, "costs": m.cost}
+            for m in defined()
+        ]
+        print(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
         return 0
     for metric in defined():
         labels = "".join(f", {label}" for label in metric.labels)
@@ -250,8 +285,8 @@ def _metrics(markdown: bool) -> int:
 def _settings(markdown: bool, as_json: bool) -> int:
     listed = list(described())
     if as_json:
-        rows = [{"name": s.env, "default": s.default, "unit": s.unit, "why": s.why} for s in listed]
-        print(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
+        settings = [{"name": s.env, "default": s.default, "unit": s.unit, "why": s.why} for s in listed]
+        print(orjson.dumps(settings, option=orjson.OPT_INDENT_2).decode())
     elif markdown:
         print(
             "# Settings\n\nThis page is made by `midstream settings --markdown`; every setting is an environment variable.\n"

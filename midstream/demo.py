@@ -17,6 +17,7 @@ from midstream.processes import LocalMidstream, settings_for
 from shared.errors import Unusable
 
 _CUT_AFTER_TOKENS = (20, 45)
+"""Of an answer that is that long; a shorter one is read a second time, and cut after a third and two thirds of it."""
 _AWAY_SECONDS = 0.6
 """How long the reader stays disconnected after each cut, while generation goes on."""
 _TOKENS = 100
@@ -44,10 +45,13 @@ class _Received:
     ended: dict[str, Any] = field(default_factory=dict)
 
 
-def demo(*, prompt: str | None, provider: str | None, base_url: str | None, model: str | None) -> int:
+def demo(
+    *, prompt: str | None, redis_url: str | None, provider: str | None, base_url: str | None, model: str | None
+) -> int:
     """Returns 0 if the text is complete and no token came twice; else prints the difference and returns 1. Raises Unusable."""
     options = {
         "MIDSTREAM_PORT": "0",
+        "MIDSTREAM_REDIS_URL": redis_url,
         "MIDSTREAM_PROVIDER": provider,
         "OPENAI_BASE_URL": base_url,
         "MIDSTREAM_DEFAULT_MODEL": model,
@@ -72,7 +76,7 @@ def demo(*, prompt: str | None, provider: str | None, base_url: str | None, mode
 
 
 def _show(url: str, prompt: str, model: str | None) -> int:
-    paint, received = _Paint(), _Received()
+    paint = _Paint()
     request: dict[str, Any] = {
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": _TOKENS,
@@ -86,7 +90,23 @@ def _show(url: str, prompt: str, model: str | None) -> int:
     stream_id = created.json()["id"]
     events_url = f"{url}/v1/streams/{stream_id}/events"
     print(f"you: {prompt}\n")
-    for cut_after in (*_CUT_AFTER_TOKENS, None):
+    cuts: tuple[int, ...] = _CUT_AFTER_TOKENS
+    received = _read_with_cuts(events_url, cuts, paint)
+    tokens = len(received.ids)
+    if received.end == "done" and 2 <= tokens <= cuts[-1]:
+        cuts = tuple(sorted({max(1, tokens // 3), max(1, 2 * tokens // 3)}))
+        print(
+            paint("2", f"The answer has only {tokens} tokens. It is read once more, from its log, with other cuts:\n")
+        )
+        received = _read_with_cuts(events_url, cuts, paint)
+    state = httpx2.get(f"{url}/v1/streams/{stream_id}", params={"wait": 5}).json()
+    return _compare(received, cuts, state, paint)
+
+
+def _read_with_cuts(events_url: str, cuts: tuple[int, ...], paint: _Paint) -> _Received:
+    """Reads the answer to its end, over a new connection after each cut; `cuts`: after how many tokens."""
+    received = _Received()
+    for cut_after in (*cuts, None):
         _read(events_url, received, cut_after, paint)
         if received.end or cut_after is None:
             break
@@ -95,8 +115,7 @@ def _show(url: str, prompt: str, model: str | None) -> int:
         time.sleep(_AWAY_SECONDS)
         print(paint("32", f"  ↻ back again, Last-Event-ID: {last}"), flush=True)
     print("\n")
-    state = httpx2.get(f"{url}/v1/streams/{stream_id}", params={"wait": 5}).json()
-    return _compare(received, state, paint)
+    return received
 
 
 def _read(events_url: str, received: _Received, cut_after: int | None, paint: _Paint) -> None:
@@ -118,7 +137,7 @@ def _read(events_url: str, received: _Received, cut_after: int | None, paint: _P
                 received.end, received.ended = message.event, data
 
 
-def _compare(received: _Received, state: dict[str, Any], paint: _Paint) -> int:
+def _compare(received: _Received, cuts: tuple[int, ...], state: dict[str, Any], paint: _Paint) -> int:
     text, kept = "".join(received.tokens), state["text"]
     offsets = [int(event_id.rpartition("-")[2]) for event_id in received.ids]
     lost = sorted(set(range(1, state["tokens"] + 1)) - set(offsets))
@@ -126,8 +145,8 @@ def _compare(received: _Received, state: dict[str, Any], paint: _Paint) -> int:
     if received.end == "failed":
         print(paint("31", f"failed: {received.ended['code']}: {received.ended['message']}"))
         return 1
-    if len(offsets) <= _CUT_AFTER_TOKENS[-1]:
-        print(paint("31", f"the answer had only {len(offsets)} tokens, too few to cut it twice; try another --prompt"))
+    if len(offsets) <= cuts[-1]:
+        print(paint("31", f"the answer had only {len(offsets)} tokens, too few to cut it; try another --prompt"))
         return 1
     if lost or doubled or text != kept or offsets != sorted(offsets):
         place = next((i for i, (a, b) in enumerate(zip(text, kept, strict=False)) if a != b), min(len(text), len(kept)))
@@ -143,7 +162,7 @@ def _compare(received: _Received, state: dict[str, Any], paint: _Paint) -> int:
         " The provider cut the answer off at its length limit, and said so." if received.ended.get("truncated") else ""
     )
     print(
-        paint("32", f"✔ {len(offsets)} tokens over {len(_CUT_AFTER_TOKENS) + 1} connections: none lost, none doubled, ")
+        paint("32", f"✔ {len(offsets)} tokens over {len(cuts) + 1} connections: none lost, none doubled, ")
         + paint("32", f"and the text equals what the server kept.{cut_off}")
     )
     return 0

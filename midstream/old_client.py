@@ -54,6 +54,11 @@ def follow(
                         why = "the server is not ready (503)"
                     elif response.status_code != 200:
                         raise StreamError(explain(response))
+                    elif media_type_of(response) != "text/event-stream":
+                        raise StreamError(
+                            f"{url} answers with {media_type_of(response) or 'no media type'}, not with an event stream: "
+                            "name a stream by its id, or by the URL of its events, as in /v1/streams/{id}/events"
+                        )
                     else:
                         decoder = Decoder()
                         for part in response.iter_bytes():
@@ -65,6 +70,8 @@ def follow(
                                     return
                             if decoder.retry_milliseconds is not None:
                                 pause_seconds = decoder.retry_milliseconds / 1000
+            except httpx2.UnsupportedProtocol:
+                raise StreamError(f"{url} must begin with http:// or https://") from None
             except (httpx2.HTTPError, httpx2.StreamError) as error:
                 why = str(error) or type(error).__name__
             except httpx2.InvalidURL as error:
@@ -88,6 +95,11 @@ def connect(url: str, last_event_id: str = "") -> Iterator[Iterator[Message]]:
             raise StreamError(explain(response))
         decoder = Decoder()
         yield (message for part in response.iter_bytes() for message in decoder.feed(part))
+
+
+def media_type_of(response: Any) -> str:
+    """Returns a response's media type without parameters; empty if it has none."""
+    return str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
 
 
 def explain(response: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -26,7 +27,10 @@ from producer.provider import provider_name
 from shared.child_processes import Child, ReadyPipe, end_all, get, how_it_ended, valkey_command
 from shared.errors import Unusable
 from shared.grants import check_for_all
-from shared.settings import Settings
+from shared.logs import set_up_logging
+from shared.settings import Settings, unknown
+
+logger = logging.getLogger("midstream")
 
 _READY_SECONDS = 20.0
 _STOP_SECONDS = 10.0
@@ -132,8 +136,7 @@ class LocalMidstream:
         directory, appendonly = Path(self._private_dir), "no"
         path = directory / "valkey.sock"
         if self._data_dir is not None:
-            directory, appendonly = self._data_dir.resolve(), "yes"
-            directory.mkdir(parents=True, exist_ok=True)
+            directory, appendonly = _usable(self._data_dir), "yes"
         options = ("--appendonly", appendonly, "--logfile", str(directory / "valkey.log"))
         command = valkey_command(path, directory, *options)
         self._add(
@@ -183,7 +186,7 @@ class LocalMidstream:
             child.ended()
             pause_seconds = child.due_at - time.monotonic()
             when = f" in {pause_seconds:.1f} s" if pause_seconds > 0 else ""
-            print(f"midstream: {child.name} {how_it_ended(return_code)}; restarting it{when}", file=sys.stderr)
+            logger.error("%s %s; restarting it%s", child.name, how_it_ended(return_code), when)
         for child in self._children:
             if child.process is None and time.monotonic() >= child.due_at:
                 self._spawn(child)
@@ -227,6 +230,18 @@ class LocalMidstream:
                 pass
 
 
+def _usable(data_dir: Path) -> Path:
+    """Returns a folder for the embedded Valkey's data, made if it is missing. Raises Unusable."""
+    try:
+        directory = data_dir.resolve()
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise Unusable(f"the folder {data_dir} cannot keep the embedded Valkey's data: {reason}") from None
+    return directory
+
+
 def _detail_of(problem: bytes) -> str:
     """Returns the `detail` of a problem document (RFC 9457), or all of a body that is none."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -237,8 +252,14 @@ def _detail_of(problem: bytes) -> str:
 def settings_for(options: Mapping[str, str | None], environment: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
     """Returns the settings from the environment and `options`, which take precedence, and the children's environment.
 
-    Raises Unusable.
+    Logging is set up by these settings. What looks like a setting and is none is logged here once, and is not handed on to
+    the children. Raises Unusable.
     """
     merged = dict(environment)
     merged.update({name: value for name, value in options.items() if value is not None})
-    return Settings.from_environment(merged), merged
+    settings = Settings.from_environment(merged)
+    set_up_logging(settings.log_level, settings.log_format)
+    for name, warning in unknown(merged).items():
+        logger.warning(warning)
+        merged.pop(name, None)
+    return settings, merged

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import orjson
 
 from midstream.old_client import StreamError, follow
 from shared.ids import is_stream_id
+from shared.sse import Message
 
 
 def tail(target: str, *, server: str, last_event_id: str, as_json: bool, give_up_seconds: float) -> int:
@@ -27,17 +29,26 @@ def tail(target: str, *, server: str, last_event_id: str, as_json: bool, give_up
     def on_cut(why: str, last: str) -> None:
         note(f"connection lost: {why}; resuming {f'after {last}' if last else 'from the beginning'}")
 
+    def data_of(message: Message) -> dict[str, Any]:
+        try:
+            data = orjson.loads(message.data)
+        except orjson.JSONDecodeError:
+            data = None
+        if not isinstance(data, dict):
+            raise StreamError(f"{url} sent an event that Midstream does not send: {message.data[:80]!r}")
+        return data
+
     for message in follow(url, last_event_id=last_event_id, give_up_seconds=give_up_seconds, on_cut=on_cut):
         if as_json:
-            data = orjson.loads(message.data) if message.data != "[DONE]" else message.data
-            sys.stdout.buffer.write(orjson.dumps({"id": message.id, "event": message.event, "data": data}) + b"\n")
+            whole = message.data if message.data == "[DONE]" else data_of(message)
+            sys.stdout.buffer.write(orjson.dumps({"id": message.id, "event": message.event, "data": whole}) + b"\n")
             sys.stdout.buffer.flush()
             if message.event in ("failed", "cancelled"):
                 return 1 if message.event == "failed" else 3
             continue
         if message.data == "[DONE]":
             break
-        data = orjson.loads(message.data)
+        data = data_of(message)
         if message.event == "message":
             tokens.append(data.get("token", ""))
             print(data.get("token", f"\n{message.data}\n"), end="", flush=True)

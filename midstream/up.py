@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from types import FrameType
 
 from midstream.processes import LocalMidstream, settings_for
+from producer.provider import provider_name
+from shared.provider_address import host_of
+from shared.settings import Settings
+
+logger = logging.getLogger("midstream")
 
 _LOOK_SECONDS = 0.2
+_MODELS_SHOWN = 8
+_WORDS_CHARACTERS_MAX = 200
+"""Of the provider's own message."""
 
 
 class _Stop(BaseException):
@@ -24,6 +33,8 @@ def up(
     port: int | None,
     redis_url: str | None,
     provider: str | None,
+    base_url: str | None,
+    model: str | None,
     workers: int,
     gateways: int | None,
     data_dir: Path | None,
@@ -36,6 +47,8 @@ def up(
         "MIDSTREAM_PORT": None if port is None else str(port),
         "MIDSTREAM_REDIS_URL": redis_url,
         "MIDSTREAM_PROVIDER": provider,
+        "OPENAI_BASE_URL": base_url,
+        "MIDSTREAM_DEFAULT_MODEL": model,
         "MIDSTREAM_LOG_FORMAT": log_format,
         "MIDSTREAM_METRICS_PORT": None if metrics_port is None else str(metrics_port),
         "MIDSTREAM_GATEWAY_PROCESSES": None if gateways is None else str(gateways),
@@ -59,9 +72,39 @@ def up(
     try:
         with midstream:
             print(f"midstream is up: {midstream.url}", flush=True)
+            _say_what_there_is(midstream.url, settings)
             while True:
                 time.sleep(_LOOK_SECONDS)
                 midstream.look_after_children()
     except _Stop:
-        print("midstream is down", file=sys.stderr)
+        logger.info("midstream is down")
         return 0
+
+
+def _say_what_there_is(url: str, settings: Settings) -> None:
+    """Prints the console's address, if there is one, and what the provider has."""
+    from gateway.console.files import is_wanted  # a web framework: now that the children run, nobody waits for it
+
+    if is_wanted(settings):
+        print(f"open the console: {url}/", flush=True)
+    print(asyncio.run(_about_the_provider(settings)), flush=True)
+
+
+async def _about_the_provider(settings: Settings) -> str:
+    """Asks the provider for its models. Returns a line that names them, or says why they are not known."""
+    if provider_name(settings) == "simulated":
+        return "answers are simulated; for a real model: --base-url URL, or OPENAI_API_KEY"
+    from gateway.http.problems import Problem
+    from gateway.provider_models import ProviderModels
+
+    where, models = f"the provider at {host_of(settings.openai_base_url)}", ProviderModels(settings)
+    try:
+        listed = await models.listed()
+        names = [str(model["id"]) for model in listed["data"] if isinstance(model, dict) and "id" in model]
+        default = await models.default()
+    except Problem as problem:
+        words = str((problem.error or {}).get("message") or "")[:_WORDS_CHARACTERS_MAX]
+        return f"{where} is not ready: {problem.detail}{f' ({words})' if words and words != problem.detail else ''}"
+    shown = ", ".join(names[:_MODELS_SHOWN]) + (", …" if len(names) > _MODELS_SHOWN else "")
+    missing = "" if default in names else ", which is not among them"
+    return f"{where} has {len(names)} model{'' if len(names) == 1 else 's'}: {shown}. A request that names none gets {default}{missing}"

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import logging
 import os
+import platform
 import resource
 import secrets
 import signal
@@ -27,6 +28,8 @@ from shared.errors import Unusable
 from shared.event_log import EventLog
 from shared.grants import check_grants, until_up
 from shared.logs import set_up_logging
+from shared.metrics import BUILD_INFO
+from shared.provider_address import USUAL_MODEL
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
 from shared.redis_retry import until_redis_answers
@@ -39,7 +42,7 @@ from shared.redis_server import (
     ordinary_client,
 )
 from shared.resp import RespConnection
-from shared.settings import Settings
+from shared.settings import Settings, unknown
 from shared.tracing import set_up_tracing
 from shared.version import VERSION
 
@@ -80,7 +83,7 @@ def make_provider(settings: Settings) -> Provider:
     return OpenAIProvider(
         api_key=settings.openai_api_key,
         base_url=settings.openai_base_url,
-        default_model=settings.default_model,
+        default_model=settings.default_model or USUAL_MODEL,
         connections_max=settings.worker_concurrency,
     )
 
@@ -138,6 +141,7 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     metrics_server = MetricsServer(measuring.handover.now, settings)
     metrics_url = await metrics_server.open()
     measuring.start()
+    BUILD_INFO.gauge().labels(VERSION, platform.python_version()).set(1)
     own_presence = presence(worker, connection, name=name, provider=provider.name, capacity=settings.worker_concurrency)
     own_presence.start()
     loop = asyncio.get_running_loop()
@@ -180,6 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = Settings.from_environment(os.environ)
         set_up_logging(settings.log_level, options.log_format or settings.log_format)
+        for warning in unknown(os.environ).values():
+            logger.warning(warning)
         _raise_open_files(settings.worker_concurrency + _OTHER_FILES)
         uvloop.run(work(settings, options.ready_fd, set_up_tracing("midstream-worker", os.environ)))
     except Unusable as error:

@@ -19,10 +19,9 @@ from producer.direct_transport import FOLLOW, DirectTransport, proxy_of
 from producer.provider import Finish, Hearer, Unavailable
 from producer.provider_errors import connection_lost, raise_for_status, speaks_of_stream_options
 from shared.outcomes import FailureCode
+from shared.provider_address import OWN_URL
 from shared.tracing import traceparent
 
-_OWN_URL = "https://api.openai.com/v1"
-"""Used where the settings name no other address."""
 _CONNECT_SECONDS = 10.0
 _NOT_PASSED_ON = frozenset({"simulate", "stream", "stream_options"})
 """Fields of a request that are ours, or that this provider sets itself."""
@@ -37,8 +36,9 @@ class OpenAIProvider:
 
     def __init__(self, *, api_key: str, base_url: str, default_model: str, connections_max: int) -> None:
         self._default_model = default_model
+        self.base_url = base_url or OWN_URL
         transport: httpx2.AsyncBaseTransport
-        proxy = proxy_of(base_url or _OWN_URL)
+        proxy = proxy_of(base_url or OWN_URL)
         if proxy is not None:
             limits = httpx2.Limits(max_connections=connections_max, max_keepalive_connections=100)
             transport = httpx2.AsyncHTTPTransport(proxy=proxy, limits=limits)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from shared.errors import MidstreamError, Unusable
 from shared.events import Item
 from shared.outcomes import FailureCode
+from shared.provider_address import check_base_url
 from shared.settings import Settings
 
 
@@ -78,6 +79,8 @@ class Provider(Protocol):
     """Generates answers. One per worker process, used by all of its attempts at once."""
 
     name: str
+    base_url: str
+    """Where it is asked; empty if it asks nobody."""
 
     def model_of(self, request: dict[str, Any]) -> str:
         """Returns the name of the model that will answer, as readers see it."""
@@ -94,13 +97,11 @@ class Provider(Protocol):
 
 
 def provider_name(settings: Settings) -> str:
-    """Returns the name of the provider that the settings choose. Raises Unusable if it is unknown, or lacks a setting."""
+    """Returns the name of the provider that the settings choose. Raises Unusable if it lacks a setting, or one is wrong."""
     has_openai = bool(settings.openai_api_key or settings.openai_base_url)
     name = settings.provider or ("openai" if has_openai else "simulated")
-    if name not in ("openai", "simulated"):
-        raise Unusable(f"MIDSTREAM_PROVIDER={name!r} must be openai or simulated")
     if name == "openai" and not has_openai:
         raise Unusable("the openai provider needs OPENAI_API_KEY, or OPENAI_BASE_URL for a server that needs no key")
-    if settings.provider_on_cancel not in ("close", "drain"):
-        raise Unusable(f"MIDSTREAM_PROVIDER_ON_CANCEL={settings.provider_on_cancel!r} must be close or drain")
+    if name == "openai":
+        check_base_url(settings.openai_base_url)
     return name

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 import traceback
 from collections.abc import Awaitable, Callable
@@ -35,6 +36,7 @@ from shared.lifecycle import History
 from shared.logs import outcome
 from shared.metrics import PROVIDER_ODDITIES_TOLERATED
 from shared.outcomes import AttemptOutcome, CancelReason, FailureCode
+from shared.provider_address import hint_at, host_of
 from shared.queue import Claim
 from shared.receipt import DeliveryNotes
 from shared.redis_retry import until_redis_answers
@@ -43,6 +45,8 @@ from shared.settings import Settings
 logger = logging.getLogger(__name__)
 
 _FRAMES_LOGGED = 5
+_CODE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+"""A provider's `error.code` or `error.type` that is a name, and no text that may repeat the prompt."""
 _PROBE_SECONDS = 0.4
 """After so long without an append the writer compares the log, so that a cancel reaches the provider within a second."""
 
@@ -401,11 +405,17 @@ class Run:
         metrics.APPEND.observe(time.monotonic() - sent_at)
 
     def _shown(self, error: MidstreamError) -> str:
-        """Returns an error's text for the log, without the provider's own message, which may repeat the prompt."""
-        from_provider = isinstance(error, ProviderError) and (error.error is not None or error.status is not None)
-        if not from_provider or self._settings.log_texts:
+        """Returns an error's text for the log: a provider's with its host, without its own message, which may repeat the prompt."""
+        url = self._provider.base_url
+        if not isinstance(error, ProviderError):
             return str(error)
-        return f"the provider answered with status {getattr(error, 'status', None)}"
+        host = host_of(url) if url else f"the {self._provider.name} provider"
+        if (error.error is None and error.status is None) or self._settings.log_texts:
+            return f"{host}: {error}{hint_at(url, error.status)}" if url else str(error)
+        code = str((error.error or {}).get("code") or (error.error or {}).get("type") or "")
+        shown_code = f" ({code})" if _CODE.fullmatch(code) else ""
+        answered = f"answered with status {error.status}" if error.status is not None else "sent an error"
+        return f"{host} {answered}{shown_code}{hint_at(url, error.status)}"
 
     def _report_end(self, how: AttemptOutcome, message: str, writer: Writer, **more: str) -> None:
         """Logs and counts the end of an attempt."""

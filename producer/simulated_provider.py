@@ -29,6 +29,7 @@ _WORDS = (
 
 class SimulatedProvider:
     name = "simulated"
+    base_url = ""
 
     def model_of(self, request: dict[str, Any]) -> str:
         return "simulated"

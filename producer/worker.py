@@ -34,6 +34,13 @@ logger = logging.getLogger(__name__)
 BLOCK_SECONDS = 1.0
 """How long a claim waits for a request: the longest time in which an idle worker notices that it has to stop."""
 _CLAIM_AT_ONCE_MAX = 64
+_RENEWALS_PER_LEASE = 4
+"""So a worker may be late by three quarters of a lease, 1.5 s by default, before others take it for dead."""
+_LOOKS_PER_LEASE = 10
+_TAKE_OVER_AT_ONCE_MAX = 128
+_NEXT_LOOK_SECONDS = 0.01
+"""The pause after a look that found as many expired leases as it may take: the worker that died had more. In the pause other
+workers look, too, and so share them."""
 _WATCH_SECONDS = 0.2
 _CONSUMER_IDLE_MILLISECONDS = 3_600_000
 _FORGET_SECONDS = 600.0
@@ -73,6 +80,10 @@ class Worker:
         self._failures: deque[dict[str, Any]] = deque(maxlen=_FAILURES_MAX)
         self._changed = asyncio.Event()
         self._draining = asyncio.Event()
+        self._redis_answered_at = time.monotonic()
+        """When the newest look for expired leases was answered."""
+        self._leases_count_from = 0.0
+        """From when on an expired lease shows again that its worker is dead (monotonic seconds)."""
 
     def drain(self) -> None:
         """Claims nothing more. Called a second time, hands back at once what is unfinished."""
@@ -99,8 +110,8 @@ class Worker:
         loops = [
             keep_running(name, partial(self._repeat, loop, pause_seconds))
             for name, loop, pause_seconds in (
-                ("renew", self._renew, self._settings.lease_seconds / 3),
-                ("take_over", self._take_over, self._settings.lease_seconds / 10),
+                ("renew", self._renew, self._settings.lease_seconds / _RENEWALS_PER_LEASE),
+                ("take_over", self._take_over, self._settings.lease_seconds / _LOOKS_PER_LEASE),
                 ("forget", self._forget, _FORGET_SECONDS),
             )
         ]
@@ -141,14 +152,41 @@ class Worker:
                 self._start(claim)
 
     async def _take_over(self) -> None:
-        free = self._settings.worker_concurrency - len(self._runs)
-        if free > 0 and not self._draining.is_set():
-            lease_milliseconds = int(self._settings.lease_seconds * 1000)
-            for claim in await self._queue.claim_expired(min(free, _CLAIM_AT_ONCE_MAX), lease_milliseconds):
+        """Takes over the requests of dead workers."""
+        lease_milliseconds = int(self._settings.lease_seconds * 1000)
+        if not await self._leases_count():
+            return
+        while not self._draining.is_set():
+            count = min(self._settings.worker_concurrency - len(self._runs), _TAKE_OVER_AT_ONCE_MAX)
+            if count <= 0:
+                return
+            claims = await self._queue.claim_expired(count, lease_milliseconds)
+            self._redis_answered_at = time.monotonic()
+            for claim in claims:
                 if claim.entry_id not in self._runs:  # else it is this worker's own, renewed a little late
                     logger.info("stream %s: its worker's lease has expired; taking it over", claim.stream_id)
                     metrics.TAKEOVERS.inc()
                     self._start(claim)
+            if len(claims) < count:
+                return
+            await asyncio.sleep(_NEXT_LOOK_SECONDS)
+
+    async def _leases_count(self) -> bool:
+        """Whether an expired lease shows that its worker is dead. Raises Disconnected.
+
+        While Redis was away or stood still, or all of this machine did, no worker could renew its leases. So after a silence
+        of half a lease all workers are given the time to connect again and to renew, before any of them is taken for dead.
+        """
+        await self._queue.ping()
+        now, lease_seconds = time.monotonic(), self._settings.lease_seconds
+        silent_seconds, self._redis_answered_at = now - self._redis_answered_at, now
+        if silent_seconds > lease_seconds / 2:
+            patience_seconds = self._settings.reconnect_seconds_max + lease_seconds / _RENEWALS_PER_LEASE
+            self._leases_count_from = now + patience_seconds
+            logger.info(
+                "no answer of Redis for %.1f s: no lease counts as expired for %.1f s", silent_seconds, patience_seconds
+            )
+        return now >= self._leases_count_from
 
     def _start(self, claim: Claim) -> None:
         provider, tracing = self._provider.name, self._tracing

@@ -14,25 +14,18 @@ from typing import Any
 
 import orjson
 
-from shared.errors import Unusable
-
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-_FORMATS = ("auto", "json", "text")
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 """The id of the HTTP request that the present task works for; the worker that answers it uses the same id."""
 
 
 def set_up_logging(level: str, log_format: str = "auto") -> None:
-    """Sets logging up; called once per process, from its `__main__`. Raises Unusable for an unknown level or format."""
-    if level.lower() not in _LEVELS:
-        raise Unusable(f"MIDSTREAM_LOG_LEVEL={level!r} must be one of {', '.join(_LEVELS)}")
-    if log_format not in _FORMATS:
-        raise Unusable(f"MIDSTREAM_LOG_FORMAT={log_format!r} must be one of {', '.join(_FORMATS)}")
+    """Sets logging up; called once per process, from its `__main__`. `shared.settings` has checked level and format."""
     text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler()
     handler.setFormatter(TextLines() if text else JsonLines())
-    logging.basicConfig(level=_LEVELS[level.lower()], handlers=[handler], force=True)
+    logging.basicConfig(level=_LEVELS[level], handlers=[handler], force=True)
     for noisy in ("httpx2", "httpcore2", "openai", "asyncio", "websockets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("midstream.receipt").setLevel(logging.INFO)  # at every level: receipts may be used for billing
@@ -157,5 +150,5 @@ def _plain(value: Any, whole: bool = False, depth: int = 0) -> Any:
 
 
 def outcome(event: str, stream_id: str, **more: Any) -> dict[str, Any]:
-    """Returns the `extra` of a line that says how an attempt or a stream ended."""
+    """Returns the `extra` of a line about one stream: what happened, and its fields."""
     return {"about": {"event": event, "stream": stream_id, **more}}

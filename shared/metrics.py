@@ -80,14 +80,21 @@ STATUSES = (
     "415",
     "421",
     "422",
+    "426",
     "429",
     "431",
     "500",
     "502",
     "503",
     "504",
+    "507",
     OTHER,
 )
+REQUEST_STATUSES = ("101", "200", "201", "204", "304", *STATUSES)
+FACES = ("sse", "ndjson", "text", "websocket", "prompt", "chat", "responses", "ai_sdk")
+"""The forms in which a stream can be followed."""
+APIS = ("native", "chat", "responses", "ai_sdk")
+"""Those through which a stream can be created."""
 BACKGROUND_TASKS = (
     "ages",
     "beats",
@@ -112,6 +119,8 @@ LOG_READ_REASONS = ("begin", "subscribed", "hole", "check", "page")
 _LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _OPERATIONS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 """OpenTelemetry's buckets for the duration of a whole operation, and for the wait for its first chunk."""
+_ANSWERS = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0)
+"""Buckets from the time of one read of a log to that of an answer that is waited for. Few, since each route has a histogram."""
 _PER_TOKEN = (0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 """OpenTelemetry's buckets for the time per token, and two lower ones: a fast local model takes less than 10 ms."""
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304)
@@ -158,6 +167,14 @@ READERS_MAX = Metric(
     "gateway",
     _SECOND,
     processes="livesum",
+)
+READER_OPENS = Metric(
+    "midstream_reader_opens",
+    "counter",
+    "Connections that began to follow a stream, by the form in which they get it",
+    "gateway",
+    _CONNECTION,
+    {"face": FACES},
 )
 READER_CLOSES = Metric(
     "midstream_reader_closes",
@@ -219,7 +236,12 @@ PUSHES_PASSED_OVER = Metric(
 # --- gateway: following logs
 
 STREAMS_CREATED = Metric(
-    "midstream_streams_created", "counter", "Streams that this gateway accepted", "gateway", _STREAM
+    "midstream_streams_created",
+    "counter",
+    "Streams that this gateway accepted, by the API through which they were requested",
+    "gateway",
+    _STREAM,
+    {"api": APIS},
 )
 STREAMS_FOLLOWED = Metric(
     "midstream_streams_followed",
@@ -281,6 +303,23 @@ TICK_SECONDS = Metric(
     "gateway",
     _SECOND,
     processes="livemax",
+)
+REQUESTS = Metric(
+    "midstream_http_requests",
+    "counter",
+    "Requests by method, route (a template, as in /openapi.json; `other` for both where no route is meant) and status (`other`: also a client that had gone before its answer began). A series begins with its first request",
+    "gateway",
+    "once per request",
+    {"method": (), "route": (), "status": ()},
+)
+REQUEST_SECONDS = Metric(
+    "midstream_http_request_seconds",
+    "histogram",
+    "From a request's head to the beginning of its answer: of a stream to its response's head, of an answer that is waited for to its end",
+    "gateway",
+    "once per request",
+    {"method": (), "route": ()},
+    buckets=_ANSWERS,
 )
 PROBLEMS = Metric(
     "midstream_http_problems",
@@ -538,6 +577,15 @@ QUEUE_UNREADABLE = Metric(
     "Entries of the request queue that name no stream, and were deleted: another program writes to that key",
     "worker",
     _RARE,
+)
+BUILD_INFO = Metric(
+    "midstream_build_info",
+    "gauge",
+    "1; its labels say which version runs, on which Python",
+    "both",
+    "nothing",
+    {"version": (), "python": ()},
+    processes="livemax",
 )
 REDIS_ROUND_TRIP = Metric(
     "midstream_redis_round_trip_seconds",

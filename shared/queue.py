@@ -124,6 +124,10 @@ class RequestQueue:
                 break
         return claims
 
+    async def ping(self) -> None:
+        """Returns when Redis has answered. Raises Disconnected, RedisRefused."""
+        await self._commands.execute("PING")
+
     async def renew(self, claims: list[Claim]) -> list[bytes]:
         """Renews these leases; returns the ids of the entries that this worker no longer holds."""
         return await self._renewed(claims, 0)

@@ -243,18 +243,24 @@ class RespConnection(asyncio.Protocol):
 
     async def _keep_connected(self) -> None:
         pause_seconds = _FIRST_PAUSE_SECONDS
+        lost_at: float | None = None
         while True:
             try:
                 async with asyncio.timeout(self._reply_seconds):
                     await self._address.connect(self._loop, lambda: self)
                     await self._shake_hands()
-                logger.debug("%s: connected to %s", self._name, self._address)
+                if lost_at is None:
+                    logger.debug("%s: connected to %s", self._name, self._address)
+                else:  # as loud as the line that told of the loss
+                    away_seconds = self._loop.time() - lost_at
+                    logger.warning("%s: Redis at %s is back, after %.1f s", self._name, self._address, away_seconds)
                 pause_seconds = _FIRST_PAUSE_SECONDS
                 self.refusal = None
                 self._up.set()
                 if self._on_up is not None:
                     self._on_up()
                 await self._watch()
+                lost_at = self._loop.time()
                 self.reconnects += 1
                 logger.warning("%s: the connection to %s was lost; reconnecting", self._name, self._address)
             except RedisRefused as error:

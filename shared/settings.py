@@ -7,7 +7,9 @@ Read once per process, in its `__main__`, and handed down. Every limit has its u
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +17,27 @@ from typing import Any
 from shared.errors import Unusable
 
 PREFIX = "MIDSTREAM_"
+_NOT_SETTINGS = frozenset({"MIDSTREAM_URL"})
+"""Variables of the command line: the gateway that `midstream tail` and `top` ask."""
+_OTHER_NAMES = {"OPENAI_API_BASE": "OPENAI_BASE_URL", "OPENAI_BASE": "OPENAI_BASE_URL", "OPENAI_KEY": "OPENAI_API_KEY"}
+"""Names under which others, or earlier versions of OpenAI's SDK, know a setting."""
+_OF_KUBERNETES = re.compile(r"_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)$")
+"""Variables that Kubernetes sets for each service, as for one that is called midstream-gateway."""
+_WARNINGS_MAX = 20
 
 
 def _setting(
-    default: Any, unit: str, why: str, *, least: float | None = None, most: float = math.inf, env: str = ""
+    default: Any,
+    unit: str,
+    why: str,
+    *,
+    least: float | None = None,
+    most: float = math.inf,
+    env: str = "",
+    choices: tuple[str, ...] = (),
 ) -> Any:
-    return field(default=default, metadata={"unit": unit, "why": why, "least": least, "most": most, "env": env})
+    about = {"unit": unit, "why": why, "least": least, "most": most, "env": env, "choices": choices}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +53,17 @@ class Settings:
         "127.0.0.1", "address", "The address at which the gateway listens; 0.0.0.0 for all of the machine's."
     )
     port: int = _setting(8000, "port", "The gateway's port; 0 takes a free one.", least=0, most=65535)
-    log_level: str = _setting("info", "level", "debug, info, warning or error. Lines go to standard error.")
+    log_level: str = _setting(
+        "info",
+        "level",
+        "debug, info, warning or error. Lines go to standard error.",
+        choices=("debug", "info", "warning", "error"),
+    )
     log_format: str = _setting(
         "auto",
         "auto, json, text",
         "json: one object per line. text: for people. auto: text on a terminal, else json.",
+        choices=("auto", "json", "text"),
     )
     log_texts: int = _setting(
         0,
@@ -66,8 +89,13 @@ class Settings:
         "",
         "name",
         "openai (any OpenAI-compatible API) or simulated. If it is not set: openai if OPENAI_API_KEY or OPENAI_BASE_URL is set, else simulated.",
+        choices=("openai", "simulated"),
     )
-    default_model: str = _setting("gpt-4o-mini", "model", "The model for requests that name none.")
+    default_model: str = _setting(
+        "",
+        "model",
+        "The model for requests that name none. If it is not set: gpt-4o-mini, or where the provider has another address than OpenAI's and does not list that, the first of its list (GET /v1/models) that answers chats.",
+    )
     openai_api_key: str = _setting(
         "", "secret", "The provider's key. Most local servers need none.", env="OPENAI_API_KEY"
     )
@@ -79,6 +107,7 @@ class Settings:
         "close",
         "close, drain",
         "What happens to a cancelled answer. close: its connection is closed. drain: it is read to its end for its usage, for providers that bill all of it anyway.",
+        choices=("close", "drain"),
     )
 
     redis_start_seconds: float = _setting(
@@ -110,9 +139,9 @@ class Settings:
         least=1,
     )
     lease_seconds: float = _setting(
-        10.0,
+        2.0,
         "seconds",
-        "How long a worker's claim on a request holds without renewal. It is renewed every third of this time. The streams of a dead worker are taken over when it has run out.",
+        "How long a worker's claim on a request holds without renewal. The streams of a dead worker are taken over when it has run out, so that readers wait for less than 3 s. It is renewed four times in this time: a worker that is held up for three quarters of it loses its answers to another.",
         least=0.3,
     )
     attempts_max: int = _setting(
@@ -244,6 +273,7 @@ class Settings:
         "auto",
         "auto, on, off",
         "Whether the gateway serves the console at /, and its data. The console names every live stream, and whoever knows a stream's name may read and cancel it. So auto means: only if the gateway listens on a loopback address.",
+        choices=("auto", "on", "off"),
     )
     connections_max: int = _setting(
         20_000,
@@ -339,7 +369,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
-        """Returns the settings in the environment. Raises Unusable, which names the variable and the values it takes."""
+        """Returns the settings in the environment. Raises Unusable, which names the variable and the values that it takes."""
         values: dict[str, Any] = {}
         for setting in described():
             raw = environment.get(setting.env, "").strip()
@@ -359,11 +389,16 @@ class Described:
     why: str
     least: float | None
     most: float
+    choices: tuple[str, ...] = ()
+    """The only values of a text; without any it may be any text."""
 
     def parse(self, raw: str) -> Any:
         kind = type(self.default)
         if kind is str:
-            return raw
+            if self.choices and raw.lower() not in self.choices:
+                *first, last = self.choices
+                raise Unusable(f"{self.env}={raw!r} must be {', '.join(first)} or {last}")
+            return raw.lower() if self.choices else raw
         try:
             value = kind(raw)
             finite = math.isfinite(value)
@@ -388,4 +423,32 @@ def described() -> Iterator[Described]:
             about["why"],
             about["least"],
             about["most"],
+            about["choices"],
         )
+
+
+def unknown(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables that look like settings and are none, each with a warning that names the nearest setting."""
+    names = {setting.env.removeprefix(PREFIX): setting.env for setting in described()}
+    warnings = {}
+    for variable in sorted(environment):
+        if variable in _OTHER_NAMES:
+            meant = _OTHER_NAMES[variable]
+            if environment.get(meant):
+                continue
+        elif (
+            not variable.upper().startswith(PREFIX)
+            or variable in names.values()
+            or variable in _NOT_SETTINGS
+            or _OF_KUBERNETES.search(variable)
+            or ("://" in environment[variable] and variable.endswith("_PORT"))
+        ):
+            continue
+        else:
+            nearest = difflib.get_close_matches(variable.upper().removeprefix(PREFIX), names, 1)
+            meant = names[nearest[0]] if nearest else ""
+        did_you_mean = f"did you mean {meant}?" if meant else "`midstream settings` lists all"
+        warnings[variable[:100]] = f"{variable[:100]} is no setting, and has no effect: {did_you_mean}"
+        if len(warnings) == _WARNINGS_MAX:
+            break
+    return warnings

@@ -31,7 +31,7 @@ def set_up_tracing(service: str, environment: Mapping[str, str]) -> Tracing | No
 
         return Tracing(service)
     except ImportError as error:
-        logger.warning("no traces, though a collector is named: pip install midstream[otel] (%s)", error)
+        logger.warning("no traces, though a collector is named: pip install '.[otel]' (%s)", error)
     except (OSError, RuntimeError, ValueError) as error:
         logger.warning("no traces: one of the variables OTEL_... is wrong: %s", error)
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -24,6 +25,16 @@ def _redis() -> Iterator[RedisServer]:
     needs("redis-server (Debian: apt install redis-server)", binary_of("redis"))
     with RedisServer("redis") as server:
         yield server
+
+
+@pytest.fixture
+def logging_as_it_was() -> Iterator[None]:
+    """The test run's own handlers, again after a test that sets up logging as a process does."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture

@@ -161,6 +161,46 @@ STREAMS = [
         },
     ),
     Panel(
+        "Readers that come",
+        "By the form in which they follow a stream.",
+        {"{{face}}": rate("midstream_reader_opens_total", "face")},
+        "ops",
+        stacked=True,
+    ),
+    Panel(
+        "Streams created",
+        "By the API through which they were requested.",
+        {"{{api}}": rate("midstream_streams_created_total", "api")},
+        "ops",
+        stacked=True,
+    ),
+    Panel(
+        "Requests",
+        "By method and route; those that no route is meant by are other.",
+        {"{{method}} {{route}}": rate("midstream_http_requests_total", "method, route")},
+        "ops",
+    ),
+    Panel(
+        "Requests by status",
+        "101: a WebSocket. other: also clients that left before their answer began.",
+        {"{{status}}": rate("midstream_http_requests_total", "status")},
+        "ops",
+        stacked=True,
+    ),
+    Panel(
+        "Until an answer begins",
+        "The 95th percentile by route. A request that waits for an answer's end takes as long as that.",
+        {
+            "{{method}} {{route}}": "histogram_quantile(0.95, sum by (le, method, route) (rate(midstream_http_request_seconds_bucket[$__rate_interval])))"
+        },
+        "s",
+    ),
+    Panel(
+        "Versions",
+        "Processes that Prometheus scrapes, by the version that they run.",
+        {"{{job}} {{version}}": "sum by (job, version) (midstream_build_info)"},
+    ),
+    Panel(
         "Resumes",
         "Readers that resumed, by where their next event was. Many from the log: they were away for long, or the ring is small.",
         {"{{place}}": rate("midstream_resumes_total", "place")},

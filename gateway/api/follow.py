@@ -38,6 +38,7 @@ from gateway.http.etags import etag_of_end, is_known, not_modified
 from gateway.http.exchange import query_of
 from gateway.http.problems import Problem, not_found, stopping
 from gateway.http.routes import ASGI, Route, handler_for
+from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from shared.events import Policies
 from shared.ids import BEGINNING, FIRST_ID, EventId, is_stream_id
@@ -73,10 +74,13 @@ class FollowRequest:
 class Subscribe:
     """The ways to follow a stream by a plain GET."""
 
-    def __init__(self, streams: Streams, tails: Tails, delivery: Delivery, settings: Settings) -> None:
+    def __init__(
+        self, streams: Streams, tails: Tails, delivery: Delivery, models: ProviderModels, settings: Settings
+    ) -> None:
         self._streams = streams
         self._tails = tails
         self._delivery = delivery
+        self._models = models
         self._settings = settings
         self._coming: set[asyncio.Task[Any]] = set()
         """Requests that have taken a reader's place and do not follow yet: they wait for Redis, or for their own body."""
@@ -143,7 +147,7 @@ class Subscribe:
             await _whole_stream(b"", send)
             return
         self.take_place()
-        model = query.get("model") or self._settings.default_model
+        model = query.get("model") or await self._models.default()
         created = await self._streams.create(prompt_request(prompt, model), Policies(), {})
         stream_id = created["id"]
         # The browser must have an id before the first token, or a cut there would begin a second generation.

@@ -18,6 +18,7 @@ from gateway.http.problems import Problem, stopping
 from gateway.http.routes import Route, methods_like
 from gateway.http.whole_bodies import made
 from gateway.metrics import exposition, refused
+from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from shared.lifecycle import History
 from shared.settings import Settings
@@ -29,10 +30,13 @@ _WAIT_SECONDS_MAX = 600
 class NativeApi:
     """The requests that are answered whole, whatever their path names last."""
 
-    def __init__(self, streams: Streams, delivery: Delivery, readiness: Readiness, settings: Settings) -> None:
+    def __init__(
+        self, streams: Streams, delivery: Delivery, readiness: Readiness, models: ProviderModels, settings: Settings
+    ) -> None:
         self._streams = streams
         self._delivery = delivery
         self._readiness = readiness
+        self._models = models
         self._settings = settings
         stream = "/v1/streams/{stream_id}"
         self.routes = (
@@ -61,7 +65,8 @@ class NativeApi:
             raise stopping()
         key = check_idempotency_key(request.headers)
         async with received(request, self._settings.body_bytes_max) as body:
-            generation, policies, metadata = check_generation(parse_body(body), self._settings.default_model)
+            parsed = parse_body(body)
+            generation, policies, metadata = check_generation(parsed, await self._models.default_for(parsed))
             created = await self._streams.create(generation, policies, metadata, idempotency=key)
         return json_response(created, 201, {"location": created["events_url"]})
 

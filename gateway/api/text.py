@@ -28,6 +28,7 @@ _TAKEN_BACK = b"\xff"
 class TextFace:
     """The text of the first choice."""
 
+    name = "text"
     media_type = b"text/plain; charset=utf-8"
     keep_alive = b""
     stateful = True

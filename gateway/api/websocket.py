@@ -41,6 +41,7 @@ _TOKEN_BYTES = len(_TOKEN % (b"", b""))
 class WebSocketFace(Encoder):
     """Each event in a frame of its own."""
 
+    name = "websocket"
     media_type = b""
     keep_alive = b""  # the protocol has its own pings, which also find who has gone
     stateful = False

@@ -103,6 +103,7 @@ class Delivery:
     def attach(self, reader: Reader) -> None:
         """Begins to deliver to a reader whose response has begun. Its tail must be ready and held; from here the reader holds it."""
         self.readers += 1
+        metrics.opened(reader.ring.face.name)
         if reader.cursor > BEGINNING:
             self._count_resume(reader)
         self.ledger.opened(reader)

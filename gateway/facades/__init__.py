@@ -8,16 +8,19 @@ from gateway.facades.openai.chat import ChatCompletions
 from gateway.facades.openai.models import Models
 from gateway.facades.responses.responses import Responses
 from gateway.http.routes import Part
+from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from shared.commands import Commands
 from shared.settings import Settings
 
 
-def facades(streams: Streams, subscribe: Subscribe, settings: Settings, commands: Commands) -> list[Part]:
+def facades(
+    streams: Streams, subscribe: Subscribe, models: ProviderModels, settings: Settings, commands: Commands
+) -> list[Part]:
     """Returns all facades."""
     return [
-        ChatCompletions(streams, subscribe, settings),
-        Responses(streams, subscribe, settings),
-        Models(settings),
-        AiSdk(streams, subscribe, settings, commands),
+        ChatCompletions(streams, subscribe, models, settings),
+        Responses(streams, subscribe, models, settings),
+        Models(models),
+        AiSdk(streams, subscribe, models, settings, commands),
     ]

@@ -20,7 +20,7 @@ def lines(process: Process) -> list[dict[str, Any]]:
 def outcomes(system: System, stream_id: str) -> list[tuple[str, str]]:
     """Returns the outcome lines of a stream."""
     every = [line for process in (*system.workers, *system.gateways) for line in lines(process)]
-    about = [line for line in every if line.get("stream") == stream_id]
+    about = [line for line in every if line.get("stream") == stream_id and line["event"] != "created"]
     return [(line["event"], line.get("outcome") or line["status"]) for line in about]
 
 
@@ -55,6 +55,14 @@ async def test_every_stream_has_its_outcome_and_its_receipt_under_its_requests_i
         await wait_until(all_logged, what="all outcomes are logged")
         logged = [line for line in lines(system.workers[0]) if line.get("stream") == done]
         assert {line["request_id"] for line in logged} == {"from-the-client:7"}
+        (created,) = [
+            line for line in lines(system.gateways[0]) if (line.get("event"), line.get("stream")) == ("created", done)
+        ]
+        assert (created["api"], created["model"], created["request_id"]) == (
+            "native",
+            "gpt-4o-mini",
+            "from-the-client:7",
+        )
         (failure,) = [line for line in lines(system.workers[0]) if line.get("code")]
         assert (failure["level"], failure["code"], failure["attempt"]) == ("warning", "provider_unavailable", 1)
         assert _SECRET not in system.tails()
@@ -115,3 +123,24 @@ async def test_the_text_format_of_logs() -> None:
         )
         await wait_until(lambda: formats in system.workers[0].logged(), what="the receipt in words")
         assert "{" not in system.workers[0].logged()
+
+
+async def test_a_provider_s_refusal_names_its_host_and_its_code_and_not_its_words() -> None:
+    """Wrong key, wrong model and wrong address are told apart."""
+    async with OpenAIServer() as server:
+        settings = {"provider": "openai", "openai_base_url": server.url, "provider_tries_max": 1}
+        async with System(settings=settings) as system:
+            host = server.origin.removeprefix("http://")
+            error = {"message": f"{_SECRET}: wrong key", "type": "t", "code": "invalid_api_key"}
+            refused = await system.create(model="m", script={"fail_status": 401, "error": error})
+            await system.follow(refused).until_end()
+            assert f"{host} answered with status 401 (invalid_api_key)" in system.workers[0].logged()
+            worker = system.workers[0]
+            worker.kill()
+            worker.settings["openai_base_url"] = server.origin
+            await system.start_worker(0)
+            lost = await system.create(model="m")
+            await system.follow(lost).until_end()
+            assert f"{host} answered with status 404" in worker.logged()
+            assert "OPENAI_BASE_URL has no /v1" in worker.logged()
+            assert _SECRET not in system.tails()

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shared.metric_definition import OTHER
 from shared.metrics import MODELS_MAX, defined
+from shared.version import VERSION
 from tests.support.load import metrics_address, mixed_streams
 from tests.support.openai_server import OpenAIServer
 from tests.support.redis_server import free_port
@@ -211,3 +212,40 @@ async def test_the_worker_s_metrics_port() -> None:
         assert re.match(r"text/plain; version=", response.headers["content-type"])
         assert (await system.http.get(f"http://{address}/")).status_code == 404
         assert (await system.http.post(f"http://{address}/metrics")).status_code == 404
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_requests_are_counted_by_route_and_status_and_readers_by_face(processes: int) -> None:
+    async with System(gateway_settings={"gateway_processes": processes}) as system:
+        url = system.gateway_url()
+        stream_id = await system.create(simulate={"tokens": 3, "tokens_per_second": 0})
+        await system.follow(stream_id).until_end()
+        for path, accept in (("events", "application/x-ndjson"), ("text", "*/*"), ("ws", "*/*")):
+            await system.http.get(f"{url}/v1/streams/{stream_id}/{path}", headers={"accept": accept})
+        chat = {"messages": [{"role": "user", "content": "x"}], "simulate": {"tokens": 1}}
+        await system.http.post(f"{url}/v1/chat/completions", json=chat)
+        for path in ("/v1/streams/unknown", "/nothing/here", f"/nothing/{stream_id}"):
+            await system.http.get(url + path)
+        await system.http.request("PATCH", f"{url}/v1/streams")
+        samples = await of_gateway(system)
+        stream = "/v1/streams/{stream_id}"
+        for method, route, status, count in (
+            ("POST", "/v1/streams", "201", 1),
+            ("GET", stream + "/events", "200", 2),
+            ("GET", stream + "/text", "200", 1),
+            ("GET", stream + "/ws", "426", 1),
+            ("GET", stream, "404", 1),
+            ("POST", "/v1/chat/completions", "200", 1),
+            (OTHER, OTHER, "404", 2),
+            (OTHER, OTHER, "405", 1),
+        ):
+            labels = {"method": method, "route": route}
+            assert total(samples, "midstream_http_requests_total", status=status, **labels) == count, (route, status)
+            assert total(samples, "midstream_http_request_seconds_count", **labels) >= count
+        for face, count in (("sse", 1), ("ndjson", 1), ("text", 1), ("websocket", 0)):
+            assert total(samples, "midstream_reader_opens_total", face=face) == count, face
+        for api, count in (("native", 1), ("chat", 1), ("ai_sdk", 0)):
+            assert total(samples, "midstream_streams_created_total", api=api) == count, api
+        assert total(samples, "midstream_build_info", version=VERSION) == 1
+        assert not [name for name, labels in samples if stream_id in str(labels)], "no label has a path"
+        assert total(parsed((await system.http.get(f"{url}/metrics")).text), "midstream_build_info") == 1

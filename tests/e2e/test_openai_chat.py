@@ -338,6 +338,23 @@ async def test_the_models_are_the_provider_s(client: openai.AsyncOpenAI) -> None
     assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
 
 
+async def test_a_request_that_names_no_model_gets_one_that_the_provider_has(
+    system: System, server: OpenAIServer
+) -> None:
+    url, messages = system.gateway_url(), [{"role": "user", "content": "no model"}]
+    chat = [{"id": "m", "role": "user", "parts": [{"type": "text", "text": "no model"}]}]
+    for path, body in (
+        ("/v1/streams", {"messages": messages}),
+        ("/v1/chat/completions", {"messages": messages}),
+        ("/v1/responses", {"input": "no model"}),
+        ("/api/chat", {"id": "c", "messages": chat}),
+    ):
+        assert (await system.http.post(url + path, json=body)).status_code in (200, 201), path
+    assert (await system.http.get(f"{url}/stream?prompt=no%20model")).status_code == 200
+    asked = [body["model"] for body in server.bodies if "no model" in str(body["messages"])]
+    assert asked == ["scripted"] * 5
+
+
 async def test_node_reads_the_same(system: System) -> None:
     error = {"message": "overloaded", "type": "server_error", "param": None, "code": "busy"}
     output = await node.run(

@@ -315,7 +315,7 @@ async def test_midstream_up_restarts_ready_processes_with_a_back_off(
         await wait_until(partial(children_of, up_of_one.pid, module), what=name, within_seconds=_UP_SECONDS_MAX)
         (child,) = children_of(up_of_one.pid, module)
         os.kill(child, signal.SIGKILL)  # within 5 s of its start
-        line = f"midstream: {name} was ended by SIGKILL; restarting it in {pause} s"
+        line = f'"logger":"midstream","message":"{name} was ended by SIGKILL; restarting it in {pause} s"'
         await wait_until(lambda line=line: line in logged(), what=line)  # type: ignore[misc]
     await wait_until(lambda: logged().count("gateway is up: ") == 2, within_seconds=_UP_SECONDS_MAX)
     assert up_of_one.poll() is None

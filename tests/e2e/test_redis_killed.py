@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import pytest
 
@@ -87,3 +88,42 @@ async def test_requests_are_answered_with_503_while_redis_is_down() -> None:
 
         await wait_until(ready, within_seconds=5.0, what="the gateway is ready again")
         assert (await system.state(stream_id))["tokens"] == 3
+
+
+async def test_what_is_written_while_redis_is_away_waits_for_it_in_every_api() -> None:
+    messages = [{"role": "user", "content": "hello"}]
+    chat = [{"id": "m", "role": "user", "parts": [{"type": "text", "text": "hello"}]}]
+    async with System(tcp=True, durable=True) as system:
+        url, fast = system.gateway_url(), {"simulate": {"tokens": 5, "tokens_per_second": 0}}
+        endless = {"tokens": 5000, "tokens_per_second": 20}
+        running, unwanted = await system.create(simulate=endless), await system.create(simulate=endless)
+        for stream_id in (running, unwanted):
+            await system.until_status(stream_id, "running")
+        await asyncio.to_thread(system.redis.terminate)
+        post, key = system.http.post, {"idempotency-key": "once"}
+        creates = [
+            post(f"{url}/v1/streams", json={"messages": messages, **fast}),
+            post(f"{url}/v1/streams", json={"messages": messages, **fast}, headers=key),
+            post(f"{url}/v1/chat/completions", json={"messages": messages, **fast}),
+            post(f"{url}/v1/responses", json={"input": "hello", "background": True}),
+            post(f"{url}/api/chat", json={"id": "c", "messages": chat, **fast}),
+            system.http.get(f"{url}/stream?prompt=hello"),
+        ]
+        others = [
+            post(f"{url}/v1/streams/{running}/cancel"),
+            post(f"{url}/v1/responses/resp_{running}/cancel"),
+            system.http.delete(f"{url}/v1/streams/{unwanted}"),
+            system.http.get(f"{url}/v1/streams/{running}"),
+        ]
+        under_way = [asyncio.create_task(call) for call in (*creates, *others)]
+        done, _ = await asyncio.wait(under_way, timeout=1.0)
+        assert not done, [task.result().text for task in done]
+        await asyncio.to_thread(system.redis.start)
+        answers = await asyncio.gather(*under_way)
+        assert [answer.status_code for answer in answers] == [201, 201, 200, 200, 200, 200, 200, 200, 204, 200]
+        again = await post(f"{url}/v1/streams", json={"messages": messages, **fast}, headers=key)
+        assert again.json()["id"] == answers[1].json()["id"]
+        assert len(await system.logs()) == len(creates) + 2
+        assert (await system.state(running))["status"] == "cancelled"
+        for process in (*system.gateways, *system.workers):
+            assert re.search(r"Redis at \S+ is back, after \d+\.\d s", process.logged())

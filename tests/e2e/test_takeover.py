@@ -215,3 +215,40 @@ async def test_gateway_killed_and_readers_resume_on_the_other() -> None:
         answer = answer_of(reader.messages, rest.messages)
         assert (answer.end, len(answer.tokens)) == ("done", TALK["tokens"])
         assert answer.text == (await system.state(stream_id, gateway=1))["text"]
+
+
+async def test_by_default_all_readers_of_a_killed_worker_go_on_within_three_seconds() -> None:
+    async with System(workers=2) as system:
+        ids = [
+            await system.create(f"{number}", simulate={"tokens": 60, "tokens_per_second": 10}) for number in range(150)
+        ]
+        readers = {stream_id: system.follow(stream_id) for stream_id in ids}
+        for reader in readers.values():
+            await reader.until_tokens(2)
+        workers = {stream_id: await system.worker_of(stream_id) for stream_id in ids}
+        killed = workers[ids[0]]
+        orphans = [readers[stream_id] for stream_id in ids if workers[stream_id] is killed]
+        assert len(orphans) > 64, "more than one look takes over"
+        killed.kill()
+        killed_at = time.monotonic()
+        await wait_until(lambda: all(one.named("restarted") for one in orphans), within_seconds=10, what="all go on")
+        assert time.monotonic() - killed_at < 3.0
+        assert not any(one.named("restarted") for one in readers.values() if one not in orphans)
+        for stream_id in ids:
+            await system.http.post(f"{system.gateway_url()}/v1/streams/{stream_id}/cancel")
+
+
+async def test_a_redis_that_stood_still_for_longer_than_a_lease_makes_no_worker_dead() -> None:
+    """No worker could renew its leases, and the first command that Redis carries out again may be a look for expired ones."""
+    async with System(workers=3, settings=SETTINGS) as system:
+        simulate = {"tokens": 100, "tokens_per_second": 20}
+        readers = [system.follow(await system.create(f"{number}", simulate=simulate)) for number in range(20)]
+        for reader in readers:
+            await reader.until_tokens(5)
+        system.redis.freeze()
+        await asyncio.sleep(1.5 * LEASE_SECONDS)  # what is tested is this time
+        system.redis.thaw()
+        for reader in readers:
+            answer = answer_of((await reader.until_end()).messages)
+            assert (answer.end, answer.restarted) == ("done", [])
+        assert any("no lease counts as expired" in worker.logged() for worker in system.workers)

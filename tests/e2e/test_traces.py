@@ -338,7 +338,7 @@ async def test_without_tracing_no_module_is_loaded_and_nothing_is_stored_or_sent
     async with OpenAIServer() as provider:
         settings = {"openai_base_url": provider.url}
         async with System(settings=settings, environment={**at_start(tmp_path, _TELL_MODULES), **more}) as system:
-            stream_id = await system.create(headers=HEADERS)
+            stream_id = await system.create(headers=HEADERS, model="m")
             await system.follow(stream_id).until_end()
             entries = await system.commands.xrange(log_key(stream_id), count=1)
             pids = [process.pid for process in (*system.gateways, *system.workers)]
@@ -367,6 +367,6 @@ async def test_tracing_without_its_packages_is_reported(tmp_path: Path) -> None:
     async with System(environment=environment) as system:
         await system.follow(await system.create()).until_end()
         for process in (*system.gateways, *system.workers):
-            (line,) = [line for line in process.logged().splitlines() if "midstream[otel]" in line]
+            (line,) = [line for line in process.logged().splitlines() if ".[otel]" in line]
             assert json.loads(line)["level"] == "warning"
-            assert "pip install midstream[otel]" in line
+            assert "pip install '.[otel]'" in line

@@ -35,6 +35,7 @@ class ScriptedProvider:
     """Sends the first word, waits for `cue`, and then sends the rest and the end in one turn of the event loop."""
 
     name = "scripted"
+    base_url = ""
 
     def __init__(self) -> None:
         self.cue = asyncio.Event()

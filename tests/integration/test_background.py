@@ -469,7 +469,7 @@ SHORT_LIVED = {
     "shared/redis_server.py": {"send"},
     "shared/spans.py": {"close"},
     "gateway/http/exchange.py": {"unless_disconnected"},
-    "gateway/facades/openai/models.py": {"_models"},
+    "gateway/provider_models.py": {"listed"},
     "gateway/delivery/ledger.py": {"_sent"},
     "gateway/following/pages.py": {"_page"},
     "gateway/delivery/delivery.py": {"_spawn"},

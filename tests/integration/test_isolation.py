@@ -19,6 +19,7 @@ from gateway.following.followed_streams import FollowedStreams
 from gateway.following.pages import Pages
 from gateway.following.tails import Tails
 from gateway.http.cursor import Place
+from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from shared import events
 from shared.errors import RedisRefused
@@ -77,7 +78,7 @@ class Gateway:
         self.tails = Tails(followed, self.log, subscriber, SETTINGS, self.delivery.on_new)
         queue = RequestQueue(self.commands, ttl_seconds=600, requests_max=10)
         streams = Streams(self.commands, self.log, queue, self.tails, deliveries, SETTINGS)
-        self.subscribe = Subscribe(streams, self.tails, self.delivery, SETTINGS)
+        self.subscribe = Subscribe(streams, self.tails, self.delivery, ProviderModels(SETTINGS), SETTINGS)
 
     async def follow(self, stream_id: str, face: Face, cursor: EventId = BEGINNING) -> Sink:
         sink = Sink()

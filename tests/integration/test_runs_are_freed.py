@@ -39,6 +39,7 @@ class Scripted:
     """Sends two tokens, and then calls the test's function."""
 
     name = "scripted"
+    base_url = ""
 
     def __init__(self, then: Callable[[Hearer, int], Awaitable[Finish]]) -> None:
         self._then = then

@@ -95,7 +95,7 @@ ZEROS = b"\0" * (64 << 20)
         ("deflate", deflated(TEXT, 15)[:-1], 400),
         ("br", TEXT, 415),
         ("zstd", TEXT, 415),
-        ("gzip, gzip", gzip.compress(gzip.compress(TEXT), mtime=0), 415),
+        ("gzip, gzip", gzip.compress(gzip.compress(TEXT, mtime=0), mtime=0), 415),
         ("gzip\x80", TEXT, 415),
     ],
 )

@@ -310,6 +310,7 @@ def test_a_hole_is_a_gap_and_not_damage() -> None:
 class FailingFace:
     """A face whose encoder raises an exception for one text, as a bug would."""
 
+    name = "sse"
     at: bytes
     stateful = False
     media_type = b"text/plain"

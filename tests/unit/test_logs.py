@@ -5,28 +5,18 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from shared.errors import Unusable
 from shared.logs import JsonLines, outcome, request_id, set_up_logging
+
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-@pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
-    """Restores the logging handlers of the test run."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -185,9 +175,3 @@ def test_levels_and_receipts(capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("x").warning("passed over")
     logging.getLogger("midstream.receipt").info("a receipt, whatever the level", extra={"about": {"event": "receipt"}})
     assert [line["event"] for line in lines(capsys)] == ["receipt"]
-
-
-@pytest.mark.parametrize(("level", "log_format", "named"), [("loud", "json", "LEVEL"), ("info", "xml", "FORMAT")])
-def test_unknown_levels_and_formats_are_refused(level: str, log_format: str, named: str) -> None:
-    with pytest.raises(Unusable, match=f"MIDSTREAM_LOG_{named}"):
-        set_up_logging(level, log_format)

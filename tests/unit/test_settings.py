@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from shared.errors import Unusable
-from shared.settings import Described, Settings, described
+from shared.settings import Described, Settings, described, unknown
 
 NUMBERS = [one for one in described() if isinstance(one.default, int | float)]
+CHOSEN = [one for one in described() if one.choices]
 BOUNDED_ABOVE = [one for one in NUMBERS if one.most != math.inf]
 
 
@@ -70,3 +71,51 @@ def test_a_whole_number_has_no_fraction(one: Described) -> None:
 def test_settings_named_by_other_programs_keep_their_names() -> None:
     settings = Settings.from_environment({"OPENAI_API_KEY": "key", "OPENAI_BASE_URL": "http://x/v1"})
     assert (settings.openai_api_key, settings.openai_base_url) == ("key", "http://x/v1")
+
+
+@pytest.mark.parametrize("one", CHOSEN, ids=named)
+def test_a_choice_is_one_of_few(one: Described) -> None:
+    for choice in one.choices:
+        assert parsed(one, choice) == parsed(one, choice.upper()) == choice
+    with pytest.raises(Unusable, match=f"{one.env}='maybe' must be {one.choices[0]}.* or {one.choices[-1]}"):
+        parsed(one, "maybe")
+
+
+def test_the_choices_are_in_the_reasons() -> None:
+    assert {one.name for one in CHOSEN} >= {"log_level", "log_format", "provider", "provider_on_cancel", "console"}
+    for one in CHOSEN:
+        assert all(choice in f"{one.why} {one.unit}" for choice in one.choices), one.name
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("MIDSTREAM_LEASE_SECOND", "MIDSTREAM_LEASE_SECONDS"),
+        ("MIDSTREAM_PROT", "MIDSTREAM_PORT"),
+        ("MIDSTREAM_REDIS", "MIDSTREAM_REDIS_URL"),
+        ("midstream_port", "MIDSTREAM_PORT"),
+        ("MIDSTREAM_METRIC_PORT", "MIDSTREAM_METRICS_PORT"),
+        ("MIDSTREAM_OPENAI_BASE_URL", "OPENAI_BASE_URL"),
+        ("OPENAI_API_BASE", "OPENAI_BASE_URL"),
+        ("MIDSTREAM_XYZZY", "`midstream settings`"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_told_with_the_nearest(variable: str, meant: str) -> None:
+    warnings = unknown({variable: "1", "MIDSTREAM_PORT": "8000"})
+    assert list(warnings) == [variable]
+    assert meant in warnings[variable]
+
+
+def test_what_is_a_setting_or_somebody_else_s_is_not_told() -> None:
+    assert unknown({one.env: "x" for one in described()}) == {}
+    others = {
+        "MIDSTREAM_URL": "http://x",
+        "MIDSTREAM_GATEWAY_SERVICE_HOST": "10.0.0.1",  # by Kubernetes, for a service
+        "MIDSTREAM_GATEWAY_PORT": "tcp://10.0.0.1:8000",
+        "MIDSTREAM_GATEWAY_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "OPENAI_ORG_ID": "org",
+        "PATH": "/bin",
+    }
+    assert unknown(others) == {}
+    assert unknown({"OPENAI_API_BASE": "x", "OPENAI_BASE_URL": "http://x/v1"}) == {}
+    assert len(unknown({f"MIDSTREAM_X{number}": "" for number in range(500)})) == 20, "the log is not flooded"

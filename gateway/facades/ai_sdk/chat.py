@@ -21,12 +21,13 @@ from gateway.facades.ai_sdk.stream_parts import AI_SDK, AI_SDK_REPLAY
 from gateway.http.bodies import body_of, parse_body, received
 from gateway.http.connection import Receive, Scope, Send
 from gateway.http.exchange import json_response, query_of
-from gateway.http.problems import Problem, no_log
+from gateway.http.problems import Problem
 from gateway.http.routes import ASGI, Route, handler_for
 from gateway.http.whole_bodies import made
+from gateway.provider_models import ProviderModels
 from gateway.streams import ANONYMOUS, Streams
 from shared.commands import Commands
-from shared.errors import Disconnected, RedisRefused, Unreadable
+from shared.errors import RedisRefused, Unreadable
 from shared.ids import is_stream_id
 from shared.keys import chat_key
 from shared.settings import Settings
@@ -42,9 +43,17 @@ _STOP_BODY_BYTES_MAX = 1 << 20
 class AiSdk:
     """The HTTP API that `useChat` of the AI SDK calls."""
 
-    def __init__(self, streams: Streams, subscribe: Subscribe, settings: Settings, commands: Commands) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        subscribe: Subscribe,
+        models: ProviderModels,
+        settings: Settings,
+        commands: Commands,
+    ) -> None:
         self._streams = streams
         self._subscribe = subscribe
+        self._models = models
         self._settings = settings
         self._commands = commands
         self.routes = (
@@ -110,7 +119,7 @@ class AiSdk:
             raise Problem(400, "n must be 1: a message is one answer")
         request = {name: value for name, value in body.items() if name not in _OURS}
         request["messages"] = chat_messages(body.get("messages"))
-        request, policies, metadata = check_generation(request, self._settings.default_model)
+        request, policies, metadata = check_generation(request, await self._models.default_for(request))
         last = body["messages"][-1]
         facade: dict[str, Any] = {"api": "ai_sdk", "chat": chat_id}
         if last["role"] == "assistant" and isinstance(last.get("id"), str):
@@ -150,13 +159,15 @@ class AiSdk:
 
     async def _redis(self, *command: bytes | str | int) -> Any:
         """Returns Redis's reply; None if the key is of another type than the command's. Raises Problem 503."""
+        return await self._streams.answered(self._execute, *command)
+
+    async def _execute(self, *command: bytes | str | int) -> Any:
         try:
-            async with asyncio.timeout(self._settings.redis_wait_seconds):
-                return await self._commands.execute(*command)
-        except (TimeoutError, Disconnected, RedisRefused) as error:
-            if isinstance(error, RedisRefused) and error.code == "WRONGTYPE":
-                return None
-            raise no_log(error) from None
+            return await self._commands.execute(*command)
+        except RedisRefused as error:
+            if error.code != "WRONGTYPE":
+                raise
+            return None
 
 
 def _checked_chat_id(chat_id: Any) -> str:

@@ -52,6 +52,7 @@ class AiSdkFace(SseFace):
 
     replay: bool = False
 
+    name = "ai_sdk"
     media_type = b"text/event-stream"
     stateful = True
     resumable = False

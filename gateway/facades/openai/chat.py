@@ -30,6 +30,7 @@ from gateway.http.exchange import json_response, query_of, unless_disconnected
 from gateway.http.problems import Problem, not_found
 from gateway.http.routes import ASGI, Route, handler_for
 from gateway.http.whole_bodies import made
+from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from shared.errors import Unreadable
 from shared.events import DONE
@@ -48,9 +49,10 @@ the attempts that a worker makes by default fit in. Then comments keep it alive:
 class ChatCompletions:
     """OpenAI's Chat Completions API."""
 
-    def __init__(self, streams: Streams, subscribe: Subscribe, settings: Settings) -> None:
+    def __init__(self, streams: Streams, subscribe: Subscribe, models: ProviderModels, settings: Settings) -> None:
         self._streams = streams
         self._subscribe = subscribe
+        self._models = models
         self._settings = settings
         self.routes = (
             Route("POST", _PATH, self.create, operations.CREATE_CHAT),
@@ -95,7 +97,8 @@ class ChatCompletions:
         Nothing else of the request, which may be large, stays in memory while the answer is generated.
         """
         async with received(request, self._settings.body_bytes_max) as body:
-            chat = check_chat(parse_body(body), request.headers, self._settings.default_model)
+            parsed = parse_body(body)
+            chat = check_chat(parsed, request.headers, await self._models.default_for(parsed))
             created = await self._streams.create(
                 chat.generation,
                 chat.policies,

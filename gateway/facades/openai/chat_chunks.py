@@ -45,6 +45,7 @@ class ChatFace(SseFace):
     tells_restarts: bool = False
     """False: a restart can only come before the first delta, so that the client has nothing to take back."""
 
+    name = "chat"
     resumable = False
 
     def encoder(self, stream_id: str) -> ChatEncoder:

@@ -48,6 +48,7 @@ RESPONSES = ResponsesFace()
 class ResponsesEncoder(Encoder):
     """The state of a response. It is fed the whole log in order, and returns the next events; `snapshot` is the object."""
 
+    name = "responses"
     __slots__ = (
         "_call_ids",
         "_calls",

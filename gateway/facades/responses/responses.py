@@ -35,6 +35,7 @@ from gateway.http.exchange import json_response, query_of, unless_disconnected
 from gateway.http.problems import Problem
 from gateway.http.routes import ASGI, Route, handler_for
 from gateway.http.whole_bodies import Held
+from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from shared.errors import Unreadable
 from shared.event_log import READ_ENTRIES_MAX
@@ -61,9 +62,10 @@ _Handler = Callable[[str, Scope, Receive, Any], Awaitable[None]]
 class Responses:
     """OpenAI's Responses API."""
 
-    def __init__(self, streams: Streams, subscribe: Subscribe, settings: Settings) -> None:
+    def __init__(self, streams: Streams, subscribe: Subscribe, models: ProviderModels, settings: Settings) -> None:
         self._streams = streams
         self._subscribe = subscribe
+        self._models = models
         self._settings = settings
         self.routes = (
             Route("POST", _PATH, self.create, operations.CREATE),
@@ -142,7 +144,8 @@ class Responses:
         async with received(request, self._settings.body_bytes_max) as body:
             wanted = check_response_request(await self._with_items(parse_body(body)))
             before = [] if wanted.previous is None else await self._conversation(wanted.previous)
-            chat = check_chat(wanted.request(before), request.headers, self._settings.default_model)
+            chat_body = wanted.request(before)
+            chat = check_chat(chat_body, request.headers, await self._models.default_for(chat_body))
             created = await self._streams.create(
                 chat.generation,
                 chat.policies,

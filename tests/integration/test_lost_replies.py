@@ -1,0 +1,108 @@
+"""What clients write is carried out once, also where replies of Redis are lost and the gateway asks again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from gateway import metrics
+from gateway.http.problems import Problem
+from gateway.streams import Streams
+from shared.commands import Commands
+from shared.errors import Disconnected
+from shared.event_log import EventLog
+from shared.events import Policies
+from shared.outcomes import CancelReason, Status
+from shared.queue import RequestQueue
+from shared.receipt import DeliveryNotes
+from shared.redis_server import RedisAddress
+from shared.resp import RespConnection
+from shared.settings import Settings
+from tests.support.lossy import LossyCommands
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_each_create_and_each_cancel_is_carried_out_once(valkey_server: RedisServer, seed: int) -> None:
+    connection = RespConnection(RedisAddress.parse(valkey_server.url), name="test", reply_seconds=5.0)
+    connection.start()
+    try:
+        await wait_until(lambda: connection.is_up)
+        await connection.execute("FLUSHALL")
+        lossy = LossyCommands(connection, seed=seed, share=0.4)
+        streams = streams_over(lossy, Settings())
+
+        async def create(number: int) -> str:
+            key = f"key {number}" if number % 2 else None
+            created = await streams.create({"model": "m", "messages": []}, Policies(), {}, idempotency=key)
+            return str(created["id"])
+
+        ids = await asyncio.gather(*map(create, range(60)))
+        assert lossy.lost > 60
+        queued = Counter(
+            claim.stream_id for claim in await RequestQueue(connection, ttl_seconds=500, requests_max=1000).newest(1000)
+        )
+        assert queued == Counter(ids)
+        assert await create(1) == ids[1], "its key is known"
+
+        before = _cancels()
+        histories = await asyncio.gather(*(streams.cancel(stream_id, CancelReason.CLIENT) for stream_id in ids))
+        assert {history.status for history in histories} == {Status.CANCELLED}
+        assert _cancels() - before == len(ids), "each was counted, and gets its receipt, once"
+        await streams.close()
+    finally:
+        await connection.close()
+
+
+def _cancels() -> float:
+    return sum(
+        sample.value
+        for metric in metrics._CANCELS.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total")
+    )
+
+
+class Away:
+    """A Redis that is away."""
+
+    async def execute(self, *arguments: bytes | str | int | float) -> Any:
+        raise Disconnected
+
+    def send(self, arguments: tuple[bytes | str | int | float, ...], on_reply: Callable[[Any], None]) -> None:
+        raise NotImplementedError
+
+
+def streams_over(commands: Commands, settings: Settings) -> Streams:
+    log = EventLog(commands, log_ttl_seconds=1000, ended_ttl_seconds=100, tombstone_ttl_seconds=30)
+    queue = RequestQueue(commands, ttl_seconds=500, requests_max=1000)
+    return Streams(cast(Any, commands), log, queue, cast(Any, None), DeliveryNotes(commands), settings)
+
+
+@pytest.mark.parametrize("idempotency", [None, "key"])
+async def test_a_create_waits_for_redis_for_so_long_and_no_longer(idempotency: str | None) -> None:
+    streams, began = streams_over(Away(), Settings(redis_wait_seconds=0.2)), time.monotonic()
+    with pytest.raises(Problem) as raised:
+        await streams.create({"messages": []}, Policies(), {}, idempotency=idempotency)
+    assert (raised.value.status, raised.value.retry_after_seconds) == (503, 1)
+    assert 0.2 <= time.monotonic() - began < 2
+
+
+async def test_requests_that_wait_for_redis_are_bounded_in_bytes() -> None:
+    streams = streams_over(Away(), Settings(redis_wait_seconds=0.2))
+    request = {"messages": [], "prompt": "x" * 1_000_000}
+    creates = [asyncio.create_task(streams.create(request, Policies(), {})) for _ in range(150)]
+    await asyncio.sleep(0)
+    assert sum(create.done() for create in creates) == 150 - (128 << 20) // 1_000_000
+    for result in await asyncio.gather(*creates, return_exceptions=True):
+        assert isinstance(result, Problem)
+        assert result.status == 503
+    with pytest.raises(Problem):  # all have given their room back
+        await streams.create(request, Policies(), {})
+    assert streams._creating_bytes == 0

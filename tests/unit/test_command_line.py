@@ -1,0 +1,80 @@
+"""What the command line says before it runs anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from midstream import cli
+from shared.metrics import defined
+
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
+
+
+def test_without_a_command_it_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    assert "usage: midstream" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["up", "--prot", "80"], ["usage: midstream up", "--prot 80", "did you mean --port?"]),
+        (["tail", "x", "--jsn"], ["usage: midstream tail", "did you mean --json?"]),
+        (["settings", "--yaml"], ["usage: midstream settings", "--yaml"]),
+        (["up", "--port", "x"], ["usage: midstream up", "must be a port from 0 to 65535"]),
+    ],
+)
+def test_a_wrong_option_shows_the_usage_of_its_command(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        cli.main(arguments)
+    assert raised.value.code == 2
+    told = capsys.readouterr().err
+    assert all(word in told for word in words), told
+
+
+def test_the_metrics_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["metrics", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == [metric.exposed for metric in defined()]
+    assert all({"kind", "where", "labels", "help", "costs"} <= set(row) for row in rows)
+
+
+@pytest.mark.parametrize("folder", ["/proc/foo", "a file"])
+def test_a_folder_that_cannot_keep_data_is_told_in_one_line(
+    folder: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MIDSTREAM_REDIS_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    Path("a file").touch()
+    assert cli.main(["up", "--port", "0", "--data-dir", folder]) == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"midstream up: the folder {folder} cannot keep the embedded Valkey's data: ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("MIDSTREAM_CONSOLE", "maybe"), ("OPENAI_BASE_URL", "localhost:11500"), ("MIDSTREAM_PROVIDER_ON_CANCEL", "no")],
+)
+def test_a_wrong_setting_is_told_before_anything_starts(
+    variable: str, value: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert cli.main(["up", "--port", "0"]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"midstream up: {variable}")
+
+
+def test_a_misspelt_variable_is_told_once_and_not_handed_on(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIDSTREAM_LEASE_SECOND", "1")
+    monkeypatch.setenv("MIDSTREAM_LOG_FORMAT", "json")
+    assert cli.main(["up", "--port", "0", "--data-dir", "/proc/foo"]) == 1
+    warning, _ = capfd.readouterr().err.splitlines()
+    assert "did you mean MIDSTREAM_LEASE_SECONDS?" in json.loads(warning)["message"]
