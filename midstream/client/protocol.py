@@ -101,6 +101,7 @@ class Exchange:
         self._give_up_seconds = give_up_seconds if options.give_up_seconds is None else options.give_up_seconds
         self._clock = clock
         self._heard_at = clock()
+        """Since then nobody has been heard; of a call: its beginning."""
         self._retry_seconds = _RETRY_SECONDS
         self._failures = 0
         """Since the last event."""
@@ -114,7 +115,6 @@ class Exchange:
         """Takes the head of a response; False: call `refusal` with the body. Raises StreamError."""
         if not 200 <= status < 300:
             return False
-        self._heard_at = self._clock()
         self.token_refused = False
         return True
 
@@ -143,9 +143,10 @@ class Exchange:
             back_off_seconds = max(self._retry_seconds, min(_RETRY_SECONDS_MAX, doubled))
         self._failures += 1
         seconds = max(back_off_seconds, error.retry_after_seconds) * (1 + random.random() * _JITTER)
-        if not error.retryable or self._clock() + seconds - self._heard_at > self._give_up_seconds:
+        left_seconds = self._heard_at + self._give_up_seconds - self._clock()
+        if not error.retryable or left_seconds <= 0 or error.retry_after_seconds > left_seconds:
             raise error
-        return seconds
+        return min(seconds, left_seconds)  # the last try is at the very end
 
 
 class Following(Exchange):
@@ -159,7 +160,8 @@ class Following(Exchange):
         self._is_native = _STREAM_PATH.search(urlsplit(url).path) is not None
         if self._is_native:
             url = below(url, "/events")
-        headers = {"accept": "text/event-stream"}
+        # Not event streams alone: so asks an `EventSource`, which a full gateway answers with an empty one instead of 503.
+        headers = {"accept": "text/event-stream, application/problem+json"}
         super().__init__(options, "GET", url, headers=headers, give_up_seconds=_FOLLOW_SECONDS_MAX, clock=clock)
         self.over = False
         self._answer = Answer(after)
@@ -180,16 +182,18 @@ class Following(Exchange):
     def accepts(self, status: int, headers: Mapping[str, str]) -> bool:
         if not super().accepts(status, headers):
             return False
+        self._heard_at = self._clock()
         self._goes_on = status == 204 and not self._at_end
         if self._goes_on:
             self._at_end = self._is_native
             self.over = not self._is_native  # only a stream can be asked for the terminal event again
             return True
-        content_type = headers.get("content-type", "")
-        if not content_type.lower().startswith("text/event-stream"):
+        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "text/event-stream":
             # Behind a lost connection it may be a hotel's login page, which goes away.
             retryable = self._was_heard and not self._at_end
-            raise StreamError(f"{self._url} is no event stream: {content_type or status}", retryable=retryable)
+            words = f"{self._url} answers with {media_type or 'no media type'}, not with an event stream"
+            raise StreamError(words, retryable=retryable)
         self._was_heard = True
         self._decoder = Decoder()
         self._answer.connected()
@@ -309,7 +313,7 @@ def address(server: str, stream: str) -> str:
     url = urljoin(base, stream) if "/" in stream else f"{base}/v1/streams/{quote(stream, safe='')}".rstrip("/")
     for given in (base, url):
         if not _is_http(given):
-            raise StreamError(f"{given!r} is not an http:// or https:// URL", retryable=False)
+            raise StreamError(f"{given!r} must begin with http:// or https://, and name a host", retryable=False)
     here, there = urlsplit(base), urlsplit(url)
     if here.query or here.fragment:
         raise StreamError(f"{base!r} must end with a path: a query belongs to the stream's URL", retryable=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -61,11 +61,13 @@ class Client:
         """
         return self._call(protocol.create(self._options, request, idempotency_key))
 
-    def ask(self, request: str | Mapping[str, Any], *, idempotency_key: str | None = None) -> Iterator[StreamEvent]:
+    def ask(
+        self, request: str | Mapping[str, Any], *, idempotency_key: str | None = None
+    ) -> Generator[StreamEvent, None, None]:
         """Requests an answer and follows it: `create`, then `follow`."""
         yield from self.follow(self.create(request, idempotency_key=idempotency_key).id)
 
-    def follow(self, stream: str, *, after: str = "") -> Iterator[StreamEvent]:
+    def follow(self, stream: str, *, after: str = "") -> Generator[StreamEvent, None, None]:
         """Yields a stream's events, each once and in order, over as many connections as it takes; the last one is Done, Failed
         or Cancelled.
 

@@ -25,6 +25,7 @@ def stream_error(error: Exception, request: Request | None) -> StreamError:
     """Returns a try's error as the one that a caller sees."""
     if isinstance(error, StreamError):
         return error
-    if isinstance(error, httpx2.ReadTimeout) and request is not None:
-        return StreamError(f"nothing came for {request.silence_seconds_max:g} s")
+    if isinstance(error, httpx2.TimeoutException) and request is not None:
+        seconds = timeout_of(request).connect if isinstance(error, httpx2.ConnectTimeout) else request.silence_seconds_max
+        return StreamError(f"nothing came for {seconds:g} s")
     return StreamError(str(error) or type(error).__name__, retryable=not isinstance(error, _FINAL))

@@ -26,8 +26,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PAGE = _ROOT / "docs" / "how-to" / "use-the-python-client.md"
-_EXAMPLE = _ROOT / "examples" / "terminal-client" / "answer.py"
-_EXAMPLE_LINES_MAX = 40
+_EXAMPLE = _ROOT / "examples" / "terminal_client.py"
 _PROGRAM_SECONDS_MAX = 60.0
 _AT_ONCE = 100
 
@@ -185,7 +184,7 @@ async def test_what_the_gateway_refuses(system: System, kind: Kind) -> None:
         with pytest.raises(StreamError) as raised:
             await work
         assert (raised.value.status, raised.value.retryable) == (status, False)
-    with pytest.raises(StreamError, match="is no event stream: application/json"):
+    with pytest.raises(StreamError, match="answers with application/json, not with"):
         await face.follow(f"{system.gateway_url()}/openapi.json")
 
 
@@ -225,7 +224,6 @@ async def test_the_programs_of_the_guide(system: System, program: str, printed: 
 
 
 async def test_the_example_of_a_terminal_client(system: System, server: OpenAIServer) -> None:
-    assert len(_EXAMPLE.read_text().splitlines()) < _EXAMPLE_LINES_MAX
     environment = {"MIDSTREAM_URL": system.gateway_url()}
     code, printed = await run_program(str(_EXAMPLE), "hello", environment=environment)
     assert code == 0, printed

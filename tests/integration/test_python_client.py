@@ -107,7 +107,7 @@ async def test_204_again_is_final(kind: Kind, pauses: list[float]) -> None:
 async def test_what_is_no_event_stream(kind: Kind, pauses: list[float]) -> None:
     """It is final at first; behind a lost connection it may be a hotel's login page."""
     error = await error_of(Face(kind, Scripted(page, whole)).follow())
-    assert str(error) == f"{_EVENTS} is no event stream: text/html"
+    assert str(error) == f"{_EVENTS} answers with text/html, not with an event stream"
     assert not error.retryable
     assert (await Face(kind, Scripted(broken, page, page, rest)).follow()).text == "ab"
 
@@ -163,9 +163,10 @@ async def silent_server(sent: bytes, requests: list[int]) -> AsyncIterator[str]:
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers.append(writer)
-        await reader.readuntil(b"\r\n\r\n")
-        requests.append(1)
-        writer.write(sent)
+        with suppress(asyncio.IncompleteReadError):  # the client left at once
+            await reader.readuntil(b"\r\n\r\n")
+            requests.append(1)
+            writer.write(sent)
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     try:
@@ -191,16 +192,16 @@ async def silent_server(sent: bytes, requests: list[int]) -> AsyncIterator[str]:
 async def test_a_server_that_falls_silent(kind: Kind, sent: bytes) -> None:
     requests: list[int] = []
     async with silent_server(sent, requests) as url:
-        face = Face(kind, url, stall_seconds=0.1, give_up_seconds=5.0)
+        face = Face(kind, url, stall_seconds=0.2, give_up_seconds=5.0)
         collected = await face.follow(until=lambda collected: bool(collected.lost))
-    assert str(collected.lost[0].error) == "nothing came for 0.1 s"
+    assert str(collected.lost[0].error) == "nothing came for 0.2 s"
     assert len(requests) == 1
 
 
 async def test_a_call_to_a_silent_server_is_given_up(kind: Kind) -> None:
     async with silent_server(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{", []) as url:
-        error = await error_of(Face(kind, url, stall_seconds=0.1, give_up_seconds=0.2).call("state", STREAM))
-    assert str(error) == "nothing came for 0.1 s"
+        error = await error_of(Face(kind, url, stall_seconds=0.2, give_up_seconds=0.5).call("state", STREAM))
+    assert str(error) == "nothing came for 0.2 s"
 
 
 async def test_comments_keep_a_connection(kind: Kind) -> None:

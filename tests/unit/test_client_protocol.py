@@ -201,6 +201,8 @@ def test_it_gives_up_when_nobody_has_been_heard_for_so_long() -> None:
     assert list(one.receive(token("1-2", "b").encode()))
     one.pause_after(StreamError("cut"))
     clock.now += 58.0
+    clock.now += one.pause_after(StreamError("unreachable"))
+    assert clock.now == 1000.0 + 3600.0 + 60.0, "the last try is at the very end"
     with pytest.raises(StreamError, match="unreachable"):
         one.pause_after(StreamError("unreachable"))
 

@@ -1,4 +1,4 @@
-"""Shows an answer in a terminal: `python answer.py "Tell me about rivers."`, or an earlier one: `--stream ID`. Ctrl-C stops it."""
+"""Shows an answer: `python examples/terminal_client.py "What is a river?"`, or an earlier one: `--stream ID`. Ctrl-C stops it."""
 
 import argparse
 import os
