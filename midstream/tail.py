@@ -57,6 +57,8 @@ def _show(event: StreamEvent, last_id: str) -> None:
             print(token, end="", flush=True)
         case Delta() | OwnEvent(name="message"):
             print(f"\n{orjson.dumps(event.data).decode()}\n", end="", flush=True)
+        case OwnEvent(name="accepted"):
+            pass  # with it `/stream` says which stream it has created
         case OwnEvent(name):
             print(flush=True)
             _note(f"{name}: {orjson.dumps(event.data).decode()}")

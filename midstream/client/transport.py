@@ -21,11 +21,12 @@ def timeout_of(request: Request) -> httpx2.Timeout:
     return httpx2.Timeout(silence, connect=min(silence, _CONNECT_SECONDS_MAX))
 
 
-def stream_error(error: Exception, request: Request | None) -> StreamError:
-    """Returns a try's error as the one that a caller sees."""
+def stream_error(error: Exception, request: Request) -> StreamError:
+    """Returns the error of a request as the one that a caller sees."""
     if isinstance(error, StreamError):
         return error
-    if isinstance(error, httpx2.TimeoutException) and request is not None:
-        seconds = timeout_of(request).connect if isinstance(error, httpx2.ConnectTimeout) else request.silence_seconds_max
-        return StreamError(f"nothing came for {seconds:g} s")
+    if isinstance(error, httpx2.ConnectTimeout):
+        return StreamError("the server cannot be reached: it does not answer")
+    if isinstance(error, httpx2.TimeoutException):
+        return StreamError(f"nothing came for {request.silence_seconds_max:g} s")
     return StreamError(str(error) or type(error).__name__, retryable=not isinstance(error, _FINAL))

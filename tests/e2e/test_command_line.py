@@ -90,18 +90,15 @@ async def test_tail_shows_the_text_and_the_end(
 
 
 async def test_tail_resumes_after_a_cut(running: System, capsys: pytest.CaptureFixture[str]) -> None:
-    stream_id = await running.create(simulate={"tokens": 150, "tokens_per_second": 100})
+    stream_id = await running.create(simulate={"tokens": 150, "tokens_per_second": 50})
     async with Proxy(running.gateway_port()) as proxy:
         url = f"http://127.0.0.1:{proxy.port}/v1/streams/{stream_id}/events"
         tailing = asyncio.create_task(tailed(running, capsys, url))
-        for connections in (1, 2):
-            await wait_until(lambda: proxy.connections == connections, within_seconds=10)  # noqa: B023
-            before = proxy.bytes
-            await wait_until(lambda: proxy.bytes > before + 2000, within_seconds=10)  # noqa: B023
-            proxy.hurt("aborts", random.Random(1), 1.0)
+        await wait_until(lambda: proxy.bytes > 1000, within_seconds=10)
+        proxy.hurt("aborts", random.Random(1), 1.0)
         code, text, notes = await tailing
     assert (code, text) == (0, (await running.state(stream_id))["text"] + "\n")
-    assert len(re.findall(r"^\[connection lost: .*; resuming after 1-\d+\]$", notes, re.MULTILINE)) == 2, notes
+    assert re.fullmatch(r"\[connection lost: .*; resuming after 1-\d+\]\n", notes), notes
 
 
 async def test_tail_gives_up_a_server_that_is_away(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,8 +108,8 @@ async def test_tail_gives_up_a_server_that_is_away(capsys: pytest.CaptureFixture
 
 
 async def test_tail_of_other_forms(running: System, capsys: pytest.CaptureFixture[str]) -> None:
-    code, text, _ = await tailed(running, capsys, f"{running.gateway_url()}/stream?prompt=rivers")
-    assert (code, len(text.split())) == (0, ANY)
+    code, text, notes = await tailed(running, capsys, f"{running.gateway_url()}/stream?prompt=rivers")
+    assert (code, text[:26], notes) == (0, "This is a simulated answer", "")
     stream_id = await running.create(simulate={"tokens": 5})
     chunks = f"{running.gateway_url()}/v1/chat/completions/{stream_id}/events"
     code, printed, _ = await tailed(running, capsys, chunks, "--json")
