@@ -6,13 +6,24 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx2
-import orjson
-
-from midstream.client import ENDS, StreamError, connect, explain
+from midstream.client import (
+    Cancelled,
+    Client,
+    Created,
+    Delta,
+    Done,
+    Failed,
+    OwnEvent,
+    Restarted,
+    Started,
+    State,
+    StreamError,
+    Token,
+)
 from midstream.processes import LocalMidstream, settings_for
 from shared.errors import Unusable
 
@@ -22,6 +33,8 @@ _AWAY_SECONDS = 0.6
 """How long the reader stays disconnected after each cut, while generation goes on."""
 _TOKENS = 100
 """Enough for two cuts, and generated in a few seconds."""
+_GIVE_UP_SECONDS = 30.0
+"""Its own gateway is on this machine: when it has not answered for so long, it never will."""
 _PROMPT = "Tell me how a river finds its way to the sea."
 
 
@@ -41,8 +54,7 @@ class _Received:
 
     ids: list[str] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
-    end: str = ""
-    ended: dict[str, Any] = field(default_factory=dict)
+    end: Done | Failed | Cancelled | None = None
 
 
 def demo(
@@ -68,7 +80,7 @@ def demo(
                     f"A gateway, a worker and {where} are up after {time.monotonic() - began:.1f} s: {midstream.url}\n"
                 )
                 return _show(midstream.url, prompt or _PROMPT, model)
-        except (StreamError, Unusable, httpx2.HTTPError) as error:
+        except (StreamError, Unusable) as error:
             print(f"midstream demo: {error}", file=sys.stderr)
         output.seek(0)
         sys.stderr.write(output.read()[-4000:].decode(errors="replace"))
@@ -84,30 +96,26 @@ def _show(url: str, prompt: str, model: str | None) -> int:
     }
     if model:
         request["model"] = model
-    created = httpx2.post(f"{url}/v1/streams", json=request)
-    if created.status_code != 201:
-        raise StreamError(explain(created))
-    stream_id = created.json()["id"]
-    events_url = f"{url}/v1/streams/{stream_id}/events"
-    print(f"you: {prompt}\n")
-    cuts: tuple[int, ...] = _CUT_AFTER_TOKENS
-    received = _read_with_cuts(events_url, cuts, paint)
-    tokens = len(received.ids)
-    if received.end == "done" and 2 <= tokens <= cuts[-1]:
-        cuts = tuple(sorted({max(1, tokens // 3), max(1, 2 * tokens // 3)}))
-        print(
-            paint("2", f"The answer has only {tokens} tokens. It is read once more, from its log, with other cuts:\n")
-        )
-        received = _read_with_cuts(events_url, cuts, paint)
-    state = httpx2.get(f"{url}/v1/streams/{stream_id}", params={"wait": 5}).json()
+    with Client(url, give_up_seconds=_GIVE_UP_SECONDS) as client:
+        created = client.create(request)
+        print(f"you: {prompt}\n")
+        cuts: tuple[int, ...] = _CUT_AFTER_TOKENS
+        received = _read_with_cuts(client, created, cuts, paint)
+        tokens = len(received.ids)
+        if isinstance(received.end, Done) and 2 <= tokens <= cuts[-1]:
+            cuts = tuple(sorted({max(1, tokens // 3), max(1, 2 * tokens // 3)}))
+            note = f"The answer has only {tokens} tokens. It is read once more, from its log, with other cuts:\n"
+            print(paint("2", note))
+            received = _read_with_cuts(client, created, cuts, paint)
+        state = client.state(created.id, wait_seconds=5)
     return _compare(received, cuts, state, paint)
 
 
-def _read_with_cuts(events_url: str, cuts: tuple[int, ...], paint: _Paint) -> _Received:
+def _read_with_cuts(client: Client, created: Created, cuts: tuple[int, ...], paint: _Paint) -> _Received:
     """Reads the answer to its end, over a new connection after each cut; `cuts`: after how many tokens."""
     received = _Received()
     for cut_after in (*cuts, None):
-        _read(events_url, received, cut_after, paint)
+        _read(client, created, received, cut_after, paint)
         if received.end or cut_after is None:
             break
         last = received.ids[-1]
@@ -118,32 +126,34 @@ def _read_with_cuts(events_url: str, cuts: tuple[int, ...], paint: _Paint) -> _R
     return received
 
 
-def _read(events_url: str, received: _Received, cut_after: int | None, paint: _Paint) -> None:
-    with connect(events_url, received.ids[-1] if received.ids else "") as events:
-        for message in events:
-            data = orjson.loads(message.data)
-            if message.event == "message":
-                received.ids.append(message.id)
-                received.tokens.append(data.get("token", ""))
-                print(data.get("token", ""), end="", flush=True)
-                if len(received.tokens) == cut_after:
-                    return
-            elif message.event == "started" and data["model"] == "simulated":
-                print(paint("2", "(simulated: set OPENAI_BASE_URL or OPENAI_API_KEY for a real model)"))
-            elif message.event == "restarted":
-                del received.ids[data["base"] :], received.tokens[data["base"] :]
-                print(paint("33", f"\n  ⟲ restarted ({data['reason']}): the first {data['base']} tokens are kept"))
-            elif message.event in ENDS:
-                received.end, received.ended = message.event, data
+def _read(client: Client, created: Created, received: _Received, cut_after: int | None, paint: _Paint) -> None:
+    """Reads on over one connection, which is closed after so many tokens."""
+    with closing(client.follow(created.id, after=received.ids[-1] if received.ids else "")) as events:
+        for event in events:
+            match event:
+                case Token() | Delta() | OwnEvent():
+                    piece = event.token if isinstance(event, Token) else ""
+                    received.ids.append(event.id or "")
+                    received.tokens.append(piece)
+                    print(piece, end="", flush=True)
+                    if len(received.tokens) == cut_after:
+                        return
+                case Started(model="simulated"):
+                    print(paint("2", "(simulated: set OPENAI_BASE_URL or OPENAI_API_KEY for a real model)"))
+                case Restarted(base=base, reason=reason):
+                    del received.ids[base:], received.tokens[base:]
+                    print(paint("33", f"\n  ⟲ restarted ({reason}): the first {base} tokens are kept"))
+                case Done() | Failed() | Cancelled():
+                    received.end = event
 
 
-def _compare(received: _Received, cuts: tuple[int, ...], state: dict[str, Any], paint: _Paint) -> int:
-    text, kept = "".join(received.tokens), state["text"]
+def _compare(received: _Received, cuts: tuple[int, ...], state: State, paint: _Paint) -> int:
+    text, kept = "".join(received.tokens), state.text
     offsets = [int(event_id.rpartition("-")[2]) for event_id in received.ids]
-    lost = sorted(set(range(1, state["tokens"] + 1)) - set(offsets))
+    lost = sorted(set(range(1, state.tokens + 1)) - set(offsets))
     doubled = len(offsets) - len(set(offsets))
-    if received.end == "failed":
-        print(paint("31", f"failed: {received.ended['code']}: {received.ended['message']}"))
+    if isinstance(received.end, Failed):
+        print(paint("31", f"failed: {received.end.code}: {received.end.message}"))
         return 1
     if len(offsets) <= cuts[-1]:
         print(paint("31", f"the answer had only {len(offsets)} tokens, too few to cut it; try another --prompt"))
@@ -158,9 +168,8 @@ def _compare(received: _Received, cuts: tuple[int, ...], state: dict[str, Any], 
         )
         print(f"  read: {text[max(0, place - 30) : place + 30]!r}\n  kept: {kept[max(0, place - 30) : place + 30]!r}")
         return 1
-    cut_off = (
-        " The provider cut the answer off at its length limit, and said so." if received.ended.get("truncated") else ""
-    )
+    was_cut_off = isinstance(received.end, Done) and received.end.truncated
+    cut_off = " The provider cut the answer off at its length limit, and said so." if was_cut_off else ""
     print(
         paint("32", f"✔ {len(offsets)} tokens over {len(cuts) + 1} connections: none lost, none doubled, ")
         + paint("32", f"and the text equals what the server kept.{cut_off}")

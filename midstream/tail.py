@@ -3,81 +3,91 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 
-from midstream.client import StreamError, follow
+from midstream.client import (
+    Cancelled,
+    Client,
+    Delta,
+    Done,
+    Failed,
+    Gap,
+    Lost,
+    OwnEvent,
+    Restarted,
+    StreamError,
+    StreamEvent,
+    Token,
+)
 from shared.ids import is_stream_id
-from shared.sse import Message
 
-_OWN_ONES = frozenset({"started", "done", "live"})
-"""Events of which nothing, or only a note at the end, is shown. Those of other names a generator of the operator's own has sent."""
+_FAILED, _CANCELLED = 1, 3
 
 
 def tail(target: str, *, server: str, last_event_id: str, as_json: bool, give_up_seconds: float) -> int:
     """Returns 0 if the answer is complete, 1 if it failed, 3 if it was cancelled. Raises StreamError."""
-    if is_stream_id(target):
-        url = f"{server.rstrip('/')}/v1/streams/{target}/events"
-    elif target.startswith(("http://", "https://")):
-        url = target
-    else:
+    if target.startswith(("http://", "https://")):
+        server = "{0.scheme}://{0.netloc}".format(urlsplit(target))
+    elif not is_stream_id(target):
         raise StreamError(f"{target!r} is neither a stream's id (36 characters) nor an http:// or https:// URL")
-    tokens: list[str] = []
-
-    def note(text: str) -> None:
-        if not as_json:
-            print(f"[{text}]", file=sys.stderr, flush=True)
-
-    def on_cut(why: str, last: str) -> None:
-        note(f"connection lost: {why}; resuming {f'after {last}' if last else 'from the beginning'}")
-
-    def data_of(message: Message) -> dict[str, Any]:
-        try:
-            data = orjson.loads(message.data)
-        except orjson.JSONDecodeError:
-            data = None
-        if not isinstance(data, dict):
-            raise StreamError(f"{url} sent an event that Midstream does not send: {message.data[:80]!r}")
-        return data
-
-    for message in follow(url, last_event_id=last_event_id, give_up_seconds=give_up_seconds, on_cut=on_cut):
-        if as_json:
-            whole = message.data if message.data == "[DONE]" else data_of(message)
-            sys.stdout.buffer.write(orjson.dumps({"id": message.id, "event": message.event, "data": whole}) + b"\n")
-            sys.stdout.buffer.flush()
-            if message.event in ("failed", "cancelled"):
-                return 1 if message.event == "failed" else 3
-            continue
-        if message.data == "[DONE]":
-            break
-        data = data_of(message)
-        if message.event == "message":
-            tokens.append(data.get("token", ""))
-            print(data.get("token", f"\n{message.data}\n"), end="", flush=True)
-        elif message.event == "restarted":
-            del tokens[data["base"] :]
-            print(flush=True)
-            note(f"restarted: {data['reason']}; {data['base']} tokens are kept")
-            print("".join(tokens), end="", flush=True)
-        elif message.event == "gap":
-            note(f"the events from {data['requested']} up to {data['first_available']}, not included, are gone")
-        elif message.event in ("failed", "cancelled"):
-            print(flush=True)
-            note(
-                f"failed: {data['code']}: {data['message']}"
-                if message.event == "failed"
-                else f"cancelled by {data['by']}"
-            )
-            return 1 if message.event == "failed" else 3
-        elif message.event not in _OWN_ONES:
-            tokens.append("")  # it counts as an increment
-            print(flush=True)
-            note(f"{message.event}: {message.data}")
-        elif message.event == "done" and data["truncated"]:
-            print(flush=True)
-            note("the response was cut off at its length limit")
-            return 0
-    if not as_json:
+    exit_code, last_id = 0, last_event_id
+    with Client(server, give_up_seconds=give_up_seconds) as client:
+        for event in client.follow(target, after=last_event_id):
+            last_id = event.id or last_id
+            if isinstance(event, Failed):
+                exit_code = _FAILED
+            elif isinstance(event, Cancelled):
+                exit_code = _CANCELLED
+            if not as_json:
+                _show(event, last_id)
+            elif not isinstance(event, Lost):
+                line = {"id": event.id, "event": _name_of(event), "data": event.data}
+                sys.stdout.buffer.write(orjson.dumps(line) + b"\n")
+                sys.stdout.buffer.flush()
+    if not as_json and not exit_code:
         print(flush=True)
-    return 0
+    return exit_code
+
+
+def _show(event: StreamEvent, last_id: str) -> None:
+    match event:
+        case Token(token):
+            print(token, end="", flush=True)
+        case Delta() | OwnEvent(name="message"):
+            print(f"\n{orjson.dumps(event.data).decode()}\n", end="", flush=True)
+        case OwnEvent(name="accepted"):
+            pass  # with it `/stream` says which stream it has created
+        case OwnEvent(name):
+            print(flush=True)
+            _note(f"{name}: {orjson.dumps(event.data).decode()}")
+        case Restarted(base=base, reason=reason):
+            print(flush=True)
+            _note(f"restarted: {reason}; {base} tokens are kept")
+            print(event.text, end="", flush=True)
+        case Gap(requested, first_available):
+            _note(f"the events from {requested} up to {first_available}, not included, are gone")
+        case Lost(error):
+            place = f"after {last_id}" if last_id else "from the beginning"
+            _note(f"connection lost: {error}; resuming {place}")
+        case Failed(code, message):
+            print(flush=True)
+            _note(f"failed: {code}: {message}")
+        case Cancelled(by):
+            print(flush=True)
+            _note(f"cancelled by {by}")
+        case Done(truncated=True):
+            print(flush=True)
+            _note("the response was cut off at its length limit")
+
+
+def _note(text: str) -> None:
+    print(f"[{text}]", file=sys.stderr, flush=True)
+
+
+def _name_of(event: StreamEvent) -> str:
+    """Returns the event's name as it was sent; `message` for one without a name."""
+    if isinstance(event, OwnEvent):
+        return event.name
+    return "message" if isinstance(event, Token | Delta) or event.data == "[DONE]" else event.type

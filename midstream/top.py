@@ -10,18 +10,21 @@ import sys
 import termios
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from types import FrameType
 from typing import Any
 
-import httpx2
 import orjson
 
-from midstream.client import StreamError, connect, explain
+from midstream.client import Client, Lost, StreamError
 from midstream.screen import Screen, frame
 
 _PAUSE_SECONDS = 1.0
-_CONNECT_SECONDS = 5.0
+_GIVE_UP_SECONDS = 2.0
+"""Then the reason is shown, and it begins anew: whoever watches does not want to wait for a pause that has grown."""
+_SILENT_SECONDS_MAX = 10.0
+"""Ten snapshots have failed to come."""
 _HISTORY_MAX = 500
 """Samples of the token rate chart: one for each column of a very wide terminal."""
 
@@ -54,32 +57,43 @@ def top(*, server: str, once: bool, as_json: bool) -> int:
 
 
 def _snapshot(server: str) -> Snapshot:
-    try:
-        with httpx2.Client(timeout=_CONNECT_SECONDS) as client, client.stream("GET", f"{server}/v1/overview") as answer:
-            if answer.status_code != 200:
-                raise StreamError(_refusal(answer))
-            snapshot: Snapshot = orjson.loads(answer.read())
-            return snapshot
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise StreamError(f"{server} cannot be reached: {error or type(error).__name__}") from None
-    except orjson.JSONDecodeError:
-        raise StreamError(f"{server}/v1/overview did not answer with a snapshot: is it a Midstream gateway?") from None
+    """Returns what runs now. Raises StreamError."""
+    with Client(server, give_up_seconds=0.0) as client, closing(_snapshots_of(client, server)) as updates:
+        for update in updates:
+            if isinstance(update, dict):
+                return update
+    raise StreamError(f"{server}/v1/overview/events sent no snapshot: is it a Midstream gateway?")
 
 
 def _snapshots(server: str) -> Iterator[Snapshot | str]:
-    """Yields each snapshot; after a lost connection its reason, then retries. Raises StreamError if the first snapshot fails."""
+    """Yields each snapshot; after a lost connection its reason, then tries again. Raises StreamError if the first snapshot fails."""
     yield _snapshot(server)  # a wrong address fails at once
-    while True:
-        why = "the gateway ended the response"
-        try:
-            with connect(f"{server}/v1/overview/events") as messages:
-                for message in messages:
-                    snapshot: Snapshot = orjson.loads(message.data)
-                    yield snapshot
-        except (httpx2.HTTPError, StreamError) as error:
-            why = str(error) or type(error).__name__
-        yield why
-        time.sleep(_PAUSE_SECONDS)
+    with Client(server, stall_seconds=_SILENT_SECONDS_MAX, give_up_seconds=_GIVE_UP_SECONDS) as client:
+        while True:
+            try:
+                yield from _snapshots_of(client, server)
+            except StreamError as error:
+                yield str(error)
+            time.sleep(_PAUSE_SECONDS)
+
+
+def _snapshots_of(client: Client, server: str) -> Generator[Snapshot | str, None, None]:
+    """Yields snapshots, and reasons why there are none at the moment. Raises StreamError."""
+    try:
+        for event in client.follow(f"{server}/v1/overview/events"):
+            if isinstance(event, Lost):
+                yield str(event.error)
+            elif isinstance(event.data, dict) and "streams" in event.data:
+                yield event.data
+    except StreamError as error:
+        if error.status == 404:
+            raise StreamError(
+                f"{server} has no overview: this is no gateway, or its console is off (MIDSTREAM_CONSOLE=on)",
+                status=404,
+            ) from None
+        if error.status == 0 and error.retryable:
+            raise StreamError(f"{server} cannot be reached: {error}") from None
+        raise
 
 
 def _watch(server: str) -> None:
@@ -137,9 +151,3 @@ def _echo_off() -> Iterator[None]:
 
 def _colours() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def _refusal(answer: Any) -> str:
-    if answer.status_code == 404:
-        return f"{answer.request.url} does not exist: this is no gateway, or its console is off (MIDSTREAM_CONSOLE=on)"
-    return explain(answer)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import random
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import pytest_asyncio
 
 from midstream import cli, demo
+from tests.stress.proxy import Proxy
 from tests.support.openai_server import OpenAIServer
 from tests.support.redis_server import free_port
 from tests.support.system import System, environment_of
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -43,6 +48,74 @@ async def test_tail_of_what_is_no_stream_ends(
 async def test_tail_of_a_server_without_its_scheme_ends(capsys: pytest.CaptureFixture[str]) -> None:
     assert await asyncio.to_thread(cli.main, ["tail", "0" * 36, "--server", "127.0.0.1:8000"]) == 1
     assert "must begin with http://" in capsys.readouterr().err
+
+
+async def tailed(
+    system: System, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int | str | None, str, str]:
+    """Runs `midstream tail`; returns its exit code, what it printed, and its notes."""
+    code = await asyncio.to_thread(cli.main, ["tail", "--server", system.gateway_url(), *arguments])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+@pytest.mark.parametrize(
+    ("simulate", "stopped", "code", "note"),
+    [
+        ({"tokens": 5}, False, 0, ""),
+        ({"tokens": 5, "fail_after": 3}, False, 1, "[failed: "),
+        ({"tokens": 5000, "tokens_per_second": 20}, True, 3, "[cancelled by client]"),
+    ],
+    ids=["done", "failed", "cancelled"],
+)
+async def test_tail_shows_the_text_and_the_end(
+    running: System, simulate: dict[str, int], stopped: bool, code: int, note: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream_id = await running.create(simulate=simulate, midstream={"on_interrupt": "fail"})
+    if stopped:
+        await running.http.post(f"{running.gateway_url()}/v1/streams/{stream_id}/cancel")
+    state = await running.state(stream_id, wait_seconds=10)
+    assert await tailed(running, capsys, stream_id) == (code, state["text"] + "\n", ANY)
+    url = running.events_url(stream_id)
+    ended, text, notes = await tailed(running, capsys, url)
+    assert (ended, text) == (code, state["text"] + "\n")
+    assert note in notes
+    lines = (await running.http.get(url, headers={"accept": "application/x-ndjson"})).text.splitlines()
+    ended, printed, notes = await tailed(running, capsys, url, "--json")
+    assert (ended, notes) == (code, "")
+    assert [json.loads(line) for line in printed.splitlines()] == [json.loads(line) for line in lines]
+    last_id = json.loads(lines[-1])["id"]
+    ended, printed, _ = await tailed(running, capsys, stream_id, "--json", "--last-event-id", last_id)
+    assert (ended, json.loads(printed)["id"]) == (code, last_id), "who has the end already is told how it ended"
+
+
+async def test_tail_resumes_after_a_cut(running: System, capsys: pytest.CaptureFixture[str]) -> None:
+    stream_id = await running.create(simulate={"tokens": 150, "tokens_per_second": 50})
+    async with Proxy(running.gateway_port()) as proxy:
+        url = f"http://127.0.0.1:{proxy.port}/v1/streams/{stream_id}/events"
+        tailing = asyncio.create_task(tailed(running, capsys, url))
+        await wait_until(lambda: proxy.bytes > 1000, within_seconds=10)
+        proxy.hurt("aborts", random.Random(1), 1.0)
+        code, text, notes = await tailing
+    assert (code, text) == (0, (await running.state(stream_id))["text"] + "\n")
+    assert re.fullmatch(r"\[connection lost: .*; resuming after 1-\d+\]\n", notes), notes
+
+
+async def test_tail_gives_up_a_server_that_is_away(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["tail", f"http://127.0.0.1:{free_port()}/v1/streams/x", "--give-up", "0.2"]
+    assert await asyncio.to_thread(cli.main, arguments) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("midstream tail: ")
+
+
+async def test_tail_of_other_forms(running: System, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text, notes = await tailed(running, capsys, f"{running.gateway_url()}/stream?prompt=rivers")
+    assert (code, text[:26], notes) == (0, "This is a simulated answer", "")
+    stream_id = await running.create(simulate={"tokens": 5})
+    chunks = f"{running.gateway_url()}/v1/chat/completions/{stream_id}/events"
+    code, printed, _ = await tailed(running, capsys, chunks, "--json")
+    assert code == 0
+    last = json.loads(printed.splitlines()[-1])
+    assert (last["event"], last["data"]) == ("message", "[DONE]")
 
 
 @pytest.mark.parametrize(("tokens", "cuts"), [(12, (4, 8)), (3, (1, 2)), (2, (1,)), (60, (20, 45))])

@@ -99,3 +99,23 @@ def test_comments_and_retry_are_not_events() -> None:
         [Message("", "message", "a")],
         1500,
     )
+
+
+@pytest.mark.parametrize("before", [b"", b"data: ", b": ", b"data: a\n"])
+@pytest.mark.parametrize("piece", [b"x" * 500, b"data: x\n" * 70], ids=["a long line", "many lines"])
+def test_a_server_that_ends_no_event_does_not_fill_the_memory(before: bytes, piece: bytes) -> None:
+    decoder = Decoder(event_bytes_max=5000)
+    for part in [before, *[piece] * 9]:
+        assert list(decoder.feed(part)) == []
+    with pytest.raises(sse.EventTooLong, match="5000 bytes"):
+        list(decoder.feed(piece * 100))
+
+
+def test_a_long_line_in_small_pieces_is_joined_once() -> None:
+    decoder = Decoder()
+    list(decoder.feed(b"data: "))
+    for _ in range(8192):
+        list(decoder.feed(b"x" * 1024))
+    assert all(len(part) <= 1024 for part in decoder._parts)
+    (message,) = decoder.feed(b"\n\n")
+    assert len(message.data) == 8192 * 1024
