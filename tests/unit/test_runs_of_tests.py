@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -56,8 +57,16 @@ def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (directory / "tests").mkdir(exist_ok=True)
     (directory / "conftest.py").write_text(_CONFTEST)
     (directory / "pytest.ini").write_text(f"[pytest]\npythonpath = {_ROOT}\nmarkers =\n    alone\n    ordinary\n")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", str(directory), *arguments]
-    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=_RUN_SECONDS_MAX)
+    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "no:cacheprovider", "--rootdir", str(directory)]
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # the other plugins take a second to import
+    return subprocess.run(
+        [*command, *arguments],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=_RUN_SECONDS_MAX,
+    )
 
 
 @pytest.mark.parametrize("processes", ["0", "2"])
