@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from producer import chunk_shapes as shapes
-from producer.chunk_shapes import CHOICES_MAX, LEVELS_MAX, clean, fitting, storable
+from producer.chunk_shapes import CHOICES_MAX, LEVELS_MAX, USAGE_BYTES_MAX, clean, fitting, storable
 from producer.event_stream import LINE_BYTES_MAX, EventStream
 from producer.finish import (
     GRACE_SECONDS,
@@ -116,7 +116,7 @@ class ChunkReader(EventStream):
     def usage(self) -> dict[str, Any] | None:
         """The newest usage that came. Checked once, at the end, since some providers send it with each token."""
         shaped = shapes.usage(self._usage, self._odd_at("usage")) if self._usage else None
-        usage = None if shaped is None or shaped is shapes.LEFT_OUT else fitting(shaped, self._odd_at("usage"))
+        usage = None if shaped is None or shaped is shapes.LEFT_OUT else fitting(shaped, self._odd_at("usage"), bytes_max=USAGE_BYTES_MAX)
         self._report()
         return usage
 

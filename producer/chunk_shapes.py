@@ -32,6 +32,8 @@ libraries (orjson writes 254 levels)."""
 FINISH_REASON_CHARACTERS_MAX = 64
 ABOUT_BYTES_MAX = 16 << 10
 """Of the fields beside an answer's text, or of an error object, so much is kept."""
+USAGE_BYTES_MAX = 4 << 10
+"""The same of a usage, which stands in each receipt and in its line on the log. Known ones have less than 1 KB."""
 _ABOUT_FIELDS_MAX = 100
 _PARTS_MAX = 1000
 """Of a content in parts, in one chunk."""
@@ -75,9 +77,11 @@ def json_text(value: Any) -> str:
         return ""
 
 
-def fitting(fields: dict[str, Any], odd: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def fitting(
+    fields: dict[str, Any], odd: Callable[[], None] = lambda: None, *, bytes_max: int = ABOUT_BYTES_MAX
+) -> dict[str, Any]:
     """Returns the fields that can be stored, as many as fit into the limits."""
-    room = ABOUT_BYTES_MAX
+    room = bytes_max
     fitting: dict[str, Any] = {}
     for name, value in islice(fields.items(), _ABOUT_FIELDS_MAX):
         try:

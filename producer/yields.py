@@ -136,5 +136,5 @@ def _shaped(finish: Finish) -> Finish:
     usage = finish.usage
     if usage is not None:
         shaped = shapes.usage(dict(usage) if isinstance(usage, dict) else usage, lambda: None)
-        usage = None if shaped is shapes.LEFT_OUT else fitting(shaped)
+        usage = None if shaped is shapes.LEFT_OUT else fitting(shaped, bytes_max=shapes.USAGE_BYTES_MAX)
     return Finish(reason, usage)

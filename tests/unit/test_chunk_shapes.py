@@ -328,3 +328,12 @@ def test_other_fields_of_chunks_do_not_accumulate() -> None:
     for number in range(2000):
         reader.feed(b"data: " + orjson.dumps({"usage": {"total_tokens": 1}, f"field{number}": "x" * 100}) + b"\n")
     assert len(orjson.dumps(reader.about)) < 2 * shapes.ABOUT_BYTES_MAX
+
+
+def test_a_usage_is_bounded_and_keeps_its_counts() -> None:
+    """It stands in the receipt's line on the log."""
+    reader = ChunkReader()
+    details = {f"k{number}": number for number in range(1000)}
+    chunk = {"choices": [], "usage": {"total_tokens": 8, "annotations": details, "prompt_tokens": 5}}
+    reader.feed(b"data: " + orjson.dumps(chunk) + b"\n\n")
+    assert reader.usage == {"total_tokens": 8, "prompt_tokens": 5}
