@@ -116,7 +116,11 @@ class ChunkReader(EventStream):
     def usage(self) -> dict[str, Any] | None:
         """The newest usage that came. Checked once, at the end, since some providers send it with each token."""
         shaped = shapes.usage(self._usage, self._odd_at("usage")) if self._usage else None
-        usage = None if shaped is None or shaped is shapes.LEFT_OUT else fitting(shaped, self._odd_at("usage"), bytes_max=USAGE_BYTES_MAX)
+        usage = (
+            None
+            if shaped is None or shaped is shapes.LEFT_OUT
+            else fitting(shaped, self._odd_at("usage"), bytes_max=USAGE_BYTES_MAX)
+        )
         self._report()
         return usage
 

@@ -12,6 +12,7 @@ globalThis.followed = (url) =>
         received.push([one.lastEventId, event, one.data]);
         if (one.data !== '[DONE]' && !['done', 'failed', 'cancelled'].includes(event)) return;
         source.close();
-        resolve({ received, connections, urls: performance.getEntriesByType('resource').map((one) => one.name) });
+        const urls = () => performance.getEntriesByType('resource').map((one) => one.name);
+        setTimeout(() => resolve({ received, connections, urls: urls() }), 500); // the last request is listed once it is over
       });
   });
