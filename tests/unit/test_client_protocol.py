@@ -180,7 +180,7 @@ def test_retry_0_is_not_taken_for_a_wish_to_be_flooded() -> None:
     [
         ("7", 7.0, 10.5),
         ("0.5", 1.0, 1.5),
-        (format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True), 3500.0, 5400.0),
+        ("in an hour", 3500.0, 5400.0),
         ("-5", 1.0, 1.5),
         ("nonsense", 1.0, 1.5),
         ("inf", 1.0, 1.5),
@@ -188,6 +188,8 @@ def test_retry_0_is_not_taken_for_a_wish_to_be_flooded() -> None:
     ],
 )
 def test_retry_after(value: str, least: float, most: float) -> None:
+    if value == "in an hour":
+        value = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
     one = following()
     error = one.refusal(503, {"retry-after": value}, b"")
     assert least <= one.pause_after(error) <= most
