@@ -57,7 +57,7 @@ class Services:
 
 
 def parts_of(services: Services) -> tuple[NativeApi, list[Part], list[Route]]:
-    """The API that FastAPI serves, the parts that come before it, in the order in which they are asked, and all routes."""
+    """Returns the API that FastAPI serves, the parts that are tried before it, in order, and all routes."""
     streams, subscribe, settings = services.streams, services.subscribe, services.settings
     native = NativeApi(streams, services.delivery, services.readiness, services.models, settings)
     parts: list[Part] = [

@@ -516,9 +516,9 @@ class ChunkReader(EventStream):
             value = "" if value is shapes.LEFT_OUT else value
         else:
             self._found.add("content_parts")
-        for name, said in shapes.texts_of_parts(value, self._odd_at("content")).items():
-            if said:
-                kept[name] = kept.get(name, type(said)()) + said
+        for name, piece in shapes.texts_of_parts(value, self._odd_at("content")).items():
+            if piece:
+                kept[name] = kept.get(name, type(piece)()) + piece
 
     def _whole_pairs(self, state: _Choice, name: str, text: str) -> str:
         """Returns a text with what was held back before it; holds back the first half of a surrogate pair at its end."""

@@ -214,13 +214,13 @@ def texts_of_parts(value: Any, odd: Odd) -> dict[str, Any]:
             continue
         kind = part.get("type", "text")
         field = _PART_FIELDS.get(kind) if type(kind) is str else None
-        said = None if field is None else _text_of_part(part, kind)
+        content = None if field is None else _text_of_part(part, kind)
         if field is None:
             fields.setdefault("content_parts", []).append(part)
-        elif said is None:
+        elif content is None:
             odd()
         else:
-            fields[field] = fields.get(field, "") + said
+            fields[field] = fields.get(field, "") + content
     return fields
 
 

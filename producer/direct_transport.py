@@ -62,7 +62,7 @@ class DirectTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request and read the head of its response. Raises httpx2.TransportError."""
         seconds = request.extensions.get("timeout") or {}
-        said = _head(request) + await request.aread()
+        message = _head(request) + await request.aread()
         try:
             async with asyncio.timeout(seconds.get("pool")):
                 await self._slots.acquire()
@@ -71,7 +71,7 @@ class DirectTransport(httpx2.AsyncBaseTransport):
         connection = None
         try:
             connection = await self._connection(request.url, seconds.get("connect"))
-            await connection.ask(said)
+            await connection.send_request(message)
         except BaseException:
             if connection is not None:
                 connection.close()
@@ -202,15 +202,15 @@ class _Connection(asyncio.Protocol):
         poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
         return bool(poll.poll(0))
 
-    async def ask(self, said: bytes) -> None:
-        """Send a request and wait for the head of its response. Raises httpx2.TransportError."""
+    async def send_request(self, message: bytes) -> None:
+        """Sends a request, head and body, and waits for the head of its response. Raises httpx2.TransportError."""
         assert self._transport is not None
         self.requests += 1
         self.status, self.headers = 0, []
         self._headers_count = self._headers_bytes = 0
         self._parser = httptools.HttpResponseParser(self)
         self._framing_bytes, self._body_came, self._until_closed, self._complete = 0, False, True, False
-        self._transport.write(said)
+        self._transport.write(message)
         while not self.status:
             await self._news()
 

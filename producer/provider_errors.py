@@ -148,9 +148,9 @@ def _error(
 ) -> ProviderError:
     """Returns the error: Refused if the request or the account is at fault, else Unavailable."""
     inner = fields.get("innererror")
-    told = [fields.get(name) for name in ("code", "type", "status")]
-    told.append(inner.get("code") if type(inner) is dict else None)
-    kinds = [str(it).lower() for it in told if type(it) in (str, int)]
+    codes = [fields.get(name) for name in ("code", "type", "status")]
+    codes.append(inner.get("code") if type(inner) is dict else None)
+    kinds = [str(it).lower() for it in codes if type(it) in (str, int)]
     if status is None:
         status = next(
             (int(kind) for kind in kinds if len(kind) == 3 and kind.isdecimal() and 400 <= int(kind) <= 599), None

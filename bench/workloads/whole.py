@@ -38,7 +38,7 @@ _IN_PROCESS = {
     "own": "bench.processes.own_generator:answer",
     "own_thread": "bench.processes.own_generator:in_a_thread",
 }
-"""What generates in the worker's own process, by the name in the figures: the provider of this name."""
+"""Providers that generate in the worker's own process, by their names in the figures."""
 _FIRST, _TOKEN = b"event: started\n", b'data: {"token"'
 
 

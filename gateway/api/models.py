@@ -25,12 +25,12 @@ class CancelAfter(Closed):
 
 
 class MidstreamOptions(Closed):
-    """Who answers, and what happens to a stream that is interrupted or that nobody reads."""
+    """Options of a stream: its provider, and the policies for an interruption and for a stream that nobody reads."""
 
     on_disconnect: Literal["continue"] | CancelAfter = CancelAfter(cancel_after=60)
     """How long generation goes on when no gateway has a reader of the stream."""
     on_interrupt: Literal["restart", "continue", "fail"] = "restart"
-    """What happens when a worker or the provider fails in mid-answer."""
+    """The policy for a worker or a provider that fails in mid-answer."""
     pace_ms: Annotated[int, Field(ge=0, le=5_000)] | None = None
     """The least time between two entries of the log, in milliseconds: tokens in between share the next. The worker's setting where none is given."""
     metadata: dict[str, str] = Field(default_factory=dict, max_length=64)
@@ -135,7 +135,7 @@ class ReceiptAttempt(Described):
 
 
 class Generated(Described):
-    """What was generated. `tokens`: the number in the final answer."""
+    """The generated part of a receipt. `tokens`: the number in the final answer."""
 
     tokens: Count
     usage: dict[str, Any] | None
@@ -143,7 +143,7 @@ class Generated(Described):
 
 
 class ReceiptConnection(Described):
-    """What was sent over one connection: the events after `from`, up to `to`."""
+    """The events that were sent over one connection: those after `from`, up to `to`."""
 
     id: str
     gateway: str
@@ -157,7 +157,7 @@ class ReceiptConnection(Described):
 
 
 class Delivered(Described):
-    """What was sent: how many tokens of the final answer, and over which connections."""
+    """The delivered part of a receipt: the number of tokens of the final answer that were sent, and the connections."""
 
     tokens: Count
     connections: list[ReceiptConnection]

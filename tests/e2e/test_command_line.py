@@ -129,9 +129,9 @@ async def test_the_demo_cuts_an_answer_of_any_length(
     monkeypatch.setattr(demo, "_TOKENS", tokens)
     monkeypatch.setattr(demo, "_AWAY_SECONDS", 0.01)
     assert await asyncio.to_thread(demo._show, running.gateway_url(), "rivers", None) == 0
-    told = capsys.readouterr().out
-    assert [f"cut after token {cut}\n" in told for cut in cuts] == [True] * len(cuts), told
-    assert f"{tokens} tokens over {len(cuts) + 1} connections: none lost, none doubled" in told
+    output = capsys.readouterr().out
+    assert [f"cut after token {cut}\n" in output for cut in cuts] == [True] * len(cuts), output
+    assert f"{tokens} tokens over {len(cuts) + 1} connections: none lost, none doubled" in output
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:

@@ -104,10 +104,10 @@ async def test_cut_at_every_byte(system: System) -> None:
     stream_id = await system.create("cut", script=faulty, midstream={"on_interrupt": "restart"}, gateway=1)
     state = await system.until_status(stream_id, "completed")
     assert state["attempt"] == 2
-    told = await run_script("cuts.mjs", stream_url(system, stream_id, system.gateway_port(1)))
-    assert told["wrong"] == []
-    assert told["whole"][-1][2] == state["text"] == "Grüße 👋🏽"
-    assert told["requests"] >= 2 * told["bytes"] > 1000
+    output = await run_script("cuts.mjs", stream_url(system, stream_id, system.gateway_port(1)))
+    assert output["wrong"] == []
+    assert output["whole"][-1][2] == state["text"] == "Grüße 👋🏽"
+    assert output["requests"] >= 2 * output["bytes"] > 1000
 
 
 async def test_gateway_killed_twice_and_the_worker_once(browser: Browser, server: OpenAIServer, site: Site) -> None:
@@ -214,13 +214,19 @@ async def test_a_reloaded_page_goes_on_where_it_was(browser: Browser, system: Sy
 
 async def test_the_calls(system: System, server: OpenAIServer) -> None:
     """create, state, receipt and cancel as the gateway answers them, and the end that each gives."""
-    told = await run_script("calls.mjs", f"{system.gateway_url()}/v1/streams")
-    assert told["same"] is True, "one Idempotency-Key makes one stream"
-    assert told["cancelled"] == {"status": "cancelled", "cancelled_by": "client"}
-    assert told["ends"] == ["cancelled by client", "done", "done, cut off", "failed: retryable", "cancelled by client"]
-    assert told["waited"] == "completed"
-    assert told["undelivered"] == 0
-    assert told["refused"] == [400, 404, 410]
+    output = await run_script("calls.mjs", f"{system.gateway_url()}/v1/streams")
+    assert output["same"] is True, "one Idempotency-Key makes one stream"
+    assert output["cancelled"] == {"status": "cancelled", "cancelled_by": "client"}
+    assert output["ends"] == [
+        "cancelled by client",
+        "done",
+        "done, cut off",
+        "failed: retryable",
+        "cancelled by client",
+    ]
+    assert output["waited"] == "completed"
+    assert output["undelivered"] == 0
+    assert output["refused"] == [400, 404, 410]
     await wait_until(lambda: server.running == 0, what="the provider has stopped")
 
 
@@ -258,8 +264,8 @@ async def test_the_react_hook(browser: Browser, system: System, react_page: str,
         await page.evaluate(react_page)
 
     async def until(status: str, words: int = 0) -> None:
-        told = "([status, words]) => document.querySelector('main')?.dataset.status === status && document.querySelector('main').textContent.split(' ').length >= words"
-        await page.wait_for_function(told, arg=[status, words])
+        condition = "([status, words]) => document.querySelector('main')?.dataset.status === status && document.querySelector('main').textContent.split(' ').length >= words"
+        await page.wait_for_function(condition, arg=[status, words])
 
     await load()
     await until("idle")

@@ -76,7 +76,7 @@ class Away:
         raise Disconnected
 
     def send(self, arguments: tuple[bytes | str | int | float, ...], on_reply: Callable[[Any], None]) -> None:
-        raise NotImplementedError
+        on_reply(Disconnected())
 
 
 def streams_over(commands: Commands, settings: Settings) -> Streams:

@@ -33,8 +33,8 @@ def test_a_wrong_option_shows_the_usage_of_its_command(
     with pytest.raises(SystemExit) as raised:
         cli.main(arguments)
     assert raised.value.code == 2
-    told = capsys.readouterr().err
-    assert all(word in told for word in words), told
+    output = capsys.readouterr().err
+    assert all(word in output for word in words), output
 
 
 def test_the_metrics_as_json(capsys: pytest.CaptureFixture[str]) -> None:
