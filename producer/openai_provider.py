@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import cached_property
 from typing import Any
 
 import httpx2
@@ -36,6 +35,8 @@ class OpenAIProvider:
 
     def __init__(self, *, api_key: str, base_url: str, default_model: str, connections_max: int) -> None:
         self._default_model = default_model
+        self._without_stream_options: set[str] = set()
+        """The models for which the provider has refused a request with `stream_options` and answered one without."""
         self.base_url = base_url or OWN_URL
         transport: httpx2.AsyncBaseTransport
         proxy = proxy_of(base_url or OWN_URL)
@@ -69,11 +70,6 @@ class OpenAIProvider:
         if len(self._without_stream_options) < _MODELS_MAX:
             self._without_stream_options.add(model)
         return finish
-
-    @cached_property
-    def _without_stream_options(self) -> set[str]:
-        """The models for which the provider has refused a request with `stream_options` and answered one without."""
-        return set()
 
     async def _answer(self, request: dict[str, Any], partial: str, hearer: Hearer, *, asks_usage: bool) -> Finish:
         """Calls the provider once. Raises _StreamOptionsRefused, and what `generate` raises."""
