@@ -97,9 +97,13 @@ class Reading:
         try:
             writer.write(self._request())
             async with asyncio.timeout(_CONNECT_SECONDS_MAX):
-                status = int((await _line(reader)).split(b" ")[1])
-                while await _line(reader) != b"\r\n":
-                    pass
+                status = 100
+                while (
+                    status < 200
+                ):  # interim responses (RFC 9110, section 15.2): a gateway probes a half-closed connection with 100
+                    status = int((await _line(reader)).split(b" ")[1])
+                    while await _line(reader) != b"\r\n":
+                        pass
             if status != 200:
                 raise Refused(status)
             await self._follow(_chunks(reader))
