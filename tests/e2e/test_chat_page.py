@@ -142,10 +142,10 @@ async def test_the_end_of_the_answer_is_in_view(browser: Browser) -> None:
         await ask(page, tokens=2000, pace=40)
         await until_tokens(page, 20)
         assert await is_in_view(page, "#status")
+        await expect(page.locator("#controls > :not([hidden])")).to_have_count(3)
         tops = await page.locator("#controls > :not([hidden])").evaluate_all(
             "all => all.map(e => [e.offsetTop, e.offsetHeight])"
         )
-        assert len(tops) == 3
         assert len({tuple(one) for one in tops}) == 1, tops  # on one line
         await page.evaluate("scrollTo(0, 0)")
         await page.get_by_role("button", name="Stop").click()
