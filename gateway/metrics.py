@@ -49,6 +49,7 @@ _RESUME_EVENTS_BACK = metrics.RESUME_EVENTS_BACK.histogram()
 _RESUMES = {place: metrics.RESUMES.counter().labels(place) for place in ("ring", "log", "ahead")}
 _CLOSES: dict[str, Counter] = {outcome: metrics.READER_CLOSES.counter().labels(outcome) for outcome in ReaderOutcome}
 _PROBLEMS = {status: metrics.PROBLEMS.counter().labels(status) for status in STATUSES}
+_LIMIT_REFUSALS = metrics.LIMIT_REFUSALS.counter()
 _ENDED = metrics.STREAMS_ENDED.counter()
 _CANCELS = metrics.CANCELS.counter()
 _FAILURES = metrics.FAILURES.counter()
@@ -77,6 +78,11 @@ def closed(outcome: str) -> None:
 
 def refused(status: int) -> None:
     _PROBLEMS[bounded(status, STATUSES)].inc()
+
+
+def over_limit(limit: str, whose: str) -> None:
+    """Counts a request that a limit refuses: `whose` is `principal`, `all`, `stream` or `address`."""
+    _LIMIT_REFUSALS.labels(limit, whose).inc()
 
 
 def created(api: str) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import uvicorn
 
+from gateway.access.limits import Limits
 from gateway.api.follow import Subscribe
 from gateway.api.readiness import Readiness
 from gateway.app import Services, make_app
@@ -44,6 +45,7 @@ from gateway.presence import presence
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
+from shared.accounts import Accounts
 from shared.event_log import EventLog
 from shared.presence import Presence
 from shared.queue import RequestQueue
@@ -51,6 +53,7 @@ from shared.receipt import DeliveryNotes
 from shared.redis_server import RedisAddress, check
 from shared.resp import RespConnection
 from shared.settings import Settings
+from shared.usage import Usage
 
 if TYPE_CHECKING:
     from shared.spans import Tracing
@@ -119,6 +122,7 @@ class _Gateway:
     tails: Tails
     silence_checks: SilenceChecks
     measuring: GatewayMeasuring
+    usage: Usage
     streams: Streams
     ledger: Ledger
     delivery: Delivery
@@ -137,6 +141,7 @@ class _Gateway:
         running.add(self.tails).start()
         running.add(self.silence_checks).start()
         running.add(self.measuring).start()
+        running.add(self.usage).start()
         running.add(self.streams)
         running.add(self.ledger).start()
         running.add(self.delivery).start()
@@ -167,7 +172,9 @@ def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
             **more,
         )
 
-    commands = connection("gateway", scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *DeliveryNotes.SCRIPTS))
+    commands = connection(
+        "gateway", scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *DeliveryNotes.SCRIPTS, *Accounts.SCRIPTS)
+    )
     log = EventLog(
         commands,
         log_ttl_seconds=settings.log_ttl_seconds,
@@ -176,8 +183,16 @@ def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
     )
     queue = RequestQueue(commands, ttl_seconds=settings.log_ttl_seconds, requests_max=settings.queue_requests_max)
     deliveries = DeliveryNotes(commands)
+    accounts = Accounts(commands, settings)
+    usage = Usage(accounts, log, deliveries, settings)
     traces = None if tracing is None else Traces(tracing, log, settings)
-    endings = Endings(log) if traces is None else Endings(log, traces.failed_here)
+
+    def failed_here(stream_id: str, code: str) -> None:
+        usage.ended_without_receipt(stream_id)
+        if traces is not None:
+            traces.failed_here(stream_id, code)
+
+    endings = Endings(log, failed_here)
     followed = FollowedStreams(endings.end_unreadable)
     pages = Pages(
         log,
@@ -185,7 +200,8 @@ def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
         page_events=settings.page_events,
         cache_bytes_max=settings.page_cache_bytes_max,
     )
-    ledger = Ledger(deliveries, settings) if traces is None else TracedLedger(traces, deliveries, settings)
+    noting = (deliveries, settings, usage.read_after_its_end)
+    ledger = Ledger(*noting) if traces is None else TracedLedger(traces, *noting)
     delivery = Delivery(pages, ledger, settings)
     tails = Tails(
         followed,
@@ -195,7 +211,8 @@ def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
         on_new=delivery.on_new,
     )
     silence_checks = SilenceChecks(tails, log, endings, settings, on_lost=delivery.lose)
-    parts = (commands, log, queue, tails, deliveries, settings)
+    limits = Limits(accounts, log, settings)
+    parts = (commands, log, queue, tails, deliveries, settings, limits, usage)
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
     models = ProviderModels(settings)
     subscribe = Subscribe(streams, tails, delivery, models, settings)
@@ -215,6 +232,7 @@ def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
         tails,
         silence_checks,
         measuring,
+        usage,
         streams,
         ledger,
         delivery,

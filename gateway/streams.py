@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 import orjson
 
 from gateway import metrics
+from gateway.access.limits import Limits
 from gateway.following.tails import Tails
 from gateway.http.problems import Problem, away, expired, full, no_log, not_found
 from gateway.http.whole_bodies import Held, made
@@ -36,6 +37,7 @@ from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNote, DeliveryNotes, Ge
 from shared.redis_retry import answered_within
 from shared.settings import Settings
 from shared.tracing import traceparent
+from shared.usage import Usage
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,8 @@ class Streams:
         tails: Tails,
         deliveries: DeliveryNotes,
         settings: Settings,
+        limits: Limits,
+        usage: Usage,
     ) -> None:
         self._commands = commands
         self._log = log
@@ -77,6 +81,8 @@ class Streams:
         self._deliveries = deliveries
         self._receipts: set[asyncio.Task[None]] = set()
         self._settings = settings
+        self._limits = limits
+        self._usage = usage
         self._long_reads = asyncio.Semaphore(_LONG_READS_MAX)
         self._creating_bytes = 0
 
@@ -96,7 +102,7 @@ class Streams:
 
         `facade` is stored with the request, for the API through which it came. Large fields of the request are stored until
         the stream ends; with `keep_request` as long as its log. Of the messages the first `shown_messages` are in the log
-        in any case. Raises Problem 422, 503.
+        in any case. Raises Problem 422, 429, 503.
         """
         origin = request_id.get(), traceparent.get()
         small, large = split(request)
@@ -114,7 +120,8 @@ class Streams:
         stream_id = new_id = new_stream_id()
         entry = entry_of(new_id)
         try:
-            with self._room_for(len(entry.value) + sum(map(len, large.values()))):
+            large_bytes = sum(map(len, large.values()))
+            with self._room_for(len(entry.value) + large_bytes):
                 if idempotency is not None:
                     content = orjson.dumps([request, policies.stored(), metadata])
                     stream_id, known = await self.answered(
@@ -123,7 +130,12 @@ class Streams:
                     if known:
                         return self._created(stream_id)
                     entry = entry if stream_id == new_id else entry_of(stream_id)
-                await self._begin(stream_id, entry, beside, alone=stream_id == new_id)
+                bytes_until_end = 0 if keep_request else large_bytes
+                size = len(entry.value) + large_bytes - bytes_until_end, bytes_until_end
+                admit = partial(self._limits.admit, stream_id, principal, *size)
+                if self._limits.apply:
+                    await self._admitted(admit, f"{principal}\0{idempotency}" if idempotency is not None else "")
+                await self._begin(stream_id, entry, beside, admit, alone=stream_id == new_id)
         except QueueFull as error:
             with contextlib.suppress(Disconnected, RedisRefused):  # then it ends as an orphan
                 await self._log.delete(stream_id)
@@ -147,7 +159,27 @@ class Streams:
         finally:
             self._creating_bytes -= size_bytes
 
-    async def _begin(self, stream_id: str, entry: Entry, beside: Beside | None, *, alone: bool) -> None:
+    async def _admitted(self, admit: Callable[[], Awaitable[None]], idempotency: str) -> None:
+        """Admits a create before anything is written for it. Raises Problem 429, after which its Idempotency-Key is unused."""
+        try:
+            await self.answered(admit)
+        except Problem:
+            if idempotency:
+                with contextlib.suppress(
+                    Disconnected, RedisRefused
+                ):  # then the next create waits for a log for half a second
+                    await self._commands.execute("DEL", _idempotency_key(idempotency))
+            raise
+
+    async def _begin(
+        self,
+        stream_id: str,
+        entry: Entry,
+        beside: Beside | None,
+        admit: Callable[[], Awaitable[None]],
+        *,
+        alone: bool,
+    ) -> None:
         """Writes a log's first entry and queues its request. Not `alone`: other creates may write this log too, and one queues.
 
         It is repeated while Redis is away. Then what was carried out before, and only its reply was lost, is looked up.
@@ -159,12 +191,10 @@ class Streams:
             nonlocal repeated
             is_repeated, repeated = repeated, True
             if alone and not is_repeated:
-                # Both take one round trip: they leave on one connection, in this order.
-                for result in await asyncio.gather(append(), self._queue.enqueue(stream_id), return_exceptions=True):
-                    if isinstance(result, BaseException):
-                        raise result
+                # All take one round trip: they leave on one connection, in this order.
+                await _all_of(admit(), append(), self._queue.enqueue(stream_id))
                 return
-            appended = await append()
+            _, appended = await _all_of(admit(), append())
             is_to_queue = appended.status == "applied"
             if is_repeated and (
                 is_to_queue or appended.last == FIRST_ID
@@ -212,6 +242,7 @@ class Streams:
                 self._deliveries,
                 stream_id,
                 after_seconds=RECEIPT_LINE_SECONDS,
+                count=self._usage.count,
                 on_receipt=metrics.receipt_written,
                 with_texts=bool(self._settings.log_texts),
             )
@@ -220,6 +251,8 @@ class Streams:
             task.add_done_callback(self._receipts.discard)
         history = await self.history(stream_id)
         if ended_here:
+            if history.accepted is not None:
+                self._usage.accounts.send_ended(history.accepted.principal, stream_id)
             self.cancelled_here(stream_id, history, by)
         return history
 
@@ -245,6 +278,7 @@ class Streams:
     async def delete(self, stream_id: str) -> None:
         """Cancels a stream if it runs, and deletes it."""
         await self.cancel(stream_id)
+        await self.answered(partial(self._usage.count_now, stream_id, closed=True))  # what is deleted cannot be counted
         await self.answered(self._log.delete, stream_id)
 
     async def note_delivered(self, stream_id: str, reached: EventId, began_at: float) -> None:
@@ -253,6 +287,7 @@ class Streams:
         note = DeliveryNote(connection, gateway_name(), BEGINNING, reached, began_at, now, ReaderOutcome.COMPLETED)
         try:
             await self._deliveries.note(stream_id, note)
+            self._usage.read_after_its_end(stream_id)
         except MidstreamError as error:
             logger.debug("stream %s: a delivery was not noted: %s", stream_id, error)
 
@@ -266,7 +301,7 @@ class Streams:
 
     async def _remember(self, stream_id: str, key: str, request: bytes) -> tuple[str, bool]:
         """Returns the stream that this idempotency key stands for, and whether it did before this call. Raises Problem 422."""
-        name = idempotency_key(hashlib.sha256(key.encode()).hexdigest())
+        name = _idempotency_key(key)
         digest = await made(len(request), lambda: hashlib.sha256(request).hexdigest())
         command = "SET", name, f"{stream_id} {digest}".encode(), "NX", "GET", "EX", self._settings.log_ttl_seconds
         for _ in range(2):
@@ -410,3 +445,16 @@ class Streams:
         except (TimeoutError, Disconnected, RedisRefused) as error:
             return no_log(error)
         return away()
+
+
+def _idempotency_key(key: str) -> bytes:
+    return idempotency_key(hashlib.sha256(key.encode()).hexdigest())
+
+
+async def _all_of(*calls: Awaitable[Any]) -> list[Any]:
+    """Returns the results of all calls, when each has ended. Raises the error of the first that has failed."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results

@@ -26,6 +26,7 @@ from producer.presence import presence
 from producer.provider import Provider
 from producer.run import unstopped
 from producer.worker import BLOCK_SECONDS, Worker
+from shared.accounts import Accounts
 from shared.errors import Unusable
 from shared.event_log import EventLog
 from shared.grants import check_grants, until_up
@@ -46,6 +47,7 @@ from shared.redis_server import (
 from shared.resp import RespConnection
 from shared.settings import Settings, unknown
 from shared.tracing import set_up_tracing
+from shared.usage import Usage
 from shared.version import VERSION
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
         name="worker",
         reply_seconds=settings.redis_reply_seconds,
         reconnect_seconds_max=settings.reconnect_seconds_max,
-        scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS),
+        scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, Accounts.SETTLE.source),
         gathers=True,
     )
     connection.start()
@@ -121,11 +123,13 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     )
     # XREADGROUP BLOCK needs a connection of its own. Its time limit ends one that died silently: else nothing more would be claimed.
     claims = ordinary_client(settings.redis_url, reply_seconds=BLOCK_SECONDS + settings.redis_reply_seconds)
+    deliveries = DeliveryNotes(connection)
     worker = Worker(
         name=name,
         log=log,
         queue=queue,
-        deliveries=DeliveryNotes(connection),
+        deliveries=deliveries,
+        usage=Usage(Accounts(connection, settings), log, deliveries, settings),
         blocking=OrdinaryCommands(claims),
         provider=provider,
         settings=settings,

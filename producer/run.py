@@ -96,6 +96,8 @@ class Run:
         )
         self.ended_here = False
         """Whether this run appended the terminal event: then its process logs the receipt."""
+        self.noted_usage = False
+        """Whether the usage came after the stream's end: then it is to be counted anew."""
         self._writer: Writer | None = None
         self._history: History | None = None
         """The log as it was when the provider was called."""
@@ -115,6 +117,11 @@ class Run:
         self._odd_kinds: set[str] = set()
         """Kinds of odd values that have been logged."""
         self._probing: asyncio.Task[None] | None = None
+
+    @property
+    def principal(self) -> str:
+        """Whose stream it is; empty until its log has been read."""
+        return self._takeover.principal
 
     @property
     def failure(self) -> dict[str, Any] | None:
@@ -338,6 +345,7 @@ class Run:
                 finish = await self._unread
             if finish.usage is not None:
                 await self._deliveries.note_usage(self.stream_id, finish.usage)
+                self.noted_usage = True
         except (MidstreamError, TimeoutError) as error:
             reason = self._shown(error) if isinstance(error, MidstreamError) else "it did not end in time"
             logger.info("stream %s: the usage of the cancelled answer is not known: %s", self.stream_id, reason)

@@ -57,6 +57,8 @@ class Takeover:
         self._meter = meter
         self._last_heard_at = last_heard_at
         self._model: str | None = None
+        self.principal = ""
+        """Whose stream it is; empty until its log has been read."""
         self.failure: dict[str, Any] | None = None
         """How the stream was ended as failed, for the console: the code, never the provider's message."""
         self.ended_here = False
@@ -72,6 +74,7 @@ class Takeover:
             if history.ended or history.accepted is None:
                 return None
             request_id.set(history.accepted.request_id)
+            self.principal = history.accepted.principal
             self._meter.accepted(history.accepted, bool(history.items))
             refusal = self._refusal(history)
             lost_worker = await self._lost_worker(entries)

@@ -25,6 +25,7 @@ from shared.queue import Claim, RequestQueue
 from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNotes, write_line
 from shared.redis_retry import until_redis_answers
 from shared.settings import Settings
+from shared.usage import Usage
 
 if TYPE_CHECKING:
     from shared.spans import Tracing
@@ -60,6 +61,7 @@ class Worker:
         log: EventLog,
         queue: RequestQueue,
         deliveries: DeliveryNotes,
+        usage: Usage,
         blocking: Commands,
         provider: Provider,
         settings: Settings,
@@ -69,6 +71,7 @@ class Worker:
         self._log = log
         self._queue = queue
         self._deliveries = deliveries
+        self._usage = usage
         self._receipts: set[asyncio.Task[None]] = set()
         self._blocking = blocking
         self._provider = provider
@@ -210,12 +213,17 @@ class Worker:
                 await until_redis_answers(self._queue.acknowledge, claim)
             if run.failure is not None:
                 self._failures.append(run.failure)
+            if run.noted_usage:
+                self._usage.accounts.send_look(run.stream_id)
             if run.ended_here:
+                if run.principal:
+                    self._usage.accounts.send_ended(run.principal, run.stream_id)
                 line = write_line(
                     self._log,
                     self._deliveries,
                     run.stream_id,
                     after_seconds=RECEIPT_LINE_SECONDS,
+                    count=self._usage.count,
                     on_receipt=metrics.receipt_written,
                     with_texts=bool(self._settings.log_texts),
                 )

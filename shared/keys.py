@@ -12,8 +12,15 @@
 | `midstream:chat:<digest>` | string: a chat's newest stream (AI SDK) | gateway | `log_ttl_seconds` |
 | `midstream:{processes}:until` | sorted set: process to the time until which it counts as there (ms) | every process | 67 s after the last word of any |
 | `midstream:{processes}:about` | hash: process to JSON | every process | with the above |
+| `midstream:{accounts}:looks` | sorted set: stream to the time of the next look at its account entry (ms) | `admit.lua`, `settle.lua`, `looks.lua` | `log_ttl_seconds` after the last write |
+| `midstream:{accounts}:entries` | hash: stream to JSON (`shared.accounts`) | `admit.lua`, `settle.lua`, `looks.lua` | with the above |
+| `midstream:{accounts}:state:<account>` | hash: `bytes`, `bucket` | `admit.lua`, `settle.lua` | with the above |
+| `midstream:{accounts}:running:<account>` | sorted set: stream to the time of its creation (ms) | `admit.lua`, `settle.lua`, who ends a stream | with the above |
+| `midstream:{accounts}:usage:<day>:<account>` | hash: counts by model | `settle.lua` | `usage_days` after the last write |
+| `midstream:{accounts}:principals:<day>` | sorted set: principals with usage | `settle.lua` | with the above |
 
-The braces are a Redis Cluster hash tag: everything of one stream lives in one slot, which its scripts need.
+The braces are a Redis Cluster hash tag: everything of one stream lives in one slot, which its scripts need. So do all
+accounts: a limit for all principals is checked together with one's own. `<account>` is a hash of the principal's name, or `all`.
 """
 
 from __future__ import annotations
@@ -25,6 +32,8 @@ REQUESTS = b"midstream:requests"
 GROUP = b"workers"
 PROCESSES_UNTIL = b"midstream:{processes}:until"
 PROCESSES_ABOUT = b"midstream:{processes}:about"
+ACCOUNT_LOOKS = b"midstream:{accounts}:looks"
+ACCOUNT_ENTRIES = b"midstream:{accounts}:entries"
 
 
 def log_key(stream_id: str) -> bytes:
@@ -54,3 +63,17 @@ def idempotency_key(digest: str) -> bytes:
 def chat_key(principal: str, chat_id: str) -> bytes:
     """`chat_id` is what a client made up: hashed, so that any text is a key of bounded length."""
     return b"midstream:chat:" + hashlib.sha256(f"{principal}\0{chat_id}".encode()).hexdigest().encode()
+
+
+def account_key(account: str, name: str) -> bytes:
+    """`name`: `state` or `running`."""
+    return b"midstream:{accounts}:%b:%b" % (name.encode(), account.encode())
+
+
+def usage_key(day: str, account: str) -> bytes:
+    """`day`: as in 2026-11-28, UTC."""
+    return b"midstream:{accounts}:usage:%b:%b" % (day.encode(), account.encode())
+
+
+def principals_key(day: str) -> bytes:
+    return b"midstream:{accounts}:principals:%b" % day.encode()

@@ -95,6 +95,9 @@ FACES = ("sse", "ndjson", "text", "websocket", "prompt", "chat", "responses", "a
 """The forms in which a stream can be followed."""
 APIS = ("native", "chat", "responses", "ai_sdk")
 """Those through which a stream can be created."""
+LIMITS = ("creates", "streams", "bytes", "tokens", "readers", "connections")
+LIMITED = ("principal", "all", "stream", "address")
+"""Whose limits there are."""
 BACKGROUND_TASKS = (
     "ages",
     "beats",
@@ -110,6 +113,7 @@ BACKGROUND_TASKS = (
     "silence_checks",
     "take_over",
     "request_timeouts",
+    "usage",
     "watch",
     "watchers",
 )
@@ -328,6 +332,14 @@ PROBLEMS = Metric(
     "gateway",
     "once per error answer",
     {"status": STATUSES},
+)
+LIMIT_REFUSALS = Metric(
+    "midstream_limit_refusals",
+    "counter",
+    "Requests refused (429) because a limit was reached: that of one principal, stream or address, or that for all principals together",
+    "gateway",
+    "once per refusal",
+    {"limit": LIMITS, "of": LIMITED},
 )
 
 # --- gateway: the state of Redis, the same at every process

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,6 +218,10 @@ class Generated:
         self.history.break_off(event_id, error)
         self._end(AttemptOutcome.FAILED)
 
+    def spans(self) -> list[tuple[int, int, int]]:
+        """Returns for each attempt its number, how many increments of earlier ones it keeps, and the offset of its last one."""
+        return [(number, attempt.kept_tokens, attempt.reached) for number, attempt in self.attempts.items()]
+
     def _end(self, outcome: AttemptOutcome, last_heard_at: float | None = None) -> None:
         """Notes how the newest attempt has ended."""
         last = self.attempts.get(max(self.attempts, default=0))
@@ -231,9 +235,11 @@ def receipt(stream_id: str, generated: Generated, notes: StreamNotes) -> dict[st
     terminal = history.terminal or {}
     standing = len(history.items)
     highest = max((EventId.parse(note["to"]) for note in notes.connections), default=EventId(0, 0))
-    delivered = _standing_of(highest, attempts, standing)
+    delivered = delivered_tokens(
+        highest, {number: (attempt.kept_tokens, attempt.reached) for number, attempt in attempts.items()}, standing
+    )
     abandoned = history.ended_at is not None and time.time() - history.ended_at > _ABANDONED_SECONDS
-    spans = [(number, attempt.kept_tokens, attempt.reached) for number, attempt in attempts.items()]
+    spans = generated.spans()
     connections = []
     for note in notes.connections:
         if note["outcome"] is None and abandoned:
@@ -265,12 +271,15 @@ def receipt(stream_id: str, generated: Generated, notes: StreamNotes) -> dict[st
     }
 
 
-def _standing_of(reached: EventId, attempts: dict[int, _Attempt], standing: int) -> int:
-    """Returns how many of the tokens that stand in the end were sent to a connection that got everything up to an id."""
+def delivered_tokens(reached: EventId, attempts: Mapping[int, tuple[int, int]], standing: int) -> int:
+    """Returns how many of the tokens that stand in the end were sent to a connection that got everything up to an id.
+
+    `attempts`: for each, how many increments of earlier ones it keeps, and the offset of its last one.
+    """
     offset = reached.offset if reached.attempt in attempts else (standing if attempts and reached.attempt else 0)
-    later = [attempt.kept_tokens for number, attempt in attempts.items() if number > reached.attempt]
+    later = [kept_tokens for number, (kept_tokens, _) in attempts.items() if number > reached.attempt]
     if reached.attempt in attempts and offset == 0:
-        offset = attempts[reached.attempt].kept_tokens  # at k-0: it has the tokens that this attempt keeps
+        offset = attempts[reached.attempt][0]  # at k-0: it has the tokens that this attempt keeps
     return min([max(0, offset), standing, *later])
 
 
@@ -280,32 +289,40 @@ def line_of(whole: dict[str, Any], request_id: str) -> dict[str, Any]:
     return {**fields, "request_id": request_id} if request_id else fields
 
 
+async def read_receipt(log: EventLog, deliveries: DeliveryNotes, stream_id: str) -> tuple[Generated, dict[str, Any]]:
+    """Returns a stream's whole log, folded, and its receipt. Raises Disconnected, RedisRefused."""
+    generated = Generated()
+    for count, entry in enumerate(await log.read_all(stream_id), 1):
+        try:
+            generated.apply(entry)
+        except Unreadable as error:
+            generated.break_off(entry.id, error)
+            break
+        if count % _ENTRIES_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return generated, receipt(stream_id, generated, await deliveries.read(stream_id))
+
+
 async def write_line(
     log: EventLog,
     deliveries: DeliveryNotes,
     stream_id: str,
     *,
     after_seconds: float,
+    count: Callable[[Generated, dict[str, Any]], Awaitable[None]],
     on_receipt: Callable[[dict[str, Any]], None] = lambda _: None,
     with_texts: bool = False,
 ) -> None:
     """Logs a stream's receipt, a moment after its end: gateways still note their last readers.
 
-    `on_receipt` gets it, too. `with_texts`: the line contains the messages and the answer as well.
+    `count` counts it for its principal's usage, `on_receipt` for the metrics. `with_texts`: the line contains the messages and
+    the answer as well.
     """
     await asyncio.sleep(after_seconds)
     try:
         async with asyncio.timeout(_LINE_SECONDS_MAX):
-            generated = Generated()
-            for count, entry in enumerate(await until_redis_answers(log.read_all, stream_id), 1):
-                try:
-                    generated.apply(entry)
-                except Unreadable as error:
-                    generated.break_off(entry.id, error)
-                    break
-                if count % _ENTRIES_AT_ONCE == 0:
-                    await asyncio.sleep(0)
-            whole = receipt(stream_id, generated, await until_redis_answers(deliveries.read, stream_id))
+            generated, whole = await until_redis_answers(read_receipt, log, deliveries, stream_id)
+            await until_redis_answers(count, generated, whole)
     except (MidstreamError, TimeoutError) as error:
         logger.warning("stream %s: no receipt: %s", stream_id, error or "Redis was away for too long")
         return

@@ -371,6 +371,72 @@ class Settings:
         least=0.05,
     )
 
+    limit_creates_per_minute: int = _setting(
+        0,
+        "streams",
+        "How many streams one principal may create in a minute, on all gateways together; so many at once, then one whenever its share of the minute has passed. 0: no limit. This and the other limits of one principal may be set for a key of its own.",
+        least=0,
+        most=1_000_000,
+    )
+    limit_streams: int = _setting(
+        0,
+        "streams",
+        "How many streams of one principal may run or wait at the same time. 0: no limit.",
+        least=0,
+        most=1_000_000,
+    )
+    limit_readers: int = _setting(
+        0,
+        "readers",
+        "How many connections may follow one stream at the same time, on all gateways together. 0: no limit.",
+        least=0,
+        most=1_000_000,
+    )
+    limit_request_bytes: int = _setting(
+        0,
+        "bytes",
+        "How many bytes of one principal's requests may be stored in Redis at the same time. A request's large fields (photos) count until its answer ends, what lies in the log as long as the log. 0: no limit.",
+        least=0,
+        most=1 << 50,
+    )
+    limit_tokens_per_day: int = _setting(
+        0,
+        "tokens",
+        "How many tokens may be generated in a day (UTC) for one principal. They count when their stream ends, so that streams that run already may go beyond it. 0: no limit.",
+        least=0,
+        most=1 << 50,
+    )
+    limit_creates_per_minute_all: int = _setting(
+        0,
+        "streams",
+        "As MIDSTREAM_LIMIT_CREATES_PER_MINUTE, for all principals together.",
+        least=0,
+        most=100_000_000,
+    )
+    limit_streams_all: int = _setting(
+        0, "streams", "As MIDSTREAM_LIMIT_STREAMS, for all principals together.", least=0, most=100_000_000
+    )
+    limit_request_bytes_all: int = _setting(
+        0, "bytes", "As MIDSTREAM_LIMIT_REQUEST_BYTES, for all principals together.", least=0, most=1 << 50
+    )
+    limit_tokens_per_day_all: int = _setting(
+        0, "tokens", "As MIDSTREAM_LIMIT_TOKENS_PER_DAY, for all principals together.", least=0, most=1 << 50
+    )
+    usage_days: int = _setting(
+        62,
+        "days",
+        "How long the usage of a principal on a day can be read: two months, to bill one while the next goes on. About 1 KB for each principal, day and model.",
+        least=1,
+        most=3660,
+    )
+    usage_seconds: float = _setting(
+        30.0,
+        "seconds",
+        "How often a running stream is looked at, to see whether it has ended without being counted: after the death of the process that ended it. Longer than MIDSTREAM_REDIS_WAIT_SECONDS is sensible.",
+        least=0.1,
+        most=3600,
+    )
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
         """Returns the settings in the environment. Raises Unusable, which names the variable and the values that it takes."""

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 from gateway.delivery.reader import OpenConnection, Reader
@@ -33,8 +34,12 @@ _UNDER_WAY_MAX = 10_000
 class Ledger:
     """Notes how far each connection has come: at its end, and before that from time to time."""
 
-    def __init__(self, deliveries: DeliveryNotes, settings: Settings) -> None:
+    def __init__(
+        self, deliveries: DeliveryNotes, settings: Settings, on_read: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._deliveries = deliveries
+        self._on_read = on_read
+        """Called with a stream that has ended when its last connection here has: more may have been delivered since the end."""
         self._pause_seconds = settings.delivery_report_seconds / _SLOTS
         self.gateway = gateway_name()
         self._slots: list[dict[Reader, OpenConnection]] = [{} for _ in range(_SLOTS)]
@@ -79,6 +84,9 @@ class Ledger:
         note = reader.note
         del self._slots[note.slot][reader]
         self._send(reader, note, outcome=reader.outcome)
+        tail = reader.tail
+        if tail.ended is not None and sum(len(ring.readers) for ring in tail.all_rings()) <= 1:
+            self._on_read(tail.stream_id)
 
     async def _report(self) -> None:
         """Reports one slot after the other: all at once would hold up the readers."""

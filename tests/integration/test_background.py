@@ -20,6 +20,7 @@ import gateway.measuring
 import gateway.metrics
 import producer.worker
 import shared.presence
+import shared.usage
 from gateway.console.overview import Overview
 from gateway.console.watchers import Watcher, Watchers
 from gateway.delivery.delivery import Delivery
@@ -38,6 +39,7 @@ from gateway.measuring import GatewayMeasuring
 from producer.simulated_provider import SimulatedProvider
 from producer.worker import Worker
 from shared import background, metrics
+from shared.accounts import Accounts
 from shared.background import keep_running
 from shared.event_log import EventLog
 from shared.events import Event
@@ -49,6 +51,7 @@ from shared.redis_server import OrdinaryCommands, RedisAddress, ordinary_client
 from shared.resp import RespConnection
 from shared.self_measuring import Handover, Measuring
 from shared.settings import Settings
+from shared.usage import Usage
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
@@ -207,11 +210,13 @@ async def _worker(parts: Parts, method: str) -> AsyncIterator[Callable[[], bool]
     client = ordinary_client(parts.url, reply_seconds=5.0)
     async with parts.commands() as commands:
         queue = parts.queue(commands)
+        log, deliveries = parts.log(commands), DeliveryNotes(commands)
         worker = Worker(
             name="ann",
-            log=parts.log(commands),
+            log=log,
             queue=queue,
-            deliveries=DeliveryNotes(commands),
+            deliveries=deliveries,
+            usage=Usage(Accounts(commands, parts.settings), log, deliveries, parts.settings),
             blocking=OrdinaryCommands(client),
             provider=SimulatedProvider(),
             settings=parts.settings,
@@ -270,6 +275,21 @@ async def _ledger(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
             yield lambda: once.calls > 2
         finally:
             await ledger.close()
+
+
+@case("usage")
+async def _usage(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(shared.usage, "_PAUSE_SECONDS", 0.02)
+    async with parts.commands() as commands:
+        accounts = Accounts(commands, parts.settings)
+        usage = Usage(accounts, parts.log(commands), DeliveryNotes(commands), parts.settings)
+        once = Once(accounts.looks)
+        parts.patch.setattr(accounts, "looks", once)
+        usage.start()
+        try:
+            yield lambda: once.calls > 2
+        finally:
+            await usage.close()
 
 
 @case("look")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gateway import metrics
+from gateway.access.limits import Limits
 from gateway.api.follow import Subscribe
 from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import Ledger
@@ -22,6 +23,7 @@ from gateway.http.cursor import Place
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from shared import events
+from shared.accounts import Accounts
 from shared.errors import RedisRefused
 from shared.event_log import EventLog
 from shared.events import Entry, Event
@@ -32,6 +34,7 @@ from shared.receipt import DeliveryNotes
 from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
 from shared.settings import Settings
+from shared.usage import Usage
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tests.unit.test_damaged_logs import ACCEPTED, DONE, STARTED, FailingFace
@@ -77,7 +80,9 @@ class Gateway:
 
         self.tails = Tails(followed, self.log, subscriber, SETTINGS, self.delivery.on_new)
         queue = RequestQueue(self.commands, ttl_seconds=600, requests_max=10)
-        streams = Streams(self.commands, self.log, queue, self.tails, deliveries, SETTINGS)
+        accounts = Accounts(self.commands, SETTINGS)
+        limits, usage = Limits(accounts, self.log, SETTINGS), Usage(accounts, self.log, deliveries, SETTINGS)
+        streams = Streams(self.commands, self.log, queue, self.tails, deliveries, SETTINGS, limits, usage)
         self.subscribe = Subscribe(streams, self.tails, self.delivery, ProviderModels(SETTINGS), SETTINGS)
 
     async def follow(self, stream_id: str, face: Face, cursor: EventId = BEGINNING) -> Sink:

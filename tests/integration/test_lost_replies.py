@@ -11,8 +11,10 @@ from typing import Any, cast
 import pytest
 
 from gateway import metrics
+from gateway.access.limits import Limits
 from gateway.http.problems import Problem
 from gateway.streams import Streams
+from shared.accounts import Accounts
 from shared.commands import Commands
 from shared.errors import Disconnected
 from shared.event_log import EventLog
@@ -23,6 +25,7 @@ from shared.receipt import DeliveryNotes
 from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
 from shared.settings import Settings
+from shared.usage import Usage
 from tests.support.lossy import LossyCommands
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
@@ -82,7 +85,9 @@ class Away:
 def streams_over(commands: Commands, settings: Settings) -> Streams:
     log = EventLog(commands, log_ttl_seconds=1000, ended_ttl_seconds=100, tombstone_ttl_seconds=30)
     queue = RequestQueue(commands, ttl_seconds=500, requests_max=1000)
-    return Streams(cast(Any, commands), log, queue, cast(Any, None), DeliveryNotes(commands), settings)
+    accounts, deliveries = Accounts(commands, settings), DeliveryNotes(commands)
+    limits, usage = Limits(accounts, log, settings), Usage(accounts, log, deliveries, settings)
+    return Streams(cast(Any, commands), log, queue, cast(Any, None), deliveries, settings, limits, usage)
 
 
 @pytest.mark.parametrize("idempotency", [None, "key"])

@@ -1,0 +1,146 @@
+"""Limits on what a principal, and all principals together, may use. They are kept in Redis, so all gateways enforce them together.
+
+A refusal is 429 with `Retry-After` and the fields `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10), which
+say which limit it is. While Redis is away nothing is admitted: a create waits for Redis in any case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping
+
+from gateway import metrics
+from gateway.http.principal import principal
+from gateway.http.problems import Problem
+from shared.accounts import Accounts, Allowance, Refusal
+from shared.event_log import EventLog
+from shared.events import TERMINAL
+from shared.ids import created_at
+from shared.settings import Settings
+
+_STREAMS_RETRY_SECONDS, _BYTES_RETRY_SECONDS = 1, 5
+"""When a refused client may try again: a stream may end at any moment, and then its place is free."""
+_LOOKED_AT_MAX = 100
+"""Streams that count as running, the oldest first, whose logs are looked at before one more is refused: 1 ms of Redis."""
+_LOOK_AGAIN_SECONDS = 0.25
+"""After a look in vain, refusals for this time take no other look."""
+_LOOKS_REMEMBERED_MAX = 10_000
+_SDK_WAITS_SECONDS_MAX = 60
+"""OpenAI's SDKs ignore a longer `Retry-After`, and would try again at once; `x-should-retry` tells them not to."""
+_DAY_SECONDS = 86_400
+
+OVERRIDES = ("creates_per_minute", "streams", "readers", "request_bytes", "tokens_per_day")
+"""The limits that a principal may have of its own, by the names of the settings after MIDSTREAM_LIMIT_."""
+
+
+class Limits:
+    """Admits streams to their logs. `for_all` holds for all principals together; each one's own are in the settings or its key."""
+
+    def __init__(self, accounts: Accounts, log: EventLog, settings: Settings) -> None:
+        self._accounts = accounts
+        self._log = log
+        self._settings = settings
+        self._begins_seconds = 2 * settings.redis_wait_seconds
+        """A stream without a log that is younger may still begin: its create waits for Redis."""
+        self._looked_in_vain_at: dict[str | None, float] = {}
+        self.for_all = Allowance(
+            settings.limit_creates_per_minute_all,
+            settings.limit_streams_all,
+            settings.limit_request_bytes_all,
+            settings.limit_tokens_per_day_all,
+        )
+
+    def own(self) -> Allowance:
+        """Returns the limits of the current request's principal."""
+        return Allowance(
+            self._own("creates_per_minute"),
+            self._own("streams"),
+            self._own("request_bytes"),
+            self._own("tokens_per_day"),
+        )
+
+    def _own(self, name: str) -> int:
+        own: int = principal.get().limits.get(name, getattr(self._settings, f"limit_{name}"))
+        return own
+
+    @property
+    def apply(self) -> bool:
+        """Whether a create may be refused: then nothing may be written for it before it is admitted."""
+        return bool(self.own() or self.for_all)
+
+    async def admit(self, stream_id: str, owner: str, bytes_with_log: int, bytes_until_end: int) -> None:
+        """Enters a stream whose log has not begun into its owner's account. May be repeated.
+
+        Raises Problem 429 if a limit forbids it, and Disconnected, RedisRefused, LogFull.
+        """
+        own = self.own()
+        stream = stream_id, owner, bytes_with_log, bytes_until_end
+        refusal = await self._accounts.admit(*stream, own, self.for_all)
+        if refusal is not None and refusal.limit == "streams":
+            account = owner if refusal.is_own else None
+            if await self._some_have_ended(account):
+                refusal = await self._accounts.admit(*stream, own, self.for_all)
+        if refusal is not None:
+            raise _too_many(refusal, own if refusal.is_own else self.for_all)
+
+    async def _some_have_ended(self, owner: str | None) -> bool:
+        """Looks whether streams that count as running have ended, and takes them from the account. Returns whether there were any.
+
+        Whoever ends a stream says so to its account, but later than to its readers; and may have died before.
+        """
+        now = time.monotonic()
+        if now - self._looked_in_vain_at.get(owner, -math.inf) < _LOOK_AGAIN_SECONDS:
+            return False
+        running = await self._accounts.running(owner, _LOOKED_AT_MAX)
+        newest = await asyncio.gather(*(self._log.newest(stream_id) for stream_id in running))
+        oldest_begun_at = time.time() - self._begins_seconds
+        ended = [
+            stream_id
+            for stream_id, entries in zip(running, newest, strict=True)
+            if (entries[-1].field in TERMINAL if entries else created_at(stream_id) < oldest_begun_at)
+        ]
+        if ended:
+            await self._accounts.ended(owner, ended)
+            return True
+        if len(self._looked_in_vain_at) >= _LOOKS_REMEMBERED_MAX:
+            self._looked_in_vain_at.clear()
+        self._looked_in_vain_at[owner] = now
+        return False
+
+
+def _too_many(refusal: Refusal, allowance: Allowance) -> Problem:
+    """Returns the answer to a create that was refused."""
+    whose = "one principal" if refusal.is_own else "all principals together"
+    if refusal.limit == "creates":
+        quota, unit, window_seconds = allowance.creates_per_minute, "requests", 60
+        seconds = max(1, math.ceil(refusal.seconds))
+        detail = f"{quota} streams a minute may be created by {whose}"
+    elif refusal.limit == "streams":
+        quota, unit, window_seconds = allowance.streams, "concurrent-requests", 0
+        seconds = _STREAMS_RETRY_SECONDS
+        detail = f"{quota} streams of {whose} may run at the same time"
+    elif refusal.limit == "bytes":
+        quota, unit, window_seconds = allowance.request_bytes, "content-bytes", 0
+        seconds = _BYTES_RETRY_SECONDS
+        detail = f"{quota} bytes of requests of {whose} may be stored at the same time"
+    else:
+        quota, unit, window_seconds = allowance.tokens_per_day, "tokens", _DAY_SECONDS
+        seconds = math.ceil(_DAY_SECONDS - time.time() % _DAY_SECONDS)
+        detail = f"{quota} tokens a day (UTC) may be generated for {whose}"
+    name = refusal.limit if refusal.is_own else f"{refusal.limit}-all"
+    metrics.over_limit(refusal.limit, "principal" if refusal.is_own else "all")
+    return too_many(f"{detail}; try again in {seconds} s", name, quota, unit, seconds, window_seconds)
+
+
+def too_many(detail: str, name: str, quota: int, unit: str, seconds: int, window_seconds: int = 0) -> Problem:
+    """Returns a 429 that names the limit: so many (`quota`) units within a window, or at the same time where that is 0."""
+    headers: Mapping[str, str] = {
+        "ratelimit-policy": f'"{name}";q={quota}'
+        + (f";w={window_seconds}" if window_seconds else "")
+        + f';qu="{unit}"',
+        "ratelimit": f'"{name}";r=0;t={seconds}',
+        **({"x-should-retry": "false"} if seconds > _SDK_WAITS_SECONDS_MAX else {}),
+    }
+    return Problem(429, detail, retry_after_seconds=seconds, code="rate_limit_exceeded", headers=headers)
