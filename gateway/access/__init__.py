@@ -1,1 +1,6 @@
-"""Access: who asks, and how much they may use."""
+"""Access: who asks, by which credential, and whose streams are whose. Knows HTTP and Redis, and no part that serves streams.
+
+admission (each request, before its handler)    mode (whether authentication is on)
+authenticators (from a token to a principal)    owners (whose a stream is)
+limits (how much a principal may use)
+"""

@@ -11,6 +11,7 @@ import pytest
 
 from gateway import metrics
 from gateway.access.limits import Limits
+from gateway.access.owners import Owners
 from gateway.api.follow import Subscribe
 from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import Ledger
@@ -82,7 +83,8 @@ class Gateway:
         queue = RequestQueue(self.commands, ttl_seconds=600, requests_max=10)
         accounts = Accounts(self.commands, SETTINGS)
         limits, usage = Limits(accounts, self.log, SETTINGS), Usage(accounts, self.log, deliveries, SETTINGS)
-        streams = Streams(self.commands, self.log, queue, self.tails, deliveries, SETTINGS, limits, usage)
+        parts = (self.commands, self.log, queue, self.tails, deliveries, SETTINGS)
+        streams = Streams(*parts, Owners(checked=False), limits, usage)
         self.subscribe = Subscribe(streams, self.tails, self.delivery, ProviderModels(SETTINGS), SETTINGS)
 
     async def follow(self, stream_id: str, face: Face, cursor: EventId = BEGINNING) -> Sink:

@@ -12,6 +12,7 @@ import pytest
 
 from gateway import metrics
 from gateway.access.limits import Limits
+from gateway.access.owners import Owners
 from gateway.http.problems import Problem
 from gateway.streams import Streams
 from shared.accounts import Accounts
@@ -87,7 +88,8 @@ def streams_over(commands: Commands, settings: Settings) -> Streams:
     queue = RequestQueue(commands, ttl_seconds=500, requests_max=1000)
     accounts, deliveries = Accounts(commands, settings), DeliveryNotes(commands)
     limits, usage = Limits(accounts, log, settings), Usage(accounts, log, deliveries, settings)
-    return Streams(cast(Any, commands), log, queue, cast(Any, None), deliveries, settings, limits, usage)
+    parts = (cast(Any, commands), log, queue, cast(Any, None), deliveries, settings)
+    return Streams(*parts, Owners(checked=False), limits, usage)
 
 
 @pytest.mark.parametrize("idempotency", [None, "key"])
