@@ -18,6 +18,7 @@ from gateway.api.follow import Subscribe
 from gateway.api.probe import Probe
 from gateway.api.readiness import Readiness
 from gateway.api.routes import NativeApi
+from gateway.api.usage import UsageApi
 from gateway.api.websocket import WebSockets, closing_with
 from gateway.console.files import Console
 from gateway.console.watchers import Watchers
@@ -37,6 +38,7 @@ from gateway.metrics import refused
 from gateway.provider_models import ProviderModels
 from gateway.request_metrics import counting
 from gateway.streams import Streams
+from shared.accounts import Accounts
 from shared.commands import Commands
 from shared.settings import Settings
 
@@ -55,6 +57,7 @@ class Services:
     commands: Commands
     readiness: Readiness
     admission: Admission
+    accounts: Accounts
     settings: Settings
 
 
@@ -65,6 +68,7 @@ def parts_of(services: Services) -> tuple[NativeApi, list[Part], list[Route]]:
     parts: list[Part] = [
         WebSockets(streams, subscribe),  # takes all that is not HTTP
         subscribe,
+        UsageApi(streams, services.accounts),
         Probe(services.delivery, settings),
         *facades(streams, subscribe, services.models, settings, services.commands),
         *((services.watchers, Console()) if services.watchers is not None else ()),
@@ -140,6 +144,6 @@ def make_app(services: Services) -> ASGI:
 
 def error_response(problem: Problem, scope: dict[str, Any]) -> Response:
     """The answer for a problem, in the shape that the client understands."""
-    if problem.status == 503 and accepts_only_events(scope):
+    if problem.status in (429, 503) and accepts_only_events(scope):
         return empty_stream(problem)
     return openai_error(problem) if is_openai_path(scope["path"]) else problem.response()

@@ -224,7 +224,9 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     watchers = Watchers(Overview(commands, queue)) if is_wanted(settings) else None
     readiness = Readiness(commands, settings)
     admission = Admission((), is_on=authenticates)
-    app = make_app(Services(streams, subscribe, delivery, models, watchers, commands, readiness, admission, settings))
+    app = make_app(
+        Services(streams, subscribe, delivery, models, watchers, commands, readiness, admission, accounts, settings)
+    )
     if traces is not None:
         app = traces.joining(app)
 

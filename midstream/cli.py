@@ -85,6 +85,17 @@ def _run(arguments: argparse.Namespace) -> int:
         from midstream.top import top
 
         return top(server=arguments.server, once=arguments.once, as_json=arguments.json)
+    if arguments.command == "usage":
+        from midstream.usage import usage
+
+        names = {"from": arguments.first, "to": arguments.last, "principal": arguments.principal}
+        return usage(
+            server=arguments.server,
+            query={name: value for name, value in names.items() if value},
+            token=os.environ.get("MIDSTREAM_TOKEN", ""),
+            by_day=arguments.by_day,
+            form=arguments.form,
+        )
     if arguments.command == "doctor":
         from midstream.doctor import doctor
 
@@ -134,6 +145,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _add_demo(command("demo", "Generate one answer, cut its connection twice, and resume at the exact token."))
     _add_tail(command("tail", "Follow a stream in the terminal, and resume it after each lost connection."))
     _add_top(command("top", "Show the running streams, rates, lag, workers and gateways, until Ctrl-C."))
+    _add_usage(command("usage", "Print what each principal has used: streams and tokens, by model and day."))
     _add_doctor(
         command(
             "doctor",
@@ -220,6 +232,27 @@ def _add_top(top: argparse.ArgumentParser) -> None:
     )
     top.add_argument("--once", action="store_true", help="show one snapshot and exit")
     top.add_argument("--json", action="store_true", help="print JSON: one line a second, or with --once one object")
+
+
+def _add_usage(usage: argparse.ArgumentParser) -> None:
+    usage.add_argument(
+        "--from",
+        dest="first",
+        metavar="DAY",
+        help="the first day (UTC), as in 2026-11-28; by default the first of the month",
+    )
+    usage.add_argument("--to", dest="last", metavar="DAY", help="the last day; by default today")
+    usage.add_argument("--principal", metavar="NAME", help="of this principal only")
+    usage.add_argument("--by-day", action="store_true", help="a row for each day, not the sum of all")
+    usage.add_argument(
+        "--server",
+        metavar="URL",
+        default=os.environ.get("MIDSTREAM_URL", "http://127.0.0.1:8000"),
+        help="the gateway (MIDSTREAM_URL, or http://127.0.0.1:8000); MIDSTREAM_TOKEN is the credential, if it asks for one",
+    )
+    form = usage.add_mutually_exclusive_group()
+    form.add_argument("--csv", dest="form", action="store_const", const="csv", default="table", help="print CSV")
+    form.add_argument("--json", dest="form", action="store_const", const="json", help="print JSON, one row a line")
 
 
 def _add_doctor(doctor: argparse.ArgumentParser) -> None:

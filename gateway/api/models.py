@@ -175,6 +175,40 @@ class Receipt(Described):
     undelivered_tokens: int
 
 
+class UsageRow(Described):
+    """What one principal has used of one model on one day. A stream counts for the day on which it was created."""
+
+    day: str
+    """As in 2026-11-28 (UTC)."""
+    principal: str
+    model: str
+    """`unknown`: the stream failed before a model was known; `other`: more than 100 models in a day."""
+    streams: Count
+    """Streams that have ended: `completed`, `failed` and `cancelled` together."""
+    completed: Count
+    failed: Count
+    cancelled: Count
+    cut_off: Count
+    """Completed streams that reached their length limit."""
+    generated: Count
+    """Tokens, as in the receipts."""
+    delivered: Count
+    undelivered: Count
+    prompt_tokens: Count
+    """The sum of what the provider says in its `usage`; 0 where it says nothing."""
+    completion_tokens: Count
+
+
+class Usage(Described):
+    """What has been used, by day, principal and model."""
+
+    from_: Annotated[str, Field(alias="from")]
+    to: str
+    usage: list[UsageRow]
+    next: str | None
+    """The value of `after` for the next page; null: there is none."""
+
+
 class Health(Described):
     """The process lives."""
 

@@ -23,6 +23,7 @@ from gateway.api.models import (
     StreamRequest,
     StreamState,
     TokenOrDelta,
+    Usage,
     WebSocketError,
 )
 from gateway.http.accept import NDJSON, SSE, TEXT
@@ -219,6 +220,24 @@ PROMPT = Operation(
         EventKind("", "[DONE]", "No more events will come: close the EventSource."),
     ),
     description="An event id is `<stream id>/<attempt>-<offset>`, so that the browser's own reconnect resumes the stream.",
+)
+
+USAGE = Operation(
+    "streams",
+    "usage",
+    "What was used on each day, by model: streams and tokens, each stream once, as in its receipt.",
+    (Answer(200, "The usage.", {JSON: Usage}),),
+    parameters=(
+        query(
+            "from",
+            "The first day (UTC), as in 2026-11-28; by default the first of the month.",
+            type="string",
+            format="date",
+        ),
+        query("to", "The last day; by default today. At most 366 days in all.", type="string", format="date"),
+        query("principal", "Whose usage. Only with the scope `admin` another than one's own, and by default all."),
+        query("after", "The `next` of the page before, if that was not null."),
+    ),
 )
 
 # --- operations: the gateway itself
