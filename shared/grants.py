@@ -153,6 +153,8 @@ def _needed(role: Role, name: str) -> list[Command]:
         ("HSET", deliveries, "probe", ""),
         ("EXPIRE", deliveries, 0),
         ("HEXISTS", deliveries, "probe"),
+        ("HGET", deliveries, "probe"),
+        ("HINCRBY", deliveries, "probe", "no number"),  # refused after the permission was checked
         ("HLEN", deliveries),
         ("PTTL", deliveries),
         ("ZADD", PROCESSES_UNTIL, "XX", 1, "probe"),

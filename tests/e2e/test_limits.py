@@ -1,0 +1,175 @@
+"""Limits hold over all gateways, and refusals are what clients' own retries understand."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+import pytest_asyncio
+
+from tests.support.system import System
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+MESSAGES = [{"role": "user", "content": "hi"}]
+SLOW = {"tokens": 1000, "tokens_per_second": 20}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def system() -> AsyncIterator[System]:
+    """Yields a system with two gateways whose limits a test sets."""
+    async with System(gateways=2, settings={"usage_seconds": 0.5}) as system:
+        yield system
+
+
+async def limited(system: System, **limits: int) -> None:
+    """Restarts the gateways with these limits, all accounts empty."""
+    for gateway in system.gateways:
+        gateway.kill()
+    await system.commands.flushall()
+    for index, gateway in enumerate(system.gateways):
+        gateway.settings = {name: value for name, value in gateway.settings.items() if not name.startswith("limit_")}
+        gateway.settings |= {f"limit_{name}": value for name, value in limits.items()}
+        await system.start_gateway(index)
+
+
+async def create(
+    system: System, gateway: int = 0, headers: dict[str, str] | None = None, **body: Any
+) -> httpx2.Response:
+    url = f"{system.gateway_url(gateway)}/v1/streams"
+    return await system.http.post(url, json={"messages": MESSAGES, **body}, headers=headers)
+
+
+async def cancel(system: System, created: httpx2.Response) -> None:
+    await system.http.post(f"{system.gateway_url()}/v1/streams/{created.json()['id']}/cancel")
+
+
+async def test_creates_per_minute_over_two_gateways_and_the_sdk_waits_as_it_is_told(system: System) -> None:
+    await limited(system, creates_per_minute=40)
+    began_at = time.monotonic()
+    answers = await asyncio.gather(*(create(system, number % 2, simulate={"tokens": 1}) for number in range(60)))
+    refilled = (time.monotonic() - began_at) * 40 / 60
+    admitted = [answer for answer in answers if answer.status_code == 201]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert len(admitted) + len(refused) == 60
+    assert 40 <= len(admitted) <= 40 + refilled
+    problem = refused[0]
+    assert problem.headers["content-type"] == "application/problem+json"
+    assert problem.headers["retry-after"] == "2", "a fortieth of a minute is 1.5 s"
+    assert problem.headers["ratelimit-policy"] == '"creates";q=40;w=60;qu="requests"'
+    assert problem.headers["ratelimit"] == '"creates";r=0;t=2'
+    assert "40 streams a minute" in problem.json()["detail"]
+    began_at = time.monotonic()
+    for gateway in range(2):
+        url = f"{system.gateway_url(gateway)}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=0) as impatient:
+            with pytest.raises(openai.RateLimitError) as raised:
+                await impatient.chat.completions.create(model="m", messages=MESSAGES)  # type: ignore[arg-type]
+        assert (raised.value.code, raised.value.type) == ("rate_limit_exceeded", "rate_limit_error")
+        async with openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=2) as patient:
+            answer = await patient.chat.completions.create(
+                model="m",
+                messages=MESSAGES,  # type: ignore[arg-type]
+                extra_body={"simulate": {"tokens": 2}},
+            )
+        assert answer.choices[0].message.content
+    assert time.monotonic() - began_at > 2, "both have waited for a token of the bucket"
+    assert await system.metric("midstream_limit_refusals_total") >= 1
+
+
+async def test_streams_at_once_are_free_when_they_end_whoever_dies(system: System) -> None:
+    await limited(system, streams=3)
+    running = [await create(system, number % 2, simulate=SLOW) for number in range(3)]
+    assert [answer.status_code for answer in running] == [201] * 3
+    refused = await create(system, 1, simulate=SLOW)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert refused.headers["ratelimit-policy"] == '"streams";q=3;qu="concurrent-requests"'
+    for _ in range(5):  # one after the other, each as soon as the one before has ended
+        await cancel(system, running.pop())
+        running.append(await create(system, simulate=SLOW))
+        assert running[-1].status_code == 201
+    short = [running.pop()]
+    await cancel(system, short[0])
+    for _ in range(5):
+        one = await create(system, simulate={"tokens": 2})
+        assert one.status_code == 201
+        await system.follow(one.json()["id"]).until_end()
+    # Whoever ends streams dies at once: the logs say that they have ended.
+    system.gateways[0].kill()
+    system.workers[0].kill()
+    for answer in running:
+        await system.commands.execute_command(
+            "XADD", f"midstream:{{{answer.json()['id']}}}:log", "9-0", "cancelled", '{"by":"client","time":1}'
+        )
+    answers = [await create(system, 1, simulate=SLOW) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [201, 201, 201, 429]
+    await system.start_gateway(0)
+    await system.start_worker(0)
+
+
+async def test_a_refused_idempotency_key_is_unused_and_a_known_one_is_not_refused(system: System) -> None:
+    await limited(system, streams=1)
+    first = await create(system, headers={"idempotency-key": "one"}, simulate=SLOW)
+    again = await create(system, 1, headers={"idempotency-key": "one"}, simulate=SLOW)
+    assert first.json()["id"] == again.json()["id"]
+    assert (await create(system, headers={"idempotency-key": "two"}, simulate=SLOW)).status_code == 429
+    await cancel(system, first)
+    began_at = time.monotonic()
+    second = await create(system, headers={"idempotency-key": "two"}, simulate=SLOW)
+    assert second.status_code == 201
+    assert time.monotonic() - began_at < 0.4, "it has not waited for another create's log"
+
+
+async def test_bytes_of_requests(system: System) -> None:
+    await limited(system, request_bytes=100_000)
+    photo = {"messages": [{"role": "user", "content": "x" * 60_000}]}
+    first = await create(system, simulate=SLOW, **photo)
+    refused = await create(system, 1, simulate=SLOW, **photo)
+    assert (first.status_code, refused.status_code) == (201, 429)
+    assert refused.headers["ratelimit-policy"] == '"bytes";q=100000;qu="content-bytes"'
+    await cancel(system, first)
+
+    async def fits() -> bool:
+        return (await create(system, 1, simulate={"tokens": 1}, **photo)).status_code == 201
+
+    await wait_until(fits, what="the photo's place is free, since its stream has ended")
+
+
+async def test_tokens_per_day_and_no_sdk_tries_again_before_the_next(system: System) -> None:
+    await limited(system, tokens_per_day=50)
+    first = await create(system, simulate={"tokens": 60})
+    await system.follow(first.json()["id"]).until_end()
+
+    async def is_refused() -> bool:
+        return (await create(system, 1, simulate={"tokens": 1})).status_code == 429
+
+    await wait_until(is_refused, what="the tokens are counted")
+    refused = await create(system, simulate={"tokens": 1})
+    left_seconds = math.ceil(86_400 - time.time() % 86_400)
+    assert abs(int(refused.headers["retry-after"]) - left_seconds) <= 2
+    assert re.fullmatch(r'"tokens";r=0;t=\d+', refused.headers["ratelimit"])
+    assert refused.headers["ratelimit-policy"] == '"tokens";q=50;w=86400;qu="tokens"'
+    async with openai.AsyncOpenAI(base_url=f"{system.gateway_url()}/v1", api_key="x", max_retries=5) as client:
+        before = await system.metric("midstream_limit_refusals_total")
+        with pytest.raises(openai.RateLimitError):
+            await client.responses.create(model="m", input="hi")
+        assert await system.metric("midstream_limit_refusals_total") == before + 1
+
+
+async def test_a_browser_s_eventsource_comes_back_when_it_may(system: System) -> None:
+    await limited(system, creates_per_minute_all=1)
+    assert (await create(system)).status_code == 201
+    headers = {"accept": "text/event-stream"}
+    answer = await system.http.get(f"{system.gateway_url()}/stream?prompt=hi", headers=headers)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert re.search(r"^retry: (5\d|6\d|\d\d\d)\d\d\d$", answer.text, re.MULTILINE), answer.text
+    chat = {"id": "c1", "messages": [{"role": "user", "parts": [{"type": "text", "text": "hi"}]}]}
+    refused = await system.http.post(f"{system.gateway_url(1)}/api/chat", json=chat)
+    assert (refused.status_code, refused.headers["ratelimit"][:17]) == (429, '"creates-all";r=0')
