@@ -51,9 +51,10 @@ DELETED = b"deleted"
 TERMINAL = frozenset({DONE, FAILED, CANCELLED, DELETED})
 COUNTED = frozenset({TOKEN, DELTA, OWN, BATCH})
 
-FORMAT = 1
-"""The version of the log's format. It grows when a worker that does not know the change could not continue a log. Whoever only
-reads passes over what it does not know, whatever the version."""
+FORMAT = 2
+"""The newest format of a log that this version can continue: 1, or 2 with large fields of the request beside the log.
+
+A log says which format a worker must know to continue it. Whoever only reads passes over what it does not know."""
 
 UNREADABLE = b""
 """The field of an entry that does not have exactly one field and its value."""
@@ -304,13 +305,14 @@ class Accepted:
     """The span of that request, the parent of the stream's other spans; empty if traces were off."""
     beside: str = ""
     """Where large fields of the request lie that `request` has not (`shared.large_fields`); empty if it has all."""
-    format: int = FORMAT
+    format: int = 0
+    """The format that a worker must know to continue the log; 0: what `stored` decides."""
 
     def stored(self) -> bytes:
         """Returns the JSON. `metadata` comes before `request`, so that the console need read only the beginning."""
         return orjson.dumps(
             {
-                "format": self.format,
+                "format": self.format or (2 if self.beside else 1),
                 "policies": self.policies.stored(),
                 "created_at": self.created_at,
                 "principal": self.principal,
