@@ -305,7 +305,7 @@ class Accepted:
     """The span of that request, the parent of the stream's other spans; empty if traces were off."""
     beside: str = ""
     """Where large fields of the request lie that `request` has not (`shared.large_fields`); empty if it has all."""
-    format: int = 0
+    format: int = dataclasses.field(default=0, compare=False)
     """The format that a worker must know to continue the log; 0: what `stored` decides."""
 
     def stored(self) -> bytes:
