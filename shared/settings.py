@@ -382,51 +382,43 @@ class Settings:
         "streams",
         "How many streams one principal may create in a minute, on all gateways together; so many at once, then one whenever its share of the minute has passed. 0: no limit. This and the other limits of one principal may be set for a key of its own.",
         least=0,
-        most=1_000_000,
     )
     limit_streams: int = _setting(
         0,
         "streams",
         "How many streams of one principal may run or wait at the same time. 0: no limit.",
         least=0,
-        most=1_000_000,
     )
     limit_readers: int = _setting(
         0,
         "readers",
         "How many connections may follow one stream at the same time, on all gateways together. 0: no limit.",
         least=0,
-        most=1_000_000,
     )
     limit_request_bytes: int = _setting(
         0,
         "bytes",
         "How many bytes of one principal's requests may be stored in Redis at the same time. A request's large fields (photos) count until its answer ends, what lies in the log as long as the log. 0: no limit.",
         least=0,
-        most=1 << 50,
     )
     limit_tokens_per_day: int = _setting(
         0,
         "tokens",
         "How many tokens may be generated in a day (UTC) for one principal. They count when their stream ends, so that streams that run already may go beyond it. 0: no limit.",
         least=0,
-        most=1 << 50,
     )
     limit_creates_per_minute_all: int = _setting(
         0,
         "streams",
         "As MIDSTREAM_LIMIT_CREATES_PER_MINUTE, for all principals together.",
         least=0,
-        most=100_000_000,
     )
-    limit_streams_all: int = _setting(
-        0, "streams", "As MIDSTREAM_LIMIT_STREAMS, for all principals together.", least=0, most=100_000_000
-    )
+    limit_streams_all: int = _setting(0, "streams", "As MIDSTREAM_LIMIT_STREAMS, for all principals together.", least=0)
     limit_request_bytes_all: int = _setting(
-        0, "bytes", "As MIDSTREAM_LIMIT_REQUEST_BYTES, for all principals together.", least=0, most=1 << 50
+        0, "bytes", "As MIDSTREAM_LIMIT_REQUEST_BYTES, for all principals together.", least=0
     )
     limit_tokens_per_day_all: int = _setting(
-        0, "tokens", "As MIDSTREAM_LIMIT_TOKENS_PER_DAY, for all principals together.", least=0, most=1 << 50
+        0, "tokens", "As MIDSTREAM_LIMIT_TOKENS_PER_DAY, for all principals together.", least=0
     )
     usage_days: int = _setting(
         62,

@@ -33,6 +33,13 @@ from tests.support.waiting import wait_until
 
 _PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "run-with-your-own-redis.md"
 KINDS: tuple[Kind, ...] = ("valkey", "redis")
+_LIMITS = {
+    "limit_creates_per_minute": 1000,
+    "limit_streams": 1000,
+    "limit_readers": 1000,
+    "limit_request_bytes": 10_000_000,
+    "limit_tokens_per_day": 1_000_000,
+}
 _OPTIONAL = {"+client|setname", "+info"}
 """Optional commands: without these everything works, as the documentation says."""
 
@@ -72,7 +79,7 @@ async def test_the_documented_permissions_are_sufficient(kind: Kind) -> None:
         workers=2,
         redis=server,
         settings={"lease_seconds": 1, "provider_on_cancel": "drain", "delivery_report_seconds": 1},
-        gateway_settings={"redis_url": gateway_url, "console": "on"},
+        gateway_settings={"redis_url": gateway_url, "console": "on", "usage_seconds": 0.5, **_LIMITS},
         worker_settings={"redis_url": worker_url, "worker_drain_seconds": 0.1},
     ) as system:
         http, url = system.http, system.gateway_url()
@@ -121,6 +128,7 @@ async def test_the_documented_permissions_are_sufficient(kind: Kind) -> None:
         assert (await http.get(f"{url}/metrics")).status_code == 200
 
         assert (await http.delete(f"{url}/v1/streams/{whole}")).status_code == 204
+        assert (await http.get(f"{url}/v1/usage")).json()["usage"][0]["completed"] >= 1
         for process in (*system.gateways, *system.workers):
             if process.runs:
                 process.send(signal.SIGTERM)
