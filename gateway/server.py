@@ -24,6 +24,7 @@ from gateway.access.admission import Admission
 from gateway.access.limits import Limits
 from gateway.access.mode import is_authentication_on
 from gateway.access.owners import Owners
+from gateway.access.stream_readers import StreamReaders
 from gateway.api.follow import Subscribe
 from gateway.api.readiness import Readiness
 from gateway.app import Services, make_app
@@ -126,6 +127,7 @@ class _Gateway:
     silence_checks: SilenceChecks
     measuring: GatewayMeasuring
     usage: Usage
+    stream_readers: StreamReaders
     streams: Streams
     ledger: Ledger
     delivery: Delivery
@@ -145,6 +147,7 @@ class _Gateway:
         running.add(self.silence_checks).start()
         running.add(self.measuring).start()
         running.add(self.usage).start()
+        running.add(self.stream_readers).start()
         running.add(self.streams)
         running.add(self.ledger).start()
         running.add(self.delivery).start()
@@ -176,7 +179,14 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         )
 
     commands = connection(
-        "gateway", scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *DeliveryNotes.SCRIPTS, *Accounts.SCRIPTS)
+        "gateway",
+        scripts=(
+            *EventLog.SCRIPTS,
+            *RequestQueue.SCRIPTS,
+            *DeliveryNotes.SCRIPTS,
+            *Accounts.SCRIPTS,
+            *StreamReaders.SCRIPTS,
+        ),
     )
     log = EventLog(
         commands,
@@ -203,7 +213,8 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         page_events=settings.page_events,
         cache_bytes_max=settings.page_cache_bytes_max,
     )
-    noting = (deliveries, settings, usage.read_after_its_end)
+    stream_readers = StreamReaders(commands, settings)
+    noting = (deliveries, settings, usage.read_after_its_end, stream_readers.left)
     ledger = Ledger(*noting) if traces is None else TracedLedger(traces, *noting)
     delivery = Delivery(pages, ledger, settings)
     tails = Tails(
@@ -218,7 +229,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     parts = (commands, log, queue, tails, deliveries, settings, Owners(checked=authenticates), limits, usage)
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
     models = ProviderModels(settings)
-    subscribe = Subscribe(streams, tails, delivery, models, settings)
+    subscribe = Subscribe(streams, tails, delivery, models, settings, stream_readers)
     measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, queue, settings)
     request_timeouts = RequestTimeouts(settings.request_seconds)
     watchers = Watchers(Overview(commands, queue)) if is_wanted(settings) else None
@@ -239,6 +250,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         silence_checks,
         measuring,
         usage,
+        stream_readers,
         streams,
         ledger,
         delivery,

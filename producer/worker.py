@@ -209,15 +209,16 @@ class Worker:
     async def _run(self, run: Run) -> None:
         claim = run.claim
         try:
-            if await run.run():
+            is_over = await run.run()
+            if run.ended_here and run.principal:
+                self._usage.accounts.send_ended(run.principal, run.stream_id)
+            if is_over:
                 await until_redis_answers(self._queue.acknowledge, claim)
             if run.failure is not None:
                 self._failures.append(run.failure)
             if run.noted_usage:
                 self._usage.accounts.send_look(run.stream_id)
             if run.ended_here:
-                if run.principal:
-                    self._usage.accounts.send_ended(run.principal, run.stream_id)
                 line = write_line(
                     self._log,
                     self._deliveries,

@@ -6,6 +6,7 @@
 | `midstream:{<id>}:deliveries` | hash: connection to JSON | gateway | with its log |
 | `midstream:{<id>}:request` | hash: field to JSON (`shared.large_fields`) | `append.lua` with `accepted` | deleted with the terminal event; `log_ttl_seconds` from the start |
 | `midstream:{<id>}:kept` | the same, for an API that goes on from it | `append.lua` with `accepted` | with its log |
+| `midstream:{<id>}:readers` | hash: gateway process to a number of readers, where that is limited | gateway | 30 s after the last note |
 | `midstream:{<id>}:live` | shard channel | `append.lua`, `end.lua` | – |
 | `midstream:requests` | stream, group `workers` | enqueue: gateway; claims: workers | `log_ttl_seconds` after the last enqueue or renewal |
 | `midstream:idempotency:<digest>` | string | gateway | `log_ttl_seconds` |
@@ -50,6 +51,10 @@ def request_key(stream_id: str) -> bytes:
 
 def kept_key(stream_id: str) -> bytes:
     return b"midstream:{%b}:kept" % stream_id.encode()
+
+
+def readers_key(stream_id: str) -> bytes:
+    return b"midstream:{%b}:readers" % stream_id.encode()
 
 
 def live_channel(stream_id: str) -> bytes:

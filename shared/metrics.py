@@ -111,6 +111,7 @@ BACKGROUND_TASKS = (
     "renew",
     "samples",
     "silence_checks",
+    "stream_readers",
     "take_over",
     "request_timeouts",
     "usage",

@@ -24,9 +24,8 @@ _STREAMS_RETRY_SECONDS, _BYTES_RETRY_SECONDS = 1, 5
 """When a refused client may try again: a stream may end at any moment, and then its place is free."""
 _LOOKED_AT_MAX = 100
 """Streams that count as running, the oldest first, whose logs are looked at before one more is refused: 1 ms of Redis."""
-_LOOK_AGAIN_SECONDS = 0.25
-"""After a look in vain, refusals for this time take no other look."""
-_LOOKS_REMEMBERED_MAX = 10_000
+_LOOK_SECONDS = 0.05
+"""How long a look waits for other creates that are refused meanwhile: it serves them all."""
 _SDK_WAITS_SECONDS_MAX = 60
 """OpenAI's SDKs ignore a longer `Retry-After`, and would try again at once; `x-should-retry` tells them not to."""
 _DAY_SECONDS = 86_400
@@ -44,7 +43,8 @@ class Limits:
         self._settings = settings
         self._begins_seconds = 2 * settings.redis_wait_seconds
         """A stream without a log that is younger may still begin: its create waits for Redis."""
-        self._looked_in_vain_at: dict[str | None, float] = {}
+        self._looks: dict[str | None, asyncio.Task[bool]] = {}
+        """For each account, the look that has not begun to read."""
         self.for_all = Allowance(
             settings.limit_creates_per_minute_all,
             settings.limit_streams_all,
@@ -90,9 +90,16 @@ class Limits:
 
         Whoever ends a stream says so to its account, but later than to its readers; and may have died before.
         """
-        now = time.monotonic()
-        if now - self._looked_in_vain_at.get(owner, -math.inf) < _LOOK_AGAIN_SECONDS:
-            return False
+        look = self._looks.get(owner)
+        if look is None:
+            look = self._looks[owner] = asyncio.get_running_loop().create_task(self._look(owner))
+        return await asyncio.shield(look)
+
+    async def _look(self, owner: str | None) -> bool:
+        try:
+            await asyncio.sleep(_LOOK_SECONDS)
+        finally:
+            del self._looks[owner]  # who comes later needs what is read later
         running = await self._accounts.running(owner, _LOOKED_AT_MAX)
         newest = await asyncio.gather(*(self._log.newest(stream_id) for stream_id in running))
         oldest_begun_at = time.time() - self._begins_seconds
@@ -103,11 +110,7 @@ class Limits:
         ]
         if ended:
             await self._accounts.ended(owner, ended)
-            return True
-        if len(self._looked_in_vain_at) >= _LOOKS_REMEMBERED_MAX:
-            self._looked_in_vain_at.clear()
-        self._looked_in_vain_at[owner] = now
-        return False
+        return bool(ended)
 
 
 def _too_many(refusal: Refusal, allowance: Allowance) -> Problem:

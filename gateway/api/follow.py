@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from gateway.access.stream_readers import StreamReaders
 from gateway.api import operations
 from gateway.api.requests import prompt_request
 from gateway.api.text import TEXT, TextSink, text_after
@@ -76,9 +77,18 @@ class Subscribe:
     """The ways to follow a stream by a plain GET."""
 
     def __init__(
-        self, streams: Streams, tails: Tails, delivery: Delivery, models: ProviderModels, settings: Settings
+        self,
+        streams: Streams,
+        tails: Tails,
+        delivery: Delivery,
+        models: ProviderModels,
+        settings: Settings,
+        stream_readers: StreamReaders,
     ) -> None:
         self._streams = streams
+        self._stream_readers = stream_readers
+        self._placed: set[asyncio.Task[Any]] = set()
+        """Requests that have a place among the readers of their stream, and do not follow yet."""
         self._tails = tails
         self._delivery = delivery
         self._models = models
@@ -164,7 +174,7 @@ class Subscribe:
             await _whole_stream(PROMPT.prelude(self._settings.retry_milliseconds) + first, send)
 
     async def follow(self, request: FollowRequest, scope: Scope, send: Send) -> None:
-        """Answers a request with a stream. 204 when nothing is left of it and never will be. Raises Problem 404, 410, 503."""
+        """Answers a request with a stream. 204 when nothing is left of it and never will be. Raises Problem 404, 410, 429, 503."""
         face, place, headers = request.face, request.place, request.headers
         async with self.ready(request.stream_id, face, place) as tail:
             if place.is_at(tail.end_for(face), tail.ended):
@@ -188,7 +198,7 @@ class Subscribe:
 
     @contextlib.asynccontextmanager
     async def ready(self, stream_id: str, face: Face, place: Place = BEGINNING_PLACE) -> AsyncIterator[Tail]:
-        """The tail of a stream, when its log has been read. Raises Problem 404, 410, 503."""
+        """The tail of a stream, when its log has been read. Raises Problem 404, 410, 429, 503."""
         self.take_place()
         with self.holding(stream_id, face, place) as tail:
             await self._streams.check_owner(stream_id)  # meanwhile the tail is read
@@ -200,7 +210,25 @@ class Subscribe:
                     raise await self._streams.why_not_read(stream_id) from None
             if not tail.exists:
                 raise self._streams.missing(stream_id)
-            yield tail
+            async with self._place_at(stream_id):
+                yield tail
+
+    @contextlib.asynccontextmanager
+    async def _place_at(self, stream_id: str) -> AsyncIterator[None]:
+        """Takes a place among the readers of a stream, where those are limited; gives it back unless `begin` was called.
+
+        Raises Problem 429, 503.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        if await self._streams.answered(self._stream_readers.enter, stream_id):
+            self._placed.add(task)
+        try:
+            yield
+        finally:
+            if task in self._placed:
+                self._placed.discard(task)
+                self._stream_readers.left(stream_id)
 
     def reader(self, tail: Tail, face: Face, sink: Sink, place: Place) -> Reader:
         """A reader of a tail that is held, from a place on."""
@@ -208,7 +236,10 @@ class Subscribe:
 
     def begin(self, reader: Reader) -> None:
         """Delivers to a reader whose response has begun, until one side ends it."""
-        self._coming.discard(asyncio.current_task())
+        task = asyncio.current_task()
+        self._coming.discard(task)
+        reader.has_place = task in self._placed
+        self._placed.discard(task)
         self._delivery.attach(reader)
 
     @contextlib.contextmanager

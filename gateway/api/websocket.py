@@ -116,7 +116,7 @@ class WebSockets:
                     return
                 self._subscribe.begin(reader)
         except Problem as problem:
-            if problem.status >= 500:
+            if problem.status == 429 or problem.status >= 500:
                 raise
             await _accept(scope, send)
             _refuse(connection, problem)

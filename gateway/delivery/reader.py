@@ -51,6 +51,7 @@ class Reader:
         "delivery",
         "drained",
         "had",
+        "has_place",
         "note",
         "outcome",
         "position",
@@ -69,6 +70,8 @@ class Reader:
         """The last event that the reader had when it came, or when it fell out of the ring; in the ring, `position` is newer."""
         self.had = cursor
         """The last event that the client had before this response: for the receipt. The first piece of a response may go beyond."""
+        self.has_place = False
+        """It counts towards the limit on the readers of its stream."""
         self.position = OUT_OF_RING
         self.busy = False
         """The socket is full, or the reader is getting pages of the log: flushes skip it."""

@@ -17,6 +17,10 @@ SETTINGS = Settings(log_ttl_seconds=1000, usage_seconds=60)
 ENDED: dict[str, Any] = {"ended_at": 1.0, "attempts": [[1, 0, 5]]}
 
 
+def allowances(whose: str, **limits: int) -> dict[str, Any]:
+    return {whose: Allowance(**limits)}
+
+
 def counts(**more: int) -> dict[str, int]:
     return {**dict.fromkeys(COUNTS, 0), "streams": 1, **more}
 
@@ -39,7 +43,7 @@ async def bytes_of(backend: Backend, account: str) -> int:
 
 @pytest.mark.parametrize("whose", ["own", "for_all"])
 async def test_creates_per_minute_are_a_token_bucket(backend: Backend, whose: str) -> None:
-    accounts, limits = Accounts(backend.commands, SETTINGS), {whose: Allowance(creates_per_minute=3)}
+    accounts, limits = Accounts(backend.commands, SETTINGS), allowances(whose, creates_per_minute=3)
     first = await admitted(accounts, **limits)
     assert await accounts.admit(first, "ann", 10, 0, **limits) is None, "repeated, it takes nothing"
     for _ in range(2):
@@ -60,7 +64,7 @@ async def test_creates_per_minute_are_a_token_bucket(backend: Backend, whose: st
 
 @pytest.mark.parametrize("whose", ["own", "for_all"])
 async def test_streams_at_once_count_until_their_end(backend: Backend, whose: str) -> None:
-    accounts, limits = Accounts(backend.commands, SETTINGS), {whose: Allowance(streams=2)}
+    accounts, limits = Accounts(backend.commands, SETTINGS), allowances(whose, streams=2)
     first, second = await admitted(accounts, **limits), await admitted(accounts, **limits)
     assert (await refused(accounts, "ann", **limits)).limit == "streams"
     assert set(await accounts.running("ann", 10)) == set(await accounts.running(None, 10)) == {first, second}
@@ -73,7 +77,7 @@ async def test_streams_at_once_count_until_their_end(backend: Backend, whose: st
 
 @pytest.mark.parametrize("whose", ["own", "for_all"])
 async def test_bytes_of_requests_are_given_back_at_the_end_and_with_the_log(backend: Backend, whose: str) -> None:
-    accounts, limits = Accounts(backend.commands, SETTINGS), {whose: Allowance(request_bytes=100)}
+    accounts, limits = Accounts(backend.commands, SETTINGS), allowances(whose, request_bytes=100)
     stream_id = new_stream_id()
     assert await accounts.admit(stream_id, "ann", 30, 50, **limits) is None
     assert (await refused(accounts, "ann", 21, **limits)).limit == "bytes"
@@ -87,7 +91,7 @@ async def test_bytes_of_requests_are_given_back_at_the_end_and_with_the_log(back
 
 @pytest.mark.parametrize("whose", ["own", "for_all"])
 async def test_tokens_per_day_are_those_of_today(backend: Backend, whose: str) -> None:
-    accounts, limits = Accounts(backend.commands, SETTINGS), {whose: Allowance(tokens_per_day=100)}
+    accounts, limits = Accounts(backend.commands, SETTINGS), allowances(whose, tokens_per_day=100)
     yesterday = new_stream_id(time.time() - 86_400)
     await accounts.settle(yesterday, "ann", "m", counts(generated=1000), ENDED, 60)
     first, second = await admitted(accounts, **limits), await admitted(accounts, **limits)

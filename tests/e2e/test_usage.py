@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from shared.accounts import COUNTS, account_of
-from shared.keys import ACCOUNT_ENTRIES, ACCOUNT_LOOKS, account_key
+from shared.keys import ACCOUNT_ENTRIES, ACCOUNT_LOOKS, account_key, log_key
 from tests.support.system import System
 from tests.support.waiting import wait_until
 
@@ -147,7 +147,7 @@ async def test_an_account_forgets_a_stream_whose_log_expires() -> None:
         assert int(await system.commands.hget(state, "bytes")) > 200
 
         async def forgotten() -> bool:
-            return await system.commands.exists(f"midstream:{{{stream_id}}}:log") == 0
+            return not await system.commands.exists(log_key(stream_id))
 
         await wait_until(forgotten, what="the log has expired")
         entries = {

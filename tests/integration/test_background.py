@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 
+import gateway.access.stream_readers
 import gateway.console.overview
 import gateway.console.watchers
 import gateway.delivery.flush_pace
@@ -21,6 +22,7 @@ import gateway.metrics
 import producer.worker
 import shared.presence
 import shared.usage
+from gateway.access.stream_readers import StreamReaders
 from gateway.console.overview import Overview
 from gateway.console.watchers import Watcher, Watchers
 from gateway.delivery.delivery import Delivery
@@ -290,6 +292,21 @@ async def _usage(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
             yield lambda: once.calls > 2
         finally:
             await usage.close()
+
+
+@case("stream_readers")
+async def _stream_readers(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(gateway.access.stream_readers, "_HOLDS_SECONDS", 0.06)
+    async with parts.commands() as commands:
+        readers = StreamReaders(commands, Settings(limit_readers=1))
+        once = Once(readers._send)
+        parts.patch.setattr(readers, "_send", once)
+        assert await readers.enter(new_stream_id())
+        readers.start()
+        try:
+            yield lambda: once.calls > 2
+        finally:
+            await readers.close()
 
 
 @case("look")

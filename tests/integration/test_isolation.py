@@ -12,6 +12,7 @@ import pytest
 from gateway import metrics
 from gateway.access.limits import Limits
 from gateway.access.owners import Owners
+from gateway.access.stream_readers import StreamReaders
 from gateway.api.follow import Subscribe
 from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import Ledger
@@ -85,7 +86,10 @@ class Gateway:
         limits, usage = Limits(accounts, self.log, SETTINGS), Usage(accounts, self.log, deliveries, SETTINGS)
         parts = (self.commands, self.log, queue, self.tails, deliveries, SETTINGS)
         streams = Streams(*parts, Owners(checked=False), limits, usage)
-        self.subscribe = Subscribe(streams, self.tails, self.delivery, ProviderModels(SETTINGS), SETTINGS)
+        stream_readers = StreamReaders(self.commands, SETTINGS)
+        self.subscribe = Subscribe(
+            streams, self.tails, self.delivery, ProviderModels(SETTINGS), SETTINGS, stream_readers
+        )
 
     async def follow(self, stream_id: str, face: Face, cursor: EventId = BEGINNING) -> Sink:
         sink = Sink()

@@ -28,7 +28,7 @@ NOBODY = cast(Any, None)
 
 def parts(*, console: bool = True) -> tuple[list[Route], list[Part]]:
     """The FastAPI application, and the routes that are tried before it."""
-    subscribe = Subscribe(NOBODY, NOBODY, NOBODY, NOBODY, SETTINGS)
+    subscribe = Subscribe(NOBODY, NOBODY, NOBODY, NOBODY, SETTINGS, NOBODY)
     watchers = Watchers(NOBODY) if console else None
     native, before, routes = parts_of(
         Services(NOBODY, subscribe, NOBODY, NOBODY, watchers, NOBODY, NOBODY, NOBODY, NOBODY, SETTINGS)
