@@ -26,6 +26,7 @@ from gateway.delivery.delivery import Delivery
 from gateway.facades import facades
 from gateway.facades.openai.errors import is_openai_path, openai_error
 from gateway.http.accept import accepts_only_events
+from gateway.http.addresses import Addresses
 from gateway.http.come_back import empty_stream
 from gateway.http.connection import Connection
 from gateway.http.cors import Cors
@@ -57,6 +58,7 @@ class Services:
     commands: Commands
     readiness: Readiness
     admission: Admission
+    addresses: Addresses
     accounts: Accounts
     settings: Settings
 
@@ -121,8 +123,10 @@ def make_app(services: Services) -> ASGI:
         return handler
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        taken = None
         try:
             take_request_id(scope, send)
+            taken = services.addresses.enter(scope)
             path_prefix.take_off(scope)
             handler = admitted(scope, send) or await guarded(scope)
             await handler(scope, receive, send)
@@ -138,6 +142,8 @@ def make_app(services: Services) -> ASGI:
             # The grace period is over: clients that still wait get a 503, if a moment is left to send it.
             with contextlib.suppress(RuntimeError, asyncio.CancelledError):
                 await error_response(stopping(), scope)(scope, receive, send)
+        finally:
+            services.addresses.request_ended(taken)
 
     return counting(app, routes)
 

@@ -33,11 +33,13 @@ from gateway.console.overview import Overview
 from gateway.console.watchers import Watchers
 from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import Ledger
+from gateway.delivery.reader import Reader
 from gateway.following.endings import Endings
 from gateway.following.followed_streams import FollowedStreams
 from gateway.following.pages import Pages
 from gateway.following.silence_checks import SilenceChecks
 from gateway.following.tails import Tails
+from gateway.http.addresses import Addresses
 from gateway.http.connection import Connection
 from gateway.http.request_timeouts import RequestTimeouts
 from gateway.http.routes import ASGI
@@ -214,7 +216,15 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         cache_bytes_max=settings.page_cache_bytes_max,
     )
     stream_readers = StreamReaders(commands, settings)
-    noting = (deliveries, settings, usage.read_after_its_end, stream_readers.left)
+    addresses = Addresses(settings)
+
+    def left(reader: Reader) -> None:
+        if reader.has_place:
+            stream_readers.left(reader.tail.stream_id)
+        if reader.place is not None:
+            addresses.leave(reader.place)
+
+    noting = (deliveries, settings, usage.read_after_its_end, left)
     ledger = Ledger(*noting) if traces is None else TracedLedger(traces, *noting)
     delivery = Delivery(pages, ledger, settings)
     tails = Tails(
@@ -236,7 +246,19 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     readiness = Readiness(commands, settings)
     admission = Admission((), is_on=authenticates)
     app = make_app(
-        Services(streams, subscribe, delivery, models, watchers, commands, readiness, admission, accounts, settings)
+        Services(
+            streams,
+            subscribe,
+            delivery,
+            models,
+            watchers,
+            commands,
+            readiness,
+            admission,
+            addresses,
+            accounts,
+            settings,
+        )
     )
     if traces is not None:
         app = traces.joining(app)
@@ -290,7 +312,7 @@ def _uvicorn_config(gateway: _Gateway, settings: Settings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         headers=[("x-content-type-options", "nosniff")],  # no browser may take an answer for a script or a page
-        proxy_headers=False,  # nothing here depends on where a request came from
+        proxy_headers=False,  # gateway.http.addresses reads them, where that is configured
         backlog=BACKLOG,
         timeout_keep_alive=settings.idle_connection_seconds,
         timeout_graceful_shutdown=settings.drain_seconds,  # type: ignore[arg-type]  # fractions of a second work too

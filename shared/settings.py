@@ -420,6 +420,17 @@ class Settings:
     limit_tokens_per_day_all: int = _setting(
         0, "tokens", "As MIDSTREAM_LIMIT_TOKENS_PER_DAY, for all principals together.", least=0
     )
+    limit_connections: int = _setting(
+        0,
+        "requests",
+        "How many requests one address may have under way at the same time in one gateway process, those that follow streams among them. An IPv6 address counts with all of its /64. 0: no limit.",
+        least=0,
+    )
+    trusted_proxies: str = _setting(
+        "",
+        "networks",
+        "Addresses and networks of the proxies whose X-Forwarded-For is believed, as in 10.0.0.0/8,192.168.1.7: for MIDSTREAM_LIMIT_CONNECTIONS. If it is not set: none, and a request comes from its peer.",
+    )
     usage_days: int = _setting(
         62,
         "days",

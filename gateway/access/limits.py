@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping
 
 from gateway import metrics
 from gateway.http.principal import principal
-from gateway.http.problems import Problem
+from gateway.http.problems import Problem, too_many
 from shared.accounts import Accounts, Allowance, Refusal
 from shared.event_log import EventLog
 from shared.events import TERMINAL
@@ -26,8 +25,6 @@ _LOOKED_AT_MAX = 100
 """Streams that count as running, the oldest first, whose logs are looked at before one more is refused: 1 ms of Redis."""
 _LOOK_SECONDS = 0.05
 """How long a look waits for other creates that are refused meanwhile: it serves them all."""
-_SDK_WAITS_SECONDS_MAX = 60
-"""OpenAI's SDKs ignore a longer `Retry-After`, and would try again at once; `x-should-retry` tells them not to."""
 _DAY_SECONDS = 86_400
 
 OVERRIDES = ("creates_per_minute", "streams", "readers", "request_bytes", "tokens_per_day")
@@ -135,15 +132,3 @@ def _too_many(refusal: Refusal, allowance: Allowance) -> Problem:
     name = refusal.limit if refusal.is_own else f"{refusal.limit}-all"
     metrics.over_limit(refusal.limit, "principal" if refusal.is_own else "all")
     return too_many(f"{detail}; try again in {seconds} s", name, quota, unit, seconds, window_seconds)
-
-
-def too_many(detail: str, name: str, quota: int, unit: str, seconds: int, window_seconds: int = 0) -> Problem:
-    """Returns a 429 that names the limit: so many (`quota`) units within a window, or at the same time where that is 0."""
-    headers: Mapping[str, str] = {
-        "ratelimit-policy": f'"{name}";q={quota}'
-        + (f";w={window_seconds}" if window_seconds else "")
-        + f';qu="{unit}"',
-        "ratelimit": f'"{name}";r=0;t={seconds}',
-        **({"x-should-retry": "false"} if seconds > _SDK_WAITS_SECONDS_MAX else {}),
-    }
-    return Problem(429, detail, retry_after_seconds=seconds, code="rate_limit_exceeded", headers=headers)

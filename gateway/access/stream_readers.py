@@ -11,8 +11,8 @@ from collections import Counter
 from typing import Any
 
 from gateway import metrics
-from gateway.access.limits import too_many
 from gateway.http.principal import principal
+from gateway.http.problems import too_many
 from gateway.process_name import gateway_name
 from shared.background import keep_running
 from shared.commands import Commands, Script

@@ -26,6 +26,7 @@ from gateway.faces import NATIVE, NDJSON, PROMPT, Face
 from gateway.following.tail import Tail
 from gateway.following.tails import Tails
 from gateway.http import accept
+from gateway.http.addresses import place
 from gateway.http.connection import Connection, Receive, Scope, Send, Sink
 from gateway.http.cursor import (
     BEGINNING_PLACE,
@@ -240,6 +241,9 @@ class Subscribe:
         self._coming.discard(task)
         reader.has_place = task in self._placed
         self._placed.discard(task)
+        reader.place = place.get()
+        if reader.place is not None:
+            reader.place.outlives_request = True
         self._delivery.attach(reader)
 
     @contextlib.contextmanager

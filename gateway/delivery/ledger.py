@@ -39,13 +39,13 @@ class Ledger:
         deliveries: DeliveryNotes,
         settings: Settings,
         on_read: Callable[[str], None] = lambda _: None,
-        on_left: Callable[[str], None] = lambda _: None,
+        on_left: Callable[[Reader], None] = lambda _: None,
     ) -> None:
         self._deliveries = deliveries
         self._on_read = on_read
         """Called with a stream that has ended when its last connection here has: more may have been delivered since the end."""
         self._on_left = on_left
-        """Called with the stream of a reader that gives its place back."""
+        """Called with each reader whose connection has ended, for its place among others."""
         self._pause_seconds = settings.delivery_report_seconds / _SLOTS
         self.gateway = gateway_name()
         self._slots: list[dict[Reader, OpenConnection]] = [{} for _ in range(_SLOTS)]
@@ -91,8 +91,7 @@ class Ledger:
         del self._slots[note.slot][reader]
         self._send(reader, note, outcome=reader.outcome)
         tail = reader.tail
-        if reader.has_place:
-            self._on_left(tail.stream_id)
+        self._on_left(reader)
         if tail.ended is not None and sum(len(ring.readers) for ring in tail.all_rings()) <= 1:
             self._on_read(tail.stream_id)
 

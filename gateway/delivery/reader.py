@@ -8,6 +8,7 @@ from typing import Protocol
 from gateway.following.pages import BEFORE_FIRST_SHOWN
 from gateway.following.ring import Ring
 from gateway.following.tail import Tail
+from gateway.http.addresses import Place
 from gateway.http.connection import Sink
 from shared.ids import BEGINNING, EventId
 
@@ -54,6 +55,7 @@ class Reader:
         "has_place",
         "note",
         "outcome",
+        "place",
         "position",
         "replaying",
         "ring",
@@ -72,6 +74,8 @@ class Reader:
         """The last event that the client had before this response: for the receipt. The first piece of a response may go beyond."""
         self.has_place = False
         """It counts towards the limit on the readers of its stream."""
+        self.place: Place | None = None
+        """Its place among the requests of its address, where those are limited."""
         self.position = OUT_OF_RING
         self.busy = False
         """The socket is full, or the reader is getting pages of the log: flushes skip it."""

@@ -15,6 +15,9 @@ from shared.errors import RedisRefused
 
 _complaints = Complaints(logging.getLogger(__name__).error)
 
+_SDK_WAITS_SECONDS_MAX = 60
+"""OpenAI's SDKs ignore a longer `Retry-After`, and would try again at once; `x-should-retry` tells them not to."""
+
 
 class Problem(Exception):
     """An error answer. Raised anywhere in a request, turned into a response by the app."""
@@ -92,3 +95,18 @@ def full() -> Problem:
 
 def stopping() -> Problem:
     return Problem(503, "this gateway is about to stop; try again", retry_after_seconds=1)
+
+
+def too_many(detail: str, name: str, quota: int, unit: str, seconds: int, window_seconds: int = 0) -> Problem:
+    """Returns a 429 that names the limit: so many (`quota`) units within a window, or at the same time where that is 0.
+
+    (draft-ietf-httpapi-ratelimit-headers-10)
+    """
+    headers = {
+        "ratelimit-policy": f'"{name}";q={quota}'
+        + (f";w={window_seconds}" if window_seconds else "")
+        + f';qu="{unit}"',
+        "ratelimit": f'"{name}";r=0;t={seconds}',
+        **({"x-should-retry": "false"} if seconds > _SDK_WAITS_SECONDS_MAX else {}),
+    }
+    return Problem(429, detail, retry_after_seconds=seconds, code="rate_limit_exceeded", headers=headers)

@@ -194,6 +194,19 @@ async def test_readers_of_one_stream_over_two_gateways(system: System) -> None:
     # At once: a place is taken before anything is waited for.
     readers = [reader for reader in await asyncio.gather(*(admitted(n % 2) for n in range(12))) if reader]
     assert len(readers) == 3
+    for reader in readers:
+        await reader.leave()
+
+    async def one_more() -> bool:
+        return await admitted(1) is not None
+
+    async def first() -> bool:
+        return await admitted(0) is not None
+
+    await wait_until(first, what="a free place")
+    await wait_until(one_more, what="a free place")
+    last = await admitted(1)
+    assert last is not None
     refused = system.follow(stream_id, gateway=1)
     await wait_until(lambda: refused.status, what="a refusal")
     assert (refused.status, refused.headers["retry-after"]) == (429, "5")
@@ -203,11 +216,7 @@ async def test_readers_of_one_stream_over_two_gateways(system: System) -> None:
             pass
     other = (await create(system, simulate={"tokens": 3})).json()["id"]
     await system.follow(other, gateway=1).until_end()
-    await readers[0].leave()
-
-    async def one_more() -> bool:
-        return await admitted(1) is not None
-
+    await last.leave()
     await wait_until(one_more, what="the place of the reader who has left")
     # A gateway that is killed keeps its readers' places until its note runs out.
     key = readers_key(stream_id)
@@ -224,3 +233,46 @@ async def test_readers_of_one_stream_over_two_gateways(system: System) -> None:
         return not await system.commands.exists(key)
 
     await wait_until(all_gone, what="the readers of a stream that has ended are forgotten")
+
+
+async def test_requests_of_one_address_and_of_each_client_of_a_trusted_proxy(system: System) -> None:
+    await limited(system, connections=2)
+    stream_id = (await create(system, simulate=SLOW)).json()["id"]
+    readers = [system.follow(stream_id) for _ in range(2)]
+    for reader in readers:
+        await reader.until_tokens(1)
+    refused = await create(system)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
+    assert refused.headers["ratelimit-policy"] == '"connections";q=2;qu="concurrent-requests"'
+    chat = await system.http.post(f"{system.gateway_url()}/v1/chat/completions", json={"messages": MESSAGES})
+    assert chat.json()["error"]["code"] == "rate_limit_exceeded"
+    with pytest.raises(websockets.InvalidStatus, match="429"):
+        async with websockets.connect(f"ws://127.0.0.1:{system.gateway_port()}/v1/streams/{stream_id}/ws"):
+            pass
+    forged = {"x-forwarded-for": "198.51.100.1"}
+    assert (await create(system, headers=forged)).status_code == 429, "nobody trusts this peer"
+    assert (await create(system, 1, simulate={"tokens": 1})).status_code == 201, "each process counts for itself"
+    await readers[0].leave()
+
+    async def free() -> bool:
+        return (await create(system, simulate={"tokens": 1})).status_code == 201
+
+    await wait_until(free, what="the place of the reader who has left")
+    async with websockets.connect(f"ws://127.0.0.1:{system.gateway_port()}/v1/streams/{stream_id}/ws"):
+        assert (await create(system)).status_code == 429
+    await wait_until(free, what="the place of the WebSocket")
+
+    for gateway in system.gateways:
+        gateway.settings["trusted_proxies"] = "127.0.0.0/8"
+    await limited(system, connections=1)
+    stream_id = (await create(system, simulate=SLOW)).json()["id"]
+    url = system.events_url(stream_id)
+    client = {"x-forwarded-for": "203.0.113.9, 198.51.100.1"}
+    async with system.http.stream("GET", url, headers=client) as response:
+        assert response.status_code == 200
+        client["x-forwarded-for"] = "192.0.2.7, 198.51.100.1, 127.0.0.2"
+        assert (await create(system, headers=client)).status_code == 429, "what a client has written does not count"
+        assert (await create(system, headers={"x-forwarded-for": "198.51.100.2"})).status_code == 201
+        assert (await create(system)).status_code == 201, "the proxy itself"
+    for gateway in system.gateways:
+        del gateway.settings["trusted_proxies"]

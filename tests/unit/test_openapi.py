@@ -31,7 +31,7 @@ def parts(*, console: bool = True) -> tuple[list[Route], list[Part]]:
     subscribe = Subscribe(NOBODY, NOBODY, NOBODY, NOBODY, SETTINGS, NOBODY)
     watchers = Watchers(NOBODY) if console else None
     native, before, routes = parts_of(
-        Services(NOBODY, subscribe, NOBODY, NOBODY, watchers, NOBODY, NOBODY, NOBODY, NOBODY, SETTINGS)
+        Services(NOBODY, subscribe, NOBODY, NOBODY, watchers, NOBODY, NOBODY, NOBODY, NOBODY, NOBODY, SETTINGS)
     )
     assert routes == [*native.routes, *(route for part in before for route in part.routes)]
     assert {(method, route.path) for route in native.routes for method in methods_like(route.method)} == {
