@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import uvicorn
 
 from gateway.access.admission import Admission
-from gateway.access.limits import Limits
+from gateway.access.limits import Limits, OwnLimits
 from gateway.access.mode import is_authentication_on
 from gateway.access.owners import Owners
 from gateway.access.stream_readers import StreamReaders
@@ -215,7 +215,8 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         page_events=settings.page_events,
         cache_bytes_max=settings.page_cache_bytes_max,
     )
-    stream_readers = StreamReaders(commands, settings)
+    own_limits = OwnLimits(settings, lambda principal_name: {})
+    stream_readers = StreamReaders(commands, own_limits)
     addresses = Addresses(settings)
 
     def left(reader: Reader) -> None:
@@ -235,7 +236,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         on_new=delivery.on_new,
     )
     silence_checks = SilenceChecks(tails, log, endings, settings, on_lost=delivery.lose)
-    limits = Limits(accounts, log, settings)
+    limits = Limits(accounts, log, own_limits, settings)
     parts = (commands, log, queue, tails, deliveries, settings, Owners(checked=authenticates), limits, usage)
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
     models = ProviderModels(settings)

@@ -132,7 +132,7 @@ class Streams:
                 bytes_until_end = 0 if keep_request else large_bytes
                 size = len(entry.value) + large_bytes - bytes_until_end, bytes_until_end
                 admit = partial(self._limits.admit, stream_id, owner, *size)
-                if self._limits.apply:
+                if self._limits.apply_to(owner):
                     await self._admitted(admit, f"{owner}\0{idempotency}" if idempotency is not None else "")
                 await self._begin(stream_id, entry, beside, admit, alone=stream_id == new_id)
                 self._owners.remember(stream_id, owner)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Callable, Mapping
 
 from gateway import metrics
-from gateway.http.principal import principal
 from gateway.http.problems import Problem, too_many
 from shared.accounts import Accounts, Allowance, Refusal
 from shared.event_log import EventLog
@@ -27,17 +27,41 @@ _LOOK_SECONDS = 0.05
 """How long a look waits for other creates that are refused meanwhile: it serves them all."""
 _DAY_SECONDS = 86_400
 
-OVERRIDES = ("creates_per_minute", "streams", "readers", "request_bytes", "tokens_per_day")
-"""The limits that a principal may have of its own, by the names of the settings after MIDSTREAM_LIMIT_."""
+OWN_LIMITS = (
+    "limit_creates_per_minute",
+    "limit_streams",
+    "limit_readers",
+    "limit_request_bytes",
+    "limit_tokens_per_day",
+)
+"""The settings in whose place a principal may have limits of its own."""
+
+Overrides = Callable[[str], Mapping[str, object]]
+"""Returns the limits of its own that a principal of this name has, by the names of the settings."""
+
+
+class OwnLimits:
+    """The limits of each principal: its own, else those of the settings."""
+
+    def __init__(self, settings: Settings, overrides: Overrides) -> None:
+        self._settings = settings
+        self._overrides = overrides
+
+    def of(self, principal_name: str, limit: str) -> int:
+        """Returns a limit, one of `OWN_LIMITS`; 0: none. What is no number of at least 0 in an override has no effect."""
+        own = self._overrides(principal_name).get(limit)
+        if isinstance(own, int | float) and own >= 0 and math.isfinite(own):
+            return int(own)
+        return int(getattr(self._settings, limit))
 
 
 class Limits:
     """Admits streams to their logs. `for_all` holds for all principals together; each one's own are in the settings or its key."""
 
-    def __init__(self, accounts: Accounts, log: EventLog, settings: Settings) -> None:
+    def __init__(self, accounts: Accounts, log: EventLog, own: OwnLimits, settings: Settings) -> None:
         self._accounts = accounts
         self._log = log
-        self._settings = settings
+        self._own = own
         self._begins_seconds = 2 * settings.redis_wait_seconds
         """A stream without a log that is younger may still begin: its create waits for Redis."""
         self._looks: dict[str | None, asyncio.Task[bool]] = {}
@@ -49,30 +73,25 @@ class Limits:
             settings.limit_tokens_per_day_all,
         )
 
-    def own(self) -> Allowance:
-        """Returns the limits of the current request's principal."""
+    def own(self, owner: str) -> Allowance:
+        """Returns the limits of a principal."""
         return Allowance(
-            self._own("creates_per_minute"),
-            self._own("streams"),
-            self._own("request_bytes"),
-            self._own("tokens_per_day"),
+            self._own.of(owner, "limit_creates_per_minute"),
+            self._own.of(owner, "limit_streams"),
+            self._own.of(owner, "limit_request_bytes"),
+            self._own.of(owner, "limit_tokens_per_day"),
         )
 
-    def _own(self, name: str) -> int:
-        own: int = principal.get().limits.get(name, getattr(self._settings, f"limit_{name}"))
-        return own
-
-    @property
-    def apply(self) -> bool:
-        """Whether a create may be refused: then nothing may be written for it before it is admitted."""
-        return bool(self.own() or self.for_all)
+    def apply_to(self, owner: str) -> bool:
+        """Returns whether a create for this owner may be refused: then nothing may be written for it before it is admitted."""
+        return bool(self.own(owner) or self.for_all)
 
     async def admit(self, stream_id: str, owner: str, bytes_with_log: int, bytes_until_end: int) -> None:
         """Enters a stream whose log has not begun into its owner's account. May be repeated.
 
         Raises Problem 429 if a limit forbids it, and Disconnected, RedisRefused, LogFull.
         """
-        own = self.own()
+        own = self.own(owner)
         stream = stream_id, owner, bytes_with_log, bytes_until_end
         refusal = await self._accounts.admit(*stream, own, self.for_all)
         if refusal is not None and refusal.limit == "streams":

@@ -11,13 +11,13 @@ from collections import Counter
 from typing import Any
 
 from gateway import metrics
+from gateway.access.limits import OwnLimits
 from gateway.http.principal import principal
 from gateway.http.problems import too_many
 from gateway.process_name import gateway_name
 from shared.background import keep_running
 from shared.commands import Commands, Script
 from shared.keys import readers_key
-from shared.settings import Settings
 
 _HOLDS_SECONDS, _RENEWALS = 30.0, 3
 """How long the readers of a killed gateway still count, and how often a note is renewed in this time."""
@@ -32,9 +32,9 @@ class StreamReaders:
     READERS = Script("readers", when_full=True)
     SCRIPTS = (READERS.source,)
 
-    def __init__(self, commands: Commands, settings: Settings) -> None:
+    def __init__(self, commands: Commands, own: OwnLimits) -> None:
         self._commands = commands
-        self._limit = settings.limit_readers
+        self._own = own
         self._name = gateway_name()
         self._here: Counter[str] = Counter()
         self._task: asyncio.Task[None] | None = None
@@ -52,7 +52,7 @@ class StreamReaders:
 
         Raises Problem 429, and Disconnected, RedisRefused.
         """
-        limit = principal.get().limits.get("readers", self._limit)
+        limit = self._own.of(principal.get().name, "limit_readers")
         if not limit:
             return False
         self._here[stream_id] += 1  # before it waits: others may come meanwhile

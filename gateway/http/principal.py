@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gateway.http.problems import Problem
 
@@ -28,8 +27,6 @@ class Principal:
     scopes: frozenset[str]
     stream_id: str | None = None
     """The only stream that it may ask for; None for all that it owns."""
-    limits: Mapping[str, int] = field(default_factory=dict)
-    """Limits of its own (`gateway.access.limits.OVERRIDES`), in place of those in the settings."""
 
 
 ANONYMOUS = Principal("anonymous", SCOPES)

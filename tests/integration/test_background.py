@@ -22,6 +22,7 @@ import gateway.metrics
 import producer.worker
 import shared.presence
 import shared.usage
+from gateway.access.limits import OwnLimits
 from gateway.access.stream_readers import StreamReaders
 from gateway.console.overview import Overview
 from gateway.console.watchers import Watcher, Watchers
@@ -298,7 +299,7 @@ async def _usage(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 async def _stream_readers(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     parts.patch.setattr(gateway.access.stream_readers, "_HOLDS_SECONDS", 0.06)
     async with parts.commands() as commands:
-        readers = StreamReaders(commands, Settings(limit_readers=1))
+        readers = StreamReaders(commands, OwnLimits(Settings(limit_readers=1), lambda name: {}))
         once = Once(readers._send)
         parts.patch.setattr(readers, "_send", once)
         assert await readers.enter(new_stream_id())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway import metrics
-from gateway.access.limits import Limits
+from gateway.access.limits import Limits, OwnLimits
 from gateway.access.owners import Owners
 from gateway.access.stream_readers import StreamReaders
 from gateway.api.follow import Subscribe
@@ -82,11 +82,14 @@ class Gateway:
 
         self.tails = Tails(followed, self.log, subscriber, SETTINGS, self.delivery.on_new)
         queue = RequestQueue(self.commands, ttl_seconds=600, requests_max=10)
-        accounts = Accounts(self.commands, SETTINGS)
-        limits, usage = Limits(accounts, self.log, SETTINGS), Usage(accounts, self.log, deliveries, SETTINGS)
+        accounts, own_limits = Accounts(self.commands, SETTINGS), OwnLimits(SETTINGS, lambda name: {})
+        limits, usage = (
+            Limits(accounts, self.log, own_limits, SETTINGS),
+            Usage(accounts, self.log, deliveries, SETTINGS),
+        )
         parts = (self.commands, self.log, queue, self.tails, deliveries, SETTINGS)
         streams = Streams(*parts, Owners(checked=False), limits, usage)
-        stream_readers = StreamReaders(self.commands, SETTINGS)
+        stream_readers = StreamReaders(self.commands, own_limits)
         self.subscribe = Subscribe(
             streams, self.tails, self.delivery, ProviderModels(SETTINGS), SETTINGS, stream_readers
         )

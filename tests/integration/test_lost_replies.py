@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from gateway import metrics
-from gateway.access.limits import Limits
+from gateway.access.limits import Limits, OwnLimits
 from gateway.access.owners import Owners
 from gateway.http.problems import Problem
 from gateway.streams import Streams
@@ -87,7 +87,10 @@ def streams_over(commands: Commands, settings: Settings) -> Streams:
     log = EventLog(commands, log_ttl_seconds=1000, ended_ttl_seconds=100, tombstone_ttl_seconds=30)
     queue = RequestQueue(commands, ttl_seconds=500, requests_max=1000)
     accounts, deliveries = Accounts(commands, settings), DeliveryNotes(commands)
-    limits, usage = Limits(accounts, log, settings), Usage(accounts, log, deliveries, settings)
+    limits, usage = (
+        Limits(accounts, log, OwnLimits(settings, lambda name: {}), settings),
+        Usage(accounts, log, deliveries, settings),
+    )
     parts = (cast(Any, commands), log, queue, cast(Any, None), deliveries, settings)
     return Streams(*parts, Owners(checked=False), limits, usage)
 
