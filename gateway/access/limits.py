@@ -109,6 +109,7 @@ class Limits:
         look = self._looks.get(owner)
         if look is None:
             look = self._looks[owner] = asyncio.get_running_loop().create_task(self._look(owner))
+            look.add_done_callback(_retrieved)
         return await asyncio.shield(look)
 
     async def _look(self, owner: str | None) -> bool:
@@ -127,6 +128,12 @@ class Limits:
         if ended:
             await self._accounts.ended(owner, ended)
         return bool(ended)
+
+
+def _retrieved(look: asyncio.Task[bool]) -> None:
+    """Marks the error of a look as retrieved: all who waited for it may have gone."""
+    if not look.cancelled():
+        look.exception()
 
 
 def _too_many(refusal: Refusal, allowance: Allowance) -> Problem:

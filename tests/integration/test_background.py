@@ -506,6 +506,7 @@ SHORT_LIVED = {
     "shared/background.py": {"keep_running"},
     "shared/redis_server.py": {"send"},
     "shared/spans.py": {"close"},
+    "gateway/access/limits.py": {"_some_have_ended"},
     "gateway/http/exchange.py": {"unless_disconnected"},
     "gateway/provider_models.py": {"_listed"},
     "gateway/delivery/ledger.py": {"_sent"},
