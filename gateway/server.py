@@ -29,6 +29,7 @@ from gateway.access.sessions import Sessions
 from gateway.access.signing import SigningKeys
 from gateway.access.stream_tokens import StreamTokens
 from gateway.api.follow import Subscribe
+from gateway.api.health import Health
 from gateway.api.readiness import Readiness
 from gateway.app import Services, make_app
 from gateway.console.files import is_wanted
@@ -53,6 +54,7 @@ from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
 from shared.event_log import EventLog
+from shared.metrics_server import MetricsServer
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
@@ -133,6 +135,7 @@ class _Gateway:
     presence: Presence
     request_timeouts: RequestTimeouts
     watchers: Watchers | None
+    metrics_server: MetricsServer
     app: ASGI
 
     async def start(self, running: RunningParts) -> None:
@@ -152,6 +155,9 @@ class _Gateway:
         running.add(self.request_timeouts).start()
         if self.watchers is not None:
             running.add(self.watchers).start()
+        metrics_url = await running.add(self.metrics_server).open()
+        if metrics_url is not None:
+            logger.info("metrics: %s", metrics_url)
 
     def leave(self) -> None:
         """Sends all readers away, since the process is about to stop."""
@@ -213,8 +219,9 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     request_timeouts = RequestTimeouts(settings.request_seconds)
     watchers = Watchers(Overview(commands, queue)) if is_wanted(settings, guarded=authenticates) else None
     readiness = Readiness(commands, settings)
+    health = Health(delivery, readiness)
     app = make_app(
-        Services(streams, subscribe, delivery, models, watchers, commands, readiness, admission, given, settings)
+        Services(streams, subscribe, delivery, models, watchers, commands, health, admission, given, settings)
     )
     if traces is not None:
         app = traces.joining(app)
@@ -233,6 +240,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         presence(delivery, tails, commands, settings),
         request_timeouts,
         watchers,
+        MetricsServer(health.answers(), settings),
         app,
     )
 
