@@ -21,8 +21,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import uvicorn
 
 from gateway.access.admission import Admission
+from gateway.access.authenticators import Authenticator
+from gateway.access.given_tokens import GivenTokens
 from gateway.access.mode import is_authentication_on
 from gateway.access.owners import Owners
+from gateway.access.sessions import Sessions
+from gateway.access.signing import SigningKeys
+from gateway.access.stream_tokens import StreamTokens
 from gateway.api.follow import Subscribe
 from gateway.api.readiness import Readiness
 from gateway.app import Services, make_app
@@ -201,13 +206,16 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     parts = (commands, log, queue, tails, deliveries, settings, Owners(checked=authenticates))
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
     models = ProviderModels(settings)
-    subscribe = Subscribe(streams, tails, delivery, models, settings)
+    admission = admission_for(settings) if authenticates else Admission()
+    given = GivenTokens(admission.tokens, settings.path_prefix)
+    subscribe = Subscribe(streams, given, tails, delivery, models, settings)
     measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, queue, settings)
     request_timeouts = RequestTimeouts(settings.request_seconds)
-    watchers = Watchers(Overview(commands, queue)) if is_wanted(settings) else None
+    watchers = Watchers(Overview(commands, queue)) if is_wanted(settings, guarded=authenticates) else None
     readiness = Readiness(commands, settings)
-    admission = Admission((), is_on=authenticates)
-    app = make_app(Services(streams, subscribe, delivery, models, watchers, commands, readiness, admission, settings))
+    app = make_app(
+        Services(streams, subscribe, delivery, models, watchers, commands, readiness, admission, given, settings)
+    )
     if traces is not None:
         app = traces.joining(app)
 
@@ -226,6 +234,22 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         request_timeouts,
         watchers,
         app,
+    )
+
+
+def authenticators_for(settings: Settings) -> list[Authenticator]:
+    """Returns what recognizes the tokens of services and users."""
+    return []
+
+
+def admission_for(settings: Settings) -> Admission:
+    """Returns what guards a gateway with authentication. Raises Unusable."""
+    keys = SigningKeys(settings.token_keys)
+    return Admission(
+        authenticators_for(settings),
+        tokens=StreamTokens(keys, settings),
+        sessions=Sessions(keys),
+        user_cookie=settings.user_cookie,
     )
 
 
@@ -257,7 +281,10 @@ def _uvicorn_config(gateway: _Gateway, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        headers=[("x-content-type-options", "nosniff")],  # no browser may take an answer for a script or a page
+        headers=[
+            ("x-content-type-options", "nosniff"),  # no browser may take an answer for a script or a page
+            ("referrer-policy", "no-referrer"),  # a page's address may have an access token
+        ],
         proxy_headers=False,  # nothing here depends on where a request came from
         backlog=BACKLOG,
         timeout_keep_alive=settings.idle_connection_seconds,

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -113,6 +114,7 @@ class LocalMidstream:
         self.url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
         environment = {
             "MIDSTREAM_WORKER_DRAIN_SECONDS": _DRAIN_SECONDS,
+            "MIDSTREAM_TOKEN_KEYS": secrets.token_hex(32),
             **self._environment,
             "MIDSTREAM_REDIS_URL": self._redis_url,
             "MIDSTREAM_GATEWAY_PROCESSES": str(gateways),

@@ -85,9 +85,10 @@ def up(
 
 def _say_what_there_is(url: str, settings: Settings) -> None:
     """Prints the console's address, if there is one, and what the provider has."""
+    from gateway.access.mode import is_authentication_on
     from gateway.console.files import is_wanted  # a web framework: now that the children run, nobody waits for it
 
-    if is_wanted(settings):
+    if is_wanted(settings, guarded=is_authentication_on(settings, settings.host)):
         print(f"open the console: {url}/", flush=True)
     print(asyncio.run(_about_the_provider(settings)), flush=True)
 

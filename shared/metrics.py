@@ -90,7 +90,7 @@ STATUSES = (
     "507",
     OTHER,
 )
-REQUEST_STATUSES = ("101", "200", "201", "204", "304", *STATUSES)
+REQUEST_STATUSES = ("101", "200", "201", "204", "303", "304", *STATUSES)
 FACES = ("sse", "ndjson", "text", "websocket", "prompt", "chat", "responses", "ai_sdk")
 """The forms in which a stream can be followed."""
 APIS = ("native", "chat", "responses", "ai_sdk")

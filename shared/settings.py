@@ -37,7 +37,7 @@ def _setting(
     choices: tuple[str, ...] = (),
 ) -> Any:
     about = {"unit": unit, "why": why, "least": least, "most": most, "env": env, "choices": choices}
-    return field(default=default, metadata=about)
+    return field(default=default, metadata=about, repr=unit != "secret")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,16 @@ class Settings:
         "auto, required, none",
         "Whether clients have to show who they are. required: by an API key or a token. none: whoever reaches the port may do everything. auto: nobody has to where the gateway listens on a loopback address only; elsewhere it does not start.",
         choices=("auto", "required", "none"),
+    )
+    token_keys: str = _setting(
+        "",
+        "secret",
+        "The keys by which gateways sign access tokens and the console's sessions: one, or the new one and the one before it, separated by a comma; each with at least 32 characters (`openssl rand -hex 32`). All gateways of one Redis need the same. Needed where authentication is on; `midstream up` makes one.",
+    )
+    user_cookie: str = _setting(
+        "",
+        "name",
+        "The cookie in which your application keeps its user's token (a JWT), if it does: requests of its pages are that user's.",
     )
     log_level: str = _setting(
         "info",
@@ -282,7 +292,7 @@ class Settings:
     console: str = _setting(
         "auto",
         "auto, on, off",
-        "Whether the gateway serves the console at /, and its data. The console names every live stream, and whoever knows a stream's name may read and cancel it. So auto means: only if the gateway listens on a loopback address.",
+        "Whether the gateway serves the console at /, and its data. It names every live stream. auto: if the gateway listens on a loopback address, or authentication is on: then it needs an API key with the scope admin.",
         choices=("auto", "on", "off"),
     )
     connections_max: int = _setting(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Protocol
 
 from gateway.http.principal import Principal
@@ -11,6 +11,9 @@ from gateway.http.principal import Principal
 class Authenticator(Protocol):
     """One kind of token."""
 
+    is_for_urls: bool = False
+    """Whether such a token may also stand in a URL (`?access_token=`) and in a cookie: it expires soon. An API key may not."""
+
     async def principal_of(self, token: str) -> Principal | None:
         """Returns whom a token stands for; None if it is of another kind, expired, revoked, or wrong in any other way.
 
@@ -18,7 +21,7 @@ class Authenticator(Protocol):
         """
 
 
-async def principal_of(token: str, authenticators: Sequence[Authenticator]) -> Principal | None:
+async def principal_of(token: str, authenticators: Iterable[Authenticator]) -> Principal | None:
     """Returns the principal that the first authenticator knows who knows any."""
     for authenticator in authenticators:
         found = await authenticator.principal_of(token)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import time
+
 import orjson
 from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from gateway.access.given_tokens import GivenTokens
 from gateway.api import operations
 from gateway.api.readiness import Readiness
-from gateway.api.requests import check_generation, check_idempotency_key, seconds
+from gateway.api.requests import (
+    check_generation,
+    check_idempotency_key,
+    check_token_request,
+    seconds,
+    wants_cookie,
+)
 from gateway.delivery.delivery import Delivery
-from gateway.http.bodies import parse_body, received
+from gateway.http.bodies import body_of, parse_body, received
 from gateway.http.etags import etag_of_body, is_known
 from gateway.http.exchange import json_response, unless_disconnected
+from gateway.http.principal import principal, require
 from gateway.http.problems import Problem, stopping
 from gateway.http.routes import Route, methods_like
 from gateway.http.whole_bodies import made
@@ -25,15 +35,23 @@ from shared.settings import Settings
 from shared.version import VERSION
 
 _WAIT_SECONDS_MAX = 600
+_TOKEN_BODY_BYTES_MAX = 4096
 
 
 class NativeApi:
     """The requests that are answered whole, whatever their path names last."""
 
     def __init__(
-        self, streams: Streams, delivery: Delivery, readiness: Readiness, models: ProviderModels, settings: Settings
+        self,
+        streams: Streams,
+        given: GivenTokens,
+        delivery: Delivery,
+        readiness: Readiness,
+        models: ProviderModels,
+        settings: Settings,
     ) -> None:
         self._streams = streams
+        self._given = given
         self._delivery = delivery
         self._readiness = readiness
         self._models = models
@@ -44,6 +62,7 @@ class NativeApi:
             Route("GET", stream, self.state, operations.STATE, "read"),
             Route("POST", stream + "/cancel", self.cancel, operations.CANCEL_STREAM, "cancel"),
             Route("GET", stream + "/receipt", self.receipt, operations.RECEIPT, "read"),
+            Route("POST", stream + "/tokens", self.token, operations.CREATE_TOKEN, "read"),
             Route("DELETE", stream, self.delete, operations.DELETE_STREAM, "create"),
             Route("GET", "/healthz", self.healthz, operations.HEALTH, "open"),
             Route("GET", "/readyz", self.readyz, operations.READINESS, "open"),
@@ -68,7 +87,13 @@ class NativeApi:
             parsed = parse_body(body)
             generation, policies, metadata = check_generation(parsed, await self._models.default_for(parsed))
             created = await self._streams.create(generation, policies, metadata, idempotency=key)
-        return json_response(created, 201, {"location": created["events_url"]})
+            as_cookie = wants_cookie(parsed)
+        token = self._given.token(created["id"])
+        answer = json_response(
+            created if token is None else {**created, "access_token": token}, 201, {"location": created["events_url"]}
+        )
+        answer.raw_headers += self._given.headers(request.scope, created["id"], as_cookie=as_cookie)
+        return answer
 
     async def state(self, stream_id: str, request: Request) -> Response:
         """`GET /v1/streams/{id}`; with `?wait=SECONDS`, when it has ended or the time is up."""
@@ -92,6 +117,27 @@ class NativeApi:
     async def receipt(self, stream_id: str) -> Response:
         """`GET /v1/streams/{id}/receipt`"""
         return json_response(await self._streams.receipt(stream_id))
+
+    async def token(self, stream_id: str, request: Request) -> Response:
+        """`POST /v1/streams/{id}/tokens`"""
+        if self._given.tokens is None:
+            raise Problem(404, "tokens are given out where authentication is on: MIDSTREAM_AUTH=required")
+        raw = await body_of(request, _TOKEN_BODY_BYTES_MAX)
+        wanted = check_token_request(parse_body(raw) if raw else {})
+        for scope in wanted.scopes:
+            require(scope)
+        await self._streams.check_owner(stream_id)
+        expires_at = time.time() + wanted.expires_in_seconds
+        who = principal.get()
+        if who.stream_id is not None and who.expires_at is not None:
+            expires_at = min(expires_at, who.expires_at)
+        expires_at = min(int(expires_at), self._given.tokens.last_moment(stream_id))
+        token = self._given.tokens.token(stream_id, wanted.scopes, expires_at)
+        about = {"access_token": token, "token_type": "Bearer", "scopes": wanted.scopes, "expires_at": expires_at}
+        answer = json_response(about, 201)
+        if wanted.cookie:
+            answer.raw_headers.append(self._given.cookie(request.scope, stream_id, token, expires_at))
+        return answer
 
     async def delete(self, stream_id: str) -> Response:
         """`DELETE /v1/streams/{id}`"""

@@ -27,6 +27,8 @@ class Principal:
     scopes: frozenset[str]
     stream_id: str | None = None
     """The only stream that it may ask for; None for all that it owns."""
+    expires_at: float | None = None
+    """When its credential expires (Unix seconds), if that is known."""
 
 
 ANONYMOUS = Principal("anonymous", SCOPES)
