@@ -18,9 +18,9 @@ from typing import Any
 import jwt
 import orjson
 
-from gateway.http.hosts import is_loopback
 from gateway.http.principal import SCOPES, Principal
 from gateway.http.problems import Problem
+from gateway.listening import is_loopback
 from shared.background import Complaints, keep_running
 from shared.errors import Unusable
 from shared.settings import Settings
