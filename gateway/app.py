@@ -16,8 +16,8 @@ from gateway.access.admission import Admission
 from gateway.access.given_tokens import GivenTokens
 from gateway.api.docs import Docs
 from gateway.api.follow import Subscribe
+from gateway.api.health import Health
 from gateway.api.probe import Probe
-from gateway.api.readiness import Readiness
 from gateway.api.routes import NativeApi
 from gateway.api.websocket import WebSockets, closing_with
 from gateway.console.files import Console
@@ -55,7 +55,7 @@ class Services:
     models: ProviderModels
     watchers: Watchers | None
     commands: Commands
-    readiness: Readiness
+    health: Health
     admission: Admission
     given: GivenTokens
     settings: Settings
@@ -65,13 +65,15 @@ def parts_of(services: Services) -> tuple[NativeApi, list[Part], list[Route]]:
     """Returns the API that FastAPI serves, the parts that are tried before it, in order, and all routes."""
     streams, subscribe, settings = services.streams, services.subscribe, services.settings
     admission, given = services.admission, services.given
-    native = NativeApi(streams, given, services.delivery, services.readiness, services.models, settings)
+    native = NativeApi(streams, given, services.delivery, services.models, settings)
     parts: list[Part] = [
         WebSockets(streams, subscribe),  # takes all that is not HTTP
         subscribe,
         Probe(services.delivery, settings),
         *facades(streams, given, subscribe, services.models, settings, services.commands),
     ]
+    if not (admission.is_on and settings.metrics_port):
+        parts.append(services.health)  # else they are at a port of their own, which strangers do not reach
     if services.watchers is not None:
         parts += [services.watchers, Console()]
         if admission.sessions is not None:

@@ -31,6 +31,7 @@ from gateway.access.signing import SigningKeys
 from gateway.access.stream_tokens import StreamTokens
 from gateway.access.user_tokens import UserTokens
 from gateway.api.follow import Subscribe
+from gateway.api.health import Health
 from gateway.api.readiness import Readiness
 from gateway.app import Services, make_app
 from gateway.console.files import is_wanted
@@ -56,6 +57,7 @@ from gateway.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
 from shared.commands import Commands
 from shared.event_log import EventLog
+from shared.metrics_server import MetricsServer
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
@@ -137,6 +139,7 @@ class _Gateway:
     presence: Presence
     request_timeouts: RequestTimeouts
     watchers: Watchers | None
+    metrics_server: MetricsServer
     app: ASGI
 
     async def start(self, running: RunningParts) -> None:
@@ -158,6 +161,9 @@ class _Gateway:
         running.add(self.request_timeouts).start()
         if self.watchers is not None:
             running.add(self.watchers).start()
+        metrics_url = await running.add(self.metrics_server).open()
+        if metrics_url is not None:
+            logger.info("metrics: %s", metrics_url)
 
     def leave(self) -> None:
         """Sends all readers away, since the process is about to stop."""
@@ -220,8 +226,9 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     request_timeouts = RequestTimeouts(settings.request_seconds)
     watchers = Watchers(Overview(commands, queue)) if is_wanted(settings, guarded=authenticates) else None
     readiness = Readiness(commands, settings)
+    health = Health(delivery, readiness)
     app = make_app(
-        Services(streams, subscribe, delivery, models, watchers, commands, readiness, admission, given, settings)
+        Services(streams, subscribe, delivery, models, watchers, commands, health, admission, given, settings)
     )
     if traces is not None:
         app = traces.joining(app)
@@ -241,6 +248,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         presence(delivery, tails, commands, settings),
         request_timeouts,
         watchers,
+        MetricsServer(health.answers(), settings),
         app,
     )
 

@@ -121,7 +121,8 @@ class LocalMidstream:
         }
         fd = self._listening.fileno()
         command = [sys.executable, "-m", "gateway", "--fd", str(fd)]
-        self._add(_NamedChild(name="the gateway", command=command, environment=environment, fds=(fd,)))
+        of_gateway = {**environment, "MIDSTREAM_METRICS_PORT": "0"}  # the first worker has that port
+        self._add(_NamedChild(name="the gateway", command=command, environment=of_gateway, fds=(fd,)))
         with ReadyPipe() as pipe:
             command = [sys.executable, "-m", "producer"]
             ready = [*command, "--ready-fd", str(pipe.fd)]

@@ -119,12 +119,12 @@ class Settings:
     metrics_host: str = _setting(
         "127.0.0.1",
         "address",
-        "The address at which a worker serves /metrics and /healthz; 0.0.0.0 for a Prometheus on another machine.",
+        "The address of MIDSTREAM_METRICS_PORT; 0.0.0.0 for a Prometheus on another machine.",
     )
     metrics_port: int = _setting(
         0,
         "port",
-        "A worker's port for /metrics. If it is taken, as with several workers on one machine, the next free one of the fifteen after it. 0: none. A gateway serves them at its own port.",
+        "The port at which a worker serves /metrics and /healthz, and a gateway /metrics, /healthz and /readyz. If it is taken, as with several processes on one machine, the next free one of the fifteen after it. 0: none. A gateway serves them at its own port, too; with authentication on, only if it has no such port.",
         least=0,
         most=65520,
     )

@@ -78,8 +78,8 @@ def page_of(described: Json) -> str:
 
 def _operation(path: str, method: str, operation: Json, described: Json) -> str:
     parts = [f"<p>{_words(operation['description'])}</p>"] if "description" in operation else []
-    needed = sorted({scope for scheme in operation["security"] for scopes in scheme.values() for scope in scopes})
-    parts += [f"<p>Needs the scope <code>{escape(scope)}</code>, if authentication is on.</p>" for scope in needed]
+    scopes = {scope for scheme in operation["security"] for scopes in scheme.values() for scope in scopes}
+    parts += [f"<p>Needs the scope <code>{escape(scope)}</code>, if authentication is on.</p>" for scope in scopes]
     rows = [
         (
             f"<code>{escape(parameter['name'])}</code>",

@@ -203,14 +203,16 @@ class Health(Described):
     """The process lives."""
 
     status: Literal["ok"]
-    version: str
+    version: str | None = None
+    """Not for strangers, if authentication is on."""
 
 
 class Ready(Described):
     """The process can serve."""
 
     status: Literal["ready"]
-    readers: Count
+    readers: Count | None = None
+    """Not for strangers, if authentication is on."""
 
 
 class ProbeTrace(Described):

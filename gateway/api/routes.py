@@ -1,4 +1,4 @@
-"""`/v1/streams` but for what streams: create, state, cancel, receipt, delete; and health, readiness and metrics. On FastAPI."""
+"""`/v1/streams` but for what streams: create, state, cancel, receipt, delete; on FastAPI."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import time
 
 import orjson
 from fastapi import FastAPI, Request
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from gateway.access.given_tokens import GivenTokens
 from gateway.api import operations
-from gateway.api.readiness import Readiness
 from gateway.api.requests import (
     check_generation,
     check_idempotency_key,
@@ -27,7 +25,7 @@ from gateway.http.principal import principal, require
 from gateway.http.problems import Problem, stopping
 from gateway.http.routes import Route, methods_like
 from gateway.http.whole_bodies import made
-from gateway.metrics import exposition, refused
+from gateway.metrics import refused
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from shared.lifecycle import History
@@ -46,14 +44,12 @@ class NativeApi:
         streams: Streams,
         given: GivenTokens,
         delivery: Delivery,
-        readiness: Readiness,
         models: ProviderModels,
         settings: Settings,
     ) -> None:
         self._streams = streams
         self._given = given
         self._delivery = delivery
-        self._readiness = readiness
         self._models = models
         self._settings = settings
         stream = "/v1/streams/{stream_id}"
@@ -64,9 +60,6 @@ class NativeApi:
             Route("GET", stream + "/receipt", self.receipt, operations.RECEIPT, "read"),
             Route("POST", stream + "/tokens", self.token, operations.CREATE_TOKEN, "read"),
             Route("DELETE", stream, self.delete, operations.DELETE_STREAM, "create"),
-            Route("GET", "/healthz", self.healthz, operations.HEALTH, "open"),
-            Route("GET", "/readyz", self.readyz, operations.READINESS, "open"),
-            Route("GET", "/metrics", self.metrics, operations.METRICS, "admin"),
         )
 
     def app(self) -> FastAPI:
@@ -143,23 +136,6 @@ class NativeApi:
         """`DELETE /v1/streams/{id}`"""
         await self._streams.delete(stream_id)
         return Response(status_code=204)
-
-    async def healthz(self) -> Response:
-        """`GET /healthz`: the process lives."""
-        return json_response({"status": "ok", "version": VERSION})
-
-    async def readyz(self) -> Response:
-        """`GET /readyz`: 200 if this process can serve. Raises Problem 503 that says why it cannot."""
-        if self._delivery.draining:
-            raise Problem(503, "this gateway is about to stop")
-        complaint = await self._readiness.complaint()
-        if complaint:
-            raise Problem(503, complaint)
-        return json_response({"status": "ready", "readers": self._delivery.readers})
-
-    async def metrics(self) -> Response:
-        """`GET /metrics`: of all processes of this gateway, whichever of them answers."""
-        return Response(exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _whole_state(stream_id: str, history: History) -> bytes:

@@ -233,7 +233,7 @@ async def test_a_chat_id_and_an_idempotency_key_are_each_principal_s_own(system:
     )
     assert stopped.json()["stopped"] is False
     assert stopped.json()["status"] is None
-    ids = {}
+    ids: dict[str, str] = {}
     for name in ("alice", "bob", "alice"):
         created = await system.http.post(
             f"{url}/v1/streams", json=CHAT, headers={**as_(name), "idempotency-key": "the-key"}
@@ -398,7 +398,14 @@ async def test_tokens_are_made_narrower_and_shorter_and_never_wider(system: Syst
     whole = await system.http.post(url, headers=as_("alice"))
     assert whole.json()["expires_at"] == TOKENS.last_moment(stream_id)
     assert whole.json()["scopes"] == ["read"]
-    for wrong in ({"scopes": []}, {"scopes": ["create"]}, {"expires_in": 0}, {"expires_in": "1"}, {"scope": "read"}):
+    bodies: list[dict[str, Any]] = [
+        {"scopes": []},
+        {"scopes": ["create"]},
+        {"expires_in": 0},
+        {"expires_in": "1"},
+        {"x": 1},
+    ]
+    for wrong in bodies:
         assert (await system.http.post(url, json=wrong, headers=as_("alice"))).status_code == 400, wrong
     cookie = await system.http.post(url, json={"cookie": True, "expires_in": 60}, headers=as_("alice"))
     assert "HttpOnly" in cookie.headers["set-cookie"]

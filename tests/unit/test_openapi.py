@@ -12,6 +12,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from gateway.api.docs import page_of
 from gateway.api.follow import Subscribe
+from gateway.api.health import Health
 from gateway.api.openapi import document
 from gateway.api.requests import check_chat, check_generation
 from gateway.app import Services, parts_of
@@ -33,7 +34,9 @@ def parts(*, console: bool = True) -> tuple[list[Route], list[Part]]:
     subscribe = Subscribe(NOBODY, NOBODY, NOBODY, NOBODY, NOBODY, SETTINGS)
     watchers = Watchers(NOBODY) if console else None
     native, before, routes = parts_of(
-        Services(NOBODY, subscribe, NOBODY, NOBODY, watchers, NOBODY, NOBODY, ADMISSION, NOBODY, SETTINGS)
+        Services(
+            NOBODY, subscribe, NOBODY, NOBODY, watchers, NOBODY, Health(NOBODY, NOBODY), ADMISSION, NOBODY, SETTINGS
+        )
     )
     assert routes == [*native.routes, *(route for part in before for route in part.routes)]
     assert {(method, route.path) for route in native.routes for method in methods_like(route.method)} == {
