@@ -60,6 +60,7 @@ def _run(arguments: argparse.Namespace) -> int:
             log_format=arguments.log_format,
             metrics_port=arguments.metrics_port,
             reload=arguments.reload,
+            auth=arguments.auth,
         )
     if arguments.command == "demo":
         from midstream.demo import demo
@@ -194,6 +195,9 @@ def _add_up(up: argparse.ArgumentParser) -> None:
     _add_provider(up)
     up.add_argument(
         "--reload", action="store_true", help="restart the workers when the code of your own generator has changed"
+    )
+    up.add_argument(
+        "--auth", action="store_true", help="let in only who has an API key, and print one that may do everything"
     )
     up.add_argument("--workers", type=_count, default=1, metavar="N", help="how many worker processes (1)")
     up.add_argument("--gateways", type=_count_or_0, metavar="N", help="how many gateway processes (1); 0: one per core")
