@@ -18,7 +18,7 @@ from typing import Any
 import jwt
 import orjson
 
-from gateway.http.principal import SCOPES, Principal
+from gateway.http.principal import OWNER_CHARACTERS_MAX, SCOPES, Principal
 from gateway.http.problems import Problem
 from gateway.listening import is_loopback
 from shared.background import Complaints, keep_running
@@ -43,8 +43,6 @@ _UNKNOWN_KEY_SECONDS = 60.0
 """A token with an unknown key id makes the keys be read at once, at most so often: strangers can make up key ids."""
 _FETCH_SECONDS, _FETCH_BYTES_MAX = 5.0, 1 << 20
 _KEYS_MAX = 100
-_SUBJECT_CHARACTERS_MAX = 255
-"""OpenID Connect Core, section 2."""
 _VERIFIED_MAX = 10_000
 """Tokens whose signature was found right, at about 2 KB: a user comes back with the same token many times."""
 
@@ -151,7 +149,7 @@ class UserTokens:
             logger.debug("a user's token is refused: %s", type(error).__name__)
             return None
         subject = claims["sub"]
-        if not isinstance(subject, str) or not 0 < len(subject) <= _SUBJECT_CHARACTERS_MAX or not subject.isprintable():
+        if not isinstance(subject, str) or not 0 < len(subject) <= OWNER_CHARACTERS_MAX or not subject.isprintable():
             return None
         return Principal(f"user:{subject}", self._scopes, None, float(claims["exp"]) + self._leeway_seconds)
 

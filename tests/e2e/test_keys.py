@@ -173,3 +173,37 @@ async def test_a_user_comes_with_the_identity_provider_s_token(system: System) -
         assert response.status_code == expected
     system.assert_no_complaints()
     assert alice not in system.tails()
+
+
+@pytest.mark.parametrize("where", ["body", "header", "chat", "ai_sdk"])
+async def test_a_service_creates_for_a_user_who_then_reads_it(system: System, where: str) -> None:
+    service = (await made(system, f"service-{where}", "create,act"))["key"]
+    headers = {"authorization": f"Bearer {service}"}
+    body: dict[str, Any] = dict(_CHAT)
+    path = {"chat": "/v1/chat/completions", "ai_sdk": "/api/chat"}.get(where, "/v1/streams")
+    if where == "ai_sdk":
+        body = {"id": "chat-1", "messages": [{"role": "user", "parts": [{"type": "text", "text": "Hello"}]}]}
+    if where == "header":
+        headers["x-midstream-owner"] = "u-7"
+    else:
+        body["midstream"] = {"owner": "u-7"}
+    response = await system.http.post(system.gateway_url() + path, json=body, headers=headers)
+    assert response.status_code in (200, 201), response.text
+    stream_id = response.headers.get("x-stream-id") or response.json()["id"]
+    for subject, expected in (("u-7", 200), ("u-1", 404)):
+        claims = {"sub": subject, "iss": _ISSUER, "aud": _AUDIENCE, "exp": int(time.time()) + 60}
+        user = {"authorization": f"Bearer {jwt.encode(claims, _KEY, 'ES256', headers={'kid': '1'})}"}
+        read = await system.http.get(f"{system.gateway_url(1)}/v1/streams/{stream_id}", headers=user)
+        assert read.status_code == expected
+
+
+async def test_nobody_else_creates_for_a_user(system: System) -> None:
+    plain = (await made(system, "plain", "create,read,cancel,admin"))["key"]
+    for headers, body in (
+        ({"x-midstream-owner": "u-7"}, _CHAT),
+        ({}, {**_CHAT, "midstream": {"owner": "u-7"}}),
+    ):
+        response = await system.http.post(
+            f"{system.gateway_url()}/v1/streams", json=body, headers={"authorization": f"Bearer {plain}", **headers}
+        )
+        assert response.status_code == 403, response.text
