@@ -21,6 +21,14 @@ class Authenticator(Protocol):
         """
 
 
+class KeptUp(Authenticator, Protocol):
+    """One that keeps what it knows up to date, in the background."""
+
+    def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
 async def principal_of(token: str, authenticators: Iterable[Authenticator]) -> Principal | None:
     """Returns the principal that the first authenticator knows who knows any."""
     for authenticator in authenticators:

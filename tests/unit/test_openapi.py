@@ -26,7 +26,7 @@ from gateway.server import admission_for
 from shared.settings import Settings
 
 SETTINGS = Settings(auth="required", token_keys="0" * 32)
-ADMISSION = admission_for(SETTINGS)
+ADMISSION = admission_for((), SETTINGS)
 NOBODY = cast(Any, None)
 """Replaces the parts that answer requests: these tests send none."""
 
