@@ -106,6 +106,7 @@ BACKGROUND_TASKS = (
     "measure",
     "presence",
     "renew",
+    "revocations",
     "samples",
     "silence_checks",
     "take_over",
