@@ -335,6 +335,13 @@ class Settings:
         "A response lasts so long at most (less up to a fifth, at random), then its reader has to reconnect: so load spreads over new gateways.",
         least=0.1,
     )
+    revoke_ends_readers: int = _setting(
+        0,
+        "0 or 1",
+        "1: a key that is revoked ends the connections of its readers within five seconds. 0: when they have to reconnect, after MIDSTREAM_CONNECTION_SECONDS at the latest.",
+        least=0,
+        most=1,
+    )
     keepalive_seconds: int = _setting(
         15,
         "seconds",
