@@ -24,6 +24,7 @@ from shared.ids import new_stream_id
 from shared.settings import Settings
 from tests.support.guarded_gateway import KEYS, MODULE, TOKEN_KEYS
 from tests.support.raw_http import exchange
+from tests.support.redis_server import free_port
 from tests.support.system import System
 from tests.support.waiting import wait_until
 
@@ -531,6 +532,26 @@ async def test_owners_and_scopes_hold_for_every_key(system: System) -> None:
                     f"{system.gateway_url(gateway)}/v1/streams/{stream_id}", headers=as_(name)
                 )
                 assert answer.status_code == (403 if "read" not in who.scopes else 200 if allowed else 404)
+
+
+# --- how the gateway is
+
+
+async def test_metrics_and_health_have_a_port_of_their_own(system: System) -> None:
+    health = {path: await system.http.get(system.gateway_url() + path) for path in ("/healthz", "/readyz", "/metrics")}
+    assert [answer.status_code for answer in health.values()] == [200, 200, 401]
+    assert health["/healthz"].json() == {"status": "ok"}
+    assert health["/readyz"].json() == {"status": "ready"}
+    full = await system.http.get(f"{system.gateway_url()}/readyz", headers=as_("root"))
+    assert "readers" in full.json()
+    port = free_port()
+    async with System(workers=0, gateway_module=MODULE, gateway_settings={**SETTINGS, "metrics_port": port}) as guarded:
+        for path in health:
+            public = await guarded.http.get(guarded.gateway_url() + path, headers=as_("root"))
+            own = await guarded.http.get(f"http://127.0.0.1:{port}{path}")
+            assert (public.status_code, own.status_code) == (404, 200), path
+        assert "midstream_http_requests_total" in own.text
+        assert (await guarded.http.get(f"http://127.0.0.1:{port}/v1/streams/x")).status_code == 404
 
 
 # --- revoked while somebody reads
