@@ -20,7 +20,19 @@ from packaging.utils import canonicalize_name
 
 _ROOT = Path(__file__).resolve().parents[1]
 _ALLOWED = frozenset(
-    {"0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "ISC", "MIT", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Zlib"}
+    {
+        "0BSD",
+        "Apache-2.0",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "CC0-1.0",
+        "ISC",
+        "MIT",
+        "MIT-CMU",
+        "MPL-2.0",
+        "PSF-2.0",
+        "Zlib",
+    }
 )
 """Licences that let a program be used and passed on without its source; of MPL-2.0 only changed files need theirs."""
 _NAMES = {

@@ -107,6 +107,7 @@ BACKGROUND_TASKS = (
     "measure",
     "presence",
     "renew",
+    "revocations",
     "samples",
     "silence_checks",
     "take_over",

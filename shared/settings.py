@@ -17,8 +17,8 @@ from typing import Any
 from shared.errors import Unusable
 
 PREFIX = "MIDSTREAM_"
-_NOT_SETTINGS = frozenset({"MIDSTREAM_URL"})
-"""Variables of the command line: the gateway that `midstream tail` and `top` ask."""
+_NOT_SETTINGS = frozenset({"MIDSTREAM_URL", "MIDSTREAM_API_KEY"})
+"""Variables of the command line: the gateway that `midstream tail` and `top` ask, and the key that they show it."""
 _OTHER_NAMES = {"OPENAI_API_BASE": "OPENAI_BASE_URL", "OPENAI_BASE": "OPENAI_BASE_URL", "OPENAI_KEY": "OPENAI_API_KEY"}
 """Names under which others, or earlier versions of OpenAI's SDK, know a setting."""
 _OF_KUBERNETES = re.compile(r"_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)$")
@@ -334,6 +334,13 @@ class Settings:
         "seconds",
         "A response lasts so long at most (less up to a fifth, at random), then its reader has to reconnect: so load spreads over new gateways.",
         least=0.1,
+    )
+    revoke_ends_readers: int = _setting(
+        0,
+        "0 or 1",
+        "1: a key that is revoked ends the connections of its readers within five seconds. 0: when they have to reconnect, after MIDSTREAM_CONNECTION_SECONDS at the latest.",
+        least=0,
+        most=1,
     )
     keepalive_seconds: int = _setting(
         15,

@@ -7,9 +7,9 @@ Of several credentials a header alone counts; else the first that is known: the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from gateway.access.authenticators import Authenticator, principal_of
+from gateway.access.authenticators import Authenticator, Proof, principal_of, proof
 from gateway.access.credentials import SESSION_COOKIE, STREAM_COOKIE, Credentials, take_credentials
 from gateway.access.sessions import Sessions
 from gateway.access.stream_tokens import StreamTokens
@@ -65,7 +65,9 @@ class Admission:
             return
         if not with_cookies:
             credentials.cookies = {}
-        who = await self._principal_of(credentials) if credentials else None
+        shown = await self._proof_of(credentials) if credentials else None
+        proof.set(shown)
+        who = None if shown is None else shown.who
         principal.set(NOBODY if who is None else who)
         if route.scope != OPEN:
             if who is None:
@@ -77,20 +79,25 @@ class Admission:
         """Returns whom a token stands for that has come in a header or a form."""
         return await principal_of(token, self._authenticators)
 
-    async def _principal_of(self, credentials: Credentials) -> Principal | None:
-        if credentials.header is not None:
-            return await principal_of(credentials.header, self._authenticators) if credentials.header else None
-        if credentials.query:
-            found = await principal_of(credentials.query, self._for_urls)
-            if found is not None:
-                return found
-        for name, authenticators in self._for_cookies.items():
-            token = credentials.cookies.get(name)
-            if token is not None:
-                found = await principal_of(token, authenticators)
-                if found is not None:
-                    return found
+    async def _proof_of(self, credentials: Credentials) -> Proof | None:
+        """Returns the first of these credentials that is known; None if none is."""
+        for token, authenticators in self._candidates(credentials):
+            who = await principal_of(token, authenticators)
+            if who is not None:
+                return Proof(token, who, authenticators)
         return None
+
+    def _candidates(self, credentials: Credentials) -> Iterator[tuple[str, Sequence[Authenticator]]]:
+        """Yields the tokens of a request, each with what may recognize it there."""
+        if credentials.header is not None:
+            if credentials.header:
+                yield credentials.header, self._authenticators
+            return
+        if credentials.query:
+            yield credentials.query, self._for_urls
+        for name, authenticators in self._for_cookies.items():
+            if name in credentials.cookies:
+                yield credentials.cookies[name], authenticators
 
 
 def _owner_in(scope: Scope) -> str | None:

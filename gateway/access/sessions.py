@@ -16,6 +16,7 @@ KIND = "mss1"
 SESSION_SECONDS = 8 * 3600
 """A working day. A session outlives the revocation of its key by so long at most; another first key in MIDSTREAM_TOKEN_KEYS
 alone ends all sessions at once."""
+_EXPIRES_DIGITS_MAX = 11
 
 
 class Sessions:
@@ -36,7 +37,7 @@ class Sessions:
         if fields is None or len(fields) != 3:
             return None
         scopes, expires, name = fields
-        if int(expires) <= time.time():
+        if not expires.isdecimal() or len(expires) > _EXPIRES_DIGITS_MAX or int(expires) <= time.time():
             return None
         try:
             decoded = base64.urlsafe_b64decode(name + "=" * (-len(name) % 4)).decode()

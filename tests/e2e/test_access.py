@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
@@ -9,8 +10,10 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import pytest_asyncio
 import websockets
@@ -21,7 +24,9 @@ from shared.ids import new_stream_id
 from shared.settings import Settings
 from tests.support.guarded_gateway import KEYS, MODULE, TOKEN_KEYS
 from tests.support.raw_http import exchange
+from tests.support.redis_server import free_port
 from tests.support.system import System
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -527,3 +532,72 @@ async def test_owners_and_scopes_hold_for_every_key(system: System) -> None:
                     f"{system.gateway_url(gateway)}/v1/streams/{stream_id}", headers=as_(name)
                 )
                 assert answer.status_code == (403 if "read" not in who.scopes else 200 if allowed else 404)
+
+
+# --- how the gateway is
+
+
+async def test_metrics_and_health_have_a_port_of_their_own(system: System) -> None:
+    health = {path: await system.http.get(system.gateway_url() + path) for path in ("/healthz", "/readyz", "/metrics")}
+    assert [answer.status_code for answer in health.values()] == [200, 200, 401]
+    assert health["/healthz"].json() == {"status": "ok"}
+    assert health["/readyz"].json() == {"status": "ready"}
+    full = await system.http.get(f"{system.gateway_url()}/readyz", headers=as_("root"))
+    assert "readers" in full.json()
+    port = free_port()
+    async with System(workers=0, gateway_module=MODULE, gateway_settings={**SETTINGS, "metrics_port": port}) as guarded:
+        for path in health:
+            public = await guarded.http.get(guarded.gateway_url() + path, headers=as_("root"))
+            own = await guarded.http.get(f"http://127.0.0.1:{port}{path}")
+            assert (public.status_code, own.status_code) == (404, 200), path
+        assert "midstream_http_requests_total" in own.text
+        assert (await guarded.http.get(f"http://127.0.0.1:{port}/v1/streams/x")).status_code == 404
+
+
+# --- revoked while somebody reads
+
+
+@pytest.mark.parametrize(("at_once", "connection_seconds"), [(1, 900.0), (0, 2.0)])
+async def test_a_reader_whose_key_is_revoked_ends(tmp_path: Path, at_once: int, connection_seconds: float) -> None:
+    """Of every kind: one that reconnects, one whose response lasts as long as its stream, and one that has a right of its own."""
+    revoked = tmp_path / "revoked"
+    revoked.write_text("")
+    settings = {**SETTINGS, "revoke_ends_readers": at_once, "connection_seconds": connection_seconds}
+    async with System(
+        gateway_module=MODULE, gateway_settings=settings, environment={"GUARDED_REVOKED": str(revoked)}
+    ) as system:
+        body = {**CHAT, "simulate": {"tokens": 10_000, "tokens_per_second": 20}}
+        created = (await system.http.post(f"{system.gateway_url()}/v1/streams", json=body, headers=as_("alice"))).json()
+        url = f"{system.gateway_url()}/v1/streams/{created['id']}"
+
+        async def until_cut(path: str, headers: Mapping[str, str]) -> float:
+            """Follows, again after each end, and returns when the first answer was 401."""
+            while True:
+                with suppress(httpx2.HTTPError):
+                    async with system.http.stream("GET", path, headers=headers) as response:
+                        if response.status_code == 401:
+                            return time.monotonic()
+                        assert response.status_code == 200
+                        async for _ in response.aiter_bytes():
+                            pass
+                await asyncio.sleep(0.05)
+
+        readers = [
+            asyncio.create_task(until_cut(url + path, headers))
+            for path, headers in (("/events", as_("alice")), ("/text", as_("alice")), ("/events", as_("root")), ("/events", bearer(created["access_token"])))
+        ]  # fmt: skip
+
+        async def all_read() -> bool:
+            ready = await system.http.get(f"{system.gateway_url()}/readyz", headers=as_("root"))
+            return bool(ready.json()["readers"] == len(readers))
+
+        await wait_until(all_read, what="the readers are there")
+        began = time.monotonic()
+        await asyncio.to_thread(revoked.write_text, "alice")
+        ended_at = await asyncio.wait_for(asyncio.gather(*readers[:2]), 10.0)
+        assert max(ended_at) - began < 6.0
+        assert not any(reader.done() for reader in readers[2:])
+        for reader in readers[2:]:
+            reader.cancel()
+        await asyncio.gather(*readers[2:], return_exceptions=True)
+        await system.http.post(f"{url}/cancel", headers=as_("root"))

@@ -461,7 +461,8 @@ class System:
                 return False
             gateway.settings["port"] = int(up[1])  # a restart has the same port
             with suppress(httpx2.TransportError):
-                return (await self.http.get(f"{self.gateway_url(index)}/readyz")).status_code == 200
+                # 404: with authentication its health is at a port of its own, which opens before this one.
+                return (await self.http.get(f"{self.gateway_url(index)}/readyz")).status_code in (200, 404)
             return False
 
         await wait_until(ready, within_seconds=_START_SECONDS_MAX, what=f"gateway {index} is ready")
