@@ -75,15 +75,15 @@ def licences(metadata: importlib.metadata.PackageMetadata) -> str:
 
 def is_allowed(expression: str) -> bool:
     """Returns whether an expression of SPDX can be met with the licences allowed. Empty, or not understood: no."""
-    tokens = re.findall(r"\(|\)|[^\s()]+", expression)
+    words = re.findall(r"\(|\)|[^\s()]+", expression)
     position = 0
 
     def term() -> bool:
         nonlocal position
-        token = tokens[position]
+        word = words[position]
         position += 1
-        if token != "(":
-            return token in _ALLOWED
+        if word != "(":
+            return word in _ALLOWED
         value = disjunction()
         position += 1  # the closing parenthesis
         return value
@@ -91,7 +91,7 @@ def is_allowed(expression: str) -> bool:
     def conjunction() -> bool:
         nonlocal position
         value = term()
-        while tokens[position : position + 1] == ["AND"]:
+        while words[position : position + 1] == ["AND"]:
             position += 1
             value = term() and value
         return value
@@ -99,13 +99,13 @@ def is_allowed(expression: str) -> bool:
     def disjunction() -> bool:
         nonlocal position
         value = conjunction()
-        while tokens[position : position + 1] == ["OR"]:
+        while words[position : position + 1] == ["OR"]:
             position += 1
             value = conjunction() or value
         return value
 
     try:
-        return disjunction() and position == len(tokens)
+        return disjunction() and position == len(words)
     except IndexError:
         return False
 
@@ -137,8 +137,7 @@ def complaints(lock: str, known: str) -> list[str]:
 
 def main() -> int:
     found = complaints((_ROOT / "requirements.lock").read_text(), (_ROOT / ".ci" / "advisories.txt").read_text())
-    for complaint in found:
-        print(f"requirements.lock: {complaint}", file=sys.stderr)
+    sys.stderr.writelines(f"requirements.lock: {complaint}\n" for complaint in found)
     return 1 if found else 0
 
 
