@@ -38,6 +38,14 @@ COUNTS = (
     "completion_tokens",
 )
 """What is counted, for each principal, day and model. `cut_off`: completed streams that reached their length limit."""
+OWN_LIMITS = (
+    "limit_creates_per_minute",
+    "limit_streams",
+    "limit_readers",
+    "limit_request_bytes",
+    "limit_tokens_per_day",
+)
+"""The settings in whose place a principal may have limits of its own."""
 MODELS_MAX = 100
 """Models that are counted by name, for each principal and day. Clients may name any model, so there must be a limit."""
 OTHER_MODELS = "other"

@@ -90,7 +90,7 @@ STATUSES = (
     "507",
     OTHER,
 )
-REQUEST_STATUSES = ("101", "200", "201", "204", "304", *STATUSES)
+REQUEST_STATUSES = ("101", "200", "201", "204", "303", "304", *STATUSES)
 FACES = ("sse", "ndjson", "text", "websocket", "prompt", "chat", "responses", "ai_sdk")
 """The forms in which a stream can be followed."""
 APIS = ("native", "chat", "responses", "ai_sdk")
@@ -100,6 +100,7 @@ LIMITED = ("principal", "all", "stream", "address")
 """Whose limits there are."""
 BACKGROUND_TASKS = (
     "ages",
+    "api_keys",
     "beats",
     "connection",
     "flush_pace",
@@ -109,12 +110,14 @@ BACKGROUND_TASKS = (
     "measure",
     "presence",
     "renew",
+    "revocations",
     "samples",
     "silence_checks",
     "stream_readers",
     "take_over",
     "request_timeouts",
     "usage",
+    "user_keys",
     "watch",
     "watchers",
 )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from gateway import metrics
 from gateway.http.problems import Problem, too_many
-from shared.accounts import Accounts, Allowance, Refusal
+from shared.accounts import OWN_LIMITS, Accounts, Allowance, Refusal
 from shared.event_log import EventLog
 from shared.events import TERMINAL
 from shared.ids import created_at
@@ -27,15 +27,6 @@ _LOOK_SECONDS = 0.05
 """How long a look waits for other creates that are refused meanwhile: it serves them all."""
 _DAY_SECONDS = 86_400
 
-OWN_LIMITS = (
-    "limit_creates_per_minute",
-    "limit_streams",
-    "limit_readers",
-    "limit_request_bytes",
-    "limit_tokens_per_day",
-)
-"""The settings in whose place a principal may have limits of its own."""
-
 Overrides = Callable[[str], Mapping[str, object]]
 """Returns the limits of its own that a principal of this name has, by the names of the settings."""
 
@@ -47,12 +38,17 @@ class OwnLimits:
         self._settings = settings
         self._overrides = overrides
 
-    def of(self, principal_name: str, limit: str) -> int:
-        """Returns a limit, one of `OWN_LIMITS`; 0: none. What is no number of at least 0 in an override has no effect."""
-        own = self._overrides(principal_name).get(limit)
-        if isinstance(own, int | float) and own >= 0 and math.isfinite(own):
-            return int(own)
-        return int(getattr(self._settings, limit))
+    def of(self, principal_name: str) -> dict[str, int]:
+        """Returns the limits of a principal by name (`OWN_LIMITS`); 0: none.
+
+        What is no number of at least 0 in an override has no effect.
+        """
+        own = self._overrides(principal_name)
+        return {name: _whole(own.get(name), getattr(self._settings, name)) for name in OWN_LIMITS}
+
+
+def _whole(own: object, otherwise: int) -> int:
+    return int(own) if isinstance(own, int | float) and own >= 0 and math.isfinite(own) else otherwise
 
 
 class Limits:
@@ -75,11 +71,12 @@ class Limits:
 
     def own(self, owner: str) -> Allowance:
         """Returns the limits of a principal."""
+        own = self._own.of(owner)
         return Allowance(
-            self._own.of(owner, "limit_creates_per_minute"),
-            self._own.of(owner, "limit_streams"),
-            self._own.of(owner, "limit_request_bytes"),
-            self._own.of(owner, "limit_tokens_per_day"),
+            own["limit_creates_per_minute"],
+            own["limit_streams"],
+            own["limit_request_bytes"],
+            own["limit_tokens_per_day"],
         )
 
     def apply_to(self, owner: str) -> bool:

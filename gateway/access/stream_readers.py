@@ -52,7 +52,7 @@ class StreamReaders:
 
         Raises Problem 429, and Disconnected, RedisRefused.
         """
-        limit = self._own.of(principal.get().name, "limit_readers")
+        limit = self._own.of(principal.get().name)["limit_readers"]
         if not limit:
             return False
         self._here[stream_id] += 1  # before it waits: others may come meanwhile

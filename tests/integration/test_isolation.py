@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gateway import metrics
+from gateway.access.given_tokens import GivenTokens
 from gateway.access.limits import Limits, OwnLimits
 from gateway.access.owners import Owners
 from gateway.access.stream_readers import StreamReaders
@@ -90,9 +91,8 @@ class Gateway:
         parts = (self.commands, self.log, queue, self.tails, deliveries, SETTINGS)
         streams = Streams(*parts, Owners(checked=False), limits, usage)
         stream_readers = StreamReaders(self.commands, own_limits)
-        self.subscribe = Subscribe(
-            streams, self.tails, self.delivery, ProviderModels(SETTINGS), SETTINGS, stream_readers
-        )
+        given, models = GivenTokens(None, ""), ProviderModels(SETTINGS)
+        self.subscribe = Subscribe(streams, given, self.tails, self.delivery, models, SETTINGS, stream_readers)
 
     async def follow(self, stream_id: str, face: Face, cursor: EventId = BEGINNING) -> Sink:
         sink = Sink()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.access.limits import OWN_LIMITS, OwnLimits
+from gateway.access.limits import OwnLimits
+from shared.accounts import OWN_LIMITS
 from shared.settings import Settings
 
 SETTINGS = Settings(**dict.fromkeys(OWN_LIMITS, 7))  # type: ignore[arg-type]
@@ -17,6 +18,6 @@ SETTINGS = Settings(**dict.fromkeys(OWN_LIMITS, 7))  # type: ignore[arg-type]
 )
 def test_own_limits_win(limit: str, own: object, counts: int) -> None:
     limits = OwnLimits(SETTINGS, lambda name: {limit: own} if name == "ann" else {})
-    assert limits.of("ann", limit) == counts
-    assert limits.of("bob", limit) == 7
-    assert [limits.of("ann", other) for other in OWN_LIMITS if other != limit] == [7] * 4
+    assert limits.of("ann")[limit] == counts
+    assert limits.of("bob")[limit] == 7
+    assert [limits.of("ann")[other] for other in OWN_LIMITS if other != limit] == [7] * 4
