@@ -40,15 +40,6 @@ def program_under(heading: str, package: str) -> str:
     return program
 
 
-async def test_langchain(system: System, tmp_path: Path) -> None:
-    program = program_under("## LangChain", "langchain_openai")
-    printed = await run_python(program, tmp_path, system.gateway_url(), **_NO_CALLS)
-    match = re.fullmatch(r"\[([0-9a-z]{36})\]\n(.*)", printed, re.DOTALL)
-    assert match, printed
-    state = await system.state(match[1])
-    assert (state["status"], state["text"], state["metadata"]) == ("completed", match[2], {"app": "rivers"})
-
-
 _TOOLS = """
 from langchain_core.tools import tool
 
@@ -67,11 +58,16 @@ print(streamed.tool_calls[0]["name"], streamed.tool_calls[0]["args"])
 """
 
 
-async def test_langchain_s_tools(system: System, tmp_path: Path) -> None:
+async def test_langchain(system: System, tmp_path: Path) -> None:
+    """The guide's program, and tools, called whole and in pieces."""
     call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"city": "Bern"}'}}
     script = {"text": ["I look."], "tool_calls": [call], "finish_reason": "tool_calls"}
     program = program_under("## LangChain", "langchain_openai") + _TOOLS.replace("SCRIPT", repr(script))
     printed = await run_python(program, tmp_path, system.gateway_url(), **_NO_CALLS)
+    match = re.match(r"\[([0-9a-z]{36})\]\n(.+)", printed)
+    assert match, printed
+    state = await system.state(match[1])
+    assert (state["status"], state["text"], state["metadata"]) == ("completed", match[2], {"app": "rivers"})
     assert printed.count("look {'city': 'Bern'}") == 2, printed
 
 
