@@ -44,7 +44,10 @@ from gateway.presence import presence
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
+from gateway.writing.lost_writers import LostWriters
+from gateway.writing.writes import Writes
 from shared.event_log import EventLog
+from shared.external_writes import ExternalWrites, WriterLeases
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
@@ -120,6 +123,7 @@ class _Gateway:
     silence_checks: SilenceChecks
     measuring: GatewayMeasuring
     streams: Streams
+    lost_writers: LostWriters
     ledger: Ledger
     delivery: Delivery
     presence: Presence
@@ -138,6 +142,7 @@ class _Gateway:
         running.add(self.silence_checks).start()
         running.add(self.measuring).start()
         running.add(self.streams)
+        running.add(self.lost_writers).start()
         running.add(self.ledger).start()
         running.add(self.delivery).start()
         running.add(self.presence).start()
@@ -167,7 +172,8 @@ def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
             **more,
         )
 
-    commands = connection("gateway", scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *DeliveryNotes.SCRIPTS))
+    kept = (EventLog, RequestQueue, DeliveryNotes, ExternalWrites, WriterLeases)
+    commands = connection("gateway", scripts=tuple(script for one in kept for script in one.SCRIPTS))
     log = EventLog(
         commands,
         log_ttl_seconds=settings.log_ttl_seconds,
@@ -197,13 +203,21 @@ def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
     silence_checks = SilenceChecks(tails, log, endings, settings, on_lost=delivery.lose)
     parts = (commands, log, queue, tails, deliveries, settings)
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
+    external = ExternalWrites(
+        commands,
+        ended_ttl_seconds=settings.ended_ttl_seconds,
+        entries_max=settings.stream_entries_max,
+        bytes_max=settings.stream_bytes_max,
+    )
+    leases = WriterLeases(commands, ttl_seconds=settings.log_ttl_seconds)
+    writes = Writes(streams, log, external, leases, settings)
     models = ProviderModels(settings)
     subscribe = Subscribe(streams, tails, delivery, models, settings)
     measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, queue, settings)
     request_timeouts = RequestTimeouts(settings.request_seconds)
     watchers = Watchers(Overview(commands, queue)) if is_wanted(settings) else None
     readiness = Readiness(commands, settings)
-    app = make_app(Services(streams, subscribe, delivery, models, watchers, commands, readiness, settings))
+    app = make_app(Services(streams, writes, subscribe, delivery, models, watchers, commands, readiness, settings))
     if traces is not None:
         app = traces.joining(app)
 
@@ -216,6 +230,7 @@ def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
         silence_checks,
         measuring,
         streams,
+        LostWriters(streams, log, leases, settings),
         ledger,
         delivery,
         presence(delivery, tails, commands, settings),

@@ -37,6 +37,10 @@ class MidstreamOptions(Closed):
     """Texts that are stored with the stream."""
     provider: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """The provider of the workers that answers; if none is given, the one with the name of the model, else the first."""
+    writer: Literal["worker", "external"] = "worker"
+    """`external`: a program of yours fills the stream over HTTP, and no worker does. `messages` may then be missing."""
+    lease_seconds: Annotated[float, Field(ge=1, le=3_600)] | None = None
+    """How long an external writer may be silent before its stream ends as failed; 30 if none is given."""
 
 
 class Simulation(Closed):
@@ -241,7 +245,7 @@ class Done(Described):
 class Cancelled(Described):
     """The stream was cancelled."""
 
-    by: Literal["client", "disconnect"]
+    by: Literal["client", "disconnect", "writer"]
 
 
 class Live(Described):

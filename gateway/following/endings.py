@@ -54,6 +54,8 @@ class Endings:
     async def _end(self, stream_id: str, failure: dict[str, Any], only_after: EventId | None) -> None:
         code, value = failure["code"], orjson.dumps({**failure, "time": time.time()})
         try:
+            if only_after is not None and await self._log.is_leased(stream_id):
+                return  # its external writer lives, and has nothing to say
             if await self._log.end(stream_id, events.FAILED, value, only_after=only_after):
                 logger.warning("stream %s: failed: %s: %s", stream_id, code, failure["message"])
                 metrics.failed(code)

@@ -225,6 +225,15 @@ class Incoming(Closing):
         else:
             self._refuse(Problem(408, f"the request was not complete within {self._request_timeouts.seconds:g} s"))
 
+    def has_a_long_body(self) -> None:
+        """Ends the time limit of the request under way: its body comes as it is made. Whoever reads it has a limit of its own."""
+        self._request_timeouts.ended(self)
+
+    def no_more_body(self) -> None:
+        """Ends the connection if the request that was answered has not come whole: what its client still sends is dropped."""
+        if self._body is not None and not self._deaf:
+            self._linger()
+
     def _refuse(self, problem: Problem) -> None:
         """Answers what cannot be a request, and ends the connection. None of its bytes is parsed any more."""
         cycle = self.cycle

@@ -30,7 +30,9 @@ def parts(*, console: bool = True) -> tuple[list[Route], list[Part]]:
     """The FastAPI application, and the routes that are tried before it."""
     subscribe = Subscribe(NOBODY, NOBODY, NOBODY, NOBODY, SETTINGS)
     watchers = Watchers(NOBODY) if console else None
-    native, before, routes = parts_of(Services(NOBODY, subscribe, NOBODY, NOBODY, watchers, NOBODY, NOBODY, SETTINGS))
+    native, before, routes = parts_of(
+        Services(NOBODY, NOBODY, subscribe, NOBODY, NOBODY, watchers, NOBODY, NOBODY, SETTINGS)
+    )
     assert routes == [*native.routes, *(route for part in before for route in part.routes)]
     assert {(method, route.path) for route in native.routes for method in methods_like(route.method)} == {
         (method, cast(Any, route).path)

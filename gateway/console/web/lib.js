@@ -175,6 +175,7 @@ const FAILURES = {
   log_full: "there was no room left for the answer",
   queue_timeout: "no worker was free in time",
   worker_lost: "its worker stopped in the middle of it",
+  writer_lost: "its writer, a program of yours, fell silent",
   attempts_exhausted: "it was interrupted too often",
   internal_error: "its worker had an internal error",
   unreadable: "its log cannot be read",
