@@ -24,7 +24,7 @@ from gateway.http.connection import Connection, Receive, Scope
 from gateway.http.cursor import cursor_of
 from gateway.http.exchange import json_response
 from gateway.http.problems import Problem, stopping
-from gateway.http.routes import ASGI, Route, handler_for
+from gateway.http.routes import Route, route_for
 from gateway.metrics import refused
 from gateway.writing import operations
 from gateway.writing.lines import EVENT_BYTES_MAX, End, WrongLine, event_of
@@ -51,12 +51,12 @@ class WriterApi:
         self._delivery = delivery
         stream = "/v1/streams/{stream_id:path}"
         self.routes = (
-            Route("POST", stream + "/events", self.append, operations.APPEND),
-            Route("POST", stream + "/attempts", self.begin, operations.BEGIN_ATTEMPT),
+            Route("POST", stream + "/events", self.append, operations.APPEND, "write"),
+            Route("POST", stream + "/attempts", self.begin, operations.BEGIN_ATTEMPT, "write"),
         )
 
-    def route(self, scope: Scope) -> ASGI | None:
-        return handler_for(self.routes, scope)
+    def route(self, scope: Scope) -> Route | None:
+        return route_for(self.routes, scope)
 
     async def begin(self, scope: Scope, receive: Receive, send: Any) -> None:
         """`POST /v1/streams/{id}/attempts`"""

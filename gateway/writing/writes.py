@@ -154,6 +154,7 @@ class Writes:
         renew: bool = True,
     ) -> Answer:
         """Appends these increments, and the end if there is one. Without both it renews the lease and tells the state."""
+        await self._streams.check_owner(stream_id)
         if after is not None and not after.offset and after.attempt:
             beginning = await self._beginning(stream_id, after.attempt)
             after = EventId(after.attempt, (beginning or {}).get("base") or 0)
@@ -258,7 +259,7 @@ class Writes:
                 return await self._writes.look(stream_id, renew=renew or lease is not None, **more)
             return await self._writes.append(stream_id, expected, entry, renew=renew or lease is not None, **more)
 
-        self._streams.check_id(stream_id)
+        await self._streams.check_owner(stream_id)
         try:
             written = await self._streams.answered(put)
             if written.status == "unknown":

@@ -131,7 +131,7 @@ async def test_the_ai_sdk_and_openai_follow_it(system: System) -> None:
     """Created through their own APIs, with the option in the body; the response follows what the writer writes."""
     option = {"midstream": {"writer": "external", **CONTINUE}}
     message = {"id": "m", "role": "user", "parts": [{"type": "text", "text": "hi"}]}
-    requests = {
+    requests: dict[str, dict[str, Any]] = {
         "/api/chat": {"id": "c", "messages": [message], **option},
         "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}], "stream": True, **option},
         "/v1/responses": {"input": "hi", "stream": True, "background": True, **option},
@@ -259,7 +259,7 @@ async def test_without_readers_it_is_cancelled(system: System) -> None:
     await reader.leave()
 
     async def nobody_listens() -> bool:
-        return (await append(system, stream_id, None))["listeners"] == 0
+        return not (await append(system, stream_id, None))["listeners"]
 
     await wait_until(nobody_listens)
     await asyncio.sleep(0.6)
