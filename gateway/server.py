@@ -186,7 +186,8 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     queue = RequestQueue(commands, ttl_seconds=settings.log_ttl_seconds, requests_max=settings.queue_requests_max)
     deliveries = DeliveryNotes(commands)
     traces = None if tracing is None else Traces(tracing, log, settings)
-    endings = Endings(log) if traces is None else Endings(log, traces.failed_here)
+    leases = WriterLeases(commands, ttl_seconds=settings.log_ttl_seconds)
+    endings = Endings(log, leases=leases) if traces is None else Endings(log, traces.failed_here, leases)
     followed = FollowedStreams(endings.end_unreadable)
     pages = Pages(
         log,
@@ -212,7 +213,6 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         entries_max=settings.stream_entries_max,
         bytes_max=settings.stream_bytes_max,
     )
-    leases = WriterLeases(commands, ttl_seconds=settings.log_ttl_seconds)
     writes = Writes(streams, log, external, leases, settings)
     models = ProviderModels(settings)
     subscribe = Subscribe(streams, tails, delivery, models, settings)

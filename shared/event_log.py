@@ -19,7 +19,7 @@ from shared.commands import Commands, Script
 from shared.errors import OddReply, RedisRefused
 from shared.events import ACCEPTED, TERMINAL, UNREADABLE, Entry, entry_of
 from shared.ids import BEGINNING, FIRST_ID, EventId
-from shared.keys import deliveries_key, lease_key, live_channel, log_key
+from shared.keys import deliveries_key, live_channel, log_key
 from shared.large_fields import KEPT, UNTIL_THE_END, Beside, joined, key_of, place_in
 
 _ODD_SHAPES = (TypeError, ValueError, IndexError, KeyError, AttributeError)
@@ -197,10 +197,6 @@ class EventLog:
         if reply is not None and not (isinstance(reply, list) and reply):
             raise OddReply(f"ODDREPLY the end of a stream was answered by {shown(reply)}")
         return None if reply is None else bool(reply[0])
-
-    async def is_leased(self, stream_id: str) -> bool:
-        """Returns whether an external writer of the stream has a lease (`shared.external_writes`). Raises Disconnected, RedisRefused."""
-        return bool(await self._commands.execute("EXISTS", lease_key(stream_id)))
 
     async def delete(self, stream_id: str) -> bool:
         """Deletes a stream; a tombstone keeps its id from being written again. False if there was none."""

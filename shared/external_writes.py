@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from shared.commands import Commands, Script
-from shared.errors import OddReply
-from shared.event_log import shown
-from shared.events import TERMINAL, Entry
+from shared.errors import OddReply, Unreadable
+from shared.event_log import EventLog, shown
+from shared.events import TERMINAL, Accepted, Entry
 from shared.ids import BEGINNING, EventId
 from shared.keys import WRITERS, kept_key, lease_key, live_channel, log_key, request_key
 
@@ -58,6 +58,15 @@ class Lease(NamedTuple):
 
     seconds: float
     alone_seconds: float | None
+
+
+async def is_external(log: EventLog, stream_id: str) -> bool:
+    """Returns whether an external writer fills the stream, by the request that it was made with. Raises Disconnected, RedisRefused."""
+    first = await log.read(stream_id, BEGINNING, 1)
+    try:
+        return bool(first) and Accepted.load(first[0].value).policies.lease_seconds is not None
+    except Unreadable:
+        return False
 
 
 class ExternalWrites:

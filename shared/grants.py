@@ -169,7 +169,6 @@ def _needed(role: Role, name: str) -> list[Command]:
         return [
             *both,
             ("PUBSUB", "SHARDNUMSUB", live),
-            ("EXISTS", lease_key(name)),
             ("HMGET", lease_key(name), "ms"),
             ("GET", idempotency_key(name)),
             ("SET", idempotency_key(name), "", "XX", "GET", "EX", 1),

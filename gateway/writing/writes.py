@@ -32,6 +32,8 @@ from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+REPLACED = "writer_replaced"
+"""The reason of a `restarted` with which another writer goes on."""
 _TRIES_MAX = 20
 """How often an append looks for its place, while somebody else writes to the same log each time."""
 _PLACES_MAX = 10_000
@@ -120,7 +122,7 @@ class Writes:
             if model is None:
                 value["model"] = (await self._streams.accepted(stream_id)).request.get("model")
             if attempt:
-                value |= {"base": base, "reason": FailureCode.WRITER_LOST}
+                value |= {"base": base, "reason": REPLACED}
             field = events.RESTARTED if attempt else events.STARTED
             entry = Entry(EventId(attempt + 1, 0), field, orjson.dumps(value))
             written = await self._put(stream_id, place.last, entry, lease_seconds=lease_seconds)

@@ -187,7 +187,7 @@ export const reason = (code) => FAILURES[code] ?? String(code ?? "unknown").repl
 export const capital = (text) => text.slice(0, 1).toUpperCase() + text.slice(1);
 
 /** Describes why an attempt was followed by another. */
-export const reasonAgain = (code) => ({ worker_lost: "its worker died or was stopped", provider_unavailable: "the provider broke off" })[code] ?? reason(code);
+export const reasonAgain = (code) => ({ worker_lost: "its worker died or was stopped", writer_replaced: "another writer went on", provider_unavailable: "the provider broke off" })[code] ?? reason(code);
 
 // --- which processes run
 
