@@ -24,7 +24,7 @@ from gateway.writing.lines import End
 from shared import events
 from shared.errors import LogFull, Unreadable
 from shared.event_log import EventLog
-from shared.events import Entry, Item, control_of, encode_items
+from shared.events import Entry, Item, control_of, encode_items, events_of
 from shared.external_writes import ExternalWrites, Lease, WriterLeases, Written
 from shared.ids import FIRST_ID, EventId
 from shared.outcomes import CancelReason, FailureCode, Status
@@ -181,7 +181,7 @@ class Writes:
                 continue
             if written.status == "ended" and end is not None and after is not None:
                 end_id = EventId(after.attempt, after.offset + len(items) + 1)
-                if (written.last, written.field) == (end_id, end.field):  # this request was carried out before
+                if written.last == end_id and _is_end(written, end):  # this request was carried out before
                     place = Place(end_id, EventId(after.attempt, end_id.offset - 1))
                     return Answer(stream_id, place, 0, _STATUSES[end.field])
             actual = self._open_place(stream_id, written)
@@ -194,7 +194,9 @@ class Writes:
                 place = begun.place
                 continue
             if after is not None and place is not None:
-                waiting = self._not_there_yet(waiting, end, place.increment, actual)
+                there = waiting[: self._number_there(waiting, end, place.increment, actual)]
+                await self._check_same(stream_id, there, place.increment)
+                waiting = waiting[len(there) :]
             place = actual
             if not waiting and end is None:
                 return self._answer(stream_id, actual, written.listeners)
@@ -216,8 +218,8 @@ class Writes:
             count += 1
         return Entry(EventId(attempt, offset + count), *encode_items(waiting[:count]))
 
-    def _not_there_yet(self, waiting: list[Item], end: End | None, place: EventId, actual: Place) -> list[Item]:
-        """Returns the increments that the log does not have yet, of those that were to go behind `place`."""
+    def _number_there(self, waiting: list[Item], end: End | None, place: EventId, actual: Place) -> int:
+        """Returns how many of the increments that were to go behind `place` stand in the log already."""
         attempt, offset = actual.increment
         if attempt > place.attempt:
             raise conflict(
@@ -229,13 +231,22 @@ class Writes:
             raise _gap(actual, place)
         there = offset - place.offset
         if there > len(waiting) and end is not None:
-            raise conflict(
-                "fenced",
-                f"the log goes on behind the place of this end: somebody else writes to attempt {attempt}, too",
-                last_event_id=str(actual.last),
-            )
-        metrics.EVENTS_KNOWN.inc(min(there, len(waiting)))
-        return waiting[there:]
+            raise _other_program(attempt)
+        return min(there, len(waiting))
+
+    async def _check_same(self, stream_id: str, there: list[Item], place: EventId) -> None:
+        """Raises Problem 409 if the log has other events behind `place` than these, which are said to stand there."""
+        if not there:
+            return
+        stored: list[tuple[bytes, bytes]] = []
+        for entry in await self._streams.answered(self._log.read, stream_id, place, len(there)):
+            try:
+                stored += [event[1:] for event in events_of(entry) if event.id > place]
+            except Unreadable:
+                raise conflict("unreadable", "the stream's log cannot be read") from None
+        if stored[: len(there)] != [encode_items([item]) for item in there]:
+            raise _other_program(place.attempt)
+        metrics.EVENTS_KNOWN.inc(len(there))
 
     # --- the log
 
@@ -356,6 +367,19 @@ def _control_of(field: bytes, value: bytes) -> dict[str, Any]:
         return control_of(field, value)
     except Unreadable:
         raise conflict("unreadable", "the stream's log cannot be read") from None
+
+
+def _is_end(written: Written, end: End) -> bool:
+    stored = _control_of(written.field, written.value)
+    stored.pop("time", None)
+    return (written.field, stored) == (end.field, end.value)
+
+
+def _other_program(attempt: int) -> Problem:
+    return conflict(
+        "fenced",
+        f"the log has other events at this place: another program writes to attempt {attempt}, under the same name",
+    )
 
 
 def _gap(actual: Place, wanted: EventId) -> Problem:

@@ -199,6 +199,21 @@ async def test_a_second_writer_fences_off_the_first(system: System) -> None:
     assert [restarted["base"] for restarted in answer.restarted] == [3, 1]
 
 
+async def test_of_two_writers_with_one_name_one_is_refused(system: System) -> None:
+    """Both take themselves for the writer of attempt 1. What one has appended is not taken for what the other sends."""
+    stream_id = await create(system)
+    for gateway in (0, 1):
+        await begin(system, stream_id, "same", gateway=gateway)
+    await append(system, stream_id, tokens("a", "b"), after="1-0")
+    for sent in (tokens("x"), tokens("a", "y"), [*tokens("a", "b"), {"end": "failed"}]):
+        status = 200 if "end" in sent[-1] else 409
+        answer = await append(system, stream_id, sent, after="1-0", gateway=1, status=status)
+        assert status == 200 or answer["reason"] == "fenced"
+    other = await append(system, stream_id, [*tokens("a", "b"), {"end": "done"}], after="1-0", status=409)
+    assert other["reason"] == "failed"
+    assert (await system.state(stream_id))["text"] == "ab"
+
+
 async def test_plain_appends_of_many_at_once_are_all_there(system: System) -> None:
     """Without a place each append goes to the end, whoever else appends there: none is lost, none is doubled."""
     stream_id = await create(system)
