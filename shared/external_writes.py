@@ -140,9 +140,10 @@ class WriterLeases:
         await self._commands.execute("PEXPIRE", key, milliseconds)
         await self.enlist(stream_id)
 
-    async def enlist(self, stream_id: str) -> None:
-        """Lists a stream, so that its lease is looked at. One that is listed stays as it is."""
-        await self._commands.execute("ZADD", WRITERS, "NX", 0, stream_id)
+    async def enlist(self, stream_id: str, *, now: bool = False) -> None:
+        """Lists a stream, so that its lease is looked at. One that is listed stays as it is, unless it is to be looked at `now`."""
+        condition = () if now else ("NX",)
+        await self._commands.execute("ZADD", WRITERS, *condition, 0, stream_id)
         await self._commands.execute("EXPIRE", WRITERS, self._ttl_seconds)
 
     async def count(self) -> int:

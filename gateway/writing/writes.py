@@ -92,7 +92,8 @@ class Writes:
         self._leases = leases
         self._entry_items_max = settings.entry_tokens_max
         self._places: OrderedDict[str, Place] = OrderedDict()
-        self._listed: OrderedDict[str, float] = OrderedDict()
+        self._listed: OrderedDict[str, tuple[float, float | None]] = OrderedDict()
+        """When a stream was listed last, and the length of its lease if its writer has set it."""
 
     # --- attempts
 
@@ -292,7 +293,7 @@ class Writes:
             raise await self._full(stream_id)
         elif written.status == "applied" and entry is not None:
             metrics.ENTRIES_WRITTEN.inc()
-        await self._list(stream_id)
+        await self._list(stream_id, lease_seconds)
         return written
 
     async def _lease_of(self, stream_id: str) -> Lease:
@@ -307,12 +308,14 @@ class Writes:
             )
         return Lease(policies.lease_seconds, policies.cancel_after_seconds)
 
-    async def _list(self, stream_id: str) -> None:
+    async def _list(self, stream_id: str, lease_seconds: float | None) -> None:
+        """Has the lease looked at: now if it has another length than before, and from time to time in case Redis has forgotten it."""
         now = time.monotonic()
-        if now - self._listed.get(stream_id, 0.0) < _LIST_AGAIN_SECONDS:
-            return
-        _remember(self._listed, stream_id, now)
-        await self._streams.answered(self._leases.enlist, stream_id)
+        listed_at, length = self._listed.get(stream_id, (0.0, None))
+        changed = lease_seconds is not None and lease_seconds != length
+        if changed or now - listed_at >= _LIST_AGAIN_SECONDS:
+            _remember(self._listed, stream_id, (now, lease_seconds if changed else length))
+            await self._streams.answered(self._leases.enlist, stream_id, now=changed)
 
     async def _full(self, stream_id: str) -> Problem:
         message = "the answer reached the bound of one stream: its number of entries, or its bytes"

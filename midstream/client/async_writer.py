@@ -74,8 +74,9 @@ class AsyncWriter:
             raise self._outbox.stopped from None
 
     async def token(self, text: str) -> None:
-        """Writes text. Returns at once, unless more than a megabyte waits."""
-        await self._push({"token": text})
+        """Writes text; an empty one is nothing. Returns at once, unless more than a megabyte waits."""
+        if text:
+            await self._push({"token": text})
 
     async def delta(self, delta: Mapping[str, Any], **more: Any) -> None:
         """Writes more than text, as the Chat Completions API has it; `more`: `index`, `logprobs`, `finish_reason`."""

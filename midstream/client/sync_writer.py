@@ -69,8 +69,9 @@ class Writer:
             raise self._outbox.stopped
 
     def token(self, text: str) -> None:
-        """Writes text. Returns at once, unless more than a megabyte waits."""
-        self._push({"token": text})
+        """Writes text; an empty one is nothing. Returns at once, unless more than a megabyte waits."""
+        if text:
+            self._push({"token": text})
 
     def delta(self, delta: Mapping[str, Any], **more: Any) -> None:
         """Writes more than text, as the Chat Completions API has it; `more`: `index`, `logprobs`, `finish_reason`."""

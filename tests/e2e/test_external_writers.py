@@ -256,6 +256,19 @@ async def test_a_lease_can_be_made_longer(system: System) -> None:
     assert (await system.state(stream_id))["cancelled_by"] == "writer"
 
 
+async def test_a_lease_can_be_made_shorter(system: System) -> None:
+    """Also one that was to be looked at only after its first, long, time."""
+    stream_id = await create(system, lease_seconds=60)
+    await wait_until(lambda: looked_at(system, stream_id))
+    await append(system, stream_id, tokens("a"), lease="1")
+    assert (await system.until_status(stream_id, "failed", within_seconds=3))["error"]["code"] == "writer_lost"
+
+
+async def looked_at(system: System, stream_id: str) -> bool:
+    """Whether a gateway has looked at the lease, and so has noted when it is to be looked at again."""
+    return bool(await system.commands.zscore("midstream:writers", stream_id))
+
+
 async def test_a_cancel_reaches_the_writer_with_its_next_append(system: System) -> None:
     stream_id = await create(system)
     await append(system, stream_id, tokens("a"))

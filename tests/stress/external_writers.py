@@ -33,6 +33,8 @@ LOST_SECONDS_MAX = LEASE_SECONDS + 0.5
 STOP_SECONDS_MAX = 1.0
 _ROOT = Path(__file__).resolve().parents[2]
 _AT_ONCE = 8
+_START_SECONDS = 20.0
+"""The lease of a stream until its writer, which may take long to start, makes it shorter."""
 _TOKEN = re.compile(r"([\w/-]+):(\d+) ")
 _TOKENS = 400
 """More than any writer gets to, unless it is to end its stream."""
@@ -184,7 +186,7 @@ class ExternalWriters:
 async def create(system: System, gateway: int) -> str:
     async with AsyncClient(system.gateway_url(gateway)) as client:
         options = {"midstream": {"on_disconnect": "continue"}}
-        return (await client.create_external(options, lease_seconds=LEASE_SECONDS)).id
+        return (await client.create_external(options, lease_seconds=_START_SECONDS)).id
 
 
 def check(reader: Reader) -> dict[str, list[int]]:
