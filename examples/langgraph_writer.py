@@ -23,9 +23,8 @@ async def main(question):
     async def ask(state):
         return {"messages": [await ChatOpenAI(model="gpt-4o-mini").bind_tools([weather]).ainvoke(state["messages"])]}
 
-    graph = StateGraph(MessagesState).add_node("ask", ask).add_node("tools", ToolNode([weather]))
-    graph.add_edge(START, "ask").add_conditional_edges("ask", tools_condition)
-    agent = graph.add_edge("tools", "ask").compile()
+    graph = StateGraph(MessagesState).add_node(ask).add_node("tools", ToolNode([weather])).add_edge(START, "ask")
+    agent = graph.add_edge("tools", "ask").add_conditional_edges("ask", tools_condition).compile()
     async with AsyncClient(os.getenv("MIDSTREAM_URL", "http://127.0.0.1:8000")) as client:
         stream = await client.create_external()
         print(stream.url, flush=True)
