@@ -9,7 +9,7 @@ from pydantic import Field, RootModel
 from gateway.api.models import Count, StreamStatus
 from gateway.api.operations import STREAM_ID
 from gateway.http.accept import NDJSON
-from gateway.http.operations import JSON, Answer, Closed, Described, Operation, ProblemDocument, header
+from gateway.http.operations import JSON, Answer, Closed, Described, Operation, header
 
 
 class WrittenEvent(Closed):
@@ -64,14 +64,6 @@ class AttemptRequest(Closed):
     """How many of the events that are there stand; all if it is missing."""
 
 
-class WriterConflict(ProblemDocument):
-    """Why a writer is to stop, or where it is to go on."""
-
-    reason: str
-    """`fenced`, `gap`, `completed`, `failed`, `cancelled`, `not_external` or `unreadable`."""
-    last_event_id: str | None = None
-
-
 _LEASE = header(
     "Stream-Lease",
     "From now on the stream ends as failed if nothing is heard of its writer for so many seconds.",
@@ -95,10 +87,10 @@ APPEND = Operation(
     body=WrittenEvents,
     body_is_required=False,
     errors=(404, 409, 410, 413, 415),
-    error=WriterConflict,
     description=(
         "A body of the type `application/x-ndjson` may be as long as the stream: each line is appended as it comes. A client that "
-        "accepts `application/x-ndjson` gets a line of progress each second."
+        "accepts `application/x-ndjson` gets a line of progress each second. A 409 has a `reason`: `fenced`, `gap`, `completed`, "
+        "`failed`, `cancelled`, `not_external` or `unreadable`, and a `last_event_id`."
     ),
 )
 BEGIN_ATTEMPT = Operation(
@@ -110,5 +102,4 @@ BEGIN_ATTEMPT = Operation(
     body=AttemptRequest,
     body_is_required=False,
     errors=(404, 409, 410, 413, 415),
-    error=WriterConflict,
 )

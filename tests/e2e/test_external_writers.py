@@ -20,13 +20,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NDJSON = {"content-type": "application/x-ndjson"}
 CONTINUE = {"on_disconnect": "continue"}
+SETTINGS = {"stream_entries_max": 40, "orphan_seconds": 1, "sweep_seconds": 0.3, "console": "on"}
+"""A worker that was silent for a second would count as lost; the lease of an external writer decides alone."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running() -> AsyncIterator[System]:
-    async with System(
-        gateways=2, workers=0, settings={"stream_entries_max": 40, "orphan_seconds": 1, "sweep_seconds": 0.3}
-    ) as system:
+    async with System(gateways=2, workers=0, settings=SETTINGS) as system:
         yield system
 
 
@@ -125,6 +125,23 @@ async def test_every_face_shows_what_was_written(system: System) -> None:
     assert receipt["generated"]["tokens"] == 5
     assert receipt["generated"]["attempts"][0]["worker"].startswith("http-")
     assert receipt["delivered"]["tokens"] == 5
+
+
+async def test_the_console_lists_it(system: System) -> None:
+    stream_id = await create(system, metadata={"user": "ann"})
+    await append(system, stream_id, tokens("a", "b"))
+
+    async def row() -> dict[str, Any]:
+        overview = (await system.http.get(f"{system.gateway_url()}/v1/overview")).json()["streams"]
+        found = [row for row in overview["newest"] if row["id"] == stream_id]
+        assert overview["running"] >= len(found)
+        return found[0] if found else {}
+
+    await wait_until(lambda: row(), what="it is listed")
+    shown = await row()
+    assert (shown["status"], shown["tokens"], shown["worker"]) == ("running", 2, "external")
+    assert (shown["model"], shown["metadata"]) == ("external", {"user": "ann"})
+    await append(system, stream_id, {"end": "done"})
 
 
 async def test_the_ai_sdk_and_openai_follow_it(system: System) -> None:
