@@ -18,6 +18,7 @@ import gateway.console.watchers
 import gateway.delivery.flush_pace
 import gateway.measuring
 import gateway.metrics
+import gateway.writing.lost_writers
 import producer.worker
 import shared.presence
 from gateway.console.overview import Overview
@@ -35,12 +36,14 @@ from gateway.following.tails import Tails
 from gateway.http.connection import Connection
 from gateway.http.request_timeouts import RequestTimeouts
 from gateway.measuring import GatewayMeasuring
+from gateway.writing.lost_writers import LostWriters
 from producer.simulated_provider import SimulatedProvider
 from producer.worker import Worker
 from shared import background, metrics
 from shared.background import keep_running
 from shared.event_log import EventLog
 from shared.events import Event
+from shared.external_writes import WriterLeases
 from shared.ids import BEGINNING, new_stream_id
 from shared.presence import Presence
 from shared.queue import RequestQueue
@@ -353,6 +356,21 @@ async def _silence_checks(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
             await tails.close()
 
 
+@case("lost_writers")
+async def _lost_writers(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(gateway.writing.lost_writers, "LOOK_SECONDS", 0.02)
+    async with parts.commands() as commands:
+        leases = WriterLeases(commands, ttl_seconds=60)
+        once = Once(leases.count)
+        parts.patch.setattr(leases, "count", once)
+        lost_writers = LostWriters(cast(Any, None), parts.log(commands), leases, parts.settings)
+        lost_writers.start()
+        try:
+            yield lambda: once.calls > 2
+        finally:
+            await lost_writers.close()
+
+
 @case("request_timeouts")
 async def _request_timeouts(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     request_timeouts = RequestTimeouts(0.1)
@@ -474,7 +492,7 @@ SHORT_LIVED = {
     "gateway/following/pages.py": {"_page"},
     "gateway/delivery/delivery.py": {"_spawn"},
     "gateway/api/readiness.py": {"complaint"},
-    "gateway/streams.py": {"cancel"},
+    "gateway/streams.py": {"write_receipt"},
     "gateway/supervisor.py": {"__init__"},
     "gateway/following/endings.py": {"begin"},
     "gateway/tracing.py": {"parent_of"},
