@@ -88,6 +88,7 @@ CALLS = [
     get("stream_receipt", "/v1/streams/{id}/receipt"),
     get("stream_state", f"/v1/streams/{EXPIRED}", 410),
     get("stream_receipt", f"/v1/streams/{UNKNOWN}/receipt", 404),
+    post("create_access_token", "/v1/streams/{id}/tokens", {}, 404),  # there are none without authentication
     Call("delete_stream", "DELETE", "/v1/streams/{deleted}", 204),
     Call("delete_stream", "DELETE", f"/v1/streams/{UNKNOWN}", 404),
     get("prompt", "/stream?prompt=x"),
@@ -284,7 +285,10 @@ async def test_every_operation_is_called(described: Described) -> None:
         call.operation: {other.status for other in CALLS if other.operation == call.operation} for call in CALLS
     }
     assert set(called_with) == set(described.operations)
-    assert {name for name, statuses in called_with.items() if min(statuses) >= 400} == {"follow_websocket"}
+    assert {name for name, statuses in called_with.items() if min(statuses) >= 400} == {
+        "follow_websocket",
+        "create_access_token",  # tests/e2e/test_access.py
+    }
 
 
 async def test_errors_that_any_request_may_get(system: System, described: Described, names: dict[str, str]) -> None:
