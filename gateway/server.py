@@ -12,7 +12,7 @@ import contextlib
 import gc
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
@@ -21,13 +21,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import uvicorn
 
 from gateway.access.admission import Admission
-from gateway.access.authenticators import Authenticator
+from gateway.access.api_keys import ApiKeys
+from gateway.access.authenticators import Authenticator, KeptUp
 from gateway.access.given_tokens import GivenTokens
 from gateway.access.mode import is_authentication_on
 from gateway.access.owners import Owners
 from gateway.access.sessions import Sessions
 from gateway.access.signing import SigningKeys
 from gateway.access.stream_tokens import StreamTokens
+from gateway.access.user_tokens import UserTokens
 from gateway.api.follow import Subscribe
 from gateway.api.health import Health
 from gateway.api.readiness import Readiness
@@ -53,6 +55,7 @@ from gateway.presence import presence
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
+from shared.commands import Commands
 from shared.event_log import EventLog
 from shared.metrics_server import MetricsServer
 from shared.presence import Presence
@@ -125,6 +128,7 @@ class _Gateway:
     traces: Traces | None
     commands: RespConnection
     readiness: Readiness
+    authenticators: Sequence[KeptUp]
     endings: Endings
     tails: Tails
     silence_checks: SilenceChecks
@@ -144,6 +148,8 @@ class _Gateway:
             running.add(self.traces)
         running.add(self.commands).start()
         await running.add(self.readiness).start()
+        for authenticator in self.authenticators:
+            running.add(authenticator).start()
         running.add(self.endings)
         running.add(self.tails).start()
         running.add(self.silence_checks).start()
@@ -212,7 +218,8 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     parts = (commands, log, queue, tails, deliveries, settings, Owners(checked=authenticates))
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
     models = ProviderModels(settings)
-    admission = admission_for(settings) if authenticates else Admission()
+    authenticators = authenticators_for(commands, settings) if authenticates else []
+    admission = admission_for(authenticators, settings) if authenticates else Admission()
     given = GivenTokens(admission.tokens, settings.path_prefix)
     subscribe = Subscribe(streams, given, tails, delivery, models, settings)
     measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, queue, settings)
@@ -230,6 +237,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         traces,
         commands,
         readiness,
+        authenticators,
         endings,
         tails,
         silence_checks,
@@ -245,16 +253,17 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     )
 
 
-def authenticators_for(settings: Settings) -> list[Authenticator]:
-    """Returns what recognizes the tokens of services and users."""
-    return []
+def authenticators_for(commands: Commands, settings: Settings) -> list[KeptUp]:
+    """Returns what recognizes the tokens of services and users. Raises Unusable."""
+    users = [UserTokens(settings)] if settings.jwt_keys else []
+    return [ApiKeys(commands, settings), *users]
 
 
-def admission_for(settings: Settings) -> Admission:
+def admission_for(authenticators: Sequence[Authenticator], settings: Settings) -> Admission:
     """Returns what guards a gateway with authentication. Raises Unusable."""
     keys = SigningKeys(settings.token_keys)
     return Admission(
-        authenticators_for(settings),
+        authenticators,
         tokens=StreamTokens(keys, settings),
         sessions=Sessions(keys),
         user_cookie=settings.user_cookie,

@@ -97,6 +97,7 @@ APIS = ("native", "chat", "responses", "ai_sdk")
 """Those through which a stream can be created."""
 BACKGROUND_TASKS = (
     "ages",
+    "api_keys",
     "beats",
     "connection",
     "flush_pace",
@@ -111,6 +112,7 @@ BACKGROUND_TASKS = (
     "silence_checks",
     "take_over",
     "request_timeouts",
+    "user_keys",
     "watch",
     "watchers",
 )

@@ -64,6 +64,34 @@ class Settings:
         "secret",
         "The keys by which gateways sign access tokens and the console's sessions: one, or the new one and the one before it, separated by a comma; each with at least 32 characters (`openssl rand -hex 32`). All gateways of one Redis need the same. Needed where authentication is on; `midstream up` makes one.",
     )
+    api_keys_file: str = _setting(
+        "",
+        "path",
+        "A file of API keys, beside those in Redis (`midstream keys`): a line for each, NAME SCOPE,SCOPE KEY. KEY is a key, or sha256: and its digest. It is read again when it changes.",
+    )
+    api_keys: str = _setting("", "secret", "API keys as in MIDSTREAM_API_KEYS_FILE, separated by semicolons.")
+    jwt_keys: str = _setting(
+        "",
+        "URL or path",
+        "The JSON Web Key Set of the identity provider whose users may come by themselves, each with a JWT: an https address, or a file. It is read every ten minutes, and when an unknown key id comes.",
+    )
+    jwt_issuer: str = _setting("", "text", "The `iss` that a user's JWT must have. Needed with MIDSTREAM_JWT_KEYS.")
+    jwt_audience: str = _setting("", "text", "The `aud` that a user's JWT must have. Needed with MIDSTREAM_JWT_KEYS.")
+    jwt_algorithms: str = _setting(
+        "RS256,ES256",
+        "names",
+        "The algorithms by which a user's JWT may be signed. The token has no say in it.",
+    )
+    jwt_scopes: str = _setting(
+        "create,read,cancel", "scopes", "What a user may do with their own streams: of create, read, cancel, write."
+    )
+    jwt_leeway_seconds: float = _setting(
+        30.0,
+        "seconds",
+        "By so much the clocks of the identity provider and of the gateways may differ.",
+        least=0,
+        most=600,
+    )
     user_cookie: str = _setting(
         "",
         "name",

@@ -14,10 +14,12 @@ from gateway.access.credentials import SESSION_COOKIE, STREAM_COOKIE, Credential
 from gateway.access.sessions import Sessions
 from gateway.access.stream_tokens import StreamTokens
 from gateway.http.connection import Scope
-from gateway.http.principal import ANONYMOUS, NOBODY, OPEN, Principal, principal, require
+from gateway.http.principal import ANONYMOUS, NOBODY, OPEN, Principal, act_for, principal, require
 from gateway.http.problems import Problem
 from gateway.http.routes import Route
 
+OWNER_HEADER = b"x-midstream-owner"
+"""For every API; in the native body it is `midstream.owner`."""
 _REALM = 'Bearer realm="midstream"'
 
 
@@ -59,6 +61,7 @@ class Admission:
         credentials = take_credentials(scope, self._for_cookies)
         if not self.is_on:
             principal.set(ANONYMOUS)
+            act_for(_owner_in(scope))
             return
         if not with_cookies:
             credentials.cookies = {}
@@ -70,6 +73,7 @@ class Admission:
             if who is None:
                 raise _unknown(credentials)
             require(route.scope, who)
+            act_for(_owner_in(scope))
 
     async def principal_for(self, token: str) -> Principal | None:
         """Returns whom a token stands for that has come in a header or a form."""
@@ -94,6 +98,14 @@ class Admission:
         for name, authenticators in self._for_cookies.items():
             if name in credentials.cookies:
                 yield credentials.cookies[name], authenticators
+
+
+def _owner_in(scope: Scope) -> str | None:
+    """Returns the end user for whom a service makes a request, as its header says."""
+    for name, value in scope["headers"]:
+        if name == OWNER_HEADER:
+            return str(value, "latin-1")
+    return None
 
 
 def _unknown(credentials: Credentials) -> Problem:

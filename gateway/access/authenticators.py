@@ -24,6 +24,14 @@ class Authenticator(Protocol):
         """
 
 
+class KeptUp(Authenticator, Protocol):
+    """One that keeps what it knows up to date, in the background."""
+
+    def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Proof:
     """A credential that was accepted, to be looked at again while the response that it opened lasts."""
@@ -37,11 +45,11 @@ class Proof:
         return self.who.name
 
     async def holds(self) -> bool:
-        """Returns whether the credential would still let its bearer read. Raises Problem 503."""
+        """Returns whether the credential still stands for its bearer. Raises Problem 503."""
         if self.who.stream_id is not None and self.who.expires_at is not None:
             return time.time() < self.who.expires_at  # an access token cannot be revoked
         found = await principal_of(self.token, self.authenticators)
-        return found is not None and found.name == self.who.name and "read" in found.scopes
+        return found is not None and found.name == self.who.name
 
     def __repr__(self) -> str:
         return f"Proof({self.name})"

@@ -133,9 +133,12 @@ def _schema(name: str, schema: Json) -> str:
     return f'<h3 id="{escape(name)}"><code>{escape(name)}</code></h3><p>{words}</p>{table}'
 
 
+_TEXT = {"type": "string"}
+
+
 def _contents(answer: Json) -> str:
     contents = [
-        f"<code>{escape(media_type)}</code> {_type(content['schema'])}"
+        f"<code>{escape(media_type)}</code> {_type(content.get('schema', _TEXT))}"
         for media_type, content in answer.get("content", {}).items()
     ]
     headers = [f"header <code>{escape(name)}</code>" for name in answer.get("headers", {})]

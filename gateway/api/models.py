@@ -39,6 +39,8 @@ class MidstreamOptions(Closed):
     """The provider of the workers that answers; if none is given, the one with the name of the model, else the first."""
     cookie: bool = False
     """The answer sets the stream's access token as a cookie, too, if authentication is on."""
+    owner: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    """The end user whose stream it is to be: `sub` of their JWT. Needs the scope `act`. The header `X-Midstream-Owner` says the same."""
 
 
 class Simulation(Closed):

@@ -109,13 +109,7 @@ def _operation(route: Route) -> Json:
         "operationId": operation.name,
         "summary": operation.summary,
         "parameters": [_parameter(parameter) for parameter in (*operation.parameters, *_ON_ALL)],
-        "responses": {
-            **{str(answer.status): _answer(answer, operation) for answer in operation.answers},
-            **{
-                str(status): {"$ref": f"#/components/responses/{_error_name(status, operation)}"}
-                for status in _errors_of(route)
-            },
-        },
+        "responses": _responses(route),
         "security": [] if route.scope == OPEN else [{scheme: [route.scope]} for scheme in _SCHEMES],
     }
     if operation.description:
@@ -127,6 +121,22 @@ def _operation(route: Route) -> Json:
     if operation.events:
         described["x-events"] = [_event(kind) for kind in operation.events]
     return described
+
+
+def _responses(route: Route) -> Json:
+    """The answers by status. One that is an error, too, has the bodies of both."""
+    operation = route.operation
+    responses: Json = {
+        str(status): {"$ref": f"#/components/responses/{_error_name(status, operation)}"}
+        for status in _errors_of(route)
+    }
+    for answer in operation.answers:
+        described = _answer(answer, operation)
+        if str(answer.status) in responses:
+            content = _error(answer.status, operation)["content"]
+            described["content"] = {**content, **described.get("content", {})}
+        responses[str(answer.status)] = described
+    return dict(sorted(responses.items()))
 
 
 def _parameter(parameter: Parameter) -> Json:
@@ -145,16 +155,20 @@ def _answer(answer: Answer, operation: Operation) -> Json:
     if streams:
         described["description"] += "\n\nEvents:\n" + "".join(f"\n- {_in_words(kind)}" for kind in operation.events)
     if answer.bodies:
-        described["content"] = {
-            media_type: {"schema": {"type": "string"} if model is None and media_type != JSON else _reference(model)}
-            for media_type, model in answer.bodies.items()
-        }
+        described["content"] = {media_type: _body(media_type, model) for media_type, model in answer.bodies.items()}
     if answer.headers:
         described["headers"] = {
             name: {"description": description, "schema": {"type": "string"}}
             for name, description in answer.headers.items()
         }
     return described
+
+
+def _body(media_type: str, model: type[BaseModel] | None) -> Json:
+    """A body. Events have no schema here: tools would take it for that of each event."""
+    if media_type == SSE:
+        return {}
+    return {"schema": {"type": "string"} if model is None and media_type != JSON else _reference(model)}
 
 
 def _errors_of(route: Route) -> list[int]:

@@ -9,10 +9,11 @@ from typing import Any, NoReturn
 
 import orjson
 
+from gateway.http.principal import OWNER_CHARACTERS_MAX
 from gateway.http.problems import Problem
 from shared.events import PACE_MS_MAX, Policies
 
-_MIDSTREAM = {"cookie", "on_disconnect", "on_interrupt", "metadata", "pace_ms", "provider"}
+_MIDSTREAM = {"cookie", "on_disconnect", "on_interrupt", "metadata", "owner", "pace_ms", "provider"}
 _SIMULATE = {"tokens", "tokens_per_second", "finish_reason", "fail_after", "stall_after"}
 _INTERRUPT_POLICIES = ("fail", "restart", "continue")
 _CANCEL_AFTER_SECONDS_MAX = 86_400
@@ -58,6 +59,12 @@ def check_generation(body: dict[str, Any], default_model: str) -> tuple[dict[str
 def wants_cookie(body: dict[str, Any]) -> bool:
     """Returns whether a request that has been checked asks for its stream's access token as a cookie."""
     return body.get("midstream", {}).get("cookie") is True
+
+
+def owner_in(body: dict[str, Any]) -> str | None:
+    """Returns the end user for whom a request that has been checked creates a stream, if it names one."""
+    owner: str | None = body.get("midstream", {}).get("owner")
+    return owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +194,9 @@ def _check_midstream(options: Any) -> tuple[Policies, dict[str, str]]:
         _wrong("midstream.metadata", f"an object of at most {_METADATA_ENTRIES_MAX} strings", metadata)
     if not isinstance(options.get("cookie", False), bool):
         _wrong("midstream.cookie", "true or false", options["cookie"])
+    owner = options.get("owner")
+    if owner is not None and not (isinstance(owner, str) and 1 <= len(owner) <= OWNER_CHARACTERS_MAX):
+        _wrong("midstream.owner", f"a text of 1 to {OWNER_CHARACTERS_MAX} characters", owner)
     pace_ms = options.get("pace_ms")
     if pace_ms is not None:
         _whole("midstream.pace_ms", pace_ms, least=0, most=PACE_MS_MAX)

@@ -14,6 +14,7 @@ from gateway.api.requests import (
     check_generation,
     check_idempotency_key,
     check_token_request,
+    owner_in,
     seconds,
     wants_cookie,
 )
@@ -21,7 +22,7 @@ from gateway.delivery.delivery import Delivery
 from gateway.http.bodies import body_of, parse_body, received
 from gateway.http.etags import etag_of_body, is_known
 from gateway.http.exchange import json_response, unless_disconnected
-from gateway.http.principal import principal, require
+from gateway.http.principal import act_for, principal, require
 from gateway.http.problems import Problem, stopping
 from gateway.http.routes import Route, methods_like
 from gateway.http.whole_bodies import made
@@ -79,6 +80,7 @@ class NativeApi:
         async with received(request, self._settings.body_bytes_max) as body:
             parsed = parse_body(body)
             generation, policies, metadata = check_generation(parsed, await self._models.default_for(parsed))
+            act_for(owner_in(parsed))
             created = await self._streams.create(generation, policies, metadata, idempotency=key)
             as_cookie = wants_cookie(parsed)
         token = self._given.token(created["id"])

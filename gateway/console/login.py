@@ -30,6 +30,8 @@ from gateway.http.routes import Route, route_for
 logger = logging.getLogger(__name__)
 
 PATH = "/login"
+_FIELDS_MAX = 8
+"""Of the form, which has one."""
 _BODY_BYTES_MAX = 16_384
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:26rem;margin:15vh auto;padding:0 1rem;color-scheme:light dark}"
@@ -83,7 +85,7 @@ class Login:
     async def log_in(self, scope: Scope, receive: Receive, send: Any) -> None:
         """`POST /login`"""
         body = await body_of(Request(scope, receive), _BODY_BYTES_MAX)
-        key = parse_qs(body.decode("latin-1"), max_num_fields=8).get("key", [""])[-1].strip()
+        key = _key_in(body)
         who = await self._admission.principal_for(key) if key else None
         if who is None or "admin" not in who.scopes or who.stream_id is not None:
             logger.warning("a login to the console was refused: %s", "unknown key" if who is None else who.name)
@@ -107,6 +109,14 @@ class Login:
         response = Response(status_code=303, headers={"location": path, "cache-control": "no-store"})
         response.raw_headers.append((b"set-cookie", cookie))
         return response
+
+
+def _key_in(form: bytes) -> str:
+    """Returns the key that was entered; an empty text if the form has none, or is another one."""
+    try:
+        return parse_qs(form.decode("latin-1"), max_num_fields=_FIELDS_MAX).get("key", [""])[-1].strip()
+    except ValueError:
+        return ""
 
 
 def _page(status: int, content: str) -> Response:

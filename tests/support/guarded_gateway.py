@@ -11,8 +11,9 @@ from pathlib import Path
 
 import gateway.server
 from gateway.__main__ import main
-from gateway.access.authenticators import Authenticator
+from gateway.access.authenticators import KeptUp
 from gateway.http.principal import Principal
+from shared.commands import Commands
 from shared.settings import Settings
 
 MODULE = "tests.support.guarded_gateway"
@@ -37,6 +38,12 @@ class FixedKeys:
     is_for_urls = False
     prefix = "tk_"
 
+    def start(self) -> None:
+        """Has nothing to keep up."""
+
+    async def close(self) -> None:
+        """Has nothing to close."""
+
     async def principal_of(self, token: str) -> Principal | None:
         name = token.removeprefix(self.prefix)
         return KEYS.get(name) if token.startswith(self.prefix) and name not in _revoked() else None
@@ -47,7 +54,7 @@ class FixedUserTokens(FixedKeys):
     prefix = "jwt_"
 
 
-def _authenticators(settings: Settings) -> list[Authenticator]:
+def _authenticators(commands: Commands, settings: Settings) -> list[KeptUp]:
     return [FixedKeys(), FixedUserTokens()]
 
 

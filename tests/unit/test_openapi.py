@@ -18,13 +18,15 @@ from gateway.api.requests import check_chat, check_generation
 from gateway.app import Services, parts_of
 from gateway.console.watchers import Watchers
 from gateway.facades.responses.request import check_response_request
+from gateway.http.accept import SSE
+from gateway.http.operations import HTML, PROBLEM_JSON
 from gateway.http.problems import Problem
 from gateway.http.routes import Part, Route, methods_like
 from gateway.server import admission_for
 from shared.settings import Settings
 
 SETTINGS = Settings(auth="required", token_keys="0" * 32)
-ADMISSION = admission_for(SETTINGS)
+ADMISSION = admission_for((), SETTINGS)
 NOBODY = cast(Any, None)
 """Replaces the parts that answer requests: these tests send none."""
 
@@ -270,3 +272,19 @@ def test_the_schema_of_responses_accepts_what_its_checks_accept(body: dict[str, 
     except Problem:
         is_good = False
     assert accepts("ResponseRequest", body) == is_good
+
+
+def test_an_answer_that_is_also_an_error_has_the_bodies_of_both() -> None:
+    assert list(DOCUMENT["paths"]["/login"]["post"]["responses"]["403"]["content"]) == [PROBLEM_JSON, HTML]
+
+
+def test_events_have_a_schema_each_and_their_stream_has_none() -> None:
+    """A tool would take that of the stream for that of each event."""
+    streams = [
+        answer["content"][SSE]
+        for operation in operations().values()
+        for answer in operation["responses"].values()
+        if SSE in answer.get("content", {})
+    ]
+    assert len(streams) > 5
+    assert not any(streams)

@@ -15,14 +15,14 @@ from starlette.requests import Request
 
 from gateway.access.given_tokens import GivenTokens
 from gateway.api.follow import FollowRequest, Subscribe
-from gateway.api.requests import check_generation, check_idempotency_key, wants_cookie
+from gateway.api.requests import check_generation, check_idempotency_key, owner_in, wants_cookie
 from gateway.facades.ai_sdk import operations
 from gateway.facades.ai_sdk.messages import chat_messages, replayed_parts
 from gateway.facades.ai_sdk.stream_parts import AI_SDK, AI_SDK_REPLAY
 from gateway.http.bodies import body_of, parse_body, received
 from gateway.http.connection import Connection, Receive, Scope, Send
 from gateway.http.exchange import json_response, query_of
-from gateway.http.principal import principal
+from gateway.http.principal import act_for, principal
 from gateway.http.problems import Problem
 from gateway.http.routes import Route, route_for
 from gateway.http.whole_bodies import made
@@ -128,6 +128,7 @@ class AiSdk:
         request = {name: value for name, value in body.items() if name not in _OURS}
         request["messages"] = chat_messages(body.get("messages"))
         request, policies, metadata = check_generation(request, await self._models.default_for(request))
+        act_for(owner_in(body))
         last = body["messages"][-1]
         facade: dict[str, Any] = {"api": "ai_sdk", "chat": chat_id}
         if last["role"] == "assistant" and isinstance(last.get("id"), str):

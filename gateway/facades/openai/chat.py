@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from gateway.access.given_tokens import GivenTokens
 from gateway.api.follow import FollowRequest, Subscribe
-from gateway.api.requests import ChatRequest, check_chat, check_idempotency_key
+from gateway.api.requests import ChatRequest, check_chat, check_idempotency_key, owner_in
 from gateway.facades.openai import operations
 from gateway.facades.openai.chat_chunks import ChatFace, chat_cursor, chat_face, resumed_chat_face, stream_id_of
 from gateway.facades.openai.chat_whole import completion
@@ -28,6 +28,7 @@ from gateway.http.bodies import parse_body, received
 from gateway.http.connection import Connection, Scope
 from gateway.http.cursor import Place, last_event_id
 from gateway.http.exchange import json_response, query_of, unless_disconnected
+from gateway.http.principal import act_for
 from gateway.http.problems import Problem, not_found
 from gateway.http.routes import Route, route_for
 from gateway.http.whole_bodies import made
@@ -107,6 +108,7 @@ class ChatCompletions:
         async with received(request, self._settings.body_bytes_max) as body:
             parsed = parse_body(body)
             chat = check_chat(parsed, request.headers, await self._models.default_for(parsed))
+            act_for(owner_in(parsed))
             created = await self._streams.create(
                 chat.generation,
                 chat.policies,
