@@ -44,12 +44,12 @@ from gateway.presence import presence
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
+from shared.connections import RedisConnection, RedisSubscriber, check, connection_to
 from shared.event_log import EventLog
+from shared.lanes import Lanes, lanes_of
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
-from shared.redis_server import RedisAddress, check
-from shared.resp import RespConnection
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class _Gateway:
     """The parts of one gateway process, in the order in which they start."""
 
     traces: Traces | None
-    commands: RespConnection
+    commands: RedisConnection
     readiness: Readiness
     endings: Endings
     tails: Tails
@@ -156,25 +156,15 @@ class _Gateway:
 
 def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
     """Builds the parts of a gateway and connects them. Nothing is started."""
-    address = RedisAddress.parse(settings.redis_url)
-
-    def connection(name: str, **more: Any) -> RespConnection:
-        return RespConnection(
-            address,
-            name=name,
-            reply_seconds=settings.redis_reply_seconds,
-            reconnect_seconds_max=settings.reconnect_seconds_max,
-            **more,
-        )
-
-    commands = connection("gateway", scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *DeliveryNotes.SCRIPTS))
+    scripts = (*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *DeliveryNotes.SCRIPTS)
+    commands = connection_to(settings, name="gateway", scripts=scripts)
     log = EventLog(
         commands,
         log_ttl_seconds=settings.log_ttl_seconds,
         ended_ttl_seconds=settings.ended_ttl_seconds,
         tombstone_ttl_seconds=settings.tombstone_ttl_seconds,
     )
-    queue = RequestQueue(commands, ttl_seconds=settings.log_ttl_seconds, requests_max=settings.queue_requests_max)
+    queue = Lanes(commands, lanes_of(commands, settings))
     deliveries = DeliveryNotes(commands)
     traces = None if tracing is None else Traces(tracing, log, settings)
     endings = Endings(log) if traces is None else Endings(log, traces.failed_here)
@@ -190,7 +180,7 @@ def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
     tails = Tails(
         followed,
         log,
-        lambda on_push, on_up: connection("subscriber", on_push=on_push, on_up=on_up),
+        partial(_subscriber_of, commands),
         settings,
         on_new=delivery.on_new,
     )
@@ -225,10 +215,16 @@ def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
     )
 
 
+def _subscriber_of(
+    commands: RedisConnection, on_push: Callable[[list[Any]], None], on_up: Callable[[], None]
+) -> RedisSubscriber:
+    return commands.subscriber(name="subscriber", on_push=on_push, on_up=on_up)
+
+
 async def serve(settings: Settings, listening: socket.socket, tracing: Tracing | None = None) -> None:
     """Serves until SIGTERM or SIGINT. Raises Unusable."""
     check_uvicorn()
-    server_name = await check(settings.redis_url, within_seconds=settings.redis_start_seconds)
+    server_name = await check(settings)
     gateway = _assemble(settings, tracing)
     async with RunningParts() as running:
         await gateway.start(running)

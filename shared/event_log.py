@@ -11,8 +11,10 @@ no stream reads as a log whose first entry cannot be read.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from shared.commands import Commands, Script
@@ -84,8 +86,8 @@ class EventLog:
         With `ttl_seconds` the log expires so long from now: given with a log's first entry and with the last. `beside`:
         the large fields of the request, with the first. With the last they are deleted, unless they are to be kept.
         """
-        arguments: list[bytes | str | int] = [held, *_arguments(entry)]
-        keys = [log_key(stream_id), live_channel(stream_id)]
+        arguments: list[bytes | str | int] = [live_channel(stream_id), held, *_arguments(entry)]
+        keys = [log_key(stream_id)]
         if ttl_seconds is not None:
             arguments.append(ttl_seconds)
         if beside is not None:
@@ -98,12 +100,14 @@ class EventLog:
 
     async def probe(self, stream_id: str, held: int, last: EventId) -> Appended:
         """Tells whether the log still holds `held` entries up to `last`, and how many listeners it has. Writes nothing."""
-        keys = [log_key(stream_id), live_channel(stream_id)]
-        return Appended.of(await self.APPEND.run(self._commands, keys, held, bytes(last)))
+        channel = live_channel(stream_id)
+        return Appended.of(await self.APPEND.run(self._commands, [log_key(stream_id)], channel, held, bytes(last)))
 
-    def send_append(self, keys: tuple[bytes, bytes], held: int, entry: Entry, on_reply: Callable[[Any], None]) -> None:
+    def send_append(
+        self, log_and_channel: tuple[bytes, bytes], held: int, entry: Entry, on_reply: Callable[[Any], None]
+    ) -> None:
         """Appends like `append` without a task or a future. `on_reply` gets the bare reply (for `Appended.of`) or the error."""
-        self._commands.send(("EVALSHA", self.APPEND.digest, 2, *keys, held, *_arguments(entry)), on_reply)
+        self._commands.send(("EVALSHA", self.APPEND.digest, 1, *log_and_channel, held, *_arguments(entry)), on_reply)
 
     async def read(self, stream_id: str, after: EventId = BEGINNING, count: int = READ_ENTRIES_MAX) -> list[Entry]:
         """Reads at most `count` entries after an id. An entry of several tokens is given whole, also if the id lies within."""
@@ -128,14 +132,15 @@ class EventLog:
 
         In one round trip.
         """
-        newest: list[list[RawEntry] | Exception] = []
-        self.send_newest(stream_id, 1, newest.append)  # answered first, since replies come in order
+        reading: asyncio.Future[list[RawEntry] | Exception] = asyncio.get_running_loop().create_future()
+        self.send_newest(stream_id, 1, partial(_hand_over, reading))
         or_else = _NO_LOG if first <= FIRST_ID <= last else []
         raw: list[RawEntry] = await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last), or_else=or_else)
+        newest = await reading  # answered first, unless it was sent on in a cluster
         goes_on = False
-        if newest and isinstance(newest[0], list) and newest[0]:
+        if isinstance(newest, list) and newest:
             with contextlib.suppress(OddReply):
-                goes_on = entries_of(newest[0])[-1].id > last
+                goes_on = entries_of(newest)[-1].id > last
         return raw, goes_on
 
     async def read_all(self, stream_id: str) -> list[Entry]:
@@ -187,9 +192,9 @@ class EventLog:
         as ended: nothing can be appended to it.
         """
         condition = () if only_after is None else (bytes(only_after),)
-        keys = [log_key(stream_id), live_channel(stream_id), *_beside_keys(stream_id)]
+        keys, channel = [log_key(stream_id), *_beside_keys(stream_id)], live_channel(stream_id)
         try:
-            reply = await self.END.run(self._commands, keys, field, value, self.ended_ttl_seconds, *condition)
+            reply = await self.END.run(self._commands, keys, channel, field, value, self.ended_ttl_seconds, *condition)
         except RedisRefused as error:
             if not _is_no_stream(error):
                 raise
@@ -212,6 +217,11 @@ class EventLog:
         if isinstance(read, Exception):
             raise read
         return read
+
+
+def _hand_over(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
 
 
 def _beside_keys(stream_id: str) -> tuple[bytes, bytes]:

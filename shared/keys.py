@@ -7,7 +7,7 @@
 | `midstream:{<id>}:request` | hash: field to JSON (`shared.large_fields`) | `append.lua` with `accepted` | deleted with the terminal event; `log_ttl_seconds` from the start |
 | `midstream:{<id>}:kept` | the same, for an API that goes on from it | `append.lua` with `accepted` | with its log |
 | `midstream:{<id>}:live` | shard channel | `append.lua`, `end.lua` | – |
-| `midstream:requests` | stream, group `workers` | enqueue: gateway; claims: workers | `log_ttl_seconds` after the last enqueue or renewal |
+| `midstream:requests`, with several lanes `midstream:requests:{<n>}` | stream, group `workers` | enqueue: gateway; claims: workers | `log_ttl_seconds` after the last enqueue or renewal |
 | `midstream:idempotency:<digest>` | string | gateway | `log_ttl_seconds` |
 | `midstream:chat:<digest>` | string: a chat's newest stream (AI SDK) | gateway | `log_ttl_seconds` |
 | `midstream:{processes}:until` | sorted set: process to the time until which it counts as there (ms) | every process | 67 s after the last word of any |
@@ -54,3 +54,8 @@ def idempotency_key(digest: str) -> bytes:
 def chat_key(principal: str, chat_id: str) -> bytes:
     """`chat_id` is what a client made up: hashed, so that any text is a key of bounded length."""
     return b"midstream:chat:" + hashlib.sha256(f"{principal}\0{chat_id}".encode()).hexdigest().encode()
+
+
+def lane_keys(lanes: int) -> tuple[bytes, ...]:
+    """Returns the keys of the request queue: one, or several whose slots are spread over the masters of a cluster."""
+    return (REQUESTS,) if lanes == 1 else tuple(b"midstream:requests:{%d}" % lane for lane in range(lanes))

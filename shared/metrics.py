@@ -98,6 +98,7 @@ APIS = ("native", "chat", "responses", "ai_sdk")
 BACKGROUND_TASKS = (
     "ages",
     "beats",
+    "cluster_map",
     "connection",
     "flush_pace",
     "forget",
@@ -108,6 +109,7 @@ BACKGROUND_TASKS = (
     "renew",
     "samples",
     "silence_checks",
+    "subscriptions",
     "take_over",
     "request_timeouts",
     "watch",

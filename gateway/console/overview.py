@@ -27,10 +27,11 @@ from shared.errors import MidstreamError, RedisRefused, Unreadable
 from shared.events import Entry, entry_of
 from shared.ids import BEGINNING, EventId, created_at
 from shared.keys import PROCESSES_ABOUT, PROCESSES_UNTIL, log_key
+from shared.lanes import Lanes
 from shared.lifecycle import status_after
 from shared.outcomes import ENDED, Status
 from shared.presence import PROCESSES_MAX, THERE_SECONDS
-from shared.queue import Claim, RequestQueue
+from shared.queue import Claim
 from shared.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ Row = dict[str, Any]
 class Overview:
     """Makes snapshots, at most one a second for any number of requests."""
 
-    def __init__(self, commands: Commands, queue: RequestQueue) -> None:
+    def __init__(self, commands: Commands, queue: Lanes) -> None:
         self._commands = commands
         self._queue = queue
         self._lock = asyncio.Lock()
@@ -201,12 +202,11 @@ class Overview:
         """Returns the queue's newest streams, each as (id of its queue entry, row with its worker), and Redis' own time."""
         time_now, newest = await asyncio.gather(self._commands.execute("TIME"), self._queue.newest(STREAMS_MAX))
         now = int(time_now[0]) + int(time_now[1]) / 1e6
-        first_id = newest[-1].entry_id if newest else b"+"
         leases, rows = await asyncio.gather(
-            self._queue.leases(first_id, STREAMS_MAX), self._read_streams(newest, now, whole=whole)
+            self._queue.leases(newest, STREAMS_MAX), self._read_streams(newest, now, whole=whole)
         )
         for entry_id, row in rows:
-            row["worker"], row["lease_age_seconds"] = leases.get(entry_id, (None, None))
+            row["worker"], row["lease_age_seconds"] = leases.get(row["id"] if entry_id else "", (None, None))
         return rows, now
 
     async def _read_streams(self, listed: Sequence[Claim], now: float, *, whole: bool) -> list[tuple[bytes, Row]]:
@@ -215,7 +215,7 @@ class Overview:
         Also reads the streams that have left the list since the last call, since they may have ended. `whole`: `listed` is the whole
         queue. Rows of streams that the queue has lost have an empty entry id.
         """
-        ids = [stream_id for _, stream_id in listed]
+        ids = [stream_id for _, stream_id, _ in listed]
         left = [stream_id for stream_id in self._seen if stream_id not in set(ids)]
         replies = await asyncio.gather(
             *(
@@ -239,7 +239,7 @@ class Overview:
                     self._ended.popitem(last=False)
         return [
             *((b"", rows[stream_id]) for stream_id in unlisted),
-            *((entry_id, rows[stream_id]) for entry_id, stream_id in listed if stream_id in rows),
+            *((entry_id, rows[stream_id]) for entry_id, stream_id, _ in listed if stream_id in rows),
         ]
 
     def _still_unlisted(self, left: list[tuple[str, Row]]) -> list[str]:

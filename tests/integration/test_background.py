@@ -42,6 +42,7 @@ from shared.background import keep_running
 from shared.event_log import EventLog
 from shared.events import Event
 from shared.ids import BEGINNING, new_stream_id
+from shared.lanes import Lanes
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
@@ -210,9 +211,8 @@ async def _worker(parts: Parts, method: str) -> AsyncIterator[Callable[[], bool]
         worker = Worker(
             name="ann",
             log=parts.log(commands),
-            queue=queue,
+            lanes=[(queue, OrdinaryCommands(client))],
             deliveries=DeliveryNotes(commands),
-            blocking=OrdinaryCommands(client),
             provider=SimulatedProvider(),
             settings=parts.settings,
         )
@@ -283,7 +283,7 @@ async def _look(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
         pages = Pages(parts.log(commands), _not_ended, page_events=256, cache_bytes_max=1 << 20)
         parts.patch.setattr(gateway.metrics, "handover", Handover())
         measuring = GatewayMeasuring(
-            delivery, tails, silence_checks, pages, commands, parts.queue(commands), parts.settings
+            delivery, tails, silence_checks, pages, commands, Lanes(commands, [parts.queue(commands)]), parts.settings
         )
         once = Once(measuring._measure_server)
         parts.patch.setattr(measuring, "_measure_server", once)
@@ -324,7 +324,7 @@ async def _presence(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 async def _samples(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     parts.patch.setattr(gateway.console.overview, "_SAMPLE_SECONDS", 0.02)
     async with parts.commands() as commands:
-        overview = Overview(commands, parts.queue(commands))
+        overview = Overview(commands, Lanes(commands, [parts.queue(commands)]))
         watchers = Watchers(overview)
         once = Once(overview.sample)
         parts.patch.setattr(overview, "sample", once)
@@ -369,7 +369,7 @@ async def _request_timeouts(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 async def _watchers(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     parts.patch.setattr(gateway.console.watchers, "SNAPSHOT_SECONDS", 0.02)
     async with parts.commands() as commands:
-        watchers = Watchers(Overview(commands, parts.queue(commands)))
+        watchers = Watchers(Overview(commands, Lanes(commands, [parts.queue(commands)])))
         sinks = [Sink(), Sink()]
         for sink in sinks:
             watcher = Watcher(watchers, cast(Connection, sink))
