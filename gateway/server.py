@@ -50,6 +50,7 @@ from shared.lanes import Lanes, lanes_of
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
+from shared.replicas import ReplicatedCommands
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class _Gateway:
 
     traces: Traces | None
     commands: RedisConnection
+    durable: RedisConnection | None
     readiness: Readiness
     endings: Endings
     tails: Tails
@@ -132,6 +134,8 @@ class _Gateway:
         if self.traces is not None:
             running.add(self.traces)
         running.add(self.commands).start()
+        if self.durable is not None:
+            running.add(self.durable).start()
         await running.add(self.readiness).start()
         running.add(self.endings)
         running.add(self.tails).start()
@@ -158,13 +162,16 @@ def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
     """Builds the parts of a gateway and connects them. Nothing is started."""
     scripts = (*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *DeliveryNotes.SCRIPTS)
     commands = connection_to(settings, name="gateway", scripts=scripts)
+    durable = connection_to(settings, name="durable", scripts=scripts) if settings.min_replicas else None
+    replicated = None if durable is None else ReplicatedCommands(durable, settings.min_replicas)
     log = EventLog(
         commands,
         log_ttl_seconds=settings.log_ttl_seconds,
         ended_ttl_seconds=settings.ended_ttl_seconds,
         tombstone_ttl_seconds=settings.tombstone_ttl_seconds,
+        replicated=replicated,
     )
-    queue = Lanes(commands, lanes_of(commands, settings))
+    queue = Lanes(commands, lanes_of(commands, settings, replicated=replicated))
     deliveries = DeliveryNotes(commands)
     traces = None if tracing is None else Traces(tracing, log, settings)
     endings = Endings(log) if traces is None else Endings(log, traces.failed_here)
@@ -200,6 +207,7 @@ def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
     return _Gateway(
         traces,
         commands,
+        durable,
         readiness,
         endings,
         tails,

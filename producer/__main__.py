@@ -26,7 +26,7 @@ from producer.presence import presence
 from producer.provider import Provider
 from producer.run import unstopped
 from producer.worker import BLOCK_SECONDS, Worker
-from shared.connections import check, connection_to
+from shared.connections import RedisConnection, check, connection_to
 from shared.errors import Unusable
 from shared.event_log import EventLog
 from shared.grants import check_grants, until_up
@@ -38,6 +38,7 @@ from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
 from shared.redis_retry import until_redis_answers
 from shared.redis_server import complaint_about, eviction_policy
+from shared.replicas import ReplicatedCommands
 from shared.settings import Settings, unknown
 from shared.tracing import set_up_tracing
 from shared.version import VERSION
@@ -83,12 +84,15 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     server = await check(settings)
     scripts = (*EventLog.SCRIPTS, *RequestQueue.SCRIPTS)
     connection = connection_to(settings, name="worker", scripts=scripts, gathers=True)
+    durable = connection_to(settings, name="durable", scripts=EventLog.SCRIPTS) if settings.min_replicas else None
     connection.start()
+    if durable is not None:
+        durable.start()
     try:
         await until_up(connection, within_seconds=settings.redis_start_seconds)
         await check_grants(connection, "worker", within_seconds=settings.redis_start_seconds)
     except BaseException:
-        await connection.close()
+        await _close(connection, durable)
         await provider.close()
         raise
     complaint = complaint_about(await until_redis_answers(eviction_policy, connection))
@@ -99,6 +103,7 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
         log_ttl_seconds=settings.log_ttl_seconds,
         ended_ttl_seconds=settings.ended_ttl_seconds,
         tombstone_ttl_seconds=settings.tombstone_ttl_seconds,
+        replicated=None if durable is None else ReplicatedCommands(durable, settings.min_replicas),
     )
     # XREADGROUP BLOCK needs a connection of its own. Its time limit ends one that died silently: else nothing more would be claimed.
     lanes = [
@@ -145,13 +150,17 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
         await measuring.close()
         await provider.close()
         await asyncio.gather(*(claims.close() for _, claims in lanes))
-        await connection.close()
+        await _close(connection, durable)
         if tracing is not None:
             await tracing.close(_LAST_SPANS_SECONDS)
         if unstopped():
             logger.warning("leaving %d generators that do not stop", unstopped())
             logging.shutdown()
             os._exit(0)  # asyncio would wait for them for ever
+
+
+async def _close(*connections: RedisConnection | None) -> None:
+    await asyncio.gather(*(connection.close() for connection in connections if connection is not None))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

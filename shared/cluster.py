@@ -24,7 +24,7 @@ from shared.background import keep_running
 from shared.cluster_parts import ClusterSubscriber, DedicatedConnection, Place
 from shared.errors import Disconnected, RedisRefused
 from shared.redis_server import RedisAddress
-from shared.resp import Argument, OnReply, RespConnection, settle
+from shared.resp import TRUSTED_SECONDS, Argument, OnReply, RespConnection, settle
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +46,19 @@ _NO_KEY = frozenset({"ASKING", "PING", "SCRIPT", "TIME", "INFO", "CLIENT", "CLUS
 _KEY_IS_SECOND = frozenset({"XGROUP", "XINFO", "PUBSUB"})
 
 
-def slot_of(key: bytes) -> int:
-    """Returns the slot of a key or shard channel: of what stands in its first braces, if anything does."""
+def tag_of(key: bytes) -> bytes:
+    """Returns the part of a key or shard channel that decides its slot: what stands in its first braces, if anything does."""
     start = key.find(b"{")
     if start >= 0:
         end = key.find(b"}", start + 1)
         if end > start + 1:
-            key = key[start + 1 : end]
-    return crc_hqx(key, 0) & (SLOTS - 1)
+            return key[start + 1 : end]
+    return key
+
+
+def slot_of(key: bytes) -> int:
+    """Returns the slot of a key or shard channel."""
+    return crc_hqx(tag_of(key), 0) & (SLOTS - 1)
 
 
 def key_of(arguments: tuple[Argument, ...]) -> bytes | None:
@@ -88,6 +93,7 @@ class ClusterConnection:
         self._options: dict[str, Any] = {
             "reply_seconds": reply_seconds,
             "reconnect_seconds_max": reconnect_seconds_max,
+            "trusted_seconds": TRUSTED_SECONDS,
         }
         self._reply_seconds = reply_seconds
         self._more: dict[str, Any] = {"scripts": list(scripts), "gathers": gathers}
@@ -188,6 +194,22 @@ class ClusterConnection:
         finally:
             del future  # as in RespConnection
 
+    async def execute_together(self, key: bytes, *commands: tuple[Argument, ...]) -> list[Any]:
+        """Sends commands on one key, or without a key, to its master, next to each other, and returns their replies.
+
+        Raises Disconnected, also when another master has the key now, and RedisRefused.
+        """
+        connection = self._connections[slot_of(key)]
+        if connection is None:
+            self._stale.set()
+            raise Disconnected
+        try:
+            return await connection.execute_together(key, *commands)
+        except (Disconnected, RedisRefused) as error:
+            if self.note_error(error) is not None:
+                raise Disconnected(str(error)) from None
+            raise
+
     async def execute_everywhere(self, *arguments: Argument) -> list[Any]:
         """Returns the replies of the masters that answer. Raises what the first answered if none does."""
         masters = list(self._masters.values())
@@ -255,7 +277,12 @@ class ClusterConnection:
 
     def open(self, place: Place, *, name: str, block_seconds: float = 0.0, **more: Any) -> RespConnection:
         """Returns a new connection to a node, not started."""
-        options = {**self._options, "reply_seconds": self._reply_seconds + block_seconds, **more}
+        options = {
+            **self._options,
+            "reply_seconds": self._reply_seconds + block_seconds,
+            "trusted_seconds": TRUSTED_SECONDS + block_seconds,
+            **more,
+        }
         return RespConnection(replace(self.address, host=place[0], port=place[1]), name=name, **options)
 
     def follow_map(self, on_change: Callable[[], None]) -> None:

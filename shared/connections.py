@@ -20,7 +20,7 @@ from shared.cluster import ClusterConnection
 from shared.cluster_parts import ClusterSubscriber
 from shared.errors import Disconnected, Unusable
 from shared.redis_server import RedisAddress, check_server
-from shared.resp import RespConnection
+from shared.resp import TRUSTED_SECONDS, RespConnection
 from shared.sentinel import SentinelAddress
 from shared.settings import Settings
 
@@ -91,6 +91,8 @@ def connection_to(
     address = _named_by(settings, url)
     if isinstance(address, tuple):
         return ClusterConnection(address, **options)  # type: ignore[arg-type]
+    if isinstance(address, SentinelAddress):
+        options["trusted_seconds"] = TRUSTED_SECONDS
     return RespConnection(address, **options)  # type: ignore[arg-type]
 
 

@@ -24,7 +24,9 @@ LANES_OF_CLUSTER = 16
 """So many connections for claims a worker needs; with up to eight masters each has a lane or more."""
 
 
-def lanes_of(commands: Commands, settings: Settings, *, consumer: str = "") -> tuple[RequestQueue, ...]:
+def lanes_of(
+    commands: Commands, settings: Settings, *, consumer: str = "", replicated: Commands | None = None
+) -> tuple[RequestQueue, ...]:
     """Returns each lane as a queue of its own."""
     count = settings.queue_lanes or (1 if commands.is_one_server else LANES_OF_CLUSTER)
     return tuple(
@@ -34,6 +36,7 @@ def lanes_of(commands: Commands, settings: Settings, *, consumer: str = "") -> t
             requests_max=-(-settings.queue_requests_max // count),
             consumer=consumer,
             key=key,
+            replicated=replicated,
         )
         for key in lane_keys(count)
     )

@@ -69,8 +69,16 @@ class RequestQueue:
     SCRIPTS = (ENQUEUE.source, RENEW.source)
 
     def __init__(
-        self, commands: Commands, *, ttl_seconds: int, requests_max: int, consumer: str = "", key: bytes = REQUESTS
+        self,
+        commands: Commands,
+        *,
+        ttl_seconds: int,
+        requests_max: int,
+        consumer: str = "",
+        key: bytes = REQUESTS,
+        replicated: Commands | None = None,
     ) -> None:
+        self._enqueuing = replicated or commands
         self._commands = commands
         self.key = key
         self._ttl_seconds = ttl_seconds
@@ -81,7 +89,7 @@ class RequestQueue:
 
     async def enqueue(self, stream_id: str) -> None:
         """Adds a request. Raises QueueFull, LogFull, Disconnected, RedisRefused."""
-        reply = await self.ENQUEUE.run(self._commands, [self.key], stream_id, self._requests_max, self._ttl_seconds)
+        reply = await self.ENQUEUE.run(self._enqueuing, [self.key], stream_id, self._requests_max, self._ttl_seconds)
         if reply is None:
             raise QueueFull(f"{self._requests_max} requests are waiting or running already")
 

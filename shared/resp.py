@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -40,6 +41,8 @@ _GATHER_SECONDS = 0.001
 for what it publishes. uvloop's timers count whole milliseconds, so on average it is half of that."""
 _FEW = 3
 """So many commands under way, or gathered, are not worth waiting for: one stream alone never has more."""
+TRUSTED_SECONDS = 1.0
+"""A server that has been silent for longer may have been replaced: fail-overs take longer than this."""
 _CLOSE_SECONDS = 0.5
 """How long the last bytes may take to be sent when a connection is closed for good."""
 _NOT_THE_PRIMARY = frozenset({"READONLY", "MASTERDOWN"})
@@ -86,6 +89,8 @@ class RespConnection(asyncio.Protocol):
     With `on_push` it is a subscriber: `on_push` gets every reply after the handshake, in lists, and only (S)SUBSCRIBE,
     (S)UNSUBSCRIBE and PING may be sent. `on_up` is called after every (re)connection, as soon as Redis answers, and `on_lost`
     when one was lost.
+    With `trusted_seconds` a server is left that was silent for longer while a reply was due, before its reply is used: another
+    may have become the primary meanwhile, and what this one stores would be lost.
     One that `gathers` sends at once while few commands are under way, and else what came in about a millisecond in one write.
     """
 
@@ -104,10 +109,12 @@ class RespConnection(asyncio.Protocol):
         on_up: Callable[[], None] | None = None,
         on_lost: Callable[[], None] | None = None,
         gathers: bool = False,
+        trusted_seconds: float = math.inf,
     ) -> None:
         self.address = address
         self._name = name
         self._reply_seconds = reply_seconds
+        self._trusted_seconds = trusted_seconds
         self._pause_seconds_max = reconnect_seconds_max
         self._scripts = list(scripts)
         self._on_push = on_push
@@ -181,6 +188,7 @@ class RespConnection(asyncio.Protocol):
             name=name,
             reply_seconds=self._reply_seconds,
             reconnect_seconds_max=self._pause_seconds_max,
+            trusted_seconds=self._trusted_seconds,
             on_push=on_push,
             on_up=on_up,
         )
@@ -193,6 +201,7 @@ class RespConnection(asyncio.Protocol):
             self.address,
             name=name,
             reply_seconds=block_seconds + self._reply_seconds,
+            trusted_seconds=block_seconds + self._trusted_seconds,
             reconnect_seconds_max=self._pause_seconds_max,
         )
 
@@ -224,6 +233,10 @@ class RespConnection(asyncio.Protocol):
             return await future
         finally:
             del future  # an error in it leads, by its traceback, to this frame, which must not lead back
+
+    async def execute_together(self, key: bytes, *commands: tuple[Argument, ...]) -> list[Any]:
+        """Sends commands next to each other, and returns their replies. Raises the first error: Disconnected, RedisRefused."""
+        return await asyncio.gather(*[self.execute(*command) for command in commands])
 
     async def execute_everywhere(self, *arguments: Argument) -> list[Any]:
         """Returns the reply of each server: here of the one. Raises Disconnected, RedisRefused."""
@@ -276,7 +289,15 @@ class RespConnection(asyncio.Protocol):
             self._on_lost()
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = self._loop.time()
+        now = self._loop.time()
+        if now - self._heard_at > self._trusted_seconds and self._unanswered:
+            logger.warning(
+                "%s: %s was silent for %.1f s; asking for the primary", self._name, self.address, now - self._heard_at
+            )
+            for connection in (self, *self._subscribers):
+                connection.reconnect()
+            return
+        self._heard_at = now
         reader, size = self._reader, len(data)
         try:
             for start in range(0, size, _FEED_BYTES):
@@ -337,7 +358,7 @@ class RespConnection(asyncio.Protocol):
         lost_at: float | None = None
         while True:
             try:
-                async with asyncio.timeout(self._reply_seconds):
+                async with asyncio.timeout(min(self._reply_seconds, self._trusted_seconds)):
                     await self.address.connect(self._loop, lambda: self)
                     await self._shake_hands()
                 if lost_at is None:

@@ -226,6 +226,13 @@ class Settings:
     queue_requests_max: int = _setting(
         100_000, "requests", "How many requests may wait and run. Above it, new ones get 503.", least=1
     )
+    min_replicas: int = _setting(
+        0,
+        "replicas",
+        "How many replicas must have a stream's first entry, its place in the queue and its end before anybody is told of them (WAIT). 0: none.",
+        least=0,
+        most=5,
+    )
     queue_lanes: int = _setting(
         0,
         "lanes",

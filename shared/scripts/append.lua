@@ -1,6 +1,6 @@
 -- Append one entry under its explicit id and publish it, or do neither.
 -- KEYS: log [, large fields of the request [, those that are kept]].
--- ARGV: channel, how many entries the log must hold, id, field, value [, seconds to expiry [, large field, its JSON, ...]].
+-- ARGV: channel (empty: publishes nothing), how many entries the log must hold, id, field, value [, seconds to expiry [, large field, its JSON, ...]].
 -- The channel is no key: else Redis Cluster would refuse each append (TRYAGAIN) while the log's slot moves, since no such key exists.
 -- Without field and value it appends nothing, and only checks that the log still has what the writer expects.
 -- Returns the number of listeners if applied; otherwise {duplicate | gap | fenced, last id, entries} of the log.
@@ -19,6 +19,7 @@ if held == tonumber(ARGV[2]) then
       redis.call('EXPIRE', KEYS[2], 0)
       redis.call('EXPIRE', KEYS[3], ARGV[6])
     end
+    if ARGV[1] == '' then return 0 end
     return redis.call('SPUBLISH', ARGV[1], id .. ' ' .. field .. ' ' .. value)
   end
   if not string.find(tostring(added.err), 'equal or smaller', 1, true) then return added end

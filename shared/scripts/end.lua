@@ -1,5 +1,5 @@
 -- End a stream from outside its attempt: append a terminal event that fences the writer, unless the stream has ended.
--- KEYS: log, large fields of the request, those that are kept. ARGV: channel, field, value, seconds to expiry [, the last id that the log must have].
+-- KEYS: log, large fields of the request, those that are kept. ARGV: channel (empty: publishes nothing), field, value, seconds to expiry [, the last id that the log must have].
 -- {1, id} appended; {0, last id} it had ended, or the log has moved on from that last id; nil: there is no log.
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 if not last then return nil end
@@ -16,5 +16,5 @@ end
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 redis.call('EXPIRE', KEYS[2], 0)
 redis.call('EXPIRE', KEYS[3], ARGV[4])
-redis.call('SPUBLISH', ARGV[1], id .. ' ' .. ARGV[2] .. ' ' .. ARGV[3])
+if ARGV[1] ~= '' then redis.call('SPUBLISH', ARGV[1], id .. ' ' .. ARGV[2] .. ' ' .. ARGV[3]) end
 return {1, id}

@@ -49,7 +49,7 @@ class Node(RedisServer):
                 *("--cluster-enabled", "yes", "--cluster-port", str(self.bus_port)),
                 *("--cluster-node-timeout", str(NODE_TIMEOUT_MILLISECONDS)),
                 *("--cluster-require-full-coverage", "no", "--cluster-allow-replica-migration", "no"),
-                *("--cluster-replica-validity-factor", "0", *_LINK),
+                *("--cluster-replica-validity-factor", "0", "--enable-debug-command", "local", *_LINK),
             ],
         )
 
