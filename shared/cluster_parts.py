@@ -227,11 +227,15 @@ class ClusterSubscriber:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            due = self._loop.time() - _CONFIRM_SECONDS
-            for channel in [channel for channel, since in self._unconfirmed.items() if since < due]:
-                self._cluster.look_soon()
-                self._subscribe(channel)
+            self._send_again()
             nodes = self._nodes.values()
             self.reconnects = sum(node.reconnects for node in nodes)
             self.writes = sum(node.writes for node in nodes)
             self.failed_callbacks = sum(node.failed_callbacks for node in nodes)
+
+    def _send_again(self) -> None:
+        """Subscribes again where the confirmation is overdue."""
+        due = self._loop.time() - _CONFIRM_SECONDS
+        for channel in [channel for channel, since in self._unconfirmed.items() if since < due]:
+            self._cluster.look_soon()
+            self._subscribe(channel)

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -39,6 +40,7 @@ from producer.simulated_provider import SimulatedProvider
 from producer.worker import Worker
 from shared import background, metrics
 from shared.background import keep_running
+from shared.cluster import ClusterConnection
 from shared.event_log import EventLog
 from shared.events import Event
 from shared.ids import BEGINNING, new_stream_id
@@ -202,6 +204,32 @@ async def _connection(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
         yield lambda: once.calls == 2 and connection.is_up
     finally:
         await connection.close()
+
+
+@case("cluster_map")
+async def _cluster_map(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    cluster = ClusterConnection((RedisAddress.parse("redis://127.0.0.1:1"),), name="test", reply_seconds=5.0)
+    once = Once(cluster._read_map)
+    parts.patch.setattr(cluster, "_read_map", once)
+    parts.patch.setattr(cluster, "_seed_nodes", AsyncMock(return_value=[]))
+    cluster.start()
+    try:
+        yield lambda: once.calls >= 2
+    finally:
+        await cluster.close()
+
+
+@case("subscriptions")
+async def _subscriptions(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    cluster = ClusterConnection((RedisAddress.parse("redis://127.0.0.1:1"),), name="test", reply_seconds=5.0)
+    subscriber = cluster.subscriber(name="test", on_push=lambda pushed: None)
+    once = Once(subscriber._send_again)
+    parts.patch.setattr(subscriber, "_send_again", once)
+    subscriber.start()
+    try:
+        yield lambda: once.calls >= 2
+    finally:
+        await subscriber.close()
 
 
 async def _worker(parts: Parts, method: str) -> AsyncIterator[Callable[[], bool]]:
@@ -466,6 +494,9 @@ async def test_a_task_that_returns_is_not_restarted_and_a_cancellation_is_not_a_
 
 SHORT_LIVED = {
     "shared/background.py": {"keep_running"},
+    "shared/cluster.py": {"_let_go", "_seed_nodes"},
+    "shared/cluster_parts.py": {"_let_go"},
+    "shared/connections.py": {"check"},
     "shared/redis_server.py": {"send"},
     "shared/spans.py": {"close"},
     "gateway/http/exchange.py": {"unless_disconnected"},

@@ -90,22 +90,6 @@ async def replica_cut_off(cluster: RedisCluster) -> None:
     await _until_whole(cluster)
 
 
-async def master_partitioned(cluster: RedisCluster) -> None:
-    """A master's links to all other nodes are cut, again and again (DEBUG CLUSTERLINK KILL): clients still reach it."""
-    node, until = cluster.primaries()[0], time.monotonic() + _CUT_SECONDS
-    others = [one.node_id for one in cluster.nodes if one is not node]
-
-    def cut() -> None:
-        for other in others:
-            node.execute("DEBUG", "CLUSTERLINK", "KILL", "ALL", other)
-        node.execute("CLIENT", "KILL", "TYPE", "replica")
-
-    while time.monotonic() < until:
-        await asyncio.to_thread(cut)
-        await asyncio.sleep(_CUT_EACH_SECONDS)
-    await _until_whole(cluster)
-
-
 async def all_masters_restarted(cluster: RedisCluster) -> None:
     """SIGTERM to all masters, which start again from their append-only files."""
     nodes: list[Node] = cluster.primaries()
@@ -122,8 +106,7 @@ CLUSTER: dict[str, Fault] = {
     "slots moved": slots_moved,
     "a node added": node_added,
     "a node removed": node_removed,
-    "a replica cut off": replica_cut_off,
-    "a master partitioned": master_partitioned,
+    "a master cut off from its replica": replica_cut_off,
     "all masters restarted": all_masters_restarted,
 }
 

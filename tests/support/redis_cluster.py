@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import tempfile
 import time
@@ -49,7 +48,7 @@ class Node(RedisServer):
                 *("--cluster-enabled", "yes", "--cluster-port", str(self.bus_port)),
                 *("--cluster-node-timeout", str(NODE_TIMEOUT_MILLISECONDS)),
                 *("--cluster-require-full-coverage", "no", "--cluster-allow-replica-migration", "no"),
-                *("--cluster-replica-validity-factor", "0", "--enable-debug-command", "local", *_LINK),
+                *("--cluster-replica-validity-factor", "0", *_LINK),
             ],
         )
 
@@ -319,7 +318,7 @@ class RedisWithSentinels:
         until(replicated, "the replicas follow the primary", seconds)
 
     def client(self) -> Any:
-        return redis.asyncio.sentinel.Sentinel(
+        return redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
             [("127.0.0.1", one.port) for one in self.sentinels],
             sentinel_kwargs={"password": self.password or None, "protocol": 2},
             socket_timeout=3.0,
@@ -333,8 +332,10 @@ class RedisWithSentinels:
         return [self.primary()]
 
     def close(self) -> None:
-        for one in (*self.sentinels, *self.nodes):
-            one.close()
+        for sentinel in self.sentinels:
+            sentinel.close()
+        for node in self.nodes:
+            node.close()
 
     def __enter__(self) -> RedisWithSentinels:
         try:
@@ -345,7 +346,3 @@ class RedisWithSentinels:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-async def in_thread(work: Callable[..., Any], *arguments: Any) -> Any:
-    return await asyncio.to_thread(work, *arguments)
