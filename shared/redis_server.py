@@ -61,14 +61,19 @@ class RedisAddress:
             return cls(parts.hostname, port, "", int(database or 0), username, password, tls)
         raise Unusable(f"the Redis URL cannot be used: {forms}")
 
-    async def connect(self, loop: asyncio.AbstractEventLoop, protocol: Callable[[], asyncio.Protocol]) -> None:
-        """Opens one connection for a protocol. Raises OSError."""
+    async def connect(self, loop: asyncio.AbstractEventLoop, protocol: Callable[[], asyncio.Protocol]) -> RedisAddress:
+        """Opens one connection for a protocol, and returns the server's address. Raises OSError."""
         if self.path:
             await loop.create_unix_connection(protocol, self.path)
         else:
             await loop.create_connection(
                 protocol, self.host, self.port, ssl=ssl.create_default_context() if self.tls else None
             )
+
+        return self
+
+    async def confirm(self, connected: RedisAddress) -> None:
+        """Does nothing: the address is the server's."""
 
     def login_commands(self) -> list[tuple[str | int, ...]]:
         commands: list[tuple[str | int, ...]] = []

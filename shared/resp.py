@@ -24,6 +24,7 @@ import hiredis
 
 from shared.background import keep_running
 from shared.errors import Disconnected, RedisRefused
+from shared.redis_server import RedisAddress
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +66,11 @@ class Address(Protocol):
     def must_be_primary(self) -> bool:
         """Whether each new connection asks the server for its role."""
 
-    async def connect(self, loop: asyncio.AbstractEventLoop, protocol: Callable[[], asyncio.Protocol]) -> None:
-        """Opens one connection for a protocol. Raises OSError, Disconnected."""
+    async def connect(self, loop: asyncio.AbstractEventLoop, protocol: Callable[[], asyncio.Protocol]) -> RedisAddress:
+        """Opens one connection for a protocol, and returns the server's address. Raises OSError, Disconnected."""
+
+    async def confirm(self, connected: RedisAddress) -> None:
+        """Raises Disconnected unless the server to which a connection was made is still the primary."""
 
     def login_commands(self) -> list[tuple[str | int, ...]]: ...
 
@@ -359,8 +363,9 @@ class RespConnection(asyncio.Protocol):
         while True:
             try:
                 async with asyncio.timeout(min(self._reply_seconds, self._trusted_seconds)):
-                    await self.address.connect(self._loop, lambda: self)
+                    connected = await self.address.connect(self._loop, lambda: self)
                     await self._shake_hands()
+                    await self.address.confirm(connected)
                 if lost_at is None:
                     logger.debug("%s: connected to %s", self._name, self.address)
                 else:  # as loud as the line that told of the loss

@@ -10,7 +10,7 @@ import logging
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import hiredis
@@ -21,7 +21,7 @@ from shared.redis_server import RedisAddress
 logger = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 0.5
-"""How long one Sentinel may take to answer; then the next one is asked."""
+"""How long one Sentinel may take to answer."""
 _REPLY_BYTES = 4096
 
 
@@ -33,8 +33,6 @@ class SentinelAddress:
     name: str
     primary: RedisAddress
     must_be_primary = True  # a Sentinel may not know of a fail-over yet
-    _asked_first: list[RedisAddress] = field(default_factory=list)
-    """The Sentinel that answered last."""
 
     def __str__(self) -> str:
         return f"{self.name}, as the Sentinels at {', '.join(map(str, self.sentinels))} know it,"
@@ -50,31 +48,45 @@ class SentinelAddress:
     def login_commands(self) -> list[tuple[str | int, ...]]:
         return self.primary.login_commands()
 
-    async def connect(self, loop: asyncio.AbstractEventLoop, protocol: Callable[[], asyncio.Protocol]) -> None:
-        """Opens one connection to the primary for a protocol. Raises OSError, Disconnected."""
-        await (await self.primary_now()).connect(loop, protocol)
+    async def connect(self, loop: asyncio.AbstractEventLoop, protocol: Callable[[], asyncio.Protocol]) -> RedisAddress:
+        """Opens one connection to the primary for a protocol, and returns its address. Raises OSError, Disconnected."""
+        primary = await self.primary_now()
+        return await primary.connect(loop, protocol)
+
+    async def confirm(self, connected: RedisAddress) -> None:
+        """Raises Disconnected unless a server to which a connection was made is still the primary: it may have been frozen
+        while the connection was made, and does not know yet that it was replaced."""
+        primary = await self.primary_now()
+        if primary != connected:
+            raise Disconnected(f"{connected} was replaced by {primary}")
 
     async def primary_now(self) -> RedisAddress:
-        """Returns the primary's address, from the first Sentinel that knows it. Raises Disconnected."""
-        reasons = []
-        for sentinel in (*self._asked_first, *(one for one in self.sentinels if one not in self._asked_first)):
-            try:
-                async with asyncio.timeout(_ANSWER_SECONDS):
-                    reply = await _answer_of(
-                        sentinel, *sentinel.login_commands(), ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name)
-                    )
-                if reply is not None:
-                    host, port = reply
-                    self._asked_first[:] = [sentinel]
-                    return replace(self.primary, host=host.decode(), port=int(port))
-                reasons.append(f"{sentinel} knows none")
-            except (OSError, TimeoutError, Disconnected, RedisRefused, ValueError, TypeError, AttributeError) as error:
-                reasons.append(f"{sentinel}: {error or 'no answer'}")
+        """Returns the primary's address, from the Sentinel with the newest configuration. Raises Disconnected.
+
+        All are asked at once: the one that has led a fail-over knows of it up to two seconds before the others.
+        """
+        answers = await asyncio.gather(*map(self._ask, self.sentinels), return_exceptions=True)
+        known = [answer for answer in answers if isinstance(answer, tuple)]
+        if known:
+            return max(known, key=lambda answer: answer[0])[1]
+        reasons = [f"{sentinel}: {answer}" for sentinel, answer in zip(self.sentinels, answers, strict=True)]
         raise Disconnected(f"no Sentinel names the primary of {self.name}: {'; '.join(reasons)}")
 
+    async def _ask(self, sentinel: RedisAddress) -> tuple[int, RedisAddress]:
+        """Returns the epoch of a Sentinel's configuration, and the primary in it. Raises Disconnected."""
+        login = sentinel.login_commands()
+        questions = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name), ("SENTINEL", "MASTER", self.name)
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                *_, place, about = await _answers_of(sentinel, *login, *questions)
+            epoch = int(dict(zip(about[::2], about[1::2], strict=True))[b"config-epoch"])
+            return epoch, replace(self.primary, host=place[0].decode(), port=int(place[1]))
+        except (OSError, TimeoutError, RedisRefused, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise Disconnected(str(error) or "no answer") from None
 
-async def _answer_of(server: RedisAddress, *commands: tuple[str | int, ...]) -> Any:
-    """Returns the reply to the last command. Raises OSError, RedisRefused, Disconnected."""
+
+async def _answers_of(server: RedisAddress, *commands: tuple[str | int, ...]) -> list[Any]:
+    """Returns the replies to the commands. Raises OSError, RedisRefused, Disconnected."""
     context = ssl.create_default_context() if server.tls else None
     reader, writer = await asyncio.open_connection(server.host, server.port, ssl=context)
     try:
@@ -90,7 +102,7 @@ async def _answer_of(server: RedisAddress, *commands: tuple[str | int, ...]) -> 
                 if isinstance(reply, hiredis.ReplyError):
                     raise RedisRefused(str(reply))
                 replies.append(reply)
-        return replies[-1]
+        return replies
     except hiredis.ProtocolError as error:
         raise Disconnected(str(error)) from None
     finally:
