@@ -8,6 +8,7 @@
 | `midstream:{<id>}:kept` | the same, for an API that goes on from it | `append.lua` with `accepted` | with its log |
 | `midstream:{<id>}:live` | shard channel | `append.lua`, `end.lua` | – |
 | `midstream:requests`, with several lanes `midstream:requests:{<n>}` | stream, group `workers` | enqueue: gateway; claims: workers | `log_ttl_seconds` after the last enqueue or renewal |
+| `midstream:{<tag>}:replicated` | string, empty | `shared.replicas`, in the slot of what it follows | 5 s |
 | `midstream:idempotency:<digest>` | string | gateway | `log_ttl_seconds` |
 | `midstream:chat:<digest>` | string: a chat's newest stream (AI SDK) | gateway | `log_ttl_seconds` |
 | `midstream:{processes}:until` | sorted set: process to the time until which it counts as there (ms) | every process | 67 s after the last word of any |
@@ -54,6 +55,10 @@ def idempotency_key(digest: str) -> bytes:
 def chat_key(principal: str, chat_id: str) -> bytes:
     """`chat_id` is what a client made up: hashed, so that any text is a key of bounded length."""
     return b"midstream:chat:" + hashlib.sha256(f"{principal}\0{chat_id}".encode()).hexdigest().encode()
+
+
+def replicated_key(tag: bytes) -> bytes:
+    return b"midstream:{%b}:replicated" % tag
 
 
 def lane_keys(lanes: int) -> tuple[bytes, ...]:

@@ -15,6 +15,7 @@ from shared.cluster import key_of, tag_of
 from shared.commands import Commands
 from shared.connections import RedisConnection
 from shared.errors import RedisRefused
+from shared.keys import replicated_key
 
 _WAIT_MILLISECONDS = 250
 """How long one command waits for the replicas. Its sender repeats it, as when Redis is away: so commands for others get a turn."""
@@ -24,7 +25,7 @@ _MARK_SECONDS = 5
 class ReplicatedCommands(Commands):
     """Executes commands with a key over a connection of their own, and returns when so many `replicas` have what they wrote.
 
-    Raises Disconnected, and RedisRefused with the code NOREPLICAS when they have not in time: then it may be repeated.
+    In a cluster each master has its own. Raises Disconnected, and RedisRefused with the code NOREPLICAS when they have not in time: then it may be repeated.
     """
 
     def __init__(self, connection: RedisConnection, replicas: int) -> None:
@@ -38,7 +39,7 @@ class ReplicatedCommands(Commands):
     async def execute(self, *arguments: bytes | str | int | float) -> Any:
         key = key_of(arguments)
         assert key is not None, arguments
-        mark = ("SET", b"midstream:{%b}:replicated" % tag_of(key), b"", "EX", _MARK_SECONDS)
+        mark = ("SET", replicated_key(tag_of(key)), b"", "EX", _MARK_SECONDS)
         wait = ("WAIT", self._replicas, _WAIT_MILLISECONDS)
         reply, _, replicas = await self._connection.execute_together(key, arguments, mark, wait)
         if replicas < self._replicas:
