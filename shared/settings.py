@@ -37,7 +37,7 @@ def _setting(
     choices: tuple[str, ...] = (),
 ) -> Any:
     about = {"unit": unit, "why": why, "least": least, "most": most, "env": env, "choices": choices}
-    return field(default=default, metadata=about, repr=unit != "secret")
+    return field(default=default, metadata=about, repr=unit not in ("secret", "URL"))  # a URL may have a password
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Settings:
     redis_url: str = _setting(
         "redis://127.0.0.1:6379/0",
         "URL",
-        "Where the logs are: redis://, rediss:// or unix://. If it is not set, `midstream up` and `demo` start an embedded Valkey.",
+        "Where the logs are: redis://, rediss:// or unix://; after rediss:// with ?ssl_ca_certs=, &ssl_certfile= and &ssl_keyfile= where the server or the client has a certificate of your own. If it is not set, `midstream up` and `demo` start an embedded Valkey.",
     )
     host: str = _setting(
         "127.0.0.1", "address", "The address at which the gateway listens; 0.0.0.0 for all of the machine's."
