@@ -6,7 +6,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -21,18 +21,30 @@ OLDEST_VERSION = (7, 0)
 """Sharded pub/sub (SPUBLISH) came with Redis 7.0."""
 
 
+_TLS_FILES = {"ssl_ca_certs": "ca_file", "ssl_certfile": "certificate_file", "ssl_keyfile": "key_file"}
+"""The parameters of a URL with TLS, by the names that redis-py gives them."""
+
+
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """A parsed Redis URL: redis://[user:password@]host[:port][/db], rediss:// for TLS, unix://[user:password@]/path[?db=n]."""
+    """A parsed Redis URL: redis://[user:password@]host[:port][/db], rediss:// for TLS, unix://[user:password@]/path[?db=n].
+
+    With TLS the query may name files, as redis-py's URLs do: `ssl_ca_certs` (who signed the server's certificate, else those whom
+    the system trusts), `ssl_certfile` and `ssl_keyfile` (a client certificate).
+    """
 
     host: str = ""
     port: int = 6379
     path: str = ""
     database: int = 0
     username: str = ""
-    password: str = ""
+    password: str = field(default="", repr=False)
     tls: bool = False
     must_be_primary = False
+    ca_file: str = ""
+    certificate_file: str = ""
+    key_file: str = ""
+    """Empty if the certificate's file has the key, too."""
 
     def __str__(self) -> str:
         return f"unix://{self.path}" if self.path else f"{self.host}:{self.port}"
@@ -58,7 +70,15 @@ class RedisAddress:
             return cls(path=parts.path, database=int(database or 0), username=username, password=password)
         if parts.scheme in ("redis", "rediss") and parts.hostname:
             tls = parts.scheme == "rediss"
-            return cls(parts.hostname, port, "", int(database or 0), username, password, tls)
+            files = {name: values[-1] for name, values in parse_qs(parts.query).items() if name.startswith("ssl_")}
+            if (files and not tls) or not files.keys() <= _TLS_FILES.keys():
+                raise Unusable(f"the Redis URL cannot be used: with rediss:// it may name {', '.join(_TLS_FILES)}")
+            named = {attribute: files.get(name, "") for name, attribute in _TLS_FILES.items()}
+            if named["key_file"] and not named["certificate_file"]:
+                raise Unusable(
+                    "the Redis URL has ssl_keyfile without ssl_certfile, the certificate to which the key belongs"
+                )
+            return cls(parts.hostname, port, "", int(database or 0), username, password, tls, **named)
         raise Unusable(f"the Redis URL cannot be used: {forms}")
 
     async def connect(self, loop: asyncio.AbstractEventLoop, protocol: Callable[[], asyncio.Protocol]) -> RedisAddress:
@@ -66,11 +86,25 @@ class RedisAddress:
         if self.path:
             await loop.create_unix_connection(protocol, self.path)
         else:
-            await loop.create_connection(
-                protocol, self.host, self.port, ssl=ssl.create_default_context() if self.tls else None
-            )
-
+            await loop.create_connection(protocol, self.host, self.port, ssl=self.tls_context() if self.tls else None)
         return self
+
+    def tls_context(self) -> ssl.SSLContext:
+        """Returns what TLS needs, with the files as they are now, so that certificates can be renewed. Raises OSError."""
+        context = ssl.create_default_context(cafile=self.ca_file or None)
+        if self.certificate_file:
+            context.load_cert_chain(self.certificate_file, self.key_file or None)
+        return context
+
+    def check_files(self) -> None:
+        """Raises Unusable if a file that the URL names cannot be used."""
+        if self.tls:
+            try:
+                self.tls_context()
+            except OSError as error:  # ssl.SSLError is one
+                reason = error.strerror or str(error)
+                names = ", ".join(name for name in (self.ca_file, self.certificate_file, self.key_file) if name)
+                raise Unusable(f"the certificates of the Redis URL cannot be used ({names}): {reason}") from None
 
     async def confirm(self, connected: RedisAddress) -> None:
         """Does nothing: the address is the server's."""
@@ -195,6 +229,7 @@ async def check_server(address: RedisAddress, *, within_seconds: float) -> str:
 
     Whether it permits all that this process needs is tried by `shared.grants`.
     """
+    address.check_files()
     deadline = time.monotonic() + within_seconds
     client = client_at(address, reply_seconds=within_seconds)
     try:

@@ -37,7 +37,7 @@ def _setting(
     choices: tuple[str, ...] = (),
 ) -> Any:
     about = {"unit": unit, "why": why, "least": least, "most": most, "env": env, "choices": choices}
-    return field(default=default, metadata=about, repr=unit != "secret")
+    return field(default=default, metadata=about, repr=unit not in ("secret", "URL"))  # a URL may have a password
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Settings:
     redis_url: str = _setting(
         "redis://127.0.0.1:6379/0",
         "URL",
-        "Where the logs are: redis://, rediss:// or unix://; redis+cluster://host:port,host:port for a cluster; redis+sentinel://host:port,host:port/primary-name/0 for a primary that Sentinels know. If it is not set, `midstream up` and `demo` start an embedded Valkey.",
+        "Where the logs are: redis://, rediss:// or unix://; with ?ssl_ca_certs=, &ssl_certfile= and &ssl_keyfile= after rediss:// where the server or the client has a certificate of your own; redis+cluster://host:port,host:port for a cluster; redis+sentinel://host:port,host:port/primary-name/0 for a primary that Sentinels know. If it is not set, `midstream up` and `demo` start an embedded Valkey.",
     )
     sentinel_username: str = _setting(
         "", "name", "The user of the Sentinels, where they have one of their own; the primary's is in the URL."
