@@ -26,6 +26,7 @@ from producer.presence import presence
 from producer.provider import Provider
 from producer.run import unstopped
 from producer.worker import BLOCK_SECONDS, Worker
+from shared.archive import archive_of
 from shared.errors import Unusable
 from shared.event_log import EventLog
 from shared.grants import check_grants, until_up
@@ -46,9 +47,12 @@ from shared.redis_server import (
 from shared.resp import RespConnection
 from shared.settings import Settings, unknown
 from shared.tracing import set_up_tracing
+from shared.unkept import Unkept
 from shared.version import VERSION
 
 if TYPE_CHECKING:
+    from producer.archiving import Archiving
+    from shared.archive.store import Archive
     from shared.spans import Tracing
 
 logger = logging.getLogger("producer")
@@ -82,10 +86,22 @@ def make_provider(settings: Settings) -> Provider:
     return NamedProviders({name: provider_of(kind, settings) for name, kind in kinds.items()})
 
 
+def _archiving(
+    archive: Archive, connection: RespConnection, log: EventLog, deliveries: DeliveryNotes, settings: Settings
+) -> Archiving:
+    from producer.archiving import Archiving  # imports the database's libraries
+
+    unkept = Unkept(
+        connection, log_ttl_seconds=settings.log_ttl_seconds, ended_ttl_seconds=settings.ended_ttl_seconds
+    )
+    return Archiving(archive, unkept, connection, log, deliveries, settings)
+
+
 async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None = None) -> None:
     """Runs one worker until a signal stops it; writes a byte to `ready_fd` once it takes requests. Raises Unusable."""
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     provider = make_provider(settings)
+    archive = archive_of(settings)
     server = await check(settings.redis_url, within_seconds=settings.redis_start_seconds)
     address = RedisAddress.parse(settings.redis_url)
     connection = RespConnection(
@@ -93,7 +109,7 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
         name="worker",
         reply_seconds=settings.redis_reply_seconds,
         reconnect_seconds_max=settings.reconnect_seconds_max,
-        scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS),
+        scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *Unkept.SCRIPTS),
         gathers=True,
     )
     connection.start()
@@ -110,7 +126,7 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     log = EventLog(
         connection,
         log_ttl_seconds=settings.log_ttl_seconds,
-        ended_ttl_seconds=settings.ended_ttl_seconds,
+        ended_ttl_seconds=settings.unkept_ttl_seconds,
         tombstone_ttl_seconds=settings.tombstone_ttl_seconds,
     )
     queue = RequestQueue(
@@ -121,15 +137,18 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     )
     # XREADGROUP BLOCK needs a connection of its own. Its time limit ends one that died silently: else nothing more would be claimed.
     claims = ordinary_client(settings.redis_url, reply_seconds=BLOCK_SECONDS + settings.redis_reply_seconds)
+    deliveries = DeliveryNotes(connection)
+    archiving = None if archive is None else _archiving(archive, connection, log, deliveries, settings)
     worker = Worker(
         name=name,
         log=log,
         queue=queue,
-        deliveries=DeliveryNotes(connection),
+        deliveries=deliveries,
         blocking=OrdinaryCommands(claims),
         provider=provider,
         settings=settings,
         tracing=tracing,
+        archiving=archiving,
     )
     measuring = WorkerMeasuring(connection, settings, worker.tally)
     metrics_server = MetricsServer(measuring.handover.now, settings)
@@ -138,6 +157,8 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     BUILD_INFO.gauge().labels(VERSION, platform.python_version()).set(1)
     own_presence = presence(worker, connection, name=name, provider=provider.name, capacity=settings.worker_concurrency)
     own_presence.start()
+    if archiving is not None:
+        archiving.start()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.drain)
@@ -155,6 +176,8 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     try:
         await worker.run()
     finally:
+        if archiving is not None:
+            await archiving.close()
         await own_presence.close()
         await metrics_server.close()
         await measuring.close()
