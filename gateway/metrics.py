@@ -52,6 +52,7 @@ _PROBLEMS = {status: metrics.PROBLEMS.counter().labels(status) for status in STA
 _ENDED = metrics.STREAMS_ENDED.counter()
 _CANCELS = metrics.CANCELS.counter()
 _FAILURES = metrics.FAILURES.counter()
+RESTORED = metrics.RESTORED.counter()
 _RECEIPTS = metrics.RECEIPTS.counter()
 _RECEIPT_TOKENS = metrics.RECEIPT_TOKENS.counter()
 LOG_READS = {reason: metrics.LOG_READS.counter().labels(reason) for reason in LOG_READ_REASONS}

@@ -47,6 +47,7 @@ from gateway.presence import presence
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
+from shared.archive import archive_of
 from shared.event_log import EventLog
 from shared.presence import Presence
 from shared.queue import RequestQueue
@@ -54,8 +55,11 @@ from shared.receipt import DeliveryNotes
 from shared.redis_server import RedisAddress, check
 from shared.resp import RespConnection
 from shared.settings import Settings
+from shared.unkept import Unkept
 
 if TYPE_CHECKING:
+    from gateway.restoring import Restoring
+    from shared.archive.store import Archive
     from shared.spans import Tracing
 
 logger = logging.getLogger(__name__)
@@ -123,6 +127,7 @@ class _Gateway:
     silence_checks: SilenceChecks
     measuring: GatewayMeasuring
     streams: Streams
+    restoring: Restoring | None
     ledger: Ledger
     delivery: Delivery
     presence: Presence
@@ -141,6 +146,8 @@ class _Gateway:
         running.add(self.silence_checks).start()
         running.add(self.measuring).start()
         running.add(self.streams)
+        if self.restoring is not None:
+            running.add(self.restoring)
         running.add(self.ledger).start()
         running.add(self.delivery).start()
         running.add(self.presence).start()
@@ -157,6 +164,12 @@ class _Gateway:
             self.watchers.drain()
 
 
+def _restoring(archive: Archive, commands: RespConnection, unkept: Unkept, settings: Settings) -> Restoring:
+    from gateway.restoring import Restoring  # imports the database's libraries
+
+    return Restoring(archive, commands, unkept, settings.ended_ttl_seconds)
+
+
 def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: bool) -> _Gateway:
     """Builds the parts of a gateway and connects them. Nothing is started."""
     address = RedisAddress.parse(settings.redis_url)
@@ -171,12 +184,17 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         )
 
     commands = connection("gateway", scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *DeliveryNotes.SCRIPTS))
+    archive, unkept = archive_of(settings), None
+    if archive is not None:
+        unkept = Unkept(commands, log_ttl_seconds=settings.log_ttl_seconds, ended_ttl_seconds=settings.ended_ttl_seconds)
     log = EventLog(
         commands,
         log_ttl_seconds=settings.log_ttl_seconds,
-        ended_ttl_seconds=settings.ended_ttl_seconds,
+        ended_ttl_seconds=settings.unkept_ttl_seconds,
         tombstone_ttl_seconds=settings.tombstone_ttl_seconds,
+        **({} if unkept is None else {"on_ended": unkept.send_soon}),
     )
+    restoring = None if archive is None or unkept is None else _restoring(archive, commands, unkept, settings)
     queue = RequestQueue(commands, ttl_seconds=settings.log_ttl_seconds, requests_max=settings.queue_requests_max)
     deliveries = DeliveryNotes(commands)
     traces = None if tracing is None else Traces(tracing, log, settings)
@@ -198,7 +216,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         on_new=delivery.on_new,
     )
     silence_checks = SilenceChecks(tails, log, endings, settings, on_lost=delivery.lose)
-    parts = (commands, log, queue, tails, deliveries, settings, Owners(checked=authenticates))
+    parts = (commands, log, queue, tails, deliveries, settings, Owners(checked=authenticates), unkept, restoring)
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
     models = ProviderModels(settings)
     subscribe = Subscribe(streams, tails, delivery, models, settings)
@@ -220,6 +238,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         silence_checks,
         measuring,
         streams,
+        restoring,
         ledger,
         delivery,
         presence(delivery, tails, commands, settings),

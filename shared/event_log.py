@@ -69,9 +69,17 @@ class EventLog:
     SCRIPTS = (APPEND.source, APPEND_LAST.source, END.source, DELETE.source)
 
     def __init__(
-        self, commands: Commands, *, log_ttl_seconds: int, ended_ttl_seconds: int, tombstone_ttl_seconds: int
+        self,
+        commands: Commands,
+        *,
+        log_ttl_seconds: int,
+        ended_ttl_seconds: int,
+        tombstone_ttl_seconds: int,
+        on_ended: Callable[[str], None] = lambda stream_id: None,
     ) -> None:
+        """`on_ended` is called with each stream that `end` has ended."""
         self._commands = commands
+        self._on_ended = on_ended
         self.log_ttl_seconds = log_ttl_seconds
         self.ended_ttl_seconds = ended_ttl_seconds
         self._tombstone_ttl_seconds = tombstone_ttl_seconds
@@ -196,6 +204,8 @@ class EventLog:
             return False
         if reply is not None and not (isinstance(reply, list) and reply):
             raise OddReply(f"ODDREPLY the end of a stream was answered by {shown(reply)}")
+        if reply is not None and reply[0]:
+            self._on_ended(stream_id)
         return None if reply is None else bool(reply[0])
 
     async def delete(self, stream_id: str) -> bool:

@@ -47,6 +47,10 @@ class Unkept:
         """Has a stream looked at in some seconds. If that is lost, it is looked at a minute later."""
         self._commands.send(("ZADD", UNKEPT, _at(SOON_SECONDS), stream_id), _ignore)
 
+    def send_last_look(self, stream_id: str) -> None:
+        """Has a stream, whose log was brought back, looked at shortly before that expires."""
+        self._commands.send(("ZADD", UNKEPT, "NX", _at(self.last_look_seconds), stream_id), _ignore)
+
     async def take(self, count: int) -> list[str]:
         """Returns at most `count` streams whose time has come. Nobody else gets them for `LOOK_SECONDS`."""
         reply = await self.TAKE.run(

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import Connection, and_, event, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
@@ -308,6 +306,9 @@ def _engine_of(url: Any, seconds: float) -> AsyncEngine:
 
 def _upgrade(connection: Connection) -> None:
     """Brings the database to the newest schema: one process at a time, the others wait and find nothing to do."""
+    from alembic import command  # takes 50 ms and 10 MB, in each process once
+    from alembic.config import Config
+
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_UPGRADE_LOCK})"))
     else:
