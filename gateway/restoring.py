@@ -82,7 +82,9 @@ class Restoring:
         for part in parts:
             if await self.RESTORE.run(self._commands, keys, 0, len(part), *_arguments(part)) == 0:
                 return  # it is there already
-        beside = [item for fields in (archived.notes, archived.kept_request) for pair in fields.items() for item in pair]
+        beside = [
+            item for fields in (archived.notes, archived.kept_request) for pair in fields.items() for item in pair
+        ]
         restored = await self.RESTORE.run(
             *(self._commands, keys, self._ended_ttl_seconds, len(last), *_arguments(last)),
             *(len(archived.notes), *beside),

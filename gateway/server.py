@@ -186,7 +186,9 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     commands = connection("gateway", scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *DeliveryNotes.SCRIPTS))
     archive, unkept = archive_of(settings), None
     if archive is not None:
-        unkept = Unkept(commands, log_ttl_seconds=settings.log_ttl_seconds, ended_ttl_seconds=settings.ended_ttl_seconds)
+        unkept = Unkept(
+            commands, log_ttl_seconds=settings.log_ttl_seconds, ended_ttl_seconds=settings.ended_ttl_seconds
+        )
     log = EventLog(
         commands,
         log_ttl_seconds=settings.log_ttl_seconds,

@@ -91,9 +91,7 @@ def _archiving(
 ) -> Archiving:
     from producer.archiving import Archiving  # imports the database's libraries
 
-    unkept = Unkept(
-        connection, log_ttl_seconds=settings.log_ttl_seconds, ended_ttl_seconds=settings.ended_ttl_seconds
-    )
+    unkept = Unkept(connection, log_ttl_seconds=settings.log_ttl_seconds, ended_ttl_seconds=settings.ended_ttl_seconds)
     return Archiving(archive, unkept, connection, log, deliveries, settings)
 
 

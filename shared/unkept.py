@@ -53,9 +53,7 @@ class Unkept:
 
     async def take(self, count: int) -> list[str]:
         """Returns at most `count` streams whose time has come. Nobody else gets them for `LOOK_SECONDS`."""
-        reply = await self.TAKE.run(
-            self._commands, [UNKEPT], count, int(LOOK_SECONDS * 1000), self._log_ttl_seconds
-        )
+        reply = await self.TAKE.run(self._commands, [UNKEPT], count, int(LOOK_SECONDS * 1000), self._log_ttl_seconds)
         try:
             stream_ids = [member.decode() for member in reply]
         except (TypeError, ValueError, AttributeError):

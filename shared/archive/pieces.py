@@ -104,5 +104,7 @@ def _cipher(key: str) -> "AESGCM":  # noqa: F821, UP037  # imported only where t
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     except ImportError:
-        raise Unusable("MIDSTREAM_ARCHIVE_KEY needs a package that is missing: pip install 'midstream[archive]'") from None
+        raise Unusable(
+            "MIDSTREAM_ARCHIVE_KEY needs a package that is missing: pip install 'midstream[archive]'"
+        ) from None
     return AESGCM(raw)

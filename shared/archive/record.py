@@ -48,10 +48,10 @@ def record_of(
 ) -> Record:
     """Returns the record of a stream that has ended. `notes`, `kept_request`: the hashes beside its log, as Redis has them."""
     columns = _counted(stream_id, history) | {
-        "finish_reason": _text(receipt["finish_reason"]),
+        "finish_reason": plain_text(receipt["finish_reason"]),
         "delivered_tokens": receipt["delivered"]["tokens"],
         **_usage(receipt["generated"]["usage"]),
-        "metadata": {_text(key): _text(value) for key, value in receipt["metadata"].items()},
+        "metadata": {plain_text(key): plain_text(value) for key, value in receipt["metadata"].items()},
         "receipt": orjson.dumps(receipt).decode(),
         "notes": orjson.dumps({k.decode(): v.decode() for k, v in (notes or {}).items()}).decode(),
     }
@@ -69,7 +69,7 @@ def tombstone_of(stream_id: str, history: History | None, owner: str) -> Row:
     """Returns the row of a stream that is deleted: only what is counted."""
     counted = _counted(stream_id, history) if history is not None else _nothing_counted(stream_id)
     usage = (history.terminal or {}).get("usage") if history is not None else None
-    return {**counted, **_usage(usage), "owner": _text(owner), **ERASED}
+    return {**counted, **_usage(usage), "owner": plain_text(owner), **ERASED}
 
 
 ERASED: Row = {
@@ -108,11 +108,11 @@ def _counted(stream_id: str, history: History) -> Row:
     accepted, terminal = history.accepted, history.terminal or {}
     model = history.model or (accepted.request.get("model") if accepted else None)
     return _nothing_counted(stream_id) | {
-        "owner": _text(accepted.principal) if accepted else "",
+        "owner": plain_text(accepted.principal) if accepted else "",
         "status": str(history.status),
-        "model": _text(model) if isinstance(model, str) else None,
-        "api": _text((accepted.facade if accepted else {}).get("api") or "native")[:16],
-        "error_code": _text(terminal.get("code")) if history.status == Status.FAILED else None,
+        "model": plain_text(model) if isinstance(model, str) else None,
+        "api": plain_text((accepted.facade if accepted else {}).get("api") or "native")[:16],
+        "error_code": plain_text(terminal.get("code")) if history.status == Status.FAILED else None,
         "created_at": accepted.created_at if accepted else created_at(stream_id),
         "started_at": history.started_at,
         "ended_at": history.ended_at,
@@ -130,6 +130,6 @@ def _count(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value <= _TOKENS_MAX else None
 
 
-def _text(value: Any) -> Any:
+def plain_text(value: Any) -> Any:
     """Returns a text without NUL, which PostgreSQL does not store."""
     return value.replace("\0", "\ufffd") if isinstance(value, str) else value

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, and_, event, func, select, text, update
+from sqlalchemy import Connection, and_, cast, event, exists, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from shared.archive.pieces import Pieces, unpacked_entries
-from shared.archive.record import ERASED, Record, Row
+from shared.archive.record import ERASED, Record, Row, plain_text
 from shared.archive.schema import streams
 from shared.errors import ArchiveAway, Unusable
 from shared.events import Entry
@@ -126,7 +127,9 @@ class Archive:
 
     def _rows_of(self, records: Sequence[Record]) -> list[Row]:
         rows = []
-        for record in sorted(records, key=lambda record: record.stream_id):  # in one order, or two writers lock each other
+        for record in sorted(
+            records, key=lambda record: record.stream_id
+        ):  # in one order, or two writers lock each other
             entries = self._pieces.closed(record.stream_id, "entries", record.entries)
             request = self._pieces.closed(record.stream_id, "request", record.request) if record.request else None
             stored = {"entries": entries, "request": request, "stored_bytes": len(entries) + len(request or b"")}
@@ -152,7 +155,7 @@ class Archive:
         """Removes the content of all streams of an owner, and the owner's name. Returns how many there were."""
         async with self._connection(writing=True) as connection:
             result = await connection.execute(
-                update(streams).where(streams.c.owner == owner).values({**ERASED, "owner": ""})
+                update(streams).where(streams.c.owner == plain_text(owner)).values({**ERASED, "owner": ""})
             )
             return int(result.rowcount)
 
@@ -213,11 +216,11 @@ class Archive:
         """Returns the newest streams that are wanted, at most `count`, the newest first, without their content."""
         conditions = [] if wanted.with_deleted else [streams.c.status != str(Status.DELETED)]
         if wanted.owner is not None:
-            conditions.append(streams.c.owner == wanted.owner)
+            conditions.append(streams.c.owner == plain_text(wanted.owner))
         if wanted.status:
             conditions.append(streams.c.status == wanted.status)
         if wanted.model:
-            conditions.append(streams.c.model == wanted.model)
+            conditions.append(streams.c.model == plain_text(wanted.model))
         if wanted.from_time is not None:
             conditions.append(streams.c.created_at >= wanted.from_time)
         if wanted.to_time is not None:
@@ -225,12 +228,19 @@ class Archive:
         if wanted.before:
             conditions.append(streams.c.id < wanted.before)
         for key, value in wanted.metadata.items():
-            conditions.append(streams.c.metadata[key].as_string() == value)
+            conditions.append(self._has_metadata(plain_text(key), plain_text(value)))
         query = select(*_COLUMNS).where(*conditions).order_by(streams.c.id.desc()).limit(count)
         async with self._connection() as connection:
             return [dict(row) for row in (await connection.execute(query)).mappings()]
 
     # --- helpers
+
+    def _has_metadata(self, key: str, value: str) -> Any:
+        """The condition that a field of the metadata has a value. A path of JSON could not name every key."""
+        if self._url.get_backend_name() == "postgresql":
+            return streams.c.metadata.op("@>")(cast({key: value}, JSONB))
+        fields = func.json_each(streams.c.metadata).table_valued("key", "value")
+        return exists(select(1).select_from(fields).where(fields.c.key == key, fields.c.value == value))
 
     def _insert(self) -> Any:
         return (postgresql if self._url.get_backend_name() == "postgresql" else sqlite).insert(streams)
@@ -297,7 +307,10 @@ def _engine_of(url: Any, seconds: float) -> AsyncEngine:
         @event.listens_for(engine.sync_engine, "connect")
         def set_up(connection: Any, _: Any) -> None:
             cursor = connection.cursor()
-            for pragma in ("journal_mode=WAL", "synchronous=FULL"):  # readers do not wait for the writer; a commit stays
+            for pragma in (
+                "journal_mode=WAL",
+                "synchronous=FULL",
+            ):  # readers do not wait for the writer; a commit stays
                 cursor.execute(f"PRAGMA {pragma}")
             cursor.close()
 
