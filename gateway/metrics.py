@@ -52,6 +52,7 @@ _PROBLEMS = {status: metrics.PROBLEMS.counter().labels(status) for status in STA
 _ENDED = metrics.STREAMS_ENDED.counter()
 _CANCELS = metrics.CANCELS.counter()
 _FAILURES = metrics.FAILURES.counter()
+ARCHIVE_UP = metrics.ARCHIVE_UP.gauge()
 RESTORED = metrics.RESTORED.counter()
 _RECEIPTS = metrics.RECEIPTS.counter()
 _RECEIPT_TOKENS = metrics.RECEIPT_TOKENS.counter()

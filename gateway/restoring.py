@@ -7,17 +7,23 @@ terminal event: nobody can append to it. Before it expires its receipt is looked
 from __future__ import annotations
 
 import asyncio
+import logging
+import random
 import secrets
 from collections.abc import Iterator
 
 from gateway import metrics
 from shared.archive.store import Archive, Archived
+from shared.background import keep_running
 from shared.commands import Commands, Script
 from shared.errors import ArchiveAway
 from shared.events import Entry
 from shared.keys import deliveries_key, kept_key, log_key, part_key
 from shared.unkept import Unkept
 
+logger = logging.getLogger(__name__)
+
+_ASK_SECONDS = 5.0
 _AT_ONCE_MAX, _WAITING_MAX = 4, 200
 """Logs that are brought back at once, of up to 16 MB each, and those that may wait for that."""
 _PART_ENTRIES_MAX, _PART_BYTES_MAX = 256, 256 << 10
@@ -37,8 +43,27 @@ class Restoring:
         self._ended_ttl_seconds = ended_ttl_seconds
         self._turns = asyncio.Semaphore(_AT_ONCE_MAX)
         self._under_way: dict[str, asyncio.Task[str | None]] = {}
+        self.is_up = False
+        """Whether the database answered when it was last asked."""
+
+    def start(self) -> None:
+        self._asking = keep_running("archive", self._ask)
+
+    async def _ask(self) -> None:
+        """Asks the database now and then whether it is there, for `/readyz` and the metrics."""
+        while True:
+            try:
+                await self.archive.ping()
+                self.is_up = True
+            except ArchiveAway as error:
+                self.is_up = False
+                logger.debug("%s", error)
+            metrics.ARCHIVE_UP.set(self.is_up)
+            await asyncio.sleep(_ASK_SECONDS * random.uniform(0.8, 1.0))
 
     async def close(self) -> None:
+        self._asking.cancel()
+        await asyncio.gather(self._asking, return_exceptions=True)
         for task in self._under_way.values():
             task.cancel()
         await asyncio.gather(*self._under_way.values(), return_exceptions=True)

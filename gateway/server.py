@@ -147,7 +147,7 @@ class _Gateway:
         running.add(self.measuring).start()
         running.add(self.streams)
         if self.restoring is not None:
-            running.add(self.restoring)
+            running.add(self.restoring).start()
         running.add(self.ledger).start()
         running.add(self.delivery).start()
         running.add(self.presence).start()

@@ -332,6 +332,11 @@ class Streams:
 
         return await self._also_archived(stream_id, read)
 
+    @property
+    def archive_state(self) -> str | None:
+        """Returns `up` or `away`; None if there is no archive. While it is away, only what has left Redis cannot be read."""
+        return None if self._restoring is None else "up" if self._restoring.is_up else "away"
+
     async def brought_back(self, stream_id: str) -> bool:
         """Brings the log of an archived stream back into Redis. True if it is there now, and the principal's. Raises Problem 503."""
         if self._restoring is None or not self._may_be_archived(stream_id):

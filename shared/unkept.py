@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
-
 from shared.commands import Commands, Script
 from shared.errors import OddReply
 from shared.event_log import shown
@@ -45,11 +43,13 @@ class Unkept:
 
     def send_soon(self, stream_id: str) -> None:
         """Has a stream looked at in some seconds. If that is lost, it is looked at a minute later."""
-        self._commands.send(("ZADD", UNKEPT, _at(SOON_SECONDS), stream_id), _ignore)
+        self._send("ZADD", UNKEPT, _at(SOON_SECONDS), stream_id)
+        self._send("EXPIRE", UNKEPT, self._log_ttl_seconds)
 
     def send_last_look(self, stream_id: str) -> None:
         """Has a stream, whose log was brought back, looked at shortly before that expires."""
-        self._commands.send(("ZADD", UNKEPT, "NX", _at(self.last_look_seconds), stream_id), _ignore)
+        self._send("ZADD", UNKEPT, "NX", _at(self.last_look_seconds), stream_id)
+        self._send("EXPIRE", UNKEPT, self._log_ttl_seconds)
 
     async def take(self, count: int) -> list[str]:
         """Returns at most `count` streams whose time has come. Nobody else gets them for `LOOK_SECONDS`."""
@@ -85,15 +85,19 @@ class Unkept:
         # Sent in one write; in this order, since a stream that has left the list is not found again.
         for stream_id in stream_ids:
             for key in (log_key(stream_id), deliveries_key(stream_id), kept_key(stream_id)):
-                self._commands.send(("EXPIRE", key, self._ended_ttl_seconds, "LT"), _ignore)
+                self._send("EXPIRE", key, self._ended_ttl_seconds, "LT")
         again = set(to_look_at_again)
         for stream_id in again:
-            self._commands.send(("ZADD", UNKEPT, "XX", _at(self.last_look_seconds), stream_id), _ignore)
+            self._send("ZADD", UNKEPT, "XX", _at(self.last_look_seconds), stream_id)
         await self.forget([stream_id for stream_id in stream_ids if stream_id not in again])
 
     async def forget(self, stream_ids: Sequence[str]) -> None:
         """Removes streams from the list."""
         await self._commands.execute(*(("ZREM", UNKEPT, *stream_ids) if stream_ids else ("PING",)))
+
+    def _send(self, *command: bytes | str | int) -> None:
+        """Sends a command whose reply does not matter: what was lost is done at the next look."""
+        self._commands.send(command, lambda reply: None)
 
     @property
     def last_look_seconds(self) -> float:
@@ -104,7 +108,3 @@ class Unkept:
 def _at(seconds_from_now: float) -> int:
     """Returns a time as the list has it, in Unix milliseconds. A clock that is wrong by seconds moves a look by seconds."""
     return int((time.time() + seconds_from_now) * 1000)
-
-
-def _ignore(reply: Any) -> None:
-    """Ignores a reply: what was lost is done at the next look."""

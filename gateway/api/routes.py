@@ -109,7 +109,9 @@ class NativeApi:
         complaint = await self._readiness.complaint()
         if complaint:
             raise Problem(503, complaint)
-        return json_response({"status": "ready", "readers": self._delivery.readers})
+        archive = self._streams.archive_state
+        ready = {"status": "ready", "readers": self._delivery.readers}
+        return json_response(ready if archive is None else {**ready, "archive": archive})
 
     async def metrics(self) -> Response:
         """`GET /metrics`: of all processes of this gateway, whichever of them answers."""
