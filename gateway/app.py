@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
@@ -40,6 +40,9 @@ from gateway.streams import Streams
 from shared.commands import Commands
 from shared.settings import Settings
 
+if TYPE_CHECKING:
+    from gateway.finding import Finding
+
 _OF_OPENAI = "of OpenAI's API there are POST /v1/chat/completions, POST /v1/responses and GET /v1/models"
 
 
@@ -56,12 +59,13 @@ class Services:
     readiness: Readiness
     admission: Admission
     settings: Settings
+    finding: Finding | None = None
 
 
 def parts_of(services: Services) -> tuple[NativeApi, list[Part], list[Route]]:
     """Returns the API that FastAPI serves, the parts that are tried before it, in order, and all routes."""
     streams, subscribe, settings = services.streams, services.subscribe, services.settings
-    native = NativeApi(streams, services.delivery, services.readiness, services.models, settings)
+    native = NativeApi(streams, services.delivery, services.readiness, services.models, settings, services.finding)
     parts: list[Part] = [
         WebSockets(streams, subscribe),  # takes all that is not HTTP
         subscribe,

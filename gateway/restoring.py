@@ -110,10 +110,14 @@ class Restoring:
         beside = [
             item for fields in (archived.notes, archived.kept_request) for pair in fields.items() for item in pair
         ]
-        restored = await self.RESTORE.run(
-            *(self._commands, keys, self._ended_ttl_seconds, len(last), *_arguments(last)),
-            *(len(archived.notes), *beside),
-        )
+        arguments: list[bytes | int] = [
+            self._ended_ttl_seconds,
+            len(last),
+            *_arguments(last),
+            len(archived.notes),
+            *beside,
+        ]
+        restored = await self.RESTORE.run(self._commands, keys, *arguments)
         if restored:
             metrics.RESTORED.inc()
             self._unkept.send_last_look(stream_id)

@@ -58,6 +58,7 @@ from shared.settings import Settings
 from shared.unkept import Unkept
 
 if TYPE_CHECKING:
+    from gateway.finding import Finding
     from gateway.restoring import Restoring
     from shared.archive.store import Archive
     from shared.spans import Tracing
@@ -170,6 +171,12 @@ def _restoring(archive: Archive, commands: RespConnection, unkept: Unkept, setti
     return Restoring(archive, commands, unkept, settings.ended_ttl_seconds)
 
 
+def _finding(archive: Archive, unkept: Unkept, log: EventLog, commands: RespConnection) -> Finding:
+    from gateway.finding import Finding  # imports the database's libraries
+
+    return Finding(archive, unkept, log, commands)
+
+
 def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: bool) -> _Gateway:
     """Builds the parts of a gateway and connects them. Nothing is started."""
     address = RedisAddress.parse(settings.redis_url)
@@ -227,7 +234,10 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     watchers = Watchers(Overview(commands, queue)) if is_wanted(settings) else None
     readiness = Readiness(commands, settings)
     admission = Admission((), is_on=authenticates)
-    app = make_app(Services(streams, subscribe, delivery, models, watchers, commands, readiness, admission, settings))
+    finding = None if restoring is None or unkept is None else _finding(restoring.archive, unkept, log, commands)
+    app = make_app(
+        Services(streams, subscribe, delivery, models, watchers, commands, readiness, admission, settings, finding)
+    )
     if traces is not None:
         app = traces.joining(app)
 

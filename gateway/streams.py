@@ -84,7 +84,7 @@ class Streams:
         self._queue = queue
         self._tails = tails
         self._deliveries = deliveries
-        self._receipts: set[asyncio.Task[None]] = set()
+        self._receipts: set[asyncio.Task[Any]] = set()
         self._settings = settings
         self._owners = owners
         self._unkept = unkept

@@ -212,8 +212,8 @@ class Archiving:
             return 0
         stream_ids = await self._unkept.take(_LOOKS_AT_ONCE)
         for stream_id in stream_ids:
-            while not self._has_room:
-                await asyncio.sleep(_GATHER_SECONDS)
+            if not self._has_room:  # the others are handed out again in a minute
+                return 0
             try:
                 await self._look_at(stream_id)
             except (Disconnected, RedisRefused, ArchiveAway):
@@ -244,9 +244,12 @@ class Archiving:
         while True:
             await asyncio.sleep(_PRUNE_SECONDS * random.uniform(0.5, 1.0))
             try:
-                while await self._archive.prune(
-                    days=self._settings.archive_days, bytes_max=self._settings.archive_bytes_max
-                ):
-                    await asyncio.sleep(_GATHER_SECONDS)
+                await self._prune_in_steps()
             except ArchiveAway as error:
                 logger.debug("the archive was not pruned: %s", error)
+
+    async def _prune_in_steps(self) -> None:
+        days, bytes_max, removed = self._settings.archive_days, self._settings.archive_bytes_max, 1
+        while removed:
+            removed = await self._archive.prune(days=days, bytes_max=bytes_max)
+            await asyncio.sleep(_GATHER_SECONDS)  # others write, too

@@ -17,8 +17,8 @@ from typing import Any
 from shared.errors import Unusable
 
 PREFIX = "MIDSTREAM_"
-_NOT_SETTINGS = frozenset({"MIDSTREAM_URL"})
-"""Variables of the command line: the gateway that `midstream tail` and `top` ask."""
+_NOT_SETTINGS = frozenset({"MIDSTREAM_URL", "MIDSTREAM_TOKEN"})
+"""Variables of the command line: the gateway that it asks, and its credential there."""
 _OTHER_NAMES = {"OPENAI_API_BASE": "OPENAI_BASE_URL", "OPENAI_BASE": "OPENAI_BASE_URL", "OPENAI_KEY": "OPENAI_API_KEY"}
 """Names under which others, or earlier versions of OpenAI's SDK, know a setting."""
 _OF_KUBERNETES = re.compile(r"_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)$")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+
 from shared.commands import Commands, Script
 from shared.errors import OddReply
 from shared.event_log import shown
@@ -70,7 +71,7 @@ class Unkept:
 
     async def newest(self, count: int) -> list[str]:
         """Returns the newest streams of the list, at most `count`, the newest first."""
-        reply = await self._commands.execute("ZREVRANGE", UNKEPT, 0, -1)
+        reply = await self._commands.execute("ZRANGE", UNKEPT, 0, -1)
         try:
             stream_ids = {member.decode() for member in reply}
         except (TypeError, ValueError, AttributeError):
@@ -93,7 +94,8 @@ class Unkept:
 
     async def forget(self, stream_ids: Sequence[str]) -> None:
         """Removes streams from the list."""
-        await self._commands.execute(*(("ZREM", UNKEPT, *stream_ids) if stream_ids else ("PING",)))
+        if stream_ids:
+            await self._commands.execute("ZREM", UNKEPT, *stream_ids)
 
     def _send(self, *command: bytes | str | int) -> None:
         """Sends a command whose reply does not matter: what was lost is done at the next look."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import orjson
 from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from gateway.api import operations
+from gateway.api.listing import listed
 from gateway.api.readiness import Readiness
 from gateway.api.requests import check_generation, check_idempotency_key, seconds
 from gateway.delivery.delivery import Delivery
 from gateway.http.bodies import parse_body, received
 from gateway.http.etags import etag_of_body, is_known
-from gateway.http.exchange import json_response, unless_disconnected
+from gateway.http.exchange import json_response, query_of, unless_disconnected
 from gateway.http.problems import Problem, stopping
 from gateway.http.routes import Route, methods_like
 from gateway.http.whole_bodies import made
@@ -24,6 +27,9 @@ from shared.lifecycle import History
 from shared.settings import Settings
 from shared.version import VERSION
 
+if TYPE_CHECKING:
+    from gateway.finding import Finding
+
 _WAIT_SECONDS_MAX = 600
 
 
@@ -31,16 +37,24 @@ class NativeApi:
     """The requests that are answered whole, whatever their path names last."""
 
     def __init__(
-        self, streams: Streams, delivery: Delivery, readiness: Readiness, models: ProviderModels, settings: Settings
+        self,
+        streams: Streams,
+        delivery: Delivery,
+        readiness: Readiness,
+        models: ProviderModels,
+        settings: Settings,
+        finding: Finding | None = None,
     ) -> None:
         self._streams = streams
         self._delivery = delivery
         self._readiness = readiness
         self._models = models
         self._settings = settings
+        self._finding = finding
         stream = "/v1/streams/{stream_id}"
         self.routes = (
             Route("POST", "/v1/streams", self.create, operations.CREATE_STREAM, "create"),
+            Route("GET", "/v1/streams", self.list, operations.LIST_STREAMS, "read"),
             Route("GET", stream, self.state, operations.STATE, "read"),
             Route("POST", stream + "/cancel", self.cancel, operations.CANCEL_STREAM, "cancel"),
             Route("GET", stream + "/receipt", self.receipt, operations.RECEIPT, "read"),
@@ -69,6 +83,11 @@ class NativeApi:
             generation, policies, metadata = check_generation(parsed, await self._models.default_for(parsed))
             created = await self._streams.create(generation, policies, metadata, idempotency=key)
         return json_response(created, 201, {"location": created["events_url"]})
+
+    async def list(self, request: Request) -> Response:
+        """`GET /v1/streams`: the newest streams, live and archived."""
+        events_url = f"{self._settings.path_prefix}/v1/streams/{{}}/events"
+        return await listed(self._finding, query_of(dict(request.scope)), events_url)
 
     async def state(self, stream_id: str, request: Request) -> Response:
         """`GET /v1/streams/{id}`; with `?wait=SECONDS`, when it has ended or the time is up."""

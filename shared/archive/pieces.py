@@ -11,10 +11,14 @@ import binascii
 import secrets
 import zlib
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from shared.errors import ArchiveAway, Unusable
 from shared.events import Entry
 from shared.ids import EventId
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 _COMPRESSED, _ENCRYPTED = b"z", b"e"
 _LEVEL = 1
@@ -26,7 +30,9 @@ _UNPACKED_BYTES_MAX = 512 << 20
 
 def packed_entries(entries: Iterable[Entry]) -> bytes:
     """Returns the entries, one after the other: a line with id, field and the value's length, then the value and a line feed."""
-    return b"".join([b"%d-%d %b %d\n%b\n" % (*id, field, len(value), value) for id, field, value in entries])
+    return b"".join(
+        [b"%d-%d %b %d\n%b\n" % (*event_id, field, len(value), value) for event_id, field, value in entries]
+    )
 
 
 def unpacked_entries(packed: bytes) -> list[Entry]:
@@ -83,7 +89,7 @@ class Pieces:
         nonce, rest = encrypted[:_NONCE_BYTES], encrypted[_NONCE_BYTES:]
         for cipher in self._ciphers:
             try:
-                decrypted: bytes = cipher.decrypt(nonce, rest, _associated(stream_id, name))
+                decrypted = cipher.decrypt(nonce, rest, _associated(stream_id, name))
             except InvalidTag:
                 continue
             return decrypted
@@ -94,7 +100,7 @@ def _associated(stream_id: str, name: str) -> bytes:
     return f"{stream_id} {name}".encode()
 
 
-def _cipher(key: str) -> "AESGCM":  # noqa: F821, UP037  # imported only where there is a key
+def _cipher(key: str) -> AESGCM:
     try:
         raw = base64.b64decode(key, validate=True)
     except binascii.Error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -16,6 +16,9 @@ from shared.outcomes import ReaderOutcome, Status
 
 _TOKENS_MAX = (1 << 53) - 1
 """What a provider may say that it has used: whole numbers up to here (docs/reference/log-format.md)."""
+
+LISTED_STATUSES = (Status.QUEUED, Status.RUNNING, Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+"""What a list may be asked for."""
 
 Row = dict[str, Any]
 """Values by column of `shared.archive.schema.streams`."""

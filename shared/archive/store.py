@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from shared.archive.pieces import Pieces, unpacked_entries
 from shared.archive.record import ERASED, Record, Row, plain_text
 from shared.archive.schema import streams
+from shared.archive.wanted import Wanted
 from shared.errors import ArchiveAway, Unusable
 from shared.events import Entry
 from shared.outcomes import Status
@@ -54,21 +55,6 @@ class Archived:
     kept_request: dict[bytes, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which streams a list is to have. Times are Unix seconds; `first` and `last` bound ids, both excluded, either may be empty."""
-
-    owner: str | None = None
-    status: str = ""
-    model: str = ""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    from_time: float | None = None
-    to_time: float | None = None
-    before: str = ""
-    """Only streams whose id is smaller: created earlier."""
-    with_deleted: bool = False
-
-
 class Archive:
     """One database. `open` may be called at any time; every method opens it if need be."""
 
@@ -83,20 +69,19 @@ class Archive:
     @property
     def address(self) -> str:
         """The database's URL without a password, for log lines."""
-        return self._url.render_as_string(hide_password=True)
+        return str(self._url.render_as_string(hide_password=True))
 
     async def open(self) -> None:
         """Connects, and brings the database to this version's schema."""
-        async with self._answering():
-            async with self._opening:
-                if self._is_open:
-                    return
-                if self._engine is None:
-                    self._engine = _engine_of(self._url, self._seconds)
-                async with self._engine.connect() as connection:
-                    await connection.run_sync(_upgrade)
-                    await connection.commit()
-                self._is_open = True
+        async with self._answering(), self._opening:
+            if self._is_open:
+                return
+            if self._engine is None:
+                self._engine = _engine_of(self._url, self._seconds)
+            async with self._engine.connect() as connection:
+                await connection.run_sync(_upgrade)
+                await connection.commit()
+            self._is_open = True
 
     async def close(self) -> None:
         if self._engine is not None:
@@ -251,9 +236,8 @@ class Archive:
         if not self._is_open:
             await self.open()
         assert self._engine is not None
-        async with self._answering():
-            async with self._engine.begin() if writing else self._engine.connect() as connection:
-                yield connection
+        async with self._answering(), self._engine.begin() if writing else self._engine.connect() as connection:
+            yield connection
 
     @asynccontextmanager
     async def _answering(self) -> AsyncIterator[None]:

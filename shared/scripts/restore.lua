@@ -3,7 +3,7 @@
 -- hash after their number; then field, value of the kept request's.
 -- Returns 1: the log is there; 0: it was there already, or the part has expired; 2: more parts are needed.
 local seconds, entries = tonumber(ARGV[1]), tonumber(ARGV[2])
-if redis.call('EXISTS', KEYS[1]) == 1 then
+if redis.call('XLEN', KEYS[1]) > 0 then
   redis.call('EXPIRE', KEYS[2], 0)
   return 0
 end

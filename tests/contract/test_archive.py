@@ -17,7 +17,8 @@ from shared import events
 from shared.archive.pieces import Pieces, packed_entries, unpacked_entries
 from shared.archive.record import Record, record_of, tombstone_of
 from shared.archive.schema import metadata
-from shared.archive.store import Archive, Wanted
+from shared.archive.store import Archive
+from shared.archive.wanted import Wanted
 from shared.errors import ArchiveAway, Unusable
 from shared.events import Accepted, Entry, Policies
 from shared.ids import FIRST_ID, EventId, new_stream_id
@@ -56,11 +57,16 @@ def archive_at(url: str, **settings: Any) -> Archive:
 
 
 def ended(
-    owner: str, *, text: str = "hello", model: str = "small", created_at: float | None = None, **about: str
+    owner: str,
+    *,
+    text: str = "hello",
+    model: str = "small",
+    created_at: float | None = None,
+    about: dict[str, str] | None = None,
 ) -> Record:
     """Returns the record of an answer of one token."""
     stream_id = new_stream_id(created_at)
-    accepted = Accepted({"model": model, "messages": []}, Policies(), created_at or time.time(), owner, about)
+    accepted = Accepted({"model": model, "messages": []}, Policies(), created_at or time.time(), owner, about or {})
     entries = [
         Entry(FIRST_ID, events.ACCEPTED, accepted.stored()),
         Entry(EventId(1, 0), events.STARTED, orjson.dumps({"attempt": 1, "model": model, "worker": "w", "time": 1})),
@@ -111,7 +117,7 @@ async def test_what_is_deleted_stays_deleted_and_counts(archive: Archive) -> Non
 
 
 async def test_an_owner_is_forgotten(archive: Archive) -> None:
-    mine, other = [ended("carla", user="c") for _ in range(3)], ended("dora")
+    mine, other = [ended("carla", about={"user": "c"}) for _ in range(3)], ended("dora")
     await archive.keep([*mine, other])
     assert await archive.forget("carla") == 3
     assert await archive.find(Wanted(owner="carla", with_deleted=True), 10) == []
@@ -123,7 +129,12 @@ async def test_an_owner_is_forgotten(archive: Archive) -> None:
 async def test_streams_are_found_page_by_page_the_newest_first(archive: Archive) -> None:
     now = time.time()
     records = [
-        ended("eve", created_at=now - 100 + index, model="large" if index % 2 else "small", chat=f"c{index % 3}")
+        ended(
+            "eve",
+            created_at=now - 100 + index,
+            model="large" if index % 2 else "small",
+            about={"chat": f"c{index % 3}"},
+        )
         for index in range(6)
     ]
     await archive.keep(records)
@@ -145,7 +156,7 @@ async def test_streams_are_found_page_by_page_the_newest_first(archive: Archive)
 
 async def test_texts_that_a_database_does_not_take(archive: Archive) -> None:
     """NUL is no character of a text in PostgreSQL; quotes and brackets in the name of a metadata field are no path."""
-    record = ended("f\0f", text="a\0b", model="m\0", **{"k\"]\\'": "v\0"})
+    record = ended("f\0f", text="a\0b", model="m\0", about={"k\"]\\'": "v\0"})
     assert await archive.keep([record]) == []
     archived = await archive.read(record.stream_id)
     assert archived is not None
@@ -161,7 +172,7 @@ async def test_one_stream_that_is_refused_does_not_keep_the_others_out(archive: 
 
 
 async def test_texts_are_encrypted_for_whoever_has_the_key(url: str) -> None:
-    record, secret = ended("hans", text="a secret"), "a secret".encode()
+    record, secret = ended("hans", text="a secret"), b"a secret"
     before, after, without = (archive_at(url, archive_key=keys) for keys in (KEY, f"{OTHER_KEY},{KEY}", OTHER_KEY))
     try:
         await before.keep([record])
@@ -242,7 +253,7 @@ def test_entries_are_packed_byte_by_byte() -> None:
     ]
     assert unpacked_entries(packed_entries(entries)) == entries
     for damaged in (b"1-1 t 3", b"1-1 t\nabc\n", b"x"):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"not found|unpack|invalid literal"):
             unpacked_entries(damaged)
 
 
