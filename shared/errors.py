@@ -75,3 +75,7 @@ class ArchiveAway(MidstreamError):
 
 class Unreadable(MidstreamError):
     """The stream's log holds what cannot be read."""
+
+
+class NewerFormat(MidstreamError):
+    """The stream's log has a newer format than this version writes: a worker of a newer version must write it."""
