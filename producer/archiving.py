@@ -23,18 +23,21 @@ from shared.commands import Commands
 from shared.errors import ArchiveAway, Disconnected, MidstreamError, RedisRefused
 from shared.event_log import EventLog
 from shared.events import DELETED, TERMINAL
+from shared.ids import created_at
 from shared.keys import deliveries_key, kept_key
 from shared.large_fields import KEPT, place_in
+from shared.outcomes import ENDED
 from shared.receipt import DeliveryNotes, EndedLog, read_ended
 from shared.settings import Settings
 from shared.unkept import Unkept
 
 logger = logging.getLogger(__name__)
 
-_WAITING_MAX, _WAITING_BYTES_MAX = 500, 32 << 20
-"""Streams, and their size, that wait here for the database: five seconds of work at 100 a second. What comes more waits in Redis."""
-_AT_ONCE_MAX, _GATHER_SECONDS = 100, 0.25
-"""Streams of one transaction, and how long those are gathered that end meanwhile: a commit costs some milliseconds."""
+_WAITING_MAX, _WAITING_BYTES_MAX = 1000, 32 << 20
+"""Streams, and their size, that wait here for the database: ten seconds of work at 100 a second. What comes more waits in Redis."""
+_AT_ONCE_MAX, _GATHER_SECONDS = 500, 1.0
+"""Streams of one transaction, and how long those are gathered that end meanwhile. A commit costs some milliseconds, and over a slow
+network seconds: then many share one."""
 _LOOKS_AT_ONCE, _LOOK_PAUSE_SECONDS = 20, 1.0
 _AWAY_SECONDS_MIN, _AWAY_SECONDS_MAX = 0.5, 10.0
 """How long a database that was away is left alone: the first time, and at most."""
@@ -88,7 +91,7 @@ class Archiving:
         if self._is_away or not self._has_room:
             return
         try:
-            self._add(await self._record(ended))
+            await self._add_ended(ended)
         except (Disconnected, RedisRefused) as error:
             logger.debug("stream %s: not archived yet: %s", ended.stream_id, error)
 
@@ -101,6 +104,12 @@ class Archiving:
     @property
     def _has_room(self) -> bool:
         return len(self._waiting) < _WAITING_MAX and self._waiting_bytes < _WAITING_BYTES_MAX
+
+    async def _add_ended(self, ended: EndedLog) -> None:
+        """Takes a stream, unless its log has gone or was deleted meanwhile."""
+        history = ended.generated.history
+        if ended.entries and history.status in ENDED:
+            self._add(await self._record(ended))
 
     def _add(self, record: Record) -> None:
         before = self._waiting.pop(record.stream_id, None)
@@ -229,14 +238,19 @@ class Archiving:
         elif newest[-1].field == DELETED:  # the archive was told before
             await self._unkept.forget([stream_id])
         elif newest[-1].field in TERMINAL:
-            self._add(await self._record(await read_ended(self._log, self._deliveries, stream_id)))
+            await self._add_ended(await read_ended(self._log, self._deliveries, stream_id))
+        elif self._has_outlived_its_log(stream_id):  # a key that is no log, and never expires
+            await self._unkept.forget([stream_id])
 
     async def _give_up(self, stream_id: str) -> None:
-        """Removes a stream without a log from the list: its log has expired, or never begun."""
-        if not await self._archive.has(stream_id):
+        """Removes a stream without a log from the list: its log has never begun, or has expired."""
+        if self._has_outlived_its_log(stream_id) and not await self._archive.has(stream_id):
             metrics.ARCHIVE_FAILURES.labels("lost").inc()
             logger.warning("stream %s: its log is gone, and it was not archived", stream_id)
         await self._unkept.forget([stream_id])
+
+    def _has_outlived_its_log(self, stream_id: str) -> bool:
+        return time.time() - created_at(stream_id) > self._settings.log_ttl_seconds
 
     # --- bounds
 

@@ -255,7 +255,7 @@ class Settings:
         "Encrypts texts in the archive (AES-256-GCM): 32 random bytes in base64, as `openssl rand -base64 32` prints. Several, separated by commas, to change it: the first encrypts, each decrypts. If it is not set, texts are stored compressed but readable.",
     )
     archive_seconds: float = _setting(
-        10.0,
+        20.0,
         "seconds",
         "How long the archive's database may take for one command. A reader of an archived answer gets 503 then; ended streams wait in Redis.",
         least=0.5,

@@ -195,7 +195,7 @@ class Fleet:
             except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
                 await asyncio.sleep(0.1)  # it is killed or frozen now; the run limits the time
 
-    async def execute_in_redis(self, *command: str | int) -> None:
+    async def execute_in_redis(self, *command: str | int | bytes) -> None:
         await self.commands.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def metric(self, name: str) -> list[float]:
