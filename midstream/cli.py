@@ -62,6 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
             log_format=arguments.log_format,
             metrics_port=arguments.metrics_port,
             reload=arguments.reload,
+            auth=arguments.auth,
         )
     if arguments.command == "demo":
         from midstream.demo import demo
@@ -100,6 +101,8 @@ def _run(arguments: argparse.Namespace) -> int:
             insecure=arguments.insecure,
             json=arguments.json,
         )
+    if arguments.command == "keys":
+        return _keys(arguments)
     if arguments.command == "bench":
         from bench.run import bench
 
@@ -114,7 +117,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _archive(arguments: argparse.Namespace) -> int:
     from midstream import archive
 
-    token = os.environ.get("MIDSTREAM_TOKEN", "")
+    token = os.environ.get("MIDSTREAM_API_KEY", "")
     if arguments.command == "list":
         names = {"status": arguments.status, "model": arguments.model, "owner": arguments.owner}
         times = {"from": arguments.first, "to": arguments.last}
@@ -130,6 +133,27 @@ def _archive(arguments: argparse.Namespace) -> int:
         return archive.forget(settings=settings, owner=arguments.owner)
     wanted = Wanted(owner=arguments.owner, from_time=arguments.first, to_time=arguments.last)
     return archive.export(settings=settings, wanted=wanted, form=arguments.format, output=arguments.output)
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    from midstream import keys
+
+    redis_url = keys.redis_url_of(arguments.redis)
+    if arguments.action == "create":
+        return keys.create_key(
+            redis_url,
+            arguments.name,
+            arguments.scopes,
+            arguments.expires,
+            arguments.limit,
+            as_json=arguments.json,
+            stored=not arguments.for_file,
+        )
+    if arguments.action == "list":
+        return keys.list_keys(redis_url, as_json=arguments.json)
+    if arguments.action == "revoke":
+        return keys.revoke_key(redis_url, arguments.key)
+    return keys.rotate_key(redis_url, arguments.name, arguments.grace, as_json=arguments.json)
 
 
 def _unrecognized(arguments: Sequence[str], parser: argparse.ArgumentParser) -> str:
@@ -170,6 +194,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _add_export(command("export", "Write what each archived stream has used to a file, for billing."))
     forget = command("forget", "Delete everything of one owner: what runs, what Redis has, and what is archived.")
     forget.add_argument("owner", metavar="OWNER", help="the owner's name, as `midstream list` shows it")
+    _add_keys(command("keys", "Make, list, revoke and replace the API keys of services."))
     options.add_arguments(command("bench", options.SUMMARY))
 
     metrics = command("metrics", "List every metric with its kind, its labels, its meaning and what it costs.")
@@ -200,6 +225,9 @@ def _add_up(up: argparse.ArgumentParser) -> None:
     _add_provider(up)
     up.add_argument(
         "--reload", action="store_true", help="restart the workers when the code of your own generator has changed"
+    )
+    up.add_argument(
+        "--auth", action="store_true", help="let in only who has an API key, and print one that may do everything"
     )
     up.add_argument("--workers", type=_count, default=1, metavar="N", help="how many worker processes (1)")
     up.add_argument("--gateways", type=_count_or_0, metavar="N", help="how many gateway processes (1); 0: one per core")
@@ -257,7 +285,7 @@ def _add_gateway(command: argparse.ArgumentParser) -> None:
         "--server",
         metavar="URL",
         default=os.environ.get("MIDSTREAM_URL", "http://127.0.0.1:8000"),
-        help="the gateway (MIDSTREAM_URL, or http://127.0.0.1:8000); MIDSTREAM_TOKEN is the credential, if it asks for one",
+        help="the gateway (MIDSTREAM_URL, or http://127.0.0.1:8000); MIDSTREAM_API_KEY is the credential, if it asks for one",
     )
     command.add_argument("--json", action="store_true", help="print JSON")
 
@@ -333,6 +361,53 @@ def _add_doctor(doctor: argparse.ArgumentParser) -> None:
     )
     doctor.add_argument("--insecure", action="store_true", help="do not verify certificates")
     doctor.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_keys(keys: argparse.ArgumentParser) -> None:
+    actions = keys.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def action(name: str, summary: str) -> argparse.ArgumentParser:
+        parser = actions.add_parser(name, help=summary, description=summary)
+        parser.add_argument("--redis", metavar="URL", help="the Redis of the gateways (MIDSTREAM_REDIS_URL)")
+        return parser
+
+    create = action("create", "Make a key, and show it once.")
+    create.add_argument("name", metavar="NAME", help="who has the key: the owner of the streams that it creates")
+    create.add_argument(
+        "--scopes",
+        required=True,
+        metavar="SCOPE,SCOPE",
+        help="what it may do: of create, read, cancel, write, act (create for end users), admin",
+    )
+    create.add_argument("--expires", type=_duration, metavar="TIME", help="as in 90d or 12h (never)")
+    create.add_argument(
+        "--limit", action="append", default=[], metavar="NAME=NUMBER", help="a limit of its own; may be repeated"
+    )
+    create.add_argument(
+        "--for-file", action="store_true", help="store nothing in Redis; print the line for MIDSTREAM_API_KEYS_FILE"
+    )
+    create.add_argument("--json", action="store_true", help="print JSON")
+    listing = action("list", "List the keys in Redis: never the keys themselves.")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    revoke = action("revoke", "Revoke a key: no gateway takes it any more, within five seconds.")
+    revoke.add_argument(
+        "key", metavar="NAME|ID|KEY", help="a name (all its keys), an id of the list, or the key itself"
+    )
+    rotate = action("rotate", "Make a new key in place of the present one, which stays valid for a while.")
+    rotate.add_argument("name", metavar="NAME", help="the name of the keys")
+    rotate.add_argument(
+        "--grace", type=_duration, default=86_400.0, metavar="TIME", help="how long the former key stays valid (1d)"
+    )
+    rotate.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _duration(text: str) -> float:
+    from midstream.keys import seconds_of
+
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _provider(text: str) -> str:
