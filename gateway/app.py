@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
@@ -44,6 +44,9 @@ from gateway.writing.writes import Writes
 from shared.commands import Commands
 from shared.settings import Settings
 
+if TYPE_CHECKING:
+    from gateway.finding import Finding
+
 _OF_OPENAI = "of OpenAI's API there are POST /v1/chat/completions, POST /v1/responses and GET /v1/models"
 
 
@@ -62,13 +65,14 @@ class Services:
     admission: Admission
     given: GivenTokens
     settings: Settings
+    finding: Finding | None = None
 
 
 def parts_of(services: Services) -> tuple[NativeApi, list[Part], list[Route]]:
     """Returns the API that FastAPI serves, the parts that are tried before it, in order, and all routes."""
     streams, subscribe, settings = services.streams, services.subscribe, services.settings
     admission, given = services.admission, services.given
-    native = NativeApi(streams, given, services.delivery, services.models, settings)
+    native = NativeApi(streams, given, services.delivery, services.models, settings, services.finding)
     parts: list[Part] = [
         WebSockets(streams, subscribe),  # takes all that is not HTTP
         subscribe,

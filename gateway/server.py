@@ -57,6 +57,7 @@ from gateway.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
 from gateway.writing.lost_writers import LostWriters
 from gateway.writing.writes import Writes
+from shared.archive import archive_of
 from shared.commands import Commands
 from shared.connections import RedisConnection, RedisSubscriber, check, connection_to
 from shared.event_log import EventLog
@@ -68,8 +69,12 @@ from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
 from shared.replicas import ReplicatedCommands
 from shared.settings import Settings
+from shared.unkept import Unkept
 
 if TYPE_CHECKING:
+    from gateway.finding import Finding
+    from gateway.restoring import Restoring
+    from shared.archive.store import Archive
     from shared.spans import Tracing
 
 logger = logging.getLogger(__name__)
@@ -140,6 +145,7 @@ class _Gateway:
     measuring: GatewayMeasuring
     streams: Streams
     lost_writers: LostWriters
+    restoring: Restoring | None
     ledger: Ledger
     delivery: Delivery
     presence: Presence
@@ -164,6 +170,8 @@ class _Gateway:
         running.add(self.measuring).start()
         running.add(self.streams)
         running.add(self.lost_writers).start()
+        if self.restoring is not None:
+            running.add(self.restoring).start()
         running.add(self.ledger).start()
         running.add(self.delivery).start()
         running.add(self.presence).start()
@@ -183,6 +191,18 @@ class _Gateway:
             self.watchers.drain()
 
 
+def _restoring(archive: Archive, commands: RedisConnection, unkept: Unkept, settings: Settings) -> Restoring:
+    from gateway.restoring import Restoring  # imports the database's libraries
+
+    return Restoring(archive, commands, unkept, settings.ended_ttl_seconds)
+
+
+def _finding(archive: Archive, unkept: Unkept, log: EventLog, commands: RedisConnection) -> Finding:
+    from gateway.finding import Finding  # imports the database's libraries
+
+    return Finding(archive, unkept, log, commands)
+
+
 def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: bool) -> _Gateway:
     """Builds the parts of a gateway and connects them. Nothing is started."""
     kept = (EventLog, RequestQueue, DeliveryNotes, ExternalWrites, WriterLeases)
@@ -190,13 +210,20 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     commands = connection_to(settings, name="gateway", scripts=scripts)
     durable = connection_to(settings, name="durable", scripts=scripts) if settings.min_replicas else None
     replicated = None if durable is None else ReplicatedCommands(durable, settings.min_replicas)
+    archive, unkept = archive_of(settings), None
+    if archive is not None:
+        unkept = Unkept(
+            commands, log_ttl_seconds=settings.log_ttl_seconds, ended_ttl_seconds=settings.ended_ttl_seconds
+        )
     log = EventLog(
         commands,
         log_ttl_seconds=settings.log_ttl_seconds,
-        ended_ttl_seconds=settings.ended_ttl_seconds,
+        ended_ttl_seconds=settings.unkept_ttl_seconds,
         tombstone_ttl_seconds=settings.tombstone_ttl_seconds,
         replicated=replicated,
+        **({} if unkept is None else {"on_ended": unkept.send_soon}),
     )
+    restoring = None if archive is None or unkept is None else _restoring(archive, commands, unkept, settings)
     queue = Lanes(commands, lanes_of(commands, settings, replicated=replicated))
     deliveries = DeliveryNotes(commands)
     traces = None if tracing is None else Traces(tracing, log, settings)
@@ -219,7 +246,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         on_new=delivery.on_new,
     )
     silence_checks = SilenceChecks(tails, log, endings, settings, on_lost=delivery.lose)
-    parts = (commands, log, queue, tails, deliveries, settings, Owners(checked=authenticates))
+    parts = (commands, log, queue, tails, deliveries, settings, Owners(checked=authenticates), unkept, restoring)
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
     external = ExternalWrites(
         commands,
@@ -237,9 +264,23 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     request_timeouts = RequestTimeouts(settings.request_seconds)
     watchers = Watchers(Overview(commands, queue)) if is_wanted(settings, guarded=authenticates) else None
     readiness = Readiness(commands, settings)
-    health = Health(delivery, readiness)
+    health = Health(delivery, readiness, lambda: streams.archive_state)
+    finding = None if restoring is None or unkept is None else _finding(restoring.archive, unkept, log, commands)
     app = make_app(
-        Services(streams, writes, subscribe, delivery, models, watchers, commands, health, admission, given, settings)
+        Services(
+            streams,
+            writes,
+            subscribe,
+            delivery,
+            models,
+            watchers,
+            commands,
+            health,
+            admission,
+            given,
+            settings,
+            finding,
+        )
     )
     if traces is not None:
         app = traces.joining(app)
@@ -256,6 +297,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         measuring,
         streams,
         LostWriters(streams, log, leases, settings),
+        restoring,
         ledger,
         delivery,
         presence(delivery, tails, commands, settings),

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import orjson
 
@@ -19,10 +19,11 @@ from gateway import metrics
 from gateway.access.owners import Owners
 from gateway.following.tails import Tails
 from gateway.http.principal import principal
-from gateway.http.problems import Problem, away, expired, full, no_log, not_found
+from gateway.http.problems import Problem, archive_in_time, away, expired, full, no_log, not_found
 from gateway.http.whole_bodies import Held, made
 from gateway.process_name import gateway_name
 from shared import events
+from shared.archive.record import tombstone_of
 from shared.commands import Commands
 from shared.errors import Disconnected, LogFull, MidstreamError, QueueFull, RedisRefused, Unreadable
 from shared.event_log import READ_ENTRIES_MAX, EventLog
@@ -39,6 +40,10 @@ from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNote, DeliveryNotes, Ge
 from shared.redis_retry import answered_within
 from shared.settings import Settings
 from shared.tracing import traceparent
+from shared.unkept import Unkept
+
+if TYPE_CHECKING:
+    from gateway.restoring import Restoring
 
 logger = logging.getLogger(__name__)
 
@@ -71,16 +76,21 @@ class Streams:
         deliveries: DeliveryNotes,
         settings: Settings,
         owners: Owners,
+        unkept: Unkept | None = None,
+        restoring: Restoring | None = None,
     ) -> None:
+        """With an archive there are both `unkept`, where each stream is entered, and `restoring`."""
         self._commands = commands
         self._log = log
         self._queue = queue
         self._tails = tails
         self._deliveries = deliveries
-        self._receipts: set[asyncio.Task[None]] = set()
+        self._receipts: set[asyncio.Task[Any]] = set()
         self._settings = settings
         self._owners = owners
         self._leases = WriterLeases(commands, ttl_seconds=settings.log_ttl_seconds)
+        self._unkept = unkept
+        self._restoring = restoring
         self._long_reads = asyncio.Semaphore(_LONG_READS_MAX)
         self._creating_bytes = 0
 
@@ -162,16 +172,22 @@ class Streams:
         append = partial(self._log.append, stream_id, 0, entry, self._settings.log_ttl_seconds, beside)
         repeated, may_be_queued = False, not alone
 
+        async def enter() -> None:
+            if self._unkept is not None:  # before the log begins: then no end can be lost
+                await self._unkept.enter(stream_id)
+
         async def begin() -> None:
             nonlocal repeated, may_be_queued
             is_repeated, repeated = repeated, True
             if alone and not is_repeated and self._commands.is_one_server:
                 may_be_queued = True
-                # Both take one round trip: they leave on one connection, in this order.
-                for result in await asyncio.gather(append(), self._queue.enqueue(stream_id), return_exceptions=True):
+                # All take one round trip: they leave on one connection, in this order.
+                calls = enter(), append(), self._queue.enqueue(stream_id)
+                for result in await asyncio.gather(*calls, return_exceptions=True):
                     if isinstance(result, BaseException):
                         raise result
                 return
+            await enter()
             appended = await append()
             is_to_queue = appended.status == "applied"
             if is_repeated and (
@@ -265,15 +281,24 @@ class Streams:
     async def receipt(self, stream_id: str) -> dict[str, Any]:
         """Returns what was generated, and what was delivered."""
         self._check_id(stream_id)
-        generated = Generated()
-        await self._read_all(stream_id, generated, generated.history)
-        self._check_history(stream_id, generated.history)
+
+        async def read() -> Generated:
+            generated = Generated()
+            await self._read_all(stream_id, generated, generated.history)
+            self._check_history(stream_id, generated.history)
+            return generated
+
+        generated = await self._also_archived(stream_id, read)
         notes = await self.answered(self._deliveries.read, stream_id)
         return receipt(stream_id, generated, notes)
 
     async def delete(self, stream_id: str) -> None:
-        """Cancels a stream if it runs, and deletes it. Raises Problem 404, 410, 503."""
-        await self.cancel(stream_id)
+        """Cancels a stream if it runs, and deletes it, also from the archive. Raises Problem 404, 410, 503."""
+        history = await self.cancel(stream_id)
+        if self._restoring is not None:
+            owner = history.accepted.principal if history.accepted else ""
+            with archive_in_time():
+                await self._restoring.archive.erase(tombstone_of(stream_id, history, owner))
         await self.answered(self._log.delete, stream_id)
 
     async def note_delivered(self, stream_id: str, reached: EventId, began_at: float) -> None:
@@ -327,10 +352,40 @@ class Streams:
     async def history(self, stream_id: str) -> History:
         """Reads and folds the whole log. Raises Problem 404, 410, 503."""
         self._check_id(stream_id)
-        history = History()
-        await self._read_all(stream_id, history, history)
-        self._check_history(stream_id, history)
-        return history
+
+        async def read() -> History:
+            history = History()
+            await self._read_all(stream_id, history, history)
+            self._check_history(stream_id, history)
+            return history
+
+        return await self._also_archived(stream_id, read)
+
+    @property
+    def archive_state(self) -> str | None:
+        """Returns `up` or `away`; None if there is no archive. While it is away, only what has left Redis cannot be read."""
+        return None if self._restoring is None else "up" if self._restoring.is_up else "away"
+
+    async def brought_back(self, stream_id: str) -> bool:
+        """Brings the log of an archived stream back into Redis. True if it is there now, and the principal's. Raises Problem 503."""
+        if self._restoring is None or not self._may_be_archived(stream_id):
+            return False
+        with archive_in_time():
+            owner = await self.answered(self._restoring.restore, stream_id)
+        return owner is not None and self._owners.allows_owner(stream_id, owner)
+
+    async def _also_archived(self, stream_id: str, read: Callable[[], Awaitable[T]]) -> T:
+        """Returns what `read` returns; if it finds no log, once more after an archived one was brought back."""
+        try:
+            return await read()
+        except Problem as problem:
+            if problem.status not in (404, 410) or not await self.brought_back(stream_id):
+                raise
+        return await read()
+
+    def _may_be_archived(self, stream_id: str) -> bool:
+        """Whether a stream is old enough to have left Redis: so ids that are made up do not trouble the database, mostly."""
+        return time.time() - created_at(stream_id) >= self._settings.ended_ttl_seconds
 
     def _check_history(self, stream_id: str, history: History) -> None:
         """Raises Problem 404, 410 for a stream without a log, or with somebody else's."""
@@ -349,7 +404,7 @@ class Streams:
         if not self._owners.allows(stream_id):
             first = await self.answered(self._log.read, stream_id, BEGINNING, 1)
             owner = owner_of(first[0].value) if first and first[0].field == events.ACCEPTED else None
-            if not self._owners.allows_owner(stream_id, owner):
+            if not self._owners.allows_owner(stream_id, owner) and (first or not await self.brought_back(stream_id)):
                 raise self.missing(stream_id)
 
     async def _read_all(self, stream_id: str, folding: Folding, history: History) -> None:
@@ -395,7 +450,10 @@ class Streams:
     async def read(self, stream_id: str, after: EventId = BEGINNING) -> list[Entry]:
         """Reads the next entries of the log after an id; fewer than `READ_ENTRIES_MAX` are all. Raises Problem 404, 503."""
         await self.check_owner(stream_id)
-        return await self.answered(self._log.read, stream_id, after)
+        entries = await self.answered(self._log.read, stream_id, after)
+        if not entries and after == BEGINNING and await self.brought_back(stream_id):
+            entries = await self.answered(self._log.read, stream_id, after)
+        return entries
 
     async def accepted(self, stream_id: str, *, large_fields: bool = False) -> Accepted:
         """Returns the request as it was accepted, without large fields that lie beside the log unless they are asked for.
@@ -404,6 +462,8 @@ class Streams:
         """
         self._check_id(stream_id)
         first = await self.answered(self._log.read, stream_id, BEGINNING, 1)
+        if not first and await self.brought_back(stream_id):
+            first = await self.answered(self._log.read, stream_id, BEGINNING, 1)
         if not first or first[0].field == events.DELETED:
             raise self.missing(stream_id)
         entry = first[0]
@@ -449,6 +509,15 @@ class Streams:
             return await answered_within(self._settings.redis_wait_seconds, call, *arguments, **options)
         except (Disconnected, RedisRefused) as error:
             raise no_log(error) from None
+
+    @contextlib.asynccontextmanager
+    async def log_read_in_time(self, stream_id: str) -> AsyncIterator[None]:
+        """A context in which a log is read. Raises Problem 503 if that takes longer than MIDSTREAM_REDIS_WAIT_SECONDS."""
+        try:
+            async with asyncio.timeout(self._settings.redis_wait_seconds):
+                yield
+        except TimeoutError:
+            raise await self.why_not_read(stream_id) from None
 
     async def why_not_read(self, stream_id: str) -> Problem:
         """Returns why the log of a stream has not been read in time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import os
 import signal
@@ -60,6 +61,8 @@ def up(
         "MIDSTREAM_AUTH": None if key is None else "required",
         "MIDSTREAM_API_KEYS": None if key is None else _with_key(os.environ.get("MIDSTREAM_API_KEYS", ""), key),
     }
+    if data_dir is not None and redis_url is None and not os.environ.get("MIDSTREAM_ARCHIVE_URL"):
+        options["MIDSTREAM_ARCHIVE_URL"] = _archive_in(data_dir)
     settings, environment = settings_for(options, os.environ)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -89,6 +92,14 @@ def up(
     except _Stop:
         logger.info("midstream is down")
         return 0
+
+
+def _archive_in(data_dir: Path) -> str | None:
+    """Returns the URL of the archive beside the embedded Valkey's data; None where its libraries are not installed."""
+    if importlib.util.find_spec("sqlalchemy") is None or importlib.util.find_spec("aiosqlite") is None:
+        logger.warning("ended answers are not archived: pip install 'midstream[archive]'")
+        return None
+    return f"sqlite:///{data_dir.resolve() / 'archive.sqlite'}"
 
 
 def _with_key(others: str, key: str) -> str:

@@ -26,6 +26,7 @@ from producer.presence import presence
 from producer.provider import Provider
 from producer.run import unstopped
 from producer.worker import BLOCK_SECONDS, Worker
+from shared.archive import archive_of
 from shared.connections import RedisConnection, check, connection_to
 from shared.errors import Unusable
 from shared.event_log import EventLog
@@ -42,9 +43,12 @@ from shared.redis_server import complaint_about, eviction_policy
 from shared.replicas import ReplicatedCommands
 from shared.settings import Settings, unknown
 from shared.tracing import set_up_tracing
+from shared.unkept import Unkept
 from shared.version import VERSION
 
 if TYPE_CHECKING:
+    from producer.archiving import Archiving
+    from shared.archive.store import Archive
     from shared.spans import Tracing
 
 logger = logging.getLogger("producer")
@@ -78,12 +82,22 @@ def make_provider(settings: Settings) -> Provider:
     return NamedProviders({name: provider_of(kind, settings) for name, kind in kinds.items()})
 
 
+def _archiving(
+    archive: Archive, connection: RedisConnection, log: EventLog, deliveries: DeliveryNotes, settings: Settings
+) -> Archiving:
+    from producer.archiving import Archiving  # imports the database's libraries
+
+    unkept = Unkept(connection, log_ttl_seconds=settings.log_ttl_seconds, ended_ttl_seconds=settings.ended_ttl_seconds)
+    return Archiving(archive, unkept, connection, log, deliveries, settings)
+
+
 async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None = None) -> None:
     """Runs one worker until a signal stops it; writes a byte to `ready_fd` once it takes requests. Raises Unusable."""
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     provider = make_provider(settings)
+    archive = archive_of(settings)
     server = await check(settings)
-    scripts = (*EventLog.SCRIPTS, *RequestQueue.SCRIPTS)
+    scripts = (*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *Unkept.SCRIPTS)
     connection = connection_to(settings, name="worker", scripts=scripts, gathers=True)
     durable = connection_to(settings, name="durable", scripts=EventLog.SCRIPTS) if settings.min_replicas else None
     connection.start()
@@ -102,7 +116,7 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     log = EventLog(
         connection,
         log_ttl_seconds=settings.log_ttl_seconds,
-        ended_ttl_seconds=settings.ended_ttl_seconds,
+        ended_ttl_seconds=settings.unkept_ttl_seconds,
         tombstone_ttl_seconds=settings.tombstone_ttl_seconds,
         replicated=None if durable is None else ReplicatedCommands(durable, settings.min_replicas),
     )
@@ -113,14 +127,17 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     ]
     for _, claims in lanes:
         claims.start()
+    deliveries = DeliveryNotes(connection)
+    archiving = None if archive is None else _archiving(archive, connection, log, deliveries, settings)
     worker = Worker(
         name=name,
         log=log,
         lanes=lanes,
-        deliveries=DeliveryNotes(connection),
+        deliveries=deliveries,
         provider=provider,
         settings=settings,
         tracing=tracing,
+        archiving=archiving,
     )
     measuring = WorkerMeasuring(connection, settings, worker.tally)
 
@@ -137,6 +154,8 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     BUILD_INFO.gauge().labels(VERSION, platform.python_version()).set(1)
     own_presence = presence(worker, connection, name=name, provider=provider.name, capacity=settings.worker_concurrency)
     own_presence.start()
+    if archiving is not None:
+        archiving.start()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.drain)
@@ -154,6 +173,8 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     try:
         await worker.run()
     finally:
+        if archiving is not None:
+            await archiving.close()
         await own_presence.close()
         await metrics_server.close()
         await measuring.close()

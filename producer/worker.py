@@ -26,6 +26,7 @@ from shared.redis_retry import until_redis_answers
 from shared.settings import Settings
 
 if TYPE_CHECKING:
+    from producer.archiving import Archiving
     from shared.spans import Tracing
 
 logger = logging.getLogger(__name__)
@@ -76,12 +77,14 @@ class Worker:
         provider: Provider,
         settings: Settings,
         tracing: Tracing | None = None,
+        archiving: Archiving | None = None,
     ) -> None:
         self._name = name
         self._log = log
         self._lanes = [Lane(queue, blocking) for queue, blocking in lanes]
         self._queues = {queue.key: queue for queue, _ in lanes}
         self._deliveries = deliveries
+        self._archiving = archiving
         self._receipts: set[asyncio.Task[None]] = set()
         self._provider = provider
         self._settings = settings
@@ -242,15 +245,7 @@ class Worker:
             if run.failure is not None:
                 self._failures.append(run.failure)
             if run.ended_here:
-                line = write_line(
-                    self._log,
-                    self._deliveries,
-                    run.stream_id,
-                    after_seconds=RECEIPT_LINE_SECONDS,
-                    on_receipt=metrics.receipt_written,
-                    with_texts=bool(self._settings.log_texts),
-                )
-                task = asyncio.create_task(line)
+                task = asyncio.create_task(self._account_for(run.stream_id))
                 self._receipts.add(task)
                 task.add_done_callback(self._receipts.discard)
         except asyncio.CancelledError:
@@ -268,6 +263,19 @@ class Worker:
             self._runs.pop(claim, None)
             self._tasks.pop(claim, None)
             self._changed.set()
+
+    async def _account_for(self, stream_id: str) -> None:
+        """Logs the receipt of a stream that has ended here, and has it archived."""
+        ended = await write_line(
+            self._log,
+            self._deliveries,
+            stream_id,
+            after_seconds=RECEIPT_LINE_SECONDS,
+            on_receipt=metrics.receipt_written,
+            with_texts=bool(self._settings.log_texts),
+        )
+        if ended is not None and self._archiving is not None:
+            await self._archiving.take(ended)
 
     # --- leases and limits
 

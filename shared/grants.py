@@ -26,12 +26,14 @@ from shared.keys import (
     PROCESSES_ABOUT,
     PROCESSES_UNTIL,
     REQUESTS,
+    UNKEPT,
     deliveries_key,
     idempotency_key,
     kept_key,
     lease_key,
     live_channel,
     log_key,
+    part_key,
     request_key,
 )
 from shared.presence import Presence
@@ -165,6 +167,7 @@ def _needed(role: Role, name: str) -> list[Command]:
         ("ZSCORE", PROCESSES_UNTIL, "probe"),
         ("ZREM", PROCESSES_UNTIL, "probe"),
         ("ZRANGEBYSCORE", PROCESSES_UNTIL, "-inf", "-inf", "LIMIT", 0, 1),
+        ("ZADD", UNKEPT, "XX", 1, "probe"),
         ("HDEL", PROCESSES_ABOUT, "probe"),
         ("SPUBLISH", live, ""),
     ]
@@ -179,6 +182,7 @@ def _needed(role: Role, name: str) -> list[Command]:
             ("DEL", log),
             ("XINFO", "GROUPS", REQUESTS),
             ("ZRANGE", PROCESSES_UNTIL, 0, 0),
+            ("RENAME", part_key(name, "probe"), log),  # there is nothing to rename
         ]
     return [
         *both,

@@ -16,6 +16,8 @@
 | `midstream:api-keys` | hash: SHA-256 of an API key to JSON (`shared.api_keys`) | `midstream keys` | never |
 | `midstream:{processes}:until` | sorted set: process to the time until which it counts as there (ms) | every process | 67 s after the last word of any |
 | `midstream:{processes}:about` | hash: process to JSON | every process | with the above |
+| `midstream:{unkept}:due` | sorted set: stream that is still to be archived, to the time of the next look (ms) | gateways; workers (`shared.unkept`) | `log_ttl_seconds` after the last look |
+| `midstream:{<id>}:part:<random>` | stream: a log that is being brought back from the archive | `restore.lua` | 60 s |
 
 The braces are a Redis Cluster hash tag: everything of one stream lives in one slot, which its scripts need.
 """
@@ -31,6 +33,7 @@ API_KEYS = b"midstream:api-keys"
 WRITERS = b"midstream:writers"
 PROCESSES_UNTIL = b"midstream:{processes}:until"
 PROCESSES_ABOUT = b"midstream:{processes}:about"
+UNKEPT = b"midstream:{unkept}:due"
 
 
 def log_key(stream_id: str) -> bytes:
@@ -43,6 +46,11 @@ def deliveries_key(stream_id: str) -> bytes:
 
 def request_key(stream_id: str) -> bytes:
     return b"midstream:{%b}:request" % stream_id.encode()
+
+
+def part_key(stream_id: str, restoration: str) -> bytes:
+    """`restoration`: who brings the log back, since several may at the same time."""
+    return b"midstream:{%b}:part:%b" % (stream_id.encode(), restoration.encode())
 
 
 def kept_key(stream_id: str) -> bytes:

@@ -98,6 +98,9 @@ APIS = ("native", "chat", "responses", "ai_sdk")
 BACKGROUND_TASKS = (
     "ages",
     "api_keys",
+    "archive",
+    "archive_looks",
+    "archive_prune",
     "beats",
     "cluster_map",
     "connection",
@@ -604,6 +607,51 @@ RECEIPT_TOKENS = Metric(
     "both",
     _STREAM,
     {"fate": ("delivered", "undelivered")},
+)
+ARCHIVED = Metric(
+    "midstream_archived_streams",
+    "counter",
+    "Streams that this process has written to the archive, or whose receipt it has renewed there",
+    "worker",
+    _STREAM,
+)
+ARCHIVE_WRITE_SECONDS = Metric(
+    "midstream_archive_write_seconds",
+    "histogram",
+    "How long the archive's database took to store the streams of one transaction",
+    "worker",
+    "up to four times a second",
+    buckets=_OPERATIONS,
+)
+ARCHIVE_FAILURES = Metric(
+    "midstream_archive_failures",
+    "counter",
+    "By kind: `away`, the database did not answer or could not write, and its streams wait in Redis; `refused`, it does not store one stream; `lost`, a log expired before it was archived",
+    "worker",
+    _RARE,
+    {"kind": ("away", "refused", "lost")},
+)
+ARCHIVE_UP = Metric(
+    "midstream_archive_up",
+    "gauge",
+    "1 if the archive's database answered when it was last asked, 0 if not, or if there is no archive",
+    "both",
+    "a few times a second",
+    processes="livemin",
+)
+UNKEPT = Metric(
+    "midstream_unarchived_streams",
+    "gauge",
+    "Streams in the list of those that are to be archived: that run, that have ended and are not archived yet, or whose receipt may still change",
+    "worker",
+    "every 5 s",
+)
+RESTORED = Metric(
+    "midstream_restored_streams",
+    "counter",
+    "Logs that this process has brought back from the archive, for a reader",
+    "gateway",
+    _RARE,
 )
 QUEUE_UNREADABLE = Metric(
     "midstream_queue_unreadable",

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -280,6 +280,30 @@ def line_of(whole: dict[str, Any], request_id: str) -> dict[str, Any]:
     return {**fields, "request_id": request_id} if request_id else fields
 
 
+class EndedLog(NamedTuple):
+    """A stream's whole log: as it was read, folded, and its receipt."""
+
+    stream_id: str
+    entries: list[Entry]
+    generated: Generated
+    receipt: dict[str, Any]
+
+
+async def read_ended(log: EventLog, deliveries: DeliveryNotes, stream_id: str) -> EndedLog:
+    """Reads a stream's whole log, and makes its receipt. Raises Disconnected, RedisRefused."""
+    generated, entries = Generated(), await log.read_all(stream_id)
+    for count, entry in enumerate(entries, 1):
+        try:
+            generated.apply(entry)
+        except Unreadable as error:
+            generated.break_off(entry.id, error)
+            break
+        if count % _ENTRIES_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    whole = receipt(stream_id, generated, await deliveries.read(stream_id))
+    return EndedLog(stream_id, entries, generated, whole)
+
+
 async def write_line(
     log: EventLog,
     deliveries: DeliveryNotes,
@@ -288,29 +312,20 @@ async def write_line(
     after_seconds: float,
     on_receipt: Callable[[dict[str, Any]], None] = lambda _: None,
     with_texts: bool = False,
-) -> None:
-    """Logs a stream's receipt, a moment after its end: gateways still note their last readers.
+) -> EndedLog | None:
+    """Logs a stream's receipt, a moment after its end: gateways still note their last readers. Returns the log that was read.
 
-    `on_receipt` gets it, too. `with_texts`: the line contains the messages and the answer as well.
+    `on_receipt` gets the receipt, too. `with_texts`: the line contains the messages and the answer as well.
     """
     await asyncio.sleep(after_seconds)
     try:
         async with asyncio.timeout(_LINE_SECONDS_MAX):
-            generated = Generated()
-            for count, entry in enumerate(await until_redis_answers(log.read_all, stream_id), 1):
-                try:
-                    generated.apply(entry)
-                except Unreadable as error:
-                    generated.break_off(entry.id, error)
-                    break
-                if count % _ENTRIES_AT_ONCE == 0:
-                    await asyncio.sleep(0)
-            whole = receipt(stream_id, generated, await until_redis_answers(deliveries.read, stream_id))
+            ended = await until_redis_answers(read_ended, log, deliveries, stream_id)
     except (MidstreamError, TimeoutError) as error:
         logger.warning("stream %s: no receipt: %s", stream_id, error or "Redis was away for too long")
-        return
+        return None
+    history, whole = ended.generated.history, ended.receipt
     on_receipt(whole)
-    history = generated.history
     line = line_of(whole, history.accepted.request_id if history.accepted else "")
     if with_texts and history.accepted:
         line |= {"messages": history.accepted.request.get("messages"), "text": history.text}
@@ -320,3 +335,4 @@ async def write_line(
         len(whole["delivered"]["connections"]),
         extra={"about": line},
     )
+    return ended

@@ -297,8 +297,33 @@ class Settings:
     ended_ttl_seconds: int = _setting(
         3_600,
         "seconds",
-        "A log expires so long after its terminal event: how long an answer can be read again.",
+        "A log expires so long after its terminal event: how long an answer can be read again. With MIDSTREAM_ARCHIVE_URL so long after it was archived: 300 are enough then.",
         least=1,
+    )
+    archive_url: str = _setting(
+        "",
+        "URL",
+        "The database in which ended streams are kept: sqlite:///path/to/file or postgresql://user:password@host/name. Needs midstream[archive]. If it is not set, an answer is gone when its log expires; `midstream up --data-dir` keeps them in archive.sqlite there.",
+    )
+    archive_key: str = _setting(
+        "",
+        "secret",
+        "Encrypts texts in the archive (AES-256-GCM): 32 random bytes in base64, as `openssl rand -base64 32` prints. Several, separated by commas, to change it: the first encrypts, each decrypts. If it is not set, texts are stored compressed but readable.",
+    )
+    archive_seconds: float = _setting(
+        20.0,
+        "seconds",
+        "How long the archive's database may take for one command. A reader of an archived answer gets 503 then; ended streams wait in Redis.",
+        least=0.5,
+    )
+    archive_days: int = _setting(
+        365, "days", "A stream is removed from the archive so long after its creation. 0: never.", least=0
+    )
+    archive_bytes_max: int = _setting(
+        50 << 30,
+        "bytes",
+        "Above this size of all archived answers, compressed, the oldest are removed from the archive. 0: no limit.",
+        least=0,
     )
     tombstone_ttl_seconds: int = _setting(
         300,
@@ -451,6 +476,11 @@ class Settings:
         "How long a gateway that has got SIGTERM waits for its responses to end before it closes their connections.",
         least=0.05,
     )
+
+    @property
+    def unkept_ttl_seconds(self) -> int:
+        """How long a log lives after its terminal event, if nobody shortens it: with an archive, until it is archived."""
+        return max(self.ended_ttl_seconds, self.log_ttl_seconds) if self.archive_url else self.ended_ttl_seconds
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:

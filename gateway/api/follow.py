@@ -207,11 +207,11 @@ class Subscribe:
         with self.holding(stream_id, face, place) as tail:
             await self._streams.check_owner(stream_id)  # meanwhile the tail is read
             if not tail.is_ready:
-                try:
-                    async with asyncio.timeout(self._settings.redis_wait_seconds):
-                        await tail.until_ready()
-                except TimeoutError:
-                    raise await self._streams.why_not_read(stream_id) from None
+                async with self._streams.log_read_in_time(stream_id):
+                    await tail.until_ready()
+            if not tail.exists and await self._streams.brought_back(stream_id):
+                async with self._streams.log_read_in_time(stream_id):
+                    await self._tails.read_anew(tail)
             if not tail.exists:
                 raise self._streams.missing(stream_id)
             yield tail

@@ -150,6 +150,11 @@ class Tail:
         if self._ready is not None:
             await asyncio.shield(self._ready)
 
+    def set_unread(self) -> None:
+        """Notes that the log is to be read as if it had not been: it was gone, and is there again."""
+        if self._ready is None:
+            self._ready = asyncio.get_running_loop().create_future()
+
     def set_ready(self) -> None:
         """Notes that the log has been read."""
         ready, self._ready = self._ready, None

@@ -228,6 +228,12 @@ class Tails:
 
     # --- what is read
 
+    async def read_anew(self, tail: Tail) -> None:
+        """Reads a log that was not there before; returns when it has been read."""
+        tail.set_unread()
+        self.read(tail, "begin")
+        await tail.until_ready()
+
     def read(self, tail: Tail, reason: str) -> None:
         """Reads the log from where the tail is; a push that comes meanwhile has it read once more."""
         tail.disarm()

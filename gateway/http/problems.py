@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -11,7 +12,7 @@ import orjson
 from starlette.responses import Response
 
 from shared.background import Complaints
-from shared.errors import RedisRefused
+from shared.errors import ArchiveAway, LogFull, RedisRefused
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 _complaints = Complaints(logging.getLogger(__name__).error)
@@ -89,6 +90,18 @@ def no_log(error: BaseException) -> Problem:
     if error.forbids:
         return Problem(503, "Redis refuses this gateway a permission that it needs; GET /readyz says which")
     return Problem(503, f"Redis refuses this ({error.code[:32]}); the gateway's log says more", retry_after_seconds=5)
+
+
+@contextlib.contextmanager
+def archive_in_time() -> Iterator[None]:
+    """A context in which the archive is asked. Raises Problem 503 if it is away."""
+    try:
+        yield
+    except ArchiveAway as error:
+        _complaints.say(f"a request was answered 503, since {error}")
+        raise Problem(503, "the archive is away at the moment; try again", retry_after_seconds=5) from None
+    except LogFull:
+        raise full() from None
 
 
 def full() -> Problem:

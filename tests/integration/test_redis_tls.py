@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from shared.connections import check
 from shared.errors import Unusable
 from shared.grants import check_for_all
-from shared.redis_server import check
 from shared.settings import Settings
 from tests.support.needs import needs
 from tests.support.redis_server import RedisServer, binary_of, free_port
@@ -115,7 +115,11 @@ async def test_a_connection_that_is_not_safe_is_not_used(
     files = {"authority": authority.file("authority"), "client": authority.file("client")}
     files |= {"other": Authority(tmp_path, "other").file("other"), "missing": tmp_path / "missing.pem"}
     with pytest.raises(Unusable, match=f"(?i){reason}") as error:
-        await check(f"rediss://midstream:{PASSWORD}@{server_url}?{query.format(**files)}", within_seconds=0.5)
+        await check(
+            Settings(
+                redis_url=f"rediss://midstream:{PASSWORD}@{server_url}?{query.format(**files)}", redis_start_seconds=0.5
+            )
+        )
     assert PASSWORD not in str(error.value)
 
 

@@ -6,11 +6,13 @@ import asyncio
 import re
 import shutil
 import signal
+import sqlite3
 import tempfile
-from contextlib import AsyncExitStack, suppress
+import time
+from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import httpx2
 import redis.asyncio
@@ -18,7 +20,7 @@ import redis.exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
-from shared.keys import GROUP, REQUESTS, log_key
+from shared.keys import GROUP, REQUESTS, UNKEPT, log_key
 from tests.stress.history import LogEntry
 from tests.stress.proxy import Proxy
 from tests.support.redis_server import RedisServer, binary_of, free_port
@@ -29,6 +31,7 @@ LEASE_SECONDS = 1.5
 _GATEWAYS, _WORKERS = 2, 3
 _LEFT_OVER_SECONDS = 20.0
 _END_SECONDS = 12.0
+_ARCHIVE_SECONDS = 60.0
 _SHOWN_LINES = 200
 _READER_BUFFER_BYTES = 8_192
 _SETTINGS: dict[str, object] = {
@@ -55,6 +58,15 @@ _SETTINGS: dict[str, object] = {
     "retry_milliseconds": 100,
 }
 """Settings with short times and small limits, so that each is reached many times."""
+
+
+class ArchivedRow(NamedTuple):
+    """What the archive says of a stream. `receipt` is JSON."""
+
+    status: str
+    generated: int
+    delivered: int
+    receipt: str | None
 
 
 class Member:
@@ -94,6 +106,8 @@ class Fleet:
         self._previous = previous
         self._directory = Path(tempfile.mkdtemp(prefix="midstream-stress-"))
         self._stack = AsyncExitStack()
+        self.archive = self._directory / "archive.sqlite"
+        """The archive's database, unless a gateway is of an earlier release, which would enter no stream in it."""
         self.redis = RedisServer("redis" if binary_of("redis") else "valkey", tcp=True, durable=True)
         self._provider_port = free_port()
         arguments = ["--port", str(self._provider_port)]
@@ -145,6 +159,8 @@ class Fleet:
         to_redis = await self._stack.enter_async_context(Proxy(self.redis.port))
         other = await self._stack.enter_async_context(Proxy(other_port, buffer_bytes=buffer_bytes))
         settings = {**_SETTINGS, **settings, "redis_url": f"redis://127.0.0.1:{to_redis.port}/0"}
+        if self._previous is None:
+            settings["archive_url"] = f"sqlite:///{self.archive}"
         if module == "producer":
             settings["openai_base_url"] = f"http://127.0.0.1:{other.port}/v1"
         log = self._directory / f"{module}-{index}.log"
@@ -179,7 +195,7 @@ class Fleet:
             except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
                 await asyncio.sleep(0.1)  # it is killed or frozen now; the run limits the time
 
-    async def execute_in_redis(self, *command: str | int) -> None:
+    async def execute_in_redis(self, *command: str | int | bytes) -> None:
         await self.commands.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def metric(self, name: str) -> list[float]:
@@ -189,6 +205,28 @@ class Fleet:
             text = (await self.http.get(f"http://127.0.0.1:{one.process.settings['port']}/metrics")).text
             values.append(sum(map(float, re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE))))
         return values
+
+    async def archived(self, stream_ids: set[str]) -> dict[str, ArchivedRow] | None:
+        """Returns the archive's rows by id, when it has all of these streams or the time is up; None if there is no archive.
+
+        Read without any code of the archive.
+        """
+        if self._previous is not None:
+            return None
+        deadline = time.monotonic() + _ARCHIVE_SECONDS
+        while True:
+            await self.execute_in_redis(
+                "ZADD", UNKEPT, "XX", *(part for stream_id in stream_ids for part in (0, stream_id))
+            )
+            await asyncio.sleep(1.0)
+            rows = await asyncio.to_thread(self._rows)
+            if stream_ids <= rows.keys() or time.monotonic() > deadline:
+                return rows
+
+    def _rows(self) -> dict[str, ArchivedRow]:
+        columns = "id, status, generated_tokens, delivered_tokens, receipt"
+        with closing(sqlite3.connect(self.archive, timeout=10)) as database:
+            return {row[0]: ArchivedRow(*row[1:]) for row in database.execute(f"SELECT {columns} FROM streams")}
 
     # --- what is left over
 

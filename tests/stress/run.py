@@ -154,6 +154,12 @@ class Stress:
                 broken = [Broken("a request is answered as it should be", "other", str(error))]
             if broken:
                 raise Failure(broken, case)
+        archived = await self._fleet.archived({case.stream_id for case in self._cases})
+        for case in self._cases if archived is not None else ():
+            broken = case.verify_archived(archived or {})
+            if broken:
+                raise Failure(broken, case)
+        self.counts["archived"] = len(archived or {})
         self.counts["fallen out of the ring"] = int(sum(await self._fleet.metric("midstream_ring_fallouts_total")))
         left = await self._fleet.left_over({case.stream_id for case in self._cases})
         left += await self._fleet.stop()
@@ -201,6 +207,7 @@ class Stress:
             ("readers", counts["readers"]),
             *((name, counts[name]) for name in sorted(counts) if name.startswith("readers: ")),
             *((name, counts[name]) for name in ("connections", "tokens generated", "events read")),
+            ("archived", counts["archived"]),
             ("fallen out of the ring", counts["fallen out of the ring"]),
             ("requests repeated", counts["requests that broke off"]),
             *((f"ended: {name}", count) for name, count in sorted(self.ends.items())),
