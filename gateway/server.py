@@ -55,14 +55,18 @@ from gateway.presence import presence
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
+from gateway.writing.lost_writers import LostWriters
+from gateway.writing.writes import Writes
 from shared.commands import Commands
+from shared.connections import RedisConnection, RedisSubscriber, check, connection_to
 from shared.event_log import EventLog
+from shared.external_writes import ExternalWrites, WriterLeases
+from shared.lanes import Lanes, lanes_of
 from shared.metrics_server import MetricsServer
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
-from shared.redis_server import RedisAddress, check
-from shared.resp import RespConnection
+from shared.replicas import ReplicatedCommands
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -126,7 +130,8 @@ class _Gateway:
     """The parts of one gateway process, in the order in which they start."""
 
     traces: Traces | None
-    commands: RespConnection
+    commands: RedisConnection
+    durable: RedisConnection | None
     readiness: Readiness
     authenticators: Sequence[KeptUp]
     endings: Endings
@@ -134,6 +139,7 @@ class _Gateway:
     silence_checks: SilenceChecks
     measuring: GatewayMeasuring
     streams: Streams
+    lost_writers: LostWriters
     ledger: Ledger
     delivery: Delivery
     presence: Presence
@@ -147,6 +153,8 @@ class _Gateway:
         if self.traces is not None:
             running.add(self.traces)
         running.add(self.commands).start()
+        if self.durable is not None:
+            running.add(self.durable).start()
         await running.add(self.readiness).start()
         for authenticator in self.authenticators:
             running.add(authenticator).start()
@@ -155,6 +163,7 @@ class _Gateway:
         running.add(self.silence_checks).start()
         running.add(self.measuring).start()
         running.add(self.streams)
+        running.add(self.lost_writers).start()
         running.add(self.ledger).start()
         running.add(self.delivery).start()
         running.add(self.presence).start()
@@ -176,28 +185,23 @@ class _Gateway:
 
 def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: bool) -> _Gateway:
     """Builds the parts of a gateway and connects them. Nothing is started."""
-    address = RedisAddress.parse(settings.redis_url)
-
-    def connection(name: str, **more: Any) -> RespConnection:
-        return RespConnection(
-            address,
-            name=name,
-            reply_seconds=settings.redis_reply_seconds,
-            reconnect_seconds_max=settings.reconnect_seconds_max,
-            **more,
-        )
-
-    commands = connection("gateway", scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *DeliveryNotes.SCRIPTS))
+    kept = (EventLog, RequestQueue, DeliveryNotes, ExternalWrites, WriterLeases)
+    scripts = tuple(script for one in kept for script in one.SCRIPTS)
+    commands = connection_to(settings, name="gateway", scripts=scripts)
+    durable = connection_to(settings, name="durable", scripts=scripts) if settings.min_replicas else None
+    replicated = None if durable is None else ReplicatedCommands(durable, settings.min_replicas)
     log = EventLog(
         commands,
         log_ttl_seconds=settings.log_ttl_seconds,
         ended_ttl_seconds=settings.ended_ttl_seconds,
         tombstone_ttl_seconds=settings.tombstone_ttl_seconds,
+        replicated=replicated,
     )
-    queue = RequestQueue(commands, ttl_seconds=settings.log_ttl_seconds, requests_max=settings.queue_requests_max)
+    queue = Lanes(commands, lanes_of(commands, settings, replicated=replicated))
     deliveries = DeliveryNotes(commands)
     traces = None if tracing is None else Traces(tracing, log, settings)
-    endings = Endings(log) if traces is None else Endings(log, traces.failed_here)
+    leases = WriterLeases(commands, ttl_seconds=settings.log_ttl_seconds)
+    endings = Endings(log, leases=leases) if traces is None else Endings(log, traces.failed_here, leases)
     followed = FollowedStreams(endings.end_unreadable)
     pages = Pages(
         log,
@@ -210,13 +214,20 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     tails = Tails(
         followed,
         log,
-        lambda on_push, on_up: connection("subscriber", on_push=on_push, on_up=on_up),
+        partial(_subscriber_of, commands),
         settings,
         on_new=delivery.on_new,
     )
     silence_checks = SilenceChecks(tails, log, endings, settings, on_lost=delivery.lose)
     parts = (commands, log, queue, tails, deliveries, settings, Owners(checked=authenticates))
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
+    external = ExternalWrites(
+        commands,
+        ended_ttl_seconds=settings.ended_ttl_seconds,
+        entries_max=settings.stream_entries_max,
+        bytes_max=settings.stream_bytes_max,
+    )
+    writes = Writes(streams, log, external, leases, settings)
     models = ProviderModels(settings)
     authenticators = authenticators_for(commands, settings) if authenticates else []
     admission = admission_for(authenticators, settings) if authenticates else Admission()
@@ -228,7 +239,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     readiness = Readiness(commands, settings)
     health = Health(delivery, readiness)
     app = make_app(
-        Services(streams, subscribe, delivery, models, watchers, commands, health, admission, given, settings)
+        Services(streams, writes, subscribe, delivery, models, watchers, commands, health, admission, given, settings)
     )
     if traces is not None:
         app = traces.joining(app)
@@ -236,6 +247,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     return _Gateway(
         traces,
         commands,
+        durable,
         readiness,
         authenticators,
         endings,
@@ -243,6 +255,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         silence_checks,
         measuring,
         streams,
+        LostWriters(streams, log, leases, settings),
         ledger,
         delivery,
         presence(delivery, tails, commands, settings),
@@ -270,11 +283,17 @@ def admission_for(authenticators: Sequence[KeptUp], settings: Settings) -> Admis
     )
 
 
+def _subscriber_of(
+    commands: RedisConnection, on_push: Callable[[list[Any]], None], on_up: Callable[[], None]
+) -> RedisSubscriber:
+    return commands.subscriber(name="subscriber", on_push=on_push, on_up=on_up)
+
+
 async def serve(settings: Settings, listening: socket.socket, tracing: Tracing | None = None) -> None:
     """Serves until SIGTERM or SIGINT. Raises Unusable."""
     check_uvicorn()
     authenticates = is_authentication_on(settings, listening.getsockname()[0])
-    server_name = await check(settings.redis_url, within_seconds=settings.redis_start_seconds)
+    server_name = await check(settings)
     gateway = _assemble(settings, tracing, authenticates=authenticates)
     async with RunningParts() as running:
         await gateway.start(running)
