@@ -22,7 +22,7 @@ import uvicorn
 
 from gateway.access.admission import Admission
 from gateway.access.api_keys import ApiKeys
-from gateway.access.authenticators import Authenticator, KeptUp
+from gateway.access.authenticators import KeptUp
 from gateway.access.given_tokens import GivenTokens
 from gateway.access.mode import is_authentication_on
 from gateway.access.owners import Owners
@@ -314,13 +314,13 @@ def authenticators_for(commands: Commands, settings: Settings) -> list[KeptUp]:
     return [ApiKeys(commands, settings), *users]
 
 
-def admission_for(authenticators: Sequence[Authenticator], settings: Settings) -> Admission:
+def admission_for(authenticators: Sequence[KeptUp], settings: Settings) -> Admission:
     """Returns what guards a gateway with authentication. Raises Unusable."""
     keys = SigningKeys(settings.token_keys)
     return Admission(
         authenticators,
         tokens=StreamTokens(keys, settings),
-        sessions=Sessions(keys),
+        sessions=Sessions(keys, authenticators),
         user_cookie=settings.user_cookie,
     )
 

@@ -60,7 +60,7 @@ class Settings:
     auth: str = _setting(
         "auto",
         "auto, required, none",
-        "Whether clients have to show who they are. required: by an API key or a token. none: whoever reaches the port may do everything. auto: nobody has to where the gateway listens on a loopback address only; elsewhere it does not start.",
+        "Whether clients have to show who they are. required: by an API key or a token. none: whoever reaches the port may do everything. auto: they have to if keys are named (MIDSTREAM_API_KEYS, MIDSTREAM_API_KEYS_FILE, MIDSTREAM_JWT_KEYS); else nobody has to where the gateway listens on a loopback address only, and elsewhere it does not start.",
         choices=("auto", "required", "none"),
     )
     token_keys: str = _setting(

@@ -44,6 +44,10 @@ class FixedKeys:
     async def close(self) -> None:
         """Has nothing to close."""
 
+    async def knows(self, who: Principal) -> bool:
+        name = who.name.removeprefix("key:")
+        return name in KEYS and who.scopes <= KEYS[name].scopes and name not in _revoked()
+
     async def principal_of(self, token: str) -> Principal | None:
         name = token.removeprefix(self.prefix)
         return KEYS.get(name) if token.startswith(self.prefix) and name not in _revoked() else None
