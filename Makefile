@@ -36,8 +36,8 @@ check: setup ## Formatting, lint, types, boundaries between the packages, licenc
 test: setup ## All tests, or a part: make test ARGS="tests/unit -k ids"; what this machine lacks is skipped with its reason
 	@$(BIN)/python -m pytest -n $(or $(WORKERS),$(if $(ARGS),0,5)) --dist loadfile $(ARGS)
 
-stress: setup ## Faults of every kind, at random but seeded, with exact invariants: make stress SEED=7 MINUTES=10
-	@$(BIN)/python -m tests.stress --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)
+stress: setup ## Faults of every kind, at random but seeded, with exact invariants: make stress SEED=7 MINUTES=10 ARGS="--redis cluster"
+	@$(BIN)/python -m tests.stress --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1) $(ARGS)
 
 bench: setup ## What it costs, beside the ordinary way to do it: make bench ARGS=--quick
 	@$(BIN)/midstream bench $(ARGS)

@@ -148,6 +148,7 @@ class RedisCluster:
         known = len([one for one in self.nodes if one.runs])
         node.execute("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port, self.nodes[0].bus_port)
         until(lambda: all(self._known(one) >= known for one in self.nodes if one.runs), "the new node is known")
+        until(lambda: b"cluster_state:ok" in node.execute("CLUSTER", "INFO"), "the new node takes writes")
         return node
 
     def move_slots(self, slots: Sequence[int], source: Node, target: Node) -> None:
