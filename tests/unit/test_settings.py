@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -122,6 +122,8 @@ def test_what_is_a_setting_or_somebody_else_s_is_not_told() -> None:
 
 
 def test_the_text_of_the_settings_has_no_secret() -> None:
-    secrets = {setting.name: f"hunter2-{setting.name}" for setting in described() if setting.unit in ("secret", "URL")}
+    secrets: dict[str, Any] = {
+        setting.name: f"hunter2-{setting.name}" for setting in described() if setting.unit in ("secret", "URL")
+    }
     assert {"redis_url", "openai_api_key", "token_keys", "api_keys"} <= secrets.keys()
-    assert "hunter2" not in repr(Settings(**cast(Any, secrets)))
+    assert "hunter2" not in repr(Settings(**secrets))
