@@ -12,7 +12,7 @@ import contextlib
 import gc
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
@@ -21,9 +21,17 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import uvicorn
 
 from gateway.access.admission import Admission
+from gateway.access.api_keys import ApiKeys
+from gateway.access.authenticators import Authenticator, KeptUp
+from gateway.access.given_tokens import GivenTokens
 from gateway.access.mode import is_authentication_on
 from gateway.access.owners import Owners
+from gateway.access.sessions import Sessions
+from gateway.access.signing import SigningKeys
+from gateway.access.stream_tokens import StreamTokens
+from gateway.access.user_tokens import UserTokens
 from gateway.api.follow import Subscribe
+from gateway.api.health import Health
 from gateway.api.readiness import Readiness
 from gateway.app import Services, make_app
 from gateway.console.files import is_wanted
@@ -49,8 +57,10 @@ from gateway.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
 from gateway.writing.lost_writers import LostWriters
 from gateway.writing.writes import Writes
+from shared.commands import Commands
 from shared.event_log import EventLog
 from shared.external_writes import ExternalWrites, WriterLeases
+from shared.metrics_server import MetricsServer
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
@@ -121,6 +131,7 @@ class _Gateway:
     traces: Traces | None
     commands: RespConnection
     readiness: Readiness
+    authenticators: Sequence[KeptUp]
     endings: Endings
     tails: Tails
     silence_checks: SilenceChecks
@@ -132,6 +143,7 @@ class _Gateway:
     presence: Presence
     request_timeouts: RequestTimeouts
     watchers: Watchers | None
+    metrics_server: MetricsServer
     app: ASGI
 
     async def start(self, running: RunningParts) -> None:
@@ -140,6 +152,8 @@ class _Gateway:
             running.add(self.traces)
         running.add(self.commands).start()
         await running.add(self.readiness).start()
+        for authenticator in self.authenticators:
+            running.add(authenticator).start()
         running.add(self.endings)
         running.add(self.tails).start()
         running.add(self.silence_checks).start()
@@ -152,6 +166,9 @@ class _Gateway:
         running.add(self.request_timeouts).start()
         if self.watchers is not None:
             running.add(self.watchers).start()
+        metrics_url = await running.add(self.metrics_server).open()
+        if metrics_url is not None:
+            logger.info("metrics: %s", metrics_url)
 
     def leave(self) -> None:
         """Sends all readers away, since the process is about to stop."""
@@ -215,14 +232,17 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     )
     writes = Writes(streams, log, external, leases, settings)
     models = ProviderModels(settings)
-    subscribe = Subscribe(streams, tails, delivery, models, settings)
+    authenticators = authenticators_for(commands, settings) if authenticates else []
+    admission = admission_for(authenticators, settings) if authenticates else Admission()
+    given = GivenTokens(admission.tokens, settings.path_prefix)
+    subscribe = Subscribe(streams, given, tails, delivery, models, settings)
     measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, queue, settings)
     request_timeouts = RequestTimeouts(settings.request_seconds)
-    watchers = Watchers(Overview(commands, queue)) if is_wanted(settings) else None
+    watchers = Watchers(Overview(commands, queue)) if is_wanted(settings, guarded=authenticates) else None
     readiness = Readiness(commands, settings)
-    admission = Admission((), is_on=authenticates)
+    health = Health(delivery, readiness)
     app = make_app(
-        Services(streams, writes, subscribe, delivery, models, watchers, commands, readiness, admission, settings)
+        Services(streams, writes, subscribe, delivery, models, watchers, commands, health, admission, given, settings)
     )
     if traces is not None:
         app = traces.joining(app)
@@ -231,6 +251,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         traces,
         commands,
         readiness,
+        authenticators,
         endings,
         tails,
         silence_checks,
@@ -242,7 +263,25 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         presence(delivery, tails, commands, settings),
         request_timeouts,
         watchers,
+        MetricsServer(health.answers(), settings),
         app,
+    )
+
+
+def authenticators_for(commands: Commands, settings: Settings) -> list[KeptUp]:
+    """Returns what recognizes the tokens of services and users. Raises Unusable."""
+    users = [UserTokens(settings)] if settings.jwt_keys else []
+    return [ApiKeys(commands, settings), *users]
+
+
+def admission_for(authenticators: Sequence[Authenticator], settings: Settings) -> Admission:
+    """Returns what guards a gateway with authentication. Raises Unusable."""
+    keys = SigningKeys(settings.token_keys)
+    return Admission(
+        authenticators,
+        tokens=StreamTokens(keys, settings),
+        sessions=Sessions(keys),
+        user_cookie=settings.user_cookie,
     )
 
 
@@ -274,7 +313,10 @@ def _uvicorn_config(gateway: _Gateway, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        headers=[("x-content-type-options", "nosniff")],  # no browser may take an answer for a script or a page
+        headers=[
+            ("x-content-type-options", "nosniff"),  # no browser may take an answer for a script or a page
+            ("referrer-policy", "no-referrer"),  # a page's address may have an access token
+        ],
         proxy_headers=False,  # nothing here depends on where a request came from
         backlog=BACKLOG,
         timeout_keep_alive=settings.idle_connection_seconds,

@@ -20,6 +20,7 @@ from shared.events import Entry
 from shared.external_writes import ExternalWrites, WriterLeases
 from shared.ids import FIRST_ID, EventId
 from shared.keys import (
+    API_KEYS,
     GROUP,
     PROCESSES_ABOUT,
     PROCESSES_UNTIL,
@@ -171,6 +172,7 @@ def _needed(role: Role, name: str) -> list[Command]:
             ("PUBSUB", "SHARDNUMSUB", live),
             ("HMGET", lease_key(name), "ms"),
             ("GET", idempotency_key(name)),
+            ("HGET", API_KEYS, "version"),
             ("SET", idempotency_key(name), "", "XX", "GET", "EX", 1),
             ("DEL", log),
             ("XINFO", "GROUPS", REQUESTS),

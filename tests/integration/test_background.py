@@ -21,6 +21,7 @@ import gateway.metrics
 import gateway.writing.lost_writers
 import producer.worker
 import shared.presence
+from gateway.access.authenticators import Proof, proof
 from gateway.console.overview import Overview
 from gateway.console.watchers import Watcher, Watchers
 from gateway.delivery.delivery import Delivery
@@ -34,6 +35,7 @@ from gateway.following.silence_checks import SilenceChecks
 from gateway.following.tail import Tail
 from gateway.following.tails import Tails
 from gateway.http.connection import Connection
+from gateway.http.principal import Principal
 from gateway.http.request_timeouts import RequestTimeouts
 from gateway.measuring import GatewayMeasuring
 from gateway.writing.lost_writers import LostWriters
@@ -184,6 +186,19 @@ async def _beats(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
         once = Once(sinks[0].send)
         parts.patch.setattr(sinks[0], "send", once)
         yield lambda: once.calls > 1 and all(sink.sent for sink in sinks)
+
+
+@case("revocations")
+async def _revocations(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    over = Principal("stream:x", frozenset({"read"}), "x", expires_at=1.0)
+    shown = proof.set(Proof("token", over, ()))
+    async with parts.delivery(connection_seconds=0.5) as (delivery, sinks):
+        proof.reset(shown)
+        delivery._ages.discard = lambda reader: None  # type: ignore[method-assign]
+        delivery._ages._slots.clear()  # nobody is sent away for the age of a connection
+        once = Once(delivery.close_reader)
+        parts.patch.setattr(delivery, "close_reader", once)
+        yield lambda: once.calls > len(sinks) and all(sink.ended for sink in sinks)
 
 
 @case("flush_pace")
