@@ -27,7 +27,7 @@ WRITER_LEASE_SECONDS = 10.0
 WAITING_BYTES_MAX = 1 << 20
 """Of events that are not stored yet: whoever pushes waits beyond it (backpressure)."""
 LOOK_SECONDS = 0.5
-"""How often a silent writer asks whether it is to go on. A cancel is seen within that; a request costs the gateway 0.1 ms."""
+"""How often a silent writer asks whether it is to go on. A cancel is seen within that; a request costs the gateway some 85 µs."""
 _LOOKS_PER_LEASE = 4
 _BATCH_EVENTS_MAX, _BATCH_BYTES_MAX = 512, 256 << 10
 _KEPT_SECONDS = 10.0
