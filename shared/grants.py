@@ -19,6 +19,7 @@ from shared.event_log import Appended, EventLog, shown
 from shared.events import Entry
 from shared.ids import FIRST_ID, EventId
 from shared.keys import (
+    API_KEYS,
     GROUP,
     PROCESSES_ABOUT,
     PROCESSES_UNTIL,
@@ -167,6 +168,7 @@ def _needed(role: Role, name: str) -> list[Command]:
         return [
             *both,
             ("GET", idempotency_key(name)),
+            ("HGET", API_KEYS, "version"),
             ("SET", idempotency_key(name), "", "XX", "GET", "EX", 1),
             ("DEL", log),
             ("XINFO", "GROUPS", REQUESTS),

@@ -10,6 +10,7 @@
 | `midstream:requests` | stream, group `workers` | enqueue: gateway; claims: workers | `log_ttl_seconds` after the last enqueue or renewal |
 | `midstream:idempotency:<digest>` | string | gateway | `log_ttl_seconds` |
 | `midstream:chat:<digest>` | string: a chat's newest stream (AI SDK) | gateway | `log_ttl_seconds` |
+| `midstream:api-keys` | hash: SHA-256 of an API key to JSON (`shared.api_keys`) | `midstream keys` | never |
 | `midstream:{processes}:until` | sorted set: process to the time until which it counts as there (ms) | every process | 67 s after the last word of any |
 | `midstream:{processes}:about` | hash: process to JSON | every process | with the above |
 
@@ -23,6 +24,7 @@ import hashlib
 PREFIX = "midstream:"
 REQUESTS = b"midstream:requests"
 GROUP = b"workers"
+API_KEYS = b"midstream:api-keys"
 PROCESSES_UNTIL = b"midstream:{processes}:until"
 PROCESSES_ABOUT = b"midstream:{processes}:about"
 

@@ -90,13 +90,14 @@ STATUSES = (
     "507",
     OTHER,
 )
-REQUEST_STATUSES = ("101", "200", "201", "204", "304", *STATUSES)
+REQUEST_STATUSES = ("101", "200", "201", "204", "303", "304", *STATUSES)
 FACES = ("sse", "ndjson", "text", "websocket", "prompt", "chat", "responses", "ai_sdk")
 """The forms in which a stream can be followed."""
 APIS = ("native", "chat", "responses", "ai_sdk")
 """Those through which a stream can be created."""
 BACKGROUND_TASKS = (
     "ages",
+    "api_keys",
     "beats",
     "connection",
     "flush_pace",
@@ -106,10 +107,12 @@ BACKGROUND_TASKS = (
     "measure",
     "presence",
     "renew",
+    "revocations",
     "samples",
     "silence_checks",
     "take_over",
     "request_timeouts",
+    "user_keys",
     "watch",
     "watchers",
 )

@@ -87,6 +87,7 @@ class ReaderOutcome(StrEnum):
     COMPLETED = "completed"
     DISCONNECTED = "disconnected"
     ROTATED = "rotated"
+    REVOKED = "revoked"
     DRAINED = "drained"
     SLOW = "slow"
     ERROR = "error"

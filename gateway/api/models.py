@@ -37,6 +37,10 @@ class MidstreamOptions(Closed):
     """Texts that are stored with the stream."""
     provider: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """The provider of the workers that answers; if none is given, the one with the name of the model, else the first."""
+    cookie: bool = False
+    """The answer sets the stream's access token as a cookie, too, if authentication is on."""
+    owner: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    """The end user whose stream it is to be: `sub` of their JWT. Needs the scope `act`. The header `X-Midstream-Owner` says the same."""
 
 
 class Simulation(Closed):
@@ -86,6 +90,28 @@ class CreatedStream(Described):
     """Unix seconds, as all times."""
     events_url: str
     """The path at which the stream is followed."""
+    access_token: str | None = None
+    """The right to read and cancel this stream, for as long as it can be read; only if authentication is on."""
+
+
+class TokenRequest(Closed):
+    """The rights that an access token is to have."""
+
+    scopes: Annotated[list[Literal["read", "cancel"]], Field(min_length=1)] = Field(default_factory=list)
+    """`cancel` includes `read`. `read` where it is missing."""
+    expires_in: Annotated[float, Field(ge=1, le=100_000_000)] | None = None
+    """Seconds; if none is given, for as long as the stream can be read."""
+    cookie: bool = False
+    """The answer sets the token as a cookie, too."""
+
+
+class AccessToken(Described):
+    """The right to one stream, for whoever has it."""
+
+    access_token: str
+    token_type: Literal["Bearer"]
+    scopes: list[str]
+    expires_at: int
 
 
 class StreamError(Described):
@@ -179,14 +205,16 @@ class Health(Described):
     """The process lives."""
 
     status: Literal["ok"]
-    version: str
+    version: str | None = None
+    """Not for strangers, if authentication is on."""
 
 
 class Ready(Described):
     """The process can serve."""
 
     status: Literal["ready"]
-    readers: Count
+    readers: Count | None = None
+    """Not for strangers, if authentication is on."""
 
 
 class ProbeTrace(Described):

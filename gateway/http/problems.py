@@ -13,6 +13,7 @@ from starlette.responses import Response
 from shared.background import Complaints
 from shared.errors import RedisRefused
 
+PROBLEM_MEDIA_TYPE = "application/problem+json"
 _complaints = Complaints(logging.getLogger(__name__).error)
 
 
@@ -53,7 +54,7 @@ class Problem(Exception):
         return headers
 
     def headers(self) -> dict[str, str]:
-        return {"content-type": "application/problem+json", "cache-control": "no-store", **self.status_headers()}
+        return {"content-type": PROBLEM_MEDIA_TYPE, "cache-control": "no-store", **self.status_headers()}
 
     def response(self) -> Response:
         return Response(self.body(), self.status, self.headers())
