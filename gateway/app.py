@@ -39,6 +39,8 @@ from gateway.metrics import refused
 from gateway.provider_models import ProviderModels
 from gateway.request_metrics import counting
 from gateway.streams import Streams
+from gateway.writing.routes import WriterApi
+from gateway.writing.writes import Writes
 from shared.commands import Commands
 from shared.settings import Settings
 
@@ -50,6 +52,7 @@ class Services:
     """What the parts of the gateway work with. Without `watchers` the gateway has no console."""
 
     streams: Streams
+    writes: Writes
     subscribe: Subscribe
     delivery: Delivery
     models: ProviderModels
@@ -69,6 +72,7 @@ def parts_of(services: Services) -> tuple[NativeApi, list[Part], list[Route]]:
     parts: list[Part] = [
         WebSockets(streams, subscribe),  # takes all that is not HTTP
         subscribe,
+        WriterApi(services.writes, subscribe, services.delivery),
         Probe(services.delivery, settings),
         *facades(streams, given, subscribe, services.models, settings, services.commands),
     ]

@@ -55,8 +55,11 @@ from gateway.presence import presence
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
+from gateway.writing.lost_writers import LostWriters
+from gateway.writing.writes import Writes
 from shared.commands import Commands
 from shared.event_log import EventLog
+from shared.external_writes import ExternalWrites, WriterLeases
 from shared.metrics_server import MetricsServer
 from shared.presence import Presence
 from shared.queue import RequestQueue
@@ -134,6 +137,7 @@ class _Gateway:
     silence_checks: SilenceChecks
     measuring: GatewayMeasuring
     streams: Streams
+    lost_writers: LostWriters
     ledger: Ledger
     delivery: Delivery
     presence: Presence
@@ -155,6 +159,7 @@ class _Gateway:
         running.add(self.silence_checks).start()
         running.add(self.measuring).start()
         running.add(self.streams)
+        running.add(self.lost_writers).start()
         running.add(self.ledger).start()
         running.add(self.delivery).start()
         running.add(self.presence).start()
@@ -187,7 +192,8 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
             **more,
         )
 
-    commands = connection("gateway", scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *DeliveryNotes.SCRIPTS))
+    kept = (EventLog, RequestQueue, DeliveryNotes, ExternalWrites, WriterLeases)
+    commands = connection("gateway", scripts=tuple(script for one in kept for script in one.SCRIPTS))
     log = EventLog(
         commands,
         log_ttl_seconds=settings.log_ttl_seconds,
@@ -197,7 +203,8 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     queue = RequestQueue(commands, ttl_seconds=settings.log_ttl_seconds, requests_max=settings.queue_requests_max)
     deliveries = DeliveryNotes(commands)
     traces = None if tracing is None else Traces(tracing, log, settings)
-    endings = Endings(log) if traces is None else Endings(log, traces.failed_here)
+    leases = WriterLeases(commands, ttl_seconds=settings.log_ttl_seconds)
+    endings = Endings(log, leases=leases) if traces is None else Endings(log, traces.failed_here, leases)
     followed = FollowedStreams(endings.end_unreadable)
     pages = Pages(
         log,
@@ -217,6 +224,13 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     silence_checks = SilenceChecks(tails, log, endings, settings, on_lost=delivery.lose)
     parts = (commands, log, queue, tails, deliveries, settings, Owners(checked=authenticates))
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
+    external = ExternalWrites(
+        commands,
+        ended_ttl_seconds=settings.ended_ttl_seconds,
+        entries_max=settings.stream_entries_max,
+        bytes_max=settings.stream_bytes_max,
+    )
+    writes = Writes(streams, log, external, leases, settings)
     models = ProviderModels(settings)
     authenticators = authenticators_for(commands, settings) if authenticates else []
     admission = admission_for(authenticators, settings) if authenticates else Admission()
@@ -228,7 +242,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     readiness = Readiness(commands, settings)
     health = Health(delivery, readiness)
     app = make_app(
-        Services(streams, subscribe, delivery, models, watchers, commands, health, admission, given, settings)
+        Services(streams, writes, subscribe, delivery, models, watchers, commands, health, admission, given, settings)
     )
     if traces is not None:
         app = traces.joining(app)
@@ -243,6 +257,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         silence_checks,
         measuring,
         streams,
+        LostWriters(streams, log, leases, settings),
         ledger,
         delivery,
         presence(delivery, tails, commands, settings),

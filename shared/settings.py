@@ -295,6 +295,18 @@ class Settings:
         "The largest request body, decoded: room for several photos. It is stored in Redis until the answer ends; with a response of OpenAI's API that is stored, as long as its log.",
         least=1024,
     )
+    external_streams_max: int = _setting(
+        10_000,
+        "streams",
+        "Streams of external writers that run at once, over all gateways. Beyond it a new one is refused with 503.",
+        least=1,
+    )
+    external_stream_seconds: int = _setting(
+        43_200,
+        "seconds",
+        "A stream of an external writer that has not ended after so long ends as failed: log_full. Must be shorter than a log lives.",
+        least=10,
+    )
     gateway_processes: int = _setting(
         1,
         "processes",

@@ -41,6 +41,10 @@ class MidstreamOptions(Closed):
     """The answer sets the stream's access token as a cookie, too, if authentication is on."""
     owner: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     """The end user whose stream it is to be: `sub` of their JWT. Needs the scope `act`. The header `X-Midstream-Owner` says the same."""
+    writer: Literal["worker", "external"] = "worker"
+    """`external`: a program of yours fills the stream over HTTP, and no worker does. `messages` may then be missing."""
+    lease_seconds: Annotated[float, Field(ge=1, le=3_600)] | None = None
+    """How long an external writer may be silent before its stream ends as failed; 30 if none is given."""
 
 
 class Simulation(Closed):
@@ -269,7 +273,7 @@ class Done(Described):
 class Cancelled(Described):
     """The stream was cancelled."""
 
-    by: Literal["client", "disconnect"]
+    by: Literal["client", "disconnect", "writer"]
 
 
 class Live(Described):

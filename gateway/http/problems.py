@@ -30,6 +30,7 @@ class Problem(Exception):
         code: str | None = None,
         error: dict[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        members: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
@@ -41,10 +42,13 @@ class Problem(Exception):
         self.error = error
         """The provider's own error object, if there is one."""
         self._headers = headers or {}
+        self.members = members or {}
+        """Further members of the document, for programs (RFC 9457, section 3.2)."""
 
     def body(self) -> bytes:
         title = HTTPStatus(self.status).phrase if self.status in set(HTTPStatus) else "Error"
-        return orjson.dumps({"type": "about:blank", "title": title, "status": self.status, "detail": self.detail})
+        document = {"type": "about:blank", "title": title, "status": self.status, "detail": self.detail}
+        return orjson.dumps({**document, **self.members})
 
     def status_headers(self) -> dict[str, str]:
         """The headers that belong to the status, whatever the shape of the body: `Allow` of a 405, `Retry-After`."""

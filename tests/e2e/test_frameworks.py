@@ -34,7 +34,7 @@ _NO_CALLS = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LANGSMITH_TRACING": "false
 
 
 def program_under(heading: str, package: str) -> str:
-    needs(f"{package} (pip install -e '.[frameworks]')", importlib.util.find_spec(package))
+    needs(f"{package} (pip install -e '.[recipes]')", importlib.util.find_spec(package))
     (program,) = blocks(_GUIDE, "python", under=heading)
     return program
 

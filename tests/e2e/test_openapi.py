@@ -64,6 +64,12 @@ def post(operation: str, path: str, body: Any, status: int = 200) -> Call:
 CALLS = [
     post("create_stream", "/v1/streams", ASKED, 201),
     post("create_stream", "/v1/streams", {"messages": []}, 400),
+    post("append_events", "/v1/streams/{external}/events", [{"token": "a"}, {"event": "tool", "data": 1}]),
+    post("append_events", "/v1/streams/{external}/events", {"token": 1}, 400),
+    post("append_events", "/v1/streams/{id}/events", {"token": "a"}, 409),
+    post("append_events", f"/v1/streams/{UNKNOWN}/events", {"token": "a"}, 404),
+    post("begin_attempt", "/v1/streams/{external}/attempts", {"writer": "me", "model": "mine"}),
+    post("begin_attempt", "/v1/streams/{external}/attempts", {"keep": 10_000}, 400),
     get("follow_stream", "/v1/streams/{id}/events"),
     get("follow_stream", "/v1/streams/{id}/events", accept="application/x-ndjson"),
     get("follow_stream", "/v1/streams/{id}/events", accept="text/plain"),
@@ -225,6 +231,7 @@ async def names(running: System) -> dict[str, str]:
     models = (await running.http.get(f"{running.gateway_url()}/v1/models")).json()
     return {
         "id": await completed(running),
+        "external": await running.create(midstream={"writer": "external", "lease_seconds": 600}),
         "deleted": await completed(running),
         "removed": await completed(running),
         "unknown": new_stream_id(),

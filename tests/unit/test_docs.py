@@ -61,7 +61,7 @@ def test_the_settings_page_is_the_generated_one(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("page", [*_PAGES, _ROOT / "docker-compose.yml"], ids=named)
 def test_every_setting_named_in_the_docs_exists(page: Path) -> None:
     spoken_of = set(re.findall(r"\b(?:MIDSTREAM|OPENAI)_[A-Z_]*[A-Z]\b", page.read_text()))
-    assert spoken_of <= {one.env for one in described()} | {"MIDSTREAM_URL", *_OTHERS_SETTINGS}
+    assert spoken_of <= {one.env for one in described()} | {"MIDSTREAM_URL", "MIDSTREAM_API_KEY", *_OTHERS_SETTINGS}
 
 
 def test_the_metrics_page_is_the_generated_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,17 @@ def parts(*, console: bool = True) -> tuple[list[Route], list[Part]]:
     watchers = Watchers(NOBODY) if console else None
     native, before, routes = parts_of(
         Services(
-            NOBODY, subscribe, NOBODY, NOBODY, watchers, NOBODY, Health(NOBODY, NOBODY), ADMISSION, NOBODY, SETTINGS
+            NOBODY,
+            NOBODY,
+            subscribe,
+            NOBODY,
+            NOBODY,
+            watchers,
+            NOBODY,
+            Health(NOBODY, NOBODY),
+            ADMISSION,
+            NOBODY,
+            SETTINGS,
         )
     )
     assert routes == [*native.routes, *(route for part in before for route in part.routes)]
