@@ -58,14 +58,15 @@ from gateway.tracing import TracedLedger, TracedStreams, Traces
 from gateway.writing.lost_writers import LostWriters
 from gateway.writing.writes import Writes
 from shared.commands import Commands
+from shared.connections import RedisConnection, RedisSubscriber, check, connection_to
 from shared.event_log import EventLog
 from shared.external_writes import ExternalWrites, WriterLeases
+from shared.lanes import Lanes, lanes_of
 from shared.metrics_server import MetricsServer
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
-from shared.redis_server import RedisAddress, check
-from shared.resp import RespConnection
+from shared.replicas import ReplicatedCommands
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -129,7 +130,8 @@ class _Gateway:
     """The parts of one gateway process, in the order in which they start."""
 
     traces: Traces | None
-    commands: RespConnection
+    commands: RedisConnection
+    durable: RedisConnection | None
     readiness: Readiness
     authenticators: Sequence[KeptUp]
     endings: Endings
@@ -151,6 +153,8 @@ class _Gateway:
         if self.traces is not None:
             running.add(self.traces)
         running.add(self.commands).start()
+        if self.durable is not None:
+            running.add(self.durable).start()
         await running.add(self.readiness).start()
         for authenticator in self.authenticators:
             running.add(authenticator).start()
@@ -181,26 +185,19 @@ class _Gateway:
 
 def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: bool) -> _Gateway:
     """Builds the parts of a gateway and connects them. Nothing is started."""
-    address = RedisAddress.parse(settings.redis_url)
-
-    def connection(name: str, **more: Any) -> RespConnection:
-        return RespConnection(
-            address,
-            name=name,
-            reply_seconds=settings.redis_reply_seconds,
-            reconnect_seconds_max=settings.reconnect_seconds_max,
-            **more,
-        )
-
     kept = (EventLog, RequestQueue, DeliveryNotes, ExternalWrites, WriterLeases)
-    commands = connection("gateway", scripts=tuple(script for one in kept for script in one.SCRIPTS))
+    scripts = tuple(script for one in kept for script in one.SCRIPTS)
+    commands = connection_to(settings, name="gateway", scripts=scripts)
+    durable = connection_to(settings, name="durable", scripts=scripts) if settings.min_replicas else None
+    replicated = None if durable is None else ReplicatedCommands(durable, settings.min_replicas)
     log = EventLog(
         commands,
         log_ttl_seconds=settings.log_ttl_seconds,
         ended_ttl_seconds=settings.ended_ttl_seconds,
         tombstone_ttl_seconds=settings.tombstone_ttl_seconds,
+        replicated=replicated,
     )
-    queue = RequestQueue(commands, ttl_seconds=settings.log_ttl_seconds, requests_max=settings.queue_requests_max)
+    queue = Lanes(commands, lanes_of(commands, settings, replicated=replicated))
     deliveries = DeliveryNotes(commands)
     traces = None if tracing is None else Traces(tracing, log, settings)
     leases = WriterLeases(commands, ttl_seconds=settings.log_ttl_seconds)
@@ -217,7 +214,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     tails = Tails(
         followed,
         log,
-        lambda on_push, on_up: connection("subscriber", on_push=on_push, on_up=on_up),
+        partial(_subscriber_of, commands),
         settings,
         on_new=delivery.on_new,
     )
@@ -250,6 +247,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     return _Gateway(
         traces,
         commands,
+        durable,
         readiness,
         authenticators,
         endings,
@@ -285,11 +283,17 @@ def admission_for(authenticators: Sequence[Authenticator], settings: Settings) -
     )
 
 
+def _subscriber_of(
+    commands: RedisConnection, on_push: Callable[[list[Any]], None], on_up: Callable[[], None]
+) -> RedisSubscriber:
+    return commands.subscriber(name="subscriber", on_push=on_push, on_up=on_up)
+
+
 async def serve(settings: Settings, listening: socket.socket, tracing: Tracing | None = None) -> None:
     """Serves until SIGTERM or SIGINT. Raises Unusable."""
     check_uvicorn()
     authenticates = is_authentication_on(settings, listening.getsockname()[0])
-    server_name = await check(settings.redis_url, within_seconds=settings.redis_start_seconds)
+    server_name = await check(settings)
     gateway = _assemble(settings, tracing, authenticates=authenticates)
     async with RunningParts() as running:
         await gateway.start(running)

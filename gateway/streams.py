@@ -30,11 +30,11 @@ from shared.events import Accepted, Entry, Event, Policies, owner_of
 from shared.external_writes import Lease, WriterLeases
 from shared.ids import BEGINNING, FIRST_ID, EventId, created_at, is_stream_id, new_stream_id
 from shared.keys import idempotency_key
+from shared.lanes import Lanes
 from shared.large_fields import KEPT, UNTIL_THE_END, Beside, split
 from shared.lifecycle import Folding, History
 from shared.logs import outcome, request_id
 from shared.outcomes import CancelReason, ReaderOutcome, Status
-from shared.queue import RequestQueue
 from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNote, DeliveryNotes, Generated, receipt, write_line
 from shared.redis_retry import answered_within
 from shared.settings import Settings
@@ -66,7 +66,7 @@ class Streams:
         self,
         commands: Commands,
         log: EventLog,
-        queue: RequestQueue,
+        queue: Lanes,
         tails: Tails,
         deliveries: DeliveryNotes,
         settings: Settings,
@@ -160,12 +160,13 @@ class Streams:
         It is repeated while Redis is away. Then what was carried out before, and only its reply was lost, is looked up.
         """
         append = partial(self._log.append, stream_id, 0, entry, self._settings.log_ttl_seconds, beside)
-        repeated = False
+        repeated, may_be_queued = False, not alone
 
         async def begin() -> None:
-            nonlocal repeated
+            nonlocal repeated, may_be_queued
             is_repeated, repeated = repeated, True
-            if alone and not is_repeated:
+            if alone and not is_repeated and self._commands.is_one_server:
+                may_be_queued = True
                 # Both take one round trip: they leave on one connection, in this order.
                 for result in await asyncio.gather(append(), self._queue.enqueue(stream_id), return_exceptions=True):
                     if isinstance(result, BaseException):
@@ -176,9 +177,12 @@ class Streams:
             if is_repeated and (
                 is_to_queue or appended.last == FIRST_ID
             ):  # else a worker has begun, or it was cancelled
-                newest = await self._queue.newest(_QUEUE_LOOK_ENTRIES)
-                is_to_queue = all(claim.stream_id != stream_id for claim in newest)
+                is_to_queue = True
+                if may_be_queued:
+                    newest = await self._queue.newest(_QUEUE_LOOK_ENTRIES, of_all=True)
+                    is_to_queue = all(claim.stream_id != stream_id for claim in newest)
             if is_to_queue:
+                may_be_queued = True
                 await self._queue.enqueue(stream_id)
 
         await self.answered(begin)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from shared import events
 from shared.commands import Commands, Script
+from shared.connections import RedisConnection, check, connection_to
 from shared.errors import Disconnected, LogFull, MidstreamError, OddReply, RedisRefused, Unusable
 from shared.event_log import Appended, EventLog, shown
 from shared.events import Entry
@@ -36,8 +37,6 @@ from shared.keys import (
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
-from shared.redis_server import RedisAddress, check
-from shared.resp import RespConnection
 from shared.settings import Settings
 
 Role = Literal["gateway", "worker"]
@@ -47,7 +46,8 @@ Command = tuple[bytes | str | int, ...]
 _PROBE_TTL_SECONDS = 10
 """If the check is interrupted, its keys expire after so long."""
 _NEVER_IDLE_MILLISECONDS = 10**12
-_WITH_SUBCOMMANDS = ("CLIENT", "PUBSUB", "SCRIPT", "XGROUP", "XINFO")
+_IN_CLUSTER: tuple[Command, ...] = (("ASKING",), ("CLUSTER", "INFO"), ("CLUSTER", "SLOTS"))
+_WITH_SUBCOMMANDS = ("CLIENT", "CLUSTER", "PUBSUB", "SCRIPT", "XGROUP", "XINFO")
 _IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 _COMMAND = re.compile(r"run the '([a-z|]{1,40})' command")
 _UNKNOWN = re.compile(r"unknown (sub)?command|Unknown (Redis )?command", re.IGNORECASE)
@@ -91,7 +91,9 @@ class Refusals:
         elif error.code == "WRONGTYPE" and REQUESTS in command:  # a wrong type at any other key only affects that key
             key = REQUESTS.decode()
             self.other = self.other or f"{key} is not the request queue: delete or rename that key"
-        elif error.passing or error.code in ("MISCONF", "MOVED", "CROSSSLOT", "NOAUTH", "ODDREPLY"):
+        elif error.code == "MOVED":
+            self.other = self.other or "it is a node of a cluster: set MIDSTREAM_REDIS_URL to redis+cluster://host:port"
+        elif error.passing or error.code in ("MISCONF", "CROSSSLOT", "NOAUTH", "ODDREPLY"):
             self.other = self.other or f"it answers: {message[:_MESSAGE_CHARACTERS_MAX]}"
 
     def script_failed(self, error: MidstreamError) -> None:
@@ -208,17 +210,17 @@ def _scripts(role: Role, name: str) -> list[tuple[Script, list[bytes], Command]]
     request, kept = request_key(name), kept_key(name)
     queue, until, about = (b"midstream:{%b}:%b" % (name.encode(), end) for end in (b"requests", b"until", b"about"))
     entry = Entry(FIRST_ID, events.ACCEPTED, b"{}")
-    first: Command = (0, bytes(entry.id), entry.field, entry.value, _PROBE_TTL_SECONDS)
+    first: Command = (live, 0, bytes(entry.id), entry.field, entry.value, _PROBE_TTL_SECONDS)
     scripts: list[tuple[Script, list[bytes], Command]] = [
-        (EventLog.APPEND, [log, live], first),
-        (EventLog.APPEND, [log, live], first),  # a duplicate, for which the script reads the last entry
+        (EventLog.APPEND, [log], first),
+        (EventLog.APPEND, [log], first),  # a duplicate, for which the script reads the last entry
         (DeliveryNotes.DELIVER, [log, deliveries], ("probe", b"{}", 1)),
         (
             EventLog.APPEND_LAST,
-            [log, live, request, kept],
-            (1, bytes(EventId(1, 1)), events.TOKEN, b"", _PROBE_TTL_SECONDS),
+            [log, request, kept],
+            (live, 1, bytes(EventId(1, 1)), events.TOKEN, b"", _PROBE_TTL_SECONDS),
         ),
-        (EventLog.END, [log, live, request, kept], (events.FAILED, b"{}", _PROBE_TTL_SECONDS)),
+        (EventLog.END, [log, request, kept], (live, events.FAILED, b"{}", _PROBE_TTL_SECONDS)),
         (Presence.BEAT, [until, about], ("probe", b"{}", 1000, _PROBE_TTL_SECONDS * 1000, 1)),
         (Presence.BEAT, [until, about], ("probe", b"", 1000, _PROBE_TTL_SECONDS * 1000, 1)),
     ]
@@ -242,7 +244,7 @@ def _scripts(role: Role, name: str) -> list[tuple[Script, list[bytes], Command]]
 async def refusals(commands: Commands, role: Role) -> Refusals:
     """Tries all that a process of this role does in Redis, except its subscription. Raises Disconnected."""
     found, name = Refusals(), f"probe-{secrets.token_hex(6)}"
-    needed = _needed(role, name)
+    needed = [*_needed(role, name), *(() if commands.is_one_server else _IN_CLUSTER)]
     replies = await asyncio.gather(*(commands.execute(*command) for command in needed), return_exceptions=True)
     for command, reply in zip(needed, replies, strict=True):
         _note(found, command, reply)
@@ -283,9 +285,9 @@ class Subscription:
 
     CHANNEL = live_channel("probe")
 
-    def __init__(self, address: RedisAddress, *, reply_seconds: float) -> None:
+    def __init__(self, commands: RedisConnection, *, reply_seconds: float) -> None:
         self._replies: asyncio.Queue[Any] = asyncio.Queue(16)
-        self._connection = RespConnection(address, name="readiness", reply_seconds=reply_seconds, on_push=self._on_push)
+        self._connection = commands.subscriber(name="readiness", on_push=self._on_push)
         self._reply_seconds = reply_seconds
 
     def start(self) -> None:
@@ -316,43 +318,40 @@ class Subscription:
                 self._replies.put_nowait(reply)
 
 
-async def until_up(connection: RespConnection, address: RedisAddress, *, within_seconds: float) -> None:
+async def until_up(connection: RedisConnection, *, within_seconds: float) -> None:
     """Returns when the connection is up. Raises Unusable, with the reason that Redis gives, if it is not up in time."""
     try:
         async with asyncio.timeout(within_seconds):
             await connection.wait_until_up()
     except TimeoutError:
         reason = f"refuses this process: {connection.refusal}" if connection.refusal else "does not answer any more"
-        raise Unusable(f"Redis at {address} {reason}") from None
+        raise Unusable(f"Redis at {connection.address} {reason}") from None
 
 
 async def check_for_all(url: str, settings: Settings) -> None:
     """Runs `check`, and `check_grants` for both roles, over connections made for it. Raises Unusable."""
-    await check(url, within_seconds=settings.redis_start_seconds)
-    address = RedisAddress.parse(url)
-    connection = RespConnection(address, name="start", reply_seconds=settings.redis_reply_seconds)
-    subscription = Subscription(address, reply_seconds=settings.redis_reply_seconds)
+    await check(settings, url=url)
+    connection = connection_to(settings, name="start", url=url)
+    subscription = Subscription(connection, reply_seconds=settings.redis_reply_seconds)
     connection.start()
     subscription.start()
     try:
-        await until_up(connection, address, within_seconds=settings.redis_start_seconds)
+        await until_up(connection, within_seconds=settings.redis_start_seconds)
         for role in ROLES:
             await check_grants(
                 connection,
                 role,
-                address,
                 within_seconds=settings.redis_start_seconds,
                 subscription=subscription if role == "gateway" else None,
             )
     finally:
-        await connection.close()
         await subscription.close()
+        await connection.close()
 
 
 async def check_grants(
-    commands: Commands,
+    commands: RedisConnection,
     role: Role,
-    address: RedisAddress,
     *,
     within_seconds: float,
     subscription: Subscription | None = None,
@@ -369,7 +368,7 @@ async def check_grants(
                     found = await refusals(commands, role)
                     if subscription is not None:
                         await subscription.note_refusals(found)
-                    sentence = found.sentence(role, address.username)
+                    sentence = found.sentence(role, commands.address.username)
                     if sentence is None:
                         return
                     if found.lasts:
@@ -379,4 +378,4 @@ async def check_grants(
                 await asyncio.sleep(0.1)
     except TimeoutError:
         pass
-    raise Unusable(f"Redis at {address} {sentence}")
+    raise Unusable(f"Redis at {commands.address} {sentence}")

@@ -9,7 +9,8 @@
 | `midstream:{<id>}:live` | shard channel | `append.lua`, `end.lua` | – |
 | `midstream:{<id>}:lease` | hash: the lease of an external writer (`shared.external_writes`) | gateway, `write.lua` | when the lease runs out, and with the terminal event |
 | `midstream:writers` | sorted set: streams of external writers, to the time at which the lease is looked at | gateway | `log_ttl_seconds` after the last addition |
-| `midstream:requests` | stream, group `workers` | enqueue: gateway; claims: workers | `log_ttl_seconds` after the last enqueue or renewal |
+| `midstream:requests`, with several lanes `midstream:requests:{<n>}` | stream, group `workers` | enqueue: gateway; claims: workers | `log_ttl_seconds` after the last enqueue or renewal |
+| `midstream:{<tag>}:replicated` | string, empty | `shared.replicas`, in the slot of what it follows | 5 s |
 | `midstream:idempotency:<digest>` | string | gateway | `log_ttl_seconds` |
 | `midstream:chat:<digest>` | string: a chat's newest stream (AI SDK) | gateway | `log_ttl_seconds` |
 | `midstream:api-keys` | hash: SHA-256 of an API key to JSON (`shared.api_keys`) | `midstream keys` | never |
@@ -63,3 +64,12 @@ def idempotency_key(digest: str) -> bytes:
 def chat_key(principal: str, chat_id: str) -> bytes:
     """`chat_id` is what a client made up: hashed, so that any text is a key of bounded length."""
     return b"midstream:chat:" + hashlib.sha256(f"{principal}\0{chat_id}".encode()).hexdigest().encode()
+
+
+def replicated_key(tag: bytes) -> bytes:
+    return b"midstream:{%b}:replicated" % tag
+
+
+def lane_keys(lanes: int) -> tuple[bytes, ...]:
+    """Returns the keys of the request queue: one, or several whose slots are spread over the masters of a cluster."""
+    return (REQUESTS,) if lanes == 1 else tuple(b"midstream:requests:{%d}" % lane for lane in range(lanes))

@@ -47,8 +47,12 @@ class Settings:
     redis_url: str = _setting(
         "redis://127.0.0.1:6379/0",
         "URL",
-        "Where the logs are: redis://, rediss:// or unix://. If it is not set, `midstream up` and `demo` start an embedded Valkey.",
+        "Where the logs are: redis://, rediss:// or unix://; redis+cluster://host:port,host:port for a cluster; redis+sentinel://host:port,host:port/primary-name/0 for a primary that Sentinels know. If it is not set, `midstream up` and `demo` start an embedded Valkey.",
     )
+    sentinel_username: str = _setting(
+        "", "name", "The user of the Sentinels, where they have one of their own; the primary's is in the URL."
+    )
+    sentinel_password: str = _setting("", "secret", "The password of the Sentinels.")
     host: str = _setting(
         "127.0.0.1", "address", "The address at which the gateway listens; 0.0.0.0 for all of the machine's."
     )
@@ -265,6 +269,20 @@ class Settings:
     )
     queue_requests_max: int = _setting(
         100_000, "requests", "How many requests may wait and run. Above it, new ones get 503.", least=1
+    )
+    min_replicas: int = _setting(
+        0,
+        "replicas",
+        "How many replicas must have a stream's first entry, its place in the queue and its end before anybody is told of them (WAIT). 0: none.",
+        least=0,
+        most=5,
+    )
+    queue_lanes: int = _setting(
+        0,
+        "lanes",
+        "Into how many keys the request queue is divided, so that in a cluster it is spread over the masters. 0: 16 in a cluster, else 1. All gateways and workers must have the same.",
+        least=0,
+        most=256,
     )
     queue_seconds: float = _setting(
         300.0, "seconds", "How long a request may wait for a worker before it ends as failed: queue_timeout.", least=1

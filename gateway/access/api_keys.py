@@ -10,9 +10,8 @@ from pathlib import Path
 
 from gateway.http.principal import Principal
 from gateway.http.problems import away
-from shared.api_keys import ApiKey, ApiKeyTable, BadKey, digest_of, is_key, keys_in
+from shared.api_keys import ApiKey, ApiKeyTable, BadKey, Executes, digest_of, is_key, keys_in
 from shared.background import Complaints, keep_running
-from shared.commands import Commands
 from shared.errors import Disconnected, RedisRefused, Unusable
 from shared.settings import Settings
 
@@ -32,7 +31,7 @@ class ApiKeys:
 
     is_for_urls = False
 
-    def __init__(self, commands: Commands, settings: Settings) -> None:
+    def __init__(self, commands: Executes, settings: Settings) -> None:
         """Raises Unusable for a file or a variable that cannot be read, without showing a key."""
         self._table = ApiKeyTable(commands)
         self._file = Path(settings.api_keys_file) if settings.api_keys_file else None

@@ -27,10 +27,11 @@ from shared.errors import MidstreamError, RedisRefused, Unreadable
 from shared.events import Entry, entry_of
 from shared.ids import BEGINNING, EventId, created_at, is_stream_id
 from shared.keys import PROCESSES_ABOUT, PROCESSES_UNTIL, WRITERS, log_key
+from shared.lanes import Lanes
 from shared.lifecycle import status_after
 from shared.outcomes import ENDED, Status
 from shared.presence import PROCESSES_MAX, THERE_SECONDS
-from shared.queue import Claim, RequestQueue
+from shared.queue import Claim
 from shared.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ Row = dict[str, Any]
 class Overview:
     """Makes snapshots, at most one a second for any number of requests."""
 
-    def __init__(self, commands: Commands, queue: RequestQueue) -> None:
+    def __init__(self, commands: Commands, queue: Lanes) -> None:
         self._commands = commands
         self._queue = queue
         self._lock = asyncio.Lock()
@@ -208,18 +209,17 @@ class Overview:
             self._unless_refused("ZRANGE", WRITERS, 0, STREAMS_MAX - 1),
         )
         now = int(time_now[0]) + int(time_now[1]) / 1e6
-        first_id = newest[-1].entry_id if newest else b"+"
         external = [
             Claim(_EXTERNAL, name) for name in (part.decode(errors="replace") for part in writers) if is_stream_id(name)
         ]
         listed = sorted((*newest, *external), key=lambda claim: claim.stream_id, reverse=True)  # the newest first
         whole = whole and len(listed) <= STREAMS_MAX
         leases, rows = await asyncio.gather(
-            self._queue.leases(first_id, STREAMS_MAX), self._read_streams(listed[:STREAMS_MAX], now, whole=whole)
+            self._queue.leases(newest, STREAMS_MAX), self._read_streams(listed[:STREAMS_MAX], now, whole=whole)
         )
         for entry_id, row in rows:
             without = ("external", None) if entry_id == _EXTERNAL else (None, None)
-            row["worker"], row["lease_age_seconds"] = leases.get(entry_id, without)
+            row["worker"], row["lease_age_seconds"] = leases.get(row["id"] if entry_id else "", without)
         return rows, now
 
     async def _read_streams(self, listed: Sequence[Claim], now: float, *, whole: bool) -> list[tuple[bytes, Row]]:
@@ -228,7 +228,7 @@ class Overview:
         Also reads the streams that have left the list since the last call, since they may have ended. `whole`: `listed` is the whole
         queue. Rows of streams that the queue has lost have an empty entry id.
         """
-        ids = [stream_id for _, stream_id in listed]
+        ids = [stream_id for _, stream_id, _ in listed]
         left = [stream_id for stream_id in self._seen if stream_id not in set(ids)]
         replies = await asyncio.gather(
             *(
@@ -252,7 +252,7 @@ class Overview:
                     self._ended.popitem(last=False)
         return [
             *((b"", rows[stream_id]) for stream_id in unlisted),
-            *((entry_id, rows[stream_id]) for entry_id, stream_id in listed if stream_id in rows),
+            *((entry_id, rows[stream_id]) for entry_id, stream_id, _ in listed if stream_id in rows),
         ]
 
     def _still_unlisted(self, left: list[tuple[str, Row]]) -> list[str]:

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -43,10 +44,12 @@ from producer.simulated_provider import SimulatedProvider
 from producer.worker import Worker
 from shared import background, metrics
 from shared.background import keep_running
+from shared.cluster import ClusterConnection
 from shared.event_log import EventLog
 from shared.events import Event
 from shared.external_writes import WriterLeases
 from shared.ids import BEGINNING, new_stream_id
+from shared.lanes import Lanes
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
@@ -221,6 +224,32 @@ async def _connection(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
         await connection.close()
 
 
+@case("cluster_map")
+async def _cluster_map(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    cluster = ClusterConnection((RedisAddress.parse("redis://127.0.0.1:1"),), name="test", reply_seconds=5.0)
+    once = Once(cluster._read_map)
+    parts.patch.setattr(cluster, "_read_map", once)
+    parts.patch.setattr(cluster, "_seed_nodes", AsyncMock(return_value=[]))
+    cluster.start()
+    try:
+        yield lambda: once.calls >= 2
+    finally:
+        await cluster.close()
+
+
+@case("subscriptions")
+async def _subscriptions(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    cluster = ClusterConnection((RedisAddress.parse("redis://127.0.0.1:1"),), name="test", reply_seconds=5.0)
+    subscriber = cluster.subscriber(name="test", on_push=lambda pushed: None)
+    once = Once(subscriber._send_again)
+    parts.patch.setattr(subscriber, "_send_again", once)
+    subscriber.start()
+    try:
+        yield lambda: once.calls >= 2
+    finally:
+        await subscriber.close()
+
+
 async def _worker(parts: Parts, method: str) -> AsyncIterator[Callable[[], bool]]:
     client = ordinary_client(parts.url, reply_seconds=5.0)
     async with parts.commands() as commands:
@@ -228,9 +257,8 @@ async def _worker(parts: Parts, method: str) -> AsyncIterator[Callable[[], bool]
         worker = Worker(
             name="ann",
             log=parts.log(commands),
-            queue=queue,
+            lanes=[(queue, OrdinaryCommands(client))],
             deliveries=DeliveryNotes(commands),
-            blocking=OrdinaryCommands(client),
             provider=SimulatedProvider(),
             settings=parts.settings,
         )
@@ -301,7 +329,7 @@ async def _look(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
         pages = Pages(parts.log(commands), _not_ended, page_events=256, cache_bytes_max=1 << 20)
         parts.patch.setattr(gateway.metrics, "handover", Handover())
         measuring = GatewayMeasuring(
-            delivery, tails, silence_checks, pages, commands, parts.queue(commands), parts.settings
+            delivery, tails, silence_checks, pages, commands, Lanes(commands, [parts.queue(commands)]), parts.settings
         )
         once = Once(measuring._measure_server)
         parts.patch.setattr(measuring, "_measure_server", once)
@@ -342,7 +370,7 @@ async def _presence(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 async def _samples(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     parts.patch.setattr(gateway.console.overview, "_SAMPLE_SECONDS", 0.02)
     async with parts.commands() as commands:
-        overview = Overview(commands, parts.queue(commands))
+        overview = Overview(commands, Lanes(commands, [parts.queue(commands)]))
         watchers = Watchers(overview)
         once = Once(overview.sample)
         parts.patch.setattr(overview, "sample", once)
@@ -402,7 +430,7 @@ async def _request_timeouts(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 async def _watchers(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     parts.patch.setattr(gateway.console.watchers, "SNAPSHOT_SECONDS", 0.02)
     async with parts.commands() as commands:
-        watchers = Watchers(Overview(commands, parts.queue(commands)))
+        watchers = Watchers(Overview(commands, Lanes(commands, [parts.queue(commands)])))
         sinks = [Sink(), Sink()]
         for sink in sinks:
             watcher = Watcher(watchers, cast(Connection, sink))
@@ -499,6 +527,9 @@ async def test_a_task_that_returns_is_not_restarted_and_a_cancellation_is_not_a_
 
 SHORT_LIVED = {
     "shared/background.py": {"keep_running"},
+    "shared/cluster.py": {"_let_go", "_seed_nodes"},
+    "shared/cluster_parts.py": {"_let_go"},
+    "shared/connections.py": {"check"},
     "shared/redis_server.py": {"send"},
     "shared/spans.py": {"close"},
     "gateway/http/exchange.py": {"unless_disconnected"},

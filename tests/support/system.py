@@ -28,12 +28,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx2
-import redis.asyncio
 
 from shared.keys import live_channel, log_key
 from shared.settings import described
 from shared.sse import Decoder, Message
 from tests.support.left_in_redis import keys_without_expiry
+from tests.support.redis_cluster import RedisCluster, RedisWithSentinels
 from tests.support.redis_server import Kind, RedisServer, binary_of
 from tests.support.waiting import wait_until
 
@@ -300,13 +300,13 @@ class System:
         environment: Mapping[str, str] | None = None,
         tcp: bool = False,
         durable: bool = False,
-        redis: RedisServer | None = None,
+        redis: RedisServer | RedisCluster | RedisWithSentinels | None = None,
         gateway_module: str = "gateway",
     ) -> None:
         self._environment = environment
         self._directory = Path(tempfile.mkdtemp(prefix="midstream-system-"))
         kind: Kind = "redis" if binary_of("redis") else "valkey"
-        self.redis = redis or RedisServer(kind, tcp=tcp, durable=durable)
+        self.redis: Any = redis or RedisServer(kind, tcp=tcp, durable=durable)
         common = {"redis_url": self.redis.url, "hosts": _HOSTS, **(settings or {})}
         self.gateways = [
             self._process(gateway_module, index, {**common, "port": 0, **(gateway_settings or {})})
@@ -321,9 +321,10 @@ class System:
         self.http = httpx2.AsyncClient(
             timeout=30.0, limits=httpx2.Limits(max_connections=None), verify=False, trust_env=False
         )
-        self.commands: Any = redis.asyncio.Redis.from_url(self.redis.url, protocol=2)
+        self.commands: Any = None
         try:
             await asyncio.to_thread(self.redis.start)
+            self.commands = self.redis.client()
             for process in (*self.gateways, *self.workers):
                 process.start()
             for index in range(len(self.gateways)):
@@ -442,7 +443,7 @@ class System:
     def assert_keys_expire(self) -> None:
         """Checks that all our keys have an expiry, unless the test has frozen or ended Redis."""
         if self.redis.runs:
-            immortal = keys_without_expiry(self.redis, "midstream:*")
+            immortal = [key for one in self.redis.servers() for key in keys_without_expiry(one, "midstream:*")]
             assert not immortal, f"keys that never expire: {immortal}"
 
     # --- helpers
@@ -494,14 +495,18 @@ class System:
 
     async def _followed(self) -> list[bytes]:
         """Returns the channels that a gateway subscribes to."""
-        channels: list[bytes] = await self.commands.execute_command("PUBSUB", "SHARDCHANNELS", live_channel("*"))
+        channels: list[bytes] = []
+        for client in self.redis.clients():
+            channels += await client.execute_command("PUBSUB", "SHARDCHANNELS", live_channel("*"))
+            await client.aclose()
         return channels
 
     async def _close(self) -> None:
         for reader in self._readers:
             await reader.leave()
         await self.http.aclose()
-        await self.commands.aclose()
+        if self.commands is not None:
+            await self.commands.aclose()
         for process in (*self.gateways, *self.workers):
             if process.runs:
                 process.kill()
