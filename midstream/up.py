@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -65,7 +66,10 @@ def up(
         options["MIDSTREAM_ARCHIVE_URL"] = _archive_in(data_dir)
     settings, environment = settings_for(options, os.environ)
 
+    stopped = threading.Event()
+
     def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()  # as well: what is raised inside a finalizer or a callback is ignored by Python
         for stopping in (signal.SIGINT, signal.SIGTERM):
             signal.signal(stopping, lambda *_: midstream.stop(at_once=True))  # a second signal hurries
         raise _Stop
@@ -86,12 +90,13 @@ def up(
             if key is not None:
                 print(_how_to_use(key, midstream.url), flush=True)
             _say_what_there_is(midstream.url, settings)
-            while True:
+            while not stopped.is_set():
                 time.sleep(_LOOK_SECONDS)
                 midstream.look_after_children()
     except _Stop:
-        logger.info("midstream is down")
-        return 0
+        pass
+    logger.info("midstream is down")
+    return 0
 
 
 def _archive_in(data_dir: Path) -> str | None:

@@ -67,8 +67,13 @@ async def midstream_up(
     finally:
         with suppress(ProcessLookupError):
             process.terminate()
-        async with asyncio.timeout(_END_SECONDS_MAX):
-            await process.wait()
+        try:
+            async with asyncio.timeout(_END_SECONDS_MAX):
+                await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()  # midstream's guard then ends its children
+                await process.wait()
     await draining
 
 
