@@ -20,7 +20,7 @@ MODULE = "tests.support.guarded_gateway"
 TOKEN_KEYS = "test-key-one-0123456789abcdef-0123456789"
 KEYS = {
     "alice": Principal("key:alice", frozenset({"create", "read", "cancel"})),
-    "bob": Principal("key:bob", frozenset({"create", "read", "cancel"})),
+    "bob": Principal("key:bob", frozenset({"create", "read", "cancel", "write"})),
     "reader": Principal("key:reader", frozenset({"read"})),
     "creator": Principal("key:creator", frozenset({"create"})),
     "root": Principal("key:root", frozenset({"create", "read", "cancel", "admin"})),
