@@ -14,6 +14,8 @@ from unittest.mock import AsyncMock
 
 import pytest
 
+import gateway.access.api_keys
+import gateway.access.user_tokens
 import gateway.console.overview
 import gateway.console.watchers
 import gateway.delivery.flush_pace
@@ -22,7 +24,9 @@ import gateway.metrics
 import gateway.writing.lost_writers
 import producer.worker
 import shared.presence
+from gateway.access.api_keys import ApiKeys
 from gateway.access.authenticators import Proof, proof
+from gateway.access.user_tokens import UserTokens
 from gateway.console.overview import Overview
 from gateway.console.watchers import Watcher, Watchers
 from gateway.delivery.delivery import Delivery
@@ -364,6 +368,35 @@ async def _presence(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
             yield lambda: once.calls > 2
         finally:
             await presence.close()
+
+
+@case("api_keys")
+async def _api_keys(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(gateway.access.api_keys, "_LOOK_SECONDS", 0.02)
+    async with parts.commands() as commands:
+        keys = ApiKeys(commands, parts.settings)
+        once = Once(keys._look)
+        parts.patch.setattr(keys, "_look", once)
+        keys.start()
+        try:
+            yield lambda: once.calls > 2
+        finally:
+            await keys.close()
+
+
+@case("user_keys")
+async def _user_keys(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(gateway.access.user_tokens, "_READ_AGAIN_SECONDS", 0.02)
+    once = Once(lambda source: {})
+    parts.patch.setattr(gateway.access.user_tokens, "_read", once)
+    settings = Settings(jwt_keys=__file__, jwt_issuer="i", jwt_audience="a")
+    users = UserTokens(settings)
+    parts.patch.setattr(users, "_take", lambda keys: None)
+    users.start()
+    try:
+        yield lambda: once.calls > 2
+    finally:
+        await users.close()
 
 
 @case("samples")
