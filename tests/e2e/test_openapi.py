@@ -29,8 +29,9 @@ EXPIRED = "01m82g4k5c66h4kxepyg1ykthpcxk4ftc3a5"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running() -> AsyncIterator[System]:
-    async with System() as system:
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+    url = f"sqlite:///{tmp_path_factory.mktemp('archive')}/archive.sqlite"
+    async with System(settings={"archive_url": url}) as system:
         yield system
 
 
@@ -70,6 +71,8 @@ CALLS = [
     post("append_events", f"/v1/streams/{UNKNOWN}/events", {"token": "a"}, 404),
     post("begin_attempt", "/v1/streams/{external}/attempts", {"writer": "me", "model": "mine"}),
     post("begin_attempt", "/v1/streams/{external}/attempts", {"keep": 10_000}, 400),
+    get("list_streams", "/v1/streams?limit=2&status=completed"),
+    get("list_streams", "/v1/streams?limit=0", 400),
     get("follow_stream", "/v1/streams/{id}/events"),
     get("follow_stream", "/v1/streams/{id}/events", accept="application/x-ndjson"),
     get("follow_stream", "/v1/streams/{id}/events", accept="text/plain"),
