@@ -91,9 +91,9 @@ STATUSES = (
     OTHER,
 )
 REQUEST_STATUSES = ("101", "200", "201", "204", "304", *STATUSES)
-FACES = ("sse", "ndjson", "text", "websocket", "prompt", "chat", "responses", "ai_sdk")
+FACES = ("sse", "ndjson", "text", "websocket", "prompt", "chat", "responses", "ai_sdk", "durable")
 """The forms in which a stream can be followed."""
-APIS = ("native", "chat", "responses", "ai_sdk")
+APIS = ("native", "chat", "responses", "ai_sdk", "durable")
 """Those through which a stream can be created."""
 BACKGROUND_TASKS = (
     "ages",

@@ -63,6 +63,8 @@ class CancelReason(StrEnum):
     DISCONNECT = "disconnect"
     """The last reader had left for as long as the stream's policy allows."""
     OPERATOR = "operator"
+    WRITER = "writer"
+    """The external writer that filled the stream."""
 
 
 class AttemptOutcome(StrEnum):
