@@ -4,6 +4,7 @@ __main__    server (wires one process) | supervisor (a parent of several)    app
 facades     other APIs: openai, responses, ai_sdk
 api         the native API: which stream, from where         measuring, presence, tracing: of this process
 delivery    from encoded events to sockets: readers          console, streams (create, state, cancel, delete)
+access      who asks, by which credential; whose streams are whose
 following   from a log to encoded events: tails, rings       http: what knows HTTP and no streams
 metrics, faces (how an event looks on the wire), listening (sockets), process_name
 

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from gateway.access.mode import is_authentication_on
 from gateway.listening import listen, reserve
 from gateway.supervisor import Membership, Supervisor, processes_wanted
 from shared.errors import Unusable
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for warning in unknown(os.environ).values():
                 logger.warning(warning)
         inherited = None if options.fd is None else socket.socket(fileno=options.fd)
+        # Before anything is started: a gateway that nothing guards must not be reachable for a moment.
+        is_authentication_on(settings, settings.host if inherited is None else inherited.getsockname()[0])
         if options.number is not None and inherited is not None:
             member = Membership(options.number, options.lifeline)
             try:

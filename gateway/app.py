@@ -12,12 +12,13 @@ from typing import Any
 
 from starlette.responses import Response
 
+from gateway.access.admission import Admission
 from gateway.api.docs import Docs
 from gateway.api.follow import Subscribe
 from gateway.api.probe import Probe
 from gateway.api.readiness import Readiness
 from gateway.api.routes import NativeApi
-from gateway.api.websocket import WebSockets
+from gateway.api.websocket import WebSockets, closing_with
 from gateway.console.files import Console
 from gateway.console.watchers import Watchers
 from gateway.delivery.delivery import Delivery
@@ -31,7 +32,7 @@ from gateway.http.hosts import Hosts
 from gateway.http.path_prefix import PathPrefix
 from gateway.http.problems import Problem, stopping
 from gateway.http.request_id import take_request_id
-from gateway.http.routes import ASGI, Part, Route, handler_for, no_route
+from gateway.http.routes import ASGI, Part, Route, no_route, route_for
 from gateway.metrics import refused
 from gateway.provider_models import ProviderModels
 from gateway.request_metrics import counting
@@ -53,6 +54,7 @@ class Services:
     watchers: Watchers | None
     commands: Commands
     readiness: Readiness
+    admission: Admission
     settings: Settings
 
 
@@ -92,21 +94,33 @@ def make_app(services: Services) -> ASGI:
         cors.check(scope)
         return None
 
-    def routed(scope: dict[str, Any]) -> ASGI:
-        """The handler for a request. Raises Problem 404, 405."""
+    def routed(scope: dict[str, Any]) -> tuple[Route, ASGI]:
+        """The route of a request and its handler. Raises Problem 404, 405."""
         for part in parts:
-            handler = part.route(scope)
-            if handler is not None:
-                return handler
-        if handler_for(native.routes, scope) is None:
+            route = part.route(scope)
+            if route is not None:
+                return route, route.handler
+        route = route_for(native.routes, scope)
+        if route is None:
             raise no_route(routes, scope, _OF_OPENAI if is_openai_path(scope["path"]) else "")
-        return api
+        return route, api
+
+    async def guarded(scope: dict[str, Any]) -> ASGI:
+        """The handler for a request whose principal may have it. Raises Problem 401, 403, 404, 405."""
+        route, handler = routed(scope)
+        try:
+            await services.admission.admit(scope, route)
+        except Problem as problem:
+            if scope["type"] != "websocket":
+                raise
+            return closing_with(problem)
+        return handler
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         try:
             take_request_id(scope, send)
             path_prefix.take_off(scope)
-            handler = admitted(scope, send) or routed(scope)
+            handler = admitted(scope, send) or await guarded(scope)
             await handler(scope, receive, send)
         except Problem as problem:
             refused(problem.status)

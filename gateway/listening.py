@@ -6,6 +6,7 @@ If processes shared one listening socket, they would compete for each connection
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import sys
 from typing import Any
@@ -18,6 +19,14 @@ BACKLOG = 8192
 
 CAN_SHARE = sys.platform == "linux" and hasattr(socket, "SO_REUSEPORT")
 """Whether this system spreads connections. macOS has the option, too, but gives all connections to one socket."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only the machine itself can reach this address or name."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def listen(settings: Settings) -> socket.socket:

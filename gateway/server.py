@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import uvicorn
 
+from gateway.access.admission import Admission
+from gateway.access.mode import is_authentication_on
+from gateway.access.owners import Owners
 from gateway.api.follow import Subscribe
 from gateway.api.readiness import Readiness
 from gateway.app import Services, make_app
@@ -154,7 +157,7 @@ class _Gateway:
             self.watchers.drain()
 
 
-def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
+def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: bool) -> _Gateway:
     """Builds the parts of a gateway and connects them. Nothing is started."""
     address = RedisAddress.parse(settings.redis_url)
 
@@ -195,7 +198,7 @@ def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
         on_new=delivery.on_new,
     )
     silence_checks = SilenceChecks(tails, log, endings, settings, on_lost=delivery.lose)
-    parts = (commands, log, queue, tails, deliveries, settings)
+    parts = (commands, log, queue, tails, deliveries, settings, Owners(checked=authenticates))
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
     models = ProviderModels(settings)
     subscribe = Subscribe(streams, tails, delivery, models, settings)
@@ -203,7 +206,8 @@ def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
     request_timeouts = RequestTimeouts(settings.request_seconds)
     watchers = Watchers(Overview(commands, queue)) if is_wanted(settings) else None
     readiness = Readiness(commands, settings)
-    app = make_app(Services(streams, subscribe, delivery, models, watchers, commands, readiness, settings))
+    admission = Admission((), is_on=authenticates)
+    app = make_app(Services(streams, subscribe, delivery, models, watchers, commands, readiness, admission, settings))
     if traces is not None:
         app = traces.joining(app)
 
@@ -228,8 +232,9 @@ def _assemble(settings: Settings, tracing: Tracing | None) -> _Gateway:
 async def serve(settings: Settings, listening: socket.socket, tracing: Tracing | None = None) -> None:
     """Serves until SIGTERM or SIGINT. Raises Unusable."""
     check_uvicorn()
+    authenticates = is_authentication_on(settings, listening.getsockname()[0])
     server_name = await check(settings.redis_url, within_seconds=settings.redis_start_seconds)
-    gateway = _assemble(settings, tracing)
+    gateway = _assemble(settings, tracing, authenticates=authenticates)
     async with RunningParts() as running:
         await gateway.start(running)
         server = Server(_uvicorn_config(gateway, settings), gateway.leave)

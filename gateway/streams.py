@@ -16,7 +16,9 @@ from typing import Any, ParamSpec, TypeVar
 import orjson
 
 from gateway import metrics
+from gateway.access.owners import Owners
 from gateway.following.tails import Tails
+from gateway.http.principal import principal
 from gateway.http.problems import Problem, away, expired, full, no_log, not_found
 from gateway.http.whole_bodies import Held, made
 from gateway.process_name import gateway_name
@@ -24,7 +26,7 @@ from shared import events
 from shared.commands import Commands
 from shared.errors import Disconnected, LogFull, MidstreamError, QueueFull, RedisRefused, Unreadable
 from shared.event_log import READ_ENTRIES_MAX, EventLog
-from shared.events import Accepted, Entry, Event, Policies
+from shared.events import Accepted, Entry, Event, Policies, owner_of
 from shared.ids import BEGINNING, FIRST_ID, EventId, created_at, is_stream_id, new_stream_id
 from shared.keys import idempotency_key
 from shared.large_fields import KEPT, UNTIL_THE_END, Beside, split
@@ -42,8 +44,6 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-ANONYMOUS = "anonymous"
-"""The principal of all clients, since there is no access control."""
 _IDEMPOTENCY_VALUE = re.compile(rb"([0-9a-z]{36}) ([0-9a-f]{64})")
 """The value of an idempotency key in Redis: a stream's id, and the hash of the request."""
 _FIRST_CREATE_LOOKS, _FIRST_CREATE_PAUSE_SECONDS = 25, 0.02
@@ -69,6 +69,7 @@ class Streams:
         tails: Tails,
         deliveries: DeliveryNotes,
         settings: Settings,
+        owners: Owners,
     ) -> None:
         self._commands = commands
         self._log = log
@@ -77,6 +78,7 @@ class Streams:
         self._deliveries = deliveries
         self._receipts: set[asyncio.Task[None]] = set()
         self._settings = settings
+        self._owners = owners
         self._long_reads = asyncio.Semaphore(_LONG_READS_MAX)
         self._creating_bytes = 0
 
@@ -86,7 +88,6 @@ class Streams:
         policies: Policies,
         metadata: dict[str, str],
         *,
-        principal: str = ANONYMOUS,
         idempotency: str | None = None,
         facade: dict[str, Any] | None = None,
         keep_request: bool = False,
@@ -98,6 +99,7 @@ class Streams:
         the stream ends; with `keep_request` as long as its log. Of the messages the first `shown_messages` are in the log
         in any case. Raises Problem 422, 503.
         """
+        owner = principal.get().name
         origin = request_id.get(), traceparent.get()
         small, large = split(request)
         if "messages" in large:
@@ -106,9 +108,7 @@ class Streams:
         place = "" if beside is None else beside.place
 
         def entry_of(stream_id: str) -> Entry:
-            accepted = Accepted(
-                small, policies, created_at(stream_id), principal, metadata, facade or {}, *origin, place
-            )
+            accepted = Accepted(small, policies, created_at(stream_id), owner, metadata, facade or {}, *origin, place)
             return Entry(FIRST_ID, events.ACCEPTED, accepted.stored())
 
         stream_id = new_id = new_stream_id()
@@ -117,13 +117,13 @@ class Streams:
             with self._room_for(len(entry.value) + sum(map(len, large.values()))):
                 if idempotency is not None:
                     content = orjson.dumps([request, policies.stored(), metadata])
-                    stream_id, known = await self.answered(
-                        self._remember, new_id, f"{principal}\0{idempotency}", content
-                    )
+                    stream_id, known = await self.answered(self._remember, new_id, f"{owner}\0{idempotency}", content)
                     if known:
+                        self._owners.remember(stream_id, owner)
                         return self._created(stream_id)
                     entry = entry if stream_id == new_id else entry_of(stream_id)
                 await self._begin(stream_id, entry, beside, alone=stream_id == new_id)
+                self._owners.remember(stream_id, owner)
         except QueueFull as error:
             with contextlib.suppress(Disconnected, RedisRefused):  # then it ends as an orphan
                 await self._log.delete(stream_id)
@@ -200,7 +200,7 @@ class Streams:
     async def cancel(self, stream_id: str, by: CancelReason = CancelReason.CLIENT) -> History:
         """Ends a stream that has not ended; returns its state. The worker is fenced, and closes the provider's connection."""
         value = orjson.dumps({"by": by, "time": time.time()})
-        self._check_id(stream_id)
+        await self.check_owner(stream_id)
         try:
             ended_here = await self.answered(self._end, stream_id, value)
         except LogFull:
@@ -238,12 +238,12 @@ class Streams:
         self._check_id(stream_id)
         generated = Generated()
         await self._read_all(stream_id, generated, generated.history)
-        self._check_exists(stream_id, generated.history)
+        self._check_history(stream_id, generated.history)
         notes = await self.answered(self._deliveries.read, stream_id)
         return receipt(stream_id, generated, notes)
 
     async def delete(self, stream_id: str) -> None:
-        """Cancels a stream if it runs, and deletes it."""
+        """Cancels a stream if it runs, and deletes it. Raises Problem 404, 410, 503."""
         await self.cancel(stream_id)
         await self.answered(self._log.delete, stream_id)
 
@@ -300,13 +300,28 @@ class Streams:
         self._check_id(stream_id)
         history = History()
         await self._read_all(stream_id, history, history)
-        self._check_exists(stream_id, history)
+        self._check_history(stream_id, history)
         return history
 
-    def _check_exists(self, stream_id: str, history: History) -> None:
-        """Raises Problem 404, 410 for a stream without a log."""
+    def _check_history(self, stream_id: str, history: History) -> None:
+        """Raises Problem 404, 410 for a stream without a log, or with somebody else's."""
         if history.accepted is None and not history.unreadable:
             raise self.missing(stream_id)
+        owner = None if history.accepted is None else history.accepted.principal
+        if not self._owners.allows_owner(stream_id, owner):
+            raise self.missing(stream_id)
+
+    async def check_owner(self, stream_id: str) -> None:
+        """Raises Problem 404, 410 for a stream that is not there, or not the principal's; 503 if Redis is away.
+
+        Both take one look at the log, so that the time does not tell them apart. A stream whose owner is remembered takes none.
+        """
+        self._check_id(stream_id)
+        if not self._owners.allows(stream_id):
+            first = await self.answered(self._log.read, stream_id, BEGINNING, 1)
+            owner = owner_of(first[0].value) if first and first[0].field == events.ACCEPTED else None
+            if not self._owners.allows_owner(stream_id, owner):
+                raise self.missing(stream_id)
 
     async def _read_all(self, stream_id: str, folding: Folding, history: History) -> None:
         """Gives the whole log to `folding`, which makes `history`, without holding up the event loop.
@@ -350,7 +365,7 @@ class Streams:
 
     async def read(self, stream_id: str, after: EventId = BEGINNING) -> list[Entry]:
         """Reads the next entries of the log after an id; fewer than `READ_ENTRIES_MAX` are all. Raises Problem 404, 503."""
-        self._check_id(stream_id)
+        await self.check_owner(stream_id)
         return await self.answered(self._log.read, stream_id, after)
 
     async def accepted(self, stream_id: str, *, large_fields: bool = False) -> Accepted:
@@ -363,6 +378,9 @@ class Streams:
         if not first or first[0].field == events.DELETED:
             raise self.missing(stream_id)
         entry = first[0]
+        owner = owner_of(entry.value) if entry.field == events.ACCEPTED else None
+        if not self._owners.allows_owner(stream_id, owner):
+            raise self.missing(stream_id)
         if large_fields:
             entry = await self.answered(self._log.with_large_fields, stream_id, entry)
         if entry.field != events.ACCEPTED:
@@ -370,7 +388,10 @@ class Streams:
         return Accepted.load(entry.value)
 
     def missing(self, stream_id: str) -> Problem:
-        """Returns why a stream with a well-formed id has no log: the id says when the stream was made."""
+        """Returns why a stream with a well-formed id cannot be asked for: the id says when the stream was made.
+
+        The same whether the stream is not there or is somebody else's.
+        """
         lived_seconds = time.time() - created_at(stream_id)
         shortest_seconds = min(self._settings.ended_ttl_seconds, self._settings.log_ttl_seconds)
         return expired() if lived_seconds >= shortest_seconds else not_found()

@@ -53,6 +53,12 @@ class Settings:
         "127.0.0.1", "address", "The address at which the gateway listens; 0.0.0.0 for all of the machine's."
     )
     port: int = _setting(8000, "port", "The gateway's port; 0 takes a free one.", least=0, most=65535)
+    auth: str = _setting(
+        "auto",
+        "auto, required, none",
+        "Whether clients have to show who they are. required: by an API key or a token. none: whoever reaches the port may do everything. auto: nobody has to where the gateway listens on a loopback address only; elsewhere it does not start.",
+        choices=("auto", "required", "none"),
+    )
     log_level: str = _setting(
         "info",
         "level",

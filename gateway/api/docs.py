@@ -16,7 +16,7 @@ from gateway.api import operations
 from gateway.api.openapi import document
 from gateway.console.files import PAGE_HEADERS
 from gateway.http.connection import Scope
-from gateway.http.routes import ASGI, Route, handler_for
+from gateway.http.routes import Route, route_for
 
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}"
@@ -38,16 +38,16 @@ class Docs:
 
     def __init__(self, routes: Sequence[Route], path_prefix: str) -> None:
         self.routes = (
-            Route("GET", "/docs", self.page, operations.DOCS),
-            Route("GET", "/openapi.json", self.openapi, operations.OPENAPI),
+            Route("GET", "/docs", self.page, operations.DOCS, "admin"),
+            Route("GET", "/openapi.json", self.openapi, operations.OPENAPI, "admin"),
         )
         described = document([*routes, *self.routes], path_prefix)
         self._page = page_of(described).encode()
         self._document = orjson.dumps(described)
 
-    def route(self, scope: Scope) -> ASGI | None:
-        """The handler for a request of the page or of the document; None for everything else."""
-        return handler_for(self.routes, scope)
+    def route(self, scope: Scope) -> Route | None:
+        """The route of a request of the page or of the document; None for everything else."""
+        return route_for(self.routes, scope)
 
     async def page(self, scope: Scope, receive: Any, send: Any) -> None:
         """`GET /docs`"""

@@ -36,8 +36,9 @@ from gateway.http.cursor import (
 )
 from gateway.http.etags import etag_of_end, is_known, not_modified
 from gateway.http.exchange import query_of
+from gateway.http.principal import require
 from gateway.http.problems import Problem, not_found, stopping
-from gateway.http.routes import ASGI, Route, handler_for
+from gateway.http.routes import Route, route_for
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from shared.events import Policies
@@ -85,14 +86,14 @@ class Subscribe:
         self._coming: set[asyncio.Task[Any]] = set()
         """Requests that have taken a reader's place and do not follow yet: they wait for Redis, or for their own body."""
         self.routes = (
-            Route("GET", "/v1/streams/{stream_id:path}/events", self.events, operations.EVENTS),
-            Route("GET", "/v1/streams/{stream_id:path}/text", self.text, operations.TEXT_ONLY),
-            Route("GET", "/stream", self.prompt, operations.PROMPT),
+            Route("GET", "/v1/streams/{stream_id:path}/events", self.events, operations.EVENTS, "read"),
+            Route("GET", "/v1/streams/{stream_id:path}/text", self.text, operations.TEXT_ONLY, "read"),
+            Route("GET", "/stream", self.prompt, operations.PROMPT, "read"),
         )
 
-    def route(self, scope: Scope) -> ASGI | None:
-        """The handler for a request to follow a stream; None for everything else."""
-        return handler_for(self.routes, scope)
+    def route(self, scope: Scope) -> Route | None:
+        """The route of a request to follow a stream; None for everything else."""
+        return route_for(self.routes, scope)
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET /v1/streams/{id}/events`: as Server-Sent Events, lines of JSON, or text, whichever `Accept` prefers."""
@@ -146,6 +147,7 @@ class Subscribe:
         if scope["method"] == "HEAD":  # a safe method: nothing is generated (RFC 9110, section 9.2.1)
             await _whole_stream(b"", send)
             return
+        require("create")
         self.take_place()
         model = query.get("model") or await self._models.default()
         created = await self._streams.create(prompt_request(prompt, model), Policies(), {})
@@ -189,6 +191,7 @@ class Subscribe:
         """The tail of a stream, when its log has been read. Raises Problem 404, 410, 503."""
         self.take_place()
         with self.holding(stream_id, face, place) as tail:
+            await self._streams.check_owner(stream_id)  # meanwhile the tail is read
             if not tail.is_ready:
                 try:
                     async with asyncio.timeout(self._settings.redis_wait_seconds):

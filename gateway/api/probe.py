@@ -25,7 +25,7 @@ from gateway.delivery.delivery import Delivery
 from gateway.http.connection import Connection, Receive, Scope, Send, chunk_of
 from gateway.http.exchange import query_of
 from gateway.http.problems import Problem, stopping
-from gateway.http.routes import ASGI, Route, handler_for
+from gateway.http.routes import Route, route_for
 from shared import sse
 from shared.settings import Settings
 from shared.version import VERSION
@@ -116,13 +116,13 @@ class Probe:
         self._running = 0
         self._traces: OrderedDict[str, _Trace] = OrderedDict()
         self.routes = (
-            Route("GET", PATH, self.stream, operations.PROBE),
-            Route("GET", PATH + "/{name:path}", self.trace, operations.PROBE_TRACE),
+            Route("GET", PATH, self.stream, operations.PROBE, "read"),
+            Route("GET", PATH + "/{name:path}", self.trace, operations.PROBE_TRACE, "read"),
         )
 
-    def route(self, scope: Scope) -> ASGI | None:
-        """The handler for a request of these paths; None for everything else."""
-        return handler_for(self.routes, scope)
+    def route(self, scope: Scope) -> Route | None:
+        """The route of a request of these paths; None for everything else."""
+        return route_for(self.routes, scope)
 
     async def trace(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET /v1/probe/{name}`: whether that probe still runs, or who ended it. 404 if another process served it."""

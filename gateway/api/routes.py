@@ -40,14 +40,14 @@ class NativeApi:
         self._settings = settings
         stream = "/v1/streams/{stream_id}"
         self.routes = (
-            Route("POST", "/v1/streams", self.create, operations.CREATE_STREAM),
-            Route("GET", stream, self.state, operations.STATE),
-            Route("POST", stream + "/cancel", self.cancel, operations.CANCEL_STREAM),
-            Route("GET", stream + "/receipt", self.receipt, operations.RECEIPT),
-            Route("DELETE", stream, self.delete, operations.DELETE_STREAM),
-            Route("GET", "/healthz", self.healthz, operations.HEALTH),
-            Route("GET", "/readyz", self.readyz, operations.READINESS),
-            Route("GET", "/metrics", self.metrics, operations.METRICS),
+            Route("POST", "/v1/streams", self.create, operations.CREATE_STREAM, "create"),
+            Route("GET", stream, self.state, operations.STATE, "read"),
+            Route("POST", stream + "/cancel", self.cancel, operations.CANCEL_STREAM, "cancel"),
+            Route("GET", stream + "/receipt", self.receipt, operations.RECEIPT, "read"),
+            Route("DELETE", stream, self.delete, operations.DELETE_STREAM, "create"),
+            Route("GET", "/healthz", self.healthz, operations.HEALTH, "open"),
+            Route("GET", "/readyz", self.readyz, operations.READINESS, "open"),
+            Route("GET", "/metrics", self.metrics, operations.METRICS, "admin"),
         )
 
     def app(self) -> FastAPI:

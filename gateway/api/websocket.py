@@ -16,6 +16,7 @@ from gateway.api.follow import Subscribe, stream_of
 from gateway.faces import Encoder, event_object, live_object, retry_object
 from gateway.http.connection import Receive, Scope, Send
 from gateway.http.cursor import place_of
+from gateway.http.principal import require
 from gateway.http.problems import Problem
 from gateway.http.routes import ASGI, Route
 from gateway.http.websocket_connection import (
@@ -81,14 +82,15 @@ class WebSockets:
     def __init__(self, streams: Streams, subscribe: Subscribe) -> None:
         self._streams = streams
         self._subscribe = subscribe
-        self._events = Route("GET", "/v1/streams/{stream_id:path}/ws", self.events, operations.WEBSOCKET)
+        self._events = Route("GET", "/v1/streams/{stream_id:path}/ws", self.events, operations.WEBSOCKET, "read")
+        self._plain = Route("GET", self._events.path, _not_upgraded, operations.WEBSOCKET, "open")
         self.routes = (self._events,)
 
-    def route(self, scope: Scope) -> ASGI | None:
-        """The handler for a WebSocket handshake, also of paths where there is none, and for HTTP requests of the path."""
+    def route(self, scope: Scope) -> Route | None:
+        """The route of a WebSocket handshake, also of paths where there is none, and of HTTP requests of the path."""
         if scope["type"] == "websocket":
-            return self.events
-        return _not_upgraded if self._events.matches(scope["path"]) else None
+            return self._events
+        return self._plain if self._events.matches(scope["path"]) else None
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`/v1/streams/{id}/ws`
@@ -133,8 +135,9 @@ class WebSockets:
                 _refuse(connection, problem)
                 return
             try:
+                require("cancel")
                 await self._streams.cancel(stream_id)
-            except Problem as problem:  # Redis is away: the client may send it again
+            except Problem as problem:  # Redis is away: the client may send it again; or it may only read
                 connection.tell("error", _about(problem))
         connection.end(TOO_MUCH, f"no more than {MESSAGES_MAX} messages are taken")
 
@@ -157,6 +160,18 @@ def _check_cancel(message: dict[str, Any]) -> None:
     kind = content.get("type") if isinstance(content, dict) else content
     if kind != "cancel" or not isinstance(content, dict):
         raise Problem(400, f'a message must be {{"type": "cancel"}}; {str(kind)[:64]!r} is not known')
+
+
+def closing_with(problem: Problem) -> ASGI:
+    """Returns a handler that accepts a handshake only to show why it is refused, by the close code."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        connection = WebSocketConnection.of(send)
+        await receive()  # websocket.connect
+        await _accept(scope, send)
+        _refuse(connection, problem)
+
+    return refuse
 
 
 def _about(problem: Problem) -> dict[str, Any]:

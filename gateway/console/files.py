@@ -13,8 +13,8 @@ from starlette.responses import Response
 from gateway.console import operations
 from gateway.http.connection import Scope
 from gateway.http.etags import etag_of_body, is_known
-from gateway.http.hosts import is_loopback
-from gateway.http.routes import ASGI, Route, handler_for
+from gateway.http.routes import Route, route_for
+from gateway.listening import is_loopback
 from shared.settings import Settings
 
 _PAGES = {"/": "console.html", "/chat": "chat.html"}
@@ -48,14 +48,14 @@ class Console:
             for path, name in paths.items()
         }
         self.routes = (
-            Route("GET", "/", self.file, operations.CONSOLE),
-            Route("GET", "/chat", self.file, operations.CHAT_PAGE),
-            Route("GET", _FILES_PATH + "{file}", self.file, operations.CONSOLE_FILE),
+            Route("GET", "/", self.file, operations.CONSOLE, "admin"),
+            Route("GET", "/chat", self.file, operations.CHAT_PAGE, "admin"),
+            Route("GET", _FILES_PATH + "{file}", self.file, operations.CONSOLE_FILE, "admin"),
         )
 
-    def route(self, scope: Scope) -> ASGI | None:
-        """Returns the handler for a request of one of these files; None for everything else."""
-        return handler_for(self.routes, scope) if scope["path"] in self._answers else None
+    def route(self, scope: Scope) -> Route | None:
+        """Returns the route of a request of one of these files; None for everything else."""
+        return route_for(self.routes, scope) if scope["path"] in self._answers else None
 
     async def file(self, scope: Scope, receive: Any, send: Any) -> None:
         body, media_type, etag = self._answers[scope["path"]]

@@ -19,7 +19,7 @@ from gateway.console.overview import Overview
 from gateway.faces import on_one_line
 from gateway.http.connection import Connection, Receive, Scope, Send, chunk_of
 from gateway.http.problems import Problem, stopping
-from gateway.http.routes import ASGI, Route, handler_for
+from gateway.http.routes import Route, route_for
 from shared import sse
 from shared.background import keep_running
 
@@ -61,16 +61,16 @@ class Watchers:
         self._sampling: asyncio.Task[None] | None = None
         self._draining = False
         self.routes = (
-            Route("GET", PATH, self.once, operations.OVERVIEW),
-            Route("GET", PATH + "/events", self.watch, operations.OVERVIEW_EVENTS),
+            Route("GET", PATH, self.once, operations.OVERVIEW, "admin"),
+            Route("GET", PATH + "/events", self.watch, operations.OVERVIEW_EVENTS, "admin"),
         )
 
     def start(self) -> None:
         self._sampling = keep_running("samples", self._sample)
 
-    def route(self, scope: Scope) -> ASGI | None:
-        """Returns the handler for a request of one of these paths; None for everything else."""
-        return handler_for(self.routes, scope)
+    def route(self, scope: Scope) -> Route | None:
+        """Returns the route of a request of one of these paths; None for everything else."""
+        return route_for(self.routes, scope)
 
     async def once(self, scope: Scope, receive: Any, send: Any) -> None:
         """`GET /v1/overview`"""

@@ -11,6 +11,7 @@ import re
 
 from gateway.http.connection import Scope
 from gateway.http.problems import Problem
+from gateway.listening import is_loopback
 from shared.errors import Unusable
 from shared.settings import Settings
 
@@ -59,14 +60,6 @@ class Hosts:
             return is_address(name[1:-1])
         name = name.removesuffix(".")
         return name == "localhost" or name in self._names or name.endswith(".localhost") or is_address(name)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only the machine itself can reach this address or name."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def is_address(text: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from gateway.http.connection import Scope
 from gateway.http.operations import Operation
+from gateway.http.principal import OPEN, SCOPES
 from gateway.http.problems import Problem
 
 ASGI = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
@@ -27,12 +28,26 @@ class Route:
     The path is a template with at most one parameter: `{name}` is one segment; `{name:path}` may have slashes. It is not empty.
     """
 
-    __slots__ = ("_has_parameter", "_head", "_spans_segments", "_tail", "handler", "method", "operation", "path")
+    __slots__ = (
+        "_has_parameter",
+        "_head",
+        "_spans_segments",
+        "_tail",
+        "handler",
+        "method",
+        "operation",
+        "path",
+        "scope",
+    )
 
-    def __init__(self, method: str, template: str, handler: Handler, operation: Operation) -> None:
+    def __init__(self, method: str, template: str, handler: Handler, operation: Operation, scope: str) -> None:
+        """`scope` is what a principal needs to ask for it (`gateway.http.principal`), or `open`. Raises ValueError for any other."""
+        if scope not in SCOPES and scope != OPEN:
+            raise ValueError(f"{scope!r} is no scope")
         self.method = method
         self.handler = handler
         self.operation = operation
+        self.scope = scope
         self.path = _PARAMETER.sub(r"{\1}", template)
         """The template as OpenAPI writes it."""
         parameter = _PARAMETER.search(template)
@@ -60,14 +75,14 @@ def methods_like(method: str) -> tuple[str, ...]:
     return ("GET", "HEAD") if method == "GET" else (method,)
 
 
-def handler_for(routes: Sequence[Route], scope: Scope) -> ASGI | None:
-    """The handler of the first route that an HTTP request matches; None for everything else."""
+def route_for(routes: Sequence[Route], scope: Scope) -> Route | None:
+    """The first route that an HTTP request matches; None for everything else."""
     if scope["type"] != "http":
         return None
     method, path = scope["method"], scope["path"]
     for route in routes:
         if method in methods_like(route.method) and route.matches(path):
-            return route.handler
+            return route
     return None
 
 
@@ -109,7 +124,7 @@ class Part(Protocol):
 
     @property
     def routes(self) -> Sequence[Route]:
-        """All routes of this part; `route` finds a handler for each."""
+        """All routes of this part; `route` finds each."""
 
-    def route(self, scope: Scope) -> ASGI | None:
-        """The handler for this request; None if it belongs to another part. A handler answers or raises Problem."""
+    def route(self, scope: Scope) -> Route | None:
+        """The route of this request; None if it belongs to another part. Its handler answers or raises Problem."""

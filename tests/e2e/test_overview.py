@@ -245,7 +245,7 @@ async def test_pages_and_their_headers() -> None:
     ("console", "host", "status"), [("off", "127.0.0.1", 404), ("auto", "0.0.0.0", 404), ("on", "0.0.0.0", 200)]
 )
 async def test_switched_off(console: str, host: str, status: int) -> None:
-    async with System(workers=0, gateway_settings={"console": console, "host": "127.0.0.1"}) as system:
+    async with System(workers=0, gateway_settings={"console": console, "host": "127.0.0.1", "auth": "none"}) as system:
         if host != "127.0.0.1":
             system.gateways[0].kill()
             system.gateways[0].settings["host"] = host

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gateway import metrics
+from gateway.access.owners import Owners
 from gateway.api.follow import Subscribe
 from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import Ledger
@@ -77,7 +78,7 @@ class Gateway:
 
         self.tails = Tails(followed, self.log, subscriber, SETTINGS, self.delivery.on_new)
         queue = RequestQueue(self.commands, ttl_seconds=600, requests_max=10)
-        streams = Streams(self.commands, self.log, queue, self.tails, deliveries, SETTINGS)
+        streams = Streams(self.commands, self.log, queue, self.tails, deliveries, SETTINGS, Owners(checked=False))
         self.subscribe = Subscribe(streams, self.tails, self.delivery, ProviderModels(SETTINGS), SETTINGS)
 
     async def follow(self, stream_id: str, face: Face, cursor: EventId = BEGINNING) -> Sink:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from gateway import metrics
+from gateway.access.owners import Owners
 from gateway.http.problems import Problem
 from gateway.streams import Streams
 from shared.commands import Commands
@@ -82,7 +83,8 @@ class Away:
 def streams_over(commands: Commands, settings: Settings) -> Streams:
     log = EventLog(commands, log_ttl_seconds=1000, ended_ttl_seconds=100, tombstone_ttl_seconds=30)
     queue = RequestQueue(commands, ttl_seconds=500, requests_max=1000)
-    return Streams(cast(Any, commands), log, queue, cast(Any, None), DeliveryNotes(commands), settings)
+    parts = (cast(Any, commands), log, queue, cast(Any, None), DeliveryNotes(commands), settings)
+    return Streams(*parts, Owners(checked=False))
 
 
 @pytest.mark.parametrize("idempotency", [None, "key"])

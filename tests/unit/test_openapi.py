@@ -30,7 +30,9 @@ def parts(*, console: bool = True) -> tuple[list[Route], list[Part]]:
     """The FastAPI application, and the routes that are tried before it."""
     subscribe = Subscribe(NOBODY, NOBODY, NOBODY, NOBODY, SETTINGS)
     watchers = Watchers(NOBODY) if console else None
-    native, before, routes = parts_of(Services(NOBODY, subscribe, NOBODY, NOBODY, watchers, NOBODY, NOBODY, SETTINGS))
+    native, before, routes = parts_of(
+        Services(NOBODY, subscribe, NOBODY, NOBODY, watchers, NOBODY, NOBODY, NOBODY, SETTINGS)
+    )
     assert routes == [*native.routes, *(route for part in before for route in part.routes)]
     assert {(method, route.path) for route in native.routes for method in methods_like(route.method)} == {
         (method, cast(Any, route).path)
@@ -73,7 +75,7 @@ def test_exactly_the_declared_routes_are_described_and_dispatched() -> None:
     assert set(operations()) == set(declared) | {(route.method, route.path) for route in native}
     for method, path in operations():
         scope = {"type": "http", "method": method, "path": sample(path)}
-        found = next((handler for part in before if (handler := part.route(scope)) is not None), None)
+        found = next((route for part in before if (route := part.route(scope)) is not None), None)
         assert (found is not None) == ((method, path) in declared), f"{method} {path}"
 
 

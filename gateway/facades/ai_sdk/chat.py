@@ -21,11 +21,12 @@ from gateway.facades.ai_sdk.stream_parts import AI_SDK, AI_SDK_REPLAY
 from gateway.http.bodies import body_of, parse_body, received
 from gateway.http.connection import Receive, Scope, Send
 from gateway.http.exchange import json_response, query_of
+from gateway.http.principal import principal
 from gateway.http.problems import Problem
-from gateway.http.routes import ASGI, Route, handler_for
+from gateway.http.routes import Route, route_for
 from gateway.http.whole_bodies import made
 from gateway.provider_models import ProviderModels
-from gateway.streams import ANONYMOUS, Streams
+from gateway.streams import Streams
 from shared.commands import Commands
 from shared.errors import RedisRefused, Unreadable
 from shared.ids import is_stream_id
@@ -57,13 +58,13 @@ class AiSdk:
         self._settings = settings
         self._commands = commands
         self.routes = (
-            Route("POST", _CHAT, self.ask, operations.ASK),
-            Route("GET", _CHAT_HEAD + "{chat_id:path}" + _STREAM_TAIL, self.resume, operations.RESUME),
-            Route("POST", _CHAT_HEAD + "{chat_id:path}" + _STOP_TAIL, self.stop, operations.STOP),
+            Route("POST", _CHAT, self.ask, operations.ASK, "create"),
+            Route("GET", _CHAT_HEAD + "{chat_id:path}" + _STREAM_TAIL, self.resume, operations.RESUME, "read"),
+            Route("POST", _CHAT_HEAD + "{chat_id:path}" + _STOP_TAIL, self.stop, operations.STOP, "cancel"),
         )
 
-    def route(self, scope: Scope) -> ASGI | None:
-        return handler_for(self.routes, scope)
+    def route(self, scope: Scope) -> Route | None:
+        return route_for(self.routes, scope)
 
     async def ask(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /api/chat`: creates a stream, which becomes the chat's newest, and follows it."""
@@ -155,7 +156,7 @@ class AiSdk:
 
     @staticmethod
     def _key(chat_id: str) -> bytes:
-        return chat_key(ANONYMOUS, chat_id)
+        return chat_key(principal.get().name, chat_id)
 
     async def _redis(self, *command: bytes | str | int) -> Any:
         """Returns Redis's reply; None if the key is of another type than the command's. Raises Problem 503."""

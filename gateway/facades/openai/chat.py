@@ -28,7 +28,7 @@ from gateway.http.connection import Connection, Scope
 from gateway.http.cursor import Place, last_event_id
 from gateway.http.exchange import json_response, query_of, unless_disconnected
 from gateway.http.problems import Problem, not_found
-from gateway.http.routes import ASGI, Route, handler_for
+from gateway.http.routes import Route, route_for
 from gateway.http.whole_bodies import made
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
@@ -55,12 +55,14 @@ class ChatCompletions:
         self._models = models
         self._settings = settings
         self.routes = (
-            Route("POST", _PATH, self.create, operations.CREATE_CHAT),
-            Route("GET", _PATH + "/{completion_id:path}" + _EVENTS_PATH_TAIL, self.events, operations.CHAT_EVENTS),
+            Route("POST", _PATH, self.create, operations.CREATE_CHAT, "create"),
+            Route(
+                "GET", _PATH + "/{completion_id:path}" + _EVENTS_PATH_TAIL, self.events, operations.CHAT_EVENTS, "read"
+            ),
         )
 
-    def route(self, scope: Scope) -> ASGI | None:
-        return handler_for(self.routes, scope)
+    def route(self, scope: Scope) -> Route | None:
+        return route_for(self.routes, scope)
 
     async def create(self, scope: Scope, receive: Any, send: Any) -> None:
         """`POST /v1/chat/completions`"""

@@ -8,7 +8,7 @@ from gateway.facades.openai import operations
 from gateway.http.connection import Scope
 from gateway.http.exchange import json_response
 from gateway.http.problems import Problem
-from gateway.http.routes import ASGI, Route, handler_for
+from gateway.http.routes import Route, route_for
 from gateway.provider_models import ProviderModels
 
 _PATH = "/v1/models"
@@ -20,12 +20,12 @@ class Models:
     def __init__(self, models: ProviderModels) -> None:
         self._models = models
         self.routes = (
-            Route("GET", _PATH, self.list, operations.LIST_MODELS),
-            Route("GET", _PATH + "/{model:path}", self.one, operations.ONE_MODEL),
+            Route("GET", _PATH, self.list, operations.LIST_MODELS, "read"),
+            Route("GET", _PATH + "/{model:path}", self.one, operations.ONE_MODEL, "read"),
         )
 
-    def route(self, scope: Scope) -> ASGI | None:
-        return handler_for(self.routes, scope)
+    def route(self, scope: Scope) -> Route | None:
+        return route_for(self.routes, scope)
 
     async def list(self, scope: Scope, receive: Any, send: Any) -> None:
         """`GET /v1/models`"""

@@ -33,7 +33,7 @@ from gateway.http.connection import Receive, Scope
 from gateway.http.cursor import Place
 from gateway.http.exchange import json_response, query_of, unless_disconnected
 from gateway.http.problems import Problem
-from gateway.http.routes import ASGI, Route, handler_for
+from gateway.http.routes import ASGI, Route, route_for
 from gateway.http.whole_bodies import Held
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
@@ -68,14 +68,14 @@ class Responses:
         self._models = models
         self._settings = settings
         self.routes = (
-            Route("POST", _PATH, self.create, operations.CREATE),
-            Route("GET", _PATH + "/{response_id}", _of(self.retrieve), operations.RETRIEVE),
-            Route("DELETE", _PATH + "/{response_id}", _of(self.delete), operations.DELETE),
-            Route("POST", _PATH + "/{response_id}/cancel", _of(self.cancel), operations.CANCEL),
+            Route("POST", _PATH, self.create, operations.CREATE, "create"),
+            Route("GET", _PATH + "/{response_id}", _of(self.retrieve), operations.RETRIEVE, "read"),
+            Route("DELETE", _PATH + "/{response_id}", _of(self.delete), operations.DELETE, "create"),
+            Route("POST", _PATH + "/{response_id}/cancel", _of(self.cancel), operations.CANCEL, "cancel"),
         )
 
-    def route(self, scope: Scope) -> ASGI | None:
-        return handler_for(self.routes, scope)
+    def route(self, scope: Scope) -> Route | None:
+        return route_for(self.routes, scope)
 
     async def create(self, scope: Scope, receive: Receive, send: Any) -> None:
         """`POST /v1/responses`"""

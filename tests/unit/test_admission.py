@@ -1,0 +1,146 @@
+"""Who is let in: the credential, the scope, the owner of a stream; where authentication is off; and where a gateway does not start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from gateway.access.admission import Admission
+from gateway.access.mode import is_authentication_on
+from gateway.access.owners import Owners
+from gateway.http.principal import ANONYMOUS, NOBODY, SCOPES, Principal, principal, require
+from gateway.http.problems import Problem
+from gateway.http.routes import Route
+from shared.errors import Unusable
+from shared.settings import Settings
+
+READER = Principal("key:reader", frozenset({"read"}))
+ADMIN = Principal("key:admin", frozenset({"read", "admin"}))
+
+
+class Keys:
+    """An authenticator of these tokens."""
+
+    async def principal_of(self, token: str) -> Principal | None:
+        return {"reader": READER, "admin": ADMIN}.get(token)
+
+
+def route(scope: str) -> Route:
+    return Route("GET", "/", cast(Any, None), cast(Any, None), scope)
+
+
+def request(*values: bytes) -> dict[str, Any]:
+    return {"type": "http", "headers": [(b"authorization", value) for value in values]}
+
+
+@pytest.fixture(autouse=True)
+def nobody() -> Iterator[None]:
+    before = principal.set(NOBODY)
+    yield
+    principal.reset(before)
+
+
+def test_a_route_needs_a_scope_that_exists() -> None:
+    with pytest.raises(ValueError, match="no scope"):
+        route("everything")
+
+
+@pytest.mark.parametrize("header", [b"Bearer reader", b"bearer reader", b"Bearer  reader "])
+async def test_a_known_token_is_let_in(header: bytes) -> None:
+    await Admission([Keys()], is_on=True).admit(request(header), route("read"))
+    assert principal.get() is READER
+
+
+@pytest.mark.parametrize(
+    ("headers", "error"),
+    [
+        ((), ""),
+        ((b"Basic cmVhZGVyOg==",), ""),
+        ((b"Bearer",), ""),
+        ((b"Bearer ",), ""),
+        ((b"Bearer reader", b"Bearer admin"), ""),
+        ((b"Bearer " + b"x" * 9000,), ""),
+        ((b"Bearer stranger",), "invalid_token"),
+        ((b"Bearer reader\xff",), "invalid_token"),
+    ],
+)
+async def test_everybody_else_is_asked_for_a_credential(headers: tuple[bytes, ...], error: str) -> None:
+    admission = Admission([Keys()], is_on=True)
+    for scope in sorted(SCOPES):
+        with pytest.raises(Problem) as refused:
+            await admission.admit(request(*headers), route(scope))
+        challenge = refused.value.status_headers()["www-authenticate"]
+        assert refused.value.status == 401
+        assert challenge.startswith('Bearer realm="midstream"')
+        assert (f'error="{error}"' in challenge) == bool(error)
+    await admission.admit(request(*headers), route("open"))
+    assert principal.get() is NOBODY
+
+
+async def test_a_missing_scope_is_named() -> None:
+    with pytest.raises(Problem) as refused:
+        await Admission([Keys()], is_on=True).admit(request(b"Bearer reader"), route("cancel"))
+    assert refused.value.status == 403
+    assert 'error="insufficient_scope", scope="cancel"' in refused.value.status_headers()["www-authenticate"]
+
+
+async def test_nobody_is_asked_where_authentication_is_off() -> None:
+    await Admission([Keys()], is_on=False).admit(request(), route("admin"))
+    assert principal.get() is ANONYMOUS
+
+
+def test_who_has_not_been_admitted_may_do_nothing() -> None:
+    with pytest.raises(Problem):
+        require("read")
+
+
+@pytest.mark.parametrize(
+    ("who", "allowed"),
+    [
+        (READER, True),
+        (ADMIN, True),
+        (Principal("key:other", SCOPES - {"admin"}), False),
+        (NOBODY, False),
+        (Principal("stream", frozenset({"read"}), "s1"), True),
+        (Principal("key:reader", SCOPES, "s2"), False),  # a right to one stream is none to the owner's others
+    ],
+)
+def test_a_stream_is_its_owner_s(who: Principal, allowed: bool) -> None:
+    principal.set(who)
+    owners = Owners(checked=True)
+    assert owners.allows_owner("s1", "key:reader") is allowed
+    assert owners.allows("s1") is allowed
+    assert Owners(checked=False).allows("s1")
+
+
+def test_a_log_without_an_owner_is_an_admin_s() -> None:
+    owners = Owners(checked=True)
+    for who, allowed in ((READER, False), (ADMIN, True)):
+        principal.set(who)
+        assert owners.allows_owner("s1", None) is allowed
+
+
+@pytest.mark.parametrize(
+    ("auth", "address", "on"),
+    [
+        ("auto", "127.0.0.1", False),
+        ("auto", "::1", False),
+        ("auto", "localhost", False),
+        ("auto", "0.0.0.0", None),
+        ("auto", "::", None),
+        ("auto", "10.0.0.9", None),
+        ("auto", "gateway.internal", None),
+        ("none", "0.0.0.0", False),
+        ("required", "127.0.0.1", True),
+        ("required", "0.0.0.0", True),
+    ],
+)
+def test_where_authentication_is_on(auth: str, address: str, on: bool | None) -> None:
+    settings = Settings(auth=auth)
+    if on is None:
+        with pytest.raises(Unusable, match=r"MIDSTREAM_AUTH=required .* MIDSTREAM_AUTH=none"):
+            is_authentication_on(settings, address)
+    else:
+        assert is_authentication_on(settings, address) is on
