@@ -23,6 +23,7 @@ from gateway.console.files import Console
 from gateway.console.watchers import Watchers
 from gateway.delivery.delivery import Delivery
 from gateway.facades import facades
+from gateway.facades.durable.durable import DurableStreams
 from gateway.facades.openai.errors import is_openai_path, openai_error
 from gateway.http.accept import accepts_only_events
 from gateway.http.come_back import empty_stream
@@ -45,7 +46,7 @@ _OF_OPENAI = "of OpenAI's API there are POST /v1/chat/completions, POST /v1/resp
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the parts of the gateway work with. Without `watchers` the gateway has no console."""
+    """What the parts of the gateway work with. Without `watchers` the gateway has no console, without `durable` no written streams."""
 
     streams: Streams
     subscribe: Subscribe
@@ -55,6 +56,7 @@ class Services:
     commands: Commands
     readiness: Readiness
     admission: Admission
+    durable: DurableStreams | None
     settings: Settings
 
 
@@ -67,6 +69,7 @@ def parts_of(services: Services) -> tuple[NativeApi, list[Part], list[Route]]:
         subscribe,
         Probe(services.delivery, settings),
         *facades(streams, subscribe, services.models, settings, services.commands),
+        *((services.durable,) if services.durable is not None else ()),
         *((services.watchers, Console()) if services.watchers is not None else ()),
     ]
     routes = [*native.routes, *(route for part in parts for route in part.routes)]

@@ -95,6 +95,9 @@ class FramingFace(SseFace):
 
     media_type = b"text/event-stream"
 
+    def encoder(self, stream_id: str) -> Encoder:
+        raise NotImplementedError
+
     def prelude(self, retry_milliseconds: int) -> bytes:
         return b""
 

@@ -31,6 +31,7 @@ from gateway.console.overview import Overview
 from gateway.console.watchers import Watchers
 from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import Ledger
+from gateway.facades.durable.durable import DurableStreams, are_wanted
 from gateway.following.endings import Endings
 from gateway.following.followed_streams import FollowedStreams
 from gateway.following.pages import Pages
@@ -54,11 +55,22 @@ from shared.receipt import DeliveryNotes
 from shared.redis_server import RedisAddress, check
 from shared.resp import RespConnection
 from shared.settings import Settings
+from shared.written_log import Holdings, Names, WrittenLog
 
 if TYPE_CHECKING:
     from shared.spans import Tracing
 
 logger = logging.getLogger(__name__)
+
+
+_SCRIPTS = (
+    *EventLog.SCRIPTS,
+    *RequestQueue.SCRIPTS,
+    *DeliveryNotes.SCRIPTS,
+    *WrittenLog.SCRIPTS,
+    *Names.SCRIPTS,
+    *Holdings.SCRIPTS,
+)
 
 
 class Server(uvicorn.Server):
@@ -128,6 +140,7 @@ class _Gateway:
     presence: Presence
     request_timeouts: RequestTimeouts
     watchers: Watchers | None
+    durable: DurableStreams | None
     app: ASGI
 
     async def start(self, running: RunningParts) -> None:
@@ -147,6 +160,8 @@ class _Gateway:
         running.add(self.request_timeouts).start()
         if self.watchers is not None:
             running.add(self.watchers).start()
+        if self.durable is not None:
+            running.add(self.durable)
 
     def leave(self) -> None:
         """Sends all readers away, since the process is about to stop."""
@@ -170,7 +185,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
             **more,
         )
 
-    commands = connection("gateway", scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *DeliveryNotes.SCRIPTS))
+    commands = connection("gateway", scripts=_SCRIPTS)
     log = EventLog(
         commands,
         log_ttl_seconds=settings.log_ttl_seconds,
@@ -207,7 +222,12 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     watchers = Watchers(Overview(commands, queue)) if is_wanted(settings) else None
     readiness = Readiness(commands, settings)
     admission = Admission((), is_on=authenticates)
-    app = make_app(Services(streams, subscribe, delivery, models, watchers, commands, readiness, admission, settings))
+    durable = None
+    if are_wanted(settings, authenticates=authenticates):
+        durable = DurableStreams(streams, subscribe, delivery, log, commands, settings)
+    app = make_app(
+        Services(streams, subscribe, delivery, models, watchers, commands, readiness, admission, durable, settings)
+    )
     if traces is not None:
         app = traces.joining(app)
 
@@ -225,6 +245,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         presence(delivery, tails, commands, settings),
         request_timeouts,
         watchers,
+        durable,
         app,
     )
 

@@ -243,6 +243,20 @@ STREAMS_CREATED = Metric(
     _STREAM,
     {"api": APIS},
 )
+MESSAGES_WRITTEN = Metric(
+    "midstream_messages_written",
+    "counter",
+    "Messages that programs appended to written streams",
+    "gateway",
+    _STREAM,
+)
+BYTES_WRITTEN = Metric(
+    "midstream_bytes_written",
+    "counter",
+    "Bytes of the messages that programs appended to written streams",
+    "gateway",
+    _STREAM,
+)
 STREAMS_FOLLOWED = Metric(
     "midstream_streams_followed",
     "gauge",

@@ -39,7 +39,7 @@ class Messages(NamedTuple):
 
     field: bytes
     value: bytes
-    count: int
+    number: int
 
 
 NO_MESSAGES = Messages(b"", b"", 0)
@@ -220,7 +220,7 @@ class Names:
 
     async def find(self, owner: str, name: str) -> str:
         """Returns the id of the stream that a name of this owner points to; empty if it points to none."""
-        return (await self._commands.execute("GET", name_key(owner, name)) or b"").decode()  # type: ignore[no-any-return]
+        return (await self._commands.execute("GET", name_key(owner, name)) or b"").decode()
 
     async def point(self, owner: str, name: str, *, before: str, after: str, life_ms: int) -> str:
         """Lets a name that points to `before` point to `after` (empty: to none). Returns where it points to now."""

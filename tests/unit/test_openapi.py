@@ -17,6 +17,7 @@ from gateway.api.requests import check_chat, check_generation
 from gateway.app import Services, parts_of
 from gateway.console.watchers import Watchers
 from gateway.facades.responses.request import check_response_request
+from gateway.facades.durable.durable import DurableStreams
 from gateway.http.problems import Problem
 from gateway.http.routes import Part, Route, methods_like
 from shared.settings import Settings
@@ -30,8 +31,9 @@ def parts(*, console: bool = True) -> tuple[list[Route], list[Part]]:
     """The FastAPI application, and the routes that are tried before it."""
     subscribe = Subscribe(NOBODY, NOBODY, NOBODY, NOBODY, SETTINGS)
     watchers = Watchers(NOBODY) if console else None
+    durable = DurableStreams(NOBODY, subscribe, NOBODY, NOBODY, NOBODY, SETTINGS)
     native, before, routes = parts_of(
-        Services(NOBODY, subscribe, NOBODY, NOBODY, watchers, NOBODY, NOBODY, NOBODY, SETTINGS)
+        Services(NOBODY, subscribe, NOBODY, NOBODY, watchers, NOBODY, NOBODY, NOBODY, durable, SETTINGS)
     )
     assert routes == [*native.routes, *(route for part in before for route in part.routes)]
     assert {(method, route.path) for route in native.routes for method in methods_like(route.method)} == {

@@ -22,7 +22,7 @@ _CURSOR_DIGITS_MAX = 12
 
 def offset_of(event_id: EventId) -> str:
     """Returns the offset of what stands behind this event."""
-    return "%010d_%016d" % event_id
+    return f"{event_id.attempt:010d}_{event_id.offset:016d}"
 
 
 def event_id_of(offset: str) -> EventId:
