@@ -36,6 +36,7 @@ from shared.receipt import DeliveryNotes
 from shared.redis_server import RedisAddress, check
 from shared.resp import RespConnection
 from shared.settings import Settings
+from shared.written_log import Holdings, Names, WrittenLog
 
 Role = Literal["gateway", "worker"]
 ROLES: tuple[Role, ...] = ("gateway", "worker")
@@ -169,6 +170,9 @@ def _needed(role: Role, name: str) -> list[Command]:
             ("GET", idempotency_key(name)),
             ("SET", idempotency_key(name), "", "XX", "GET", "EX", 1),
             ("DEL", log),
+            ("HGET", deliveries, "probe"),
+            ("HMGET", deliveries, "probe"),
+            ("PEXPIREAT", deliveries, 1),
             ("XINFO", "GROUPS", REQUESTS),
             ("ZRANGE", PROCESSES_UNTIL, 0, 0),
         ]
@@ -217,11 +221,30 @@ def _scripts(role: Role, name: str) -> list[tuple[Script, list[bytes], Command]]
         (Presence.BEAT, [until, about], ("probe", b"", 1000, _PROBE_TTL_SECONDS * 1000, 1)),
     ]
     if role == "gateway":
+        scripts += _scripts_of_written_streams(name)
         scripts.append((RequestQueue.ENQUEUE, [queue], (name, 1, _PROBE_TTL_SECONDS)))
         scripts.append((EventLog.DELETE, [log, deliveries, request, kept], (_PROBE_TTL_SECONDS,)))
     else:
         scripts.append((RequestQueue.RENEW, [queue], (GROUP, "probe", _PROBE_TTL_SECONDS, 0)))
     return scripts
+
+
+def _scripts_of_written_streams(name: str) -> list[tuple[Script, list[bytes], Command]]:
+    """Returns the scripts with which programs write streams: one of their own begins, is written to, and is counted."""
+    log, live, writer, named, until, held = (
+        b"midstream:{%b}:%b" % (name.encode(), end)
+        for end in (b"written", b"live", b"writer", b"name", b"held-until", b"held-bytes")
+    )
+    life_ms = _PROBE_TTL_SECONDS * 1000
+    message: Command = (events.RAW, b"probe", 1)
+    return [
+        (WrittenLog.CREATE, [log, writer], (b"{}", b"{}", "", life_ms, 0, *message)),
+        (WrittenLog.APPEND, [log, live, writer], (*message, "", "1", "probe", 0, 0, 100, 100, 1, events.DONE, b"{}")),
+        (Names.NAME, [named], ("", name, life_ms)),
+        (Names.NAME, [named], (name, "", life_ms)),
+        (Holdings.HOLD, [until, held], (name, life_ms, 1, 1, life_ms)),
+        (Holdings.HOLD, [until, held], (name, 0, 0, 1, life_ms)),
+    ]
 
 
 async def refusals(commands: Commands, role: Role) -> Refusals:
