@@ -265,7 +265,8 @@ async def refusals(commands: Commands, role: Role) -> Refusals:
             _note(found, ("EVALSHA", *keys), error)
             found.script_failed(error)
             break
-    for key in (log_key(name), deliveries_key(name), b"midstream:{%b}:requests" % name.encode()):
+    ends = (b"requests", b"written", b"writer", b"held-until", b"held-bytes")
+    for key in (log_key(name), deliveries_key(name), *(b"midstream:{%b}:%b" % (name.encode(), end) for end in ends)):
         _note(found, ("EXPIRE", key), await _outcome(commands, "EXPIRE", key, 0))
     return found
 

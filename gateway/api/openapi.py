@@ -96,6 +96,8 @@ def _operation(operation: Operation) -> Json:
     if operation.body is not None:
         schema = _reference(operation.body)
         described["requestBody"] = {"required": operation.body_is_required, "content": {JSON: {"schema": schema}}}
+    elif operation.takes_any_body:
+        described["requestBody"] = {"required": False, "content": {"*/*": {"schema": {}}}}
     if operation.events:
         described["x-events"] = [_event(kind) for kind in operation.events]
     return described

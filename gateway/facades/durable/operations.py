@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import RootModel
+
 from gateway.http.accept import SSE
 from gateway.http.operations import IF_NONE_MATCH, Answer, Described, EventKind, Operation, header, in_path, query
 
@@ -42,6 +46,10 @@ class Control(Described):
     """How the stream has ended."""
 
 
+class NewMessages(RootModel[Any]):
+    """A JSON array of messages, or of a generated answer's events. Of a stream of another type than JSON they are text, or base64."""
+
+
 CREATE = Operation(
     "Durable Streams",
     "create_written_stream",
@@ -59,6 +67,7 @@ CREATE = Operation(
         header("Stream-Expires-At", "When it expires, in place of `Stream-TTL`.", type="string", format="date-time"),
         *_CLOSING,
     ),
+    takes_any_body=True,
     errors=(405, 409, 413, 415, 429, 501),
     description="The body, which may be empty, is its first content.",
 )
@@ -81,7 +90,8 @@ APPEND = Operation(
         header("Producer-Seq", "The number of this append in the epoch, from 0.", type="integer"),
         *_CLOSING,
     ),
-    errors=(404, 405, 409, 410, 413, 415, 429),
+    takes_any_body=True,
+    errors=(404, 405, 409, 413, 415, 429),
     description="The body is one message; a JSON array is one message for each of its elements.",
 )
 READ = Operation(
@@ -105,17 +115,17 @@ READ = Operation(
         query("cursor", "`Stream-Cursor` of the answer before."),
         IF_NONE_MATCH,
     ),
-    errors=(404, 410),
+    errors=(404,),
     events=(
-        EventKind("data", "the messages that are new, as text, a JSON array, or base64", "Messages.", has_id=False),
+        EventKind("data", NewMessages, "All messages that are new.", has_id=False),
         EventKind("control", Control, "Follows each `data`.", has_id=False),
     ),
 )
 REMOVE = Operation(
     "Durable Streams",
-    "delete_stream",
+    "delete_stream_at_path",
     "Delete a stream. It is cancelled if it runs.",
     (Answer(204, "It is gone; another may be made at this path."),),
     parameters=(_PATH,),
-    errors=(404, 410),
+    errors=(404,),
 )
