@@ -29,7 +29,7 @@ from producer.retry_policy import pause_before_next_call, time_limit_passed
 from producer.takeover import Takeover
 from producer.writer import Writer
 from shared import events
-from shared.errors import Fenced, LogFull, MidstreamError, RedisRefused, Unreadable
+from shared.errors import Fenced, LogFull, MidstreamError, NewerFormat, RedisRefused, Unreadable
 from shared.event_log import EventLog
 from shared.events import Item
 from shared.lifecycle import History
@@ -138,6 +138,9 @@ class Run:
         except HandedBack:
             self.tally()
             self.meter.ended(AttemptOutcome.HANDED_BACK)
+            return False
+        except NewerFormat as error:  # its lease runs out, and a worker that knows the format may claim it
+            logger.warning("stream %s: left to another worker: %s", self.stream_id, error)
             return False
         except Fenced:
             return await self._was_fenced()

@@ -14,7 +14,7 @@ from producer.metrics import Meter
 from producer.provider import Provider, abilities_of
 from producer.writer import Writer
 from shared import events
-from shared.errors import Fenced, LogFull, MidstreamError, RedisRefused, Unreadable
+from shared.errors import Fenced, LogFull, MidstreamError, NewerFormat, RedisRefused, Unreadable
 from shared.event_log import EventLog, shown
 from shared.events import Entry
 from shared.ids import created_at
@@ -65,7 +65,7 @@ class Takeover:
     async def open(self, on_trouble: Callable[[MidstreamError], None]) -> tuple[Writer, History] | None:
         """Returns the writer of a new attempt and the log before it; None when the stream has ended or does not exist.
 
-        Raises Unreadable, LogFull, RedisRefused.
+        Raises Unreadable, NewerFormat, LogFull, RedisRefused.
         """
         for _ in range(_LOOKS_MAX):
             entries, history = await self.read()
@@ -94,13 +94,15 @@ class Takeover:
         raise Fenced("somebody else has written to the log at every look")
 
     async def read(self) -> tuple[list[Entry], History]:
-        """Returns the log and its history. Raises Unreadable where no worker could continue it."""
+        """Returns the log and its history. Raises Unreadable where no worker could continue it, NewerFormat where this one cannot."""
         entries = await until_redis_answers(self._log.read_all, self.stream_id)
         try:
             history = fold(entries)
             if entries and not history.ended:
                 if history.accepted is None:
                     raise Unreadable("its first entry is no request")
+                if history.accepted.format > events.FORMAT:
+                    raise NewerFormat
                 self._provider.model_of(history.accepted.request)
                 _ = history.text if history.items else ""
         except _DAMAGED_LOG_ERRORS as error:

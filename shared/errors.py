@@ -71,3 +71,7 @@ class Fenced(MidstreamError):
 
 class Unreadable(MidstreamError):
     """The stream's log holds what cannot be read."""
+
+
+class NewerFormat(MidstreamError):
+    """The stream's log has a newer format than this version writes: a worker of a newer version must write it."""

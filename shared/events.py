@@ -5,7 +5,7 @@ one letter, because Redis stores a field's name again in every entry whose field
 
 | field | value |
 |---|---|
-| `accepted` | JSON: request, principal, policies, metadata, created_at, request_id; facade for an API other than the native one; traceparent if traces are on; beside if large fields of the request lie beside the log |
+| `accepted` | JSON: format, request, principal, policies, metadata, created_at, request_id; facade for an API other than the native one; traceparent if traces are on; beside if large fields of the request lie beside the log |
 | `started`, `restarted` | JSON: attempt, model, worker, time; restarted also base, reason, perhaps last_heard_at |
 | `t` | one token: its text, UTF-8 |
 | `d` | one delta (an increment that is not plain text): the JSON object that readers get, with the provider's `delta` in it |
@@ -56,6 +56,11 @@ TERMINAL = frozenset({DONE, FAILED, CANCELLED, DELETED})
 COUNTED = frozenset({TOKEN, DELTA, OWN, BATCH, RAW, JSON})
 MESSAGES = frozenset({RAW, JSON})
 """Messages of a written stream, of any content: faces of answers do not show them."""
+
+FORMAT = 2
+"""The newest format of a log that this version can continue: 1, or 2 with large fields of the request beside the log.
+
+A log says which format a worker must know to continue it. Whoever only reads passes over what it does not know."""
 
 UNREADABLE = b""
 """The field of an entry that does not have exactly one field and its value."""
@@ -332,11 +337,14 @@ class Accepted:
     """The span of that request, the parent of the stream's other spans; empty if traces were off."""
     beside: str = ""
     """Where large fields of the request lie that `request` has not (`shared.large_fields`); empty if it has all."""
+    format: int = dataclasses.field(default=0, compare=False)
+    """The format that a worker must know to continue the log; 0: what `stored` decides."""
 
     def stored(self) -> bytes:
         """Returns the JSON. `metadata` comes before `request`, so that the console need read only the beginning."""
         return orjson.dumps(
             {
+                "format": self.format or (2 if self.beside else 1),
                 "policies": self.policies.stored(),
                 "created_at": self.created_at,
                 "principal": self.principal,
@@ -359,7 +367,7 @@ class Accepted:
         if wrong:
             raise Unreadable(f"`{wrong}` of `accepted` is missing or of the wrong type")
         request_id, traceparent = stored.get("request_id", ""), stored.get("traceparent", "")
-        beside = stored.get("beside", "")
+        beside, version = stored.get("beside", ""), stored.get("format", 1)
         return cls(
             stored["request"],
             Policies.load(stored["policies"]),
@@ -370,6 +378,7 @@ class Accepted:
             request_id if isinstance(request_id, str) else "",
             traceparent if isinstance(traceparent, str) and _TRACEPARENT.fullmatch(traceparent) else "",
             beside if isinstance(beside, str) else "",
+            version if type(version) is int else 1,
         )
 
 

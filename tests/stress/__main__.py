@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import uvloop
 
@@ -17,9 +18,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="what is asked, read and broken, and when (default 1)")
     parser.add_argument("--minutes", type=float, default=1.0, help="how long faults strike (default 1)")
     parser.add_argument("--streams", type=int, default=24, metavar="N", help="how many run at once (default 24)")
+    parser.add_argument(
+        "--previous",
+        type=Path,
+        metavar="CHECKOUT",
+        help="one of the gateways is of an earlier release",
+    )
     arguments = parser.parse_args()
     stress = Stress(
-        arguments.seed, arguments.minutes * 60, at_once=arguments.streams, say=lambda line: print(line, flush=True)
+        arguments.seed,
+        arguments.minutes * 60,
+        at_once=arguments.streams,
+        previous=arguments.previous and arguments.previous.resolve(),
+        say=lambda line: print(line, flush=True),
     )
     return 0 if uvloop.run(stress.run()) else 1
 

@@ -89,7 +89,9 @@ class Member:
 class Fleet:
     """Redis, a provider, gateways and workers, with a proxy on every way between them."""
 
-    def __init__(self) -> None:
+    def __init__(self, previous: Path | None = None) -> None:
+        """`previous`: a checkout of an earlier release, of which the first gateway is. Workers are upgraded before gateways."""
+        self._previous = previous
         self._directory = Path(tempfile.mkdtemp(prefix="midstream-stress-"))
         self._stack = AsyncExitStack()
         self.redis = RedisServer("redis" if binary_of("redis") else "valkey", tcp=True, durable=True)
@@ -146,7 +148,8 @@ class Fleet:
         if module == "producer":
             settings["openai_base_url"] = f"http://127.0.0.1:{other.port}/v1"
         log = self._directory / f"{module}-{index}.log"
-        return Member(f"{module}-{index}", Process(module, settings, log), to_redis, other)
+        checkout = self._previous if module == "gateway" and index == 0 else None
+        return Member(f"{module}-{index}", Process(module, settings, log, checkout=checkout), to_redis, other)
 
     def reader_ports(self) -> list[int]:
         """The addresses of the gateways for readers."""
@@ -214,12 +217,11 @@ class Fleet:
                 found.append(f"{what}: {got} and not {wanted}")
         return found
 
-    @staticmethod
-    def _expected_connections() -> dict[str, int]:
+    def _expected_connections(self) -> dict[str, int]:
         return {
             "midstream-gateway": _GATEWAYS,
             "midstream-subscriber": _GATEWAYS,
-            "midstream-readiness": _GATEWAYS,
+            "midstream-readiness": _GATEWAYS - (self._previous is not None),  # earlier releases had none
             "midstream-worker": _WORKERS,
             "": _WORKERS,
         }

@@ -40,7 +40,15 @@ class Failure(Exception):
 class Stress:
     """One run of one seed."""
 
-    def __init__(self, seed: int, seconds: float, *, at_once: int = 24, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        seed: int,
+        seconds: float,
+        *,
+        at_once: int = 24,
+        previous: Path | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
         self.seed = seed
         self.counts: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
@@ -49,6 +57,7 @@ class Stress:
         """The folder for the histories of a failed run."""
         self._seconds = seconds
         self._at_once = at_once
+        self._previous = previous
         self._say = say
         self._cases: list[Case] = []
         self._running: dict[asyncio.Task[None], Case] = {}
@@ -56,7 +65,7 @@ class Stress:
     async def run(self) -> bool:
         """Runs; returns whether every invariant held."""
         began = time.monotonic()
-        async with Fleet() as fleet:
+        async with Fleet(self._previous) as fleet:
             self._fleet, self._chaos = fleet, Chaos(fleet, self.seed)
             try:
                 await self._strike_and_settle(time.monotonic() + self._seconds)

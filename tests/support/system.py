@@ -66,12 +66,17 @@ class Process:
         log: Path,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        *,
+        checkout: Path | None = None,
     ) -> None:
+        """`checkout`: another release's, with its own `.venv`; None: this one."""
         self.module = module
         self.settings = dict(settings)
         self._environment = dict(environment or {})
         self._log = log
-        self._command = [sys.executable, "-m", module, *arguments]
+        self._folder = checkout or _ROOT
+        python = sys.executable if checkout is None else str(checkout / ".venv/bin/python")
+        self._command = [python, "-m", module, *arguments]
         self._popen: subprocess.Popen[bytes] | None = None
         self._started_at = self._checked_to = 0
 
@@ -90,7 +95,7 @@ class Process:
         with self._log.open("ab") as output:
             self._popen = subprocess.Popen(
                 self._command,
-                cwd=_ROOT,
+                cwd=self._folder,
                 env={**environment_of(self.settings), **self._environment},
                 stdout=output,
                 stderr=output,
@@ -182,9 +187,13 @@ class Reader:
         )
         return self.named(event)[0]
 
+    async def until_over(self, *, within_seconds: float = 30.0) -> None:
+        """Waits until the response has ended or was cut off."""
+        await wait_until(lambda: self.ended, within_seconds=within_seconds, what=f"the end of the response: {self!r}")
+
     async def until_end(self, *, within_seconds: float = 30.0) -> Self:
         """Waits until the response has ended properly. AssertionError if it was cut off."""
-        await wait_until(lambda: self.ended, within_seconds=within_seconds, what=f"the end of the response: {self!r}")
+        await self.until_over(within_seconds=within_seconds)
         if self.error is not None:
             raise AssertionError(f"the response broke off: {self!r}") from self.error
         return self
