@@ -120,7 +120,7 @@ class EncodedPage:
     def _framed(self, face: FramingFace, index: int, cursor: EventId, last: EventId) -> Piece:
         """Returns the events from an index on, framed as one."""
         pieces, reached = self._pieces[index:], last
-        if isinstance(pieces[-1], End):
+        if isinstance(pieces[-1], End) and not pieces[-1]:  # it is not shown as a message
             ids = self._ids
             assert isinstance(ids, list)  # a terminal event is no token
             reached = ids[-2] if len(pieces) > 1 else cursor
