@@ -8,11 +8,15 @@
 | `midstream:{<id>}:kept` | the same, for an API that goes on from it | `append.lua` with `accepted` | with its log |
 | `midstream:{<id>}:writer` | hash: what the next append to a written stream is compared with (`shared.written_log`) | `create_written.lua`, `append_written.lua` | with its log |
 | `midstream:{<id>}:live` | shard channel | `append.lua`, `append_written.lua`, `end.lua` | – |
+| `midstream:{<id>}:live` | shard channel | `append.lua`, `end.lua` | – |
+| `midstream:{<id>}:lease` | hash: the lease of an external writer (`shared.external_writes`) | gateway, `write.lua` | when the lease runs out, and with the terminal event |
+| `midstream:writers` | sorted set: streams of external writers, to the time at which the lease is looked at | gateway | `log_ttl_seconds` after the last addition |
 | `midstream:requests` | stream, group `workers` | enqueue: gateway; claims: workers | `log_ttl_seconds` after the last enqueue or renewal |
 | `midstream:idempotency:<digest>` | string | gateway | `log_ttl_seconds` |
 | `midstream:name:<digest>` | string: the id of the written stream with this name | gateway | later than its stream |
 | `midstream:{held-<digest>}:until`, `midstream:{held-<digest>}:bytes` | sorted set, hash: the written streams of one owner, the ends of their lives (ms) and their bytes | gateway | `written_life_seconds_max` after the last note |
 | `midstream:chat:<digest>` | string: a chat's newest stream (AI SDK) | gateway | `log_ttl_seconds` |
+| `midstream:api-keys` | hash: SHA-256 of an API key to JSON (`shared.api_keys`) | `midstream keys` | never |
 | `midstream:{processes}:until` | sorted set: process to the time until which it counts as there (ms) | every process | 67 s after the last word of any |
 | `midstream:{processes}:about` | hash: process to JSON | every process | with the above |
 
@@ -26,6 +30,8 @@ import hashlib
 PREFIX = "midstream:"
 REQUESTS = b"midstream:requests"
 GROUP = b"workers"
+API_KEYS = b"midstream:api-keys"
+WRITERS = b"midstream:writers"
 PROCESSES_UNTIL = b"midstream:{processes}:until"
 PROCESSES_ABOUT = b"midstream:{processes}:about"
 
@@ -48,6 +54,10 @@ def kept_key(stream_id: str) -> bytes:
 
 def writer_key(stream_id: str) -> bytes:
     return b"midstream:{%b}:writer" % stream_id.encode()
+
+
+def lease_key(stream_id: str) -> bytes:
+    return b"midstream:{%b}:lease" % stream_id.encode()
 
 
 def live_channel(stream_id: str) -> bytes:
