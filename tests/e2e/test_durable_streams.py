@@ -58,7 +58,7 @@ async def test_all_of_the_conformance_suite_but_the_forks(system: System, tmp_pa
     failed = {test["fullName"]: test["failureMessages"] for test in tests if test["status"] == "failed"}
     assert not failed
     assert Counter(test["status"] for test in tests)["passed"] == 250
-    assert await system.metric("midstream_messages_written", gateway=1) > 100  # the requests went to both
+    assert await system.metric("midstream_messages_written_total", gateway=1) > 100  # the requests went to both
 
 
 async def test_the_clients_of_the_protocol(system: System) -> None:

@@ -60,7 +60,10 @@ class Reading:
         while True:
             entries = await self._streams.read(found.stream_id, chunk.reached, count)
             if not read_entries and not entries:
-                return await self.tail(found)  # it is at the newest message, or ahead of it
+                tail = await self.tail(found)
+                if tail is not None and tail.reached > place:
+                    continue  # it came between the two reads
+                return tail  # the place is at the newest message, or ahead of it
             for entry in entries:
                 if entry.field == events.DELETED:
                     return None
