@@ -25,6 +25,7 @@ from gateway.console.login import Login, to_login
 from gateway.console.watchers import Watchers
 from gateway.delivery.delivery import Delivery
 from gateway.facades import facades
+from gateway.facades.durable.durable import DurableStreams
 from gateway.facades.openai.errors import is_openai_path, openai_error
 from gateway.http.accept import accepts_only_events
 from gateway.http.come_back import empty_stream
@@ -52,7 +53,7 @@ _OF_OPENAI = "of OpenAI's API there are POST /v1/chat/completions, POST /v1/resp
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the parts of the gateway work with. Without `watchers` the gateway has no console."""
+    """What the parts of the gateway work with. Without `watchers` the gateway has no console, without `durable` no written streams."""
 
     streams: Streams
     writes: Writes
@@ -63,6 +64,7 @@ class Services:
     commands: Commands
     health: Health
     admission: Admission
+    durable: DurableStreams | None
     given: GivenTokens
     settings: Settings
     finding: Finding | None = None
@@ -79,6 +81,7 @@ def parts_of(services: Services) -> tuple[NativeApi, list[Part], list[Route]]:
         WriterApi(services.writes, subscribe, services.delivery),
         Probe(services.delivery, settings),
         *facades(streams, given, subscribe, services.models, settings, services.commands),
+        *((services.durable,) if services.durable is not None else ()),
     ]
     if not (admission.is_on and settings.metrics_port):
         parts.append(services.health)  # else they are at a port of their own, which strangers do not reach

@@ -29,6 +29,8 @@ STARTS = metrics.PROCESS_STARTS.counter()
 READERS = metrics.READERS.gauge()
 READERS_MAX = metrics.READERS_MAX.gauge()
 CREATED = metrics.STREAMS_CREATED.counter()
+MESSAGES_WRITTEN = metrics.MESSAGES_WRITTEN.counter()
+BYTES_WRITTEN = metrics.BYTES_WRITTEN.counter()
 _REQUESTS = metrics.REQUESTS.counter()
 _REQUEST_SECONDS = metrics.REQUEST_SECONDS.histogram()
 _OPENED = {face: metrics.READER_OPENS.counter().labels(face) for face in FACES}
@@ -88,6 +90,12 @@ def refused(status: int) -> None:
 def created(api: str) -> None:
     """Counts a stream that this process has accepted."""
     CREATED.labels(bounded(api, APIS)).inc()
+
+
+def appended(messages: int, size_bytes: int) -> None:
+    """Counts what a program has appended to a written stream."""
+    MESSAGES_WRITTEN.inc(messages)
+    BYTES_WRITTEN.inc(size_bytes)
 
 
 def completed() -> None:

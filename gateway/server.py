@@ -39,6 +39,7 @@ from gateway.console.overview import Overview
 from gateway.console.watchers import Watchers
 from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import Ledger
+from gateway.facades.durable.durable import DurableStreams, are_wanted
 from gateway.following.endings import Endings
 from gateway.following.followed_streams import FollowedStreams
 from gateway.following.pages import Pages
@@ -70,6 +71,7 @@ from shared.receipt import DeliveryNotes
 from shared.replicas import ReplicatedCommands
 from shared.settings import Settings
 from shared.unkept import Unkept
+from shared.written_log import Holdings, Names, WrittenLog
 
 if TYPE_CHECKING:
     from gateway.finding import Finding
@@ -151,6 +153,7 @@ class _Gateway:
     presence: Presence
     request_timeouts: RequestTimeouts
     watchers: Watchers | None
+    written: DurableStreams | None
     metrics_server: MetricsServer
     app: ASGI
 
@@ -178,6 +181,8 @@ class _Gateway:
         running.add(self.request_timeouts).start()
         if self.watchers is not None:
             running.add(self.watchers).start()
+        if self.written is not None:
+            running.add(self.written)
         metrics_url = await running.add(self.metrics_server).open()
         if metrics_url is not None:
             logger.info("metrics: %s", metrics_url)
@@ -205,7 +210,10 @@ def _finding(archive: Archive, unkept: Unkept, log: EventLog, commands: RedisCon
 
 def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: bool) -> _Gateway:
     """Builds the parts of a gateway and connects them. Nothing is started."""
-    kept = (EventLog, RequestQueue, DeliveryNotes, ExternalWrites, WriterLeases)
+    kept = (
+        *(EventLog, RequestQueue, DeliveryNotes, ExternalWrites, WriterLeases),
+        *(WrittenLog, Names, Holdings),
+    )
     scripts = tuple(script for one in kept for script in one.SCRIPTS)
     commands = connection_to(settings, name="gateway", scripts=scripts)
     durable = connection_to(settings, name="durable", scripts=scripts) if settings.min_replicas else None
@@ -266,6 +274,9 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     readiness = Readiness(commands, settings)
     health = Health(delivery, readiness, lambda: streams.archive_state)
     finding = None if restoring is None or unkept is None else _finding(restoring.archive, unkept, log, commands)
+    written = None
+    if are_wanted(settings, authenticates=authenticates):
+        written = DurableStreams(streams, subscribe, delivery, log, commands, settings)
     app = make_app(
         Services(
             streams,
@@ -277,6 +288,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
             commands,
             health,
             admission,
+            written,
             given,
             settings,
             finding,
@@ -303,6 +315,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         presence(delivery, tails, commands, settings),
         request_timeouts,
         watchers,
+        written,
         MetricsServer(health.answers(), settings),
         app,
     )

@@ -447,13 +447,18 @@ class Streams:
         finally:
             self._long_reads.release()
 
-    async def read(self, stream_id: str, after: EventId = BEGINNING) -> list[Entry]:
-        """Reads the next entries of the log after an id; fewer than `READ_ENTRIES_MAX` are all. Raises Problem 404, 503."""
+    async def read(self, stream_id: str, after: EventId = BEGINNING, count: int = READ_ENTRIES_MAX) -> list[Entry]:
+        """Reads the next entries of the log after an id; fewer than `count` are all. Raises Problem 404, 503."""
         await self.check_owner(stream_id)
-        entries = await self.answered(self._log.read, stream_id, after)
+        entries = await self.answered(self._log.read, stream_id, after, count)
         if not entries and after == BEGINNING and await self.brought_back(stream_id):
-            entries = await self.answered(self._log.read, stream_id, after)
+            entries = await self.answered(self._log.read, stream_id, after, count)
         return entries
+
+    async def newest(self, stream_id: str, count: int) -> list[Entry]:
+        """Reads the newest entries of the log, at most `count`, oldest first. Raises Problem 404, 503."""
+        await self.check_owner(stream_id)
+        return await self.answered(self._log.newest, stream_id, count)
 
     async def accepted(self, stream_id: str, *, large_fields: bool = False) -> Accepted:
         """Returns the request as it was accepted, without large fields that lie beside the log unless they are asked for.

@@ -21,7 +21,7 @@ from shared.commands import Commands, Script
 from shared.errors import Disconnected, OddReply, RedisRefused
 from shared.events import ACCEPTED, TERMINAL, UNREADABLE, Entry, entry_of
 from shared.ids import BEGINNING, FIRST_ID, EventId
-from shared.keys import deliveries_key, live_channel, log_key
+from shared.keys import deliveries_key, live_channel, log_key, writer_key
 from shared.large_fields import KEPT, UNTIL_THE_END, Beside, joined, key_of, place_in
 
 _ODD_SHAPES = (TypeError, ValueError, IndexError, KeyError, AttributeError)
@@ -210,11 +210,14 @@ class EventLog:
     ) -> bool | None:
         """Ends a stream that has not ended: true if this did it, false if it had ended, None if there is no log.
 
-        With `only_after`, only if that is still the last id: whoever wrote meanwhile is alive. A key that is no stream counts
+        With `only_after`, only if that is still the last id, since whoever wrote meanwhile is alive, and only if a worker
+        writes it: another program may be silent for as long as it likes. A key that is no stream counts
         as ended: nothing can be appended to it.
         """
         condition = () if only_after is None else (bytes(only_after),)
         keys, channel = [log_key(stream_id), *_beside_keys(stream_id)], live_channel(stream_id)
+        if only_after is not None:
+            keys.append(writer_key(stream_id))
         try:
             if self._replicated is not None:
                 channel = b""
@@ -235,7 +238,7 @@ class EventLog:
 
     async def delete(self, stream_id: str) -> bool:
         """Deletes a stream; a tombstone keeps its id from being written again. False if there was none."""
-        keys = [log_key(stream_id), deliveries_key(stream_id), *_beside_keys(stream_id)]
+        keys = [log_key(stream_id), deliveries_key(stream_id), *_beside_keys(stream_id), writer_key(stream_id)]
         return bool(await self.DELETE.run(self._replicated or self._commands, keys, self._tombstone_ttl_seconds))
 
     async def _read(self, *command: bytes | str | int, or_else: list[Any] | None = None) -> list[Any]:

@@ -40,6 +40,7 @@ from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
 from shared.settings import Settings
+from shared.written_log import Holdings, Names, WrittenLog
 
 Role = Literal["gateway", "worker"]
 ROLES: tuple[Role, ...] = ("gateway", "worker")
@@ -180,6 +181,9 @@ def _needed(role: Role, name: str) -> list[Command]:
             ("HGET", API_KEYS, "version"),
             ("SET", idempotency_key(name), "", "XX", "GET", "EX", 1),
             ("DEL", log),
+            ("HGET", deliveries, "probe"),
+            ("HMGET", deliveries, "probe"),
+            ("PEXPIREAT", deliveries, 1),
             ("XINFO", "GROUPS", REQUESTS),
             ("ZRANGE", PROCESSES_UNTIL, 0, 0),
             ("RENAME", part_key(name, "probe"), log),  # there is nothing to rename
@@ -238,11 +242,30 @@ def _scripts(role: Role, name: str) -> list[tuple[Script, list[bytes], Command]]
             (ExternalWrites.WRITE_LAST, keys, ("", "0-0", b"", b"", *more)),
             (WriterLeases.DUE, [writers], (1, 1)),
         ]
+        scripts += _scripts_of_written_streams(name)
         scripts.append((RequestQueue.ENQUEUE, [queue], (name, 1, _PROBE_TTL_SECONDS)))
         scripts.append((EventLog.DELETE, [log, deliveries, request, kept], (_PROBE_TTL_SECONDS,)))
     else:
         scripts.append((RequestQueue.RENEW, [queue], (GROUP, "probe", _PROBE_TTL_SECONDS, 0)))
     return scripts
+
+
+def _scripts_of_written_streams(name: str) -> list[tuple[Script, list[bytes], Command]]:
+    """Returns the scripts with which programs write streams: one of their own begins, is written to, and is counted."""
+    log, live, writer, named, until, held = (
+        b"midstream:{%b}:%b" % (name.encode(), end)
+        for end in (b"written", b"live", b"writer", b"name", b"held-until", b"held-bytes")
+    )
+    life_ms = _PROBE_TTL_SECONDS * 1000
+    message: Command = (events.RAW, b"probe", 1)
+    return [
+        (WrittenLog.CREATE, [log, writer], (b"{}", b"{}", "", life_ms, 0, *message)),
+        (WrittenLog.APPEND, [log, live, writer], (*message, "", "1", "probe", 0, 0, 100, 100, 1, events.DONE, b"{}")),
+        (Names.NAME, [named], ("", name, life_ms)),
+        (Names.NAME, [named], (name, "", life_ms)),
+        (Holdings.HOLD, [until, held], (name, life_ms, 1, 1, life_ms)),
+        (Holdings.HOLD, [until, held], (name, 0, 0, 1, life_ms)),
+    ]
 
 
 async def refusals(commands: Commands, role: Role) -> Refusals:
@@ -263,7 +286,8 @@ async def refusals(commands: Commands, role: Role) -> Refusals:
             _note(found, ("EVALSHA", *keys), error)
             found.script_failed(error)
             break
-    for key in (log_key(name), deliveries_key(name), b"midstream:{%b}:requests" % name.encode()):
+    ends = (b"requests", b"written", b"writer", b"held-until", b"held-bytes")
+    for key in (log_key(name), deliveries_key(name), *(b"midstream:{%b}:%b" % (name.encode(), end) for end in ends)):
         _note(found, ("EXPIRE", key), await _outcome(commands, "EXPIRE", key, 0))
     return found
 

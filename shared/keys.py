@@ -6,12 +6,16 @@
 | `midstream:{<id>}:deliveries` | hash: connection to JSON | gateway | with its log |
 | `midstream:{<id>}:request` | hash: field to JSON (`shared.large_fields`) | `append.lua` with `accepted` | deleted with the terminal event; `log_ttl_seconds` from the start |
 | `midstream:{<id>}:kept` | the same, for an API that goes on from it | `append.lua` with `accepted` | with its log |
+| `midstream:{<id>}:writer` | hash: what the next append to a written stream is compared with (`shared.written_log`) | `create_written.lua`, `append_written.lua` | with its log |
+| `midstream:{<id>}:live` | shard channel | `append.lua`, `append_written.lua`, `end.lua` | – |
 | `midstream:{<id>}:live` | shard channel | `append.lua`, `end.lua` | – |
 | `midstream:{<id>}:lease` | hash: the lease of an external writer (`shared.external_writes`) | gateway, `write.lua` | when the lease runs out, and with the terminal event |
 | `midstream:writers` | sorted set: streams of external writers, to the time at which the lease is looked at | gateway | `log_ttl_seconds` after the last addition |
 | `midstream:requests`, with several lanes `midstream:requests:{<n>}` | stream, group `workers` | enqueue: gateway; claims: workers | `log_ttl_seconds` after the last enqueue or renewal |
 | `midstream:{<tag>}:replicated` | string, empty | `shared.replicas`, in the slot of what it follows | 5 s |
 | `midstream:idempotency:<digest>` | string | gateway | `log_ttl_seconds` |
+| `midstream:name:<digest>` | string: the id of the written stream with this name | gateway | later than its stream |
+| `midstream:{held-<digest>}:until`, `midstream:{held-<digest>}:bytes` | sorted set, hash: the written streams of one owner, the ends of their lives (ms) and their bytes | gateway | `written_life_seconds_max` after the last note |
 | `midstream:chat:<digest>` | string: a chat's newest stream (AI SDK) | gateway | `log_ttl_seconds` |
 | `midstream:api-keys` | hash: SHA-256 of an API key to JSON (`shared.api_keys`) | `midstream keys` | never |
 | `midstream:{processes}:until` | sorted set: process to the time until which it counts as there (ms) | every process | 67 s after the last word of any |
@@ -57,6 +61,10 @@ def kept_key(stream_id: str) -> bytes:
     return b"midstream:{%b}:kept" % stream_id.encode()
 
 
+def writer_key(stream_id: str) -> bytes:
+    return b"midstream:{%b}:writer" % stream_id.encode()
+
+
 def lease_key(stream_id: str) -> bytes:
     return b"midstream:{%b}:lease" % stream_id.encode()
 
@@ -69,9 +77,22 @@ def idempotency_key(digest: str) -> bytes:
     return b"midstream:idempotency:" + digest.encode()
 
 
+def name_key(owner: str, name: str) -> bytes:
+    """The key of a written stream's name, which its owner chose."""
+    return b"midstream:name:" + _digest(owner, name)
+
+
+def held_until_key(owner: str) -> bytes:
+    return b"midstream:{held-%b}:until" % _digest(owner)
+
+
+def held_bytes_key(owner: str) -> bytes:
+    return b"midstream:{held-%b}:bytes" % _digest(owner)
+
+
 def chat_key(principal: str, chat_id: str) -> bytes:
     """`chat_id` is what a client made up: hashed, so that any text is a key of bounded length."""
-    return b"midstream:chat:" + hashlib.sha256(f"{principal}\0{chat_id}".encode()).hexdigest().encode()
+    return b"midstream:chat:" + _digest(principal, chat_id)
 
 
 def replicated_key(tag: bytes) -> bytes:
@@ -81,3 +102,7 @@ def replicated_key(tag: bytes) -> bytes:
 def lane_keys(lanes: int) -> tuple[bytes, ...]:
     """Returns the keys of the request queue: one, or several whose slots are spread over the masters of a cluster."""
     return (REQUESTS,) if lanes == 1 else tuple(b"midstream:requests:{%d}" % lane for lane in range(lanes))
+
+
+def _digest(*texts: str) -> bytes:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest().encode()

@@ -91,9 +91,9 @@ STATUSES = (
     OTHER,
 )
 REQUEST_STATUSES = ("101", "200", "201", "204", "303", "304", *STATUSES)
-FACES = ("sse", "ndjson", "text", "websocket", "prompt", "chat", "responses", "ai_sdk")
+FACES = ("sse", "ndjson", "text", "websocket", "prompt", "chat", "responses", "ai_sdk", "durable")
 """The forms in which a stream can be followed."""
-APIS = ("native", "chat", "responses", "ai_sdk")
+APIS = ("native", "chat", "responses", "ai_sdk", "durable")
 """Those through which a stream can be created."""
 BACKGROUND_TASKS = (
     "ages",
@@ -251,6 +251,20 @@ STREAMS_CREATED = Metric(
     "gateway",
     _STREAM,
     {"api": APIS},
+)
+MESSAGES_WRITTEN = Metric(
+    "midstream_messages_written",
+    "counter",
+    "Messages that programs appended to written streams",
+    "gateway",
+    _STREAM,
+)
+BYTES_WRITTEN = Metric(
+    "midstream_bytes_written",
+    "counter",
+    "Bytes of the messages that programs appended to written streams",
+    "gateway",
+    _STREAM,
 )
 STREAMS_FOLLOWED = Metric(
     "midstream_streams_followed",

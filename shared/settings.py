@@ -378,6 +378,44 @@ class Settings:
         "Whether the gateway serves the console at /, and its data. It names every live stream. auto: if the gateway listens on a loopback address, or authentication is on: then it needs an API key with the scope admin.",
         choices=("auto", "on", "off"),
     )
+    written_streams: str = _setting(
+        "auto",
+        "auto, on, off",
+        "Whether programs may make and write streams of their own at /v1/stream/ (Durable Streams). auto: only where the gateway asks for credentials, or listens on a loopback address, so that no stranger fills Redis.",
+        choices=("auto", "on", "off"),
+    )
+    append_bytes_max: int = _setting(
+        1 << 20,
+        "bytes",
+        "The largest body of one append to a written stream: a message that many readers get is in memory once for each of its last 256 neighbours.",
+        least=1024,
+        most=16 << 20,
+    )
+    written_streams_max: int = _setting(
+        10_000,
+        "streams",
+        "How many written streams one principal may have at a time. Above it, new ones get 429.",
+        least=1,
+    )
+    written_bytes_max: int = _setting(
+        1 << 30,
+        "bytes",
+        "How many bytes the messages of one principal's written streams may have in all. Above it, appends get 429. Counted each 64 KiB of a stream.",
+        least=1024,
+    )
+    written_life_seconds_max: int = _setting(
+        2_592_000,
+        "seconds",
+        "The longest life that a written stream may be given: Stream-TTL, Stream-Expires-At. One without either lives MIDSTREAM_LOG_TTL_SECONDS after each write and read.",
+        least=60,
+    )
+    long_poll_seconds: float = _setting(
+        20.0,
+        "seconds",
+        "How long a long-poll waits for something new before it is answered with 204: shorter than the time-outs of proxies.",
+        least=0.1,
+        most=600,
+    )
     connections_max: int = _setting(
         20_000,
         "readers",

@@ -201,7 +201,7 @@ class Subscribe:
                 self.begin(reader)
 
     @contextlib.asynccontextmanager
-    async def ready(self, stream_id: str, face: Face, place: Place = BEGINNING_PLACE) -> AsyncIterator[Tail]:
+    async def ready(self, stream_id: str, face: Face | None, place: Place = BEGINNING_PLACE) -> AsyncIterator[Tail]:
         """The tail of a stream, when its log has been read. Raises Problem 404, 410, 503."""
         self.take_place()
         with self.holding(stream_id, face, place) as tail:
@@ -226,7 +226,7 @@ class Subscribe:
         self._delivery.attach(reader)
 
     @contextlib.contextmanager
-    def holding(self, stream_id: str, face: Face, place: Place = BEGINNING_PLACE) -> Iterator[Tail]:
+    def holding(self, stream_id: str, face: Face | None, place: Place = BEGINNING_PLACE) -> Iterator[Tail]:
         """The stream's tail with a ring of this face, for a request that does not follow yet but counts as a reader."""
         tail = self._tails.hold(stream_id, face, place.after or BEGINNING)
         try:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from gateway.http.exchange import json_response
 from gateway.http.problems import Problem
 
-_NATIVE = ("streams", "overview", "probe")
+_NATIVE = ("streams", "stream", "overview", "probe")
 """What stands below /v1 of the native API."""
 _RESOURCES = ("openai", "completions", "embeddings", "models", "responses")
 CANCELLED_STATUS = 499
