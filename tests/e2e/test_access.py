@@ -123,7 +123,9 @@ async def test_every_route_asks_for_its_scope(system: System) -> None:
     stream_id = (await ended(system))["id"]
     for method, path, operation in await described(system):
         for scope in (operation["security"] or [{"bearer": []}])[0]["bearer"]:
-            lacking = {"create": "reader", "read": "creator", "cancel": "reader", "admin": "alice", "write": "alice"}[scope]
+            lacking = {"create": "reader", "read": "creator", "cancel": "reader", "admin": "alice", "write": "alice"}[
+                scope
+            ]
             status, answered, text = await asked(system, method, filled(path, stream_id), as_(lacking), CHAT)
             assert status == 403, f"{method} {path} does not need {scope}: {status} {text}"
             assert f'error="insufficient_scope", scope="{scope}"' in answered["www-authenticate"]
