@@ -4,7 +4,7 @@ PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: help setup demo check test stress bench guard fmt lock
+.PHONY: help setup demo check test stress bench guard fmt frameworks lock audit
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -22,11 +22,12 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup ## One answer, cut twice in mid-sentence, resumed at the exact token
 	@$(BIN)/midstream demo
 
-check: setup ## Formatting, lint, types, boundaries between the packages
+check: setup ## Formatting, lint, types, boundaries between the packages, licences and advisories of what is locked
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python .ci/check_packages.py
 	@$(BIN)/midstream metrics --markdown | diff docs/reference/metrics.md - || (echo "docs/reference/metrics.md is out of date: midstream metrics --markdown > docs/reference/metrics.md"; exit 1)
 	@$(BIN)/python deploy/grafana/make_dashboards.py --check
 	@$(BIN)/midstream settings --markdown | diff docs/reference/settings.md - || (echo "docs/reference/settings.md is out of date: midstream settings --markdown > docs/reference/settings.md"; exit 1)
@@ -48,5 +49,16 @@ fmt: setup ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+frameworks: .venv-frameworks/.made ## Make .venv-frameworks, in which the tests run the examples of agent frameworks
+
+.venv-frameworks/.made: pyproject.toml
+	@$(PYTHON) -m venv .venv-frameworks
+	@.venv-frameworks/bin/python -m pip install --quiet --disable-pip-version-check -e '.[frameworks]'
+	@touch $@
+
 lock: ## Renew requirements.lock from pyproject.toml (needs uv)
 	@uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --quiet --no-annotate --no-header -o requirements.lock
+
+# --strict: a package that the database cannot be asked about fails, too.
+audit: ## Ask a database for advisories about requirements.lock (needs pip-audit and the internet)
+	@pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock

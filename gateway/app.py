@@ -13,13 +13,15 @@ from typing import Any
 from starlette.responses import Response
 
 from gateway.access.admission import Admission
+from gateway.access.given_tokens import GivenTokens
 from gateway.api.docs import Docs
 from gateway.api.follow import Subscribe
+from gateway.api.health import Health
 from gateway.api.probe import Probe
-from gateway.api.readiness import Readiness
 from gateway.api.routes import NativeApi
 from gateway.api.websocket import WebSockets, closing_with
 from gateway.console.files import Console
+from gateway.console.login import Login, to_login
 from gateway.console.watchers import Watchers
 from gateway.delivery.delivery import Delivery
 from gateway.facades import facades
@@ -37,6 +39,8 @@ from gateway.metrics import refused
 from gateway.provider_models import ProviderModels
 from gateway.request_metrics import counting
 from gateway.streams import Streams
+from gateway.writing.routes import WriterApi
+from gateway.writing.writes import Writes
 from shared.commands import Commands
 from shared.settings import Settings
 
@@ -48,27 +52,36 @@ class Services:
     """What the parts of the gateway work with. Without `watchers` the gateway has no console."""
 
     streams: Streams
+    writes: Writes
     subscribe: Subscribe
     delivery: Delivery
     models: ProviderModels
     watchers: Watchers | None
     commands: Commands
-    readiness: Readiness
+    health: Health
     admission: Admission
+    given: GivenTokens
     settings: Settings
 
 
 def parts_of(services: Services) -> tuple[NativeApi, list[Part], list[Route]]:
     """Returns the API that FastAPI serves, the parts that are tried before it, in order, and all routes."""
     streams, subscribe, settings = services.streams, services.subscribe, services.settings
-    native = NativeApi(streams, services.delivery, services.readiness, services.models, settings)
+    admission, given = services.admission, services.given
+    native = NativeApi(streams, given, services.delivery, services.models, settings)
     parts: list[Part] = [
         WebSockets(streams, subscribe),  # takes all that is not HTTP
         subscribe,
+        WriterApi(services.writes, subscribe, services.delivery),
         Probe(services.delivery, settings),
-        *facades(streams, subscribe, services.models, settings, services.commands),
-        *((services.watchers, Console()) if services.watchers is not None else ()),
+        *facades(streams, given, subscribe, services.models, settings, services.commands),
     ]
+    if not (admission.is_on and settings.metrics_port):
+        parts.append(services.health)  # else they are at a port of their own, which strangers do not reach
+    if services.watchers is not None:
+        parts += [services.watchers, Console()]
+        if admission.sessions is not None:
+            parts.append(Login(admission, admission.sessions, settings.path_prefix))
     routes = [*native.routes, *(route for part in parts for route in part.routes)]
     docs = Docs(routes, settings.path_prefix)
     return native, [*parts, docs], [*routes, *docs.routes]
@@ -80,6 +93,7 @@ def make_app(services: Services) -> ASGI:
     api = native.app()
     hosts, cors, delivery = Hosts(services.settings), Cors(services.settings.cors_origins), services.delivery
     path_prefix = PathPrefix(services.settings.path_prefix)
+    has_login = services.watchers is not None and services.admission.sessions is not None
 
     def admitted(scope: dict[str, Any], send: Any) -> ASGI | None:
         """The answer to a preflight; None for a request that a part is to handle. Raises Problem 403, 421."""
@@ -109,7 +123,7 @@ def make_app(services: Services) -> ASGI:
         """The handler for a request whose principal may have it. Raises Problem 401, 403, 404, 405."""
         route, handler = routed(scope)
         try:
-            await services.admission.admit(scope, route)
+            await services.admission.admit(scope, route, with_cookies=cors.lets_cookies_count(scope))
         except Problem as problem:
             if scope["type"] != "websocket":
                 raise
@@ -125,6 +139,8 @@ def make_app(services: Services) -> ASGI:
         except Problem as problem:
             refused(problem.status)
             response = error_response(problem, scope)
+            if problem.status == 401 and has_login:
+                response = to_login(scope, services.settings.path_prefix) or response
             if scope["type"] == "websocket":  # a refused handshake does not get the server's default headers
                 response.headers["x-content-type-options"] = "nosniff"
             await response(scope, receive, send)

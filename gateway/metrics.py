@@ -52,6 +52,10 @@ _PROBLEMS = {status: metrics.PROBLEMS.counter().labels(status) for status in STA
 _ENDED = metrics.STREAMS_ENDED.counter()
 _CANCELS = metrics.CANCELS.counter()
 _FAILURES = metrics.FAILURES.counter()
+ENTRIES_WRITTEN = metrics.ENTRIES_WRITTEN.counter()
+EVENTS_KNOWN = metrics.EVENTS_KNOWN.counter()
+ATTEMPTS_WRITTEN = metrics.ATTEMPTS_WRITTEN.counter()
+WRITERS_LOST = metrics.WRITERS_LOST.counter()
 _RECEIPTS = metrics.RECEIPTS.counter()
 _RECEIPT_TOKENS = metrics.RECEIPT_TOKENS.counter()
 LOG_READS = {reason: metrics.LOG_READS.counter().labels(reason) for reason in LOG_READ_REASONS}
@@ -82,6 +86,11 @@ def refused(status: int) -> None:
 def created(api: str) -> None:
     """Counts a stream that this process has accepted."""
     CREATED.labels(bounded(api, APIS)).inc()
+
+
+def completed() -> None:
+    """Counts a stream to which this process has appended `done`, for an external writer."""
+    _ENDED.labels(Status.COMPLETED).inc()
 
 
 def cancelled(by: str) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import gc
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
@@ -21,9 +21,17 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import uvicorn
 
 from gateway.access.admission import Admission
+from gateway.access.api_keys import ApiKeys
+from gateway.access.authenticators import Authenticator, KeptUp
+from gateway.access.given_tokens import GivenTokens
 from gateway.access.mode import is_authentication_on
 from gateway.access.owners import Owners
+from gateway.access.sessions import Sessions
+from gateway.access.signing import SigningKeys
+from gateway.access.stream_tokens import StreamTokens
+from gateway.access.user_tokens import UserTokens
 from gateway.api.follow import Subscribe
+from gateway.api.health import Health
 from gateway.api.readiness import Readiness
 from gateway.app import Services, make_app
 from gateway.console.files import is_wanted
@@ -47,9 +55,14 @@ from gateway.presence import presence
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
+from gateway.writing.lost_writers import LostWriters
+from gateway.writing.writes import Writes
+from shared.commands import Commands
 from shared.connections import RedisConnection, RedisSubscriber, check, connection_to
 from shared.event_log import EventLog
+from shared.external_writes import ExternalWrites, WriterLeases
 from shared.lanes import Lanes, lanes_of
+from shared.metrics_server import MetricsServer
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
@@ -120,16 +133,19 @@ class _Gateway:
     commands: RedisConnection
     durable: RedisConnection | None
     readiness: Readiness
+    authenticators: Sequence[KeptUp]
     endings: Endings
     tails: Tails
     silence_checks: SilenceChecks
     measuring: GatewayMeasuring
     streams: Streams
+    lost_writers: LostWriters
     ledger: Ledger
     delivery: Delivery
     presence: Presence
     request_timeouts: RequestTimeouts
     watchers: Watchers | None
+    metrics_server: MetricsServer
     app: ASGI
 
     async def start(self, running: RunningParts) -> None:
@@ -140,17 +156,23 @@ class _Gateway:
         if self.durable is not None:
             running.add(self.durable).start()
         await running.add(self.readiness).start()
+        for authenticator in self.authenticators:
+            running.add(authenticator).start()
         running.add(self.endings)
         running.add(self.tails).start()
         running.add(self.silence_checks).start()
         running.add(self.measuring).start()
         running.add(self.streams)
+        running.add(self.lost_writers).start()
         running.add(self.ledger).start()
         running.add(self.delivery).start()
         running.add(self.presence).start()
         running.add(self.request_timeouts).start()
         if self.watchers is not None:
             running.add(self.watchers).start()
+        metrics_url = await running.add(self.metrics_server).open()
+        if metrics_url is not None:
+            logger.info("metrics: %s", metrics_url)
 
     def leave(self) -> None:
         """Sends all readers away, since the process is about to stop."""
@@ -163,7 +185,8 @@ class _Gateway:
 
 def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: bool) -> _Gateway:
     """Builds the parts of a gateway and connects them. Nothing is started."""
-    scripts = (*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *DeliveryNotes.SCRIPTS)
+    kept = (EventLog, RequestQueue, DeliveryNotes, ExternalWrites, WriterLeases)
+    scripts = tuple(script for one in kept for script in one.SCRIPTS)
     commands = connection_to(settings, name="gateway", scripts=scripts)
     durable = connection_to(settings, name="durable", scripts=scripts) if settings.min_replicas else None
     replicated = None if durable is None else ReplicatedCommands(durable, settings.min_replicas)
@@ -177,7 +200,8 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     queue = Lanes(commands, lanes_of(commands, settings, replicated=replicated))
     deliveries = DeliveryNotes(commands)
     traces = None if tracing is None else Traces(tracing, log, settings)
-    endings = Endings(log) if traces is None else Endings(log, traces.failed_here)
+    leases = WriterLeases(commands, ttl_seconds=settings.log_ttl_seconds)
+    endings = Endings(log, leases=leases) if traces is None else Endings(log, traces.failed_here, leases)
     followed = FollowedStreams(endings.end_unreadable)
     pages = Pages(
         log,
@@ -197,14 +221,26 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     silence_checks = SilenceChecks(tails, log, endings, settings, on_lost=delivery.lose)
     parts = (commands, log, queue, tails, deliveries, settings, Owners(checked=authenticates))
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
+    external = ExternalWrites(
+        commands,
+        ended_ttl_seconds=settings.ended_ttl_seconds,
+        entries_max=settings.stream_entries_max,
+        bytes_max=settings.stream_bytes_max,
+    )
+    writes = Writes(streams, log, external, leases, settings)
     models = ProviderModels(settings)
-    subscribe = Subscribe(streams, tails, delivery, models, settings)
+    authenticators = authenticators_for(commands, settings) if authenticates else []
+    admission = admission_for(authenticators, settings) if authenticates else Admission()
+    given = GivenTokens(admission.tokens, settings.path_prefix)
+    subscribe = Subscribe(streams, given, tails, delivery, models, settings)
     measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, queue, settings)
     request_timeouts = RequestTimeouts(settings.request_seconds)
-    watchers = Watchers(Overview(commands, queue)) if is_wanted(settings) else None
+    watchers = Watchers(Overview(commands, queue)) if is_wanted(settings, guarded=authenticates) else None
     readiness = Readiness(commands, settings)
-    admission = Admission((), is_on=authenticates)
-    app = make_app(Services(streams, subscribe, delivery, models, watchers, commands, readiness, admission, settings))
+    health = Health(delivery, readiness)
+    app = make_app(
+        Services(streams, writes, subscribe, delivery, models, watchers, commands, health, admission, given, settings)
+    )
     if traces is not None:
         app = traces.joining(app)
 
@@ -213,17 +249,37 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         commands,
         durable,
         readiness,
+        authenticators,
         endings,
         tails,
         silence_checks,
         measuring,
         streams,
+        LostWriters(streams, log, leases, settings),
         ledger,
         delivery,
         presence(delivery, tails, commands, settings),
         request_timeouts,
         watchers,
+        MetricsServer(health.answers(), settings),
         app,
+    )
+
+
+def authenticators_for(commands: Commands, settings: Settings) -> list[KeptUp]:
+    """Returns what recognizes the tokens of services and users. Raises Unusable."""
+    users = [UserTokens(settings)] if settings.jwt_keys else []
+    return [ApiKeys(commands, settings), *users]
+
+
+def admission_for(authenticators: Sequence[Authenticator], settings: Settings) -> Admission:
+    """Returns what guards a gateway with authentication. Raises Unusable."""
+    keys = SigningKeys(settings.token_keys)
+    return Admission(
+        authenticators,
+        tokens=StreamTokens(keys, settings),
+        sessions=Sessions(keys),
+        user_cookie=settings.user_cookie,
     )
 
 
@@ -261,7 +317,10 @@ def _uvicorn_config(gateway: _Gateway, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        headers=[("x-content-type-options", "nosniff")],  # no browser may take an answer for a script or a page
+        headers=[
+            ("x-content-type-options", "nosniff"),  # no browser may take an answer for a script or a page
+            ("referrer-policy", "no-referrer"),  # a page's address may have an access token
+        ],
         proxy_headers=False,  # nothing here depends on where a request came from
         backlog=BACKLOG,
         timeout_keep_alive=settings.idle_connection_seconds,

@@ -27,6 +27,7 @@ from shared.commands import Commands
 from shared.errors import Disconnected, LogFull, MidstreamError, QueueFull, RedisRefused, Unreadable
 from shared.event_log import READ_ENTRIES_MAX, EventLog
 from shared.events import Accepted, Entry, Event, Policies, owner_of
+from shared.external_writes import Lease, WriterLeases
 from shared.ids import BEGINNING, FIRST_ID, EventId, created_at, is_stream_id, new_stream_id
 from shared.keys import idempotency_key
 from shared.lanes import Lanes
@@ -79,6 +80,7 @@ class Streams:
         self._receipts: set[asyncio.Task[None]] = set()
         self._settings = settings
         self._owners = owners
+        self._leases = WriterLeases(commands, ttl_seconds=settings.log_ttl_seconds)
         self._long_reads = asyncio.Semaphore(_LONG_READS_MAX)
         self._creating_bytes = 0
 
@@ -93,7 +95,8 @@ class Streams:
         keep_request: bool = False,
         shown_messages: int = 0,
     ) -> dict[str, Any]:
-        """Begins the log of a request and puts the request before the workers. Returns the body of the 201.
+        """Begins the log of a request and puts the request before the workers, unless an external writer is to answer it.
+        Returns the body of the 201.
 
         `facade` is stored with the request, for the API through which it came. Large fields of the request are stored until
         the stream ends; with `keep_request` as long as its log. Of the messages the first `shown_messages` are in the log
@@ -122,7 +125,11 @@ class Streams:
                         self._owners.remember(stream_id, owner)
                         return self._created(stream_id)
                     entry = entry if stream_id == new_id else entry_of(stream_id)
-                await self._begin(stream_id, entry, beside, alone=stream_id == new_id)
+                if policies.lease_seconds is None:
+                    await self._begin(stream_id, entry, beside, alone=stream_id == new_id)
+                else:
+                    lease = Lease(policies.lease_seconds, policies.cancel_after_seconds)
+                    await self.answered(self._begin_external, stream_id, entry, beside, lease)
                 self._owners.remember(stream_id, owner)
         except QueueFull as error:
             with contextlib.suppress(Disconnected, RedisRefused):  # then it ends as an orphan
@@ -180,6 +187,20 @@ class Streams:
 
         await self.answered(begin)
 
+    async def _begin_external(self, stream_id: str, entry: Entry, beside: Beside | None, lease: Lease) -> None:
+        """Writes the first entry of a log that an external writer fills, and begins its lease. May be repeated.
+
+        Raises Problem 503 if there are as many such streams as there may be.
+        """
+        if await self._leases.count() >= self._settings.external_streams_max:
+            detail = (
+                f"there are {self._settings.external_streams_max} streams of external writers, and no more are taken"
+            )
+            raise Problem(503, detail, retry_after_seconds=5)
+        appended = await self._log.append(stream_id, 0, entry, self._settings.log_ttl_seconds, beside)
+        if appended.status == "applied" or appended.last == FIRST_ID:
+            await self._leases.begin(stream_id, lease)
+
     async def state(self, stream_id: str, wait_seconds: float = 0.0) -> History:
         """Returns the state now, or when the stream has ended or the time is up. A waiting request holds the stream's tail."""
         history = await self.history(stream_id)
@@ -211,21 +232,25 @@ class Streams:
             raise full() from None
         if ended_here:
             metrics.cancelled(by)
-            line = write_line(
-                self._log,
-                self._deliveries,
-                stream_id,
-                after_seconds=RECEIPT_LINE_SECONDS,
-                on_receipt=metrics.receipt_written,
-                with_texts=bool(self._settings.log_texts),
-            )
-            task = asyncio.get_running_loop().create_task(line)
-            self._receipts.add(task)
-            task.add_done_callback(self._receipts.discard)
+            self.write_receipt(stream_id)
         history = await self.history(stream_id)
         if ended_here:
             self.cancelled_here(stream_id, history, by)
         return history
+
+    def write_receipt(self, stream_id: str) -> None:
+        """Has the receipt of a stream that was ended here written to this process's log, a moment later."""
+        line = write_line(
+            self._log,
+            self._deliveries,
+            stream_id,
+            after_seconds=RECEIPT_LINE_SECONDS,
+            on_receipt=metrics.receipt_written,
+            with_texts=bool(self._settings.log_texts),
+        )
+        task = asyncio.get_running_loop().create_task(line)
+        self._receipts.add(task)
+        task.add_done_callback(self._receipts.discard)
 
     async def _end(self, stream_id: str, cancelled: bytes) -> bool:
         """Ends a stream as cancelled. True if it ends with this entry: also one whose reply was lost before."""

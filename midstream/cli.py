@@ -60,6 +60,7 @@ def _run(arguments: argparse.Namespace) -> int:
             log_format=arguments.log_format,
             metrics_port=arguments.metrics_port,
             reload=arguments.reload,
+            auth=arguments.auth,
         )
     if arguments.command == "demo":
         from midstream.demo import demo
@@ -98,6 +99,8 @@ def _run(arguments: argparse.Namespace) -> int:
             insecure=arguments.insecure,
             json=arguments.json,
         )
+    if arguments.command == "keys":
+        return _keys(arguments)
     if arguments.command == "bench":
         from bench.run import bench
 
@@ -105,6 +108,27 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "metrics":
         return _metrics(arguments.markdown, arguments.json)
     return _settings(arguments.markdown, arguments.json)
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    from midstream import keys
+
+    redis_url = keys.redis_url_of(arguments.redis)
+    if arguments.action == "create":
+        return keys.create_key(
+            redis_url,
+            arguments.name,
+            arguments.scopes,
+            arguments.expires,
+            arguments.limit,
+            as_json=arguments.json,
+            stored=not arguments.for_file,
+        )
+    if arguments.action == "list":
+        return keys.list_keys(redis_url, as_json=arguments.json)
+    if arguments.action == "revoke":
+        return keys.revoke_key(redis_url, arguments.key)
+    return keys.rotate_key(redis_url, arguments.name, arguments.grace, as_json=arguments.json)
 
 
 def _unrecognized(arguments: Sequence[str], parser: argparse.ArgumentParser) -> str:
@@ -140,6 +164,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
             "Test whether streams reach readers undelayed; if not, say which hop is at fault and what to change.",
         )
     )
+    _add_keys(command("keys", "Make, list, revoke and replace the API keys of services."))
     options.add_arguments(command("bench", options.SUMMARY))
 
     metrics = command("metrics", "List every metric with its kind, its labels, its meaning and what it costs.")
@@ -170,6 +195,9 @@ def _add_up(up: argparse.ArgumentParser) -> None:
     _add_provider(up)
     up.add_argument(
         "--reload", action="store_true", help="restart the workers when the code of your own generator has changed"
+    )
+    up.add_argument(
+        "--auth", action="store_true", help="let in only who has an API key, and print one that may do everything"
     )
     up.add_argument("--workers", type=_count, default=1, metavar="N", help="how many worker processes (1)")
     up.add_argument("--gateways", type=_count_or_0, metavar="N", help="how many gateway processes (1); 0: one per core")
@@ -252,6 +280,53 @@ def _add_doctor(doctor: argparse.ArgumentParser) -> None:
     )
     doctor.add_argument("--insecure", action="store_true", help="do not verify certificates")
     doctor.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_keys(keys: argparse.ArgumentParser) -> None:
+    actions = keys.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def action(name: str, summary: str) -> argparse.ArgumentParser:
+        parser = actions.add_parser(name, help=summary, description=summary)
+        parser.add_argument("--redis", metavar="URL", help="the Redis of the gateways (MIDSTREAM_REDIS_URL)")
+        return parser
+
+    create = action("create", "Make a key, and show it once.")
+    create.add_argument("name", metavar="NAME", help="who has the key: the owner of the streams that it creates")
+    create.add_argument(
+        "--scopes",
+        required=True,
+        metavar="SCOPE,SCOPE",
+        help="what it may do: of create, read, cancel, write, act (create for end users), admin",
+    )
+    create.add_argument("--expires", type=_duration, metavar="TIME", help="as in 90d or 12h (never)")
+    create.add_argument(
+        "--limit", action="append", default=[], metavar="NAME=NUMBER", help="a limit of its own; may be repeated"
+    )
+    create.add_argument(
+        "--for-file", action="store_true", help="store nothing in Redis; print the line for MIDSTREAM_API_KEYS_FILE"
+    )
+    create.add_argument("--json", action="store_true", help="print JSON")
+    listing = action("list", "List the keys in Redis: never the keys themselves.")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    revoke = action("revoke", "Revoke a key: no gateway takes it any more, within five seconds.")
+    revoke.add_argument(
+        "key", metavar="NAME|ID|KEY", help="a name (all its keys), an id of the list, or the key itself"
+    )
+    rotate = action("rotate", "Make a new key in place of the present one, which stays valid for a while.")
+    rotate.add_argument("name", metavar="NAME", help="the name of the keys")
+    rotate.add_argument(
+        "--grace", type=_duration, default=86_400.0, metavar="TIME", help="how long the former key stays valid (1d)"
+    )
+    rotate.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _duration(text: str) -> float:
+    from midstream.keys import seconds_of
+
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _provider(text: str) -> str:

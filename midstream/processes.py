@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -113,13 +114,15 @@ class LocalMidstream:
         self.url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
         environment = {
             "MIDSTREAM_WORKER_DRAIN_SECONDS": _DRAIN_SECONDS,
+            "MIDSTREAM_TOKEN_KEYS": secrets.token_hex(32),
             **self._environment,
             "MIDSTREAM_REDIS_URL": self._redis_url,
             "MIDSTREAM_GATEWAY_PROCESSES": str(gateways),
         }
         fd = self._listening.fileno()
         command = [sys.executable, "-m", "gateway", "--fd", str(fd)]
-        self._add(_NamedChild(name="the gateway", command=command, environment=environment, fds=(fd,)))
+        of_gateway = {**environment, "MIDSTREAM_METRICS_PORT": "0"}  # the first worker has that port
+        self._add(_NamedChild(name="the gateway", command=command, environment=of_gateway, fds=(fd,)))
         with ReadyPipe() as pipe:
             command = [sys.executable, "-m", "producer"]
             ready = [*command, "--ready-fd", str(pipe.fd)]

@@ -21,6 +21,7 @@ from midstream.client import (
     StreamEvent,
     Token,
 )
+from midstream.key import authorization
 from shared.ids import is_stream_id
 
 _FAILED, _CANCELLED = 1, 3
@@ -33,7 +34,7 @@ def tail(target: str, *, server: str, last_event_id: str, as_json: bool, give_up
     elif not is_stream_id(target):
         raise StreamError(f"{target!r} is neither a stream's id (36 characters) nor an http:// or https:// URL")
     exit_code, last_id = 0, last_event_id
-    with Client(server, give_up_seconds=give_up_seconds) as client:
+    with Client(server, headers=authorization(), give_up_seconds=give_up_seconds) as client:
         for event in client.follow(target, after=last_event_id):
             last_id = event.id or last_id
             if isinstance(event, Failed):

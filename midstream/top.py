@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from midstream.client import Client, Lost, StreamError
+from midstream.key import authorization
 from midstream.screen import Screen, frame
 
 _PAUSE_SECONDS = 1.0
@@ -58,7 +59,10 @@ def top(*, server: str, once: bool, as_json: bool) -> int:
 
 def _snapshot(server: str) -> Snapshot:
     """Returns what runs now. Raises StreamError."""
-    with Client(server, give_up_seconds=0.0) as client, closing(_snapshots_of(client, server)) as updates:
+    with (
+        Client(server, headers=authorization(), give_up_seconds=0.0) as client,
+        closing(_snapshots_of(client, server)) as updates,
+    ):
         for update in updates:
             if isinstance(update, dict):
                 return update
@@ -68,7 +72,9 @@ def _snapshot(server: str) -> Snapshot:
 def _snapshots(server: str) -> Iterator[Snapshot | str]:
     """Yields each snapshot; after a lost connection its reason, then tries again. Raises StreamError if the first snapshot fails."""
     yield _snapshot(server)  # a wrong address fails at once
-    with Client(server, stall_seconds=_SILENT_SECONDS_MAX, give_up_seconds=_GIVE_UP_SECONDS) as client:
+    with Client(
+        server, headers=authorization(), stall_seconds=_SILENT_SECONDS_MAX, give_up_seconds=_GIVE_UP_SECONDS
+    ) as client:
         while True:
             try:
                 yield from _snapshots_of(client, server)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from midstream.processes import LocalMidstream, settings_for
+from shared.api_keys import SCOPES, new_key
 from shared.provider_address import host_of
 from shared.provider_kinds import OPENAI, SIMULATED, provider_kinds
 from shared.settings import Settings
@@ -18,6 +19,7 @@ from shared.settings import Settings
 logger = logging.getLogger("midstream")
 
 _LOOK_SECONDS = 0.2
+_KEY_NAME = "local"
 _MODELS_SHOWN = 8
 _WORDS_CHARACTERS_MAX = 200
 """Of the provider's own message."""
@@ -41,8 +43,10 @@ def up(
     log_format: str | None = None,
     metrics_port: int | None = None,
     reload: bool = False,
+    auth: bool = False,
 ) -> int:
-    """Runs until Ctrl-C or SIGTERM. Raises Unusable."""
+    """Runs until Ctrl-C or SIGTERM. With `auth` clients need an API key, and one is printed. Raises Unusable."""
+    key = new_key() if auth else None
     options = {
         "MIDSTREAM_HOST": host,
         "MIDSTREAM_PORT": None if port is None else str(port),
@@ -53,6 +57,8 @@ def up(
         "MIDSTREAM_LOG_FORMAT": log_format,
         "MIDSTREAM_METRICS_PORT": None if metrics_port is None else str(metrics_port),
         "MIDSTREAM_GATEWAY_PROCESSES": None if gateways is None else str(gateways),
+        "MIDSTREAM_AUTH": None if key is None else "required",
+        "MIDSTREAM_API_KEYS": None if key is None else _with_key(os.environ.get("MIDSTREAM_API_KEYS", ""), key),
     }
     settings, environment = settings_for(options, os.environ)
 
@@ -74,6 +80,8 @@ def up(
     try:
         with midstream:
             print(f"midstream is up: {midstream.url}", flush=True)
+            if key is not None:
+                print(_how_to_use(key, midstream.url), flush=True)
             _say_what_there_is(midstream.url, settings)
             while True:
                 time.sleep(_LOOK_SECONDS)
@@ -83,11 +91,26 @@ def up(
         return 0
 
 
+def _with_key(others: str, key: str) -> str:
+    """Returns the API keys of the environment, with this one, which may do everything."""
+    return f"{others};{_KEY_NAME} {','.join(sorted(SCOPES))} {key}"
+
+
+def _how_to_use(key: str, url: str) -> str:
+    ask = '{"messages": [{"role": "user", "content": "Tell me a story."}]}'
+    return (
+        f"API key, valid until this stops: {key}\n"
+        f"ask: curl -N {url}/v1/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' "
+        f"-d '{ask[:-1]}, \"stream\": true}}'"
+    )
+
+
 def _say_what_there_is(url: str, settings: Settings) -> None:
     """Prints the console's address, if there is one, and what the provider has."""
+    from gateway.access.mode import is_authentication_on
     from gateway.console.files import is_wanted  # a web framework: now that the children run, nobody waits for it
 
-    if is_wanted(settings):
+    if is_wanted(settings, guarded=is_authentication_on(settings, settings.host)):
         print(f"open the console: {url}/", flush=True)
     print(asyncio.run(_about_the_provider(settings)), flush=True)
 

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import uvloop
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from producer.loading import provider_of
 from producer.metrics import WorkerMeasuring
-from producer.metrics_server import MetricsServer
 from producer.named_providers import NamedProviders
 from producer.presence import presence
 from producer.provider import Provider
@@ -33,6 +33,7 @@ from shared.grants import check_grants, until_up
 from shared.lanes import lanes_of
 from shared.logs import set_up_logging
 from shared.metrics import BUILD_INFO
+from shared.metrics_server import Answer, MetricsServer
 from shared.provider_kinds import SIMULATED, check_for_worker, provider_kinds
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
@@ -122,7 +123,15 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
         tracing=tracing,
     )
     measuring = WorkerMeasuring(connection, settings, worker.tally)
-    metrics_server = MetricsServer(measuring.handover.now, settings)
+
+    async def metrics() -> Answer:
+        measuring.handover.now()
+        return Answer(generate_latest(), content_type=CONTENT_TYPE_LATEST)
+
+    async def healthz() -> Answer:
+        return Answer(b"ok\n")
+
+    metrics_server = MetricsServer({"/metrics": metrics, "/healthz": healthz}, settings)
     metrics_url = await metrics_server.open()
     measuring.start()
     BUILD_INFO.gauge().labels(VERSION, platform.python_version()).set(1)

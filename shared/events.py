@@ -278,14 +278,17 @@ class Policies:
     on_interrupt: str = "restart"
     pace_ms: int | None = None
     """The least time between two entries with tokens; None: the worker's setting."""
+    lease_seconds: float | None = None
+    """How long an external writer may be silent; None: no external writer fills the stream, but a worker."""
 
     def stored(self) -> dict[str, Any]:
         stored: dict[str, Any] = {"cancel_after": self.cancel_after_seconds, "on_interrupt": self.on_interrupt}
-        return stored if self.pace_ms is None else {**stored, "pace_ms": self.pace_ms}
+        optional = {"pace_ms": self.pace_ms, "lease": self.lease_seconds}
+        return stored | {name: value for name, value in optional.items() if value is not None}
 
     @classmethod
     def load(cls, stored: dict[str, Any]) -> Policies:
-        return cls(stored.get("cancel_after"), stored["on_interrupt"], stored.get("pace_ms"))
+        return cls(stored.get("cancel_after"), stored["on_interrupt"], stored.get("pace_ms"), stored.get("lease"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,10 +376,11 @@ def _wrong_of_accepted(stored: Any) -> str:
         if not isinstance(stored.get(name), dict):
             return name
     policies, metadata = stored["policies"], stored["metadata"]
-    cancel_after, pace_ms = policies.get("cancel_after"), policies.get("pace_ms")
+    cancel_after, pace_ms, lease = (policies.get(name) for name in ("cancel_after", "pace_ms", "lease"))
     if policies.get("on_interrupt") not in _INTERRUPT_POLICIES or not (
         (cancel_after is None or _is_number(cancel_after))
         and (pace_ms is None or (type(pace_ms) is int and 0 <= pace_ms <= PACE_MS_MAX))
+        and (lease is None or _is_number(lease))
     ):
         return "policies"
     if not all(isinstance(text, str) for text in metadata.values()):

@@ -18,8 +18,10 @@ from shared.connections import RedisConnection, check, connection_to
 from shared.errors import Disconnected, LogFull, MidstreamError, OddReply, RedisRefused, Unusable
 from shared.event_log import Appended, EventLog, shown
 from shared.events import Entry
+from shared.external_writes import ExternalWrites, WriterLeases
 from shared.ids import FIRST_ID, EventId
 from shared.keys import (
+    API_KEYS,
     GROUP,
     PROCESSES_ABOUT,
     PROCESSES_UNTIL,
@@ -27,6 +29,7 @@ from shared.keys import (
     deliveries_key,
     idempotency_key,
     kept_key,
+    lease_key,
     live_channel,
     log_key,
     request_key,
@@ -168,7 +171,10 @@ def _needed(role: Role, name: str) -> list[Command]:
     if role == "gateway":
         return [
             *both,
+            ("PUBSUB", "SHARDNUMSUB", live),
+            ("HMGET", lease_key(name), "ms"),
             ("GET", idempotency_key(name)),
+            ("HGET", API_KEYS, "version"),
             ("SET", idempotency_key(name), "", "XX", "GET", "EX", 1),
             ("DEL", log),
             ("XINFO", "GROUPS", REQUESTS),
@@ -219,6 +225,15 @@ def _scripts(role: Role, name: str) -> list[tuple[Script, list[bytes], Command]]
         (Presence.BEAT, [until, about], ("probe", b"", 1000, _PROBE_TTL_SECONDS * 1000, 1)),
     ]
     if role == "gateway":
+        lease, writers = lease_key(name), b"midstream:{%b}:writers" % name.encode()
+        keys = [log, live, lease, request, kept]
+        bounds = (_PROBE_TTL_SECONDS, 100, 1000)
+        more: Command = ("", 1, 1000, 0, b"{}", *bounds)
+        scripts[-3:-3] = [  # before the end
+            (ExternalWrites.WRITE, keys, ("1-1", "1-2", events.TOKEN, b"", *more)),
+            (ExternalWrites.WRITE_LAST, keys, ("", "0-0", b"", b"", *more)),
+            (WriterLeases.DUE, [writers], (1, 1)),
+        ]
         scripts.append((RequestQueue.ENQUEUE, [queue], (name, 1, _PROBE_TTL_SECONDS)))
         scripts.append((EventLog.DELETE, [log, deliveries, request, kept], (_PROBE_TTL_SECONDS,)))
     else:

@@ -7,10 +7,13 @@
 | `midstream:{<id>}:request` | hash: field to JSON (`shared.large_fields`) | `append.lua` with `accepted` | deleted with the terminal event; `log_ttl_seconds` from the start |
 | `midstream:{<id>}:kept` | the same, for an API that goes on from it | `append.lua` with `accepted` | with its log |
 | `midstream:{<id>}:live` | shard channel | `append.lua`, `end.lua` | – |
+| `midstream:{<id>}:lease` | hash: the lease of an external writer (`shared.external_writes`) | gateway, `write.lua` | when the lease runs out, and with the terminal event |
+| `midstream:writers` | sorted set: streams of external writers, to the time at which the lease is looked at | gateway | `log_ttl_seconds` after the last addition |
 | `midstream:requests`, with several lanes `midstream:requests:{<n>}` | stream, group `workers` | enqueue: gateway; claims: workers | `log_ttl_seconds` after the last enqueue or renewal |
 | `midstream:{<tag>}:replicated` | string, empty | `shared.replicas`, in the slot of what it follows | 5 s |
 | `midstream:idempotency:<digest>` | string | gateway | `log_ttl_seconds` |
 | `midstream:chat:<digest>` | string: a chat's newest stream (AI SDK) | gateway | `log_ttl_seconds` |
+| `midstream:api-keys` | hash: SHA-256 of an API key to JSON (`shared.api_keys`) | `midstream keys` | never |
 | `midstream:{processes}:until` | sorted set: process to the time until which it counts as there (ms) | every process | 67 s after the last word of any |
 | `midstream:{processes}:about` | hash: process to JSON | every process | with the above |
 
@@ -24,6 +27,8 @@ import hashlib
 PREFIX = "midstream:"
 REQUESTS = b"midstream:requests"
 GROUP = b"workers"
+API_KEYS = b"midstream:api-keys"
+WRITERS = b"midstream:writers"
 PROCESSES_UNTIL = b"midstream:{processes}:until"
 PROCESSES_ABOUT = b"midstream:{processes}:about"
 
@@ -42,6 +47,10 @@ def request_key(stream_id: str) -> bytes:
 
 def kept_key(stream_id: str) -> bytes:
     return b"midstream:{%b}:kept" % stream_id.encode()
+
+
+def lease_key(stream_id: str) -> bytes:
+    return b"midstream:{%b}:lease" % stream_id.encode()
 
 
 def live_channel(stream_id: str) -> bytes:

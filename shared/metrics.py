@@ -90,13 +90,14 @@ STATUSES = (
     "507",
     OTHER,
 )
-REQUEST_STATUSES = ("101", "200", "201", "204", "304", *STATUSES)
+REQUEST_STATUSES = ("101", "200", "201", "204", "303", "304", *STATUSES)
 FACES = ("sse", "ndjson", "text", "websocket", "prompt", "chat", "responses", "ai_sdk")
 """The forms in which a stream can be followed."""
 APIS = ("native", "chat", "responses", "ai_sdk")
 """Those through which a stream can be created."""
 BACKGROUND_TASKS = (
     "ages",
+    "api_keys",
     "beats",
     "cluster_map",
     "connection",
@@ -104,14 +105,17 @@ BACKGROUND_TASKS = (
     "forget",
     "ledger",
     "look",
+    "lost_writers",
     "measure",
     "presence",
     "renew",
+    "revocations",
     "samples",
     "silence_checks",
     "subscriptions",
     "take_over",
     "request_timeouts",
+    "user_keys",
     "watch",
     "watchers",
 )
@@ -557,10 +561,38 @@ FAILURES = Metric(
 CANCELS = Metric(
     "midstream_cancels",
     "counter",
-    "Streams that this process ended as cancelled. `by`: a client asked for it, the last reader had gone, or an operator did it",
+    "Streams that this process ended as cancelled. `by`: a client asked for it, the last reader had gone, an operator or the external writer did it",
     "both",
     _STREAM,
     {"by": tuple(CancelReason)},
+)
+ENTRIES_WRITTEN = Metric(
+    "midstream_external_entries",
+    "counter",
+    "Entries that external writers have appended through this process; several events may share one",
+    "gateway",
+    "an append of an external writer",
+)
+EVENTS_KNOWN = Metric(
+    "midstream_external_events_known",
+    "counter",
+    "Events that an external writer has sent again and that were in the log already: a reply was lost, or a request was repeated",
+    "gateway",
+    _RARE,
+)
+ATTEMPTS_WRITTEN = Metric(
+    "midstream_external_attempts",
+    "counter",
+    "Attempts that external writers have begun; each fences off the one before",
+    "gateway",
+    _STREAM,
+)
+WRITERS_LOST = Metric(
+    "midstream_external_writers_lost",
+    "counter",
+    "Streams that this process ended as failed because their external writer fell silent for longer than its lease",
+    "gateway",
+    _RARE,
 )
 RECEIPTS = Metric(
     "midstream_receipts", "counter", "Receipts written to the process's log, one per ended stream", "both", _STREAM

@@ -17,8 +17,8 @@ from typing import Any
 from shared.errors import Unusable
 
 PREFIX = "MIDSTREAM_"
-_NOT_SETTINGS = frozenset({"MIDSTREAM_URL"})
-"""Variables of the command line: the gateway that `midstream tail` and `top` ask."""
+_NOT_SETTINGS = frozenset({"MIDSTREAM_URL", "MIDSTREAM_API_KEY"})
+"""Variables of the command line: the gateway that `midstream tail` and `top` ask, and the key that they show it."""
 _OTHER_NAMES = {"OPENAI_API_BASE": "OPENAI_BASE_URL", "OPENAI_BASE": "OPENAI_BASE_URL", "OPENAI_KEY": "OPENAI_API_KEY"}
 """Names under which others, or earlier versions of OpenAI's SDK, know a setting."""
 _OF_KUBERNETES = re.compile(r"_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)$")
@@ -37,7 +37,7 @@ def _setting(
     choices: tuple[str, ...] = (),
 ) -> Any:
     about = {"unit": unit, "why": why, "least": least, "most": most, "env": env, "choices": choices}
-    return field(default=default, metadata=about)
+    return field(default=default, metadata=about, repr=unit != "secret")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,44 @@ class Settings:
         "Whether clients have to show who they are. required: by an API key or a token. none: whoever reaches the port may do everything. auto: nobody has to where the gateway listens on a loopback address only; elsewhere it does not start.",
         choices=("auto", "required", "none"),
     )
+    token_keys: str = _setting(
+        "",
+        "secret",
+        "The keys by which gateways sign access tokens and the console's sessions: one, or the new one and the one before it, separated by a comma; each with at least 32 characters (`openssl rand -hex 32`). All gateways of one Redis need the same. Needed where authentication is on; `midstream up` makes one.",
+    )
+    api_keys_file: str = _setting(
+        "",
+        "path",
+        "A file of API keys, beside those in Redis (`midstream keys`): a line for each, NAME SCOPE,SCOPE KEY. KEY is a key, or sha256: and its digest. It is read again when it changes.",
+    )
+    api_keys: str = _setting("", "secret", "API keys as in MIDSTREAM_API_KEYS_FILE, separated by semicolons.")
+    jwt_keys: str = _setting(
+        "",
+        "URL or path",
+        "The JSON Web Key Set of the identity provider whose users may come by themselves, each with a JWT: an https address, or a file. It is read every ten minutes, and when an unknown key id comes.",
+    )
+    jwt_issuer: str = _setting("", "text", "The `iss` that a user's JWT must have. Needed with MIDSTREAM_JWT_KEYS.")
+    jwt_audience: str = _setting("", "text", "The `aud` that a user's JWT must have. Needed with MIDSTREAM_JWT_KEYS.")
+    jwt_algorithms: str = _setting(
+        "RS256,ES256",
+        "names",
+        "The algorithms by which a user's JWT may be signed. The token has no say in it.",
+    )
+    jwt_scopes: str = _setting(
+        "create,read,cancel", "scopes", "What a user may do with their own streams: of create, read, cancel, write."
+    )
+    jwt_leeway_seconds: float = _setting(
+        30.0,
+        "seconds",
+        "By so much the clocks of the identity provider and of the gateways may differ.",
+        least=0,
+        most=600,
+    )
+    user_cookie: str = _setting(
+        "",
+        "name",
+        "The cookie in which your application keeps its user's token (a JWT), if it does: requests of its pages are that user's.",
+    )
     log_level: str = _setting(
         "info",
         "level",
@@ -85,12 +123,12 @@ class Settings:
     metrics_host: str = _setting(
         "127.0.0.1",
         "address",
-        "The address at which a worker serves /metrics and /healthz; 0.0.0.0 for a Prometheus on another machine.",
+        "The address of MIDSTREAM_METRICS_PORT; 0.0.0.0 for a Prometheus on another machine.",
     )
     metrics_port: int = _setting(
         0,
         "port",
-        "A worker's port for /metrics. If it is taken, as with several workers on one machine, the next free one of the fifteen after it. 0: none. A gateway serves them at its own port.",
+        "The port at which a worker serves /metrics and /healthz, and a gateway /metrics, /healthz and /readyz. If it is taken, as with several processes on one machine, the next free one of the fifteen after it. 0: none. A gateway serves them at its own port, too; with authentication on, only if it has no such port.",
         least=0,
         most=65520,
     )
@@ -275,6 +313,18 @@ class Settings:
         "The largest request body, decoded: room for several photos. It is stored in Redis until the answer ends; with a response of OpenAI's API that is stored, as long as its log.",
         least=1024,
     )
+    external_streams_max: int = _setting(
+        10_000,
+        "streams",
+        "Streams of external writers that run at once, over all gateways. Beyond it a new one is refused with 503.",
+        least=1,
+    )
+    external_stream_seconds: int = _setting(
+        43_200,
+        "seconds",
+        "A stream of an external writer that has not ended after so long ends as failed: log_full. Must be shorter than a log lives.",
+        least=10,
+    )
     gateway_processes: int = _setting(
         1,
         "processes",
@@ -300,7 +350,7 @@ class Settings:
     console: str = _setting(
         "auto",
         "auto, on, off",
-        "Whether the gateway serves the console at /, and its data. The console names every live stream, and whoever knows a stream's name may read and cancel it. So auto means: only if the gateway listens on a loopback address.",
+        "Whether the gateway serves the console at /, and its data. It names every live stream. auto: if the gateway listens on a loopback address, or authentication is on: then it needs an API key with the scope admin.",
         choices=("auto", "on", "off"),
     )
     connections_max: int = _setting(
@@ -314,6 +364,13 @@ class Settings:
         "seconds",
         "A response lasts so long at most (less up to a fifth, at random), then its reader has to reconnect: so load spreads over new gateways.",
         least=0.1,
+    )
+    revoke_ends_readers: int = _setting(
+        0,
+        "0 or 1",
+        "1: a key that is revoked ends the connections of its readers within five seconds. 0: when they have to reconnect, after MIDSTREAM_CONNECTION_SECONDS at the latest.",
+        least=0,
+        most=1,
     )
     keepalive_seconds: int = _setting(
         15,

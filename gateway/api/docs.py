@@ -78,6 +78,8 @@ def page_of(described: Json) -> str:
 
 def _operation(path: str, method: str, operation: Json, described: Json) -> str:
     parts = [f"<p>{_words(operation['description'])}</p>"] if "description" in operation else []
+    scopes = {scope for scheme in operation["security"] for scopes in scheme.values() for scope in scopes}
+    parts += [f"<p>Needs the scope <code>{escape(scope)}</code>, if authentication is on.</p>" for scope in scopes]
     rows = [
         (
             f"<code>{escape(parameter['name'])}</code>",
@@ -131,9 +133,12 @@ def _schema(name: str, schema: Json) -> str:
     return f'<h3 id="{escape(name)}"><code>{escape(name)}</code></h3><p>{words}</p>{table}'
 
 
+_TEXT = {"type": "string"}
+
+
 def _contents(answer: Json) -> str:
     contents = [
-        f"<code>{escape(media_type)}</code> {_type(content['schema'])}"
+        f"<code>{escape(media_type)}</code> {_type(content.get('schema', _TEXT))}"
         for media_type, content in answer.get("content", {}).items()
     ]
     headers = [f"header <code>{escape(name)}</code>" for name in answer.get("headers", {})]

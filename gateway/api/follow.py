@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from gateway.access.given_tokens import GivenTokens
 from gateway.api import operations
 from gateway.api.requests import prompt_request
 from gateway.api.text import TEXT, TextSink, text_after
@@ -50,7 +51,7 @@ _HEADERS = [
     (b"x-accel-buffering", b"no"),
 ]
 _VARY = (b"vary", b"accept")
-_STREAM_PATH_HEAD = "/v1/streams/"
+_STREAM_PATH_HEAD, _CREATING_PATH = "/v1/streams/", "/stream"
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -76,9 +77,16 @@ class Subscribe:
     """The ways to follow a stream by a plain GET."""
 
     def __init__(
-        self, streams: Streams, tails: Tails, delivery: Delivery, models: ProviderModels, settings: Settings
+        self,
+        streams: Streams,
+        given: GivenTokens,
+        tails: Tails,
+        delivery: Delivery,
+        models: ProviderModels,
+        settings: Settings,
     ) -> None:
         self._streams = streams
+        self._given = given
         self._tails = tails
         self._delivery = delivery
         self._models = models
@@ -88,7 +96,7 @@ class Subscribe:
         self.routes = (
             Route("GET", "/v1/streams/{stream_id:path}/events", self.events, operations.EVENTS, "read"),
             Route("GET", "/v1/streams/{stream_id:path}/text", self.text, operations.TEXT_ONLY, "read"),
-            Route("GET", "/stream", self.prompt, operations.PROMPT, "read"),
+            Route("GET", _CREATING_PATH, self.prompt, operations.PROMPT, "read"),
         )
 
     def route(self, scope: Scope) -> Route | None:
@@ -148,12 +156,18 @@ class Subscribe:
             await _whole_stream(b"", send)
             return
         require("create")
+        as_cookie = query.get("cookie", "false")
+        if as_cookie not in ("true", "false"):
+            raise Problem(400, f"cookie must be true or false, not {as_cookie[:64]!r}")
         self.take_place()
         model = query.get("model") or await self._models.default()
         created = await self._streams.create(prompt_request(prompt, model), Policies(), {})
         stream_id = created["id"]
         # The browser must have an id before the first token, or a cut there would begin a second generation.
         accepted = orjson.dumps({"id": stream_id, "events_url": created["events_url"]})
+        Connection.add_headers(
+            send, self._given.headers(scope, stream_id, as_cookie=as_cookie == "true", path=_CREATING_PATH)
+        )
         first = b"event: accepted\ndata: %b\nid: %b/%b\n\n" % (accepted, stream_id.encode(), bytes(FIRST_ID))
         try:
             await self.follow(FollowRequest(stream_id, PROMPT, first=first), scope, send)

@@ -37,6 +37,14 @@ class MidstreamOptions(Closed):
     """Texts that are stored with the stream."""
     provider: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """The provider of the workers that answers; if none is given, the one with the name of the model, else the first."""
+    cookie: bool = False
+    """The answer sets the stream's access token as a cookie, too, if authentication is on."""
+    owner: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    """The end user whose stream it is to be: `sub` of their JWT. Needs the scope `act`. The header `X-Midstream-Owner` says the same."""
+    writer: Literal["worker", "external"] = "worker"
+    """`external`: a program of yours fills the stream over HTTP, and no worker does. `messages` may then be missing."""
+    lease_seconds: Annotated[float, Field(ge=1, le=3_600)] | None = None
+    """How long an external writer may be silent before its stream ends as failed; 30 if none is given."""
 
 
 class Simulation(Closed):
@@ -86,6 +94,28 @@ class CreatedStream(Described):
     """Unix seconds, as all times."""
     events_url: str
     """The path at which the stream is followed."""
+    access_token: str | None = None
+    """The right to read and cancel this stream, for as long as it can be read; only if authentication is on."""
+
+
+class TokenRequest(Closed):
+    """The rights that an access token is to have."""
+
+    scopes: Annotated[list[Literal["read", "cancel"]], Field(min_length=1)] = Field(default_factory=list)
+    """`cancel` includes `read`. `read` where it is missing."""
+    expires_in: Annotated[float, Field(ge=1, le=100_000_000)] | None = None
+    """Seconds; if none is given, for as long as the stream can be read."""
+    cookie: bool = False
+    """The answer sets the token as a cookie, too."""
+
+
+class AccessToken(Described):
+    """The right to one stream, for whoever has it."""
+
+    access_token: str
+    token_type: Literal["Bearer"]
+    scopes: list[str]
+    expires_at: int
 
 
 class StreamError(Described):
@@ -179,14 +209,16 @@ class Health(Described):
     """The process lives."""
 
     status: Literal["ok"]
-    version: str
+    version: str | None = None
+    """Not for strangers, if authentication is on."""
 
 
 class Ready(Described):
     """The process can serve."""
 
     status: Literal["ready"]
-    readers: Count
+    readers: Count | None = None
+    """Not for strangers, if authentication is on."""
 
 
 class ProbeTrace(Described):
@@ -241,7 +273,7 @@ class Done(Described):
 class Cancelled(Described):
     """The stream was cancelled."""
 
-    by: Literal["client", "disconnect"]
+    by: Literal["client", "disconnect", "writer"]
 
 
 class Live(Described):

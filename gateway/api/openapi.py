@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from gateway.access.credentials import QUERY_NAME, SESSION_COOKIE, STREAM_COOKIE
 from gateway.http.accept import SSE
 from gateway.http.operations import (
     EVERYWHERE,
@@ -26,6 +27,7 @@ from gateway.http.operations import (
     Parameter,
     ProblemDocument,
 )
+from gateway.http.principal import OPEN
 from gateway.http.routes import Route
 from shared.version import VERSION
 
@@ -39,6 +41,28 @@ _OTHER_STATUSES = {499: "The answer was cancelled"}
 
 Json = dict[str, Any]
 
+_SCHEMES: Json = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key, a user's JWT, or a stream's access token. The scope that an operation needs stands with it.",
+    },
+    "accessToken": {
+        "type": "apiKey",
+        "in": "query",
+        "name": QUERY_NAME,
+        "description": "A stream's access token, or a user's JWT, where no header can be sent.",
+    },
+    "cookie": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": STREAM_COOKIE,
+        "description": f"A stream's access token. `{SESSION_COOKIE}` has the console's session; "
+        "MIDSTREAM_USER_COOKIE names the one that has a user's JWT.",
+    },
+}
+"""None of them is asked for where authentication is off."""
+
 
 def document(routes: Sequence[Route], path_prefix: str = "") -> Json:
     """The document of these routes, which a proxy may offer below another path."""
@@ -50,9 +74,9 @@ def document(routes: Sequence[Route], path_prefix: str = "") -> Json:
     errors: dict[str, Json] = {}
     for route in routes:
         operation = route.operation
-        for status in _errors_of(operation):
+        for status in _errors_of(route):
             errors[_error_name(status, operation)] = _error(status, operation)
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(operation)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Midstream", "version": VERSION, "description": _ABOUT},
@@ -61,6 +85,7 @@ def document(routes: Sequence[Route], path_prefix: str = "") -> Json:
         "components": {
             "schemas": schemas["$defs"],
             "responses": dict(sorted(errors.items())),
+            "securitySchemes": _SCHEMES,
         },
     }
 
@@ -77,28 +102,41 @@ def _models_of(operation: Operation) -> Iterable[type[BaseModel]]:
             yield kind.data
 
 
-def _operation(operation: Operation) -> Json:
+def _operation(route: Route) -> Json:
+    operation = route.operation
     described: Json = {
         "tags": [operation.tag],
         "operationId": operation.name,
         "summary": operation.summary,
         "parameters": [_parameter(parameter) for parameter in (*operation.parameters, *_ON_ALL)],
-        "responses": {
-            **{str(answer.status): _answer(answer, operation) for answer in operation.answers},
-            **{
-                str(status): {"$ref": f"#/components/responses/{_error_name(status, operation)}"}
-                for status in _errors_of(operation)
-            },
-        },
+        "responses": _responses(route),
+        "security": [] if route.scope == OPEN else [{scheme: [route.scope]} for scheme in _SCHEMES],
     }
     if operation.description:
         described["description"] = operation.description
     if operation.body is not None:
         schema = _reference(operation.body)
-        described["requestBody"] = {"required": operation.body_is_required, "content": {JSON: {"schema": schema}}}
+        content = {operation.body_media_type: {"schema": schema}}
+        described["requestBody"] = {"required": operation.body_is_required, "content": content}
     if operation.events:
         described["x-events"] = [_event(kind) for kind in operation.events]
     return described
+
+
+def _responses(route: Route) -> Json:
+    """The answers by status. One that is an error, too, has the bodies of both."""
+    operation = route.operation
+    responses: Json = {
+        str(status): {"$ref": f"#/components/responses/{_error_name(status, operation)}"}
+        for status in _errors_of(route)
+    }
+    for answer in operation.answers:
+        described = _answer(answer, operation)
+        if str(answer.status) in responses:
+            content = _error(answer.status, operation)["content"]
+            described["content"] = {**content, **described.get("content", {})}
+        responses[str(answer.status)] = described
+    return dict(sorted(responses.items()))
 
 
 def _parameter(parameter: Parameter) -> Json:
@@ -117,10 +155,7 @@ def _answer(answer: Answer, operation: Operation) -> Json:
     if streams:
         described["description"] += "\n\nEvents:\n" + "".join(f"\n- {_in_words(kind)}" for kind in operation.events)
     if answer.bodies:
-        described["content"] = {
-            media_type: {"schema": {"type": "string"} if model is None and media_type != JSON else _reference(model)}
-            for media_type, model in answer.bodies.items()
-        }
+        described["content"] = {media_type: _body(media_type, model) for media_type, model in answer.bodies.items()}
     if answer.headers:
         described["headers"] = {
             name: {"description": description, "schema": {"type": "string"}}
@@ -129,8 +164,15 @@ def _answer(answer: Answer, operation: Operation) -> Json:
     return described
 
 
-def _errors_of(operation: Operation) -> list[int]:
-    return sorted({*operation.errors, *EVERYWHERE})
+def _body(media_type: str, model: type[BaseModel] | None) -> Json:
+    """A body. Events have no schema here: tools would take it for that of each event."""
+    if media_type == SSE:
+        return {}
+    return {"schema": {"type": "string"} if model is None and media_type != JSON else _reference(model)}
+
+
+def _errors_of(route: Route) -> list[int]:
+    return sorted({*route.operation.errors, *EVERYWHERE, *(() if route.scope == OPEN else (401,))})
 
 
 def _error_name(status: int, operation: Operation) -> str:
@@ -145,6 +187,8 @@ def _error(status: int, operation: Operation) -> Json:
         own = {JSON: {"schema": _reference(operation.error)}}
         content = {**own, **content} if status in EVERYWHERE else own
     described: Json = {"description": phrase, "content": content}
+    if status == 401:
+        described["headers"] = {"WWW-Authenticate": {"description": "RFC 6750.", "schema": {"type": "string"}}}
     if status in (429, 503):
         described["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
     return described

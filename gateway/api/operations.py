@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gateway.api.models import (
     AcceptedStream,
+    AccessToken,
     Cancelled,
     CreatedStream,
     Done,
@@ -23,6 +24,7 @@ from gateway.api.models import (
     StreamRequest,
     StreamState,
     TokenOrDelta,
+    TokenRequest,
     WebSocketError,
 )
 from gateway.http.accept import NDJSON, SSE, TEXT
@@ -189,6 +191,17 @@ RECEIPT = Operation(
     parameters=(STREAM_ID,),
     errors=(404, 410),
 )
+CREATE_TOKEN = Operation(
+    "streams",
+    "create_access_token",
+    "Make an access token for a stream, with fewer rights or for a shorter time.",
+    (Answer(201, "The token.", {JSON: AccessToken}),),
+    parameters=(STREAM_ID,),
+    body=TokenRequest,
+    body_is_required=False,
+    errors=(404, 410, 413, 415),
+    description="Nobody can give more than they have: an access token makes none that outlives it. 404 also where authentication is off.",
+)
 DELETE_STREAM = Operation(
     "streams",
     "delete_stream",
@@ -205,6 +218,7 @@ PROMPT = Operation(
     parameters=(
         query("prompt", "The one user message; not needed with an event id."),
         query("model", "The model; by default the gateway's."),
+        query("cookie", "`true` sets the stream's access token as a cookie for this path, if authentication is on."),
         *RESUME_PARAMETERS,
     ),
     errors=(404, 410, 413),

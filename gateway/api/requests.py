@@ -9,10 +9,13 @@ from typing import Any, NoReturn
 
 import orjson
 
+from gateway.http.principal import OWNER_CHARACTERS_MAX
 from gateway.http.problems import Problem
 from shared.events import PACE_MS_MAX, Policies
 
-_MIDSTREAM = {"on_disconnect", "on_interrupt", "metadata", "pace_ms", "provider"}
+_MIDSTREAM = {
+    *("cookie", "lease_seconds", "metadata", "on_disconnect", "on_interrupt", "owner", "pace_ms", "provider", "writer"),
+}
 _SIMULATE = {"tokens", "tokens_per_second", "finish_reason", "fail_after", "stall_after"}
 _INTERRUPT_POLICIES = ("fail", "restart", "continue")
 _CANCEL_AFTER_SECONDS_MAX = 86_400
@@ -25,6 +28,14 @@ _CHAT_MODEL_CHARACTERS_MAX = 256
 CHAT_CHOICES_MAX = 128
 """How many choices get a first chunk with their role: OpenAI's own bound."""
 IDEMPOTENCY_KEY_CHARACTERS_MAX = 255
+_TOKEN_SECONDS_MAX = 100_000_000
+"""Three years: no stream can be read for longer."""
+LEASE_SECONDS = 30.0
+"""The lease of an external writer that asks for none: long enough for a plain program without heartbeats, whose tools may take
+a while."""
+LEASE_SECONDS_LEAST, LEASE_SECONDS_MOST = 1, 3600
+EXTERNAL_MODEL = "external"
+"""What a stream of an external writer has as its model if none is named: OpenAI's APIs have to name one."""
 
 
 def check_generation(body: dict[str, Any], default_model: str) -> tuple[dict[str, Any], Policies, dict[str, str]]:
@@ -37,11 +48,16 @@ def check_generation(body: dict[str, Any], default_model: str) -> tuple[dict[str
     policies, metadata = _check_midstream(options)
     if options.get("provider") is not None:
         request["midstream"] = {"provider": options["provider"]}  # for the worker, which alone knows its providers
-    model = request.setdefault("model", default_model)
+    external = policies.lease_seconds is not None
+    if external and options.get("provider") is not None:
+        raise Problem(
+            400, "midstream.provider is for workers: an external writer needs none", param="midstream.provider"
+        )
+    model = request.setdefault("model", EXTERNAL_MODEL if external else default_model)
     if not isinstance(model, str) or not model:
         _wrong("model", "a name", model)
-    messages = request.get("messages")
-    if not isinstance(messages, list) or not messages:
+    messages = request.setdefault("messages", []) if external else request.get("messages")
+    if not isinstance(messages, list) or not (messages or external):
         _wrong("messages", "a list of at least one message", messages)
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
@@ -53,6 +69,17 @@ def check_generation(body: dict[str, Any], default_model: str) -> tuple[dict[str
     return request, policies, metadata
 
 
+def wants_cookie(body: dict[str, Any]) -> bool:
+    """Returns whether a request that has been checked asks for its stream's access token as a cookie."""
+    return body.get("midstream", {}).get("cookie") is True
+
+
+def owner_in(body: dict[str, Any]) -> str | None:
+    """Returns the end user for whom a request that has been checked creates a stream, if it names one."""
+    owner: str | None = body.get("midstream", {}).get("owner")
+    return owner
+
+
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
     """A `POST /v1/chat/completions`: what goes to the provider, and how the client wants the answer."""
@@ -62,6 +89,7 @@ class ChatRequest:
     metadata: dict[str, str]
     streams: bool
     include_usage: bool
+    cookie: bool
 
 
 def check_chat(body: dict[str, Any], headers: Mapping[str, str], default_model: str) -> ChatRequest:
@@ -79,9 +107,8 @@ def check_chat(body: dict[str, Any], headers: Mapping[str, str], default_model: 
     ):
         if not isinstance(value, bool | None):
             _wrong(name, "true or false", value)
-    return ChatRequest(
-        generation, policies, metadata, bool(generation.get("stream")), bool(options.get("include_usage"))
-    )
+    streams, include_usage = bool(generation.get("stream")), bool(options.get("include_usage"))
+    return ChatRequest(generation, policies, metadata, streams, include_usage, wants_cookie(body))
 
 
 def _midstream_of(headers: Mapping[str, str]) -> dict[str, Any]:
@@ -108,6 +135,33 @@ def _midstream_of(headers: Mapping[str, str]) -> dict[str, Any]:
             _wrong("X-Midstream-Pace-Ms", f"a whole number from 0 to {PACE_MS_MAX}", pace)
         options["pace_ms"] = int(pace)
     return options
+
+
+@dataclass(frozen=True, slots=True)
+class WantedToken:
+    """A `POST /v1/streams/{id}/tokens`."""
+
+    scopes: list[str]
+    expires_in_seconds: float
+    """The longest there is where none was given."""
+    cookie: bool
+
+
+def check_token_request(body: dict[str, Any]) -> WantedToken:
+    """Checks the body of a request for an access token."""
+    unknown = sorted(set(body) - {"scopes", "expires_in", "cookie"})
+    if unknown:
+        raise Problem(400, f"{unknown[0][:80]!r} is not known; there are cookie, expires_in, scopes", param=unknown[0])
+    scopes = body.get("scopes", ["read"])
+    if not isinstance(scopes, list) or not scopes or not all(scope in ("read", "cancel") for scope in scopes):
+        _wrong("scopes", "a list of read and cancel", scopes)
+    expires_in = body.get("expires_in")
+    if expires_in is not None and (type(expires_in) not in (int, float) or not 1 <= expires_in <= _TOKEN_SECONDS_MAX):
+        _wrong("expires_in", f"a number of seconds from 1 to {_TOKEN_SECONDS_MAX}", expires_in)
+    if not isinstance(body.get("cookie", False), bool):
+        _wrong("cookie", "true or false", body["cookie"])
+    expires_in_seconds = _TOKEN_SECONDS_MAX if expires_in is None else float(expires_in)
+    return WantedToken(sorted({"read", *scopes}), expires_in_seconds, body.get("cookie", False))
 
 
 def check_idempotency_key(headers: Mapping[str, str]) -> str | None:
@@ -151,6 +205,11 @@ def _check_midstream(options: Any) -> tuple[Policies, dict[str, str]]:
         or not all(isinstance(value, str) for value in metadata.values())
     ):
         _wrong("midstream.metadata", f"an object of at most {_METADATA_ENTRIES_MAX} strings", metadata)
+    if not isinstance(options.get("cookie", False), bool):
+        _wrong("midstream.cookie", "true or false", options["cookie"])
+    owner = options.get("owner")
+    if owner is not None and not (isinstance(owner, str) and 1 <= len(owner) <= OWNER_CHARACTERS_MAX):
+        _wrong("midstream.owner", f"a text of 1 to {OWNER_CHARACTERS_MAX} characters", owner)
     pace_ms = options.get("pace_ms")
     if pace_ms is not None:
         _whole("midstream.pace_ms", pace_ms, least=0, most=PACE_MS_MAX)
@@ -158,7 +217,22 @@ def _check_midstream(options: Any) -> tuple[Policies, dict[str, str]]:
     if provider is not None and not (isinstance(provider, str) and 1 <= len(provider) <= _PROVIDER_CHARACTERS_MAX):
         _wrong("midstream.provider", "the name of a provider", provider)
     cancel_after_seconds = _cancel_after_seconds(options.get("on_disconnect", {"cancel_after": 60}))
-    return Policies(cancel_after_seconds, interrupt, pace_ms), metadata
+    return Policies(cancel_after_seconds, interrupt, pace_ms, _lease_seconds(options)), metadata
+
+
+def _lease_seconds(options: dict[str, Any]) -> float | None:
+    """The lease of an external writer; None for a stream that a worker fills."""
+    writer, lease_seconds = options.get("writer"), options.get("lease_seconds")
+    if writer not in (None, "worker", "external"):
+        _wrong("midstream.writer", '"worker" or "external"', writer)
+    if writer != "external":
+        if lease_seconds is not None:
+            name = "midstream.lease_seconds"
+            raise Problem(400, f'{name} is for a stream with "writer": "external"', param=name)
+        return None
+    if lease_seconds is None:
+        return LEASE_SECONDS
+    return _number("midstream.lease_seconds", lease_seconds, LEASE_SECONDS_LEAST, LEASE_SECONDS_MOST)
 
 
 def _cancel_after_seconds(on_disconnect: Any) -> float | None:

@@ -1,23 +1,32 @@
-"""`/v1/streams` but for what streams: create, state, cancel, receipt, delete; and health, readiness and metrics. On FastAPI."""
+"""`/v1/streams` but for what streams: create, state, cancel, receipt, delete; on FastAPI."""
 
 from __future__ import annotations
 
+import time
+
 import orjson
 from fastapi import FastAPI, Request
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from gateway.access.given_tokens import GivenTokens
 from gateway.api import operations
-from gateway.api.readiness import Readiness
-from gateway.api.requests import check_generation, check_idempotency_key, seconds
+from gateway.api.requests import (
+    check_generation,
+    check_idempotency_key,
+    check_token_request,
+    owner_in,
+    seconds,
+    wants_cookie,
+)
 from gateway.delivery.delivery import Delivery
-from gateway.http.bodies import parse_body, received
+from gateway.http.bodies import body_of, parse_body, received
 from gateway.http.etags import etag_of_body, is_known
 from gateway.http.exchange import json_response, unless_disconnected
+from gateway.http.principal import act_for, principal, require
 from gateway.http.problems import Problem, stopping
 from gateway.http.routes import Route, methods_like
 from gateway.http.whole_bodies import made
-from gateway.metrics import exposition, refused
+from gateway.metrics import refused
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from shared.lifecycle import History
@@ -25,17 +34,23 @@ from shared.settings import Settings
 from shared.version import VERSION
 
 _WAIT_SECONDS_MAX = 600
+_TOKEN_BODY_BYTES_MAX = 4096
 
 
 class NativeApi:
     """The requests that are answered whole, whatever their path names last."""
 
     def __init__(
-        self, streams: Streams, delivery: Delivery, readiness: Readiness, models: ProviderModels, settings: Settings
+        self,
+        streams: Streams,
+        given: GivenTokens,
+        delivery: Delivery,
+        models: ProviderModels,
+        settings: Settings,
     ) -> None:
         self._streams = streams
+        self._given = given
         self._delivery = delivery
-        self._readiness = readiness
         self._models = models
         self._settings = settings
         stream = "/v1/streams/{stream_id}"
@@ -44,10 +59,8 @@ class NativeApi:
             Route("GET", stream, self.state, operations.STATE, "read"),
             Route("POST", stream + "/cancel", self.cancel, operations.CANCEL_STREAM, "cancel"),
             Route("GET", stream + "/receipt", self.receipt, operations.RECEIPT, "read"),
+            Route("POST", stream + "/tokens", self.token, operations.CREATE_TOKEN, "read"),
             Route("DELETE", stream, self.delete, operations.DELETE_STREAM, "create"),
-            Route("GET", "/healthz", self.healthz, operations.HEALTH, "open"),
-            Route("GET", "/readyz", self.readyz, operations.READINESS, "open"),
-            Route("GET", "/metrics", self.metrics, operations.METRICS, "admin"),
         )
 
     def app(self) -> FastAPI:
@@ -67,8 +80,15 @@ class NativeApi:
         async with received(request, self._settings.body_bytes_max) as body:
             parsed = parse_body(body)
             generation, policies, metadata = check_generation(parsed, await self._models.default_for(parsed))
+            act_for(owner_in(parsed))
             created = await self._streams.create(generation, policies, metadata, idempotency=key)
-        return json_response(created, 201, {"location": created["events_url"]})
+            as_cookie = wants_cookie(parsed)
+        token = self._given.token(created["id"])
+        answer = json_response(
+            created if token is None else {**created, "access_token": token}, 201, {"location": created["events_url"]}
+        )
+        answer.raw_headers += self._given.headers(request.scope, created["id"], as_cookie=as_cookie)
+        return answer
 
     async def state(self, stream_id: str, request: Request) -> Response:
         """`GET /v1/streams/{id}`; with `?wait=SECONDS`, when it has ended or the time is up."""
@@ -93,27 +113,31 @@ class NativeApi:
         """`GET /v1/streams/{id}/receipt`"""
         return json_response(await self._streams.receipt(stream_id))
 
+    async def token(self, stream_id: str, request: Request) -> Response:
+        """`POST /v1/streams/{id}/tokens`"""
+        if self._given.tokens is None:
+            raise Problem(404, "tokens are given out where authentication is on: MIDSTREAM_AUTH=required")
+        raw = await body_of(request, _TOKEN_BODY_BYTES_MAX)
+        wanted = check_token_request(parse_body(raw) if raw else {})
+        for scope in wanted.scopes:
+            require(scope)
+        await self._streams.check_owner(stream_id)
+        expires_at = time.time() + wanted.expires_in_seconds
+        who = principal.get()
+        if who.stream_id is not None and who.expires_at is not None:
+            expires_at = min(expires_at, who.expires_at)
+        expires_at = min(int(expires_at), self._given.tokens.last_moment(stream_id))
+        token = self._given.tokens.token(stream_id, wanted.scopes, expires_at)
+        about = {"access_token": token, "token_type": "Bearer", "scopes": wanted.scopes, "expires_at": expires_at}
+        answer = json_response(about, 201)
+        if wanted.cookie:
+            answer.raw_headers.append(self._given.cookie(request.scope, stream_id, token, expires_at))
+        return answer
+
     async def delete(self, stream_id: str) -> Response:
         """`DELETE /v1/streams/{id}`"""
         await self._streams.delete(stream_id)
         return Response(status_code=204)
-
-    async def healthz(self) -> Response:
-        """`GET /healthz`: the process lives."""
-        return json_response({"status": "ok", "version": VERSION})
-
-    async def readyz(self) -> Response:
-        """`GET /readyz`: 200 if this process can serve. Raises Problem 503 that says why it cannot."""
-        if self._delivery.draining:
-            raise Problem(503, "this gateway is about to stop")
-        complaint = await self._readiness.complaint()
-        if complaint:
-            raise Problem(503, complaint)
-        return json_response({"status": "ready", "readers": self._delivery.readers})
-
-    async def metrics(self) -> Response:
-        """`GET /metrics`: of all processes of this gateway, whichever of them answers."""
-        return Response(exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _whole_state(stream_id: str, history: History) -> bytes:

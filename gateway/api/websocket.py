@@ -83,7 +83,7 @@ class WebSockets:
         self._streams = streams
         self._subscribe = subscribe
         self._events = Route("GET", "/v1/streams/{stream_id:path}/ws", self.events, operations.WEBSOCKET, "read")
-        self._plain = Route("GET", self._events.path, _not_upgraded, operations.WEBSOCKET, "open")
+        self._plain = Route("GET", self._events.path, _not_upgraded, operations.WEBSOCKET, "read")
         self.routes = (self._events,)
 
     def route(self, scope: Scope) -> Route | None:

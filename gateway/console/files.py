@@ -30,7 +30,6 @@ PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
 }
 """The pages show texts that strangers wrote: no script in them may run, nothing may be sent to another site, no site may frame them."""
@@ -50,7 +49,7 @@ class Console:
         self.routes = (
             Route("GET", "/", self.file, operations.CONSOLE, "admin"),
             Route("GET", "/chat", self.file, operations.CHAT_PAGE, "admin"),
-            Route("GET", _FILES_PATH + "{file}", self.file, operations.CONSOLE_FILE, "admin"),
+            Route("GET", _FILES_PATH + "{file}", self.file, operations.CONSOLE_FILE, "open"),
         )
 
     def route(self, scope: Scope) -> Route | None:
@@ -67,8 +66,8 @@ class Console:
         await response(scope, receive, send)
 
 
-def is_wanted(settings: Settings) -> bool:
-    """Returns whether this gateway has a console."""
+def is_wanted(settings: Settings, *, guarded: bool) -> bool:
+    """Returns whether this gateway has a console. `guarded`: it asks for a credential."""
     if settings.console != "auto":
         return settings.console == "on"
-    return is_loopback(settings.host)
+    return guarded or is_loopback(settings.host)

@@ -12,6 +12,7 @@ from gateway.http.operations import (
     IF_NONE_MATCH,
     JSON,
     Answer,
+    Closed,
     Described,
     EventKind,
     Operation,
@@ -131,6 +132,28 @@ def _page(name: str, summary: str) -> Operation:
     return Operation("console", name, summary, answers, parameters=(IF_NONE_MATCH,))
 
 
+class LoginForm(Closed):
+    """The form of the login page."""
+
+    key: str
+    """An API key with the scope `admin`."""
+
+
+_AFTER_LOGIN = {"Location": "Where the browser goes now.", "Set-Cookie": "The session."}
+LOGIN_PAGE = Operation("console", "login_page", "The login page.", (Answer(200, "A page.", {HTML: None}),))
+LOGIN = Operation(
+    "console",
+    "login",
+    "Log in to the console: an API key for a session cookie.",
+    (
+        Answer(303, "Logged in.", headers=_AFTER_LOGIN),
+        Answer(403, "The key is not known, or lacks the scope `admin`.", {HTML: None}),
+    ),
+    body=LoginForm,
+    body_media_type="application/x-www-form-urlencoded",
+    errors=(413, 415),
+)
+LOGOUT = Operation("console", "logout", "End the session.", (Answer(303, "Logged out.", headers=_AFTER_LOGIN),))
 CONSOLE = _page("console", "The console.")
 CHAT_PAGE = _page("chat_page", "A chat page to try Midstream.")
 _FILE_TYPES = {"text/css": None, "text/javascript": None, "image/svg+xml": None}

@@ -8,12 +8,14 @@ Snapshots are written to a watcher's socket directly, as events are to a reader'
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 from urllib.parse import parse_qs
 
 import orjson
 from starlette.responses import Response
 
+from gateway.access.authenticators import proof
 from gateway.console import operations
 from gateway.console.overview import Overview
 from gateway.faces import on_one_line
@@ -41,6 +43,7 @@ class Watcher:
     def __init__(self, watchers: Watchers, connection: Connection) -> None:
         self._watchers = watchers
         self.connection = connection
+        self.proof = proof.get()
         self.takes = False
         """The response has begun, and the socket is not full."""
 
@@ -136,11 +139,20 @@ class Watchers:
     async def _send_snapshots(self) -> None:
         while self._watching:
             await asyncio.sleep(SNAPSHOT_SECONDS)
+            await self._end_revoked()
             event = _event(await self._overview.current())
             chunk = chunk_of(event)
             for watcher in [watcher for watcher in self._watching if watcher.takes]:
                 watcher.takes = False  # stays so if `send` raises: the other watchers get the next snapshot
                 watcher.takes = watcher.connection.send(event, chunk)
+
+    async def _end_revoked(self) -> None:
+        """Ends the responses of watchers whose key was revoked, or whose session is over."""
+        for watcher in [watcher for watcher in self._watching if watcher.proof is not None and watcher.takes]:
+            with contextlib.suppress(Problem):  # it cannot be known while Redis is away
+                if watcher.proof is not None and not await watcher.proof.holds() and watcher in self._watching:
+                    self.forget(watcher)
+                    watcher.connection.finish(b"")
 
 
 def _event(snapshot: bytes) -> bytes:

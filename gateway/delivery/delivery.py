@@ -28,6 +28,7 @@ from gateway.delivery.connection_ages import ConnectionAges
 from gateway.delivery.flush_pace import FlushPace
 from gateway.delivery.ledger import Ledger
 from gateway.delivery.reader import OUT_OF_RING, Reader
+from gateway.delivery.revocations import Revocations
 from gateway.faces import gap_event
 from gateway.following.pages import Pages
 from gateway.following.ring import Ring
@@ -71,6 +72,7 @@ class Delivery:
         """The slot whose readers were sent a comment last."""
         self._beats: list[set[Reader]] = [set() for _ in range(settings.keepalive_seconds * _BEATS_PER_SECOND)]
         self._ages = ConnectionAges(settings.connection_seconds, lambda reader: self.close_reader(reader, "rotated"))
+        self._revocations = Revocations(settings, lambda reader: self.close_reader(reader, "revoked"))
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
         self._ahead: dict[Tail, list[Reader]] = {}
@@ -86,7 +88,12 @@ class Delivery:
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._ages.start()
-        works = (("beats", self._beat), ("ages", self._ages.run), ("flush_pace", self._flush_pace.run))
+        works = (
+            ("beats", self._beat),
+            ("ages", self._ages.run),
+            ("flush_pace", self._flush_pace.run),
+            ("revocations", self._revocations.run),
+        )
         self._tasks.update(keep_running(name, work) for name, work in works)
 
     async def close(self) -> None:
@@ -113,6 +120,7 @@ class Delivery:
         self._beats[reader.beat_slot].add(reader)
         if reader.ring.face.resumable:
             self._ages.add(reader)
+        self._revocations.watch(reader)
         self._place(reader)
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gateway.access.given_tokens import GivenTokens
 from gateway.api.follow import Subscribe
 from gateway.facades.ai_sdk.chat import AiSdk
 from gateway.facades.openai.chat import ChatCompletions
@@ -15,12 +16,17 @@ from shared.settings import Settings
 
 
 def facades(
-    streams: Streams, subscribe: Subscribe, models: ProviderModels, settings: Settings, commands: Commands
+    streams: Streams,
+    given: GivenTokens,
+    subscribe: Subscribe,
+    models: ProviderModels,
+    settings: Settings,
+    commands: Commands,
 ) -> list[Part]:
     """Returns all facades."""
     return [
-        ChatCompletions(streams, subscribe, models, settings),
-        Responses(streams, subscribe, models, settings),
+        ChatCompletions(streams, given, subscribe, models, settings),
+        Responses(streams, given, subscribe, models, settings),
         Models(models),
-        AiSdk(streams, subscribe, models, settings, commands),
+        AiSdk(streams, given, subscribe, models, settings, commands),
     ]

@@ -19,8 +19,8 @@ from shared.token_counts import tokens_between
 
 logger = logging.getLogger(__name__)
 
-_NOTHING = b""
-"""`Tail.next_id` while the fast path is off: equal to no id that is pushed."""
+_NOTHING = b" "
+"""`Tail.next_id` while the fast path is off: a space ends the id of a pushed message, so that none equals it."""
 
 
 def _without(rings: tuple[Ring, ...], ring: Ring) -> tuple[Ring, ...]:

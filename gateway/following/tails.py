@@ -158,7 +158,10 @@ class Tails:
                 self._on_odd_push(tail, message[2])
                 continue
             try:
-                self._take(tail, Entry(EventId.of(event_id), field, value), now)
+                place = EventId.of(event_id)
+                if bytes(place) != event_id:  # `int` also takes signs, spaces, underscores and other digits
+                    raise ValueError
+                self._take(tail, Entry(place, field, value), now)
             except (Unreadable, ValueError):
                 self._pass_over(tail, message[2])
 

@@ -19,7 +19,7 @@ from shared.errors import Unusable
 
 Headers = list[tuple[bytes, bytes]]
 
-_EXPOSED = b"X-Stream-Id, Location, Retry-After, ETag"
+_EXPOSED = b"X-Stream-Id, X-Midstream-Access-Token, Location, Retry-After, ETag"
 _METHODS = b"GET, POST, DELETE"
 _MAX_AGE_SECONDS = b"7200"  # Chromium keeps it no longer
 _READING = ("GET", "HEAD", "OPTIONS")
@@ -63,6 +63,7 @@ class Cors:
             return [(b"vary", b"origin")]
         return [
             (b"access-control-allow-origin", _as_sent(scope, b"origin")),  # browsers compare it byte by byte
+            (b"access-control-allow-credentials", b"true"),  # cookies: never with *, whose pages are strangers
             (b"access-control-expose-headers", _EXPOSED),
             (b"vary", b"origin"),
         ]
@@ -100,6 +101,17 @@ class Cors:
                 raise _refused(origin)
         elif _header(scope, b"sec-fetch-site") in (b"cross-site", b"same-site") and not self._everybody:
             raise _refused(b"another site")  # a link, an image, a frame: browsers do not say whose
+
+    def lets_cookies_count(self, scope: Scope) -> bool:
+        """Returns whether the page that sends a request may act for its user: browsers add cookies to any page's requests.
+
+        A page of this origin may, one of a listed origin, and whoever types the address; with `*` no other. A request that says
+        nothing of a page comes from a program, or from an old browser that keeps `SameSite` cookies from other sites.
+        """
+        origin = _header(scope, b"origin")
+        if origin is not None and (origin in self._allowed or _is_same_origin(scope, origin)):
+            return True
+        return origin is None and _header(scope, b"sec-fetch-site") in (None, b"same-origin", b"none")
 
     def _allows(self, origin: bytes) -> bool:
         return self._everybody or origin in self._allowed

@@ -83,6 +83,7 @@ class Operation:
     parameters: Sequence[Parameter] = ()
     body: type[BaseModel] | None = None
     body_is_required: bool = True
+    body_media_type: str = JSON
     errors: Sequence[int] = ()
     """Statuses that are answered with `error`."""
     error: type[BaseModel] = ProblemDocument

@@ -17,6 +17,10 @@ OPEN = "open"
 """In place of a scope: anybody may ask."""
 
 
+OWNER_CHARACTERS_MAX = 255
+"""Of an end user's name: `sub` (OpenID Connect Core, section 2)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Somebody who has shown who they are, or anybody where authentication is off."""
@@ -27,6 +31,8 @@ class Principal:
     scopes: frozenset[str]
     stream_id: str | None = None
     """The only stream that it may ask for; None for all that it owns."""
+    expires_at: float | None = None
+    """When its credential expires (Unix seconds), if that is known."""
 
 
 ANONYMOUS = Principal("anonymous", SCOPES)
@@ -35,6 +41,20 @@ NOBODY = Principal("anonymous", frozenset())
 """Somebody who has not shown who they are, where authentication is on; they may ask for what is open."""
 principal: ContextVar[Principal] = ContextVar("principal", default=NOBODY)
 """The principal of the request for which the current task works."""
+
+
+def act_for(owner: str | None) -> None:
+    """Makes an end user the principal of the current request, for a service that may act for users. None: nobody is named.
+
+    Their JWT, whose `sub` is `owner`, then reaches what is created. Raises Problem 400, 403.
+    """
+    if owner is None:
+        return
+    if not 0 < len(owner) <= OWNER_CHARACTERS_MAX or not owner.isprintable():
+        raise Problem(400, f"an owner is 1 to {OWNER_CHARACTERS_MAX} printable characters", param="owner")
+    who = principal.get()
+    require("act", who)
+    principal.set(Principal(f"user:{owner}", who.scopes - {"act", "admin"}, None, who.expires_at))
 
 
 def require(scope: str, who: Principal | None = None) -> None:

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from shared.background import Complaints
 from shared.errors import RedisRefused
 
+PROBLEM_MEDIA_TYPE = "application/problem+json"
 _complaints = Complaints(logging.getLogger(__name__).error)
 
 
@@ -29,6 +30,7 @@ class Problem(Exception):
         code: str | None = None,
         error: dict[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        members: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
@@ -40,10 +42,13 @@ class Problem(Exception):
         self.error = error
         """The provider's own error object, if there is one."""
         self._headers = headers or {}
+        self.members = members or {}
+        """Further members of the document, for programs (RFC 9457, section 3.2)."""
 
     def body(self) -> bytes:
         title = HTTPStatus(self.status).phrase if self.status in set(HTTPStatus) else "Error"
-        return orjson.dumps({"type": "about:blank", "title": title, "status": self.status, "detail": self.detail})
+        document = {"type": "about:blank", "title": title, "status": self.status, "detail": self.detail}
+        return orjson.dumps({**document, **self.members})
 
     def status_headers(self) -> dict[str, str]:
         """The headers that belong to the status, whatever the shape of the body: `Allow` of a 405, `Retry-After`."""
@@ -53,7 +58,7 @@ class Problem(Exception):
         return headers
 
     def headers(self) -> dict[str, str]:
-        return {"content-type": "application/problem+json", "cache-control": "no-store", **self.status_headers()}
+        return {"content-type": PROBLEM_MEDIA_TYPE, "cache-control": "no-store", **self.status_headers()}
 
     def response(self) -> Response:
         return Response(self.body(), self.status, self.headers())

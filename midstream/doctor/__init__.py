@@ -16,6 +16,7 @@ import orjson
 from midstream.doctor.examine import IDLE_SECONDS_MAX, Address, Examined, Options, examine
 from midstream.doctor.observe import Client
 from midstream.doctor.report import as_json, as_text, report_of
+from midstream.key import authorization
 from shared.errors import MidstreamError
 
 ADDRESSES_MAX = 8
@@ -45,7 +46,7 @@ def doctor(
         _check_range("--idle", idle_seconds or 0.0, 0, IDLE_SECONDS_MAX)
         _check_range("--age", age_seconds, 0, IDLE_SECONDS_MAX)
         _check_range("--timeout", timeout_seconds, 0.1, 300)
-        client = Client(timeout_seconds, [_header(text) for text in headers], insecure)
+        client = Client(timeout_seconds, [*authorization().items(), *map(_header, headers)], insecure)
     except BadUse as error:
         print(f"midstream doctor: {error}", file=sys.stderr)
         return 2

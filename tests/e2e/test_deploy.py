@@ -21,6 +21,10 @@ import httpx2
 import pytest
 import redis.asyncio
 
+from gateway.access.credentials import SESSION_COOKIE
+from gateway.access.sessions import Sessions
+from gateway.access.signing import SigningKeys
+from gateway.http.principal import SCOPES, Principal
 from shared.settings import described
 from shared.sse import Decoder
 from tests.support.deployments import DEPLOY, WAYS, Part, compose
@@ -135,9 +139,12 @@ async def test_each_deployment_s_processes_answer_and_stop_in_time(name: str, tm
             way.gateway_port: str(gateway_port),
             way.worker_port: str(worker_port),
         }
+        if way.health_port != way.gateway_port:
+            others[way.health_port] = str(free_port())
+        keys = {"MIDSTREAM_TOKEN_KEYS": "a-secret-of-this-test-0123456789abcdef"}  # which the files leave to the user
 
         async def part(one: Part) -> Running:
-            return await stack.enter_async_context(running(one.command, one.environment, others))
+            return await stack.enter_async_context(running(one.command, {**one.environment, **keys}, others))
 
         gateway, worker = await part(way.gateway), await part(way.worker)
         for one, described in ((gateway, way.gateway), (worker, way.worker)):
@@ -145,6 +152,10 @@ async def test_each_deployment_s_processes_answer_and_stop_in_time(name: str, tm
                 await one.until_healthy(check)
         http = await stack.enter_async_context(httpx2.AsyncClient(timeout=30.0, trust_env=False))
         url = f"http://127.0.0.1:{gateway_port}"
+        stranger = await http.post(f"{url}/v1/streams", json={"messages": [{"role": "user", "content": "hello"}]})
+        assert stranger.status_code == (201 if name == "compose" else 401)
+        session = Sessions(SigningKeys(*keys.values())).token(Principal("key:test", SCOPES))
+        http.headers["cookie"] = f"{SESSION_COOKIE}={session}"
         brief = await ask(http, url, tokens=30)
         assert (await http.get(f"{url}/v1/streams/{brief}?wait=20")).json()["status"] == "completed"
 

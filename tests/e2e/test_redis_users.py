@@ -238,7 +238,9 @@ async def test_a_process_without_its_permissions_says_why_at_the_start(fault: st
         for command in commands:
             await admin.execute_command(*command.split())
         await admin.aclose()
-        settings = Settings(redis_url=server.url_of("u", "p"), redis_start_seconds=0.5, provider="simulated")
+        settings = Settings(
+            redis_url=server.url_of("u", "p"), redis_start_seconds=0.5, provider="simulated", auth="none"
+        )
         with socket.socket() as listening, pytest.raises(Unusable) as refused:
             await (serve(settings, listening) if role == "gateway" else work(settings, None))
         assert words in str(refused.value)

@@ -19,8 +19,10 @@ import gateway.console.watchers
 import gateway.delivery.flush_pace
 import gateway.measuring
 import gateway.metrics
+import gateway.writing.lost_writers
 import producer.worker
 import shared.presence
+from gateway.access.authenticators import Proof, proof
 from gateway.console.overview import Overview
 from gateway.console.watchers import Watcher, Watchers
 from gateway.delivery.delivery import Delivery
@@ -34,8 +36,10 @@ from gateway.following.silence_checks import SilenceChecks
 from gateway.following.tail import Tail
 from gateway.following.tails import Tails
 from gateway.http.connection import Connection
+from gateway.http.principal import Principal
 from gateway.http.request_timeouts import RequestTimeouts
 from gateway.measuring import GatewayMeasuring
+from gateway.writing.lost_writers import LostWriters
 from producer.simulated_provider import SimulatedProvider
 from producer.worker import Worker
 from shared import background, metrics
@@ -43,6 +47,7 @@ from shared.background import keep_running
 from shared.cluster import ClusterConnection
 from shared.event_log import EventLog
 from shared.events import Event
+from shared.external_writes import WriterLeases
 from shared.ids import BEGINNING, new_stream_id
 from shared.lanes import Lanes
 from shared.presence import Presence
@@ -184,6 +189,19 @@ async def _beats(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
         once = Once(sinks[0].send)
         parts.patch.setattr(sinks[0], "send", once)
         yield lambda: once.calls > 1 and all(sink.sent for sink in sinks)
+
+
+@case("revocations")
+async def _revocations(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    over = Principal("stream:x", frozenset({"read"}), "x", expires_at=1.0)
+    shown = proof.set(Proof("token", over, ()))
+    async with parts.delivery(connection_seconds=0.5) as (delivery, sinks):
+        proof.reset(shown)
+        delivery._ages.discard = lambda reader: None  # type: ignore[method-assign]
+        delivery._ages._slots.clear()  # nobody is sent away for the age of a connection
+        once = Once(delivery.close_reader)
+        parts.patch.setattr(delivery, "close_reader", once)
+        yield lambda: once.calls > len(sinks) and all(sink.ended for sink in sinks)
 
 
 @case("flush_pace")
@@ -381,6 +399,21 @@ async def _silence_checks(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
             await tails.close()
 
 
+@case("lost_writers")
+async def _lost_writers(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(gateway.writing.lost_writers, "LOOK_SECONDS", 0.02)
+    async with parts.commands() as commands:
+        leases = WriterLeases(commands, ttl_seconds=60)
+        once = Once(leases.count)
+        parts.patch.setattr(leases, "count", once)
+        lost_writers = LostWriters(cast(Any, None), parts.log(commands), leases, parts.settings)
+        lost_writers.start()
+        try:
+            yield lambda: once.calls > 2
+        finally:
+            await lost_writers.close()
+
+
 @case("request_timeouts")
 async def _request_timeouts(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     request_timeouts = RequestTimeouts(0.1)
@@ -505,7 +538,7 @@ SHORT_LIVED = {
     "gateway/following/pages.py": {"_page"},
     "gateway/delivery/delivery.py": {"_spawn"},
     "gateway/api/readiness.py": {"complaint"},
-    "gateway/streams.py": {"cancel"},
+    "gateway/streams.py": {"write_receipt"},
     "gateway/supervisor.py": {"__init__"},
     "gateway/following/endings.py": {"begin"},
     "gateway/tracing.py": {"parent_of"},

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gateway import metrics
+from gateway.access.given_tokens import GivenTokens
 from gateway.access.owners import Owners
 from gateway.api.follow import Subscribe
 from gateway.delivery.delivery import Delivery
@@ -79,7 +80,9 @@ class Gateway:
         self.tails = Tails(followed, self.log, subscriber, SETTINGS, self.delivery.on_new)
         queue = Lanes(self.commands, lanes_of(self.commands, SETTINGS))
         streams = Streams(self.commands, self.log, queue, self.tails, deliveries, SETTINGS, Owners(checked=False))
-        self.subscribe = Subscribe(streams, self.tails, self.delivery, ProviderModels(SETTINGS), SETTINGS)
+        self.subscribe = Subscribe(
+            streams, GivenTokens(None, ""), self.tails, self.delivery, ProviderModels(SETTINGS), SETTINGS
+        )
 
     async def follow(self, stream_id: str, face: Face, cursor: EventId = BEGINNING) -> Sink:
         sink = Sink()

@@ -1,4 +1,4 @@
-"""Clients of a worker's metrics port cannot hold up the worker."""
+"""Clients of a metrics port cannot hold up its process."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from producer import metrics_server
-from producer.metrics_server import MetricsServer
-from shared.metrics import TAKEOVERS
+from shared import metrics_server
+from shared.metrics_server import Answer, MetricsServer
 from shared.settings import Settings
 from tests.support.redis_server import free_port
 from tests.support.waiting import wait_until
@@ -18,8 +17,13 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture
 async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
-    TAKEOVERS.counter()
-    server = MetricsServer(lambda: None, Settings(metrics_port=min(free_port(), 65520)))
+    async def metrics() -> Answer:
+        return Answer(b"midstream_x 1\n")
+
+    async def healthz() -> Answer:
+        return Answer(b"ok\n")
+
+    server = MetricsServer({"/metrics": metrics, "/healthz": healthz}, Settings(metrics_port=min(free_port(), 65520)))
     url = await server.open()
     assert url is not None
     found = urlsplit(url).port
@@ -42,7 +46,7 @@ async def answer(port: int, request: bytes) -> bytes:
 
 
 async def test_only_metrics_and_health_are_served(port: int) -> None:
-    assert TAKEOVERS.exposed.encode() in await answer(port, b"GET /metrics?x=1 HTTP/1.1\r\n\r\n")
+    assert b"midstream_x 1" in await answer(port, b"GET /metrics?x=1 HTTP/1.1\r\n\r\n")
     assert (await answer(port, b"GET /healthz HTTP/1.1\r\n\r\n")).endswith(b"\r\n\r\nok\n")
     for request in (b"GET / HTTP/1.1\r\n\r\n", b"POST /metrics HTTP/1.1\r\n\r\n"):
         assert (await answer(port, request)).startswith(b"HTTP/1.1 404 ")

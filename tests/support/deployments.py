@@ -41,6 +41,8 @@ class Way:
     worker: Part
     gateway_port: str
     worker_port: str
+    health_port: str
+    """Where a gateway says how it is: its own port, or that of its metrics."""
 
 
 def seconds(duration: object) -> float:
@@ -81,7 +83,7 @@ def by_compose() -> Way:
             seconds(service["stop_grace_period"]),
         )
 
-    return Way(part("gateway"), part("worker"), "8000", "9464")
+    return Way(part("gateway"), part("worker"), "8000", "9464", "9463")
 
 
 # --- systemd
@@ -118,7 +120,7 @@ def by_systemd() -> Way:
         checks = [*map(command, values.get("ExecStartPost", []))]
         return Part(start, environment, checks, stop)
 
-    return Way(part("gateway", "8000"), part("worker", "1"), "8000", "9464")
+    return Way(part("gateway", "8000"), part("worker", "1"), "8000", "9464", "8000")
 
 
 # --- Kubernetes
@@ -165,7 +167,7 @@ def by_kubernetes() -> Way:
         ]
         return Part(container["command"], environment, checks, pod(name)["terminationGracePeriodSeconds"])
 
-    return Way(part("gateway"), part("worker"), "8000", "9464")
+    return Way(part("gateway"), part("worker"), "8000", "9464", "9463")
 
 
 WAYS = {"compose": by_compose, "systemd": by_systemd, "kubernetes": by_kubernetes}

@@ -39,7 +39,7 @@ _NGINX = """\
 daemon off; master_process off; worker_rlimit_nofile 16384; pid {directory}/pid; error_log stderr warn;
 events {{ worker_connections 8192; }}
 http {{
-  access_log off; client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;
+  access_log /dev/stderr; client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;
   fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
 {sites}
 }}
@@ -65,7 +65,9 @@ class Proxy:
         if kind == "nginx":
             text = _NGINX.format(directory=self._directory, sites=text)
         elif kind == "caddy":
-            text = "{\n\tadmin off\n\tskip_install_trust\n\tauto_https disable_redirects\n}\n" + text
+            ours = "{\n\tadmin off\n\tskip_install_trust\n\tauto_https disable_redirects\n"
+            own = re.compile(r"^\{\n", re.MULTILINE)  # the configuration's own global options
+            text = own.sub(ours, text, count=1) if own.search(text) else f"{ours}}}\n{text}"
         file = self._directory / "configuration"
         file.write_text(text)
         options = {

@@ -286,7 +286,7 @@ class System:
 
     `tcp` and `durable` are as in RedisServer; `redis` is one that has not been started. `settings`, named as in
     shared.settings, are for all processes, `gateway_settings` and `worker_settings` for one kind. `environment` are more
-    variables for all processes.
+    variables for all processes. `gateway_module` is what `python -m` runs as a gateway.
     """
 
     def __init__(
@@ -301,6 +301,7 @@ class System:
         tcp: bool = False,
         durable: bool = False,
         redis: RedisServer | RedisCluster | RedisWithSentinels | None = None,
+        gateway_module: str = "gateway",
     ) -> None:
         self._environment = environment
         self._directory = Path(tempfile.mkdtemp(prefix="midstream-system-"))
@@ -308,7 +309,7 @@ class System:
         self.redis: Any = redis or RedisServer(kind, tcp=tcp, durable=durable)
         common = {"redis_url": self.redis.url, "hosts": _HOSTS, **(settings or {})}
         self.gateways = [
-            self._process("gateway", index, {**common, "port": 0, **(gateway_settings or {})})
+            self._process(gateway_module, index, {**common, "port": 0, **(gateway_settings or {})})
             for index in range(gateways)
         ]
         self.workers = [
@@ -461,7 +462,8 @@ class System:
                 return False
             gateway.settings["port"] = int(up[1])  # a restart has the same port
             with suppress(httpx2.TransportError):
-                return (await self.http.get(f"{self.gateway_url(index)}/readyz")).status_code == 200
+                # 404: with authentication its health is at a port of its own, which opens before this one.
+                return (await self.http.get(f"{self.gateway_url(index)}/readyz")).status_code in (200, 404)
             return False
 
         await wait_until(ready, within_seconds=_START_SECONDS_MAX, what=f"gateway {index} is ready")

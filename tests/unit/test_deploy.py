@@ -62,11 +62,20 @@ def test_gateways_and_workers_get_the_addresses_they_need(way: str) -> None:
     assert gateway.redis_url == worker.redis_url
     assert str(gateway.port) == parts.gateway_port
     assert str(worker.metrics_port) == parts.worker_port
-    for part, port in ((parts.gateway, parts.gateway_port), (parts.worker, parts.worker_port)):
+    for part, port in ((parts.gateway, parts.health_port), (parts.worker, parts.worker_port)):
         for check in part.checks:
             assert f":{port}/" in " ".join(check)
     if way != "systemd":  # from another container they must be reached, on one machine they need not be
         assert gateway.host == worker.metrics_host == "0.0.0.0"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_strangers_are_asked_who_they_are_wherever_they_can_come(way: str) -> None:
+    """Compose publishes its ports on this machine only (another test), so that it starts without a key."""
+    parts = WAYS[way]()
+    assert settings_of(parts.gateway).auth == ("none" if way == "compose" else "required")
+    assert "MIDSTREAM_TOKEN_KEYS" in parts.gateway.environment
+    assert way == "systemd" or "MIDSTREAM_TOKEN_KEYS" not in parts.worker.environment
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -18,6 +18,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _PAGES = sorted([*_ROOT.glob("*.md"), *_ROOT.glob("docs/**/*.md")])
 _FENCED = re.compile(r"^(```+)[^\n]*\n.*?^\1\s*?$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_OTHERS_SETTINGS = {"OPENAI_API_BASE_URL"}  # Open WebUI's
 _CODE = re.compile(r"[a-z]+(_[a-z]+)+")
 
 
@@ -60,7 +61,7 @@ def test_the_settings_page_is_the_generated_one(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("page", [*_PAGES, _ROOT / "docker-compose.yml"], ids=named)
 def test_every_setting_named_in_the_docs_exists(page: Path) -> None:
     spoken_of = set(re.findall(r"\b(?:MIDSTREAM|OPENAI)_[A-Z_]*[A-Z]\b", page.read_text()))
-    assert spoken_of <= {one.env for one in described()} | {"MIDSTREAM_URL"}
+    assert spoken_of <= {one.env for one in described()} | {"MIDSTREAM_URL", "MIDSTREAM_API_KEY", *_OTHERS_SETTINGS}
 
 
 def test_the_metrics_page_is_the_generated_one(capsys: pytest.CaptureFixture[str]) -> None:

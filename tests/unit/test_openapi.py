@@ -12,26 +12,43 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from gateway.api.docs import page_of
 from gateway.api.follow import Subscribe
+from gateway.api.health import Health
 from gateway.api.openapi import document
 from gateway.api.requests import check_chat, check_generation
 from gateway.app import Services, parts_of
 from gateway.console.watchers import Watchers
 from gateway.facades.responses.request import check_response_request
+from gateway.http.accept import SSE
+from gateway.http.operations import HTML, PROBLEM_JSON
 from gateway.http.problems import Problem
 from gateway.http.routes import Part, Route, methods_like
+from gateway.server import admission_for
 from shared.settings import Settings
 
-SETTINGS = Settings()
+SETTINGS = Settings(auth="required", token_keys="0" * 32)
+ADMISSION = admission_for((), SETTINGS)
 NOBODY = cast(Any, None)
 """Replaces the parts that answer requests: these tests send none."""
 
 
 def parts(*, console: bool = True) -> tuple[list[Route], list[Part]]:
     """The FastAPI application, and the routes that are tried before it."""
-    subscribe = Subscribe(NOBODY, NOBODY, NOBODY, NOBODY, SETTINGS)
+    subscribe = Subscribe(NOBODY, NOBODY, NOBODY, NOBODY, NOBODY, SETTINGS)
     watchers = Watchers(NOBODY) if console else None
     native, before, routes = parts_of(
-        Services(NOBODY, subscribe, NOBODY, NOBODY, watchers, NOBODY, NOBODY, NOBODY, SETTINGS)
+        Services(
+            NOBODY,
+            NOBODY,
+            subscribe,
+            NOBODY,
+            NOBODY,
+            watchers,
+            NOBODY,
+            Health(NOBODY, NOBODY),
+            ADMISSION,
+            NOBODY,
+            SETTINGS,
+        )
     )
     assert routes == [*native.routes, *(route for part in before for route in part.routes)]
     assert {(method, route.path) for route in native.routes for method in methods_like(route.method)} == {
@@ -98,6 +115,8 @@ def test_the_console_is_described_only_if_there_is_one() -> None:
         "/console/{file}",
         "/v1/overview",
         "/v1/overview/events",
+        "/login",
+        "/logout",
     }
 
 
@@ -108,7 +127,7 @@ def test_each_operation_describes_its_parameters_and_answers() -> None:
         in_path = {one["name"] for one in operation["parameters"] if one["in"] == "path"}
         assert in_path == set(re.findall(r"\{(\w+)\}", path)), path
         assert operation["summary"].endswith("."), path
-        assert ("requestBody" in operation) >= (method == "POST" and not path.endswith("/cancel")), path
+        assert ("requestBody" in operation) >= (method == "POST" and not path.endswith(("/cancel", "/logout"))), path
         streams = any("text/event-stream" in answer.get("content", {}) for answer in operation["responses"].values())
         assert bool(operation.get("x-events")) == (streams or "101" in operation["responses"]), path
 
@@ -134,7 +153,7 @@ def test_the_page_shows_the_whole_document() -> None:
             assert f"<code>{name}</code>" in part, f"{operation['operationId']}: {name}"
         body = operation.get("requestBody")
         if body is not None:
-            name = body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+            name = next(iter(body["content"].values()))["schema"]["$ref"].rpartition("/")[2]
             assert f'Body: <a href="#{name}">' in part
     for name, schema in DOCUMENT["components"]["schemas"].items():
         section = page.partition(f'id="{name}"')[2].partition("<h3")[0]
@@ -263,3 +282,19 @@ def test_the_schema_of_responses_accepts_what_its_checks_accept(body: dict[str, 
     except Problem:
         is_good = False
     assert accepts("ResponseRequest", body) == is_good
+
+
+def test_an_answer_that_is_also_an_error_has_the_bodies_of_both() -> None:
+    assert list(DOCUMENT["paths"]["/login"]["post"]["responses"]["403"]["content"]) == [PROBLEM_JSON, HTML]
+
+
+def test_events_have_a_schema_each_and_their_stream_has_none() -> None:
+    """A tool would take that of the stream for that of each event."""
+    streams = [
+        answer["content"][SSE]
+        for operation in operations().values()
+        for answer in operation["responses"].values()
+        if SSE in answer.get("content", {})
+    ]
+    assert len(streams) > 5
+    assert not any(streams)

@@ -13,15 +13,16 @@ from typing import Any
 
 from starlette.requests import Request
 
+from gateway.access.given_tokens import GivenTokens
 from gateway.api.follow import FollowRequest, Subscribe
-from gateway.api.requests import check_generation, check_idempotency_key
+from gateway.api.requests import check_generation, check_idempotency_key, owner_in, wants_cookie
 from gateway.facades.ai_sdk import operations
 from gateway.facades.ai_sdk.messages import chat_messages, replayed_parts
 from gateway.facades.ai_sdk.stream_parts import AI_SDK, AI_SDK_REPLAY
 from gateway.http.bodies import body_of, parse_body, received
-from gateway.http.connection import Receive, Scope, Send
+from gateway.http.connection import Connection, Receive, Scope, Send
 from gateway.http.exchange import json_response, query_of
-from gateway.http.principal import principal
+from gateway.http.principal import act_for, principal
 from gateway.http.problems import Problem
 from gateway.http.routes import Route, route_for
 from gateway.http.whole_bodies import made
@@ -47,12 +48,14 @@ class AiSdk:
     def __init__(
         self,
         streams: Streams,
+        given: GivenTokens,
         subscribe: Subscribe,
         models: ProviderModels,
         settings: Settings,
         commands: Commands,
     ) -> None:
         self._streams = streams
+        self._given = given
         self._subscribe = subscribe
         self._models = models
         self._settings = settings
@@ -71,7 +74,11 @@ class AiSdk:
         self._subscribe.take_place()
         http_request = Request(scope, receive)
         async with received(http_request, self._settings.body_bytes_max) as body:
-            stream_id, chat_id = await self._created(parse_body(body), http_request.headers)
+            parsed = parse_body(body)
+            stream_id, chat_id = await self._created(parsed, http_request.headers)
+            as_cookie = wants_cookie(parsed)
+            del parsed
+        Connection.add_headers(send, self._given.headers(scope, stream_id, as_cookie=as_cookie))
         await self._redis("SET", self._key(chat_id), stream_id, "EX", self._settings.log_ttl_seconds)
         await self._subscribe.follow(FollowRequest(stream_id, AI_SDK, headers=_headers(stream_id)), scope, send)
 
@@ -121,6 +128,7 @@ class AiSdk:
         request = {name: value for name, value in body.items() if name not in _OURS}
         request["messages"] = chat_messages(body.get("messages"))
         request, policies, metadata = check_generation(request, await self._models.default_for(request))
+        act_for(owner_in(body))
         last = body["messages"][-1]
         facade: dict[str, Any] = {"api": "ai_sdk", "chat": chat_id}
         if last["role"] == "assistant" and isinstance(last.get("id"), str):

@@ -17,8 +17,9 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.access.given_tokens import GivenTokens
 from gateway.api.follow import FollowRequest, Subscribe
-from gateway.api.requests import ChatRequest, check_chat, check_idempotency_key
+from gateway.api.requests import ChatRequest, check_chat, check_idempotency_key, owner_in
 from gateway.facades.openai import operations
 from gateway.facades.openai.chat_chunks import ChatFace, chat_cursor, chat_face, resumed_chat_face, stream_id_of
 from gateway.facades.openai.chat_whole import completion
@@ -27,6 +28,7 @@ from gateway.http.bodies import parse_body, received
 from gateway.http.connection import Connection, Scope
 from gateway.http.cursor import Place, last_event_id
 from gateway.http.exchange import json_response, query_of, unless_disconnected
+from gateway.http.principal import act_for
 from gateway.http.problems import Problem, not_found
 from gateway.http.routes import Route, route_for
 from gateway.http.whole_bodies import made
@@ -49,8 +51,11 @@ the attempts that a worker makes by default fit in. Then comments keep it alive:
 class ChatCompletions:
     """OpenAI's Chat Completions API."""
 
-    def __init__(self, streams: Streams, subscribe: Subscribe, models: ProviderModels, settings: Settings) -> None:
+    def __init__(
+        self, streams: Streams, given: GivenTokens, subscribe: Subscribe, models: ProviderModels, settings: Settings
+    ) -> None:
         self._streams = streams
+        self._given = given
         self._subscribe = subscribe
         self._models = models
         self._settings = settings
@@ -67,9 +72,10 @@ class ChatCompletions:
     async def create(self, scope: Scope, receive: Any, send: Any) -> None:
         """`POST /v1/chat/completions`"""
         self._subscribe.take_place()
-        stream_id, face = await self._created(Request(scope, receive))
-        # An error has this header too: the events before it can be read from that stream.
-        Connection.add_headers(send, [(_STREAM_ID, stream_id.encode())])
+        stream_id, face, as_cookie = await self._created(Request(scope, receive))
+        # An error has these headers too: the events before it can be read from that stream.
+        given = self._given.headers(scope, stream_id, as_cookie=as_cookie)
+        Connection.add_headers(send, [(_STREAM_ID, stream_id.encode()), *given])
         if face is not None:
             await self._stream(stream_id, face, scope, receive, send)
         else:
@@ -93,14 +99,16 @@ class ChatCompletions:
 
     # --- helpers
 
-    async def _created(self, request: Request) -> tuple[str, ChatFace | None]:
-        """Creates a stream. Returns its id, and the face for its client; None for one that wants the whole answer at once.
+    async def _created(self, request: Request) -> tuple[str, ChatFace | None, bool]:
+        """Creates a stream. Returns its id, the face for its client (None for one that wants the whole answer at once), and
+        whether the client wants a cookie.
 
         Nothing else of the request, which may be large, stays in memory while the answer is generated.
         """
         async with received(request, self._settings.body_bytes_max) as body:
             parsed = parse_body(body)
             chat = check_chat(parsed, request.headers, await self._models.default_for(parsed))
+            act_for(owner_in(parsed))
             created = await self._streams.create(
                 chat.generation,
                 chat.policies,
@@ -108,7 +116,7 @@ class ChatCompletions:
                 idempotency=check_idempotency_key(request.headers),
                 facade={"api": "chat", "include_usage": chat.include_usage},
             )
-            return created["id"], _face_of(chat)
+            return created["id"], _face_of(chat), chat.cookie
 
     async def _stream(self, stream_id: str, face: ChatFace, scope: Scope, receive: Any, send: Any) -> None:
         with self._subscribe.holding(stream_id, face) as tail:

@@ -31,6 +31,7 @@ _STATUSES = {
     "log_full": 507,
     "queue_timeout": 503,
     "worker_lost": 502,
+    "writer_lost": 424,  # a status that no SDK retries: the program that wrote is not started again by that
     "attempts_exhausted": 502,
     "unreadable": 424,  # a status that no SDK retries: the log would be as unreadable
     "internal_error": 502,

@@ -16,6 +16,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.access.given_tokens import GivenTokens
 from gateway.api.follow import FollowRequest, Subscribe
 from gateway.api.requests import check_chat, check_idempotency_key
 from gateway.facades.openai.errors import failure_problem
@@ -29,7 +30,7 @@ from gateway.faces import encode
 from gateway.following.ring import broken_off
 from gateway.following.token_runs import checked
 from gateway.http.bodies import parse_body, received
-from gateway.http.connection import Receive, Scope
+from gateway.http.connection import Connection, Receive, Scope
 from gateway.http.cursor import Place
 from gateway.http.exchange import json_response, query_of, unless_disconnected
 from gateway.http.problems import Problem
@@ -62,8 +63,11 @@ _Handler = Callable[[str, Scope, Receive, Any], Awaitable[None]]
 class Responses:
     """OpenAI's Responses API."""
 
-    def __init__(self, streams: Streams, subscribe: Subscribe, models: ProviderModels, settings: Settings) -> None:
+    def __init__(
+        self, streams: Streams, given: GivenTokens, subscribe: Subscribe, models: ProviderModels, settings: Settings
+    ) -> None:
         self._streams = streams
+        self._given = given
         self._subscribe = subscribe
         self._models = models
         self._settings = settings
@@ -80,7 +84,8 @@ class Responses:
     async def create(self, scope: Scope, receive: Receive, send: Any) -> None:
         """`POST /v1/responses`"""
         self._subscribe.take_place()
-        stream_id, streams, background = await self._created(Request(scope, receive))
+        stream_id, streams, background, as_cookie = await self._created(Request(scope, receive))
+        Connection.add_headers(send, self._given.headers(scope, stream_id, as_cookie=as_cookie))
         if streams:
             await self._follow_new(stream_id, background, scope, receive, send)
             return
@@ -136,8 +141,8 @@ class Responses:
 
     # --- creating
 
-    async def _created(self, request: Request) -> tuple[str, bool, bool]:
-        """Creates a stream. Returns its id, whether its client wants the events, and whether it runs in the background.
+    async def _created(self, request: Request) -> tuple[str, bool, bool, bool]:
+        """Creates a stream. Returns its id, and whether its client wants the events, an answer that runs in the background, a cookie.
 
         Nothing else of the request, which may be large, stays in memory while the answer is generated.
         """
@@ -155,7 +160,7 @@ class Responses:
                 keep_request=wanted.store,
                 shown_messages=0 if wanted.instructions is None else 1,
             )
-            return created["id"], wanted.stream, wanted.background
+            return created["id"], wanted.stream, wanted.background, chat.cookie
 
     async def _with_items(self, body: dict[str, Any]) -> dict[str, Any]:
         """Returns a body with the items that its input names by their ids. Raises Problem 400, 404, 503."""

@@ -1,6 +1,6 @@
-"""The port at which a worker shows its metrics and its health: one request per connection, then the end.
+"""The port at which a worker, or a gateway, shows its metrics and its health: one request per connection, then the end.
 
-A small server of our own, because a library's lacks its limits (docs/decisions/0009-the-workers-metrics-server.md). The answers
+A small server of our own, because a library's lacks its limits (docs/decisions/0009-the-metrics-server.md). The answers
 are made in the event loop, about 2 ms each: a thread, as prometheus_client's server has, would hold Python's lock for up to
 5 ms at a time.
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
-
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import NamedTuple
 
 from shared.errors import Unusable
 from shared.settings import Settings
@@ -20,20 +20,27 @@ from shared.settings import Settings
 logger = logging.getLogger(__name__)
 
 _PORTS_TRIED = 16
-"""Workers of one machine share one setting: each takes the next free port."""
+"""Processes of one machine share one setting: each takes the next free port."""
 _SECONDS_MAX = 5.0
 """From a connection to its end: whoever sends half a request, or does not read, is not waited for longer."""
 _HEAD_BYTES_MAX = 8192
 _CONNECTIONS_MAX = 32
 """Served at once: a Prometheus or two and health checks. Further ones are closed without an answer."""
-_TEXT = "text/plain; charset=utf-8"
+
+
+class Answer(NamedTuple):
+    """The answer to a GET."""
+
+    body: bytes
+    status: int = 200
+    content_type: str = "text/plain; charset=utf-8"
 
 
 class MetricsServer:
-    """Serves `GET /metrics` and `GET /healthz`. `hand_over` brings the metrics up to date before they are shown."""
+    """Serves GET of these paths: `/metrics`, `/healthz` and the like."""
 
-    def __init__(self, hand_over: Callable[[], None], settings: Settings) -> None:
-        self._hand_over = hand_over
+    def __init__(self, answers: Mapping[str, Callable[[], Awaitable[Answer]]], settings: Settings) -> None:
+        self._answers = answers
         self._host = settings.metrics_host
         self._first_port = settings.metrics_port
         self._server: asyncio.Server | None = None
@@ -65,7 +72,7 @@ class MetricsServer:
             if self._connections <= _CONNECTIONS_MAX:
                 async with asyncio.timeout(_SECONDS_MAX):
                     head = await reader.readuntil(b"\r\n\r\n")
-                    writer.write(self._answer(head))
+                    writer.write(await self._answer(head))
                     await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, IndexError) as error:
             logger.debug("a request for metrics was not answered: %s", error)
@@ -73,13 +80,13 @@ class MetricsServer:
             self._connections -= 1
             writer.close()
 
-    def _answer(self, head: bytes) -> bytes:
-        path = head.split(b" ", 2)[1].partition(b"?")[0] if head.startswith(b"GET ") else b""
-        status, content_type, body = "404 Not Found", _TEXT, b"GET /metrics or /healthz\n"
-        if path == b"/metrics":
-            self._hand_over()
-            status, content_type, body = "200 OK", CONTENT_TYPE_LATEST, generate_latest()
-        elif path == b"/healthz":
-            status, body = "200 OK", b"ok\n"
-        headers = f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
-        return f"HTTP/1.1 {status}\r\n{headers}\r\n".encode() + body
+    async def _answer(self, head: bytes) -> bytes:
+        path = head.split(b" ", 2)[1].partition(b"?")[0].decode("latin-1") if head.startswith(b"GET ") else ""
+        make = self._answers.get(path)
+        if make is None:
+            answer = Answer(f"GET {' or '.join(self._answers)}\n".encode(), 404)
+        else:
+            answer = await make()
+        status_line = f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}"
+        headers = f"content-type: {answer.content_type}\r\ncontent-length: {len(answer.body)}\r\nconnection: close\r\n"
+        return f"{status_line}\r\n{headers}\r\n".encode() + answer.body

@@ -1,0 +1,142 @@
+"""Recognizes API keys, without a round trip to Redis: each process has the table, and looks every two seconds whether it has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from pathlib import Path
+
+from gateway.http.principal import Principal
+from gateway.http.problems import away
+from shared.api_keys import ApiKey, ApiKeyTable, BadKey, Executes, digest_of, is_key, keys_in
+from shared.background import Complaints, keep_running
+from shared.errors import Disconnected, RedisRefused, Unusable
+from shared.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 2.0
+"""A revocation is known everywhere within this time and a round trip: the promise is five seconds."""
+_TABLE_SECONDS_MAX = 300.0
+"""For so long the last table is used while Redis is away: then nobody can know which keys were revoked."""
+_NEW_KEYS_PER_LOOK = 20
+"""Keys that are not in the table and are looked up in Redis, between two looks: a key that was just made works at once."""
+_FILE_BYTES_MAX = 4 << 20
+
+
+class ApiKeys:
+    """Recognizes the keys in Redis, in the file MIDSTREAM_API_KEYS_FILE and in MIDSTREAM_API_KEYS (`Authenticator`)."""
+
+    is_for_urls = False
+
+    def __init__(self, commands: Executes, settings: Settings) -> None:
+        """Raises Unusable for a file or a variable that cannot be read, without showing a key."""
+        self._table = ApiKeyTable(commands)
+        self._file = Path(settings.api_keys_file) if settings.api_keys_file else None
+        self._file_state: tuple[int, int] | None = None
+        try:
+            self._configured = keys_in(settings.api_keys, "MIDSTREAM_API_KEYS")
+            self._in_file = self._read_file()
+        except BadKey as error:
+            raise Unusable(str(error)) from None
+        self._in_redis: dict[str, ApiKey] = {}
+        self._version: bytes | None = None
+        self._looked_at: float | None = None
+        """When Redis last said that the table is as it is here."""
+        self._lookups_left = _NEW_KEYS_PER_LOOK
+        self._principals: dict[str, Principal] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._complaints = Complaints(logger.warning)
+
+    def start(self) -> None:
+        self._task = keep_running("api_keys", self._keep_up)
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def principal_of(self, token: str) -> Principal | None:
+        """Returns the principal of a key. Raises Problem 503 while it cannot be known."""
+        if not is_key(token):
+            return None
+        digest = digest_of(token)
+        key = self._configured.get(digest) or self._in_file.get(digest) or await self._key_in_redis(digest)
+        if key is None or not key.is_valid(time.time()):
+            return None
+        found = self._principals.get(digest)
+        if found is None:
+            found = self._principals[digest] = Principal(f"key:{key.name}", key.scopes, None, key.expires_at)
+        return found
+
+    def limits_of(self, principal_name: str) -> dict[str, object]:
+        """Returns the limits that the keys of this name have in place of the settings'; of several the newest key's."""
+        keys = [key for key in self._in_redis.values() if f"key:{key.name}" == principal_name]
+        return dict(max(keys, key=lambda key: key.created_at).limits) if keys else {}
+
+    async def _key_in_redis(self, digest: str) -> ApiKey | None:
+        if self._looked_at is None or time.monotonic() - self._looked_at > _TABLE_SECONDS_MAX:
+            try:
+                await self._look()
+            except (Disconnected, RedisRefused):
+                raise away() from None
+        key = self._in_redis.get(digest)
+        if key is None and self._lookups_left > 0:
+            self._lookups_left -= 1
+            try:
+                key = await self._table.one(digest)
+            except (Disconnected, RedisRefused):
+                raise away() from None
+            if key is not None:
+                self._in_redis[digest] = key
+        return key
+
+    async def _keep_up(self) -> None:
+        while True:
+            try:
+                await self._look()
+            except (Disconnected, RedisRefused) as error:
+                logger.debug("the API keys cannot be looked at: %s", error)
+            try:
+                self._look_at_file()
+            except BadKey as error:
+                self._complaints.say(f"the keys that were read before stay valid: {error}")
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _look(self) -> None:
+        """Reads the table if it has changed. Raises Disconnected, RedisRefused."""
+        version = await self._table.version()
+        if version != self._version or self._looked_at is None:
+            self._in_redis = await self._table.all()
+            self._version = version
+            self._principals.clear()
+        self._looked_at = time.monotonic()
+        self._lookups_left = _NEW_KEYS_PER_LOOK
+
+    def _look_at_file(self) -> None:
+        """Reads the file if it has changed. Raises BadKey."""
+        if self._file is not None and self._state_of_file() != self._file_state:
+            self._in_file = self._read_file()
+            self._principals.clear()
+            logger.info("%d API keys were read from %s", len(self._in_file), self._file)
+
+    def _read_file(self) -> dict[str, ApiKey]:
+        if self._file is None:
+            return {}
+        self._file_state = self._state_of_file()
+        try:
+            if self._file.stat().st_size > _FILE_BYTES_MAX:
+                raise BadKey(f"MIDSTREAM_API_KEYS_FILE: {self._file} has more than {_FILE_BYTES_MAX} bytes")
+            return keys_in(self._file.read_text(), f"MIDSTREAM_API_KEYS_FILE: {self._file}")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+            raise BadKey(f"MIDSTREAM_API_KEYS_FILE: {self._file} cannot be read: {reason}") from None
+
+    def _state_of_file(self) -> tuple[int, int] | None:
+        with contextlib.suppress(OSError):
+            assert self._file is not None
+            about = self._file.stat()
+            return about.st_mtime_ns, about.st_size
+        return None

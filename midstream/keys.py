@@ -1,0 +1,192 @@
+"""`midstream keys`: makes, lists, revokes and replaces the API keys of services."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import orjson
+
+from shared.api_keys import ApiKey, ApiKeyTable, BadKey, checked_scopes, create, digest_of, is_key
+from shared.connections import connection_to
+from shared.settings import Settings, described
+
+T = TypeVar("T")
+
+_REPLY_SECONDS = 5.0
+_DURATION = re.compile(r"(\d{1,6})([smhdy])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "y": 365 * 86_400}
+_SHOWN_ONCE = "This key is shown now and never again: Midstream stores its digest only."
+
+
+def seconds_of(duration: str) -> float:
+    """Returns the seconds of a duration such as 90d, 12h or 1y. Raises ValueError."""
+    match = _DURATION.fullmatch(duration)
+    if match is None or not int(match[1]):
+        raise ValueError(f"must be a number and s, m, h, d or y, as in 90d, not {duration!r}")
+    return float(int(match[1]) * _SECONDS[match[2]])
+
+
+def limits_of(options: list[str]) -> dict[str, float]:
+    """Returns the limits in `NAME=NUMBER` options. Raises BadKey."""
+    known = {setting.name for setting in described() if setting.name.startswith("limit_")}
+    found = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        full_name = f"limit_{name.replace('-', '_')}"
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if full_name not in known or not 0 <= number < 2**53:
+            names = ", ".join(sorted(it.removeprefix("limit_") for it in known)) or "none in this version"
+            raise BadKey(f"--limit {option[:80]}: must be NAME=NUMBER; the limits are {names}")
+        found[full_name] = number
+    return found
+
+
+def create_key(
+    redis_url: str,
+    name: str,
+    scopes: str,
+    expires: float | None,
+    limits: list[str],
+    *,
+    as_json: bool,
+    stored: bool = True,
+) -> int:
+    """Makes a key and prints it. Without `stored`, the line for a file of keys, and nothing is written to Redis."""
+    wanted, own_limits = checked_scopes(scopes.split(",")), limits_of(limits)
+
+    async def run(table: ApiKeyTable) -> tuple[str, ApiKey]:
+        return await create(table, name, wanted, expires, own_limits)
+
+    key, about = asyncio.run(_without_redis(run) if not stored else _with_table(redis_url, run))
+    if as_json:
+        print(orjson.dumps({"key": key, **_as_json(about)}, option=orjson.OPT_INDENT_2).decode())
+    elif stored:
+        print(f"{key}\n\n{_SHOWN_ONCE}\n{_line(about)}")
+    else:
+        print(f"{key}\n\n{_SHOWN_ONCE} For MIDSTREAM_API_KEYS_FILE:\n{name} {scopes} sha256:{about.digest}")
+    return 0
+
+
+def list_keys(redis_url: str, *, as_json: bool) -> int:
+    async def run(table: ApiKeyTable) -> dict[str, ApiKey]:
+        return await table.all()
+
+    keys = sorted(asyncio.run(_with_table(redis_url, run)).values(), key=lambda key: (key.name, key.created_at))
+    if as_json:
+        print(orjson.dumps([_as_json(key) for key in keys], option=orjson.OPT_INDENT_2).decode())
+    elif not keys:
+        print("There are no API keys. `midstream keys create NAME --scopes create,read,cancel` makes one.")
+    for key in [] if as_json else keys:
+        print(_line(key))
+    return 0
+
+
+def revoke_key(redis_url: str, which: str) -> int:
+    """Revokes the keys with this name, the one with this id, or this key itself. Raises BadKey if there is none."""
+
+    async def run(table: ApiKeyTable) -> list[ApiKey]:
+        found = _matching(await table.all(), which)
+        for key in found:
+            await table.delete(key.digest)
+        return found
+
+    for key in asyncio.run(_with_table(redis_url, run)):
+        print(f"revoked: {_line(key)}")
+    print("No gateway takes it any more, within five seconds.")
+    return 0
+
+
+def rotate_key(redis_url: str, name: str, grace: float, *, as_json: bool) -> int:
+    """Makes a new key with the name, scopes and limits of the newest one; the others expire after `grace` seconds."""
+
+    async def run(table: ApiKeyTable) -> tuple[str, ApiKey]:
+        now = time.time()
+        former = [key for key in _matching(await table.all(), name) if key.is_valid(now)]
+        if not former:
+            raise BadKey(f"every key with the name {name!r} has expired: `midstream keys create` makes a new one")
+        newest = max(former, key=lambda key: key.created_at)
+        lives = None if newest.expires_at is None else newest.expires_at - newest.created_at
+        made = await create(table, newest.name, newest.scopes, lives, newest.limits)
+        for key in former:
+            until = now + grace if key.expires_at is None else min(key.expires_at, now + grace)
+            await table.put(ApiKey(key.digest, key.name, key.scopes, key.created_at, until, key.limits))
+        return made
+
+    key, about = asyncio.run(_with_table(redis_url, run))
+    if as_json:
+        print(orjson.dumps({"key": key, **_as_json(about)}, option=orjson.OPT_INDENT_2).decode())
+    else:
+        print(f"{key}\n\n{_SHOWN_ONCE}\n{_line(about)}\nThe former one stays valid for {grace:g} s.")
+    return 0
+
+
+async def _with_table(redis_url: str, run: Callable[[ApiKeyTable], Awaitable[T]]) -> T:
+    settings = Settings.from_environment({**os.environ, "MIDSTREAM_REDIS_URL": redis_url})
+    connection = connection_to(settings, name="keys")
+    connection.start()
+    try:
+        async with asyncio.timeout(_REPLY_SECONDS):
+            await connection.wait_until_up()
+        return await run(ApiKeyTable(connection))
+    except TimeoutError:
+        why = f": {connection.refusal}" if connection.refusal is not None else ""
+        raise BadKey(
+            f"Redis did not answer within {_REPLY_SECONDS:g} s{why}. Is --redis or MIDSTREAM_REDIS_URL right?"
+        ) from None
+    finally:
+        await connection.close()
+
+
+async def _without_redis(run: Callable[[ApiKeyTable], Awaitable[T]]) -> T:
+    return await run(ApiKeyTable(_NoRedis()))
+
+
+class _NoRedis:
+    """Commands that store nothing."""
+
+    async def execute(self, *arguments: Any) -> Any:
+        return []
+
+
+def _matching(keys: dict[str, ApiKey], which: str) -> list[ApiKey]:
+    if is_key(which):
+        found = [key for key in keys.values() if key.digest == digest_of(which)]
+    else:
+        found = [key for key in keys.values() if which in (key.name, key.id)]
+    if not found:
+        shown = "this key" if which.startswith("msk_") else repr(which[:80])
+        raise BadKey(f"there is no key {shown}: `midstream keys list` shows names and ids")
+    return found
+
+
+def _line(key: ApiKey) -> str:
+    expires = "never expires" if key.expires_at is None else _when("expires", "expired", key.expires_at)
+    limits = "".join(f"  {name.removeprefix('limit_')}={value:g}" for name, value in sorted(key.limits.items()))
+    return f"{key.id}  {key.name}  {','.join(sorted(key.scopes))}  created {_date(key.created_at)}  {expires}{limits}"
+
+
+def _when(future: str, past: str, at: float) -> str:
+    return f"{future if at > time.time() else past} {_date(at)}"
+
+
+def _date(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _as_json(key: ApiKey) -> dict[str, Any]:
+    return {"id": key.id, **orjson.loads(key.stored())}
+
+
+def redis_url_of(option: str | None) -> str:
+    """Returns the Redis that was named, or that of the environment, or the default."""
+    default = next(str(setting.default) for setting in described() if setting.name == "redis_url")
+    return option or os.environ.get("MIDSTREAM_REDIS_URL") or default

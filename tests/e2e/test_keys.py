@@ -1,0 +1,209 @@
+"""API keys and users' tokens at running gateways: made, used, revoked, replaced, by the command line and over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import jwt
+import pytest
+import pytest_asyncio
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.support.system import System
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+_ROOT = Path(__file__).resolve().parents[2]
+_CHAT = {"messages": [{"role": "user", "content": "Hello"}], "simulate": {"tokens": 3}}
+_KEY = ec.generate_private_key(ec.SECP256R1())
+_ISSUER, _AUDIENCE = "https://login.example", "midstream"
+
+
+class _KeySet(BaseHTTPRequestHandler):
+    """The identity provider's key set."""
+
+    def do_GET(self) -> None:
+        public = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(_KEY.public_key()))
+        body = json.dumps({"keys": [{**public, "kid": "1"}]}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: Any) -> None:
+        """Logs nothing."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def system() -> AsyncIterator[System]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _KeySet)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    settings = {
+        "auth": "required",
+        "token_keys": "0123456789abcdef0123456789abcdef",
+        "jwt_keys": f"http://127.0.0.1:{server.server_port}/keys",
+        "jwt_issuer": _ISSUER,
+        "jwt_audience": _AUDIENCE,
+    }
+    try:
+        async with System(gateways=2, gateway_settings=settings) as system:
+            yield system
+            await system.commands.delete("midstream:api-keys")
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+async def keys(system: System, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "midstream.cli", "keys", *arguments, "--redis", system.redis.url]
+    return await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, cwd=_ROOT, check=False)
+
+
+async def made(system: System, name: str, scopes: str, *options: str) -> dict[str, Any]:
+    done = await keys(system, "create", name, "--scopes", scopes, "--json", *options)
+    assert done.returncode == 0, done.stderr
+    about: dict[str, Any] = json.loads(done.stdout)
+    return about
+
+
+async def status(system: System, token: str, gateway: int = 0) -> int:
+    """Returns the status of a create with this token."""
+    headers = {"authorization": f"Bearer {token}"}
+    response = await system.http.post(f"{system.gateway_url(gateway)}/v1/streams", json=_CHAT, headers=headers)
+    return response.status_code
+
+
+async def test_a_key_works_at_once_on_each_gateway_and_after_its_revocation_on_none(system: System) -> None:
+    key = (await made(system, "backend", "create,read"))["key"]
+    assert [await status(system, key, gateway) for gateway in (0, 1)] == [201, 201]
+    assert (await keys(system, "revoke", "backend")).returncode == 0
+    began = time.monotonic()
+    for gateway in (0, 1):
+
+        async def is_refused(gateway: int = gateway) -> bool:
+            return await status(system, key, gateway) == 401
+
+        await wait_until(is_refused, within_seconds=5, what="the revocation")
+    assert time.monotonic() - began < 5
+
+
+async def test_a_key_has_its_scopes_and_its_time(system: System) -> None:
+    reader = (await made(system, "reader", "read"))["key"]
+    assert await status(system, reader) == 403
+    short = (await made(system, "short", "create", "--expires", "1s"))["key"]
+    assert await status(system, short) == 201
+
+    async def is_refused() -> bool:
+        return await status(system, short) == 401
+
+    await wait_until(is_refused, within_seconds=3, what="the key's end")
+
+
+async def test_a_replaced_key_stays_valid_for_its_grace(system: System) -> None:
+    old = (await made(system, "rotated", "create"))["key"]
+    done = await keys(system, "rotate", "rotated", "--grace", "1s", "--json")
+    new = json.loads(done.stdout)["key"]
+    assert new != old
+    assert await status(system, new) == 201
+
+    async def is_refused() -> bool:
+        return await status(system, old) == 401
+
+    await wait_until(is_refused, within_seconds=5, what="the end of the grace")
+    assert await status(system, new) == 201
+
+
+async def test_the_list_shows_no_key(system: System) -> None:
+    about = await made(system, "listed", "create,admin", "--expires", "90d")
+    listed = await keys(system, "list")
+    assert f"{about['id']}  listed  admin,create  created " in listed.stdout
+    assert about["key"][4:] not in listed.stdout
+    stored = await system.commands.hgetall("midstream:api-keys")
+    assert about["key"][4:].encode() not in b"".join([*stored.keys(), *stored.values()])
+    assert (await keys(system, "revoke", about["key"])).returncode == 0
+    assert "listed" not in (await keys(system, "list")).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["create", "x", "--scopes", "fly"], "scopes are act, admin, "),
+        (["create", "-", "--scopes", "read"], "is no name for a key"),
+        (["create", "x", "--scopes", "read", "--expires", "soon"], "must be a number and s, m, h, d or y"),
+        (["create", "x", "--scopes", "read", "--limit", "fly=1"], "must be NAME=NUMBER"),
+        (["revoke", "nobody"], "there is no key 'nobody'"),
+        (["rotate", "nobody"], "there is no key 'nobody'"),
+    ],
+)
+async def test_what_is_wrong_is_said(system: System, arguments: list[str], sentence: str) -> None:
+    done = await keys(system, *arguments)
+    assert done.returncode in (1, 2)
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+async def test_a_user_comes_with_the_identity_provider_s_token(system: System) -> None:
+    claims = {"sub": "u-1", "iss": _ISSUER, "aud": _AUDIENCE, "exp": int(time.time()) + 60}
+    alice = jwt.encode(claims, _KEY, "ES256", headers={"kid": "1"})
+    bob = jwt.encode({**claims, "sub": "u-2"}, _KEY, "ES256", headers={"kid": "1"})
+
+    async def is_let_in() -> bool:
+        return await status(system, alice) == 201
+
+    await wait_until(is_let_in, within_seconds=5, what="the identity provider's keys")
+    headers = {"authorization": f"Bearer {alice}"}
+    response = await system.http.post(f"{system.gateway_url()}/v1/streams", json=_CHAT, headers=headers)
+    stream_id = response.json()["id"]
+    for token, expected in ((alice, 200), (bob, 404)):
+        response = await system.http.get(
+            f"{system.gateway_url(1)}/v1/streams/{stream_id}", headers={"authorization": f"Bearer {token}"}
+        )
+        assert response.status_code == expected
+    system.assert_no_complaints()
+    assert alice not in system.tails()
+
+
+@pytest.mark.parametrize("where", ["body", "header", "chat", "ai_sdk"])
+async def test_a_service_creates_for_a_user_who_then_reads_it(system: System, where: str) -> None:
+    service = (await made(system, f"service-{where}", "create,act"))["key"]
+    headers = {"authorization": f"Bearer {service}"}
+    body: dict[str, Any] = dict(_CHAT)
+    path = {"chat": "/v1/chat/completions", "ai_sdk": "/api/chat"}.get(where, "/v1/streams")
+    if where == "ai_sdk":
+        body = {"id": "chat-1", "messages": [{"role": "user", "parts": [{"type": "text", "text": "Hello"}]}]}
+    if where == "header":
+        headers["x-midstream-owner"] = "u-7"
+    else:
+        body["midstream"] = {"owner": "u-7"}
+    response = await system.http.post(system.gateway_url() + path, json=body, headers=headers)
+    assert response.status_code in (200, 201), response.text
+    stream_id = response.headers.get("x-stream-id") or response.json()["id"]
+    for subject, expected in (("u-7", 200), ("u-1", 404)):
+        claims = {"sub": subject, "iss": _ISSUER, "aud": _AUDIENCE, "exp": int(time.time()) + 60}
+        user = {"authorization": f"Bearer {jwt.encode(claims, _KEY, 'ES256', headers={'kid': '1'})}"}
+        read = await system.http.get(f"{system.gateway_url(1)}/v1/streams/{stream_id}", headers=user)
+        assert read.status_code == expected
+
+
+async def test_nobody_else_creates_for_a_user(system: System) -> None:
+    plain = (await made(system, "plain", "create,read,cancel,admin"))["key"]
+    for headers, body in (
+        ({"x-midstream-owner": "u-7"}, _CHAT),
+        ({}, {**_CHAT, "midstream": {"owner": "u-7"}}),
+    ):
+        response = await system.http.post(
+            f"{system.gateway_url()}/v1/streams", json=body, headers={"authorization": f"Bearer {plain}", **headers}
+        )
+        assert response.status_code == 403, response.text

@@ -1,0 +1,14 @@
+"""Some seconds of requests made from /openapi.json. The long run: `python -m tests.stress.fuzz_openapi --seconds 600 --seed 7`."""
+
+from __future__ import annotations
+
+from tests.stress.fuzz_openapi import PROGRAM, fuzz, program
+from tests.support.needs import needs
+
+_SEED = 1
+
+
+async def test_no_answer_that_the_document_does_not_have() -> None:
+    needs(f"{PROGRAM} (pip install {PROGRAM}, in an environment of its own)", program())
+    wrong = await fuzz(20.0, _SEED)
+    assert not wrong, f"seed {_SEED}: {wrong}"
