@@ -30,7 +30,7 @@ async def test_a_cluster_moves_slots_and_loses_a_master() -> None:
             source, target = cluster.primaries()[:2]
             await asyncio.to_thread(cluster.move_slots, cluster.slots_of(source)[:_SLOTS], source, target)
             source.kill()
-            await asyncio.to_thread(cluster.until_whole)
+            await asyncio.to_thread(cluster.until_replaced, source)
 
         report = await read_through(system, both, streams=_STREAMS, tokens=30)
         check(report, within_seconds=10.0)

@@ -43,7 +43,7 @@ async def master_killed(cluster: RedisCluster) -> None:
     """SIGKILL to a master: its replica is promoted; later it is back as a replica."""
     node = cluster.primaries()[0]
     node.kill()
-    await _until_whole(cluster)
+    await asyncio.to_thread(cluster.until_replaced, node)
     await asyncio.to_thread(node.start)
     await _until_whole(cluster)
 

@@ -112,6 +112,11 @@ class RedisCluster:
 
         until(whole, "the cluster is whole", seconds)
 
+    def until_replaced(self, node: Node, *, seconds: float = _FORM_SECONDS_MAX) -> None:
+        """Returns when a node that was killed or frozen has no slots any more. Started empty before, it would empty its replica."""
+        running = [one for one in self.nodes if one.runs]
+        until(lambda: all(node.port not in _slots_of(one).values() for one in running), "it was replaced", seconds)
+
     @staticmethod
     def _known(node: Node) -> int:
         lines = node.execute("CLUSTER", "NODES").decode().splitlines()
