@@ -4,7 +4,7 @@ PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: help setup demo check test stress bench guard fmt lock audit
+.PHONY: help setup demo check test stress bench guard fmt frameworks lock audit
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -36,8 +36,8 @@ check: setup ## Formatting, lint, types, boundaries between the packages, licenc
 test: setup ## All tests, or a part: make test ARGS="tests/unit -k ids"; what this machine lacks is skipped with its reason
 	@$(BIN)/python -m pytest -n $(or $(WORKERS),$(if $(ARGS),0,5)) --dist loadfile $(ARGS)
 
-stress: setup ## Faults of every kind, at random but seeded, with exact invariants: make stress SEED=7 MINUTES=10
-	@$(BIN)/python -m tests.stress --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)
+stress: setup ## Faults of every kind, at random but seeded, with exact invariants: make stress SEED=7 MINUTES=10 ARGS="--redis cluster"
+	@$(BIN)/python -m tests.stress --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1) $(ARGS)
 
 bench: setup ## What it costs, beside the ordinary way to do it: make bench ARGS=--quick
 	@$(BIN)/midstream bench $(ARGS)
@@ -48,6 +48,13 @@ guard: setup ## What one event costs, counted: fails where a change made it dear
 fmt: setup ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+frameworks: .venv-frameworks/.made ## Make .venv-frameworks, in which the tests run the examples of agent frameworks
+
+.venv-frameworks/.made: pyproject.toml
+	@$(PYTHON) -m venv .venv-frameworks
+	@.venv-frameworks/bin/python -m pip install --quiet --disable-pip-version-check -e '.[frameworks]'
+	@touch $@
 
 lock: ## Renew requirements.lock from pyproject.toml (needs uv)
 	@uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --quiet --no-annotate --no-header -o requirements.lock

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
@@ -26,6 +26,7 @@ from gateway.console.login import Login, to_login
 from gateway.console.watchers import Watchers
 from gateway.delivery.delivery import Delivery
 from gateway.facades import facades
+from gateway.facades.durable.durable import DurableStreams
 from gateway.facades.openai.errors import is_openai_path, openai_error
 from gateway.http.accept import accepts_only_events
 from gateway.http.addresses import Addresses
@@ -41,18 +42,24 @@ from gateway.metrics import refused
 from gateway.provider_models import ProviderModels
 from gateway.request_metrics import counting
 from gateway.streams import Streams
+from gateway.writing.routes import WriterApi
+from gateway.writing.writes import Writes
 from shared.accounts import Accounts
 from shared.commands import Commands
 from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from gateway.finding import Finding
 
 _OF_OPENAI = "of OpenAI's API there are POST /v1/chat/completions, POST /v1/responses and GET /v1/models"
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the parts of the gateway work with. Without `watchers` the gateway has no console."""
+    """What the parts of the gateway work with. Without `watchers` the gateway has no console, without `durable` no written streams."""
 
     streams: Streams
+    writes: Writes
     subscribe: Subscribe
     delivery: Delivery
     models: ProviderModels
@@ -62,21 +69,25 @@ class Services:
     admission: Admission
     addresses: Addresses
     accounts: Accounts
+    durable: DurableStreams | None
     given: GivenTokens
     settings: Settings
+    finding: Finding | None = None
 
 
 def parts_of(services: Services) -> tuple[NativeApi, list[Part], list[Route]]:
     """Returns the API that FastAPI serves, the parts that are tried before it, in order, and all routes."""
     streams, subscribe, settings = services.streams, services.subscribe, services.settings
     admission, given = services.admission, services.given
-    native = NativeApi(streams, given, services.delivery, services.models, settings)
+    native = NativeApi(streams, given, services.delivery, services.models, settings, services.finding)
     parts: list[Part] = [
         WebSockets(streams, subscribe),  # takes all that is not HTTP
         subscribe,
         UsageApi(streams, services.accounts),
+        WriterApi(services.writes, subscribe, services.delivery),
         Probe(services.delivery, settings),
         *facades(streams, given, subscribe, services.models, settings, services.commands),
+        *((services.durable,) if services.durable is not None else ()),
     ]
     if not (admission.is_on and settings.metrics_port):
         parts.append(services.health)  # else they are at a port of their own, which strangers do not reach

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -89,6 +90,39 @@ class SseFace:
         return sse.retry(retry_milliseconds)
 
 
+class FramingFace(SseFace):
+    """A face that frames all that it sends at a time as one. Its encoder returns bare messages, and `End` for a terminal event."""
+
+    media_type = b"text/event-stream"
+
+    def encoder(self, stream_id: str) -> Encoder:
+        raise NotImplementedError
+
+    def prelude(self, retry_milliseconds: int) -> bytes:
+        return b""
+
+    def epilogue(self, retry_milliseconds: int) -> bytes:
+        return b""
+
+    def frame(self, pieces: Sequence[bytes], reached: EventId, *, is_newest: bool) -> bytes:
+        """Returns these pieces as they are sent. `reached`: the newest message that the reader then has. `is_newest`: the
+        log has no newer one. Without pieces the place is all there is to say."""
+        raise NotImplementedError
+
+
+class End(bytes):
+    """The piece of a terminal event, for a face that frames: the message that shows it, which may be empty."""
+
+    outcome: str
+    """How the stream has ended: the name of the terminal event."""
+
+    @classmethod
+    def of(cls, event: Event, message: bytes = b"") -> End:
+        end = cls(message)
+        end.outcome = event.field.decode()
+        return end
+
+
 def encode(encoder: Encoder, event: Event) -> bytes:
     """Encodes any event."""
     return encoder.token(b"%d-%d" % event.id, event.value) if event.field == events.TOKEN else encoder.other(event)
@@ -163,11 +197,27 @@ class NativeFace(SseFace, Encoder):
         if field == events.OWN:
             name, data = name_and_data(value)
             return b"event: %b\ndata: %b\nid: %d-%d\n\n" % (name, on_one_line(data), attempt, offset)
+        if field in events.MESSAGES:
+            name, data = message_shown(field, value)
+            return b"%bdata: %b\nid: %d-%d\n\n" % (b"event: %b\n" % name if name else b"", data, attempt, offset)
         if field == GAP:
             return b"event: gap\ndata: %b\n\n" % value
         if field == events.ACCEPTED:
             return b""
         return b"event: %b\ndata: %b\nid: %d-%d\n\n" % (field, shown(field, value), attempt, offset)
+
+
+def message_shown(field: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """Returns a message of a written stream as an event: its name (empty: unnamed), and its data on one line.
+
+    JSON is unnamed, and stands as it is. A text is `text`, a JSON string; other bytes are `bytes`, base64 in a JSON string.
+    """
+    if field == events.JSON:
+        return b"", on_one_line(value)
+    try:
+        return b"text", json_text(value)
+    except UnicodeDecodeError:
+        return b"bytes", b'"%b"' % b64encode(value)
 
 
 class NdjsonFace(Encoder):
@@ -212,6 +262,9 @@ def event_object(event: Event) -> bytes:
     if field == events.OWN:
         name, data = name_and_data(value)
         return b'{"id":"%d-%d","event":"%b","data":%b}' % (attempt, offset, name, on_one_line(data))
+    if field in events.MESSAGES:
+        name, data = message_shown(field, value)
+        return b'{"id":"%d-%d","event":"%b","data":%b}' % (attempt, offset, name or b"message", data)
     if field == GAP:
         return b'{"id":null,"event":"gap","data":%b}' % value
     if field == events.ACCEPTED:

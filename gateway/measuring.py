@@ -13,7 +13,9 @@ from gateway.following.pages import Pages
 from gateway.following.silence_checks import SilenceChecks
 from gateway.following.tails import Tails
 from shared.background import keep_running
+from shared.connections import RedisConnection
 from shared.errors import Disconnected, RedisRefused
+from shared.lanes import Lanes
 from shared.metrics import (
     QUEUE_OLDEST_SECONDS,
     QUEUE_REQUESTS,
@@ -24,9 +26,6 @@ from shared.metrics import (
     REDIS_KEYS,
     REDIS_MEMORY_BYTES,
 )
-from shared.queue import RequestQueue
-from shared.redis_server import RedisAddress
-from shared.resp import RespConnection
 from shared.self_measuring import Measuring
 from shared.settings import Settings
 
@@ -48,14 +47,14 @@ class GatewayMeasuring(Measuring):
         tails: Tails,
         silence_checks: SilenceChecks,
         pages: Pages,
-        commands: RespConnection,
-        queue: RequestQueue,
+        commands: RedisConnection,
+        queue: Lanes,
         settings: Settings,
     ) -> None:
         handover = metrics.handover
         super().__init__(handover, commands, tails.subscriber)
         self._queue = queue
-        self._database = f"db{RedisAddress.parse(settings.redis_url).database}"
+        self._database = f"db{commands.address.database}"
         handover.show(metrics.READERS, lambda: delivery.readers)
         handover.show(metrics.READERS_MAX, lambda: settings.connections_max)
         handover.show(metrics.FOLLOWED, lambda: len(tails))
@@ -101,20 +100,25 @@ class GatewayMeasuring(Measuring):
         QUEUE_OLDEST_SECONDS.gauge().set(0.0 if added_at is None else max(0.0, time.time() - added_at))
 
     async def _measure_server(self) -> None:
-        info = _parsed(await self._commands.execute("INFO", "memory", "stats", "clients", "keyspace"))
+        """Measures all masters that answer: their sums, and the headroom of the one that has least."""
+        replies = await self._commands.execute_everywhere("INFO", "memory", "stats", "clients", "keyspace")
+        infos = [_parsed(reply) for reply in replies]
 
-        def number(name: str) -> float:
-            return float(info.get(name, 0))
+        def total(name: str) -> float:
+            return sum(float(info.get(name, 0)) for info in infos)
 
-        used = number("used_memory")
-        REDIS_MEMORY_BYTES.gauge().set(used)
-        bound = number("maxmemory") or number("total_system_memory")
-        REDIS_HEADROOM_BYTES.gauge().set(max(0.0, bound - used))
-        REDIS_CLIENTS.gauge().set(number("connected_clients"))
-        REDIS_COMMANDS_PER_SECOND.gauge().set(number("instantaneous_ops_per_sec"))
-        REDIS_EVICTED_KEYS.gauge().set(number("evicted_keys"))
-        keys = info.get(self._database, "keys=0").partition(",")[0]
-        REDIS_KEYS.gauge().set(float(keys.removeprefix("keys=")))
+        REDIS_MEMORY_BYTES.gauge().set(total("used_memory"))
+        REDIS_HEADROOM_BYTES.gauge().set(min(map(_headroom_bytes, infos)))
+        REDIS_CLIENTS.gauge().set(total("connected_clients"))
+        REDIS_COMMANDS_PER_SECOND.gauge().set(total("instantaneous_ops_per_sec"))
+        REDIS_EVICTED_KEYS.gauge().set(total("evicted_keys"))
+        keys = (info.get(self._database, "keys=0").partition(",")[0] for info in infos)
+        REDIS_KEYS.gauge().set(sum(float(count.removeprefix("keys=")) for count in keys))
+
+
+def _headroom_bytes(info: dict[str, str]) -> float:
+    bound = float(info.get("maxmemory", 0)) or float(info.get("total_system_memory", 0))
+    return max(0.0, bound - float(info.get("used_memory", 0)))
 
 
 def _parsed(reply: Any) -> dict[str, str]:

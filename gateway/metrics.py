@@ -29,6 +29,8 @@ STARTS = metrics.PROCESS_STARTS.counter()
 READERS = metrics.READERS.gauge()
 READERS_MAX = metrics.READERS_MAX.gauge()
 CREATED = metrics.STREAMS_CREATED.counter()
+MESSAGES_WRITTEN = metrics.MESSAGES_WRITTEN.counter()
+BYTES_WRITTEN = metrics.BYTES_WRITTEN.counter()
 _REQUESTS = metrics.REQUESTS.counter()
 _REQUEST_SECONDS = metrics.REQUEST_SECONDS.histogram()
 _OPENED = {face: metrics.READER_OPENS.counter().labels(face) for face in FACES}
@@ -53,6 +55,12 @@ _LIMIT_REFUSALS = metrics.LIMIT_REFUSALS.counter()
 _ENDED = metrics.STREAMS_ENDED.counter()
 _CANCELS = metrics.CANCELS.counter()
 _FAILURES = metrics.FAILURES.counter()
+ENTRIES_WRITTEN = metrics.ENTRIES_WRITTEN.counter()
+EVENTS_KNOWN = metrics.EVENTS_KNOWN.counter()
+ATTEMPTS_WRITTEN = metrics.ATTEMPTS_WRITTEN.counter()
+WRITERS_LOST = metrics.WRITERS_LOST.counter()
+ARCHIVE_UP = metrics.ARCHIVE_UP.gauge()
+RESTORED = metrics.RESTORED.counter()
 _RECEIPTS = metrics.RECEIPTS.counter()
 _RECEIPT_TOKENS = metrics.RECEIPT_TOKENS.counter()
 LOG_READS = {reason: metrics.LOG_READS.counter().labels(reason) for reason in LOG_READ_REASONS}
@@ -88,6 +96,17 @@ def over_limit(limit: str, whose: str) -> None:
 def created(api: str) -> None:
     """Counts a stream that this process has accepted."""
     CREATED.labels(bounded(api, APIS)).inc()
+
+
+def appended(messages: int, size_bytes: int) -> None:
+    """Counts what a program has appended to a written stream."""
+    MESSAGES_WRITTEN.inc(messages)
+    BYTES_WRITTEN.inc(size_bytes)
+
+
+def completed() -> None:
+    """Counts a stream to which this process has appended `done`, for an external writer."""
+    _ENDED.labels(Status.COMPLETED).inc()
 
 
 def cancelled(by: str) -> None:

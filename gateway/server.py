@@ -22,7 +22,7 @@ import uvicorn
 
 from gateway.access.admission import Admission
 from gateway.access.api_keys import ApiKeys
-from gateway.access.authenticators import Authenticator, KeptUp
+from gateway.access.authenticators import KeptUp
 from gateway.access.given_tokens import GivenTokens
 from gateway.access.limits import Limits, OwnLimits
 from gateway.access.mode import is_authentication_on
@@ -42,6 +42,7 @@ from gateway.console.watchers import Watchers
 from gateway.delivery.delivery import Delivery
 from gateway.delivery.ledger import Ledger
 from gateway.delivery.reader import Reader
+from gateway.facades.durable.durable import DurableStreams, are_wanted
 from gateway.following.endings import Endings
 from gateway.following.followed_streams import FollowedStreams
 from gateway.following.pages import Pages
@@ -59,19 +60,29 @@ from gateway.presence import presence
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
+from gateway.writing.lost_writers import LostWriters
+from gateway.writing.writes import Writes
 from shared.accounts import Accounts
+from shared.archive import archive_of
 from shared.commands import Commands
+from shared.connections import RedisConnection, RedisSubscriber, check, connection_to
 from shared.event_log import EventLog
+from shared.external_writes import ExternalWrites, WriterLeases
+from shared.lanes import Lanes, lanes_of
 from shared.metrics_server import MetricsServer
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
-from shared.redis_server import RedisAddress, check
-from shared.resp import RespConnection
+from shared.replicas import ReplicatedCommands
 from shared.settings import Settings
+from shared.unkept import Unkept
 from shared.usage import Usage
+from shared.written_log import Holdings, Names, WrittenLog
 
 if TYPE_CHECKING:
+    from gateway.finding import Finding
+    from gateway.restoring import Restoring
+    from shared.archive.store import Archive
     from shared.spans import Tracing
 
 logger = logging.getLogger(__name__)
@@ -132,7 +143,8 @@ class _Gateway:
     """The parts of one gateway process, in the order in which they start."""
 
     traces: Traces | None
-    commands: RespConnection
+    commands: RedisConnection
+    durable: RedisConnection | None
     readiness: Readiness
     authenticators: Sequence[KeptUp]
     endings: Endings
@@ -142,11 +154,14 @@ class _Gateway:
     usage: Usage
     stream_readers: StreamReaders
     streams: Streams
+    lost_writers: LostWriters
+    restoring: Restoring | None
     ledger: Ledger
     delivery: Delivery
     presence: Presence
     request_timeouts: RequestTimeouts
     watchers: Watchers | None
+    written: DurableStreams | None
     metrics_server: MetricsServer
     app: ASGI
 
@@ -155,6 +170,8 @@ class _Gateway:
         if self.traces is not None:
             running.add(self.traces)
         running.add(self.commands).start()
+        if self.durable is not None:
+            running.add(self.durable).start()
         await running.add(self.readiness).start()
         for authenticator in self.authenticators:
             running.add(authenticator).start()
@@ -165,12 +182,17 @@ class _Gateway:
         running.add(self.usage).start()
         running.add(self.stream_readers).start()
         running.add(self.streams)
+        running.add(self.lost_writers).start()
+        if self.restoring is not None:
+            running.add(self.restoring).start()
         running.add(self.ledger).start()
         running.add(self.delivery).start()
         running.add(self.presence).start()
         running.add(self.request_timeouts).start()
         if self.watchers is not None:
             running.add(self.watchers).start()
+        if self.written is not None:
+            running.add(self.written)
         metrics_url = await running.add(self.metrics_server).open()
         if metrics_url is not None:
             logger.info("metrics: %s", metrics_url)
@@ -184,47 +206,55 @@ class _Gateway:
             self.watchers.drain()
 
 
+def _restoring(archive: Archive, commands: RedisConnection, unkept: Unkept, settings: Settings) -> Restoring:
+    from gateway.restoring import Restoring  # imports the database's libraries
+
+    return Restoring(archive, commands, unkept, settings.ended_ttl_seconds)
+
+
+def _finding(archive: Archive, unkept: Unkept, log: EventLog, commands: RedisConnection) -> Finding:
+    from gateway.finding import Finding  # imports the database's libraries
+
+    return Finding(archive, unkept, log, commands)
+
+
 def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: bool) -> _Gateway:
     """Builds the parts of a gateway and connects them. Nothing is started."""
-    address = RedisAddress.parse(settings.redis_url)
-
-    def connection(name: str, **more: Any) -> RespConnection:
-        return RespConnection(
-            address,
-            name=name,
-            reply_seconds=settings.redis_reply_seconds,
-            reconnect_seconds_max=settings.reconnect_seconds_max,
-            **more,
-        )
-
-    commands = connection(
-        "gateway",
-        scripts=(
-            *EventLog.SCRIPTS,
-            *RequestQueue.SCRIPTS,
-            *DeliveryNotes.SCRIPTS,
-            *Accounts.SCRIPTS,
-            *StreamReaders.SCRIPTS,
-        ),
+    kept = (
+        *(EventLog, RequestQueue, DeliveryNotes, ExternalWrites, WriterLeases),
+        *(WrittenLog, Names, Holdings, Accounts, StreamReaders),
     )
+    scripts = tuple(script for one in kept for script in one.SCRIPTS)
+    commands = connection_to(settings, name="gateway", scripts=scripts)
+    durable = connection_to(settings, name="durable", scripts=scripts) if settings.min_replicas else None
+    replicated = None if durable is None else ReplicatedCommands(durable, settings.min_replicas)
+    archive, unkept = archive_of(settings), None
+    if archive is not None:
+        unkept = Unkept(
+            commands, log_ttl_seconds=settings.log_ttl_seconds, ended_ttl_seconds=settings.ended_ttl_seconds
+        )
     log = EventLog(
         commands,
         log_ttl_seconds=settings.log_ttl_seconds,
-        ended_ttl_seconds=settings.ended_ttl_seconds,
+        ended_ttl_seconds=settings.unkept_ttl_seconds,
         tombstone_ttl_seconds=settings.tombstone_ttl_seconds,
+        replicated=replicated,
+        **({} if unkept is None else {"on_ended": unkept.send_soon}),
     )
-    queue = RequestQueue(commands, ttl_seconds=settings.log_ttl_seconds, requests_max=settings.queue_requests_max)
+    restoring = None if archive is None or unkept is None else _restoring(archive, commands, unkept, settings)
+    queue = Lanes(commands, lanes_of(commands, settings, replicated=replicated))
     deliveries = DeliveryNotes(commands)
     accounts = Accounts(commands, settings)
     usage = Usage(accounts, log, deliveries, settings)
     traces = None if tracing is None else Traces(tracing, log, settings)
+    leases = WriterLeases(commands, ttl_seconds=settings.log_ttl_seconds)
 
     def failed_here(stream_id: str, code: str) -> None:
         usage.ended_without_receipt(stream_id)
         if traces is not None:
             traces.failed_here(stream_id, code)
 
-    endings = Endings(log, failed_here)
+    endings = Endings(log, failed_here, leases)
     followed = FollowedStreams(endings.end_unreadable)
     pages = Pages(
         log,
@@ -249,14 +279,22 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     tails = Tails(
         followed,
         log,
-        lambda on_push, on_up: connection("subscriber", on_push=on_push, on_up=on_up),
+        partial(_subscriber_of, commands),
         settings,
         on_new=delivery.on_new,
     )
     silence_checks = SilenceChecks(tails, log, endings, settings, on_lost=delivery.lose)
     limits = Limits(accounts, log, own_limits, settings)
-    parts = (commands, log, queue, tails, deliveries, settings, Owners(checked=authenticates), limits, usage)
+    owners = Owners(checked=authenticates)
+    parts = (commands, log, queue, tails, deliveries, settings, owners, limits, usage, unkept, restoring)
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
+    external = ExternalWrites(
+        commands,
+        ended_ttl_seconds=settings.ended_ttl_seconds,
+        entries_max=settings.stream_entries_max,
+        bytes_max=settings.stream_bytes_max,
+    )
+    writes = Writes(streams, log, external, leases, settings)
     models = ProviderModels(settings)
     admission = admission_for(authenticators, settings) if authenticates else Admission()
     given = GivenTokens(admission.tokens, settings.path_prefix)
@@ -265,10 +303,15 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     request_timeouts = RequestTimeouts(settings.request_seconds)
     watchers = Watchers(Overview(commands, queue)) if is_wanted(settings, guarded=authenticates) else None
     readiness = Readiness(commands, settings)
-    health = Health(delivery, readiness)
+    health = Health(delivery, readiness, lambda: streams.archive_state)
+    finding = None if restoring is None or unkept is None else _finding(restoring.archive, unkept, log, commands)
+    written = None
+    if are_wanted(settings, authenticates=authenticates):
+        written = DurableStreams(streams, subscribe, delivery, log, commands, settings)
     app = make_app(
         Services(
             streams,
+            writes,
             subscribe,
             delivery,
             models,
@@ -278,8 +321,10 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
             admission,
             addresses,
             accounts,
+            written,
             given,
             settings,
+            finding,
         )
     )
     if traces is not None:
@@ -288,6 +333,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     return _Gateway(
         traces,
         commands,
+        durable,
         readiness,
         authenticators,
         endings,
@@ -297,11 +343,14 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         usage,
         stream_readers,
         streams,
+        LostWriters(streams, log, leases, settings),
+        restoring,
         ledger,
         delivery,
         presence(delivery, tails, commands, settings),
         request_timeouts,
         watchers,
+        written,
         MetricsServer(health.answers(), settings),
         app,
     )
@@ -313,7 +362,7 @@ def authenticators_for(commands: Commands, settings: Settings) -> list[KeptUp]:
     return [ApiKeys(commands, settings), *users]
 
 
-def limits_of(authenticators: Sequence[Authenticator], principal_name: str) -> Mapping[str, object]:
+def limits_of(authenticators: Sequence[KeptUp], principal_name: str) -> Mapping[str, object]:
     """Returns the limits that a principal has in place of the settings': those of its API key."""
     for authenticator in authenticators:
         if isinstance(authenticator, ApiKeys):
@@ -321,22 +370,28 @@ def limits_of(authenticators: Sequence[Authenticator], principal_name: str) -> M
     return {}
 
 
-def admission_for(authenticators: Sequence[Authenticator], settings: Settings) -> Admission:
+def admission_for(authenticators: Sequence[KeptUp], settings: Settings) -> Admission:
     """Returns what guards a gateway with authentication. Raises Unusable."""
     keys = SigningKeys(settings.token_keys)
     return Admission(
         authenticators,
         tokens=StreamTokens(keys, settings),
-        sessions=Sessions(keys),
+        sessions=Sessions(keys, authenticators),
         user_cookie=settings.user_cookie,
     )
+
+
+def _subscriber_of(
+    commands: RedisConnection, on_push: Callable[[list[Any]], None], on_up: Callable[[], None]
+) -> RedisSubscriber:
+    return commands.subscriber(name="subscriber", on_push=on_push, on_up=on_up)
 
 
 async def serve(settings: Settings, listening: socket.socket, tracing: Tracing | None = None) -> None:
     """Serves until SIGTERM or SIGINT. Raises Unusable."""
     check_uvicorn()
     authenticates = is_authentication_on(settings, listening.getsockname()[0])
-    server_name = await check(settings.redis_url, within_seconds=settings.redis_start_seconds)
+    server_name = await check(settings)
     gateway = _assemble(settings, tracing, authenticates=authenticates)
     async with RunningParts() as running:
         await gateway.start(running)

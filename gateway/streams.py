@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import orjson
 
@@ -20,26 +20,32 @@ from gateway.access.limits import Limits
 from gateway.access.owners import Owners
 from gateway.following.tails import Tails
 from gateway.http.principal import principal
-from gateway.http.problems import Problem, away, expired, full, no_log, not_found
+from gateway.http.problems import Problem, archive_in_time, away, expired, full, no_log, not_found
 from gateway.http.whole_bodies import Held, made
 from gateway.process_name import gateway_name
 from shared import events
+from shared.archive.record import tombstone_of
 from shared.commands import Commands
 from shared.errors import Disconnected, LogFull, MidstreamError, QueueFull, RedisRefused, Unreadable
 from shared.event_log import READ_ENTRIES_MAX, EventLog
 from shared.events import Accepted, Entry, Event, Policies, owner_of
+from shared.external_writes import Lease, WriterLeases
 from shared.ids import BEGINNING, FIRST_ID, EventId, created_at, is_stream_id, new_stream_id
 from shared.keys import idempotency_key
+from shared.lanes import Lanes
 from shared.large_fields import KEPT, UNTIL_THE_END, Beside, split
 from shared.lifecycle import Folding, History
 from shared.logs import outcome, request_id
 from shared.outcomes import CancelReason, ReaderOutcome, Status
-from shared.queue import RequestQueue
 from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNote, DeliveryNotes, Generated, receipt, write_line
 from shared.redis_retry import answered_within
 from shared.settings import Settings
 from shared.tracing import traceparent
+from shared.unkept import Unkept
 from shared.usage import Usage
+
+if TYPE_CHECKING:
+    from gateway.restoring import Restoring
 
 logger = logging.getLogger(__name__)
 
@@ -67,24 +73,30 @@ class Streams:
         self,
         commands: Commands,
         log: EventLog,
-        queue: RequestQueue,
+        queue: Lanes,
         tails: Tails,
         deliveries: DeliveryNotes,
         settings: Settings,
         owners: Owners,
         limits: Limits,
         usage: Usage,
+        unkept: Unkept | None = None,
+        restoring: Restoring | None = None,
     ) -> None:
+        """With an archive there are both `unkept`, where each stream is entered, and `restoring`."""
         self._commands = commands
         self._log = log
         self._queue = queue
         self._tails = tails
         self._deliveries = deliveries
-        self._receipts: set[asyncio.Task[None]] = set()
+        self._receipts: set[asyncio.Task[Any]] = set()
         self._settings = settings
         self._owners = owners
         self._limits = limits
         self._usage = usage
+        self._leases = WriterLeases(commands, ttl_seconds=settings.log_ttl_seconds)
+        self._unkept = unkept
+        self._restoring = restoring
         self._long_reads = asyncio.Semaphore(_LONG_READS_MAX)
         self._creating_bytes = 0
 
@@ -99,7 +111,8 @@ class Streams:
         keep_request: bool = False,
         shown_messages: int = 0,
     ) -> dict[str, Any]:
-        """Begins the log of a request and puts the request before the workers. Returns the body of the 201.
+        """Begins the log of a request and puts the request before the workers, unless an external writer is to answer it.
+        Returns the body of the 201.
 
         `facade` is stored with the request, for the API through which it came. Large fields of the request are stored until
         the stream ends; with `keep_request` as long as its log. Of the messages the first `shown_messages` are in the log
@@ -134,7 +147,12 @@ class Streams:
                 admit = partial(self._limits.admit, stream_id, owner, *size)
                 if self._limits.apply_to(owner):
                     await self._admitted(admit, f"{owner}\0{idempotency}" if idempotency is not None else "")
-                await self._begin(stream_id, entry, beside, admit, alone=stream_id == new_id)
+                if policies.lease_seconds is None:
+                    await self._begin(stream_id, entry, beside, admit, alone=stream_id == new_id)
+                else:
+                    lease = Lease(policies.lease_seconds, policies.cancel_after_seconds)
+                    await self.answered(admit)
+                    await self.answered(self._begin_external, stream_id, entry, beside, lease)
                 self._owners.remember(stream_id, owner)
         except QueueFull as error:
             with contextlib.suppress(Disconnected, RedisRefused):  # then it ends as an orphan
@@ -185,26 +203,49 @@ class Streams:
         It is repeated while Redis is away. Then what was carried out before, and only its reply was lost, is looked up.
         """
         append = partial(self._log.append, stream_id, 0, entry, self._settings.log_ttl_seconds, beside)
-        repeated = False
+        repeated, may_be_queued = False, not alone
+
+        async def enter() -> None:
+            if self._unkept is not None:  # before the log begins: then no end can be lost
+                await self._unkept.enter(stream_id)
 
         async def begin() -> None:
-            nonlocal repeated
+            nonlocal repeated, may_be_queued
             is_repeated, repeated = repeated, True
-            if alone and not is_repeated:
+            if alone and not is_repeated and self._commands.is_one_server:
+                may_be_queued = True
                 # All take one round trip: they leave on one connection, in this order.
-                await _all_of(admit(), append(), self._queue.enqueue(stream_id))
+                await _all_of(admit(), enter(), append(), self._queue.enqueue(stream_id))
                 return
-            _, appended = await _all_of(admit(), append())
+            await _all_of(admit(), enter())
+            appended = await append()
             is_to_queue = appended.status == "applied"
             if is_repeated and (
                 is_to_queue or appended.last == FIRST_ID
             ):  # else a worker has begun, or it was cancelled
-                newest = await self._queue.newest(_QUEUE_LOOK_ENTRIES)
-                is_to_queue = all(claim.stream_id != stream_id for claim in newest)
+                is_to_queue = True
+                if may_be_queued:
+                    newest = await self._queue.newest(_QUEUE_LOOK_ENTRIES, of_all=True)
+                    is_to_queue = all(claim.stream_id != stream_id for claim in newest)
             if is_to_queue:
+                may_be_queued = True
                 await self._queue.enqueue(stream_id)
 
         await self.answered(begin)
+
+    async def _begin_external(self, stream_id: str, entry: Entry, beside: Beside | None, lease: Lease) -> None:
+        """Writes the first entry of a log that an external writer fills, and begins its lease. May be repeated.
+
+        Raises Problem 503 if there are as many such streams as there may be.
+        """
+        if await self._leases.count() >= self._settings.external_streams_max:
+            detail = (
+                f"there are {self._settings.external_streams_max} streams of external writers, and no more are taken"
+            )
+            raise Problem(503, detail, retry_after_seconds=5)
+        appended = await self._log.append(stream_id, 0, entry, self._settings.log_ttl_seconds, beside)
+        if appended.status == "applied" or appended.last == FIRST_ID:
+            await self._leases.begin(stream_id, lease)
 
     async def state(self, stream_id: str, wait_seconds: float = 0.0) -> History:
         """Returns the state now, or when the stream has ended or the time is up. A waiting request holds the stream's tail."""
@@ -237,24 +278,28 @@ class Streams:
             raise full() from None
         if ended_here:
             metrics.cancelled(by)
-            line = write_line(
-                self._log,
-                self._deliveries,
-                stream_id,
-                after_seconds=RECEIPT_LINE_SECONDS,
-                count=self._usage.count,
-                on_receipt=metrics.receipt_written,
-                with_texts=bool(self._settings.log_texts),
-            )
-            task = asyncio.get_running_loop().create_task(line)
-            self._receipts.add(task)
-            task.add_done_callback(self._receipts.discard)
+            self.write_receipt(stream_id)
         history = await self.history(stream_id)
         if ended_here:
             if history.accepted is not None:
                 self._usage.accounts.send_ended(history.accepted.principal, stream_id)
             self.cancelled_here(stream_id, history, by)
         return history
+
+    def write_receipt(self, stream_id: str) -> None:
+        """Has the receipt of a stream that was ended here written to this process's log, a moment later."""
+        line = write_line(
+            self._log,
+            self._deliveries,
+            stream_id,
+            after_seconds=RECEIPT_LINE_SECONDS,
+            count=self._usage.count,
+            on_receipt=metrics.receipt_written,
+            with_texts=bool(self._settings.log_texts),
+        )
+        task = asyncio.get_running_loop().create_task(line)
+        self._receipts.add(task)
+        task.add_done_callback(self._receipts.discard)
 
     async def _end(self, stream_id: str, cancelled: bytes) -> bool:
         """Ends a stream as cancelled. True if it ends with this entry: also one whose reply was lost before."""
@@ -269,16 +314,25 @@ class Streams:
     async def receipt(self, stream_id: str) -> dict[str, Any]:
         """Returns what was generated, and what was delivered."""
         self._check_id(stream_id)
-        generated = Generated()
-        await self._read_all(stream_id, generated, generated.history)
-        self._check_history(stream_id, generated.history)
+
+        async def read() -> Generated:
+            generated = Generated()
+            await self._read_all(stream_id, generated, generated.history)
+            self._check_history(stream_id, generated.history)
+            return generated
+
+        generated = await self._also_archived(stream_id, read)
         notes = await self.answered(self._deliveries.read, stream_id)
         return receipt(stream_id, generated, notes)
 
     async def delete(self, stream_id: str) -> None:
-        """Cancels a stream if it runs, and deletes it. Raises Problem 404, 410, 503."""
-        await self.cancel(stream_id)
+        """Cancels a stream if it runs, and deletes it, also from the archive. Raises Problem 404, 410, 503."""
+        history = await self.cancel(stream_id)
         await self.answered(partial(self._usage.count_now, stream_id, closed=True))  # what is deleted cannot be counted
+        if self._restoring is not None:
+            owner = history.accepted.principal if history.accepted else ""
+            with archive_in_time():
+                await self._restoring.archive.erase(tombstone_of(stream_id, history, owner))
         await self.answered(self._log.delete, stream_id)
 
     async def note_delivered(self, stream_id: str, reached: EventId, began_at: float) -> None:
@@ -333,10 +387,40 @@ class Streams:
     async def history(self, stream_id: str) -> History:
         """Reads and folds the whole log. Raises Problem 404, 410, 503."""
         self._check_id(stream_id)
-        history = History()
-        await self._read_all(stream_id, history, history)
-        self._check_history(stream_id, history)
-        return history
+
+        async def read() -> History:
+            history = History()
+            await self._read_all(stream_id, history, history)
+            self._check_history(stream_id, history)
+            return history
+
+        return await self._also_archived(stream_id, read)
+
+    @property
+    def archive_state(self) -> str | None:
+        """Returns `up` or `away`; None if there is no archive. While it is away, only what has left Redis cannot be read."""
+        return None if self._restoring is None else "up" if self._restoring.is_up else "away"
+
+    async def brought_back(self, stream_id: str) -> bool:
+        """Brings the log of an archived stream back into Redis. True if it is there now, and the principal's. Raises Problem 503."""
+        if self._restoring is None or not self._may_be_archived(stream_id):
+            return False
+        with archive_in_time():
+            owner = await self.answered(self._restoring.restore, stream_id)
+        return owner is not None and self._owners.allows_owner(stream_id, owner)
+
+    async def _also_archived(self, stream_id: str, read: Callable[[], Awaitable[T]]) -> T:
+        """Returns what `read` returns; if it finds no log, once more after an archived one was brought back."""
+        try:
+            return await read()
+        except Problem as problem:
+            if problem.status not in (404, 410) or not await self.brought_back(stream_id):
+                raise
+        return await read()
+
+    def _may_be_archived(self, stream_id: str) -> bool:
+        """Whether a stream is old enough to have left Redis: so ids that are made up do not trouble the database, mostly."""
+        return time.time() - created_at(stream_id) >= self._settings.ended_ttl_seconds
 
     def _check_history(self, stream_id: str, history: History) -> None:
         """Raises Problem 404, 410 for a stream without a log, or with somebody else's."""
@@ -355,7 +439,7 @@ class Streams:
         if not self._owners.allows(stream_id):
             first = await self.answered(self._log.read, stream_id, BEGINNING, 1)
             owner = owner_of(first[0].value) if first and first[0].field == events.ACCEPTED else None
-            if not self._owners.allows_owner(stream_id, owner):
+            if not self._owners.allows_owner(stream_id, owner) and (first or not await self.brought_back(stream_id)):
                 raise self.missing(stream_id)
 
     async def _read_all(self, stream_id: str, folding: Folding, history: History) -> None:
@@ -398,10 +482,18 @@ class Streams:
         finally:
             self._long_reads.release()
 
-    async def read(self, stream_id: str, after: EventId = BEGINNING) -> list[Entry]:
-        """Reads the next entries of the log after an id; fewer than `READ_ENTRIES_MAX` are all. Raises Problem 404, 503."""
+    async def read(self, stream_id: str, after: EventId = BEGINNING, count: int = READ_ENTRIES_MAX) -> list[Entry]:
+        """Reads the next entries of the log after an id; fewer than `count` are all. Raises Problem 404, 503."""
         await self.check_owner(stream_id)
-        return await self.answered(self._log.read, stream_id, after)
+        entries = await self.answered(self._log.read, stream_id, after, count)
+        if not entries and after == BEGINNING and await self.brought_back(stream_id):
+            entries = await self.answered(self._log.read, stream_id, after, count)
+        return entries
+
+    async def newest(self, stream_id: str, count: int) -> list[Entry]:
+        """Reads the newest entries of the log, at most `count`, oldest first. Raises Problem 404, 503."""
+        await self.check_owner(stream_id)
+        return await self.answered(self._log.newest, stream_id, count)
 
     async def accepted(self, stream_id: str, *, large_fields: bool = False) -> Accepted:
         """Returns the request as it was accepted, without large fields that lie beside the log unless they are asked for.
@@ -410,6 +502,8 @@ class Streams:
         """
         self._check_id(stream_id)
         first = await self.answered(self._log.read, stream_id, BEGINNING, 1)
+        if not first and await self.brought_back(stream_id):
+            first = await self.answered(self._log.read, stream_id, BEGINNING, 1)
         if not first or first[0].field == events.DELETED:
             raise self.missing(stream_id)
         entry = first[0]
@@ -455,6 +549,15 @@ class Streams:
             return await answered_within(self._settings.redis_wait_seconds, call, *arguments, **options)
         except (Disconnected, RedisRefused) as error:
             raise no_log(error) from None
+
+    @contextlib.asynccontextmanager
+    async def log_read_in_time(self, stream_id: str) -> AsyncIterator[None]:
+        """A context in which a log is read. Raises Problem 503 if that takes longer than MIDSTREAM_REDIS_WAIT_SECONDS."""
+        try:
+            async with asyncio.timeout(self._settings.redis_wait_seconds):
+                yield
+        except TimeoutError:
+            raise await self.why_not_read(stream_id) from None
 
     async def why_not_read(self, stream_id: str) -> Problem:
         """Returns why the log of a stream has not been read in time."""

@@ -7,14 +7,16 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import orjson
 
 from bench import options
+from shared.archive.wanted import Wanted
 from shared.errors import MidstreamError
 from shared.provider_kinds import is_kind
-from shared.settings import described
+from shared.settings import Settings, described
 from shared.version import VERSION
 
 _PROVIDERS = ("openai", "simulated")
@@ -116,9 +118,32 @@ def _run(arguments: argparse.Namespace) -> int:
         from bench.run import bench
 
         return bench(arguments)
+    if arguments.command in ("list", "show", "export", "forget"):
+        return _archive(arguments)
     if arguments.command == "metrics":
         return _metrics(arguments.markdown, arguments.json)
     return _settings(arguments.markdown, arguments.json)
+
+
+def _archive(arguments: argparse.Namespace) -> int:
+    from midstream import archive
+
+    token = os.environ.get("MIDSTREAM_API_KEY", "")
+    if arguments.command == "list":
+        names = {"status": arguments.status, "model": arguments.model, "owner": arguments.owner}
+        times = {"from": arguments.first, "to": arguments.last}
+        query = {name: value for name, value in {**names, **times}.items() if value}
+        query |= {f"metadata.{key}": value for key, _, value in (pair.partition("=") for pair in arguments.metadata)}
+        return archive.list_streams(
+            server=arguments.server, token=token, query=query, count=arguments.count, as_json=arguments.json
+        )
+    if arguments.command == "show":
+        return archive.show(server=arguments.server, token=token, stream_id=arguments.id, as_json=arguments.json)
+    settings = Settings.from_environment(os.environ)
+    if arguments.command == "forget":
+        return archive.forget(settings=settings, owner=arguments.owner)
+    wanted = Wanted(owner=arguments.owner, from_time=arguments.first, to_time=arguments.last)
+    return archive.export(settings=settings, wanted=wanted, form=arguments.format, output=arguments.output)
 
 
 def _keys(arguments: argparse.Namespace) -> int:
@@ -176,6 +201,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
             "Test whether streams reach readers undelayed; if not, say which hop is at fault and what to change.",
         )
     )
+    _add_list(command("list", "List the newest streams, those that run and those that are archived."))
+    _add_show(command("show", "Show a stream: its state, what happened when, who read it, and its text."))
+    _add_export(command("export", "Write what each archived stream has used to a file, for billing."))
+    forget = command("forget", "Delete everything of one owner: what runs, what Redis has, and what is archived.")
+    forget.add_argument("owner", metavar="OWNER", help="the owner's name, as `midstream list` shows it")
     _add_keys(command("keys", "Make, list, revoke and replace the API keys of services."))
     options.add_arguments(command("bench", options.SUMMARY))
 
@@ -283,6 +313,57 @@ def _add_usage(usage: argparse.ArgumentParser) -> None:
     form.add_argument("--json", dest="form", action="store_const", const="json", help="print JSON, one row a line")
 
 
+def _add_gateway(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--server",
+        metavar="URL",
+        default=os.environ.get("MIDSTREAM_URL", "http://127.0.0.1:8000"),
+        help="the gateway (MIDSTREAM_URL, or http://127.0.0.1:8000); MIDSTREAM_API_KEY is the credential, if it asks for one",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_list(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--status", choices=("queued", "running", "completed", "failed", "cancelled"), help="only these"
+    )
+    command.add_argument("--model", help="only answers of this model")
+    command.add_argument("--owner", help="only this owner's (for an administrator)")
+    command.add_argument(
+        "--metadata",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="only streams with this metadata",
+    )
+    command.add_argument(
+        "--from", dest="first", metavar="TIME", help="created at this time or later, as in 2026-11-28T00:00:00Z"
+    )
+    command.add_argument("--to", dest="last", metavar="TIME", help="created before this time")
+    command.add_argument("--count", type=int, default=20, metavar="N", help="how many at most (20)")
+    _add_gateway(command)
+
+
+def _add_show(command: argparse.ArgumentParser) -> None:
+    command.add_argument("id", metavar="ID", help="the stream's id")
+    _add_gateway(command)
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--format", choices=("ndjson", "csv", "parquet"), default="ndjson", help="the format (ndjson)")
+    command.add_argument("--output", default="-", metavar="FILE", help="where to (standard output)")
+    command.add_argument("--owner", help="only this owner's")
+    command.add_argument(
+        "--from",
+        dest="first",
+        type=_moment,
+        metavar="TIME",
+        help="created at this time or later (UTC), as in 2026-11-01",
+    )
+    command.add_argument("--to", dest="last", type=_moment, metavar="TIME", help="created before this time")
+
+
 def _add_doctor(doctor: argparse.ArgumentParser) -> None:
     doctor.add_argument("url", metavar="URL", help="the address that readers use")
     doctor.add_argument(
@@ -366,6 +447,20 @@ def _provider(text: str) -> str:
     if not is_kind(text):
         raise argparse.ArgumentTypeError(f"must be openai, simulated or package.module:object, not {text!r}")
     return text
+
+
+def _pair(text: str) -> str:
+    if text.partition("=")[1] != "=" or text.startswith("="):
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, not {text!r}")
+    return text
+
+
+def _moment(text: str) -> float:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a day or a time, as in 2026-11-01, not {text!r}") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _port(text: str) -> int:

@@ -14,8 +14,8 @@ import orjson
 
 from shared.accounts import OWN_LIMITS
 from shared.api_keys import ApiKey, ApiKeyTable, BadKey, checked_scopes, create, digest_of, is_key
-from shared.redis_server import OrdinaryCommands, ordinary_client
-from shared.settings import described
+from shared.connections import connection_to
+from shared.settings import Settings, described
 
 T = TypeVar("T")
 
@@ -130,11 +130,20 @@ def rotate_key(redis_url: str, name: str, grace: float, *, as_json: bool) -> int
 
 
 async def _with_table(redis_url: str, run: Callable[[ApiKeyTable], Awaitable[T]]) -> T:
-    client = ordinary_client(redis_url, reply_seconds=_REPLY_SECONDS)
+    settings = Settings.from_environment({**os.environ, "MIDSTREAM_REDIS_URL": redis_url})
+    connection = connection_to(settings, name="keys")
+    connection.start()
     try:
-        return await run(ApiKeyTable(OrdinaryCommands(client)))
+        async with asyncio.timeout(_REPLY_SECONDS):
+            await connection.wait_until_up()
+        return await run(ApiKeyTable(connection))
+    except TimeoutError:
+        why = f": {connection.refusal}" if connection.refusal is not None else ""
+        raise BadKey(
+            f"Redis did not answer within {_REPLY_SECONDS:g} s{why}. Is --redis or MIDSTREAM_REDIS_URL right?"
+        ) from None
     finally:
-        await client.aclose()
+        await connection.close()
 
 
 async def _without_redis(run: Callable[[ApiKeyTable], Awaitable[T]]) -> T:
@@ -146,9 +155,6 @@ class _NoRedis:
 
     async def execute(self, *arguments: Any) -> Any:
         return []
-
-    def send(self, arguments: Any, on_reply: Any) -> None:
-        on_reply([])
 
 
 def _matching(keys: dict[str, ApiKey], which: str) -> list[ApiKey]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -60,9 +62,14 @@ def up(
         "MIDSTREAM_AUTH": None if key is None else "required",
         "MIDSTREAM_API_KEYS": None if key is None else _with_key(os.environ.get("MIDSTREAM_API_KEYS", ""), key),
     }
+    if data_dir is not None and redis_url is None and not os.environ.get("MIDSTREAM_ARCHIVE_URL"):
+        options["MIDSTREAM_ARCHIVE_URL"] = _archive_in(data_dir)
     settings, environment = settings_for(options, os.environ)
 
+    stopped = threading.Event()
+
     def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()  # as well: what is raised inside a finalizer or a callback is ignored by Python
         for stopping in (signal.SIGINT, signal.SIGTERM):
             signal.signal(stopping, lambda *_: midstream.stop(at_once=True))  # a second signal hurries
         raise _Stop
@@ -83,12 +90,21 @@ def up(
             if key is not None:
                 print(_how_to_use(key, midstream.url), flush=True)
             _say_what_there_is(midstream.url, settings)
-            while True:
+            while not stopped.is_set():
                 time.sleep(_LOOK_SECONDS)
                 midstream.look_after_children()
     except _Stop:
-        logger.info("midstream is down")
-        return 0
+        pass
+    logger.info("midstream is down")
+    return 0
+
+
+def _archive_in(data_dir: Path) -> str | None:
+    """Returns the URL of the archive beside the embedded Valkey's data; None where its libraries are not installed."""
+    if importlib.util.find_spec("sqlalchemy") is None or importlib.util.find_spec("aiosqlite") is None:
+        logger.warning("ended answers are not archived: pip install 'midstream[archive]'")
+        return None
+    return f"sqlite:///{data_dir.resolve() / 'archive.sqlite'}"
 
 
 def _with_key(others: str, key: str) -> str:

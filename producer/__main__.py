@@ -27,9 +27,12 @@ from producer.provider import Provider
 from producer.run import unstopped
 from producer.worker import BLOCK_SECONDS, Worker
 from shared.accounts import Accounts
+from shared.archive import archive_of
+from shared.connections import RedisConnection, check, connection_to
 from shared.errors import Unusable
 from shared.event_log import EventLog
 from shared.grants import check_grants, until_up
+from shared.lanes import lanes_of
 from shared.logs import set_up_logging
 from shared.metrics import BUILD_INFO
 from shared.metrics_server import Answer, MetricsServer
@@ -37,21 +40,17 @@ from shared.provider_kinds import SIMULATED, check_for_worker, provider_kinds
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
 from shared.redis_retry import until_redis_answers
-from shared.redis_server import (
-    OrdinaryCommands,
-    RedisAddress,
-    check,
-    complaint_about,
-    eviction_policy,
-    ordinary_client,
-)
-from shared.resp import RespConnection
+from shared.redis_server import complaint_about, eviction_policy
+from shared.replicas import ReplicatedCommands
 from shared.settings import Settings, unknown
 from shared.tracing import set_up_tracing
+from shared.unkept import Unkept
 from shared.usage import Usage
 from shared.version import VERSION
 
 if TYPE_CHECKING:
+    from producer.archiving import Archiving
+    from shared.archive.store import Archive
     from shared.spans import Tracing
 
 logger = logging.getLogger("producer")
@@ -85,26 +84,32 @@ def make_provider(settings: Settings) -> Provider:
     return NamedProviders({name: provider_of(kind, settings) for name, kind in kinds.items()})
 
 
+def _archiving(
+    archive: Archive, connection: RedisConnection, log: EventLog, deliveries: DeliveryNotes, settings: Settings
+) -> Archiving:
+    from producer.archiving import Archiving  # imports the database's libraries
+
+    unkept = Unkept(connection, log_ttl_seconds=settings.log_ttl_seconds, ended_ttl_seconds=settings.ended_ttl_seconds)
+    return Archiving(archive, unkept, connection, log, deliveries, settings)
+
+
 async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None = None) -> None:
     """Runs one worker until a signal stops it; writes a byte to `ready_fd` once it takes requests. Raises Unusable."""
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     provider = make_provider(settings)
-    server = await check(settings.redis_url, within_seconds=settings.redis_start_seconds)
-    address = RedisAddress.parse(settings.redis_url)
-    connection = RespConnection(
-        address,
-        name="worker",
-        reply_seconds=settings.redis_reply_seconds,
-        reconnect_seconds_max=settings.reconnect_seconds_max,
-        scripts=(*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, Accounts.SETTLE.source),
-        gathers=True,
-    )
+    archive = archive_of(settings)
+    server = await check(settings)
+    scripts = (*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *Unkept.SCRIPTS, Accounts.SETTLE.source)
+    connection = connection_to(settings, name="worker", scripts=scripts, gathers=True)
+    durable = connection_to(settings, name="durable", scripts=EventLog.SCRIPTS) if settings.min_replicas else None
     connection.start()
+    if durable is not None:
+        durable.start()
     try:
-        await until_up(connection, address, within_seconds=settings.redis_start_seconds)
-        await check_grants(connection, "worker", address, within_seconds=settings.redis_start_seconds)
+        await until_up(connection, within_seconds=settings.redis_start_seconds)
+        await check_grants(connection, "worker", within_seconds=settings.redis_start_seconds)
     except BaseException:
-        await connection.close()
+        await _close(connection, durable)
         await provider.close()
         raise
     complaint = complaint_about(await until_redis_answers(eviction_policy, connection))
@@ -113,28 +118,29 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     log = EventLog(
         connection,
         log_ttl_seconds=settings.log_ttl_seconds,
-        ended_ttl_seconds=settings.ended_ttl_seconds,
+        ended_ttl_seconds=settings.unkept_ttl_seconds,
         tombstone_ttl_seconds=settings.tombstone_ttl_seconds,
-    )
-    queue = RequestQueue(
-        connection,
-        ttl_seconds=settings.log_ttl_seconds,
-        requests_max=settings.queue_requests_max,
-        consumer=name,
+        replicated=None if durable is None else ReplicatedCommands(durable, settings.min_replicas),
     )
     # XREADGROUP BLOCK needs a connection of its own. Its time limit ends one that died silently: else nothing more would be claimed.
-    claims = ordinary_client(settings.redis_url, reply_seconds=BLOCK_SECONDS + settings.redis_reply_seconds)
+    lanes = [
+        (queue, connection.dedicated(queue.key, name="claims", block_seconds=BLOCK_SECONDS))
+        for queue in lanes_of(connection, settings, consumer=name)
+    ]
+    for _, claims in lanes:
+        claims.start()
     deliveries = DeliveryNotes(connection)
+    archiving = None if archive is None else _archiving(archive, connection, log, deliveries, settings)
     worker = Worker(
         name=name,
         log=log,
-        queue=queue,
+        lanes=lanes,
         deliveries=deliveries,
         usage=Usage(Accounts(connection, settings), log, deliveries, settings),
-        blocking=OrdinaryCommands(claims),
         provider=provider,
         settings=settings,
         tracing=tracing,
+        archiving=archiving,
     )
     measuring = WorkerMeasuring(connection, settings, worker.tally)
 
@@ -151,6 +157,8 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     BUILD_INFO.gauge().labels(VERSION, platform.python_version()).set(1)
     own_presence = presence(worker, connection, name=name, provider=provider.name, capacity=settings.worker_concurrency)
     own_presence.start()
+    if archiving is not None:
+        archiving.start()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.drain)
@@ -168,18 +176,24 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     try:
         await worker.run()
     finally:
+        if archiving is not None:
+            await archiving.close()
         await own_presence.close()
         await metrics_server.close()
         await measuring.close()
         await provider.close()
-        await claims.aclose()
-        await connection.close()
+        await asyncio.gather(*(claims.close() for _, claims in lanes))
+        await _close(connection, durable)
         if tracing is not None:
             await tracing.close(_LAST_SPANS_SECONDS)
         if unstopped():
             logger.warning("leaving %d generators that do not stop", unstopped())
             logging.shutdown()
             os._exit(0)  # asyncio would wait for them for ever
+
+
+async def _close(*connections: RedisConnection | None) -> None:
+    await asyncio.gather(*(connection.close() for connection in connections if connection is not None))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

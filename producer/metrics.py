@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from shared import metrics
+from shared.connections import RedisConnection
 from shared.events import Accepted
 from shared.metric_definition import OTHER, bounded
 from shared.metrics import FINISH_REASONS, MODELS_MAX, PROVIDER_ODDITY_KINDS
 from shared.outcomes import PROVIDER_CODES, AttemptOutcome, CancelReason, FailureCode, Status
-from shared.resp import RespConnection
 from shared.self_measuring import Handover, Measuring
 from shared.settings import Settings
 
@@ -37,6 +37,11 @@ _CANCELS = metrics.CANCELS.counter()
 _FAILURES = metrics.FAILURES.counter()
 _RECEIPTS = metrics.RECEIPTS.counter()
 _RECEIPT_TOKENS = metrics.RECEIPT_TOKENS.counter()
+ARCHIVED = metrics.ARCHIVED.counter()
+ARCHIVE_WRITE = metrics.ARCHIVE_WRITE_SECONDS.histogram()
+ARCHIVE_FAILURES = metrics.ARCHIVE_FAILURES.counter()
+ARCHIVE_UP = metrics.ARCHIVE_UP.gauge()
+UNKEPT = metrics.UNKEPT.gauge()
 _GEN_AI_DURATION = metrics.GEN_AI_DURATION.histogram()
 _GEN_AI_FIRST_CHUNK = metrics.GEN_AI_FIRST_CHUNK.histogram()
 _GEN_AI_PER_TOKEN = metrics.GEN_AI_PER_TOKEN.histogram()
@@ -159,7 +164,7 @@ def receipt_written(receipt: dict[str, Any]) -> None:
 class WorkerMeasuring(Measuring):
     """Copies the worker's plain numbers to its metrics, once a second."""
 
-    def __init__(self, connection: RespConnection, settings: Settings, running: Callable[[], int]) -> None:
+    def __init__(self, connection: RedisConnection, settings: Settings, running: Callable[[], int]) -> None:
         self.handover = Handover()
         super().__init__(self.handover, connection)
         metrics.ATTEMPT_SLOTS.gauge().set(settings.worker_concurrency)

@@ -51,6 +51,9 @@ _STOP_SECONDS = 2.0
 """How long a call of the provider that was cancelled may take to end: shorter than a worker waits to hand its answers back."""
 _unstopped: set[asyncio.Task[Any]] = set()
 """Calls that were cancelled and have not ended in time. They are kept here because the event loop holds tasks only weakly."""
+_FIRST_READER_SECONDS = 2.0
+"""So long at least a stream waits for its first reader, also with `cancel_after: 0`: a request that creates a stream and follows
+it subscribes while a worker may have begun already."""
 _PROBE_SECONDS = 0.4
 """After so long without an append the writer compares the log, so that a cancel reaches the provider within a second."""
 
@@ -222,8 +225,11 @@ class Run:
             if too_long is not None:
                 self.stop(too_long)
         limit_seconds, unheard_since = self._cancel_after_seconds, writer.unheard_since
-        if limit_seconds is not None and unheard_since is not None and now - unheard_since >= limit_seconds:
-            self.stop(LastReaderGone())
+        if limit_seconds is not None and unheard_since is not None:
+            if not writer.was_heard:
+                limit_seconds = max(limit_seconds, _FIRST_READER_SECONDS)
+            if now - unheard_since >= limit_seconds:
+                self.stop(LastReaderGone())
         if now - writer.sent_at > _PROBE_SECONDS and (self._probing is None or self._probing.done()):
             self._probing = asyncio.get_running_loop().create_task(writer.probe())
 

@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,23 +17,25 @@ from producer.provider import Provider
 from producer.run import HandedBack, Run
 from producer.tracing import TracedMeter
 from shared.background import Complaints, keep_running
-from shared.commands import Commands
 from shared.errors import Disconnected, RedisRefused
 from shared.event_log import EventLog
 from shared.outcomes import AttemptOutcome
-from shared.queue import Claim, RequestQueue
+from shared.queue import Blocking, Claim, RequestQueue
 from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNotes, write_line
 from shared.redis_retry import until_redis_answers
 from shared.settings import Settings
 from shared.usage import Usage
 
 if TYPE_CHECKING:
+    from producer.archiving import Archiving
     from shared.spans import Tracing
 
 logger = logging.getLogger(__name__)
 
 BLOCK_SECONDS = 1.0
 """How long a claim waits for a request: the longest time in which an idle worker notices that it has to stop."""
+_SHARED_BLOCK_SECONDS = 0.02
+"""The shortest wait for a request in one lane, while other lanes wait for a place."""
 _CLAIM_AT_ONCE_MAX = 64
 _RENEWALS_PER_LEASE = 4
 """So a worker may be late by three quarters of a lease, 1.5 s by default, before others take it for dead."""
@@ -51,42 +53,54 @@ _FAILURES_MAX = 5
 _FAILURES_SECONDS = 120.0
 
 
+class Lane:
+    """One lane of the queue as one worker sees it."""
+
+    def __init__(self, queue: RequestQueue, blocking: Blocking) -> None:
+        self.queue = queue
+        self.blocking = blocking
+        self.answered_at = time.monotonic()
+        """When the newest look for expired leases was answered."""
+        self.leases_count_from = 0.0
+        """From when on an expired lease shows again that its worker is dead (monotonic seconds)."""
+
+
 class Worker:
-    """Claims requests and runs them. `blocking` is a connection for the claims alone."""
+    """Claims requests and runs them. `lanes` are the queues from which it does, each with a connection for its claims alone."""
 
     def __init__(
         self,
         *,
         name: str,
         log: EventLog,
-        queue: RequestQueue,
+        lanes: Sequence[tuple[RequestQueue, Blocking]],
         deliveries: DeliveryNotes,
         usage: Usage,
-        blocking: Commands,
         provider: Provider,
         settings: Settings,
         tracing: Tracing | None = None,
+        archiving: Archiving | None = None,
     ) -> None:
         self._name = name
         self._log = log
-        self._queue = queue
+        self._lanes = [Lane(queue, blocking) for queue, blocking in lanes]
+        self._queues = {queue.key: queue for queue, _ in lanes}
         self._deliveries = deliveries
         self._usage = usage
+        self._archiving = archiving
         self._receipts: set[asyncio.Task[None]] = set()
-        self._blocking = blocking
         self._provider = provider
         self._settings = settings
         self._tracing = tracing
-        self._runs: dict[bytes, Run] = {}
-        self._tasks: dict[bytes, asyncio.Task[None]] = {}
+        self._runs: dict[Claim, Run] = {}
+        self._tasks: dict[Claim, asyncio.Task[None]] = {}
+        self._places_asked = 0
+        """How many requests the claims that wait now may bring."""
+        self._lanes_without_place = 0
         self._complaints = Complaints(logger.error)
         self._failures: deque[dict[str, Any]] = deque(maxlen=_FAILURES_MAX)
         self._changed = asyncio.Event()
         self._draining = asyncio.Event()
-        self._redis_answered_at = time.monotonic()
-        """When the newest look for expired leases was answered."""
-        self._leases_count_from = 0.0
-        """From when on an expired lease shows again that its worker is dead (monotonic seconds)."""
 
     def drain(self) -> None:
         """Claims nothing more. Called a second time, hands back at once what is unfinished."""
@@ -112,19 +126,16 @@ class Worker:
         """Works until it is drained: then every claim is finished or handed back."""
         loops = [
             keep_running(name, partial(self._repeat, loop, pause_seconds))
+            for lane in self._lanes  # each by itself: the server of one may be away
             for name, loop, pause_seconds in (
-                ("renew", self._renew, self._settings.lease_seconds / _RENEWALS_PER_LEASE),
-                ("take_over", self._take_over, self._settings.lease_seconds / _LOOKS_PER_LEASE),
-                ("forget", self._forget, _FORGET_SECONDS),
+                ("renew", partial(self._renew, lane), self._settings.lease_seconds / _RENEWALS_PER_LEASE),
+                ("take_over", partial(self._take_over, lane), self._settings.lease_seconds / _LOOKS_PER_LEASE),
+                ("forget", partial(self._forget, lane), _FORGET_SECONDS),
             )
         ]
         loops.append(keep_running("watch", self._watch))
         try:
-            try:
-                await self._queue.open()
-            except (Disconnected, RedisRefused) as error:
-                logger.debug("the queue is not open yet: %s", error)  # the first claim opens it
-            await self._claim_until_drained()
+            await asyncio.gather(*(self._claim_until_drained(lane) for lane in self._lanes))
             await self._finish_runs()
             if self._receipts:
                 await asyncio.wait(self._receipts, timeout=2 * RECEIPT_LINE_SECONDS)
@@ -135,38 +146,61 @@ class Worker:
 
     # --- claiming
 
-    async def _claim_until_drained(self) -> None:
+    async def _claim_until_drained(self, lane: Lane) -> None:
+        try:
+            await lane.queue.open()
+        except (Disconnected, RedisRefused) as error:
+            logger.debug("the queue is not open yet: %s", error)  # the first claim opens it
         while not self._draining.is_set():
-            free = self._settings.worker_concurrency - len(self._runs)
-            if free <= 0:
-                self._changed.clear()
-                await self._first_of(self._changed, self._draining)
-                continue
-            count = min(free, _CLAIM_AT_ONCE_MAX)
+            count = await self._places()
+            block_seconds = BLOCK_SECONDS
+            if self._lanes_without_place:  # the others wait until this one is asked no more
+                block_seconds = max(_SHARED_BLOCK_SECONDS, BLOCK_SECONDS / len(self._lanes))
+            claims: list[Claim] = []
             try:
-                claims = await self._queue.claim(self._blocking, count, int(BLOCK_SECONDS * 1000))
+                if count:
+                    claims = await lane.queue.claim(lane.blocking, count, int(block_seconds * 1000))
             except (Disconnected, RedisRefused) as error:
                 if isinstance(error, RedisRefused) and not error.passing:
                     self._complaints.say(f"no request can be claimed: {error}")
                 logger.debug("no claim: %s", error)
                 await asyncio.sleep(random.uniform(0.1, 0.5))
                 continue
+            finally:
+                self._places_asked -= count
+                self._changed.set()
             for claim in claims:
                 self._start(claim)
+            if self._lanes_without_place:
+                await asyncio.sleep(_NEXT_LOOK_SECONDS)
 
-    async def _take_over(self) -> None:
+    async def _places(self) -> int:
+        """Returns how many requests one lane may claim now, once there is room for any; 0 when the worker is drained."""
+        while not self._draining.is_set():
+            free = self._settings.worker_concurrency - len(self._runs) - self._places_asked
+            if free > 0:
+                count = min(_CLAIM_AT_ONCE_MAX, max(1, free // len(self._lanes)))
+                self._places_asked += count
+                return count
+            self._changed.clear()
+            self._lanes_without_place += 1
+            await self._first_of(self._changed, self._draining)
+            self._lanes_without_place -= 1
+        return 0
+
+    async def _take_over(self, lane: Lane) -> None:
         """Takes over the requests of dead workers."""
         lease_milliseconds = int(self._settings.lease_seconds * 1000)
-        if not await self._leases_count():
+        if not await self._leases_count(lane):
             return
         while not self._draining.is_set():
             count = min(self._settings.worker_concurrency - len(self._runs), _TAKE_OVER_AT_ONCE_MAX)
             if count <= 0:
                 return
-            claims = await self._queue.claim_expired(count, lease_milliseconds)
-            self._redis_answered_at = time.monotonic()
+            claims = await lane.queue.claim_expired(count, lease_milliseconds)
+            lane.answered_at = time.monotonic()
             for claim in claims:
-                if claim.entry_id not in self._runs:  # else it is this worker's own, renewed a little late
+                if claim not in self._runs:  # else it is this worker's own, renewed a little late
                     logger.info("stream %s: its worker's lease has expired; taking it over", claim.stream_id)
                     metrics.TAKEOVERS.inc()
                     self._start(claim)
@@ -174,22 +208,22 @@ class Worker:
                 return
             await asyncio.sleep(_NEXT_LOOK_SECONDS)
 
-    async def _leases_count(self) -> bool:
+    async def _leases_count(self, lane: Lane) -> bool:
         """Whether an expired lease shows that its worker is dead. Raises Disconnected.
 
-        While Redis was away or stood still, or all of this machine did, no worker could renew its leases. So after a silence
-        of half a lease all workers are given the time to connect again and to renew, before any of them is taken for dead.
+        While a lane's Redis was away or stood still, or all of this machine did, no worker could renew its leases. So after a
+        silence of half a lease all workers are given the time to connect again and to renew, before any of them is taken for dead.
         """
-        await self._queue.ping()
+        await lane.queue.ping()
         now, lease_seconds = time.monotonic(), self._settings.lease_seconds
-        silent_seconds, self._redis_answered_at = now - self._redis_answered_at, now
+        silent_seconds, lane.answered_at = now - lane.answered_at, now
         if silent_seconds > lease_seconds / 2:
             patience_seconds = self._settings.reconnect_seconds_max + lease_seconds / _RENEWALS_PER_LEASE
-            self._leases_count_from = now + patience_seconds
+            lane.leases_count_from = now + patience_seconds
             logger.info(
                 "no answer of Redis for %.1f s: no lease counts as expired for %.1f s", silent_seconds, patience_seconds
             )
-        return now >= self._leases_count_from
+        return now >= lane.leases_count_from
 
     def _start(self, claim: Claim) -> None:
         provider, tracing = self._provider.name, self._tracing
@@ -200,11 +234,11 @@ class Worker:
             provider=self._provider,
             settings=self._settings,
             worker=self._name,
-            last_heard_at=self._queue.last_heard_at,
+            last_heard_at=self._queues[claim.queue].last_heard_at,
             meter=Meter(provider) if tracing is None else TracedMeter(provider, claim.stream_id, tracing),
         )
-        self._runs[claim.entry_id] = run
-        self._tasks[claim.entry_id] = asyncio.create_task(self._run(run))
+        self._runs[claim] = run
+        self._tasks[claim] = asyncio.create_task(self._run(run))
 
     async def _run(self, run: Run) -> None:
         claim = run.claim
@@ -213,22 +247,13 @@ class Worker:
             if run.ended_here and run.principal:
                 self._usage.accounts.send_ended(run.principal, run.stream_id)
             if is_over:
-                await until_redis_answers(self._queue.acknowledge, claim)
+                await until_redis_answers(self._queues[claim.queue].acknowledge, claim)
             if run.failure is not None:
                 self._failures.append(run.failure)
             if run.noted_usage:
                 self._usage.accounts.send_look(run.stream_id)
             if run.ended_here:
-                line = write_line(
-                    self._log,
-                    self._deliveries,
-                    run.stream_id,
-                    after_seconds=RECEIPT_LINE_SECONDS,
-                    count=self._usage.count,
-                    on_receipt=metrics.receipt_written,
-                    with_texts=bool(self._settings.log_texts),
-                )
-                task = asyncio.create_task(line)
+                task = asyncio.create_task(self._account_for(run.stream_id))
                 self._receipts.add(task)
                 task.add_done_callback(self._receipts.discard)
         except asyncio.CancelledError:
@@ -243,17 +268,32 @@ class Worker:
             run.meter.ended(AttemptOutcome.ERROR)
         finally:
             run.tally()
-            self._runs.pop(claim.entry_id, None)
-            self._tasks.pop(claim.entry_id, None)
+            self._runs.pop(claim, None)
+            self._tasks.pop(claim, None)
             self._changed.set()
+
+    async def _account_for(self, stream_id: str) -> None:
+        """Logs the receipt of a stream that has ended here, and has it archived."""
+        ended = await write_line(
+            self._log,
+            self._deliveries,
+            stream_id,
+            after_seconds=RECEIPT_LINE_SECONDS,
+            count=self._usage.count,
+            on_receipt=metrics.receipt_written,
+            with_texts=bool(self._settings.log_texts),
+        )
+        if ended is not None and self._archiving is not None:
+            await self._archiving.take(ended)
 
     # --- leases and limits
 
-    async def _renew(self) -> None:
-        claims = [run.claim for run in self._runs.values()]
+    async def _renew(self, lane: Lane) -> None:
+        claims = [claim for claim in self._runs if claim.queue == lane.queue.key]
         if claims:
+            held = {claim.entry_id: claim for claim in claims}
             lost = [
-                entry_id for entry_id in await self._queue.renew(claims) if entry_id in self._runs
+                entry_id for entry_id in await lane.queue.renew(claims) if held.get(entry_id) in self._runs
             ]  # others are done
             metrics.LEASES_LOST.inc(len(lost))
             if lost:  # the next append or probe shows, by the log's fence, who may continue
@@ -276,8 +316,8 @@ class Worker:
                     logger.exception("stream %s: its time limits cannot be checked", run.stream_id)
                     run.stop(HandedBack())
 
-    async def _forget(self) -> None:
-        await self._queue.forget_idle_consumers(_CONSUMER_IDLE_MILLISECONDS)
+    async def _forget(self, lane: Lane) -> None:
+        await lane.queue.forget_idle_consumers(_CONSUMER_IDLE_MILLISECONDS)
 
     # --- leaving
 
@@ -295,12 +335,16 @@ class Worker:
             await asyncio.gather(*tasks, return_exceptions=True)
         try:
             async with asyncio.timeout(_HAND_BACK_SECONDS):
-                if claims:
-                    await self._queue.hand_back(claims, int(self._settings.lease_seconds * 1000))
+                await asyncio.gather(*(self._hand_back(lane.queue, claims) for lane in self._lanes))
         except (Disconnected, RedisRefused, TimeoutError) as error:
             logger.warning("could not hand back %d answers, their leases will run out: %s", len(claims), error)
         else:
             logger.info("stopped: %d answers handed back", len(claims))
+
+    async def _hand_back(self, queue: RequestQueue, claims: list[Claim]) -> None:
+        own = [claim for claim in claims if claim.queue == queue.key]
+        if own:
+            await queue.hand_back(own, int(self._settings.lease_seconds * 1000))
 
     def _stop_runs(self) -> None:
         for run in list(self._runs.values()):
@@ -308,7 +352,7 @@ class Worker:
 
     # --- helpers
 
-    async def _repeat(self, once: Callable[[], Coroutine[Any, Any, None]], pause_seconds: float) -> None:
+    async def _repeat(self, once: partial[Coroutine[Any, Any, None]], pause_seconds: float) -> None:
         complaints = Complaints(logger.warning)
         while True:
             await asyncio.sleep(pause_seconds * random.uniform(0.8, 1.0))
@@ -317,7 +361,7 @@ class Worker:
             except Disconnected as error:
                 logger.debug("%s", error)
             except RedisRefused as error:
-                complaints.say(f"{once.__name__.strip('_')}: {error}")
+                complaints.say(f"{once.func.__name__.strip('_')}: {error}")
 
     @staticmethod
     async def _first_of(*events: asyncio.Event) -> None:

@@ -77,6 +77,8 @@ class Writer:
         self.sent_at = 0.0
         self.unheard_since: float | None = None
         """Since when no gateway listens (monotonic seconds); None while one does, or before the first reply."""
+        self.was_heard = False
+        """Whether a gateway has listened."""
 
     # --- the hot path
 
@@ -150,7 +152,7 @@ class Writer:
 
     def _heard_by(self, listeners: int) -> None:
         if listeners:
-            self.unheard_since = None
+            self.unheard_since, self.was_heard = None, True
         elif self.unheard_since is None:
             self.unheard_since = time.monotonic()
 

@@ -15,11 +15,10 @@ import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
-from shared.commands import Commands
 from shared.errors import MidstreamError, OddReply
 from shared.keys import API_KEYS
 
@@ -157,10 +156,17 @@ def keys_in(text: str, where: str) -> dict[str, ApiKey]:
     return found
 
 
+class Executes(Protocol):
+    """A connection to Redis, as far as the table needs it."""
+
+    async def execute(self, *arguments: bytes | str | int | float) -> Any:
+        """Returns the reply. Raises Disconnected, RedisRefused."""
+
+
 class ApiKeyTable:
     """The keys in Redis: a hash from a key's digest to what is known of it."""
 
-    def __init__(self, commands: Commands) -> None:
+    def __init__(self, commands: Executes) -> None:
         self._commands = commands
 
     async def version(self) -> bytes:

@@ -13,8 +13,19 @@ from shared.errors import LogFull, RedisRefused
 class Commands(Protocol):
     """A connection to Redis, as all who store something there need it. Replies are as Redis sent them (RESP2)."""
 
+    is_one_server: bool = True
+    """Whether all commands are carried out in the order in which they were sent. Not in a cluster."""
+
     async def execute(self, *arguments: bytes | str | int | float) -> Any:
         """Returns the reply. Raises Disconnected, RedisRefused."""
+
+    async def execute_everywhere(self, *arguments: bytes | str | int | float) -> list[Any]:
+        """Returns the reply of each master that answers. Raises Disconnected, RedisRefused if none does."""
+        return [await self.execute(*arguments)]
+
+    def can_reach(self, key: bytes) -> bool:
+        """Whether the server that has a key can be reached now."""
+        return True
 
     def send(self, arguments: tuple[bytes | str | int | float, ...], on_reply: Callable[[Any], None]) -> None:
         """Sends a command without a task or a future. `on_reply` is called later, with the reply or the error."""

@@ -69,6 +69,10 @@ class Fenced(MidstreamError):
     """A later attempt, a cancel or a delete stands in the log: this attempt may write nothing more."""
 
 
+class ArchiveAway(MidstreamError):
+    """The archive's database does not answer, or refuses what is asked of it."""
+
+
 class Unreadable(MidstreamError):
     """The stream's log holds what cannot be read."""
 

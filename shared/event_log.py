@@ -11,15 +11,17 @@ no stream reads as a log whose first entry cannot be read.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from shared.commands import Commands, Script
-from shared.errors import OddReply, RedisRefused
+from shared.errors import Disconnected, OddReply, RedisRefused
 from shared.events import ACCEPTED, TERMINAL, UNREADABLE, Entry, entry_of
 from shared.ids import BEGINNING, FIRST_ID, EventId
-from shared.keys import deliveries_key, live_channel, log_key
+from shared.keys import deliveries_key, live_channel, log_key, writer_key
 from shared.large_fields import KEPT, UNTIL_THE_END, Beside, joined, key_of, place_in
 
 _ODD_SHAPES = (TypeError, ValueError, IndexError, KeyError, AttributeError)
@@ -62,16 +64,30 @@ class Appended(NamedTuple):
 
 
 class EventLog:
-    """All logs, over one connection."""
+    """All logs, over one connection.
+
+    With `replicated` (`shared.replicas`) the first entry of a log, its end and its deletion are written over that, and published
+    when replicas have them.
+    """
 
     APPEND, APPEND_LAST = Script("append"), Script("append", when_full=True)
     END, DELETE = Script("end", when_full=True), Script("delete", when_full=True)
     SCRIPTS = (APPEND.source, APPEND_LAST.source, END.source, DELETE.source)
 
     def __init__(
-        self, commands: Commands, *, log_ttl_seconds: int, ended_ttl_seconds: int, tombstone_ttl_seconds: int
+        self,
+        commands: Commands,
+        *,
+        log_ttl_seconds: int,
+        ended_ttl_seconds: int,
+        tombstone_ttl_seconds: int,
+        replicated: Commands | None = None,
+        on_ended: Callable[[str], None] = lambda stream_id: None,
     ) -> None:
+        """`on_ended` is called with each stream that `end` has ended."""
         self._commands = commands
+        self._replicated = replicated
+        self._on_ended = on_ended
         self.log_ttl_seconds = log_ttl_seconds
         self.ended_ttl_seconds = ended_ttl_seconds
         self._tombstone_ttl_seconds = tombstone_ttl_seconds
@@ -85,7 +101,7 @@ class EventLog:
         the large fields of the request, with the first. With the last they are deleted, unless they are to be kept.
         """
         arguments: list[bytes | str | int] = [held, *_arguments(entry)]
-        keys = [log_key(stream_id), live_channel(stream_id)]
+        keys = [log_key(stream_id)]
         if ttl_seconds is not None:
             arguments.append(ttl_seconds)
         if beside is not None:
@@ -94,16 +110,26 @@ class EventLog:
         elif entry.field in TERMINAL and ttl_seconds is not None:
             keys += _beside_keys(stream_id)
         script = self.APPEND_LAST if entry.field in TERMINAL else self.APPEND
-        return Appended.of(await script.run(self._commands, keys, *arguments))
+        if self._replicated is None or ttl_seconds is None:
+            return Appended.of(await script.run(self._commands, keys, live_channel(stream_id), *arguments))
+        appended = Appended.of(await script.run(self._replicated, keys, b"", *arguments))
+        if appended.status in ("applied", "duplicate"):
+            await self._publish(stream_id, entry)
+        return appended
+
+    async def _publish(self, stream_id: str, entry: Entry) -> None:
+        await self._commands.execute("SPUBLISH", live_channel(stream_id), b" ".join(_arguments(entry)))
 
     async def probe(self, stream_id: str, held: int, last: EventId) -> Appended:
         """Tells whether the log still holds `held` entries up to `last`, and how many listeners it has. Writes nothing."""
-        keys = [log_key(stream_id), live_channel(stream_id)]
-        return Appended.of(await self.APPEND.run(self._commands, keys, held, bytes(last)))
+        channel = live_channel(stream_id)
+        return Appended.of(await self.APPEND.run(self._commands, [log_key(stream_id)], channel, held, bytes(last)))
 
-    def send_append(self, keys: tuple[bytes, bytes], held: int, entry: Entry, on_reply: Callable[[Any], None]) -> None:
+    def send_append(
+        self, log_and_channel: tuple[bytes, bytes], held: int, entry: Entry, on_reply: Callable[[Any], None]
+    ) -> None:
         """Appends like `append` without a task or a future. `on_reply` gets the bare reply (for `Appended.of`) or the error."""
-        self._commands.send(("EVALSHA", self.APPEND.digest, 2, *keys, held, *_arguments(entry)), on_reply)
+        self._commands.send(("EVALSHA", self.APPEND.digest, 1, *log_and_channel, held, *_arguments(entry)), on_reply)
 
     async def read(self, stream_id: str, after: EventId = BEGINNING, count: int = READ_ENTRIES_MAX) -> list[Entry]:
         """Reads at most `count` entries after an id. An entry of several tokens is given whole, also if the id lies within."""
@@ -128,14 +154,15 @@ class EventLog:
 
         In one round trip.
         """
-        newest: list[list[RawEntry] | Exception] = []
-        self.send_newest(stream_id, 1, newest.append)  # answered first, since replies come in order
+        reading: asyncio.Future[list[RawEntry] | Exception] = asyncio.get_running_loop().create_future()
+        self.send_newest(stream_id, 1, partial(_hand_over, reading))
         or_else = _NO_LOG if first <= FIRST_ID <= last else []
         raw: list[RawEntry] = await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last), or_else=or_else)
+        newest = await reading  # answered first, unless it was sent on in a cluster
         goes_on = False
-        if newest and isinstance(newest[0], list) and newest[0]:
+        if isinstance(newest, list) and newest:
             with contextlib.suppress(OddReply):
-                goes_on = entries_of(newest[0])[-1].id > last
+                goes_on = entries_of(newest)[-1].id > last
         return raw, goes_on
 
     async def read_all(self, stream_id: str) -> list[Entry]:
@@ -183,25 +210,36 @@ class EventLog:
     ) -> bool | None:
         """Ends a stream that has not ended: true if this did it, false if it had ended, None if there is no log.
 
-        With `only_after`, only if that is still the last id: whoever wrote meanwhile is alive. A key that is no stream counts
+        With `only_after`, only if that is still the last id, since whoever wrote meanwhile is alive, and only if a worker
+        writes it: another program may be silent for as long as it likes. A key that is no stream counts
         as ended: nothing can be appended to it.
         """
         condition = () if only_after is None else (bytes(only_after),)
-        keys = [log_key(stream_id), live_channel(stream_id), *_beside_keys(stream_id)]
+        keys, channel = [log_key(stream_id), *_beside_keys(stream_id)], live_channel(stream_id)
+        if only_after is not None:
+            keys.append(writer_key(stream_id))
         try:
-            reply = await self.END.run(self._commands, keys, field, value, self.ended_ttl_seconds, *condition)
+            if self._replicated is not None:
+                channel = b""
+            commands = self._replicated or self._commands
+            reply = await self.END.run(commands, keys, channel, field, value, self.ended_ttl_seconds, *condition)
         except RedisRefused as error:
             if not _is_no_stream(error):
                 raise
             return False
         if reply is not None and not (isinstance(reply, list) and reply):
             raise OddReply(f"ODDREPLY the end of a stream was answered by {shown(reply)}")
+        if reply is not None and reply[0] and self._replicated is not None:
+            with contextlib.suppress(Disconnected):  # it has ended all the same; gateways see it at their next look
+                await self._publish(stream_id, Entry(EventId.of(reply[1]), field, value))
+        if reply is not None and reply[0]:
+            self._on_ended(stream_id)
         return None if reply is None else bool(reply[0])
 
     async def delete(self, stream_id: str) -> bool:
         """Deletes a stream; a tombstone keeps its id from being written again. False if there was none."""
-        keys = [log_key(stream_id), deliveries_key(stream_id), *_beside_keys(stream_id)]
-        return bool(await self.DELETE.run(self._commands, keys, self._tombstone_ttl_seconds))
+        keys = [log_key(stream_id), deliveries_key(stream_id), *_beside_keys(stream_id), writer_key(stream_id)]
+        return bool(await self.DELETE.run(self._replicated or self._commands, keys, self._tombstone_ttl_seconds))
 
     async def _read(self, *command: bytes | str | int, or_else: list[Any] | None = None) -> list[Any]:
         """Returns what Redis replies; `or_else`, or nothing, if the key is no stream. Raises Disconnected, RedisRefused."""
@@ -212,6 +250,11 @@ class EventLog:
         if isinstance(read, Exception):
             raise read
         return read
+
+
+def _hand_over(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
 
 
 def _beside_keys(stream_id: str) -> tuple[bytes, bytes]:

@@ -1,6 +1,6 @@
 """The entries of a log, and how each is stored.
 
-An entry is one field and its value: the field says what the value is. The four kinds that come by the thousand have names of
+An entry is one field and its value: the field says what the value is. The kinds that come by the thousand have names of
 one letter, because Redis stores a field's name again in every entry whose field differs from the first of its node.
 
 | field | value |
@@ -11,6 +11,8 @@ one letter, because Redis stores a field's name again in every entry whose field
 | `d` | one delta (an increment that is not plain text): the JSON object that readers get, with the provider's `delta` in it |
 | `e` | one own event: the JSON object `{"event": name, "data": …}` (`shared.own_events`) |
 | `b` | several of these in order: a JSON array, a token as a string, a delta or an own event as an object |
+| `r` | one message of a written stream: its bytes (`shared.written_log`) |
+| `j` | one or more messages of a written stream of JSON, each on a line |
 | `done` | JSON: finish_reason, usage, time; provider, choice: other fields that the provider sent |
 | `failed` | JSON: code, message, retryable, time; status, provider_error, retry_after if the provider sent them; perhaps last_heard_at |
 | `cancelled` | JSON: by, time |
@@ -43,13 +45,17 @@ TOKEN = b"t"
 DELTA = b"d"
 OWN = b"e"
 BATCH = b"b"
+RAW = b"r"
+JSON = b"j"
 DONE = b"done"
 FAILED = b"failed"
 CANCELLED = b"cancelled"
 DELETED = b"deleted"
 
 TERMINAL = frozenset({DONE, FAILED, CANCELLED, DELETED})
-COUNTED = frozenset({TOKEN, DELTA, OWN, BATCH})
+COUNTED = frozenset({TOKEN, DELTA, OWN, BATCH, RAW, JSON})
+MESSAGES = frozenset({RAW, JSON})
+"""Messages of a written stream, of any content: faces of answers do not show them."""
 
 FORMAT = 2
 """The newest format of a log that this version can continue: 1, or 2 with large fields of the request beside the log.
@@ -116,6 +122,10 @@ def events_of(entry: Entry) -> list[Event]:
         return _events_of_batch(entry)
     if field == OWN:
         return [_own(event_id, loaded_own_event(value))]
+    if field == JSON:
+        return _messages(event_id, value.split(b"\n"))
+    if field == RAW:
+        return [Event(*entry)]
     if field in _CHECKS:
         stored = loaded(value)
         checked = _checked(field, stored)
@@ -163,6 +173,28 @@ def _events_of_batch(entry: Entry) -> list[Event]:
         else:
             raise Unreadable("an increment is neither a text nor a JSON object")
     return events
+
+
+def _messages(last: EventId, lines: list[bytes]) -> list[Event]:
+    """Returns JSON messages, of which the last has this id. What is not JSON is not shown: it is an empty delta."""
+    attempt, offset = last.attempt, last.offset - len(lines)
+    if offset < 0:
+        raise Unreadable("an entry has more messages than its offset allows")
+    events = []
+    for line in lines:
+        offset += 1
+        event_id = EventId(attempt, offset)
+        events.append(Event(event_id, JSON, line) if is_json(line) else Event(event_id, DELTA, SILENT))
+    return events
+
+
+def is_json(text: bytes) -> bool:
+    """Tells whether a text is JSON in UTF-8."""
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _own(event_id: EventId, checked: bytes) -> Event:
@@ -278,14 +310,17 @@ class Policies:
     on_interrupt: str = "restart"
     pace_ms: int | None = None
     """The least time between two entries with tokens; None: the worker's setting."""
+    lease_seconds: float | None = None
+    """How long an external writer may be silent; None: no external writer fills the stream, but a worker."""
 
     def stored(self) -> dict[str, Any]:
         stored: dict[str, Any] = {"cancel_after": self.cancel_after_seconds, "on_interrupt": self.on_interrupt}
-        return stored if self.pace_ms is None else {**stored, "pace_ms": self.pace_ms}
+        optional = {"pace_ms": self.pace_ms, "lease": self.lease_seconds}
+        return stored | {name: value for name, value in optional.items() if value is not None}
 
     @classmethod
     def load(cls, stored: dict[str, Any]) -> Policies:
-        return cls(stored.get("cancel_after"), stored["on_interrupt"], stored.get("pace_ms"))
+        return cls(stored.get("cancel_after"), stored["on_interrupt"], stored.get("pace_ms"), stored.get("lease"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,10 +408,11 @@ def _wrong_of_accepted(stored: Any) -> str:
         if not isinstance(stored.get(name), dict):
             return name
     policies, metadata = stored["policies"], stored["metadata"]
-    cancel_after, pace_ms = policies.get("cancel_after"), policies.get("pace_ms")
+    cancel_after, pace_ms, lease = (policies.get(name) for name in ("cancel_after", "pace_ms", "lease"))
     if policies.get("on_interrupt") not in _INTERRUPT_POLICIES or not (
         (cancel_after is None or _is_number(cancel_after))
         and (pace_ms is None or (type(pace_ms) is int and 0 <= pace_ms <= PACE_MS_MAX))
+        and (lease is None or _is_number(lease))
     ):
         return "policies"
     if not all(isinstance(text, str) for text in metadata.values()):

@@ -14,9 +14,11 @@ from typing import Any, Literal
 
 from shared import events
 from shared.commands import Commands, Script
+from shared.connections import RedisConnection, check, connection_to
 from shared.errors import Disconnected, LogFull, MidstreamError, OddReply, RedisRefused, Unusable
 from shared.event_log import Appended, EventLog, shown
 from shared.events import Entry
+from shared.external_writes import ExternalWrites, WriterLeases
 from shared.ids import FIRST_ID, EventId
 from shared.keys import (
     API_KEYS,
@@ -24,19 +26,21 @@ from shared.keys import (
     PROCESSES_ABOUT,
     PROCESSES_UNTIL,
     REQUESTS,
+    UNKEPT,
     deliveries_key,
     idempotency_key,
     kept_key,
+    lease_key,
     live_channel,
     log_key,
+    part_key,
     request_key,
 )
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
-from shared.redis_server import RedisAddress, check
-from shared.resp import RespConnection
 from shared.settings import Settings
+from shared.written_log import Holdings, Names, WrittenLog
 
 Role = Literal["gateway", "worker"]
 ROLES: tuple[Role, ...] = ("gateway", "worker")
@@ -45,7 +49,8 @@ Command = tuple[bytes | str | int, ...]
 _PROBE_TTL_SECONDS = 10
 """If the check is interrupted, its keys expire after so long."""
 _NEVER_IDLE_MILLISECONDS = 10**12
-_WITH_SUBCOMMANDS = ("CLIENT", "PUBSUB", "SCRIPT", "XGROUP", "XINFO")
+_IN_CLUSTER: tuple[Command, ...] = (("ASKING",), ("CLUSTER", "INFO"), ("CLUSTER", "SLOTS"))
+_WITH_SUBCOMMANDS = ("CLIENT", "CLUSTER", "PUBSUB", "SCRIPT", "XGROUP", "XINFO")
 _IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 _COMMAND = re.compile(r"run the '([a-z|]{1,40})' command")
 _UNKNOWN = re.compile(r"unknown (sub)?command|Unknown (Redis )?command", re.IGNORECASE)
@@ -89,7 +94,9 @@ class Refusals:
         elif error.code == "WRONGTYPE" and REQUESTS in command:  # a wrong type at any other key only affects that key
             key = REQUESTS.decode()
             self.other = self.other or f"{key} is not the request queue: delete or rename that key"
-        elif error.passing or error.code in ("MISCONF", "MOVED", "CROSSSLOT", "NOAUTH", "ODDREPLY"):
+        elif error.code == "MOVED":
+            self.other = self.other or "it is a node of a cluster: set MIDSTREAM_REDIS_URL to redis+cluster://host:port"
+        elif error.passing or error.code in ("MISCONF", "CROSSSLOT", "NOAUTH", "ODDREPLY"):
             self.other = self.other or f"it answers: {message[:_MESSAGE_CHARACTERS_MAX]}"
 
     def script_failed(self, error: MidstreamError) -> None:
@@ -163,18 +170,25 @@ def _needed(role: Role, name: str) -> list[Command]:
         ("ZSCORE", PROCESSES_UNTIL, "probe"),
         ("ZREM", PROCESSES_UNTIL, "probe"),
         ("ZRANGEBYSCORE", PROCESSES_UNTIL, "-inf", "-inf", "LIMIT", 0, 1),
+        ("ZADD", UNKEPT, "XX", 1, "probe"),
         ("HDEL", PROCESSES_ABOUT, "probe"),
         ("SPUBLISH", live, ""),
     ]
     if role == "gateway":
         return [
             *both,
+            ("PUBSUB", "SHARDNUMSUB", live),
+            ("HMGET", lease_key(name), "ms"),
             ("GET", idempotency_key(name)),
             ("HGET", API_KEYS, "version"),
             ("SET", idempotency_key(name), "", "XX", "GET", "EX", 1),
             ("DEL", log),
+            ("HGET", deliveries, "probe"),
+            ("HMGET", deliveries, "probe"),
+            ("PEXPIREAT", deliveries, 1),
             ("XINFO", "GROUPS", REQUESTS),
             ("ZRANGE", PROCESSES_UNTIL, 0, 0),
+            ("RENAME", part_key(name, "probe"), log),  # there is nothing to rename
         ]
     return [
         *both,
@@ -206,21 +220,31 @@ def _scripts(role: Role, name: str) -> list[tuple[Script, list[bytes], Command]]
     request, kept = request_key(name), kept_key(name)
     queue, until, about = (b"midstream:{%b}:%b" % (name.encode(), end) for end in (b"requests", b"until", b"about"))
     entry = Entry(FIRST_ID, events.ACCEPTED, b"{}")
-    first: Command = (0, bytes(entry.id), entry.field, entry.value, _PROBE_TTL_SECONDS)
+    first: Command = (live, 0, bytes(entry.id), entry.field, entry.value, _PROBE_TTL_SECONDS)
     scripts: list[tuple[Script, list[bytes], Command]] = [
-        (EventLog.APPEND, [log, live], first),
-        (EventLog.APPEND, [log, live], first),  # a duplicate, for which the script reads the last entry
+        (EventLog.APPEND, [log], first),
+        (EventLog.APPEND, [log], first),  # a duplicate, for which the script reads the last entry
         (DeliveryNotes.DELIVER, [log, deliveries], ("probe", b"{}", 1)),
         (
             EventLog.APPEND_LAST,
-            [log, live, request, kept],
-            (1, bytes(EventId(1, 1)), events.TOKEN, b"", _PROBE_TTL_SECONDS),
+            [log, request, kept],
+            (live, 1, bytes(EventId(1, 1)), events.TOKEN, b"", _PROBE_TTL_SECONDS),
         ),
-        (EventLog.END, [log, live, request, kept], (events.FAILED, b"{}", _PROBE_TTL_SECONDS)),
+        (EventLog.END, [log, request, kept], (live, events.FAILED, b"{}", _PROBE_TTL_SECONDS)),
         (Presence.BEAT, [until, about], ("probe", b"{}", 1000, _PROBE_TTL_SECONDS * 1000, 1)),
         (Presence.BEAT, [until, about], ("probe", b"", 1000, _PROBE_TTL_SECONDS * 1000, 1)),
     ]
     if role == "gateway":
+        lease, writers = lease_key(name), b"midstream:{%b}:writers" % name.encode()
+        keys = [log, live, lease, request, kept]
+        bounds = (_PROBE_TTL_SECONDS, 100, 1000)
+        more: Command = ("", 1, 1000, 0, b"{}", *bounds)
+        scripts[-3:-3] = [  # before the end
+            (ExternalWrites.WRITE, keys, ("1-1", "1-2", events.TOKEN, b"", *more)),
+            (ExternalWrites.WRITE_LAST, keys, ("", "0-0", b"", b"", *more)),
+            (WriterLeases.DUE, [writers], (1, 1)),
+        ]
+        scripts += _scripts_of_written_streams(name)
         scripts.append((RequestQueue.ENQUEUE, [queue], (name, 1, _PROBE_TTL_SECONDS)))
         scripts.append((EventLog.DELETE, [log, deliveries, request, kept], (_PROBE_TTL_SECONDS,)))
     else:
@@ -228,10 +252,28 @@ def _scripts(role: Role, name: str) -> list[tuple[Script, list[bytes], Command]]
     return scripts
 
 
+def _scripts_of_written_streams(name: str) -> list[tuple[Script, list[bytes], Command]]:
+    """Returns the scripts with which programs write streams: one of their own begins, is written to, and is counted."""
+    log, live, writer, named, until, held = (
+        b"midstream:{%b}:%b" % (name.encode(), end)
+        for end in (b"written", b"live", b"writer", b"name", b"held-until", b"held-bytes")
+    )
+    life_ms = _PROBE_TTL_SECONDS * 1000
+    message: Command = (events.RAW, b"probe", 1)
+    return [
+        (WrittenLog.CREATE, [log, writer], (b"{}", b"{}", "", life_ms, 0, *message)),
+        (WrittenLog.APPEND, [log, live, writer], (*message, "", "1", "probe", 0, 0, 100, 100, 1, events.DONE, b"{}")),
+        (Names.NAME, [named], ("", name, life_ms)),
+        (Names.NAME, [named], (name, "", life_ms)),
+        (Holdings.HOLD, [until, held], (name, life_ms, 1, 1, life_ms)),
+        (Holdings.HOLD, [until, held], (name, 0, 0, 1, life_ms)),
+    ]
+
+
 async def refusals(commands: Commands, role: Role) -> Refusals:
     """Tries all that a process of this role does in Redis, except its subscription. Raises Disconnected."""
     found, name = Refusals(), f"probe-{secrets.token_hex(6)}"
-    needed = _needed(role, name)
+    needed = [*_needed(role, name), *(() if commands.is_one_server else _IN_CLUSTER)]
     replies = await asyncio.gather(*(commands.execute(*command) for command in needed), return_exceptions=True)
     for command, reply in zip(needed, replies, strict=True):
         _note(found, command, reply)
@@ -246,7 +288,8 @@ async def refusals(commands: Commands, role: Role) -> Refusals:
             _note(found, ("EVALSHA", *keys), error)
             found.script_failed(error)
             break
-    for key in (log_key(name), deliveries_key(name), b"midstream:{%b}:requests" % name.encode()):
+    ends = (b"requests", b"written", b"writer", b"held-until", b"held-bytes")
+    for key in (log_key(name), deliveries_key(name), *(b"midstream:{%b}:%b" % (name.encode(), end) for end in ends)):
         _note(found, ("EXPIRE", key), await _outcome(commands, "EXPIRE", key, 0))
     return found
 
@@ -272,9 +315,9 @@ class Subscription:
 
     CHANNEL = live_channel("probe")
 
-    def __init__(self, address: RedisAddress, *, reply_seconds: float) -> None:
+    def __init__(self, commands: RedisConnection, *, reply_seconds: float) -> None:
         self._replies: asyncio.Queue[Any] = asyncio.Queue(16)
-        self._connection = RespConnection(address, name="readiness", reply_seconds=reply_seconds, on_push=self._on_push)
+        self._connection = commands.subscriber(name="readiness", on_push=self._on_push)
         self._reply_seconds = reply_seconds
 
     def start(self) -> None:
@@ -305,43 +348,40 @@ class Subscription:
                 self._replies.put_nowait(reply)
 
 
-async def until_up(connection: RespConnection, address: RedisAddress, *, within_seconds: float) -> None:
+async def until_up(connection: RedisConnection, *, within_seconds: float) -> None:
     """Returns when the connection is up. Raises Unusable, with the reason that Redis gives, if it is not up in time."""
     try:
         async with asyncio.timeout(within_seconds):
             await connection.wait_until_up()
     except TimeoutError:
         reason = f"refuses this process: {connection.refusal}" if connection.refusal else "does not answer any more"
-        raise Unusable(f"Redis at {address} {reason}") from None
+        raise Unusable(f"Redis at {connection.address} {reason}") from None
 
 
 async def check_for_all(url: str, settings: Settings) -> None:
     """Runs `check`, and `check_grants` for both roles, over connections made for it. Raises Unusable."""
-    await check(url, within_seconds=settings.redis_start_seconds)
-    address = RedisAddress.parse(url)
-    connection = RespConnection(address, name="start", reply_seconds=settings.redis_reply_seconds)
-    subscription = Subscription(address, reply_seconds=settings.redis_reply_seconds)
+    await check(settings, url=url)
+    connection = connection_to(settings, name="start", url=url)
+    subscription = Subscription(connection, reply_seconds=settings.redis_reply_seconds)
     connection.start()
     subscription.start()
     try:
-        await until_up(connection, address, within_seconds=settings.redis_start_seconds)
+        await until_up(connection, within_seconds=settings.redis_start_seconds)
         for role in ROLES:
             await check_grants(
                 connection,
                 role,
-                address,
                 within_seconds=settings.redis_start_seconds,
                 subscription=subscription if role == "gateway" else None,
             )
     finally:
-        await connection.close()
         await subscription.close()
+        await connection.close()
 
 
 async def check_grants(
-    commands: Commands,
+    commands: RedisConnection,
     role: Role,
-    address: RedisAddress,
     *,
     within_seconds: float,
     subscription: Subscription | None = None,
@@ -358,7 +398,7 @@ async def check_grants(
                     found = await refusals(commands, role)
                     if subscription is not None:
                         await subscription.note_refusals(found)
-                    sentence = found.sentence(role, address.username)
+                    sentence = found.sentence(role, commands.address.username)
                     if sentence is None:
                         return
                     if found.lasts:
@@ -368,4 +408,4 @@ async def check_grants(
                 await asyncio.sleep(0.1)
     except TimeoutError:
         pass
-    raise Unusable(f"Redis at {address} {sentence}")
+    raise Unusable(f"Redis at {commands.address} {sentence}")

@@ -26,7 +26,7 @@ def set_up_logging(level: str, log_format: str = "auto") -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(TextLines() if text else JsonLines())
     logging.basicConfig(level=_LEVELS[level], handlers=[handler], force=True)
-    for noisy in ("httpx2", "httpcore2", "openai", "asyncio", "websockets"):
+    for noisy in ("httpx2", "httpcore2", "openai", "asyncio", "websockets", "alembic", "aiosqlite", "sqlalchemy"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("midstream.receipt").setLevel(logging.INFO)  # at every level: receipts may be used for billing
 

@@ -91,9 +91,9 @@ STATUSES = (
     OTHER,
 )
 REQUEST_STATUSES = ("101", "200", "201", "204", "303", "304", *STATUSES)
-FACES = ("sse", "ndjson", "text", "websocket", "prompt", "chat", "responses", "ai_sdk")
+FACES = ("sse", "ndjson", "text", "websocket", "prompt", "chat", "responses", "ai_sdk", "durable")
 """The forms in which a stream can be followed."""
-APIS = ("native", "chat", "responses", "ai_sdk")
+APIS = ("native", "chat", "responses", "ai_sdk", "durable")
 """Those through which a stream can be created."""
 LIMITS = ("creates", "streams", "bytes", "tokens", "readers", "connections")
 LIMITED = ("principal", "all", "stream", "address")
@@ -101,12 +101,17 @@ LIMITED = ("principal", "all", "stream", "address")
 BACKGROUND_TASKS = (
     "ages",
     "api_keys",
+    "archive",
+    "archive_looks",
+    "archive_prune",
     "beats",
+    "cluster_map",
     "connection",
     "flush_pace",
     "forget",
     "ledger",
     "look",
+    "lost_writers",
     "measure",
     "presence",
     "renew",
@@ -114,6 +119,7 @@ BACKGROUND_TASKS = (
     "samples",
     "silence_checks",
     "stream_readers",
+    "subscriptions",
     "take_over",
     "request_timeouts",
     "usage",
@@ -250,6 +256,20 @@ STREAMS_CREATED = Metric(
     "gateway",
     _STREAM,
     {"api": APIS},
+)
+MESSAGES_WRITTEN = Metric(
+    "midstream_messages_written",
+    "counter",
+    "Messages that programs appended to written streams",
+    "gateway",
+    _STREAM,
+)
+BYTES_WRITTEN = Metric(
+    "midstream_bytes_written",
+    "counter",
+    "Bytes of the messages that programs appended to written streams",
+    "gateway",
+    _STREAM,
 )
 STREAMS_FOLLOWED = Metric(
     "midstream_streams_followed",
@@ -571,10 +591,38 @@ FAILURES = Metric(
 CANCELS = Metric(
     "midstream_cancels",
     "counter",
-    "Streams that this process ended as cancelled. `by`: a client asked for it, the last reader had gone, or an operator did it",
+    "Streams that this process ended as cancelled. `by`: a client asked for it, the last reader had gone, an operator or the external writer did it",
     "both",
     _STREAM,
     {"by": tuple(CancelReason)},
+)
+ENTRIES_WRITTEN = Metric(
+    "midstream_external_entries",
+    "counter",
+    "Entries that external writers have appended through this process; several events may share one",
+    "gateway",
+    "an append of an external writer",
+)
+EVENTS_KNOWN = Metric(
+    "midstream_external_events_known",
+    "counter",
+    "Events that an external writer has sent again and that were in the log already: a reply was lost, or a request was repeated",
+    "gateway",
+    _RARE,
+)
+ATTEMPTS_WRITTEN = Metric(
+    "midstream_external_attempts",
+    "counter",
+    "Attempts that external writers have begun; each fences off the one before",
+    "gateway",
+    _STREAM,
+)
+WRITERS_LOST = Metric(
+    "midstream_external_writers_lost",
+    "counter",
+    "Streams that this process ended as failed because their external writer fell silent for longer than its lease",
+    "gateway",
+    _RARE,
 )
 RECEIPTS = Metric(
     "midstream_receipts", "counter", "Receipts written to the process's log, one per ended stream", "both", _STREAM
@@ -586,6 +634,51 @@ RECEIPT_TOKENS = Metric(
     "both",
     _STREAM,
     {"fate": ("delivered", "undelivered")},
+)
+ARCHIVED = Metric(
+    "midstream_archived_streams",
+    "counter",
+    "Streams that this process has written to the archive, or whose receipt it has renewed there",
+    "worker",
+    _STREAM,
+)
+ARCHIVE_WRITE_SECONDS = Metric(
+    "midstream_archive_write_seconds",
+    "histogram",
+    "How long the archive's database took to store the streams of one transaction",
+    "worker",
+    "up to four times a second",
+    buckets=_OPERATIONS,
+)
+ARCHIVE_FAILURES = Metric(
+    "midstream_archive_failures",
+    "counter",
+    "By kind: `away`, the database did not answer or could not write, and its streams wait in Redis; `refused`, it does not store one stream; `lost`, a log expired before it was archived",
+    "worker",
+    _RARE,
+    {"kind": ("away", "refused", "lost")},
+)
+ARCHIVE_UP = Metric(
+    "midstream_archive_up",
+    "gauge",
+    "1 if the archive's database answered when it was last asked, 0 if not, or if there is no archive",
+    "both",
+    "a few times a second",
+    processes="livemin",
+)
+UNKEPT = Metric(
+    "midstream_unarchived_streams",
+    "gauge",
+    "Streams in the list of those that are to be archived: that run, that have ended and are not archived yet, or whose receipt may still change",
+    "worker",
+    "every 5 s",
+)
+RESTORED = Metric(
+    "midstream_restored_streams",
+    "counter",
+    "Logs that this process has brought back from the archive, for a reader",
+    "gateway",
+    _RARE,
 )
 QUEUE_UNREADABLE = Metric(
     "midstream_queue_unreadable",

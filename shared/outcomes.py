@@ -39,6 +39,7 @@ class FailureCode(StrEnum):
     LOG_FULL = "log_full"
     QUEUE_TIMEOUT = "queue_timeout"
     WORKER_LOST = "worker_lost"
+    WRITER_LOST = "writer_lost"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     UNREADABLE = "unreadable"
     INTERNAL_ERROR = "internal_error"
@@ -63,6 +64,8 @@ class CancelReason(StrEnum):
     DISCONNECT = "disconnect"
     """The last reader had left for as long as the stream's policy allows."""
     OPERATOR = "operator"
+    WRITER = "writer"
+    """The external writer that filled the stream."""
 
 
 class AttemptOutcome(StrEnum):

@@ -8,7 +8,7 @@ makes that harmless. An entry that names no stream was added by somebody else; t
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from shared import metrics
 from shared.commands import Commands, Script
@@ -25,11 +25,19 @@ _LOOKS_MAX = 32
 """How many calls, at most, look for expired leases: each XAUTOCLAIM examines ten entries for one that it may return."""
 
 
+class Blocking(Protocol):
+    """A connection for commands that block."""
+
+    async def execute(self, *arguments: bytes | str | int | float) -> Any:
+        """Returns the reply. Raises Disconnected, RedisRefused."""
+
+
 class Claim(NamedTuple):
-    """A worker's lease on one request: the queue entry's id, and the stream that it names."""
+    """A worker's lease on one request: the queue entry's id, the stream that it names, and the queue's key."""
 
     entry_id: bytes
     stream_id: str
+    queue: bytes = REQUESTS
 
 
 class Lease(NamedTuple):
@@ -55,13 +63,24 @@ class QueueCounts(NamedTuple):
 
 
 class RequestQueue:
-    """The queue over one connection. `consumer` names a worker process; gateways only enqueue and read."""
+    """The queue, or one lane of it, over one connection. `consumer` names a worker process; gateways only enqueue and read."""
 
     ENQUEUE, RENEW = Script("enqueue"), Script("renew")
     SCRIPTS = (ENQUEUE.source, RENEW.source)
 
-    def __init__(self, commands: Commands, *, ttl_seconds: int, requests_max: int, consumer: str = "") -> None:
+    def __init__(
+        self,
+        commands: Commands,
+        *,
+        ttl_seconds: int,
+        requests_max: int,
+        consumer: str = "",
+        key: bytes = REQUESTS,
+        replicated: Commands | None = None,
+    ) -> None:
+        self._enqueuing = replicated or commands
         self._commands = commands
+        self.key = key
         self._ttl_seconds = ttl_seconds
         self._requests_max = requests_max
         self._consumer = consumer
@@ -70,25 +89,25 @@ class RequestQueue:
 
     async def enqueue(self, stream_id: str) -> None:
         """Adds a request. Raises QueueFull, LogFull, Disconnected, RedisRefused."""
-        reply = await self.ENQUEUE.run(self._commands, [REQUESTS], stream_id, self._requests_max, self._ttl_seconds)
+        reply = await self.ENQUEUE.run(self._enqueuing, [self.key], stream_id, self._requests_max, self._ttl_seconds)
         if reply is None:
             raise QueueFull(f"{self._requests_max} requests are waiting or running already")
 
     async def open(self) -> None:
         """Creates the queue and its group if they are missing."""
         try:
-            await self._commands.execute("XGROUP", "CREATE", REQUESTS, GROUP, "0", "MKSTREAM")
+            await self._commands.execute("XGROUP", "CREATE", self.key, GROUP, "0", "MKSTREAM")
         except RedisRefused as error:
             if error.code != "BUSYGROUP":
                 raise
-        await self._commands.execute("EXPIRE", REQUESTS, self._ttl_seconds)
+        await self._commands.execute("EXPIRE", self.key, self._ttl_seconds)
 
-    async def claim(self, blocking: Commands, count: int, block_milliseconds: int) -> list[Claim]:
+    async def claim(self, blocking: Blocking, count: int, block_milliseconds: int) -> list[Claim]:
         """Claims at most `count` new requests; waits for the first. `blocking` is a connection that nobody else uses."""
         try:
             reply = await blocking.execute(
                 *("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", count, "BLOCK", block_milliseconds),
-                *("STREAMS", REQUESTS, ">"),
+                *("STREAMS", self.key, ">"),
             )
         except RedisRefused as error:
             if not await self._opened_anew(error):
@@ -107,7 +126,7 @@ class RequestQueue:
             wanted = count - len(claims)
             try:
                 reply = await self._commands.execute(
-                    *("XAUTOCLAIM", REQUESTS, GROUP, self._consumer, lease_milliseconds),
+                    *("XAUTOCLAIM", self.key, GROUP, self._consumer, lease_milliseconds),
                     *(self._looked_to, "COUNT", wanted),
                 )
             except RedisRefused as error:
@@ -126,7 +145,7 @@ class RequestQueue:
 
     async def ping(self) -> None:
         """Returns when Redis has answered. Raises Disconnected, RedisRefused."""
-        await self._commands.execute("PING")
+        await self._commands.execute("XLEN", self.key)
 
     async def renew(self, claims: list[Claim]) -> list[bytes]:
         """Renews these leases; returns the ids of the entries that this worker no longer holds."""
@@ -136,8 +155,8 @@ class RequestQueue:
         """Removes a request from the queue: its stream has ended."""
         # In this order: if the worker dies in between, XAUTOCLAIM clears away the claim. An entry that was acknowledged but
         # not deleted would stay for ever, and count.
-        await self._commands.execute("XDEL", REQUESTS, claim.entry_id)
-        await self._commands.execute("XACK", REQUESTS, GROUP, claim.entry_id)
+        await self._commands.execute("XDEL", self.key, claim.entry_id)
+        await self._commands.execute("XACK", self.key, GROUP, claim.entry_id)
 
     async def hand_back(self, claims: list[Claim], lease_milliseconds: int) -> None:
         """Makes these leases expire at once, if they are still ours, so that another worker takes the requests over."""
@@ -145,34 +164,34 @@ class RequestQueue:
 
     async def counts(self) -> QueueCounts:
         """How many requests wait and run now. Three short commands. Raises Disconnected, RedisRefused."""
-        requests = await self._commands.execute("XLEN", REQUESTS)
+        requests = await self._commands.execute("XLEN", self.key)
         if not isinstance(requests, int):
             raise OddReply(f"ODDREPLY XLEN was answered by {shown(requests)}")
         if not requests:
             return QueueCounts(0, 0, None)
         claimed, first_waiting = 0, b"-"
-        reply = await self._unless_missing("XINFO", "GROUPS", REQUESTS)
+        reply = await self._unless_missing("XINFO", "GROUPS", self.key)
         try:
             for group in _objects("XINFO GROUPS", reply):
                 if group.get(b"name") == GROUP:
                     claimed, first_waiting = min(requests, group[b"pending"]), b"(" + group[b"last-delivered-id"]
             if claimed == requests:
                 return QueueCounts(requests, claimed, None)
-            reply = await self._commands.execute("XRANGE", REQUESTS, first_waiting, "+", "COUNT", 1)
+            reply = await self._commands.execute("XRANGE", self.key, first_waiting, "+", "COUNT", 1)
             return QueueCounts(requests, claimed, int(reply[0][0].split(b"-")[0]) / 1000 if reply else None)
         except (TypeError, ValueError, LookupError, AttributeError):
             raise OddReply(f"ODDREPLY the queue's counts were answered by {shown(reply)}") from None
 
     async def newest(self, count: int) -> list[Claim]:
         """The newest at most `count` requests, whoever has them. Raises Disconnected, RedisRefused."""
-        entries = await self._commands.execute("XREVRANGE", REQUESTS, "+", "-", "COUNT", count)
+        entries = await self._commands.execute("XREVRANGE", self.key, "+", "-", "COUNT", count)
         if not isinstance(entries, list):
             raise OddReply(f"ODDREPLY XREVRANGE was answered by {shown(entries)}")
-        return [claim for entry in entries if (claim := claim_of(entry)) is not None]
+        return [claim for entry in entries if (claim := claim_of(entry, self.key)) is not None]
 
     async def leases(self, first: bytes, count: int) -> dict[bytes, Lease]:
         """The leases on at most `count` requests from the entry with the id `first` on. Raises Disconnected, RedisRefused."""
-        rows = await self._unless_missing("XPENDING", REQUESTS, GROUP, first, "+", count)
+        rows = await self._unless_missing("XPENDING", self.key, GROUP, first, "+", count)
         try:
             return {
                 entry_id: Lease(worker.decode(errors="replace"), idle_milliseconds / 1000)
@@ -187,7 +206,7 @@ class RequestQueue:
 
     async def forget_idle_consumers(self, idle_milliseconds: int) -> None:
         """Deletes the consumers of workers that have been idle for so long and hold no claim."""
-        reply = await self._commands.execute("XINFO", "CONSUMERS", REQUESTS, GROUP)
+        reply = await self._commands.execute("XINFO", "CONSUMERS", self.key, GROUP)
         try:
             gone = [
                 consumer[b"name"]
@@ -197,13 +216,13 @@ class RequestQueue:
         except (TypeError, LookupError):
             raise OddReply(f"ODDREPLY XINFO CONSUMERS was answered by {shown(reply)}") from None
         for name in gone:
-            await self._commands.execute("XGROUP", "DELCONSUMER", REQUESTS, GROUP, name)
+            await self._commands.execute("XGROUP", "DELCONSUMER", self.key, GROUP, name)
 
     async def _renewed(self, claims: list[Claim], idle_milliseconds: int) -> list[bytes]:
         entry_ids = [claim.entry_id for claim in claims]
         try:
             reply = await self.RENEW.run(
-                self._commands, [REQUESTS], GROUP, self._consumer, self._ttl_seconds, idle_milliseconds, *entry_ids
+                self._commands, [self.key], GROUP, self._consumer, self._ttl_seconds, idle_milliseconds, *entry_ids
             )
         except RedisRefused as error:
             if not await self._opened_anew(error):
@@ -217,7 +236,7 @@ class RequestQueue:
         """Returns the claims among these entries; removes the other entries, which would come back for ever."""
         claims, strange, gone = [], [], []
         for entry in entries:
-            claim = claim_of(entry)
+            claim = claim_of(entry, self.key)
             if claim is not None:
                 claims.append(claim)
             elif isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], bytes):
@@ -228,12 +247,12 @@ class RequestQueue:
             metrics.QUEUE_UNREADABLE.counter().inc(len(strange))
             logger.error(
                 "%d entries of %s name no stream and are removed; the first: %s",
-                *(len(strange), REQUESTS.decode(), shown(strange[0])),
+                *(len(strange), self.key.decode(), shown(strange[0])),
             )
         if gone:
             try:  # in the order of `acknowledge`
-                await self._commands.execute("XDEL", REQUESTS, *gone)
-                await self._commands.execute("XACK", REQUESTS, GROUP, *gone)
+                await self._commands.execute("XDEL", self.key, *gone)
+                await self._commands.execute("XACK", self.key, GROUP, *gone)
             except (Disconnected, RedisRefused) as error:  # they come back when their lease has run out
                 logger.debug("entries that name no stream could not be removed: %s", error)
         return claims
@@ -265,7 +284,7 @@ def _objects(command: str, reply: Any) -> list[dict[bytes, Any]]:
         raise OddReply(f"ODDREPLY {command} was answered by {shown(reply)}") from None
 
 
-def claim_of(entry: Any) -> Claim | None:
+def claim_of(entry: Any, queue: bytes = REQUESTS) -> Claim | None:
     """Returns the claim on an entry as Redis sent it: `[id, [b"id", stream id]]`; None for an entry of any other form."""
     try:
         entry_id, (field, value) = entry
@@ -273,4 +292,4 @@ def claim_of(entry: Any) -> Claim | None:
         known = type(entry_id) is bytes and field == b"id" and is_stream_id(stream_id)
     except (TypeError, ValueError, AttributeError):  # also bytes that are no UTF-8
         return None
-    return Claim(entry_id, stream_id) if known else None
+    return Claim(entry_id, stream_id, queue) if known else None

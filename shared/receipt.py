@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -289,10 +289,19 @@ def line_of(whole: dict[str, Any], request_id: str) -> dict[str, Any]:
     return {**fields, "request_id": request_id} if request_id else fields
 
 
-async def read_receipt(log: EventLog, deliveries: DeliveryNotes, stream_id: str) -> tuple[Generated, dict[str, Any]]:
-    """Returns a stream's whole log, folded, and its receipt. Raises Disconnected, RedisRefused."""
-    generated = Generated()
-    for count, entry in enumerate(await log.read_all(stream_id), 1):
+class EndedLog(NamedTuple):
+    """A stream's whole log: as it was read, folded, and its receipt."""
+
+    stream_id: str
+    entries: list[Entry]
+    generated: Generated
+    receipt: dict[str, Any]
+
+
+async def read_ended(log: EventLog, deliveries: DeliveryNotes, stream_id: str) -> EndedLog:
+    """Reads a stream's whole log, and makes its receipt. Raises Disconnected, RedisRefused."""
+    generated, entries = Generated(), await log.read_all(stream_id)
+    for count, entry in enumerate(entries, 1):
         try:
             generated.apply(entry)
         except Unreadable as error:
@@ -300,7 +309,8 @@ async def read_receipt(log: EventLog, deliveries: DeliveryNotes, stream_id: str)
             break
         if count % _ENTRIES_AT_ONCE == 0:
             await asyncio.sleep(0)
-    return generated, receipt(stream_id, generated, await deliveries.read(stream_id))
+    whole = receipt(stream_id, generated, await deliveries.read(stream_id))
+    return EndedLog(stream_id, entries, generated, whole)
 
 
 async def write_line(
@@ -312,8 +322,8 @@ async def write_line(
     count: Callable[[Generated, dict[str, Any]], Awaitable[None]],
     on_receipt: Callable[[dict[str, Any]], None] = lambda _: None,
     with_texts: bool = False,
-) -> None:
-    """Logs a stream's receipt, a moment after its end: gateways still note their last readers.
+) -> EndedLog | None:
+    """Logs a stream's receipt, a moment after its end: gateways still note their last readers. Returns the log that was read.
 
     `count` counts it for its principal's usage, `on_receipt` for the metrics. `with_texts`: the line contains the messages and
     the answer as well.
@@ -321,13 +331,13 @@ async def write_line(
     await asyncio.sleep(after_seconds)
     try:
         async with asyncio.timeout(_LINE_SECONDS_MAX):
-            generated, whole = await until_redis_answers(read_receipt, log, deliveries, stream_id)
-            await until_redis_answers(count, generated, whole)
+            ended = await until_redis_answers(read_ended, log, deliveries, stream_id)
+            await until_redis_answers(count, ended.generated, ended.receipt)
     except (MidstreamError, TimeoutError) as error:
         logger.warning("stream %s: no receipt: %s", stream_id, error or "Redis was away for too long")
-        return
+        return None
+    history, whole = ended.generated.history, ended.receipt
     on_receipt(whole)
-    history = generated.history
     line = line_of(whole, history.accepted.request_id if history.accepted else "")
     if with_texts and history.accepted:
         line |= {"messages": history.accepted.request.get("messages"), "text": history.text}
@@ -337,3 +347,4 @@ async def write_line(
         len(whole["delivered"]["connections"]),
         extra={"about": line},
     )
+    return ended

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import hiredis
 
@@ -41,12 +42,40 @@ _GATHER_SECONDS = 0.001
 for what it publishes. uvloop's timers count whole milliseconds, so on average it is half of that."""
 _FEW = 3
 """So many commands under way, or gathered, are not worth waiting for: one stream alone never has more."""
+TRUSTED_SECONDS = 1.0
+"""A server that has been silent for longer may have been replaced: fail-overs take longer than this."""
 _CLOSE_SECONDS = 0.5
 """How long the last bytes may take to be sent when a connection is closed for good."""
+_NOT_THE_PRIMARY = frozenset({"READONLY", "MASTERDOWN"})
+"""What a server answers that has become a replica."""
+_ASK_AGAIN_SECONDS = 1.0
+"""A connection to a replica is left when it is so old: a primary that has just been named, and is none, is not asked for at once again."""
 _pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
 
-def _settle(future: asyncio.Future[Any], reply: Any) -> None:
+class Address(Protocol):
+    """Where the primary of one Redis is: a host and port, a socket, or sentinels that know it."""
+
+    @property
+    def username(self) -> str: ...
+
+    @property
+    def database(self) -> int: ...
+
+    @property
+    def must_be_primary(self) -> bool:
+        """Whether each new connection asks the server for its role."""
+
+    async def connect(self, loop: asyncio.AbstractEventLoop, protocol: Callable[[], asyncio.Protocol]) -> RedisAddress:
+        """Opens one connection for a protocol, and returns the server's address. Raises OSError, Disconnected."""
+
+    async def confirm(self, connected: RedisAddress) -> None:
+        """Raises Disconnected unless the server to which a connection was made is still the primary."""
+
+    def login_commands(self) -> list[tuple[str | int, ...]]: ...
+
+
+def settle(future: asyncio.Future[Any], reply: Any) -> None:
     """Resolves the future with a reply, unless it is done or cancelled already."""
     if future.done():
         return
@@ -59,14 +88,22 @@ def _settle(future: asyncio.Future[Any], reply: Any) -> None:
 class RespConnection(asyncio.Protocol):
     """A connection that is opened, checked and reopened in the background.
 
+    One to a server that has become a replica is left for the address's present primary, with the subscribers made from it.
+
     With `on_push` it is a subscriber: `on_push` gets every reply after the handshake, in lists, and only (S)SUBSCRIBE,
-    (S)UNSUBSCRIBE and PING may be sent. `on_up` is called after every (re)connection, as soon as Redis answers.
+    (S)UNSUBSCRIBE and PING may be sent. `on_up` is called after every (re)connection, as soon as Redis answers, and `on_lost`
+    when one was lost.
+    With `trusted_seconds` a server is left that was silent for longer while a reply was due, before its reply is used: another
+    may have become the primary meanwhile, and what this one stores would be lost.
     One that `gathers` sends at once while few commands are under way, and else what came in about a millisecond in one write.
     """
 
+    is_one_server: bool = True
+    """Whether all commands are carried out in the order in which they were sent."""
+
     def __init__(
         self,
-        address: RedisAddress,
+        address: Address,
         *,
         name: str,
         reply_seconds: float,
@@ -74,15 +111,20 @@ class RespConnection(asyncio.Protocol):
         scripts: Iterable[str] = (),
         on_push: Callable[[list[Any]], None] | None = None,
         on_up: Callable[[], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
         gathers: bool = False,
+        trusted_seconds: float = math.inf,
     ) -> None:
-        self._address = address
+        self.address = address
         self._name = name
         self._reply_seconds = reply_seconds
+        self._trusted_seconds = trusted_seconds
         self._pause_seconds_max = reconnect_seconds_max
         self._scripts = list(scripts)
         self._on_push = on_push
         self._on_up = on_up
+        self._on_lost = on_lost
+        self._subscribers: list[RespConnection] = []
         self._gathers = gathers
         self._gathering = False
         """Commands wait for the next tick, since many are under way."""
@@ -90,7 +132,7 @@ class RespConnection(asyncio.Protocol):
         self._reader = hiredis.Reader()
         self._unanswered: deque[OnReply] = deque()
         self._unsent: list[bytes] = []
-        self._heard_at = 0.0
+        self._heard_at = self._made_at = 0.0
         self._up = asyncio.Event()
         self._lost = asyncio.Event()
         self._closed = False
@@ -124,8 +166,53 @@ class RespConnection(asyncio.Protocol):
     def is_up(self) -> bool:
         return self._up.is_set()
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all keys can be reached."""
+        return self._up.is_set()
+
+    def can_reach(self, key: bytes) -> bool:
+        """Whether the server that has a key can be reached."""
+        return self._up.is_set()
+
     async def wait_until_up(self) -> None:
         await self._up.wait()
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long a reply has been due; 0 if none is."""
+        return self._loop.time() - self._heard_at if self._unanswered else 0.0
+
+    def subscriber(
+        self, *, name: str, on_push: Callable[[list[Any]], None], on_up: Callable[[], None] | None = None
+    ) -> RespConnection:
+        """Returns a subscriber to the same server, to be started and closed by the caller."""
+        subscriber = RespConnection(
+            self.address,
+            name=name,
+            reply_seconds=self._reply_seconds,
+            reconnect_seconds_max=self._pause_seconds_max,
+            trusted_seconds=self._trusted_seconds,
+            on_push=on_push,
+            on_up=on_up,
+        )
+        self._subscribers.append(subscriber)
+        return subscriber
+
+    def dedicated(self, key: bytes, *, name: str, block_seconds: float) -> RespConnection:
+        """Returns a connection for commands on one key that may block for so long, to be started and closed by the caller."""
+        return RespConnection(
+            self.address,
+            name=name,
+            reply_seconds=block_seconds + self._reply_seconds,
+            trusted_seconds=block_seconds + self._trusted_seconds,
+            reconnect_seconds_max=self._pause_seconds_max,
+        )
+
+    def reconnect(self) -> None:
+        """Has the connection made anew; unanswered commands get `Disconnected`."""
+        if self._transport is not None:
+            self._transport.abort()
 
     # --- sending
 
@@ -145,11 +232,19 @@ class RespConnection(asyncio.Protocol):
         A caller may be cancelled: the reply is then read and ignored.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
-        self.send(arguments, partial(_settle, future))
+        self.send(arguments, partial(settle, future))
         try:
             return await future
         finally:
             del future  # an error in it leads, by its traceback, to this frame, which must not lead back
+
+    async def execute_together(self, key: bytes, *commands: tuple[Argument, ...]) -> list[Any]:
+        """Sends commands next to each other, and returns their replies. Raises the first error: Disconnected, RedisRefused."""
+        return await asyncio.gather(*[self.execute(*command) for command in commands])
+
+    async def execute_everywhere(self, *arguments: Argument) -> list[Any]:
+        """Returns the reply of each server: here of the one. Raises Disconnected, RedisRefused."""
+        return [await self.execute(*arguments)]
 
     def push(self, *arguments: Argument) -> None:
         """Sends a command whose reply goes to `on_push`. Ignored while disconnected: `on_up` must send it again."""
@@ -183,19 +278,30 @@ class RespConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are not its instances
         self._reader = hiredis.Reader()
         self._lost.clear()
-        self._heard_at = self._loop.time()
+        self._heard_at = self._made_at = self._loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        was_up = self._up.is_set()
         self._up.clear()
         self._unsent.clear()
         unanswered, self._unanswered = self._unanswered, deque()
         self._lost.set()
         for on_reply in unanswered:
             self._hand(on_reply, Disconnected())
+        if was_up and self._on_lost is not None:
+            self._on_lost()
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = self._loop.time()
+        now = self._loop.time()
+        if now - self._heard_at > self._trusted_seconds and self._unanswered:
+            logger.warning(
+                "%s: %s was silent for %.1f s; asking for the primary", self._name, self.address, now - self._heard_at
+            )
+            for connection in (self, *self._subscribers):
+                connection.reconnect()
+            return
+        self._heard_at = now
         reader, size = self._reader, len(data)
         try:
             for start in range(0, size, _FEED_BYTES):
@@ -203,7 +309,7 @@ class RespConnection(asyncio.Protocol):
                 self._take_replies(reader)
         except hiredis.HiredisError as error:
             # It is no longer known which reply belongs to which command: only a new connection helps.
-            logger.warning("%s: %s does not speak the Redis protocol: %s", self._name, self._address, error)
+            logger.warning("%s: %s does not speak the Redis protocol: %s", self._name, self.address, error)
             if self._transport is not None:
                 self._transport.abort()
 
@@ -219,6 +325,8 @@ class RespConnection(asyncio.Protocol):
         while (reply := reader.gets()) is not False:
             if isinstance(reply, hiredis.ReplyError):
                 reply = RedisRefused(str(reply))
+                if reply.code in _NOT_THE_PRIMARY:
+                    self._leave_the_replica()
             try:
                 on_reply = unanswered.popleft()
             except IndexError:
@@ -227,6 +335,14 @@ class RespConnection(asyncio.Protocol):
                 on_reply(reply)
             except Exception:
                 self._failed(on_reply)
+
+    def _leave_the_replica(self) -> None:
+        """Has the address asked again for its primary, at most once a second: it may have moved."""
+        if self._up.is_set() and self._loop.time() - self._made_at > _ASK_AGAIN_SECONDS:
+            logger.warning("%s: %s is no primary any more; asking for it again", self._name, self.address)
+            self._made_at = self._loop.time()  # not twice
+            for connection in (self, *self._subscribers):
+                self._loop.call_soon(connection.reconnect)
 
     def _hand(self, callback: Callable[[Any], None], reply: Any) -> None:
         try:
@@ -246,14 +362,15 @@ class RespConnection(asyncio.Protocol):
         lost_at: float | None = None
         while True:
             try:
-                async with asyncio.timeout(self._reply_seconds):
-                    await self._address.connect(self._loop, lambda: self)
+                async with asyncio.timeout(min(self._reply_seconds, self._trusted_seconds)):
+                    connected = await self.address.connect(self._loop, lambda: self)
                     await self._shake_hands()
+                    await self.address.confirm(connected)
                 if lost_at is None:
-                    logger.debug("%s: connected to %s", self._name, self._address)
+                    logger.debug("%s: connected to %s", self._name, self.address)
                 else:  # as loud as the line that told of the loss
                     away_seconds = self._loop.time() - lost_at
-                    logger.warning("%s: Redis at %s is back, after %.1f s", self._name, self._address, away_seconds)
+                    logger.warning("%s: Redis at %s is back, after %.1f s", self._name, self.address, away_seconds)
                 pause_seconds = _FIRST_PAUSE_SECONDS
                 self.refusal = None
                 self._up.set()
@@ -262,14 +379,14 @@ class RespConnection(asyncio.Protocol):
                 await self._watch()
                 lost_at = self._loop.time()
                 self.reconnects += 1
-                logger.warning("%s: the connection to %s was lost; reconnecting", self._name, self._address)
+                logger.warning("%s: the connection to %s was lost; reconnecting", self._name, self.address)
             except RedisRefused as error:
                 if str(error) != str(self.refusal):
-                    logger.warning("%s: %s does not let this process in: %s", self._name, self._address, error)
+                    logger.warning("%s: %s does not let this process in: %s", self._name, self.address, error)
                 self.refusal = error
             except (OSError, Disconnected, TimeoutError) as error:
                 self.refusal = None
-                logger.debug("%s: cannot reach %s: %s", self._name, self._address, error or type(error).__name__)
+                logger.debug("%s: cannot reach %s: %s", self._name, self.address, error or type(error).__name__)
             finally:
                 if self._transport is not None and not self._closed:  # `close` sends what is left
                     self._transport.abort()
@@ -282,7 +399,9 @@ class RespConnection(asyncio.Protocol):
         Raises RedisRefused. A Redis that forbids CLIENT SETNAME or SCRIPT LOAD is used all the same: scripts that it does not
         know are then sent with their source.
         """
-        needed: list[tuple[Argument, ...]] = [*self._address.login_commands(), ("PING",)]
+        needed: list[tuple[Argument, ...]] = [*self.address.login_commands(), ("PING",)]
+        if self.address.must_be_primary:
+            needed.append(("ROLE",))
         commands: list[tuple[Argument, ...]] = [
             *needed,
             ("CLIENT", "SETNAME", f"midstream-{self._name}"),
@@ -296,9 +415,11 @@ class RespConnection(asyncio.Protocol):
             replies.append(future)
         for index, reply in enumerate(await asyncio.gather(*replies)):
             if isinstance(reply, RedisRefused) and index >= len(needed) and not reply.passing:
-                logger.debug("%s: %s forbids %s: %s", self._name, self._address, commands[index][0], reply)
+                logger.debug("%s: %s forbids %s: %s", self._name, self.address, commands[index][0], reply)
             elif isinstance(reply, Exception):
                 raise reply
+            elif commands[index] == ("ROLE",) and reply[:1] != [b"master"]:
+                raise Disconnected(f"{self.address} is not the primary")
 
     async def _watch(self) -> None:
         """Returns when the connection is lost. Aborts it if Redis is silent for too long although a reply is due."""
@@ -311,7 +432,7 @@ class RespConnection(asyncio.Protocol):
                 silent_seconds = self._loop.time() - self._heard_at
             reply_is_due = bool(self._unanswered) or self._on_push is not None
             if reply_is_due and silent_seconds > self._reply_seconds and self._transport is not None:
-                logger.warning("%s: no reply from %s for %.1f s", self._name, self._address, silent_seconds)
+                logger.warning("%s: no reply from %s for %.1f s", self._name, self.address, silent_seconds)
                 self._transport.abort()
             elif self._on_push is not None:
                 self.push("PING")

@@ -13,7 +13,7 @@ from prometheus_client import Counter, Gauge
 
 from shared import metrics
 from shared.background import keep_running
-from shared.resp import RespConnection
+from shared.connections import RedisConnection, RedisSubscriber
 
 _LOOKS_PER_SECOND = 10
 _STATM = "/proc/self/statm"
@@ -47,7 +47,9 @@ class Handover:
 class Measuring:
     """Measures what gateways and workers have in common: event loop lag, Redis round trips, CPU, memory."""
 
-    def __init__(self, handover: Handover, commands: RespConnection, subscriber: RespConnection | None = None) -> None:
+    def __init__(
+        self, handover: Handover, commands: RedisConnection, subscriber: RedisSubscriber | None = None
+    ) -> None:
         self._handover = handover
         self._commands = commands
         self._loop_lag = metrics.LOOP_LAG.histogram()
@@ -62,7 +64,7 @@ class Measuring:
                 writes = metrics.REDIS_WRITES.counter().labels(name)
                 handover.count(writes, lambda connection=connection: connection.writes)  # type: ignore[misc]
         up = metrics.REDIS_UP.gauge()
-        handover.show(up, lambda: commands.is_up and (subscriber is None or subscriber.is_up))
+        handover.show(up, lambda: commands.is_whole and (subscriber is None or subscriber.is_up))
         handover.count(metrics.CPU_SECONDS.counter(), time.process_time)
         handover.show(metrics.RESIDENT_BYTES.gauge(), resident_bytes)
 

@@ -37,7 +37,7 @@ def _setting(
     choices: tuple[str, ...] = (),
 ) -> Any:
     about = {"unit": unit, "why": why, "least": least, "most": most, "env": env, "choices": choices}
-    return field(default=default, metadata=about, repr=unit != "secret")
+    return field(default=default, metadata=about, repr=unit not in ("secret", "URL"))  # a URL may have a password
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,12 @@ class Settings:
     redis_url: str = _setting(
         "redis://127.0.0.1:6379/0",
         "URL",
-        "Where the logs are: redis://, rediss:// or unix://. If it is not set, `midstream up` and `demo` start an embedded Valkey.",
+        "Where the logs are: redis://, rediss:// or unix://; with ?ssl_ca_certs=, &ssl_certfile= and &ssl_keyfile= after rediss:// where the server or the client has a certificate of your own; redis+cluster://host:port,host:port for a cluster; redis+sentinel://host:port,host:port/primary-name/0 for a primary that Sentinels know. If it is not set, `midstream up` and `demo` start an embedded Valkey.",
     )
+    sentinel_username: str = _setting(
+        "", "name", "The user of the Sentinels, where they have one of their own; the primary's is in the URL."
+    )
+    sentinel_password: str = _setting("", "secret", "The password of the Sentinels.")
     host: str = _setting(
         "127.0.0.1", "address", "The address at which the gateway listens; 0.0.0.0 for all of the machine's."
     )
@@ -56,7 +60,7 @@ class Settings:
     auth: str = _setting(
         "auto",
         "auto, required, none",
-        "Whether clients have to show who they are. required: by an API key or a token. none: whoever reaches the port may do everything. auto: nobody has to where the gateway listens on a loopback address only; elsewhere it does not start.",
+        "Whether clients have to show who they are. required: by an API key or a token. none: whoever reaches the port may do everything. auto: they have to if keys are named (MIDSTREAM_API_KEYS, MIDSTREAM_API_KEYS_FILE, MIDSTREAM_JWT_KEYS); else nobody has to where the gateway listens on a loopback address only, and elsewhere it does not start.",
         choices=("auto", "required", "none"),
     )
     token_keys: str = _setting(
@@ -266,6 +270,20 @@ class Settings:
     queue_requests_max: int = _setting(
         100_000, "requests", "How many requests may wait and run. Above it, new ones get 503.", least=1
     )
+    min_replicas: int = _setting(
+        0,
+        "replicas",
+        "How many replicas must have a stream's first entry, its place in the queue and its end before anybody is told of them (WAIT). 0: none.",
+        least=0,
+        most=5,
+    )
+    queue_lanes: int = _setting(
+        0,
+        "lanes",
+        "Into how many keys the request queue is divided, so that in a cluster it is spread over the masters. 0: 16 in a cluster, else 1. All gateways and workers must have the same.",
+        least=0,
+        most=256,
+    )
     queue_seconds: float = _setting(
         300.0, "seconds", "How long a request may wait for a worker before it ends as failed: queue_timeout.", least=1
     )
@@ -279,8 +297,33 @@ class Settings:
     ended_ttl_seconds: int = _setting(
         3_600,
         "seconds",
-        "A log expires so long after its terminal event: how long an answer can be read again.",
+        "A log expires so long after its terminal event: how long an answer can be read again. With MIDSTREAM_ARCHIVE_URL so long after it was archived: 300 are enough then.",
         least=1,
+    )
+    archive_url: str = _setting(
+        "",
+        "URL",
+        "The database in which ended streams are kept: sqlite:///path/to/file or postgresql://user:password@host/name. Needs midstream[archive]. If it is not set, an answer is gone when its log expires; `midstream up --data-dir` keeps them in archive.sqlite there.",
+    )
+    archive_key: str = _setting(
+        "",
+        "secret",
+        "Encrypts texts in the archive (AES-256-GCM): 32 random bytes in base64, as `openssl rand -base64 32` prints. Several, separated by commas, to change it: the first encrypts, each decrypts. If it is not set, texts are stored compressed but readable.",
+    )
+    archive_seconds: float = _setting(
+        20.0,
+        "seconds",
+        "How long the archive's database may take for one command. A reader of an archived answer gets 503 then; ended streams wait in Redis.",
+        least=0.5,
+    )
+    archive_days: int = _setting(
+        365, "days", "A stream is removed from the archive so long after its creation. 0: never.", least=0
+    )
+    archive_bytes_max: int = _setting(
+        50 << 30,
+        "bytes",
+        "Above this size of all archived answers, compressed, the oldest are removed from the archive. 0: no limit.",
+        least=0,
     )
     tombstone_ttl_seconds: int = _setting(
         300,
@@ -294,6 +337,18 @@ class Settings:
         "bytes",
         "The largest request body, decoded: room for several photos. It is stored in Redis until the answer ends; with a response of OpenAI's API that is stored, as long as its log.",
         least=1024,
+    )
+    external_streams_max: int = _setting(
+        10_000,
+        "streams",
+        "Streams of external writers that run at once, over all gateways. Beyond it a new one is refused with 503.",
+        least=1,
+    )
+    external_stream_seconds: int = _setting(
+        43_200,
+        "seconds",
+        "A stream of an external writer that has not ended after so long ends as failed: log_full. Must be shorter than a log lives.",
+        least=10,
     )
     gateway_processes: int = _setting(
         1,
@@ -322,6 +377,44 @@ class Settings:
         "auto, on, off",
         "Whether the gateway serves the console at /, and its data. It names every live stream. auto: if the gateway listens on a loopback address, or authentication is on: then it needs an API key with the scope admin.",
         choices=("auto", "on", "off"),
+    )
+    written_streams: str = _setting(
+        "auto",
+        "auto, on, off",
+        "Whether programs may make and write streams of their own at /v1/stream/ (Durable Streams). auto: only where the gateway asks for credentials, or listens on a loopback address, so that no stranger fills Redis.",
+        choices=("auto", "on", "off"),
+    )
+    append_bytes_max: int = _setting(
+        1 << 20,
+        "bytes",
+        "The largest body of one append to a written stream: a message that many readers get is in memory once for each of its last 256 neighbours.",
+        least=1024,
+        most=16 << 20,
+    )
+    written_streams_max: int = _setting(
+        10_000,
+        "streams",
+        "How many written streams one principal may have at a time. Above it, new ones get 429.",
+        least=1,
+    )
+    written_bytes_max: int = _setting(
+        1 << 30,
+        "bytes",
+        "How many bytes the messages of one principal's written streams may have in all. Above it, appends get 429. Counted each 64 KiB of a stream.",
+        least=1024,
+    )
+    written_life_seconds_max: int = _setting(
+        2_592_000,
+        "seconds",
+        "The longest life that a written stream may be given: Stream-TTL, Stream-Expires-At. One without either lives MIDSTREAM_LOG_TTL_SECONDS after each write and read.",
+        least=60,
+    )
+    long_poll_seconds: float = _setting(
+        20.0,
+        "seconds",
+        "How long a long-poll waits for something new before it is answered with 204: shorter than the time-outs of proxies.",
+        least=0.1,
+        most=600,
     )
     connections_max: int = _setting(
         20_000,
@@ -490,6 +583,11 @@ class Settings:
         least=0.1,
         most=3600,
     )
+
+    @property
+    def unkept_ttl_seconds(self) -> int:
+        """How long a log lives after its terminal event, if nobody shortens it: with an archive, until it is archived."""
+        return max(self.ended_ttl_seconds, self.log_ttl_seconds) if self.archive_url else self.ended_ttl_seconds
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:

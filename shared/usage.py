@@ -24,7 +24,7 @@ from shared.event_log import EventLog
 from shared.events import DELETED, TERMINAL
 from shared.ids import EventId, created_at
 from shared.outcomes import Status
-from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNotes, Generated, delivered_tokens, read_receipt
+from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNotes, Generated, delivered_tokens, read_ended
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -98,8 +98,8 @@ class Usage:
 
     async def count_now(self, stream_id: str, *, closed: bool = False, principal: str = "") -> None:
         """Reads a stream's log and counts it, if it has ended. Raises Disconnected, RedisRefused."""
-        generated, receipt = await read_receipt(self._log, self._deliveries, stream_id)
-        await self.count(generated, receipt, closed=closed, principal=principal)
+        ended = await read_ended(self._log, self._deliveries, stream_id)
+        await self.count(ended.generated, ended.receipt, closed=closed, principal=principal)
 
     def ended_without_receipt(self, stream_id: str) -> None:
         """Has a stream counted, soon, that was ended by somebody who writes no receipt."""

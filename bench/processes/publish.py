@@ -65,7 +65,7 @@ class Publisher:
         self._numbers = [b"%05d" % number for number in range(len(plan["streams"]))]
         for stream_id in plan["streams"]:
             keys = (log_key(stream_id), live_channel(stream_id))
-            head = pack(("EVALSHA", EventLog.APPEND.digest, 2, *keys))
+            head = pack(("EVALSHA", EventLog.APPEND.digest, 1, *keys))
             self._heads.append(head.replace(b"*5\r\n", b"*9\r\n", 1))
         self._tokens_per_entry: int = plan["tokens_per_entry"]
         self._padding = b"x" * plan["padding"]

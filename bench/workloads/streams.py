@@ -86,7 +86,7 @@ def _append(
     pipeline: Any, stream_id: str, held: int, entry_id: bytes, field: bytes, value: bytes, *expiry: int
 ) -> None:
     keys = (log_key(stream_id), live_channel(stream_id))
-    pipeline.execute_command("EVALSHA", EventLog.APPEND.digest, 2, *keys, held, entry_id, field, value, *expiry)
+    pipeline.execute_command("EVALSHA", EventLog.APPEND.digest, 1, *keys, held, entry_id, field, value, *expiry)
 
 
 def _batches(items: list[Any]) -> Iterable[list[Any]]:

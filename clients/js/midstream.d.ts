@@ -103,7 +103,7 @@ export interface CallOptions {
   fetch?: (url: string, init: any) => Promise<any>;
   /** A request to which nothing has come for so long is tried again: by default 40 s, more than two keep-alive comments. */
   stallMs?: number;
-  /** After so long without a connection the last error is thrown: by default a day for `follow`, a minute for the others. */
+  /** After so long the last error is thrown: without a connection for `follow` (a day), without a whole answer for the others (a minute). */
   giveUpMs?: number;
 }
 

@@ -9,6 +9,7 @@
 const STALL_MS = 40_000; // the gateway sends a comment every 15 s: when two have failed to come, the connection is dead
 const RETRY_MS = 1_000; // between two tries, until the server has sent `retry:`
 const RETRY_MS_MAX = 30_000;
+const RETRY_MS_MIN = 100; // from the second try in a row that brings no event, even where the server says `retry: 0`
 const FOLLOW_MS_MAX = 86_400_000; // a log lives a day: when nobody has answered for so long, there is nothing left to follow
 const CALL_MS_MAX = 60_000; // what a person waits for a button at most
 const SAVE_MS = 1_000; // between two writes to a storage, each of the whole text
@@ -53,7 +54,9 @@ export async function* follow(url, options = {}) {
       let decode, failure, body;
       const next = async () => {
         if (decode) return decode(await exchange.read(body));
-        const headers = { accept: "text/event-stream", ...(answer.now().cursor && !atEnd && { "last-event-id": answer.now().cursor }) };
+        // Not event streams alone: so asks an EventSource, which a full gateway answers with an empty one instead of 503.
+        const { cursor } = answer.now();
+        const headers = { accept: "text/event-stream, application/problem+json", ...(cursor && !atEnd && { "last-event-id": cursor }) };
         const response = await exchange.open(at(stream, "/events", atEnd && "from=now"), { headers }, patience);
         if (response.status === 204 && !atEnd) return (atEnd = true) && []; // nothing is left; `from=now` has the terminal event
         const type = response.headers.get("content-type");
@@ -68,7 +71,7 @@ export async function* follow(url, options = {}) {
         for (const message of messages) {
           const event = answer.event(message);
           if (!event) continue;
-          if (event.id) patience.succeeded();
+          if (event.id) patience.failures = 0;
           over = TERMINAL.includes(event.type);
           yield event;
           if (over) return;
@@ -76,7 +79,7 @@ export async function* follow(url, options = {}) {
         await save(SAVE_MS);
       }
       exchange.close();
-      if (decode) patience.accepted(); // until now
+      if (decode) patience.heardAt = Date.now();
       over = [404, 410].includes(failure.status);
       const wait_ms = patience.waitAfter(failure);
       yield { type: "lost", error: failure, wait_ms, text: answer.now().text };
@@ -91,7 +94,7 @@ export async function* follow(url, options = {}) {
 
 /** Requests an answer at the address of `/v1/streams`. However often it is tried, there is one generation. */
 export async function create(url, request, options = {}) {
-  const key = options.idempotencyKey ?? globalThis.crypto?.randomUUID?.() ?? `${Date.now()}-${Math.random()}-${Math.random()}`;
+  const key = options.idempotencyKey ?? globalThis.crypto?.randomUUID?.() ?? `${Date.now()}${Math.random()}${Math.random()}`;
   const headers = { "content-type": "application/json", "idempotency-key": key };
   const streams = resolved(url);
   const created = await call(streams, options, { method: "POST", headers, body: JSON.stringify(request) });
@@ -105,14 +108,13 @@ export const cancel = (url, options) => call(at(streamOf(url), "/cancel"), optio
 export const receipt = (url, options) => call(at(streamOf(url), "/receipt"), options);
 
 /** Returns the state and the text; with `waitSeconds` when the stream has ended or the time is up. */
-export function state(url, { waitSeconds, ...options } = {}) {
-  if (waitSeconds) options.stallMs = waitSeconds * 1000 + STALL_MS;
-  return call(at(streamOf(url), "", waitSeconds && `wait=${waitSeconds}`), options);
-}
+export const state = (url, { waitSeconds = 0, ...options } = {}) =>
+  call(at(streamOf(url), "", waitSeconds && `wait=${waitSeconds}`), options, {}, waitSeconds * 1000);
 
-async function call(url, options = {}, init = {}) {
-  for (const patience = patienceOf(options, CALL_MS_MAX); ; ) {
-    const exchange = exchangeOf(options);
+/** `waitMs`: what the server may take by agreement. */
+async function call(url, options = {}, init = {}, waitMs = 0) {
+  for (const patience = patienceOf(options, CALL_MS_MAX + waitMs); ; ) {
+    const exchange = exchangeOf(options, waitMs);
     try {
       return await exchange.open(url, init, patience, (response) => response.json());
     } catch (error) {
@@ -136,7 +138,8 @@ const parsed = (text, otherwise) => {
 };
 
 /** One request, ended when nothing has come for `stallMs`. The time that the reader itself takes does not count. */
-function exchangeOf({ signal, token, headers, stallMs = STALL_MS, fetch = globalThis.fetch }) {
+function exchangeOf({ signal, token, headers, stallMs = STALL_MS, fetch = globalThis.fetch }, waitMs = 0) {
+  stallMs += waitMs;
   const controller = new AbortController();
   let waitsSince = Date.now();
   let failure, fail, reader;
@@ -161,11 +164,11 @@ function exchangeOf({ signal, token, headers, stallMs = STALL_MS, fetch = global
     /** Returns a successful response, or what `read` makes of it. Throws StreamError for any other. */
     open(url, init, patience, read = (response) => response) {
       const work = async () => {
-        const bearer = await token?.(patience.refused());
+        const bearer = await token?.(patience.refused);
         const all = { ...headers, ...init.headers, ...(bearer && { authorization: `Bearer ${bearer}` }) };
         const response = await fetch(url, { cache: "no-store", ...init, headers: all, signal: controller.signal });
         const { ok, status } = response;
-        if (ok) return read(response, patience.accepted());
+        if (ok) return read(response, (patience.refused = false));
         const text = await response.text();
         const problem = parsed(text);
         const detail = [problem?.detail, problem?.error?.message, text].find((found) => typeof found === "string");
@@ -194,25 +197,25 @@ function exchangeOf({ signal, token, headers, stallMs = STALL_MS, fetch = global
 
 /** How long to wait between two tries, and when to give up. */
 function patienceOf({ signal, token, giveUpMs }, defaultMs) {
-  let retryMs = RETRY_MS, refused = false, acceptedAt = Date.now(), failures = 0, end; // failures since the last event
+  let retryMs = RETRY_MS, end;
   return {
     retry: (milliseconds) => (retryMs = milliseconds),
-    succeeded: () => (failures = 0),
-    accepted: () => ((refused = false), (acceptedAt = Date.now())),
-    refused: () => refused, // the last token
+    failures: 0, // since the last event
+    refused: false, // the last token
+    heardAt: Date.now(), // of a call: its beginning
     wake: () => end?.(),
     /** Returns the milliseconds until the next try. Throws what ends the tries. */
     waitAfter(error) {
       if (signal?.aborted) throw signal.reason ?? error;
       const { status, atOnce, retryAfterMs = 0, retryable } = error;
-      if ([401, 403].includes(status) && token && !refused) {
-        refused = true;
+      if ([401, 403].includes(status) && token && !this.refused) {
+        this.refused = true;
         return 0; // at once, with a fresh token; the second time it is final
       }
-      const backOffMs = Math.min(RETRY_MS_MAX, retryMs * 2 ** failures++);
+      const backOffMs = Math.min(RETRY_MS_MAX, (this.failures && Math.max(retryMs, RETRY_MS_MIN)) * 2 ** this.failures++);
       let waitMs = atOnce ? 0 : Math.max(backOffMs, retryMs, retryAfterMs) * (1 + Math.random() / 2);
       if (globalThis.navigator?.onLine === false) waitMs = Math.max(waitMs, RETRY_MS_MAX); // `online` ends it
-      if (retryable === false || Date.now() + waitMs - acceptedAt > (giveUpMs ?? defaultMs)) throw error;
+      if (retryable === false || Date.now() + waitMs - this.heardAt > (giveUpMs ?? defaultMs)) throw error;
       return Math.min(waitMs, FOLLOW_MS_MAX); // a longer timer would fire at once
     },
     /** Resolves after this time; sooner where the signal ends it, or `wake` may. */

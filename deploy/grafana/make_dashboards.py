@@ -460,6 +460,22 @@ REDIS = [
         {"clients": "max(midstream_redis_clients)"},
     ),
     Panel(
+        "Archive",
+        "Ended streams that were written to the archive, logs that were brought back for a reader, and writes that failed.",
+        {
+            "archived": rate("midstream_archived_streams_total"),
+            "brought back": rate("midstream_restored_streams_total"),
+            "failed: {{kind}}": rate("midstream_archive_failures_total", "kind"),
+        },
+        "ops",
+    ),
+    Panel(
+        "Waiting for the archive",
+        "Streams that run or wait for the archive, and processes that reach its database. It grows while the database is away.",
+        {"streams": "max(midstream_unarchived_streams)", "reach it": "sum(midstream_archive_up)"},
+    ),
+    Panel("Archive write time", "Of one transaction.", quantiles("midstream_archive_write_seconds"), "s"),
+    Panel(
         "Lost data",
         "Keys that Redis evicted, and logs that workers had to repair. Both must be 0.",
         {

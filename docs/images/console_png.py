@@ -27,10 +27,10 @@ _READERS_PER_STREAM = 3
 _CUSTOMERS = ("Acme", "Globex", "Initech")
 
 
-def start() -> tuple[subprocess.Popen[str], str]:
+def start(*, lease_seconds: int = 3) -> tuple[subprocess.Popen[str], str]:
     """Starts `midstream up` on a free port; returns the process and its URL."""
     command = [sys.executable, "-m", "midstream.cli", "up", "--port", "0", "--workers", "2", "--provider", "simulated"]
-    environment = {**os.environ, "MIDSTREAM_LEASE_SECONDS": "3"}
+    environment = {**os.environ, "MIDSTREAM_LEASE_SECONDS": str(lease_seconds)}
     process = subprocess.Popen(  # noqa: S603
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=_HERE.parents[1]
     )

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from gateway.http.principal import Principal
 from gateway.http.problems import away
-from shared.api_keys import ApiKey, ApiKeyTable, BadKey, digest_of, is_key, keys_in
+from shared.api_keys import ApiKey, ApiKeyTable, BadKey, Executes, digest_of, is_key, keys_in
 from shared.background import Complaints, keep_running
-from shared.commands import Commands
 from shared.errors import Disconnected, RedisRefused, Unusable
 from shared.settings import Settings
 
@@ -32,7 +31,7 @@ class ApiKeys:
 
     is_for_urls = False
 
-    def __init__(self, commands: Commands, settings: Settings) -> None:
+    def __init__(self, commands: Executes, settings: Settings) -> None:
         """Raises Unusable for a file or a variable that cannot be read, without showing a key."""
         self._table = ApiKeyTable(commands)
         self._file = Path(settings.api_keys_file) if settings.api_keys_file else None
@@ -72,18 +71,29 @@ class ApiKeys:
             found = self._principals[digest] = Principal(f"key:{key.name}", key.scopes, None, key.expires_at)
         return found
 
+    async def knows(self, who: Principal) -> bool:
+        """Returns whether a key of this name is valid that has these scopes. Raises Problem 503 while it cannot be known."""
+        await self._table_is_known()
+        keys = (*self._configured.values(), *self._in_file.values(), *self._in_redis.values())
+        now = time.time()
+        return any(f"key:{key.name}" == who.name and who.scopes <= key.scopes and key.is_valid(now) for key in keys)
+
     def limits_of(self, principal_name: str) -> dict[str, object]:
         """Returns the limits that the keys of this name have in place of the settings'; of several the newest key's."""
         kind, _, name = principal_name.partition(":")
         keys = [key for key in self._in_redis.values() if key.name == name] if kind == "key" else []
         return dict(max(keys, key=lambda key: key.created_at).limits) if keys else {}
 
-    async def _key_in_redis(self, digest: str) -> ApiKey | None:
+    async def _table_is_known(self) -> None:
+        """Returns when the table is as it was in Redis, not too long ago. Raises Problem 503."""
         if self._looked_at is None or time.monotonic() - self._looked_at > _TABLE_SECONDS_MAX:
             try:
                 await self._look()
             except (Disconnected, RedisRefused):
                 raise away() from None
+
+    async def _key_in_redis(self, digest: str) -> ApiKey | None:
+        await self._table_is_known()
         key = self._in_redis.get(digest)
         if key is None and self._lookups_left > 0:
             self._lookups_left -= 1

@@ -31,6 +31,12 @@ class KeptUp(Authenticator, Protocol):
 
     async def close(self) -> None: ...
 
+    async def knows(self, who: Principal) -> bool:
+        """Returns whether a credential of this principal, with these scopes, is still valid: for a session that it began.
+
+        Raises Problem 503 while it cannot be known.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Proof:

@@ -17,6 +17,8 @@ def is_authentication_on(settings: Settings, listens_at: str) -> bool:
     """
     if settings.auth != "auto":
         return settings.auth == "required"
+    if settings.api_keys_file or settings.api_keys or settings.jwt_keys:
+        return True  # somebody has said who may
     if is_loopback(listens_at):
         return False
     raise Unusable(

@@ -8,14 +8,15 @@ from __future__ import annotations
 import base64
 import binascii
 import time
+from collections.abc import Sequence
 
+from gateway.access.authenticators import KeptUp
 from gateway.access.signing import SigningKeys
 from gateway.http.principal import SCOPES, Principal
 
 KIND = "mss1"
 SESSION_SECONDS = 8 * 3600
-"""A working day. A session outlives the revocation of its key by so long at most; another first key in MIDSTREAM_TOKEN_KEYS
-alone ends all sessions at once."""
+"""A working day. Before that a session ends with its key: when that is revoked, has expired, or loses a scope."""
 _EXPIRES_DIGITS_MAX = 11
 
 
@@ -24,8 +25,9 @@ class Sessions:
 
     is_for_urls = False
 
-    def __init__(self, keys: SigningKeys) -> None:
+    def __init__(self, keys: SigningKeys, authenticators: Sequence[KeptUp]) -> None:
         self._keys = keys
+        self._authenticators = authenticators
 
     def token(self, who: Principal) -> str:
         name = base64.urlsafe_b64encode(who.name.encode()).rstrip(b"=").decode()
@@ -43,4 +45,8 @@ class Sessions:
             decoded = base64.urlsafe_b64decode(name + "=" * (-len(name) % 4)).decode()
         except (binascii.Error, UnicodeDecodeError):
             return None
-        return Principal(decoded, SCOPES & frozenset(scopes.split("+")), None, float(expires))
+        who = Principal(decoded, SCOPES & frozenset(scopes.split("+")), None, float(expires))
+        for authenticator in self._authenticators:
+            if await authenticator.knows(who):
+                return who
+        return None

@@ -105,6 +105,10 @@ class UserTokens:
             return None
         return found
 
+    async def knows(self, who: Principal) -> bool:
+        """Returns false: a user's token begins no session here."""
+        return False
+
     async def _key_of(self, token: str) -> jwt.PyJWK | None:
         try:
             header = jwt.get_unverified_header(token)

@@ -207,17 +207,17 @@ class Subscribe:
                 self.begin(reader)
 
     @contextlib.asynccontextmanager
-    async def ready(self, stream_id: str, face: Face, place: Place = BEGINNING_PLACE) -> AsyncIterator[Tail]:
+    async def ready(self, stream_id: str, face: Face | None, place: Place = BEGINNING_PLACE) -> AsyncIterator[Tail]:
         """The tail of a stream, when its log has been read. Raises Problem 404, 410, 429, 503."""
         self.take_place()
         with self.holding(stream_id, face, place) as tail:
             await self._streams.check_owner(stream_id)  # meanwhile the tail is read
             if not tail.is_ready:
-                try:
-                    async with asyncio.timeout(self._settings.redis_wait_seconds):
-                        await tail.until_ready()
-                except TimeoutError:
-                    raise await self._streams.why_not_read(stream_id) from None
+                async with self._streams.log_read_in_time(stream_id):
+                    await tail.until_ready()
+            if not tail.exists and await self._streams.brought_back(stream_id):
+                async with self._streams.log_read_in_time(stream_id):
+                    await self._tails.read_anew(tail)
             if not tail.exists:
                 raise self._streams.missing(stream_id)
             async with self._place_at(stream_id):
@@ -256,7 +256,7 @@ class Subscribe:
         self._delivery.attach(reader)
 
     @contextlib.contextmanager
-    def holding(self, stream_id: str, face: Face, place: Place = BEGINNING_PLACE) -> Iterator[Tail]:
+    def holding(self, stream_id: str, face: Face | None, place: Place = BEGINNING_PLACE) -> Iterator[Tail]:
         """The stream's tail with a ring of this face, for a request that does not follow yet but counts as a reader."""
         tail = self._tails.hold(stream_id, face, place.after or BEGINNING)
         try:

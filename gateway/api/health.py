@@ -30,9 +30,13 @@ _JSON = "application/json"
 class Health:
     """How this process is."""
 
-    def __init__(self, delivery: Delivery, readiness: Readiness) -> None:
+    def __init__(
+        self, delivery: Delivery, readiness: Readiness, archive_state: Callable[[], str | None] = lambda: None
+    ) -> None:
+        """`archive_state` returns `up` or `away`, or None without an archive."""
         self._delivery = delivery
         self._readiness = readiness
+        self._archive_state = archive_state
         self.routes = (
             Route("GET", "/healthz", self.healthz, operations.HEALTH, "open"),
             Route("GET", "/readyz", self.readyz, operations.READINESS, "open"),
@@ -69,7 +73,9 @@ class Health:
         complaint = await self._readiness.complaint()
         if complaint:
             raise Problem(503, complaint)
-        return {"status": "ready", "readers": self._delivery.readers}
+        archive = self._archive_state()
+        ready = {"status": "ready", "readers": self._delivery.readers}
+        return ready if archive is None else {**ready, "archive": archive}
 
     async def _healthz_in_full(self) -> Answer:
         return Answer(orjson.dumps(_alive()), content_type=_JSON)

@@ -41,6 +41,10 @@ class MidstreamOptions(Closed):
     """The answer sets the stream's access token as a cookie, too, if authentication is on."""
     owner: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     """The end user whose stream it is to be: `sub` of their JWT. Needs the scope `act`. The header `X-Midstream-Owner` says the same."""
+    writer: Literal["worker", "external"] = "worker"
+    """`external`: a program of yours fills the stream over HTTP, and no worker does. `messages` may then be missing."""
+    lease_seconds: Annotated[float, Field(ge=1, le=3_600)] | None = None
+    """How long an external writer may be silent before its stream ends as failed; 30 if none is given."""
 
 
 class Simulation(Closed):
@@ -150,6 +154,45 @@ class StreamState(Described):
     metadata: dict[str, str]
 
 
+class ListedUsage(Described):
+    """What the provider says that it has used."""
+
+    prompt_tokens: Count | None
+    completion_tokens: Count | None
+
+
+class ListedStream(Described):
+    """A stream in a list. What is null is not known yet."""
+
+    id: str
+    status: StreamStatus
+    owner: str
+    model: str | None
+    api: str | None
+    """The API through which it was created: `native`, `chat`, `responses` or `ai_sdk`."""
+    metadata: dict[str, str]
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    finish_reason: str | None
+    error_code: str | None
+    attempts: Count
+    generated_tokens: Count
+    delivered_tokens: Count | None
+    usage: ListedUsage | None
+    archived: bool
+    """Whether it is in the archive; else it runs, or will be in a moment."""
+    events_url: str
+
+
+class StreamList(Described):
+    """A page of streams, the newest first."""
+
+    streams: list[ListedStream]
+    after: str | None
+    """The parameter `after` of the next page; null: this is the last one."""
+
+
 class ReceiptAttempt(Described):
     """What one attempt generated."""
 
@@ -249,6 +292,8 @@ class Ready(Described):
     status: Literal["ready"]
     readers: Count | None = None
     """Not for strangers, if authentication is on."""
+    archive: Literal["up", "away"] | None = None
+    """Only with an archive. While it is away all answers go on; what has left Redis cannot be read."""
 
 
 class ProbeTrace(Described):
@@ -303,7 +348,7 @@ class Done(Described):
 class Cancelled(Described):
     """The stream was cancelled."""
 
-    by: Literal["client", "disconnect"]
+    by: Literal["client", "disconnect", "writer"]
 
 
 class Live(Described):

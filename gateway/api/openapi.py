@@ -118,6 +118,8 @@ def _operation(route: Route) -> Json:
         schema = _reference(operation.body)
         content = {operation.body_media_type: {"schema": schema}}
         described["requestBody"] = {"required": operation.body_is_required, "content": content}
+    elif operation.takes_any_body:
+        described["requestBody"] = {"required": False, "content": {"*/*": {"schema": {}}}}
     if operation.events:
         described["x-events"] = [_event(kind) for kind in operation.events]
     return described

@@ -21,6 +21,7 @@ from gateway.api.models import (
     Retry,
     Started,
     StreamError,
+    StreamList,
     StreamRequest,
     StreamState,
     TokenOrDelta,
@@ -154,6 +155,24 @@ WEBSOCKET = Operation(
         "Closed with 1000 at the stream's end, with 1012 if the client should reconnect, and with 4400, 4404 or 4410 if that does not "
         "help: the handshake for an unknown stream is accepted, then closed with 4404. Without a WebSocket handshake the answer is 426."
     ),
+)
+LIST_STREAMS = Operation(
+    "streams",
+    "list_streams",
+    "Find streams: one's own, an administrator's everybody's, the newest first.",
+    (Answer(200, "A page of the list.", {JSON: StreamList}),),
+    parameters=(
+        query("status", "Only these.", type="string", enum=["queued", "running", "completed", "failed", "cancelled"]),
+        query("model", "Only answers of this model."),
+        query("metadata.KEY", "Only streams whose metadata has this value at KEY. May be repeated for several keys."),
+        query("from", "Created at this time or later: Unix seconds, or as in 2026-11-28T00:00:00Z."),
+        query("to", "Created before this time."),
+        query("owner", "Only this owner's, for an administrator."),
+        query("limit", "How many at most; 20 if it is left out.", type="integer", minimum=1, maximum=100),
+        query("after", "Only streams behind this one: `after` of the page before."),
+    ),
+    errors=(403, 404),
+    description="Needs an archive (`MIDSTREAM_ARCHIVE_URL`). A page may have fewer streams than its limit and still name the next.",
 )
 STATE = Operation(
     "streams",

@@ -7,10 +7,10 @@ import logging
 import time
 
 from shared.background import Complaints
+from shared.connections import RedisConnection
 from shared.errors import Disconnected
 from shared.grants import Subscription, check_grants, refusals, until_up
-from shared.redis_server import RedisAddress, complaint_about, eviction_policy
-from shared.resp import RespConnection
+from shared.redis_server import complaint_about, eviction_policy
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -23,11 +23,10 @@ AWAY = "Redis is away"
 class Readiness:
     """The result of `/readyz`. One look at Redis serves all requests that come meanwhile."""
 
-    def __init__(self, commands: RespConnection, settings: Settings) -> None:
+    def __init__(self, commands: RedisConnection, settings: Settings) -> None:
         self._commands = commands
         self._settings = settings
-        self._address = RedisAddress.parse(settings.redis_url)
-        self._subscription = Subscription(self._address, reply_seconds=settings.redis_reply_seconds)
+        self._subscription = Subscription(commands, reply_seconds=settings.redis_reply_seconds)
         self._complaints = Complaints(logger.error)
         self._complaint: str | None = None
         self._looked_at = -_FRESH_SECONDS
@@ -37,11 +36,9 @@ class Readiness:
     async def start(self) -> None:
         """Returns when Redis allows what a gateway needs. Raises Unusable that says what it refuses."""
         seconds = self._settings.redis_start_seconds
-        await until_up(self._commands, self._address, within_seconds=seconds)
+        await until_up(self._commands, within_seconds=seconds)
         self._subscription.start()
-        await check_grants(
-            self._commands, "gateway", self._address, within_seconds=seconds, subscription=self._subscription
-        )
+        await check_grants(self._commands, "gateway", within_seconds=seconds, subscription=self._subscription)
         complaint = await self._evicts()
         if complaint:
             self._complaints.say(complaint)
@@ -65,17 +62,25 @@ class Readiness:
             async with asyncio.timeout(self._settings.redis_wait_seconds):
                 found = await refusals(self._commands, "gateway")
                 await self._subscription.note_refusals(found)
-                sentence = found.sentence("gateway", self._address.username)
+                sentence = found.sentence("gateway", self._commands.address.username)
+                if not found.lasts and self._serves_in_part():
+                    sentence = None
                 complaint = f"Redis {sentence}" if sentence else await self._evicts()
         except (Disconnected, TimeoutError):
             refusal = self._commands.refusal
             complaint = f"Redis does not let this process in: {refusal}" if refusal else AWAY
+            if self._serves_in_part():
+                complaint = None
         except Exception as error:  # the task's error would be seen nowhere else
             logger.exception("whether Redis can be used cannot be found out")
             complaint = f"whether Redis can be used cannot be found out: {type(error).__name__}"
         if complaint is not None and complaint != AWAY:
             self._complaints.say(complaint)
         self._complaint, self._looked_at, self._was_up = complaint, time.monotonic(), self._commands.is_up
+
+    def _serves_in_part(self) -> bool:
+        """Whether a part of a cluster can be reached: the streams whose keys are there go on."""
+        return not self._commands.is_one_server and self._commands.is_up
 
     async def _evicts(self) -> str | None:
         return complaint_about(await eviction_policy(self._commands))

@@ -13,7 +13,9 @@ from gateway.http.principal import OWNER_CHARACTERS_MAX
 from gateway.http.problems import Problem
 from shared.events import PACE_MS_MAX, Policies
 
-_MIDSTREAM = {"cookie", "on_disconnect", "on_interrupt", "metadata", "owner", "pace_ms", "provider"}
+_MIDSTREAM = {
+    *("cookie", "lease_seconds", "metadata", "on_disconnect", "on_interrupt", "owner", "pace_ms", "provider", "writer"),
+}
 _SIMULATE = {"tokens", "tokens_per_second", "finish_reason", "fail_after", "stall_after"}
 _INTERRUPT_POLICIES = ("fail", "restart", "continue")
 _CANCEL_AFTER_SECONDS_MAX = 86_400
@@ -28,6 +30,12 @@ CHAT_CHOICES_MAX = 128
 IDEMPOTENCY_KEY_CHARACTERS_MAX = 255
 _TOKEN_SECONDS_MAX = 100_000_000
 """Three years: no stream can be read for longer."""
+LEASE_SECONDS = 30.0
+"""The lease of an external writer that asks for none: long enough for a plain program without heartbeats, whose tools may take
+a while."""
+LEASE_SECONDS_LEAST, LEASE_SECONDS_MOST = 1, 3600
+EXTERNAL_MODEL = "external"
+"""What a stream of an external writer has as its model if none is named: OpenAI's APIs have to name one."""
 
 
 def check_generation(body: dict[str, Any], default_model: str) -> tuple[dict[str, Any], Policies, dict[str, str]]:
@@ -40,11 +48,16 @@ def check_generation(body: dict[str, Any], default_model: str) -> tuple[dict[str
     policies, metadata = _check_midstream(options)
     if options.get("provider") is not None:
         request["midstream"] = {"provider": options["provider"]}  # for the worker, which alone knows its providers
-    model = request.setdefault("model", default_model)
+    external = policies.lease_seconds is not None
+    if external and options.get("provider") is not None:
+        raise Problem(
+            400, "midstream.provider is for workers: an external writer needs none", param="midstream.provider"
+        )
+    model = request.setdefault("model", EXTERNAL_MODEL if external else default_model)
     if not isinstance(model, str) or not model:
         _wrong("model", "a name", model)
-    messages = request.get("messages")
-    if not isinstance(messages, list) or not messages:
+    messages = request.setdefault("messages", []) if external else request.get("messages")
+    if not isinstance(messages, list) or not (messages or external):
         _wrong("messages", "a list of at least one message", messages)
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
@@ -204,7 +217,22 @@ def _check_midstream(options: Any) -> tuple[Policies, dict[str, str]]:
     if provider is not None and not (isinstance(provider, str) and 1 <= len(provider) <= _PROVIDER_CHARACTERS_MAX):
         _wrong("midstream.provider", "the name of a provider", provider)
     cancel_after_seconds = _cancel_after_seconds(options.get("on_disconnect", {"cancel_after": 60}))
-    return Policies(cancel_after_seconds, interrupt, pace_ms), metadata
+    return Policies(cancel_after_seconds, interrupt, pace_ms, _lease_seconds(options)), metadata
+
+
+def _lease_seconds(options: dict[str, Any]) -> float | None:
+    """The lease of an external writer; None for a stream that a worker fills."""
+    writer, lease_seconds = options.get("writer"), options.get("lease_seconds")
+    if writer not in (None, "worker", "external"):
+        _wrong("midstream.writer", '"worker" or "external"', writer)
+    if writer != "external":
+        if lease_seconds is not None:
+            name = "midstream.lease_seconds"
+            raise Problem(400, f'{name} is for a stream with "writer": "external"', param=name)
+        return None
+    if lease_seconds is None:
+        return LEASE_SECONDS
+    return _number("midstream.lease_seconds", lease_seconds, LEASE_SECONDS_LEAST, LEASE_SECONDS_MOST)
 
 
 def _cancel_after_seconds(on_disconnect: Any) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import orjson
 from fastapi import FastAPI, Request
@@ -10,6 +11,7 @@ from starlette.responses import Response
 
 from gateway.access.given_tokens import GivenTokens
 from gateway.api import operations
+from gateway.api.listing import listed
 from gateway.api.requests import (
     check_generation,
     check_idempotency_key,
@@ -21,7 +23,7 @@ from gateway.api.requests import (
 from gateway.delivery.delivery import Delivery
 from gateway.http.bodies import body_of, parse_body, received
 from gateway.http.etags import etag_of_body, is_known
-from gateway.http.exchange import json_response, unless_disconnected
+from gateway.http.exchange import json_response, query_of, unless_disconnected
 from gateway.http.principal import act_for, principal, require
 from gateway.http.problems import Problem, stopping
 from gateway.http.routes import Route, methods_like
@@ -32,6 +34,9 @@ from gateway.streams import Streams
 from shared.lifecycle import History
 from shared.settings import Settings
 from shared.version import VERSION
+
+if TYPE_CHECKING:
+    from gateway.finding import Finding
 
 _WAIT_SECONDS_MAX = 600
 _TOKEN_BODY_BYTES_MAX = 4096
@@ -47,15 +52,18 @@ class NativeApi:
         delivery: Delivery,
         models: ProviderModels,
         settings: Settings,
+        finding: Finding | None = None,
     ) -> None:
         self._streams = streams
         self._given = given
         self._delivery = delivery
         self._models = models
         self._settings = settings
+        self._finding = finding
         stream = "/v1/streams/{stream_id}"
         self.routes = (
             Route("POST", "/v1/streams", self.create, operations.CREATE_STREAM, "create"),
+            Route("GET", "/v1/streams", self.list, operations.LIST_STREAMS, "read"),
             Route("GET", stream, self.state, operations.STATE, "read"),
             Route("POST", stream + "/cancel", self.cancel, operations.CANCEL_STREAM, "cancel"),
             Route("GET", stream + "/receipt", self.receipt, operations.RECEIPT, "read"),
@@ -89,6 +97,11 @@ class NativeApi:
         )
         answer.raw_headers += self._given.headers(request.scope, created["id"], as_cookie=as_cookie)
         return answer
+
+    async def list(self, request: Request) -> Response:
+        """`GET /v1/streams`: the newest streams, live and archived."""
+        events_url = f"{self._settings.path_prefix}/v1/streams/{{}}/events"
+        return await listed(self._finding, query_of(dict(request.scope)), events_url)
 
     async def state(self, stream_id: str, request: Request) -> Response:
         """`GET /v1/streams/{id}`; with `?wait=SECONDS`, when it has ended or the time is up."""

@@ -1,7 +1,7 @@
 """Snapshots of all streams and processes, for the console and `midstream top`: one a second, made only while somebody watches.
 
 The processes are read from their heartbeats in Redis (`shared.presence`); the live streams are the newest of the request queue,
-each with the newest entry of its log. Three round trips, a hundred short reads; no prompt and no text of an answer is read.
+and those of external writers, each with the newest entry of its log. Three round trips, a hundred short reads; no prompt and no text of an answer is read.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from shared.commands import Commands
 from shared.deltas import too_deep
 from shared.errors import MidstreamError, RedisRefused, Unreadable
 from shared.events import Entry, entry_of
-from shared.ids import BEGINNING, EventId, created_at
-from shared.keys import PROCESSES_ABOUT, PROCESSES_UNTIL, log_key
+from shared.ids import BEGINNING, EventId, created_at, is_stream_id
+from shared.keys import PROCESSES_ABOUT, PROCESSES_UNTIL, WRITERS, log_key
+from shared.lanes import Lanes
 from shared.lifecycle import status_after
 from shared.outcomes import ENDED, Status
 from shared.presence import PROCESSES_MAX, THERE_SECONDS
-from shared.queue import Claim, RequestQueue
+from shared.queue import Claim
 from shared.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ _PROCESSES_PER_SECOND = 25
 _WAITING = "waiting"
 """The console's word for the status `queued`."""
 _LIVE = (_WAITING, Status.RUNNING)
+_EXTERNAL = b"external"
+"""In place of the id of a queue entry: the stream is filled by an external writer."""
 _WAIT_SECONDS = 2.0
 """If Redis takes longer, the snapshot says that Redis does not answer."""
 _BEGINNINGS = (events.STARTED, events.RESTARTED)
@@ -59,7 +62,7 @@ Row = dict[str, Any]
 class Overview:
     """Makes snapshots, at most one a second for any number of requests."""
 
-    def __init__(self, commands: Commands, queue: RequestQueue) -> None:
+    def __init__(self, commands: Commands, queue: Lanes) -> None:
         self._commands = commands
         self._queue = queue
         self._lock = asyncio.Lock()
@@ -170,9 +173,10 @@ class Overview:
         counts = await self._queue.counts()
         rows, now = await self._read_newest(whole=counts.requests < STREAMS_MAX)
         waiting_since = counts.oldest_waiting_at
+        external = [row["status"] for entry_id, row in rows if entry_id == _EXTERNAL]
         streams = {
-            "running": counts.claimed + sum(not entry_id for entry_id, _ in rows),
-            "waiting": counts.waiting,
+            "running": counts.claimed + sum(not entry_id for entry_id, _ in rows) + external.count(Status.RUNNING),
+            "waiting": counts.waiting + external.count(_WAITING),
             "oldest_waiting_seconds": 0.0 if waiting_since is None else round(max(0.0, now - waiting_since), 1),
             "newest": [row for _, row in rows if row["status"] in _LIVE],
             "ended": [],
@@ -199,14 +203,23 @@ class Overview:
 
     async def _read_newest(self, *, whole: bool) -> tuple[list[tuple[bytes, Row]], float]:
         """Returns the queue's newest streams, each as (id of its queue entry, row with its worker), and Redis' own time."""
-        time_now, newest = await asyncio.gather(self._commands.execute("TIME"), self._queue.newest(STREAMS_MAX))
+        time_now, newest, writers = await asyncio.gather(
+            self._commands.execute("TIME"),
+            self._queue.newest(STREAMS_MAX),
+            self._unless_refused("ZRANGE", WRITERS, 0, STREAMS_MAX - 1),
+        )
         now = int(time_now[0]) + int(time_now[1]) / 1e6
-        first_id = newest[-1].entry_id if newest else b"+"
+        external = [
+            Claim(_EXTERNAL, name) for name in (part.decode(errors="replace") for part in writers) if is_stream_id(name)
+        ]
+        listed = sorted((*newest, *external), key=lambda claim: claim.stream_id, reverse=True)  # the newest first
+        whole = whole and len(listed) <= STREAMS_MAX
         leases, rows = await asyncio.gather(
-            self._queue.leases(first_id, STREAMS_MAX), self._read_streams(newest, now, whole=whole)
+            self._queue.leases(newest, STREAMS_MAX), self._read_streams(listed[:STREAMS_MAX], now, whole=whole)
         )
         for entry_id, row in rows:
-            row["worker"], row["lease_age_seconds"] = leases.get(entry_id, (None, None))
+            without = ("external", None) if entry_id == _EXTERNAL else (None, None)
+            row["worker"], row["lease_age_seconds"] = leases.get(row["id"] if entry_id else "", without)
         return rows, now
 
     async def _read_streams(self, listed: Sequence[Claim], now: float, *, whole: bool) -> list[tuple[bytes, Row]]:
@@ -215,7 +228,7 @@ class Overview:
         Also reads the streams that have left the list since the last call, since they may have ended. `whole`: `listed` is the whole
         queue. Rows of streams that the queue has lost have an empty entry id.
         """
-        ids = [stream_id for _, stream_id in listed]
+        ids = [stream_id for _, stream_id, _ in listed]
         left = [stream_id for stream_id in self._seen if stream_id not in set(ids)]
         replies = await asyncio.gather(
             *(
@@ -239,7 +252,7 @@ class Overview:
                     self._ended.popitem(last=False)
         return [
             *((b"", rows[stream_id]) for stream_id in unlisted),
-            *((entry_id, rows[stream_id]) for entry_id, stream_id in listed if stream_id in rows),
+            *((entry_id, rows[stream_id]) for entry_id, stream_id, _ in listed if stream_id in rows),
         ]
 
     def _still_unlisted(self, left: list[tuple[str, Row]]) -> list[str]:

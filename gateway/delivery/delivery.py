@@ -403,7 +403,7 @@ class Delivery:
             self._complete(reader, body)
             return
         if reader.replaying:
-            body += ring.face.live(max(0, tail.next_after.offset) if tail.attempt else 0)
+            body += ring.beginning(max(0, tail.next_after.offset) if tail.attempt else 0, body)
             reader.replaying = False
         if body and not reader.sink.send(body, chunk_of(body)):
             self._is_full(reader)

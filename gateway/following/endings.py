@@ -15,6 +15,7 @@ from shared import events
 from shared.errors import Disconnected, LogFull, RedisRefused
 from shared.event_log import EventLog
 from shared.events import Event
+from shared.external_writes import WriterLeases, is_external
 from shared.ids import EventId
 
 logger = logging.getLogger(__name__)
@@ -28,10 +29,19 @@ def _not_traced(stream_id: str, code: str) -> None:
 
 
 class Endings:
-    """Writes `failed` to logs. `on_ended` is called with each stream that was ended here, and with the failure's code."""
+    """Writes `failed` to logs. `on_ended` is called with each stream that was ended here, and with the failure's code.
 
-    def __init__(self, log: EventLog, on_ended: Callable[[str, str], None] = _not_traced) -> None:
+    A silent stream of an external writer is not ended here: `leases` get it.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        on_ended: Callable[[str, str], None] = _not_traced,
+        leases: WriterLeases | None = None,
+    ) -> None:
         self._log = log
+        self._leases = leases
         self._on_ended = on_ended
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -54,6 +64,9 @@ class Endings:
     async def _end(self, stream_id: str, failure: dict[str, Any], only_after: EventId | None) -> None:
         code, value = failure["code"], orjson.dumps({**failure, "time": time.time()})
         try:
+            if only_after is not None and self._leases is not None and await is_external(self._log, stream_id):
+                await self._leases.enlist(stream_id)  # whose lease decides, also if Redis has forgotten the list
+                return
             if await self._log.end(stream_id, events.FAILED, value, only_after=only_after):
                 logger.warning("stream %s: failed: %s: %s", stream_id, code, failure["message"])
                 metrics.failed(code)

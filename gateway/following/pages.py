@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from gateway import metrics
-from gateway.faces import Face, encode, gap_event
+from gateway.faces import End, Face, FramingFace, encode, gap_event
 from gateway.following.ring import broken_off
 from gateway.following.token_runs import Carried, TokenRun, parts
 from shared import events
@@ -51,10 +51,11 @@ class Piece(NamedTuple):
 class EncodedPage:
     """A page, encoded for one face."""
 
-    __slots__ = ("_body", "_encoder", "_ids", "_pieces", "ends_at", "size_bytes")
+    __slots__ = ("_body", "_encoder", "_framing", "_ids", "_pieces", "ends_at", "size_bytes")
 
     def __init__(self, face: Face, stream_id: str, content: list[TokenRun | Carried]) -> None:
         self._encoder = face.encoder(stream_id)
+        self._framing = face if isinstance(face, FramingFace) else None
         self._pieces: list[bytes] = []
         self._ids: list[EventId] | tuple[int, int, int]
         self.ends_at: EventId | None = None
@@ -106,6 +107,8 @@ class EncodedPage:
             if index == count:
                 return None
             first, last = ids[index], ids[-1]
+        if self._framing is not None:
+            return self._framed(self._framing, index, cursor, last)
         body = self._body if index == 0 else b"".join(self._pieces[index:])
         wanted = EventId(cursor.attempt, cursor.offset + 1)
         after_restart = cursor.offset == 0 and cursor.attempt > 1  # may keep tokens: the next offset is not 1
@@ -113,6 +116,15 @@ class EncodedPage:
             metrics.GAPS.inc()
             body = self._encoder.other(gap_event(wanted, first)) + body
         return Piece(body, last, is_end=last == self.ends_at)
+
+    def _framed(self, face: FramingFace, index: int, cursor: EventId, last: EventId) -> Piece:
+        """Returns the events from an index on, framed as one."""
+        pieces, reached = self._pieces[index:], last
+        if isinstance(pieces[-1], End) and not pieces[-1]:  # it is not shown as a message
+            ids = self._ids
+            assert isinstance(ids, list)  # a terminal event is no token
+            reached = ids[-2] if len(pieces) > 1 else cursor
+        return Piece(face.frame(pieces, reached, is_newest=False), last, is_end=last == self.ends_at)
 
 
 class EventsPage:

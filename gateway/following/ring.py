@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 from gateway import metrics
-from gateway.faces import Encoder, Face, encode
+from gateway.faces import Encoder, End, Face, FramingFace, encode
 from gateway.following.token_runs import TokenRun, unreadable
 from shared import events
 from shared.errors import Unreadable
@@ -145,6 +146,10 @@ class Ring:
         index = position - self.start
         return encoded[index] if index == len(encoded) - 1 else b"".join(encoded[index:])
 
+    def beginning(self, offset: int, sent: bytes) -> bytes:
+        """Returns what tells a reader who has just been sent the rest of this ring, perhaps nothing, that what follows is live."""
+        return self.face.live(offset)
+
     def trim(self, keep: int) -> None:
         """Forgets all but the newest `keep` events."""
         surplus = len(self.encoded) - keep
@@ -154,3 +159,28 @@ class Ring:
             del self.encoded[:surplus]
             while len(self._marks) > 1 and self._marks[1].position <= self.start:
                 del self._marks[0]
+
+
+class FramedRing(Ring):
+    """A ring of a face that frames all that it sends at a time as one.
+
+    `is_newest` tells whether nothing is known to stand in the log behind this ring's newest event.
+    """
+
+    __slots__ = ("_framing", "_is_newest")
+
+    def __init__(self, face: FramingFace, encoder: Encoder, base: EventId, is_newest: Callable[[], bool]) -> None:
+        super().__init__(face, encoder, base)
+        self._framing = face
+        self._is_newest = is_newest
+
+    def body(self, position: int) -> bytes:
+        return self._frame(self.encoded[position - self.start :])
+
+    def beginning(self, offset: int, sent: bytes) -> bytes:
+        return b"" if sent else self._frame(())
+
+    def _frame(self, pieces: Sequence[bytes]) -> bytes:
+        ends_unseen = bool(self.encoded) and isinstance(self.encoded[-1], End) and not self.encoded[-1]
+        reached = self.cursor_at(self.end - ends_unseen)
+        return self._framing.frame(pieces, reached, is_newest=self._is_newest())

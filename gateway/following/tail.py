@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Iterable
 
 from gateway import metrics
-from gateway.faces import Encoder, Face, gap_event
-from gateway.following.ring import Ring
+from gateway.faces import Encoder, Face, FramingFace, gap_event
+from gateway.following.ring import FramedRing, Ring
 from gateway.following.token_runs import Carried, TokenRun, unreadable_from
 from shared import events
 from shared.events import Event
@@ -150,6 +150,11 @@ class Tail:
         if self._ready is not None:
             await asyncio.shield(self._ready)
 
+    def set_unread(self) -> None:
+        """Notes that the log is to be read as if it had not been: it was gone, and is there again."""
+        if self._ready is None:
+            self._ready = asyncio.get_running_loop().create_future()
+
     def set_ready(self) -> None:
         """Notes that the log has been read."""
         ready, self._ready = self._ready, None
@@ -209,7 +214,7 @@ class Tail:
         """Returns the ring of a face, made if need be. One made now begins here: what is older is read from the log."""
         ring = self.ring(face)
         if ring is None:
-            ring = Ring(face, face.encoder(self.stream_id), self.last)
+            ring = self._new_ring(face)
             if self.failed is not None and not face.stateful:
                 place = self.failed.id
                 ring.begin_at(EventId(place.attempt, place.offset - 1), ring.encoder)
@@ -219,6 +224,12 @@ class Tail:
             else:
                 self.rings += (ring,)
         return ring
+
+    def _new_ring(self, face: Face) -> Ring:
+        encoder = face.encoder(self.stream_id)
+        if isinstance(face, FramingFace):
+            return FramedRing(face, encoder, self.last, lambda: not self.reading)
+        return Ring(face, encoder, self.last)
 
     def prime(self, ring: Ring, encoder: Encoder) -> None:
         """Begins to fill a ring with an encoder that has seen everything up to `last`."""

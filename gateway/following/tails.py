@@ -31,12 +31,12 @@ from gateway.following.followed_streams import FollowedStreams
 from gateway.following.tail import Tail
 from gateway.following.token_runs import carried_by, field_of, parts, run_of_batch, unreadable
 from shared import events
+from shared.connections import RedisSubscriber
 from shared.errors import RedisRefused, Unreadable
 from shared.event_log import EventLog, RawEntry
 from shared.events import Entry, Event, entry_of, events_of
 from shared.ids import BEGINNING, FIRST_ID, EventId
 from shared.lifecycle import readable_id
-from shared.resp import RespConnection
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Tails:
         self,
         followed: FollowedStreams,
         log: EventLog,
-        subscriber_for: Callable[[Callable[[list[Any]], None], Callable[[], None]], RespConnection],
+        subscriber_for: Callable[[Callable[[list[Any]], None], Callable[[], None]], RedisSubscriber],
         settings: Settings,
         on_new: Callable[[Tail], None],
     ) -> None:
@@ -227,6 +227,12 @@ class Tails:
             self._on_new(tail)
 
     # --- what is read
+
+    async def read_anew(self, tail: Tail) -> None:
+        """Reads a log that was not there before; returns when it has been read."""
+        tail.set_unread()
+        self.read(tail, "begin")
+        await tail.until_ready()
 
     def read(self, tail: Tail, reason: str) -> None:
         """Reads the log from where the tail is; a push that comes meanwhile has it read once more."""

@@ -19,8 +19,12 @@ from shared.errors import Unusable
 
 Headers = list[tuple[bytes, bytes]]
 
-_EXPOSED = b"X-Stream-Id, X-Midstream-Access-Token, Location, Retry-After, ETag"
-_METHODS = b"GET, POST, DELETE"
+_EXPOSED = (
+    b"X-Stream-Id, X-Midstream-Access-Token, Location, Retry-After, ETag, Stream-Next-Offset, Stream-Cursor, Stream-Up-To-Date, Stream-Closed, "
+    b"Stream-Outcome, Stream-Readers, Stream-TTL, Stream-Expires-At, Stream-SSE-Data-Encoding, Producer-Epoch, Producer-Seq, "
+    b"Producer-Expected-Seq, Producer-Received-Seq"
+)
+_METHODS = b"GET, HEAD, POST, PUT, DELETE"
 _MAX_AGE_SECONDS = b"7200"  # Chromium keeps it no longer
 _READING = ("GET", "HEAD", "OPTIONS")
 _CREATING_PATH = "/stream"

@@ -130,10 +130,12 @@ class SizedBody:
 class ChunkedBody:
     """A chunked body (RFC 9112, section 7.1). Chunk extensions and trailers are ignored."""
 
-    __slots__ = ("_bytes", "_chunks", "_extensions", "_left", "_trailers", "whole")
+    __slots__ = ("_bytes", "_chunks", "_extensions", "_left", "_trailers", "has_short_chunks", "whole")
 
     def __init__(self) -> None:
         self.whole = False
+        self.has_short_chunks = False
+        """Whether its chunks may be short, however many there are: those of a body that comes as it is made."""
         self._left = 0
         """Bytes that are still to come of the present chunk, with its line break."""
         self._chunks = self._bytes = self._extensions = 0
@@ -169,6 +171,8 @@ class ChunkedBody:
         self._chunks += 1
         self._bytes += size
         self._left = size + _SPACE_BYTES
+        if self.has_short_chunks:
+            return
         if self._chunks > _CHUNKS_FREE and self._bytes < self._chunks * _CHUNK_BYTES_LEAST:
             raise Problem(400, f"the body comes in chunks of fewer than {_CHUNK_BYTES_LEAST} bytes")
 

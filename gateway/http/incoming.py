@@ -18,7 +18,16 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 
 from gateway.http.closing import Closing
-from gateway.http.framing import REQUEST_LINE_BYTES_MAX, Body, Head, Lines, check_begun, no_request, read_head
+from gateway.http.framing import (
+    REQUEST_LINE_BYTES_MAX,
+    Body,
+    ChunkedBody,
+    Head,
+    Lines,
+    check_begun,
+    no_request,
+    read_head,
+)
 from gateway.http.problems import Problem
 from gateway.http.request_timeouts import RequestTimeouts
 from gateway.metrics import refused
@@ -224,6 +233,17 @@ class Incoming(Closing):
             self._close()  # there is no request to answer
         else:
             self._refuse(Problem(408, f"the request was not complete within {self._request_timeouts.seconds:g} s"))
+
+    def has_a_long_body(self) -> None:
+        """Ends the time limit of the request under way: its body comes as it is made. Whoever reads it has a limit of its own."""
+        self._request_timeouts.ended(self)
+        if isinstance(self._body, ChunkedBody):
+            self._body.has_short_chunks = True
+
+    def no_more_body(self) -> None:
+        """Ends the connection if the request that was answered has not come whole: what its client still sends is dropped."""
+        if self._body is not None and not self._deaf:
+            self._linger()
 
     def _refuse(self, problem: Problem) -> None:
         """Answers what cannot be a request, and ends the connection. None of its bytes is parsed any more."""

@@ -83,6 +83,8 @@ class Operation:
     parameters: Sequence[Parameter] = ()
     body: type[BaseModel] | None = None
     body_is_required: bool = True
+    takes_any_body: bool = False
+    """The body, which may be empty, is of any media type."""
     body_media_type: str = JSON
     errors: Sequence[int] = ()
     """Statuses that are answered with `error`."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -11,7 +12,7 @@ import orjson
 from starlette.responses import Response
 
 from shared.background import Complaints
-from shared.errors import RedisRefused
+from shared.errors import ArchiveAway, LogFull, RedisRefused
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 _complaints = Complaints(logging.getLogger(__name__).error)
@@ -33,6 +34,7 @@ class Problem(Exception):
         code: str | None = None,
         error: dict[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        members: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
@@ -44,10 +46,13 @@ class Problem(Exception):
         self.error = error
         """The provider's own error object, if there is one."""
         self._headers = headers or {}
+        self.members = members or {}
+        """Further members of the document, for programs (RFC 9457, section 3.2)."""
 
     def body(self) -> bytes:
         title = HTTPStatus(self.status).phrase if self.status in set(HTTPStatus) else "Error"
-        return orjson.dumps({"type": "about:blank", "title": title, "status": self.status, "detail": self.detail})
+        document = {"type": "about:blank", "title": title, "status": self.status, "detail": self.detail}
+        return orjson.dumps({**document, **self.members})
 
     def status_headers(self) -> dict[str, str]:
         """The headers that belong to the status, whatever the shape of the body: `Allow` of a 405, `Retry-After`."""
@@ -88,6 +93,18 @@ def no_log(error: BaseException) -> Problem:
     if error.forbids:
         return Problem(503, "Redis refuses this gateway a permission that it needs; GET /readyz says which")
     return Problem(503, f"Redis refuses this ({error.code[:32]}); the gateway's log says more", retry_after_seconds=5)
+
+
+@contextlib.contextmanager
+def archive_in_time() -> Iterator[None]:
+    """A context in which the archive is asked. Raises Problem 503 if it is away."""
+    try:
+        yield
+    except ArchiveAway as error:
+        _complaints.say(f"a request was answered 503, since {error}")
+        raise Problem(503, "the archive is away at the moment; try again", retry_after_seconds=5) from None
+    except LogFull:
+        raise full() from None
 
 
 def full() -> Problem:

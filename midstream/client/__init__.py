@@ -7,10 +7,12 @@
 events, text            what a caller gets
 answer                  from messages to events, each once
 protocol                what comes next: requests, pauses, the end; no I/O
-sync_client, async_client, transport    the same over httpx2, waiting or awaiting
+outbox                  what a writer sends next, and keeps in case Redis forgets it; no I/O
+sync_client, async_client, sync_writer, async_writer, transport    the same over httpx2, waiting or awaiting
 """
 
 from midstream.client.async_client import AsyncClient
+from midstream.client.async_writer import AsyncWriter
 from midstream.client.events import (
     Cancelled,
     Created,
@@ -26,14 +28,18 @@ from midstream.client.events import (
     Restarted,
     Started,
     State,
+    Stopped,
     StreamError,
     StreamEvent,
     Token,
+    WriterState,
 )
 from midstream.client.sync_client import Client
+from midstream.client.sync_writer import Writer
 
 __all__ = [
     "AsyncClient",
+    "AsyncWriter",
     "Cancelled",
     "Client",
     "Created",
@@ -49,7 +55,10 @@ __all__ = [
     "Restarted",
     "Started",
     "State",
+    "Stopped",
     "StreamError",
     "StreamEvent",
     "Token",
+    "Writer",
+    "WriterState",
 ]

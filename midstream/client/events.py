@@ -14,15 +14,37 @@ class StreamError(MidstreamError):
     """A request was refused, or was tried until `give_up_seconds` were over."""
 
     def __init__(
-        self, message: str, *, status: int = 0, retryable: bool | None = None, retry_after_seconds: float = 0.0
+        self,
+        message: str,
+        *,
+        status: int = 0,
+        retryable: bool | None = None,
+        retry_after_seconds: float = 0.0,
+        problem: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
+        self.problem = problem or {}
+        """The problem document with which the gateway refused; empty without one."""
+        self.reason = str(self.problem.get("reason", ""))
+        """Its `reason`, for programs: empty for most problems."""
         self.status = status
         """The HTTP status; 0 without one."""
         self.retryable = (status == 0 or status > 499 or status in (408, 425, 429)) if retryable is None else retryable
         """Whether the same request may succeed later."""
         self.retry_after_seconds = retry_after_seconds
         """From `Retry-After`; 0 without it."""
+
+
+class Stopped(StreamError):
+    """Nothing more can be written to a stream."""
+
+    def __init__(self, message: str, *, reason: str, status: int = 0, by: str = "") -> None:
+        super().__init__(message, status=status, retryable=False)
+        self.reason = reason
+        """`cancelled`, `completed`, `failed` (the lease ran out), `fenced` (another writer goes on), `log_full`, `lost` (there
+        is no such stream any more), `gap` (Redis has lost more than is kept here), `refused`."""
+        self.by = by
+        """Who cancelled it: `client`, or `disconnect` (nobody read it)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,3 +219,17 @@ class Receipt:
     delivered: Mapping[str, Any]
     """`tokens`, `connections`."""
     undelivered_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterState:
+    """A stream as its writer sees it."""
+
+    id: str
+    status: Status
+    attempt: int
+    last_event_id: str
+    tokens: int
+    """How many events stand."""
+    listeners: int
+    """How many gateway processes have readers of it."""

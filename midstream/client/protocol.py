@@ -24,7 +24,7 @@ from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 import orjson
 
 from midstream.client.answer import Answer, is_end, known_fields
-from midstream.client.events import Created, Lost, Receipt, State, StreamError, StreamEvent
+from midstream.client.events import Created, Lost, Receipt, State, StreamError, StreamEvent, WriterState
 from shared.sse import Decoder, EventTooLong
 
 STALL_SECONDS = 40.0
@@ -106,6 +106,10 @@ class Exchange:
         self._failures = 0
         """Since the last event."""
 
+    def retry_soon(self, seconds: float) -> None:
+        """Makes the first pause between two tries this long, if it is shorter than usual."""
+        self._retry_seconds = min(self._retry_seconds, seconds)
+
     def request(self, bearer: str | None = None) -> Request:
         """Returns the request to send now, with this bearer token."""
         headers = {**self._headers, **({"authorization": f"Bearer {bearer}"} if bearer else {})}
@@ -130,7 +134,12 @@ class Exchange:
             found = (problem.get("detail"), error.get("message") if isinstance(error, dict) else None)
             words = next((one for one in found if isinstance(one, str)), words)
         detail = f"{status}: {words}"[:_DETAIL_CHARACTERS_MAX]
-        return StreamError(detail, status=status, retry_after_seconds=_retry_after(headers.get("retry-after", "")))
+        return StreamError(
+            detail,
+            status=status,
+            retry_after_seconds=_retry_after(headers.get("retry-after", "")),
+            problem=problem if isinstance(problem, dict) else None,
+        )
 
     def pause_after(self, error: StreamError) -> float:
         """Returns the seconds until the next try. Raises what ends the tries."""
@@ -275,6 +284,12 @@ class Call(Exchange, Generic[T]):
             raise StreamError(f"{self._url} did not answer as a gateway does: {error!r}", retryable=False) from None
 
 
+def external(request: Mapping[str, Any] | None, lease_seconds: float) -> dict[str, Any]:
+    """Returns the request of a stream that an external writer fills."""
+    body = dict(request or {})
+    return {**body, "midstream": {**body.get("midstream", {}), "writer": "external", "lease_seconds": lease_seconds}}
+
+
 def create(options: Options, request: str | Mapping[str, Any], idempotency_key: str | None) -> Call[Created]:
     """Returns the call that requests an answer. All its tries have one key, so that there is one generation."""
     body = {"messages": [{"role": "user", "content": request}]} if isinstance(request, str) else dict(request)
@@ -301,6 +316,22 @@ def state(options: Options, stream: str, wait_seconds: float) -> Call[State]:
 def receipt(options: Options, stream: str) -> Call[Receipt]:
     url = below(address(options.server, stream), "/receipt")
     return Call(options, "GET", url, lambda body: Receipt(**known_fields(Receipt, body)))
+
+
+def write_call(
+    options: Options, url: str, headers: Mapping[str, str], content: bytes, retry_seconds: float
+) -> Call[WriterState]:
+    """Returns a request of an external writer; a lost one is repeated so much later."""
+    call = Call(
+        options,
+        "POST",
+        url,
+        lambda body: WriterState(**known_fields(WriterState, body)),
+        headers=headers,
+        content=content,
+    )
+    call.retry_soon(retry_seconds)
+    return call
 
 
 def _state(body: dict[str, Any]) -> State:

@@ -12,7 +12,9 @@ import httpx2
 
 from midstream.client import protocol
 from midstream.client.events import Created, Receipt, State, StreamError, StreamEvent
+from midstream.client.outbox import WRITER_LEASE_SECONDS, Outbox
 from midstream.client.protocol import STALL_SECONDS, Call, Exchange, Following, Options
+from midstream.client.sync_writer import Writer
 from midstream.client.transport import ERRORS, LIMITS, stream_error, timeout_of
 
 T = TypeVar("T")
@@ -100,6 +102,31 @@ class Client:
     def state(self, stream: str, *, wait_seconds: float = 0.0) -> State:
         """Returns the state and the text; with `wait_seconds` (up to 600) when the stream has ended or the time is up."""
         return self._call(protocol.state(self._options, stream, wait_seconds))
+
+    def write(
+        self,
+        stream: str,
+        *,
+        lease_seconds: float = WRITER_LEASE_SECONDS,
+        model: str | None = None,
+        keep: int | None = None,
+    ) -> Writer:
+        """Returns a context manager that fills a stream which was made for an external writer (`create_external`).
+
+        Whoever wrote it before is refused from then on; what stands already is kept, or the first `keep` events of it. The stream
+        fails if nothing is heard of this program for `lease_seconds`; signs of life are sent by themselves.
+        """
+        return Writer(Outbox(self._options, stream, lease_seconds=lease_seconds, model=model, keep=keep), self._call)
+
+    def create_external(
+        self,
+        request: Mapping[str, Any] | None = None,
+        *,
+        lease_seconds: float = WRITER_LEASE_SECONDS,
+        idempotency_key: str | None = None,
+    ) -> Created:
+        """Creates a stream that an external writer fills, such as this program (`write`). `request`: more fields of its body."""
+        return self.create(protocol.external(request, lease_seconds), idempotency_key=idempotency_key)
 
     def _call(self, call: Call[T]) -> T:
         while True:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from shared.commands import Commands
 from shared.errors import Disconnected, LogFull, QueueFull
 from shared.keys import GROUP, PROCESSES_UNTIL, REQUESTS
 from shared.queue import Claim, QueueCounts, RequestQueue
@@ -157,7 +158,7 @@ async def test_a_half_done_acknowledgement_is_completed_later(backend: Backend) 
     claim = await one_claimed(backend)
     done: list[str] = []
 
-    class Dying:
+    class Dying(Commands):
         async def execute(self, *arguments: bytes | str | int | float) -> Any:
             if done:
                 raise Disconnected

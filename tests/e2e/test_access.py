@@ -123,7 +123,9 @@ async def test_every_route_asks_for_its_scope(system: System) -> None:
     stream_id = (await ended(system))["id"]
     for method, path, operation in await described(system):
         for scope in (operation["security"] or [{"bearer": []}])[0]["bearer"]:
-            lacking = {"create": "reader", "read": "creator", "cancel": "reader", "admin": "alice"}[scope]
+            lacking = {"create": "reader", "read": "creator", "cancel": "reader", "write": "reader", "admin": "alice"}[
+                scope
+            ]
             status, answered, text = await asked(system, method, filled(path, stream_id), as_(lacking), CHAT)
             assert status == 403, f"{method} {path} does not need {scope}: {status} {text}"
             assert f'error="insufficient_scope", scope="{scope}"' in answered["www-authenticate"]
@@ -568,6 +570,11 @@ async def test_a_reader_whose_key_is_revoked_ends(tmp_path: Path, at_once: int, 
     ) as system:
         body = {**CHAT, "simulate": {"tokens": 10_000, "tokens_per_second": 20}}
         created = (await system.http.post(f"{system.gateway_url()}/v1/streams", json=body, headers=as_("alice"))).json()
+        login = await system.http.post(f"{system.gateway_url()}/login", data={"key": "tk_root"})
+        session = {"cookie": login.headers["set-cookie"].partition(";")[0]}
+        system.http.cookies.clear()
+        overview = f"{system.gateway_url()}/v1/overview"
+        assert (await system.http.get(overview, headers=session)).status_code == 200
         url = f"{system.gateway_url()}/v1/streams/{created['id']}"
 
         async def until_cut(path: str, headers: Mapping[str, str]) -> float:
@@ -597,7 +604,12 @@ async def test_a_reader_whose_key_is_revoked_ends(tmp_path: Path, at_once: int, 
         ended_at = await asyncio.wait_for(asyncio.gather(*readers[:2]), 10.0)
         assert max(ended_at) - began < 6.0
         assert not any(reader.done() for reader in readers[2:])
+        await system.http.post(f"{url}/cancel", headers=as_("root"))
+        # The console's watcher and its session end with their key, too.
+        watching = asyncio.create_task(until_cut(f"{overview}/events", session))
+        await asyncio.to_thread(revoked.write_text, "alice root")
+        await asyncio.wait_for(watching, 6.0)
+        assert (await system.http.get(overview, headers=session)).status_code == 401
         for reader in readers[2:]:
             reader.cancel()
         await asyncio.gather(*readers[2:], return_exceptions=True)
-        await system.http.post(f"{url}/cancel", headers=as_("root"))

@@ -34,9 +34,10 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 @asynccontextmanager
-async def scraped() -> AsyncIterator[tuple[System, Prometheus]]:
+async def scraped(archive: Path) -> AsyncIterator[tuple[System, Prometheus]]:
     """A gateway of two processes and two workers, with a Prometheus that has seen all of them."""
-    settings = {"lease_seconds": 1, "provider_backoff_seconds": 0.05, "metrics_port": free_port() - 100}
+    settings: dict[str, object] = {"lease_seconds": 1, "provider_backoff_seconds": 0.05}
+    settings |= {"metrics_port": free_port() - 100, "archive_url": f"sqlite:///{archive}/archive.sqlite"}
     async with System(
         workers=2, settings=settings, gateway_settings={"gateway_processes": 2, "ring_events": 16}
     ) as system:
@@ -49,9 +50,9 @@ async def scraped() -> AsyncIterator[tuple[System, Prometheus]]:
             yield system, prometheus
 
 
-async def test_every_panel_and_every_rule_shows_data() -> None:
+async def test_every_panel_and_every_rule_shows_data(tmp_path: Path) -> None:
     needs_prometheus()
-    async with scraped() as (system, prometheus):
+    async with scraped(tmp_path) as (system, prometheus):
         for _ in range(_ROUNDS):
             await asyncio.gather(*(mixed_streams(system) for _ in range(3)))
 

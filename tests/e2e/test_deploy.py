@@ -21,10 +21,7 @@ import httpx2
 import pytest
 import redis.asyncio
 
-from gateway.access.credentials import SESSION_COOKIE
-from gateway.access.sessions import Sessions
-from gateway.access.signing import SigningKeys
-from gateway.http.principal import SCOPES, Principal
+from shared.api_keys import new_key
 from shared.settings import described
 from shared.sse import Decoder
 from tests.support.deployments import DEPLOY, WAYS, Part, compose
@@ -141,7 +138,12 @@ async def test_each_deployment_s_processes_answer_and_stop_in_time(name: str, tm
         }
         if way.health_port != way.gateway_port:
             others[way.health_port] = str(free_port())
-        keys = {"MIDSTREAM_TOKEN_KEYS": "a-secret-of-this-test-0123456789abcdef"}  # which the files leave to the user
+        key = new_key()
+        # The files leave these to the user.
+        keys = {
+            "MIDSTREAM_TOKEN_KEYS": "a-secret-of-this-test-0123456789abcdef",
+            "MIDSTREAM_API_KEYS": f"test create,read {key}",
+        }
 
         async def part(one: Part) -> Running:
             return await stack.enter_async_context(running(one.command, {**one.environment, **keys}, others))
@@ -154,8 +156,7 @@ async def test_each_deployment_s_processes_answer_and_stop_in_time(name: str, tm
         url = f"http://127.0.0.1:{gateway_port}"
         stranger = await http.post(f"{url}/v1/streams", json={"messages": [{"role": "user", "content": "hello"}]})
         assert stranger.status_code == (201 if name == "compose" else 401)
-        session = Sessions(SigningKeys(*keys.values())).token(Principal("key:test", SCOPES))
-        http.headers["cookie"] = f"{SESSION_COOKIE}={session}"
+        http.headers["authorization"] = f"Bearer {key}"
         brief = await ask(http, url, tokens=30)
         assert (await http.get(f"{url}/v1/streams/{brief}?wait=20")).json()["status"] == "completed"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -21,7 +23,7 @@ from tests.support.system import System
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-LINES_MAX = 40
+LINES_MAX = 60
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
@@ -29,8 +31,8 @@ def test_an_example_is_short(example: Path) -> None:
     assert len(example.read_text().splitlines()) <= LINES_MAX
 
 
-def start(system: System, *arguments: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "MIDSTREAM_URL": system.gateway_url()}
+def start(system: System, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "MIDSTREAM_URL": system.gateway_url(), **variables}
     command = [sys.executable, *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
@@ -68,6 +70,54 @@ async def test_a_backend_before_midstream_survives_the_death_of_the_gateway() ->
             await asyncio.to_thread(backend.communicate, timeout=20)
 
 
+async def test_a_backend_with_a_login_gives_users_their_own_answers_only() -> None:
+    async with System() as system:
+        port = free_port()
+        backend = start(
+            system,
+            "-m",
+            "uvicorn",
+            "examples.backend_with_login:app",
+            "--port",
+            str(port),
+            USERS="ada:secret,bob:geheim",
+        )
+        try:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as browser:
+
+                async def answers() -> bool:
+                    with contextlib.suppress(httpx.TransportError):
+                        return (await browser.get("/openapi.json")).status_code == 200
+                    return False
+
+                await wait_until(answers, within_seconds=20, what="the backend answers")
+                ada, bob = ("ada", "secret"), ("bob", "geheim")
+                strangers: list[dict[str, Any]] = [{}, {"auth": ("ada", "geheim")}, {"auth": ("eve", "")}]
+                for stranger in strangers:
+                    refused = await browser.post("/answers", params={"question": "rivers"}, **stranger)
+                    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Basic")
+                assert await system.logs() == []
+                answer_id = (await browser.post("/answers", params={"question": "rivers"}, auth=ada)).json()["id"]
+                assert (await system.state(answer_id))["metadata"] == {"user": "ada"}
+                for path in (f"/answers/{answer_id}", "/answers/unknown"):
+                    assert (await browser.get(path, auth=bob)).status_code == 404
+                    assert (await browser.post(f"{path}/stop", auth=bob)).status_code == 404
+                assert (await browser.get(f"/answers/{answer_id}")).status_code == 401
+                async with browser.stream("GET", f"/answers/{answer_id}", auth=ada) as events:
+                    async for line in events.aiter_lines():
+                        if '"token"' in line:
+                            break
+                assert (await browser.post(f"/answers/{answer_id}/stop", auth=ada)).json() == "cancelled"
+                system.gateways[0].kill()
+                away = await browser.get(f"/answers/{answer_id}", auth=ada, timeout=20)
+                assert (away.status_code, away.text) == (200, "retry: 1000\n\n"), "the browser is to come back"
+                assert (await browser.get(f"/answers/{answer_id}", auth=("ada", "x"))).status_code == 401
+                await system.start_gateway(0)
+        finally:
+            backend.terminate()
+            await asyncio.to_thread(backend.communicate, timeout=20)
+
+
 @pytest.mark.parametrize("status", [None, 503])
 async def test_a_browser_is_asked_to_come_back_while_no_gateway_answers(
     status: int | None, monkeypatch: pytest.MonkeyPatch
@@ -87,6 +137,29 @@ async def test_a_browser_is_asked_to_come_back_while_no_gateway_answers(
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
     assert "data:" not in answer.text
     assert ("retry: 1000\n\n" in answer.text) == (status is None)
+
+
+async def test_a_job_shows_its_progress_goes_on_and_is_stopped() -> None:
+    provider = {"provider": "examples.job_with_progress:resize"}
+    policies = {"on_disconnect": "continue", "on_interrupt": "continue"}
+    async with System(workers=2, settings={"lease_seconds": 1}, worker_settings=provider) as system:
+        files = [f"{number}.png" for number in range(60)]
+        stream_id = await system.create("resize", files=files, midstream=policies)
+        reader = system.follow(stream_id)
+        await wait_until(lambda: len(reader.named("progress")) >= 10, what="ten files are done")
+        (await system.worker_of(stream_id)).kill()
+        late = system.follow(stream_id)
+        for follower in (reader, late):
+            await follower.until_end()
+            steps = [(event["file"], event["done"]) for event in follower.named("progress")]
+            assert steps == [(file, number) for number, file in enumerate(files, 1)], "each file once"
+            assert follower.tokens == ["60 files are resized."]
+        endless = await system.create("resize", files=[str(number) for number in range(1000)], midstream=policies)
+        watching = system.follow(endless)
+        await wait_until(lambda: watching.named("progress"), what="a file is done")
+        await system.http.post(f"{system.gateway_url()}/v1/streams/{endless}/cancel")
+        await watching.until_event("cancelled")
+        await watching.until_end()
 
 
 async def test_an_agent_that_crashed_goes_on_at_its_step() -> None:

@@ -157,6 +157,22 @@ async def test_the_last_reader_leaves(model: Model) -> None:
     assert (await model.system.state(stream_id))["status"] == "cancelled"
 
 
+async def test_the_first_reader_may_come_a_moment_after_the_first_tokens(model: Model) -> None:
+    """With `cancel_after: 0`, too: who asks and follows in one request subscribes while the worker may have begun."""
+    midstream = {"on_disconnect": {"cancel_after": 0}}
+    stream_id = await model.system.create("late", script=TICKING, midstream=midstream)
+
+    async def has_begun() -> bool:
+        return int((await model.system.state(stream_id))["tokens"]) >= 25
+
+    await wait_until(has_begun, what="25 tokens, in half a second")
+    reader = model.system.follow(stream_id)
+    await reader.until_tokens(50)
+    await reader.leave()
+    state = await model.system.until_status(stream_id, "cancelled", within_seconds=2.0)
+    assert state["cancelled_by"] == "disconnect"
+
+
 async def test_a_stream_without_any_reader_is_cancelled(model: Model) -> None:
     midstream = {"on_disconnect": {"cancel_after": GRACE_SECONDS}}
     stream_id = await model.system.create("nobody", script=TICKING, midstream=midstream)

@@ -143,12 +143,12 @@ async def connected(
 ) -> AsyncIterator[tuple[RespConnection, Subscription | None]]:
     address = RedisAddress.parse(server.url_of(user, password))
     connection = RespConnection(address, name="test", reply_seconds=5.0, reconnect_seconds_max=0.02)
-    subscription = Subscription(address, reply_seconds=5.0) if role == "gateway" else None
+    subscription = Subscription(connection, reply_seconds=5.0) if role == "gateway" else None
     connection.start()
     if subscription is not None:
         subscription.start()
     try:
-        await until_up(connection, address, within_seconds=5.0)
+        await until_up(connection, within_seconds=5.0)
         yield connection, subscription
     finally:
         await connection.close()

@@ -10,20 +10,27 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 
+import gateway.access.api_keys
 import gateway.access.stream_readers
+import gateway.access.user_tokens
 import gateway.console.overview
 import gateway.console.watchers
 import gateway.delivery.flush_pace
 import gateway.measuring
 import gateway.metrics
+import gateway.writing.lost_writers
 import producer.worker
 import shared.presence
 import shared.usage
+from gateway.access.api_keys import ApiKeys
+from gateway.access.authenticators import Proof, proof
 from gateway.access.limits import OwnLimits
 from gateway.access.stream_readers import StreamReaders
+from gateway.access.user_tokens import UserTokens
 from gateway.console.overview import Overview
 from gateway.console.watchers import Watcher, Watchers
 from gateway.delivery.delivery import Delivery
@@ -37,16 +44,21 @@ from gateway.following.silence_checks import SilenceChecks
 from gateway.following.tail import Tail
 from gateway.following.tails import Tails
 from gateway.http.connection import Connection
+from gateway.http.principal import Principal
 from gateway.http.request_timeouts import RequestTimeouts
 from gateway.measuring import GatewayMeasuring
+from gateway.writing.lost_writers import LostWriters
 from producer.simulated_provider import SimulatedProvider
 from producer.worker import Worker
 from shared import background, metrics
 from shared.accounts import Accounts
 from shared.background import keep_running
+from shared.cluster import ClusterConnection
 from shared.event_log import EventLog
 from shared.events import Event
+from shared.external_writes import WriterLeases
 from shared.ids import BEGINNING, new_stream_id
+from shared.lanes import Lanes
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
@@ -189,6 +201,19 @@ async def _beats(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
         yield lambda: once.calls > 1 and all(sink.sent for sink in sinks)
 
 
+@case("revocations")
+async def _revocations(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    over = Principal("stream:x", frozenset({"read"}), "x", expires_at=1.0)
+    shown = proof.set(Proof("token", over, ()))
+    async with parts.delivery(connection_seconds=0.5) as (delivery, sinks):
+        proof.reset(shown)
+        delivery._ages.discard = lambda reader: None  # type: ignore[method-assign]
+        delivery._ages._slots.clear()  # nobody is sent away for the age of a connection
+        once = Once(delivery.close_reader)
+        parts.patch.setattr(delivery, "close_reader", once)
+        yield lambda: once.calls > len(sinks) and all(sink.ended for sink in sinks)
+
+
 @case("flush_pace")
 async def _flush_pace(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     once = Once(time.process_time)
@@ -209,6 +234,32 @@ async def _connection(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
         await connection.close()
 
 
+@case("cluster_map")
+async def _cluster_map(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    cluster = ClusterConnection((RedisAddress.parse("redis://127.0.0.1:1"),), name="test", reply_seconds=5.0)
+    once = Once(cluster._read_map)
+    parts.patch.setattr(cluster, "_read_map", once)
+    parts.patch.setattr(cluster, "_seed_nodes", AsyncMock(return_value=[]))
+    cluster.start()
+    try:
+        yield lambda: once.calls >= 2
+    finally:
+        await cluster.close()
+
+
+@case("subscriptions")
+async def _subscriptions(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    cluster = ClusterConnection((RedisAddress.parse("redis://127.0.0.1:1"),), name="test", reply_seconds=5.0)
+    subscriber = cluster.subscriber(name="test", on_push=lambda pushed: None)
+    once = Once(subscriber._send_again)
+    parts.patch.setattr(subscriber, "_send_again", once)
+    subscriber.start()
+    try:
+        yield lambda: once.calls >= 2
+    finally:
+        await subscriber.close()
+
+
 async def _worker(parts: Parts, method: str) -> AsyncIterator[Callable[[], bool]]:
     client = ordinary_client(parts.url, reply_seconds=5.0)
     async with parts.commands() as commands:
@@ -217,10 +268,9 @@ async def _worker(parts: Parts, method: str) -> AsyncIterator[Callable[[], bool]
         worker = Worker(
             name="ann",
             log=log,
-            queue=queue,
+            lanes=[(queue, OrdinaryCommands(client))],
             deliveries=deliveries,
             usage=Usage(Accounts(commands, parts.settings), log, deliveries, parts.settings),
-            blocking=OrdinaryCommands(client),
             provider=SimulatedProvider(),
             settings=parts.settings,
         )
@@ -321,7 +371,7 @@ async def _look(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
         pages = Pages(parts.log(commands), _not_ended, page_events=256, cache_bytes_max=1 << 20)
         parts.patch.setattr(gateway.metrics, "handover", Handover())
         measuring = GatewayMeasuring(
-            delivery, tails, silence_checks, pages, commands, parts.queue(commands), parts.settings
+            delivery, tails, silence_checks, pages, commands, Lanes(commands, [parts.queue(commands)]), parts.settings
         )
         once = Once(measuring._measure_server)
         parts.patch.setattr(measuring, "_measure_server", once)
@@ -358,11 +408,40 @@ async def _presence(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
             await presence.close()
 
 
+@case("api_keys")
+async def _api_keys(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(gateway.access.api_keys, "_LOOK_SECONDS", 0.02)
+    async with parts.commands() as commands:
+        keys = ApiKeys(commands, parts.settings)
+        once = Once(keys._look)
+        parts.patch.setattr(keys, "_look", once)
+        keys.start()
+        try:
+            yield lambda: once.calls > 2
+        finally:
+            await keys.close()
+
+
+@case("user_keys")
+async def _user_keys(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(gateway.access.user_tokens, "_READ_AGAIN_SECONDS", 0.02)
+    once = Once(lambda source: {})
+    parts.patch.setattr(gateway.access.user_tokens, "_read", once)
+    settings = Settings(jwt_keys=__file__, jwt_issuer="i", jwt_audience="a")
+    users = UserTokens(settings)
+    parts.patch.setattr(users, "_take", lambda keys: None)
+    users.start()
+    try:
+        yield lambda: once.calls > 2
+    finally:
+        await users.close()
+
+
 @case("samples")
 async def _samples(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     parts.patch.setattr(gateway.console.overview, "_SAMPLE_SECONDS", 0.02)
     async with parts.commands() as commands:
-        overview = Overview(commands, parts.queue(commands))
+        overview = Overview(commands, Lanes(commands, [parts.queue(commands)]))
         watchers = Watchers(overview)
         once = Once(overview.sample)
         parts.patch.setattr(overview, "sample", once)
@@ -391,6 +470,21 @@ async def _silence_checks(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
             await tails.close()
 
 
+@case("lost_writers")
+async def _lost_writers(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(gateway.writing.lost_writers, "LOOK_SECONDS", 0.02)
+    async with parts.commands() as commands:
+        leases = WriterLeases(commands, ttl_seconds=60)
+        once = Once(leases.count)
+        parts.patch.setattr(leases, "count", once)
+        lost_writers = LostWriters(cast(Any, None), parts.log(commands), leases, parts.settings)
+        lost_writers.start()
+        try:
+            yield lambda: once.calls > 2
+        finally:
+            await lost_writers.close()
+
+
 @case("request_timeouts")
 async def _request_timeouts(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     request_timeouts = RequestTimeouts(0.1)
@@ -407,7 +501,7 @@ async def _request_timeouts(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 async def _watchers(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     parts.patch.setattr(gateway.console.watchers, "SNAPSHOT_SECONDS", 0.02)
     async with parts.commands() as commands:
-        watchers = Watchers(Overview(commands, parts.queue(commands)))
+        watchers = Watchers(Overview(commands, Lanes(commands, [parts.queue(commands)])))
         sinks = [Sink(), Sink()]
         for sink in sinks:
             watcher = Watcher(watchers, cast(Connection, sink))
@@ -504,6 +598,9 @@ async def test_a_task_that_returns_is_not_restarted_and_a_cancellation_is_not_a_
 
 SHORT_LIVED = {
     "shared/background.py": {"keep_running"},
+    "shared/cluster.py": {"_let_go", "_seed_nodes"},
+    "shared/cluster_parts.py": {"_let_go"},
+    "shared/connections.py": {"check"},
     "shared/redis_server.py": {"send"},
     "shared/spans.py": {"close"},
     "gateway/access/limits.py": {"_some_have_ended"},
@@ -513,7 +610,7 @@ SHORT_LIVED = {
     "gateway/following/pages.py": {"_page"},
     "gateway/delivery/delivery.py": {"_spawn"},
     "gateway/api/readiness.py": {"complaint"},
-    "gateway/streams.py": {"cancel"},
+    "gateway/streams.py": {"write_receipt"},
     "gateway/supervisor.py": {"__init__"},
     "gateway/following/endings.py": {"begin"},
     "gateway/tracing.py": {"parent_of"},

@@ -32,7 +32,7 @@ from shared.event_log import EventLog
 from shared.events import Entry, Event
 from shared.ids import BEGINNING, EventId, new_stream_id
 from shared.keys import live_channel
-from shared.queue import RequestQueue
+from shared.lanes import Lanes, lanes_of
 from shared.receipt import DeliveryNotes
 from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
@@ -82,7 +82,7 @@ class Gateway:
             return connection("subscriber", on_push=on_push, on_up=on_up)
 
         self.tails = Tails(followed, self.log, subscriber, SETTINGS, self.delivery.on_new)
-        queue = RequestQueue(self.commands, ttl_seconds=600, requests_max=10)
+        queue = Lanes(self.commands, lanes_of(self.commands, SETTINGS))
         accounts, own_limits = Accounts(self.commands, SETTINGS), OwnLimits(SETTINGS, lambda name: {})
         limits, usage = (
             Limits(accounts, self.log, own_limits, SETTINGS),

@@ -20,6 +20,7 @@ from shared.commands import Commands
 from shared.errors import Disconnected
 from shared.event_log import EventLog
 from shared.events import Policies
+from shared.lanes import Lanes, lanes_of
 from shared.outcomes import CancelReason, Status
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
@@ -73,7 +74,7 @@ def _cancels() -> float:
     )
 
 
-class Away:
+class Away(Commands):
     """A Redis that is away."""
 
     async def execute(self, *arguments: bytes | str | int | float) -> Any:
@@ -85,7 +86,7 @@ class Away:
 
 def streams_over(commands: Commands, settings: Settings) -> Streams:
     log = EventLog(commands, log_ttl_seconds=1000, ended_ttl_seconds=100, tombstone_ttl_seconds=30)
-    queue = RequestQueue(commands, ttl_seconds=500, requests_max=1000)
+    queue = Lanes(commands, lanes_of(commands, settings))
     accounts, deliveries = Accounts(commands, settings), DeliveryNotes(commands)
     limits, usage = (
         Limits(accounts, log, OwnLimits(settings, lambda name: {}), settings),

@@ -14,6 +14,7 @@ from shared.accounts import Accounts
 from shared.event_log import EventLog
 from shared.events import Policies
 from shared.keys import REQUESTS
+from shared.lanes import Lanes, lanes_of
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
 from shared.redis_server import RedisAddress
@@ -32,7 +33,7 @@ async def test_round_trips_of_a_create(valkey_server: RedisServer, limit: int, r
     await connection.wait_until_up()
     try:
         log = EventLog(connection, log_ttl_seconds=100, ended_ttl_seconds=100, tombstone_ttl_seconds=30)
-        queue = RequestQueue(connection, ttl_seconds=100, requests_max=1000)
+        queue = Lanes(connection, lanes_of(connection, settings))
         accounts, deliveries = Accounts(connection, settings), DeliveryNotes(connection)
         limits = Limits(accounts, log, OwnLimits(settings, lambda name: {}), settings)
         usage = Usage(accounts, log, deliveries, settings)

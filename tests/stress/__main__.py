@@ -8,6 +8,7 @@ from pathlib import Path
 
 import uvloop
 
+from tests.stress.fleet import KINDS
 from tests.stress.run import Stress
 
 
@@ -24,11 +25,15 @@ def main() -> int:
         metavar="CHECKOUT",
         help="one of the gateways is of an earlier release",
     )
+    parser.add_argument(
+        "--redis", choices=KINDS, default="one", help="one server, a cluster, or a primary with Sentinels"
+    )
     arguments = parser.parse_args()
     stress = Stress(
         arguments.seed,
         arguments.minutes * 60,
         at_once=arguments.streams,
+        redis=arguments.redis,
         previous=arguments.previous and arguments.previous.resolve(),
         say=lambda line: print(line, flush=True),
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import random
 from collections import Counter
 from typing import Any
 
 import httpx2
 
-from tests.stress.fleet import Fleet
+from tests.stress.fleet import ArchivedRow, Fleet
 from tests.stress.history import Broken, History, answer_of, check_answer, check_reader, history_of
 from tests.stress.plan import StreamOrder
 from tests.stress.readers import Reading
@@ -139,6 +140,23 @@ class Case:
         if delivered + receipt["undelivered_tokens"] != len(history.items):
             return [Broken("delivered + undelivered = generated", "other", str(receipt["delivered"]))]
         return []
+
+    def verify_archived(self, rows: dict[str, ArchivedRow]) -> list[Broken]:
+        """Checks that the archive has what the log holds, and what the receipt says."""
+        row, history = rows.get(self.stream_id), history_of(self.entries)
+        if row is None:
+            return [Broken("every end is archived", "lost", f"stream {self.stream_id}, {history.end}")]
+        if history.end == "deleted":
+            kept = row.status != "deleted" or row.receipt is not None
+            return [Broken("what is deleted is not archived", "other", str(row))] if kept else []
+        receipt = json.loads(row.receipt or "{}")
+        found = (row.status, row.generated, receipt["generated"]["tokens"], receipt["delivered"]["tokens"])
+        wanted = (_STATUS_OF[history.end], len(history.items), len(history.items), row.delivered)
+        return (
+            []
+            if found == wanted
+            else [Broken("the archive tells what the log holds", "other", f"{found} and not {wanted}")]
+        )
 
     def _verify_end(self, history: History) -> list[Broken]:
         end, data, policies = history.end, history.end_data, self.order.policies

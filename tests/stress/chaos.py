@@ -9,14 +9,18 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import redis.exceptions
 
+from tests.stress.failover import CLUSTER, SENTINEL, Fault, all_masters_restarted
 from tests.stress.fleet import LEASE_SECONDS, Fleet, Member
 from tests.stress.proxy import Hurt, Proxy
 
 _PAUSE_SECONDS = (0.05, 0.8)
 _AT_ONCE_MAX = 5
+_NOT_AT_RANDOM = (all_masters_restarted,)
+"""Needs append-only files."""
 
 
 class Chaos:
@@ -37,10 +41,7 @@ class Chaos:
             (self._kill_member, 4),
             (self._freeze_member, 4),
             (self._terminate_member, 3),
-            (self._kill_redis, 1),
-            (self._freeze_redis, 1),
-            (self._kill_clients, 4),
-            (self._pause_clients, 3),
+            *self._redis_faults(),
             (self._bad_weather, 6),
             (self._hurt_connections, 12),
         ]
@@ -107,6 +108,22 @@ class Chaos:
             one.busy = False
 
     # --- Redis
+
+    def _redis_faults(self) -> list[tuple[Callable[[], Awaitable[None]], int]]:
+        if self._fleet.kind == "one":
+            return [(self._kill_redis, 1), (self._freeze_redis, 1), (self._kill_clients, 4), (self._pause_clients, 3)]
+        faults = CLUSTER if self._fleet.kind == "cluster" else SENTINEL
+        chosen = {name: fault for name, fault in faults.items() if fault not in _NOT_AT_RANDOM}
+        return [(partial(self._fail_over, name, fault), 2) for name, fault in chosen.items()]
+
+    async def _fail_over(self, name: str, fault: Fault) -> None:
+        """Causes one of the faults of `tests.stress.failover`, which ends when the servers are whole again."""
+        if not self._redis_busy:
+            self._redis_busy = True
+            self._note(name)
+            await fault(self._fleet.redis)
+            await asyncio.sleep(self._dice.uniform(0.5, 2.0))
+            self._redis_busy = False
 
     async def _kill_redis(self) -> None:
         if not self._redis_busy:

@@ -6,11 +6,13 @@ import asyncio
 import re
 import shutil
 import signal
+import sqlite3
 import tempfile
-from contextlib import AsyncExitStack, suppress
+import time
+from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import httpx2
 import redis.asyncio
@@ -18,9 +20,11 @@ import redis.exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
-from shared.keys import GROUP, REQUESTS, log_key
+from shared.keys import GROUP, UNKEPT, lane_keys, log_key
+from shared.lanes import LANES_OF_CLUSTER
 from tests.stress.history import LogEntry
 from tests.stress.proxy import Proxy
+from tests.support.redis_cluster import RedisCluster, RedisWithSentinels
 from tests.support.redis_server import RedisServer, binary_of, free_port
 from tests.support.system import Process
 from tests.support.waiting import wait_until
@@ -29,6 +33,7 @@ LEASE_SECONDS = 1.5
 _GATEWAYS, _WORKERS = 2, 3
 _LEFT_OVER_SECONDS = 20.0
 _END_SECONDS = 12.0
+_ARCHIVE_SECONDS = 60.0
 _SHOWN_LINES = 200
 _READER_BUFFER_BYTES = 8_192
 _SETTINGS: dict[str, object] = {
@@ -57,10 +62,23 @@ _SETTINGS: dict[str, object] = {
 """Settings with short times and small limits, so that each is reached many times."""
 
 
+class ArchivedRow(NamedTuple):
+    """What the archive says of a stream. `receipt` is JSON."""
+
+    status: str
+    generated: int
+    delivered: int
+    receipt: str | None
+
+
+RedisKind = Literal["one", "cluster", "sentinel"]
+KINDS: tuple[RedisKind, ...] = ("one", "cluster", "sentinel")
+
+
 class Member:
     """One gateway or worker with its proxies, and whether it is meant to run."""
 
-    def __init__(self, name: str, process: Process, to_redis: Proxy, other: Proxy) -> None:
+    def __init__(self, name: str, process: Process, to_redis: Proxy | None, other: Proxy) -> None:
         self.name = name
         self.process = process
         self.to_redis = to_redis
@@ -89,12 +107,19 @@ class Member:
 class Fleet:
     """Redis, a provider, gateways and workers, with a proxy on every way between them."""
 
-    def __init__(self, previous: Path | None = None) -> None:
+    def __init__(self, previous: Path | None = None, kind: RedisKind = "one") -> None:
         """`previous`: a checkout of an earlier release, of which the first gateway is. Workers are upgraded before gateways."""
         self._previous = previous
+        self.kind = kind
         self._directory = Path(tempfile.mkdtemp(prefix="midstream-stress-"))
         self._stack = AsyncExitStack()
-        self.redis = RedisServer("redis" if binary_of("redis") else "valkey", tcp=True, durable=True)
+        self.archive = self._directory / "archive.sqlite"
+        """The archive's database, unless a gateway is of an earlier release, which would enter no stream in it."""
+        self.redis: Any
+        if kind == "one":
+            self.redis = RedisServer("redis" if binary_of("redis") else "valkey", tcp=True, durable=True)
+        else:  # without durability: a node that is back takes its data from the others
+            self.redis = RedisCluster() if kind == "cluster" else RedisWithSentinels()
         self._provider_port = free_port()
         arguments = ["--port", str(self._provider_port)]
         self.provider = Process("tests.support.openai_server", {}, self._directory / "provider.log", arguments)
@@ -109,17 +134,27 @@ class Fleet:
     def proxies(self) -> dict[str, list[Proxy]]:
         return {
             "reader-gateway": [one.other for one in self.gateways],
-            "gateway-redis": [one.to_redis for one in self.gateways],
-            "worker-redis": [one.to_redis for one in self.workers],
+            **(
+                {
+                    "gateway-redis": [one.to_redis for one in self.gateways if one.to_redis is not None],
+                    "worker-redis": [one.to_redis for one in self.workers if one.to_redis is not None],
+                }
+                if self.kind == "one"
+                else {}
+            ),
             "worker-provider": [one.other for one in self.workers],
         }
 
     async def __aenter__(self) -> Self:
         self.http = httpx2.AsyncClient(timeout=12.0, limits=httpx2.Limits(max_connections=None), trust_env=False)
         retry = Retry(ConstantBackoff(0.1), 100)  # Redis is killed under it, too
-        self.commands = redis.asyncio.Redis.from_url(self.redis.url, protocol=2, client_name="stress", retry=retry, socket_timeout=3)  # fmt: skip
+        self.commands: Any = None
         try:
             await asyncio.to_thread(self.redis.start)
+            if self.kind == "one":
+                self.commands = redis.asyncio.Redis.from_url(self.redis.url, protocol=2, client_name="stress", retry=retry, socket_timeout=3)  # fmt: skip
+            else:
+                self.commands = self.redis.client()
             self.provider.start()
             for index in range(_GATEWAYS):
                 port = free_port()
@@ -142,9 +177,16 @@ class Fleet:
     async def _member(
         self, module: str, index: int, other_port: int, settings: dict[str, object], *, buffer_bytes: int = 0
     ) -> Member:
-        to_redis = await self._stack.enter_async_context(Proxy(self.redis.port))
+        to_redis, url = None, self.redis.url
+        if self.kind == "one":
+            to_redis = await self._stack.enter_async_context(Proxy(self.redis.port))
+            url = f"redis://127.0.0.1:{to_redis.port}/0"
         other = await self._stack.enter_async_context(Proxy(other_port, buffer_bytes=buffer_bytes))
-        settings = {**_SETTINGS, **settings, "redis_url": f"redis://127.0.0.1:{to_redis.port}/0"}
+        settings = {**_SETTINGS, **settings, "redis_url": url}
+        if self.kind != "one":
+            settings["min_replicas"] = 1
+        if self._previous is None and self.kind == "one":
+            settings["archive_url"] = f"sqlite:///{self.archive}"
         if module == "producer":
             settings["openai_base_url"] = f"http://127.0.0.1:{other.port}/v1"
         log = self._directory / f"{module}-{index}.log"
@@ -176,11 +218,11 @@ class Fleet:
         while True:
             try:
                 return await read_log(self.commands, stream_id)
-            except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
+            except (redis.exceptions.RedisError, OSError):
                 await asyncio.sleep(0.1)  # it is killed or frozen now; the run limits the time
 
-    async def execute_in_redis(self, *command: str | int) -> None:
-        await self.commands.execute_command(*command)  # type: ignore[no-untyped-call]
+    async def execute_in_redis(self, *command: str | int | bytes) -> None:
+        await self.commands.execute_command(*command)
 
     async def metric(self, name: str) -> list[float]:
         """Returns a gauge or counter of each gateway, read directly and not through its proxy."""
@@ -190,18 +232,41 @@ class Fleet:
             values.append(sum(map(float, re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE))))
         return values
 
+    async def archived(self, stream_ids: set[str]) -> dict[str, ArchivedRow] | None:
+        """Returns the archive's rows by id, when it has all of these streams or the time is up; None if there is no archive.
+
+        Read without any code of the archive.
+        """
+        if self._previous is not None:
+            return None
+        deadline = time.monotonic() + _ARCHIVE_SECONDS
+        while True:
+            await self.execute_in_redis(
+                "ZADD", UNKEPT, "XX", *(part for stream_id in stream_ids for part in (0, stream_id))
+            )
+            await asyncio.sleep(1.0)
+            rows = await asyncio.to_thread(self._rows)
+            if stream_ids <= rows.keys() or time.monotonic() > deadline:
+                return rows
+
+    def _rows(self) -> dict[str, ArchivedRow]:
+        columns = "id, status, generated_tokens, delivered_tokens, receipt"
+        with closing(sqlite3.connect(self.archive, timeout=10)) as database:
+            return {row[0]: ArchivedRow(*row[1:]) for row in database.execute(f"SELECT {columns} FROM streams")}
+
     # --- what is left over
 
     async def left_over(self, known: set[str]) -> list[str]:
         """Returns what should be gone some time after everything has ended, but is not."""
-        looks = {
+        looks: dict[str, tuple[Any, Any]] = {
             "readers of each gateway": (lambda: self.metric("midstream_readers"), [0.0] * _GATEWAYS),
-            "connections to Redis": (self._connections, self._expected_connections()),
-            "queue entries": (lambda: self.commands.xlen(REQUESTS), 0),
+            "queue entries": (self._queued, 0),
             "pending queue entries": (self._pending, 0),
             "streams that no client created": (lambda: self._unknown(known), []),
             "keys without an expiry": (self._immortal, []),
         }
+        if self.kind == "one":
+            looks["connections to Redis"] = (self._connections, self._expected_connections())
         found = []
         for what, (look, wanted) in looks.items():
             got: Any = None
@@ -223,7 +288,7 @@ class Fleet:
             "midstream-subscriber": _GATEWAYS,
             "midstream-readiness": _GATEWAYS - (self._previous is not None),  # earlier releases had none
             "midstream-worker": _WORKERS,
-            "": _WORKERS,
+            "midstream-claims": _WORKERS,
         }
 
     async def _connections(self) -> dict[str, int]:
@@ -235,7 +300,14 @@ class Fleet:
         return counts
 
     async def _pending(self) -> int:
-        return int((await self.commands.xpending(REQUESTS, GROUP))["pending"])
+        return sum([int((await self.commands.xpending(key, GROUP))["pending"]) for key in self._lanes])
+
+    async def _queued(self) -> int:
+        return sum([await self.commands.xlen(key) for key in self._lanes])
+
+    @property
+    def _lanes(self) -> tuple[bytes, ...]:
+        return lane_keys(LANES_OF_CLUSTER if self.kind == "cluster" else 1)
 
     async def _unknown(self, known: set[str]) -> list[str]:
         return [key async for key in self._keys("midstream:{*}:log") if key.split("{")[1].split("}")[0] not in known]
@@ -264,7 +336,8 @@ class Fleet:
 
     async def _close(self) -> None:
         await self.http.aclose()
-        await self.commands.aclose()
+        if self.commands is not None:
+            await self.commands.aclose()
         for process in (*(one.process for one in self.members), self.provider):
             if process.runs:
                 process.kill()

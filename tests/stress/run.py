@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.stress.cases import Case
 from tests.stress.chaos import Chaos
-from tests.stress.fleet import Fleet
+from tests.stress.fleet import Fleet, RedisKind
 from tests.stress.history import Broken
 from tests.stress.plan import order
 
@@ -21,7 +21,8 @@ _SETTLE_SECONDS = 45.0
 
 NOT_COVERED = (
     "clock steps (no libfaketime): leases and expiries were seen under a steady clock only",
-    "a Redis that forgets (failover to a lagging replica, an older append-only file), Redis Cluster and Sentinel, TLS",
+    "a Redis that forgets (failover to a lagging replica, an older append-only file), TLS",
+    "with --redis cluster and sentinel: faults between processes and Redis, other than those of its servers",
     "Redis at its maxmemory, queue_timeout, expiry of a log while it is read",
     "lost packets and reordered ones: the proxies work on TCP streams, on one machine",
     "the OpenAI, AI SDK and /stream?prompt= faces, NDJSON, access control and its limits",
@@ -47,6 +48,7 @@ class Stress:
         *,
         at_once: int = 24,
         previous: Path | None = None,
+        redis: RedisKind = "one",
         say: Callable[[str], None] = print,
     ) -> None:
         self.seed = seed
@@ -57,6 +59,7 @@ class Stress:
         """The folder for the histories of a failed run."""
         self._seconds = seconds
         self._at_once = at_once
+        self._redis = redis
         self._previous = previous
         self._say = say
         self._cases: list[Case] = []
@@ -65,7 +68,7 @@ class Stress:
     async def run(self) -> bool:
         """Runs; returns whether every invariant held."""
         began = time.monotonic()
-        async with Fleet(self._previous) as fleet:
+        async with Fleet(self._previous, self._redis) as fleet:
             self._fleet, self._chaos = fleet, Chaos(fleet, self.seed)
             try:
                 await self._strike_and_settle(time.monotonic() + self._seconds)
@@ -154,6 +157,12 @@ class Stress:
                 broken = [Broken("a request is answered as it should be", "other", str(error))]
             if broken:
                 raise Failure(broken, case)
+        archived = await self._fleet.archived({case.stream_id for case in self._cases})
+        for case in self._cases if archived is not None else ():
+            broken = case.verify_archived(archived or {})
+            if broken:
+                raise Failure(broken, case)
+        self.counts["archived"] = len(archived or {})
         self.counts["fallen out of the ring"] = int(sum(await self._fleet.metric("midstream_ring_fallouts_total")))
         left = await self._fleet.left_over({case.stream_id for case in self._cases})
         left += await self._fleet.stop()
@@ -196,11 +205,12 @@ class Stress:
     def _summary(self, seconds: float) -> None:
         counts = self.counts
         rows = [
-            ("seed, time", f"{self.seed}, {seconds:.0f} s"),
+            ("seed, time, Redis", f"{self.seed}, {seconds:.0f} s, {self._redis}"),
             ("streams", len(self._cases)),
             ("readers", counts["readers"]),
             *((name, counts[name]) for name in sorted(counts) if name.startswith("readers: ")),
             *((name, counts[name]) for name in ("connections", "tokens generated", "events read")),
+            ("archived", counts["archived"]),
             ("fallen out of the ring", counts["fallen out of the ring"]),
             ("requests repeated", counts["requests that broke off"]),
             *((f"ended: {name}", count) for name, count in sorted(self.ends.items())),

@@ -19,8 +19,8 @@ from shared.settings import Settings
 MODULE = "tests.support.guarded_gateway"
 TOKEN_KEYS = "test-key-one-0123456789abcdef-0123456789"
 KEYS = {
-    "alice": Principal("key:alice", frozenset({"create", "read", "cancel"})),
-    "bob": Principal("key:bob", frozenset({"create", "read", "cancel"})),
+    "alice": Principal("key:alice", frozenset({"create", "read", "cancel", "write"})),
+    "bob": Principal("key:bob", frozenset({"create", "read", "cancel", "write"})),
     "reader": Principal("key:reader", frozenset({"read"})),
     "creator": Principal("key:creator", frozenset({"create"})),
     "root": Principal("key:root", frozenset({"create", "read", "cancel", "admin"})),
@@ -43,6 +43,10 @@ class FixedKeys:
 
     async def close(self) -> None:
         """Has nothing to close."""
+
+    async def knows(self, who: Principal) -> bool:
+        name = who.name.removeprefix("key:")
+        return name in KEYS and who.scopes <= KEYS[name].scopes and name not in _revoked()
 
     async def principal_of(self, token: str) -> Principal | None:
         name = token.removeprefix(self.prefix)

@@ -12,7 +12,7 @@ from shared.errors import Disconnected
 Argument = bytes | str | int | float
 
 
-class LossyCommands:
+class LossyCommands(Commands):
     """Passes commands on, and loses some, chosen by the seed: half of these before, half after Redis has executed them."""
 
     def __init__(self, commands: Commands, *, seed: int, share: float) -> None:

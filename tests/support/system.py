@@ -28,12 +28,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx2
-import redis.asyncio
 
 from shared.keys import live_channel, log_key
 from shared.settings import described
 from shared.sse import Decoder, Message
 from tests.support.left_in_redis import keys_without_expiry
+from tests.support.redis_cluster import RedisCluster, RedisWithSentinels
 from tests.support.redis_server import Kind, RedisServer, binary_of
 from tests.support.waiting import wait_until
 
@@ -282,7 +282,7 @@ def answer_of(*connections: Iterable[Message]) -> Answer:
 
 
 class System:
-    """Redis, gateways and workers, as processes.
+    """Redis, gateways and workers, as processes. These log in as the users that are shipped for Redis (deploy/redis/users.acl).
 
     `tcp` and `durable` are as in RedisServer; `redis` is one that has not been started. `settings`, named as in
     shared.settings, are for all processes, `gateway_settings` and `worker_settings` for one kind. `environment` are more
@@ -300,20 +300,21 @@ class System:
         environment: Mapping[str, str] | None = None,
         tcp: bool = False,
         durable: bool = False,
-        redis: RedisServer | None = None,
+        redis: RedisServer | RedisCluster | RedisWithSentinels | None = None,
         gateway_module: str = "gateway",
     ) -> None:
         self._environment = environment
         self._directory = Path(tempfile.mkdtemp(prefix="midstream-system-"))
         kind: Kind = "redis" if binary_of("redis") else "valkey"
-        self.redis = redis or RedisServer(kind, tcp=tcp, durable=durable)
-        common = {"redis_url": self.redis.url, "hosts": _HOSTS, **(settings or {})}
+        self.redis: Any = redis or RedisServer(kind, tcp=tcp, durable=durable)
+        common = {"hosts": _HOSTS}
+        gateway = {**common, "redis_url": self._redis_url("midstream-gateway"), "port": 0, **(settings or {})}
+        worker = {**common, "redis_url": self._redis_url("midstream-worker"), **(settings or {})}
         self.gateways = [
-            self._process(gateway_module, index, {**common, "port": 0, **(gateway_settings or {})})
-            for index in range(gateways)
+            self._process(gateway_module, index, {**gateway, **(gateway_settings or {})}) for index in range(gateways)
         ]
         self.workers = [
-            self._process("producer", index, {**common, **(worker_settings or {})}) for index in range(workers)
+            self._process("producer", index, {**worker, **(worker_settings or {})}) for index in range(workers)
         ]
         self._readers: list[Reader] = []
 
@@ -321,9 +322,10 @@ class System:
         self.http = httpx2.AsyncClient(
             timeout=30.0, limits=httpx2.Limits(max_connections=None), verify=False, trust_env=False
         )
-        self.commands: Any = redis.asyncio.Redis.from_url(self.redis.url, protocol=2)
+        self.commands: Any = None
         try:
             await asyncio.to_thread(self.redis.start)
+            self.commands = self.redis.client()
             for process in (*self.gateways, *self.workers):
                 process.start()
             for index in range(len(self.gateways)):
@@ -348,6 +350,10 @@ class System:
             await self._close()
 
     # --- processes
+
+    def _redis_url(self, user: str) -> str:
+        """Returns the URL of Redis for this user; of a cluster, and of a primary behind Sentinels, that of the user who may do all."""
+        return str(self.redis.url_of(user) if isinstance(self.redis, RedisServer) else self.redis.url)
 
     def gateway_port(self, index: int = 0) -> int:
         return int(str(self.gateways[index].settings["port"]))
@@ -442,7 +448,7 @@ class System:
     def assert_keys_expire(self) -> None:
         """Checks that all our keys have an expiry, unless the test has frozen or ended Redis."""
         if self.redis.runs:
-            immortal = keys_without_expiry(self.redis, "midstream:*")
+            immortal = [key for one in self.redis.servers() for key in keys_without_expiry(one, "midstream:*")]
             assert not immortal, f"keys that never expire: {immortal}"
 
     # --- helpers
@@ -494,14 +500,18 @@ class System:
 
     async def _followed(self) -> list[bytes]:
         """Returns the channels that a gateway subscribes to."""
-        channels: list[bytes] = await self.commands.execute_command("PUBSUB", "SHARDCHANNELS", live_channel("*"))
+        channels: list[bytes] = []
+        for client in self.redis.clients():
+            channels += await client.execute_command("PUBSUB", "SHARDCHANNELS", live_channel("*"))
+            await client.aclose()
         return channels
 
     async def _close(self) -> None:
         for reader in self._readers:
             await reader.leave()
         await self.http.aclose()
-        await self.commands.aclose()
+        if self.commands is not None:
+            await self.commands.aclose()
         for process in (*self.gateways, *self.workers):
             if process.runs:
                 process.kill()

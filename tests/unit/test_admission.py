@@ -34,7 +34,7 @@ class Keys:
 
 def guarded() -> Admission:
     keys = SigningKeys("0" * 32)
-    return Admission([Keys()], tokens=StreamTokens(keys, Settings()), sessions=Sessions(keys), user_cookie="user")
+    return Admission([Keys()], tokens=StreamTokens(keys, Settings()), sessions=Sessions(keys, []), user_cookie="user")
 
 
 def route(scope: str) -> Route:
@@ -150,6 +150,7 @@ def test_a_log_without_an_owner_is_an_admin_s() -> None:
 )
 def test_where_authentication_is_on(auth: str, address: str, on: bool | None) -> None:
     settings = Settings(auth=auth)
+    assert is_authentication_on(Settings(auth=auth, api_keys="x"), address) is (auth != "none")
     if on is None:
         with pytest.raises(Unusable, match=r"MIDSTREAM_AUTH=required .* MIDSTREAM_AUTH=none"):
             is_authentication_on(settings, address)

@@ -29,6 +29,22 @@ def request(query: bytes = b"", headers: Headers | None = None, **more: Any) -> 
     return {"type": "http", "scheme": "http", "query_string": query, "headers": headers or [], **more}
 
 
+class KnownKeys:
+    """Knows every principal."""
+
+    is_for_urls = False
+
+    def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def principal_of(self, token: str) -> Principal | None:
+        return None
+
+    async def knows(self, who: Principal) -> bool:
+        return True
+
+
 # --- keys
 
 
@@ -88,13 +104,14 @@ async def test_a_token_is_for_one_stream_and_as_long_as_it_can_be_read() -> None
 async def test_signed_nonsense_is_no_token(fields: str) -> None:
     keys = SigningKeys(NEW)
     assert await StreamTokens(keys, SETTINGS).principal_of(keys.signed("mst1", fields)) is None
-    assert await Sessions(keys).principal_of(keys.signed("mss1", fields)) is None
+    assert await Sessions(keys, []).principal_of(keys.signed("mss1", fields)) is None
 
 
 async def test_a_session_keeps_name_and_scopes_and_is_no_token() -> None:
     keys = SigningKeys(NEW)
     who = Principal("key:Zoë's, 50% = ∞", frozenset({"read", "admin"}))
-    sessions, tokens = Sessions(keys), StreamTokens(keys, SETTINGS)
+    sessions, tokens = Sessions(keys, [KnownKeys()]), StreamTokens(keys, SETTINGS)
+    assert await Sessions(keys, []).principal_of(sessions.token(who)) is None  # its key was revoked
     found = await sessions.principal_of(sessions.token(who))
     assert found is not None
     assert (found.name, found.scopes) == (who.name, who.scopes)

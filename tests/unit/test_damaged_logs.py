@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from base64 import b64decode
 from typing import Any
 
 import orjson
@@ -13,13 +14,14 @@ from hypothesis import strategies as st
 from gateway.api.text import TEXT
 from gateway.api.websocket import FACE as WEBSOCKET
 from gateway.facades.ai_sdk.stream_parts import AI_SDK, AI_SDK_REPLAY
+from gateway.facades.durable.face import DurableFace, Form
 from gateway.facades.openai.chat_chunks import ChatFace
 from gateway.facades.openai.chat_whole import completion
 from gateway.facades.openai.errors import failure_problem
 from gateway.facades.responses.events import RESPONSES, ResponsesEncoder
-from gateway.faces import NATIVE, NDJSON, PROMPT, Encoder, Face, encode
+from gateway.faces import NATIVE, NDJSON, PROMPT, Encoder, Face, FramingFace, encode
 from gateway.following.pages import EncodedPage
-from gateway.following.ring import Ring
+from gateway.following.ring import FramedRing, Ring
 from gateway.following.token_runs import TokenRun, parts
 from shared import events
 from shared.deltas import NESTED_MAX
@@ -29,6 +31,7 @@ from shared.events import Accepted, Entry, Event, Policies, entry_of, events_of
 from shared.ids import BEGINNING, EventId, new_stream_id
 from shared.lifecycle import History, fold_into, fold_readable
 from shared.receipt import Generated, StreamNotes, receipt
+from shared.sse import Decoder
 
 STREAM_ID = new_stream_id()
 REQUEST: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -45,6 +48,7 @@ FACES: list[Face] = [
     RESPONSES,
     AI_SDK,
     AI_SDK_REPLAY,
+    *map(DurableFace, Form),
 ]
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
@@ -87,7 +91,12 @@ def log_of(*entries: tuple[bytes, bytes], end: bytes = DONE) -> list[RawEntry]:
 
 def shown(face: Face, raw: list[RawEntry]) -> bytes:
     """Returns a ring's bytes of a log. With a stateless face a page ends in the same way, and also reports holes."""
-    ring = Ring(face, face.encoder(STREAM_ID), BEGINNING)
+    encoder = face.encoder(STREAM_ID)
+    ring = (
+        FramedRing(face, encoder, BEGINNING, lambda: True)
+        if isinstance(face, FramingFace)
+        else Ring(face, encoder, BEGINNING)
+    )
     for part in parts(raw, BEGINNING):
         if isinstance(part, TokenRun):
             ring.extend(part)
@@ -98,7 +107,9 @@ def shown(face: Face, raw: list[RawEntry]) -> bytes:
     body = ring.body(0) if ring.end else b""
     if not face.stateful:
         page = EncodedPage(face, STREAM_ID, list(parts(raw, BEGINNING))).after(BEGINNING)
-        assert (page.body if page else b"").endswith(ring.encoded[-1] if ring.end else b"")
+        last = b"" if isinstance(face, FramingFace) or not ring.end else ring.encoded[-1]
+        assert (page.body if page else b"").endswith(last)
+        assert page is None or page.body.count(b"streamClosed") == body.count(b"streamClosed")
     return body
 
 
@@ -139,7 +150,33 @@ def check_all(raw: list[RawEntry]) -> History:
             orjson.loads(data)
         for line in bodies[NDJSON].splitlines():
             orjson.loads(line)
+        for form in Form:
+            assert bodies[DurableFace(form)].count(b'"streamClosed":true,"streamOutcome":"%b"' % ends[0]) == 1
+        orjson.loads(bodies[DurableFace(Form.GENERATED)].split(b"\ndata:")[1].split(b"\n")[0])
     return history
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.binary(max_size=12) | json_values.map(orjson.dumps), max_size=4), st.booleans())
+def test_any_bytes_as_messages(values: list[bytes], together: bool) -> None:
+    """A message may have any content; a line that is not JSON is an empty delta."""
+    lines = [value.replace(b"\n", b" ") for value in values]
+    raw = log_of(*((events.RAW, value) for value in values))
+    if together and lines:
+        raw[2:] = [
+            (b"1-%d" % len(lines), (events.JSON, b"\n".join(lines))),
+            (b"1-%d" % (len(lines) + 1), (events.DONE, DONE)),
+        ]
+    history = check_all(raw)
+    assert (history.status, len(history.items)) == ("completed", len(values))
+    for face in map(DurableFace, Form):
+        page = EncodedPage(face, STREAM_ID, list(parts(raw, BEGINNING))).after(BEGINNING)
+        assert page is not None
+        assert page.body == shown(face, raw)
+    shown_whole = shown(DurableFace(Form.BYTES), raw)
+    if values and not together:
+        (first, _) = Decoder().feed(shown_whole) if b"".join(values) else (None, None)
+        assert first is None or b64decode(first.data) == b"".join(values)
 
 
 def nested(levels: int) -> bytes:

@@ -35,7 +35,7 @@ from shared.resp import RespConnection
 from shared.settings import Settings
 
 KEYS = SigningKeys("0123456789abcdef" * 2)
-STREAM_TOKENS, SESSIONS = StreamTokens(KEYS, Settings()), Sessions(KEYS)
+STREAM_TOKENS, SESSIONS = StreamTokens(KEYS, Settings()), Sessions(KEYS, [])
 STREAM = new_stream_id()
 TOKEN = STREAM_TOKENS.token(STREAM)
 SESSION = SESSIONS.token(Principal("key:root", frozenset({"admin"})))

@@ -17,6 +17,7 @@ from gateway.api.openapi import document
 from gateway.api.requests import check_chat, check_generation
 from gateway.app import Services, parts_of
 from gateway.console.watchers import Watchers
+from gateway.facades.durable.durable import DurableStreams
 from gateway.facades.responses.request import check_response_request
 from gateway.http.accept import SSE
 from gateway.http.operations import HTML, PROBLEM_JSON
@@ -35,10 +36,11 @@ def parts(*, console: bool = True) -> tuple[list[Route], list[Part]]:
     """The FastAPI application, and the routes that are tried before it."""
     subscribe = Subscribe(NOBODY, NOBODY, NOBODY, NOBODY, NOBODY, SETTINGS, NOBODY)
     watchers = Watchers(NOBODY) if console else None
+    durable = DurableStreams(NOBODY, subscribe, NOBODY, NOBODY, NOBODY, SETTINGS)
     native, before, routes = parts_of(
         Services(
-            *(NOBODY, subscribe, NOBODY, NOBODY, watchers, NOBODY, Health(NOBODY, NOBODY), ADMISSION),
-            *(NOBODY, NOBODY, NOBODY, SETTINGS),
+            *(NOBODY, NOBODY, subscribe, NOBODY, NOBODY, watchers, NOBODY, Health(NOBODY, NOBODY), ADMISSION),
+            *(NOBODY, NOBODY, durable, NOBODY, SETTINGS),
         )
     )
     assert routes == [*native.routes, *(route for part in before for route in part.routes)]
@@ -143,8 +145,9 @@ def test_the_page_shows_the_whole_document() -> None:
         ):
             assert f"<code>{name}</code>" in part, f"{operation['operationId']}: {name}"
         body = operation.get("requestBody")
-        if body is not None:
-            name = next(iter(body["content"].values()))["schema"]["$ref"].rpartition("/")[2]
+        schema = next(iter(body["content"].values()))["schema"] if body is not None else {}
+        if "$ref" in schema:
+            name = schema["$ref"].rpartition("/")[2]
             assert f'Body: <a href="#{name}">' in part
     for name, schema in DOCUMENT["components"]["schemas"].items():
         section = page.partition(f'id="{name}"')[2].partition("<h3")[0]

@@ -16,6 +16,10 @@ from shared.redis_server import RedisAddress, complaint_about
         ("redis://h:7000/3", RedisAddress("h", 7000, database=3)),
         ("redis://[::1]:7000", RedisAddress("::1", 7000)),
         ("rediss://u:p%2Fw@h:7000/0", RedisAddress("h", 7000, username="u", password="p/w", tls=True)),
+        (
+            "rediss://h:7000/1?ssl_ca_certs=/ca.pem&ssl_certfile=/c%20c.pem&ssl_keyfile=/key",
+            RedisAddress("h", 7000, "", 1, tls=True, ca_file="/ca.pem", certificate_file="/c c.pem", key_file="/key"),
+        ),
         ("redis://:secret@h", RedisAddress("h", password="secret")),
         ("unix:///run/redis.sock", RedisAddress(path="/run/redis.sock")),
         (
@@ -65,7 +69,22 @@ def test_no_unquoted_password_is_ever_shown(password: str) -> None:
     assert password[-8:] not in shown or password[-8:] in "redis://host:6379/0, rediss://user:password@host:6379/0"
 
 
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("rediss://:hunter2@h?ssl_cert_reqs=none", "ssl_ca_certs"),
+        ("redis://:hunter2@h?ssl_ca_certs=/ca.pem", "with rediss://"),
+        ("rediss://:hunter2@h?ssl_keyfile=/key", "without ssl_certfile"),
+    ],
+)
+def test_files_of_tls_that_would_have_no_effect_are_refused(url: str, reason: str) -> None:
+    with pytest.raises(Unusable, match=reason) as error:
+        RedisAddress.parse(url)
+    assert "hunter2" not in str(error.value)
+
+
 def test_an_address_shows_no_password() -> None:
+    assert "hunter2" not in repr(RedisAddress.parse("redis://user:hunter2@h:7000/1"))
     assert str(RedisAddress.parse("redis://user:hunter2@h:7000/1")) == "h:7000"
     assert str(RedisAddress.parse("unix://user:hunter2@/run/redis.sock")) == "unix:///run/redis.sock"
 

@@ -119,3 +119,11 @@ def test_what_is_a_setting_or_somebody_else_s_is_not_told() -> None:
     assert unknown(others) == {}
     assert unknown({"OPENAI_API_BASE": "x", "OPENAI_BASE_URL": "http://x/v1"}) == {}
     assert len(unknown({f"MIDSTREAM_X{number}": "" for number in range(500)})) == 20, "the log is not flooded"
+
+
+def test_the_text_of_the_settings_has_no_secret() -> None:
+    secrets: dict[str, Any] = {
+        setting.name: f"hunter2-{setting.name}" for setting in described() if setting.unit in ("secret", "URL")
+    }
+    assert {"redis_url", "openai_api_key", "token_keys", "api_keys"} <= secrets.keys()
+    assert "hunter2" not in repr(Settings(**secrets))

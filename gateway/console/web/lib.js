@@ -175,6 +175,7 @@ const FAILURES = {
   log_full: "there was no room left for the answer",
   queue_timeout: "no worker was free in time",
   worker_lost: "its worker stopped in the middle of it",
+  writer_lost: "its writer, a program of yours, fell silent",
   attempts_exhausted: "it was interrupted too often",
   internal_error: "its worker had an internal error",
   unreadable: "its log cannot be read",
@@ -186,7 +187,7 @@ export const reason = (code) => FAILURES[code] ?? String(code ?? "unknown").repl
 export const capital = (text) => text.slice(0, 1).toUpperCase() + text.slice(1);
 
 /** Describes why an attempt was followed by another. */
-export const reasonAgain = (code) => ({ worker_lost: "its worker died or was stopped", provider_unavailable: "the provider broke off" })[code] ?? reason(code);
+export const reasonAgain = (code) => ({ worker_lost: "its worker died or was stopped", writer_replaced: "another writer went on", provider_unavailable: "the provider broke off" })[code] ?? reason(code);
 
 // --- which processes run
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from gateway.http.exchange import json_response
 from gateway.http.problems import Problem
 
-_NATIVE = ("streams", "overview", "probe", "usage")
+_NATIVE = ("streams", "stream", "overview", "probe", "usage")
 """What stands below /v1 of the native API."""
 _RESOURCES = ("openai", "completions", "embeddings", "models", "responses")
 CANCELLED_STATUS = 499
@@ -31,6 +31,7 @@ _STATUSES = {
     "log_full": 507,
     "queue_timeout": 503,
     "worker_lost": 502,
+    "writer_lost": 424,  # a status that no SDK retries: the program that wrote is not started again by that
     "attempts_exhausted": 502,
     "unreadable": 424,  # a status that no SDK retries: the log would be as unreadable
     "internal_error": 502,

@@ -114,6 +114,8 @@ class ResponsesEncoder(Encoder):
         _, field, value = without_tombstone(event)
         if self.ended or not (self._response or field in (events.ACCEPTED, events.FAILED)):
             return b""  # nothing counts after the first terminal event
+        if field in events.MESSAGES:
+            return b""
         if field == events.DELTA:
             return self._delta(orjson.loads(value))
         if field == events.OWN:

@@ -93,3 +93,24 @@ test("a body that breaks off or stalls is fetched again; the signal ends the wai
   setTimeout(() => aborting.abort(new Error("left")), 20);
   await assert.rejects(state(URL_OF_STREAM, { fetch: scripted(half("silence")), signal: aborting.signal }), { message: "left" });
 });
+
+for (const [what, answer] of [
+  ["silence after the head", (init) => streaming(['{"status":'], { end: "silence", signal: init.signal })],
+  ["half an answer", () => streaming(['{"status":'], { end: "cut" })],
+])
+  test(`${what}, every time, is given up: an accepted request is no answer`, async () => {
+    const fetch = scripted(answer);
+    const begun = performance.now();
+    const expected = { "silence after the head": "nothing came for 0.04 s", "half an answer": "terminated" }[what];
+    await assert.rejects(receipt(URL_OF_STREAM, { fetch, stallMs: 40, giveUpMs: 1_500 }), { message: expected });
+    assert.ok(performance.now() - begun < 1_600);
+    assert.ok(fetch.requests.length <= 3, "each pause is longer than the one before");
+  });
+
+test("the time that the server may take by agreement is added to what a call may take", async () => {
+  const answer = (init) => new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, 120, json({ status: "completed" })());
+    init.signal.addEventListener("abort", () => reject(init.signal.reason, clearTimeout(timer)));
+  });
+  assert.equal((await state(URL_OF_STREAM, { fetch: scripted(answer), stallMs: 40, waitSeconds: 0.2 })).status, "completed");
+});

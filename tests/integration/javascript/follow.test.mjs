@@ -32,9 +32,11 @@ for (const status of [400, 403, 404, 409, 410, 421, 422])
 for (const status of [408, 425, 429, 500, 502, 503, 504])
   test(`${status} is tried again`, async () => {
     const fetch = scripted(broken, () => refused(status), () => refused(status), rest);
-    const { text, lost } = await collect({ fetch });
-    assert.equal(text, "ab");
-    assert.deepEqual(lost.map((one) => one.error.status), [undefined, status, status]);
+    await hurried(async () => {
+      const { text, lost } = await collect({ fetch });
+      assert.equal(text, "ab");
+      assert.deepEqual(lost.map((one) => one.error.status), [undefined, status, status]);
+    });
     assert.ok(fetch.requests.slice(1).every((request) => request.headers["last-event-id"] === "1-1"));
   });
 
@@ -60,7 +62,7 @@ test("204: the terminal event is fetched, and asked for once", async () => {
 test("Retry-After: seconds and a date", async () => {
   const inTwoSeconds = new Date(Date.now() + 2_000).toUTCString();
   const past = new Date(0).toUTCString();
-  for (const [value, leastMs, mostMs = leastMs * 1.5] of [["0.2", 200], [inTwoSeconds, 200, 3_100], [past, 0], ["-5", 0], ["nonsense", 0], ["1e9", 86_400_000, 86_400_000]]) {
+  for (const [value, leastMs, mostMs = leastMs * 1.5] of [["0.4", 400], [inTwoSeconds, 200, 3_100], [past, 200], ["-5", 200], ["nonsense", 200], ["1e9", 86_400_000, 86_400_000]]) {
     const fetch = scripted(broken, () => refused(503, { headers: { "retry-after": value } }), whole);
     for await (const event of follow(URL_OF_STREAM, { fetch, giveUpMs: Infinity }))
       if (event.type === "lost" && event.error.status === 503) {
@@ -82,8 +84,23 @@ test("the pause doubles up to 30 s, is jittered, never below `retry:`, and start
 
 test("it gives up when nobody has accepted a request for `giveUpMs`", async () => {
   const fetch = scripted(() => streaming(["retry: 10\n" + token("1-1", "a")], { end: "cut" }), unreachable);
-  await assert.rejects(collect({ fetch, giveUpMs: 100 }), { message: "fetch failed" });
+  await assert.rejects(collect({ fetch, giveUpMs: 400 }), { message: "fetch failed" });
   assert.ok(fetch.requests.length > 2);
+});
+
+test("`retry: 0`: at once after a connection that brought events, and never again and again without a pause", async () => {
+  const empty = () => streaming([":\nretry: 0\n"]); // an EventSource's answer from a server that cannot serve now
+  const fetch = scripted(broken, empty, empty, empty, rest);
+  const pauses = await hurried(async () => assert.equal((await collect({ fetch })).text, "ab"));
+  const least = [0, 200, 400, 800];
+  assert.equal(pauses.length, least.length);
+  pauses.forEach((pause, index) => assert.ok(pause >= least[index] && pause <= least[index] * 1.5, `${index}: ${pauses}`));
+});
+
+test("it does not ask as an EventSource does, which is told nothing of a 503", async () => {
+  const fetch = scripted(whole);
+  await collect({ fetch });
+  assert.equal(fetch.requests[0].headers.accept, "text/event-stream, application/problem+json");
 });
 
 test("the time of a connection that held does not count", async () => {
@@ -99,7 +116,7 @@ test("the time of a connection that held does not count", async () => {
 test("what is no event stream: final at first, a hotel's login page later", async () => {
   const page = () => streaming(["<html>"], { type: "text/html" });
   await assert.rejects(collect({ fetch: scripted(page, whole) }), { name: "StreamError", retryable: false });
-  assert.equal((await collect({ fetch: scripted(broken, page, page, rest) })).text, "ab");
+  await hurried(async () => assert.equal((await collect({ fetch: scripted(broken, page, page, rest) })).text, "ab"));
 });
 
 test("a fetch that cannot stream is named as such", async () => {
@@ -184,7 +201,7 @@ test("a fetch that heeds no signal (React Native) is left all the same", async (
 test("a fresh token before each try", async () => {
   let tokens = 0;
   const fetch = scripted(broken, unreachable, () => refused(503), rest);
-  await collect({ fetch, token: () => `t${++tokens}`, headers: { "x-app": "1" } });
+  await hurried(() => collect({ fetch, token: () => `t${++tokens}`, headers: { "x-app": "1" } }));
   assert.deepEqual(fetch.requests.map(({ headers }) => [headers.authorization, headers["x-app"]]), [1, 2, 3, 4].map((n) => [`Bearer t${n}`, "1"]));
 });
 

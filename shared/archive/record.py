@@ -1,0 +1,138 @@
+"""What the archive's row says of a stream."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from shared.archive.pieces import packed_entries, packed_fields
+from shared.events import Entry
+from shared.ids import created_at
+from shared.lifecycle import History
+from shared.outcomes import ReaderOutcome, Status
+
+_TOKENS_MAX = (1 << 53) - 1
+"""What a provider may say that it has used: whole numbers up to here (docs/reference/log-format.md)."""
+
+LISTED_STATUSES = (Status.QUEUED, Status.RUNNING, Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+"""What a list may be asked for."""
+
+Row = dict[str, Any]
+"""Values by column of `shared.archive.schema.streams`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An ended stream as it is to be archived. `entries` and `request` are packed, and not compressed yet."""
+
+    stream_id: str
+    columns: Row
+    entries: bytes = b""
+    request: bytes = b""
+    is_final: bool = True
+    """Whether its receipt can be trusted to stay: all was delivered, or nobody can read it any more."""
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.entries) + len(self.request)
+
+
+def record_of(
+    stream_id: str,
+    entries: list[Entry],
+    history: History,
+    receipt: dict[str, Any],
+    *,
+    notes: dict[bytes, bytes] | None = None,
+    kept_request: dict[bytes, bytes] | None = None,
+) -> Record:
+    """Returns the record of a stream that has ended. `notes`, `kept_request`: the hashes beside its log, as Redis has them."""
+    columns = _counted(stream_id, history) | {
+        "finish_reason": plain_text(receipt["finish_reason"]),
+        "delivered_tokens": receipt["delivered"]["tokens"],
+        **_usage(receipt["generated"]["usage"]),
+        "metadata": {plain_text(key): plain_text(value) for key, value in receipt["metadata"].items()},
+        "receipt": orjson.dumps(receipt).decode(),
+        "notes": orjson.dumps({k.decode(): v.decode() for k, v in (notes or {}).items()}).decode(),
+    }
+    is_open = any(note["outcome"] in (None, ReaderOutcome.ERROR) for note in receipt["delivered"]["connections"])
+    return Record(
+        stream_id,
+        columns,
+        packed_entries(entries),
+        packed_fields(kept_request) if kept_request else b"",
+        is_final=not is_open and not receipt["undelivered_tokens"],
+    )
+
+
+def tombstone_of(stream_id: str, history: History | None, owner: str) -> Row:
+    """Returns the row of a stream that is deleted: only what is counted."""
+    counted = _counted(stream_id, history) if history is not None else _nothing_counted(stream_id)
+    usage = (history.terminal or {}).get("usage") if history is not None else None
+    return {**counted, **_usage(usage), "owner": plain_text(owner), **ERASED}
+
+
+ERASED: Row = {
+    "status": str(Status.DELETED),
+    "error_code": None,
+    "metadata": {},
+    "receipt": None,
+    "notes": None,
+    "entries": None,
+    "request": None,
+    "stored_bytes": 0,
+}
+"""The columns that a deletion empties."""
+
+
+def _nothing_counted(stream_id: str) -> Row:
+    return {
+        "id": stream_id,
+        "owner": "",
+        "status": str(Status.DELETED),
+        "model": None,
+        "api": "native",
+        "finish_reason": None,
+        "error_code": None,
+        "created_at": created_at(stream_id),
+        "started_at": None,
+        "ended_at": None,
+        "kept_at": time.time(),
+        "attempts": 0,
+        "generated_tokens": 0,
+        "delivered_tokens": 0,
+    }
+
+
+def _counted(stream_id: str, history: History) -> Row:
+    accepted, terminal = history.accepted, history.terminal or {}
+    model = history.model or (accepted.request.get("model") if accepted else None)
+    return _nothing_counted(stream_id) | {
+        "owner": plain_text(accepted.principal) if accepted else "",
+        "status": str(history.status),
+        "model": plain_text(model) if isinstance(model, str) else None,
+        "api": plain_text((accepted.facade if accepted else {}).get("api") or "native")[:16],
+        "error_code": plain_text(terminal.get("code")) if history.status == Status.FAILED else None,
+        "created_at": accepted.created_at if accepted else created_at(stream_id),
+        "started_at": history.started_at,
+        "ended_at": history.ended_at,
+        "attempts": history.attempt,
+        "generated_tokens": len(history.items),
+    }
+
+
+def _usage(usage: Any) -> Row:
+    counts = usage if isinstance(usage, dict) else {}
+    return {name: _count(counts.get(name)) for name in ("prompt_tokens", "completion_tokens")}
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value <= _TOKENS_MAX else None
+
+
+def plain_text(value: Any) -> Any:
+    """Returns a text without NUL, which PostgreSQL does not store."""
+    return value.replace("\0", "\ufffd") if isinstance(value, str) else value

@@ -1,0 +1,316 @@
+"""The archive's database, SQLite or PostgreSQL. Every method raises ArchiveAway, at the latest after MIDSTREAM_ARCHIVE_SECONDS.
+
+A stream has one row, whose key is its id. So it may be archived by several processes, and again: the first writes the row, later
+ones only what its receipt says. A row that is deleted stays, without its content, and is never filled again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, and_, cast, event, exists, func, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, OperationalError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from shared.archive.pieces import Pieces, unpacked_entries
+from shared.archive.record import ERASED, Record, Row, plain_text
+from shared.archive.schema import streams
+from shared.archive.wanted import Wanted
+from shared.errors import ArchiveAway, Unusable
+from shared.events import Entry
+from shared.outcomes import Status
+from shared.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_CONNECTIONS_MAX = 3
+"""Of each process: one that writes, two that read. A hundred processes stay below what PostgreSQL allows by hundreds."""
+_UPGRADE_LOCK = 0x6D6964  # any number that no other program takes
+_COLUMNS = [column for column in streams.c if column.name not in ("entries", "request", "receipt", "notes")]
+"""What lists have."""
+_LATER = ("delivered_tokens", "prompt_tokens", "completion_tokens", "receipt", "notes")
+"""The columns that may change after a stream was archived: who has read it, and a usage that came late."""
+_PRUNED_AT_ONCE = 500
+"""Rows that are removed in one transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """A stream read from the archive: its entries, and the hashes that lay beside its log in Redis."""
+
+    row: Row
+    entries: list[Entry]
+    notes: dict[bytes, bytes]
+    kept_request: dict[bytes, bytes]
+
+
+class Archive:
+    """One database. `open` may be called at any time; every method opens it if need be."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = _url_of(settings.archive_url)
+        self._pieces = Pieces(settings.archive_key)
+        self._seconds = settings.archive_seconds
+        self._engine: AsyncEngine | None = None
+        self._opening = asyncio.Lock()
+        self._is_open = False
+
+    @property
+    def address(self) -> str:
+        """The database's URL without a password, for log lines."""
+        return str(self._url.render_as_string(hide_password=True))
+
+    async def open(self) -> None:
+        """Connects, and brings the database to this version's schema."""
+        async with self._answering(), self._opening:
+            if self._is_open:
+                return
+            if self._engine is None:
+                self._engine = _engine_of(self._url, self._seconds)
+            async with self._engine.connect() as connection:
+                await connection.run_sync(_upgrade)
+                await connection.commit()
+            self._is_open = True
+
+    async def close(self) -> None:
+        if self._engine is not None:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    await self._engine.dispose()
+            except (TimeoutError, SQLAlchemyError, OSError) as error:
+                logger.debug("the archive's connections were not closed: %s", error)
+
+    async def ping(self) -> None:
+        """Returns when the database has answered."""
+        async with self._connection() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    # --- writing
+
+    async def keep(self, records: Sequence[Record]) -> list[str]:
+        """Stores records in one transaction; returns the ids of those that the database refuses to store for what they say."""
+        rows = await asyncio.to_thread(self._rows_of, records)
+        try:
+            await self._store(rows)
+        except _Refused as refused:
+            if len(rows) == 1:
+                logger.error("stream %s: the archive refuses it: %s", rows[0]["id"], refused)
+                return [rows[0]["id"]]
+            return [stream_id for record in records for stream_id in await self.keep([record])]
+        return []
+
+    def _rows_of(self, records: Sequence[Record]) -> list[Row]:
+        rows = []
+        for record in sorted(
+            records, key=lambda record: record.stream_id
+        ):  # in one order, or two writers lock each other
+            entries = self._pieces.closed(record.stream_id, "entries", record.entries)
+            request = self._pieces.closed(record.stream_id, "request", record.request) if record.request else None
+            stored = {"entries": entries, "request": request, "stored_bytes": len(entries) + len(request or b"")}
+            rows.append({**record.columns, **stored})
+        return rows
+
+    async def _store(self, rows: list[Row]) -> None:
+        async with self._connection(writing=True) as connection:
+            insert = self._insert()
+            later = {name: insert.excluded[name] for name in _LATER}
+            is_there = streams.c.status != str(Status.DELETED)
+            await connection.execute(
+                insert.on_conflict_do_update(index_elements=["id"], set_=later, where=is_there), rows
+            )
+
+    async def erase(self, row: Row) -> None:
+        """Removes a stream's content; what is counted stays. `row`: what is stored if there was none (`tombstone_of`)."""
+        async with self._connection(writing=True) as connection:
+            insert = self._insert().values(row)
+            await connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=ERASED))
+
+    async def forget(self, owner: str) -> int:
+        """Removes the content of all streams of an owner, and the owner's name. Returns how many there were."""
+        async with self._connection(writing=True) as connection:
+            result = await connection.execute(
+                update(streams).where(streams.c.owner == plain_text(owner)).values({**ERASED, "owner": ""})
+            )
+            return int(result.rowcount)
+
+    async def prune(self, *, days: int, bytes_max: int) -> int:
+        """Removes the oldest streams: those created more than so many days ago, and those above that size in all.
+
+        0 is no limit. Returns how many rows it removed, at most `_PRUNED_AT_ONCE`: then there may be more.
+        """
+        async with self._connection(writing=True) as connection:
+            oldest = select(streams.c.id, streams.c.created_at, streams.c.stored_bytes).order_by(streams.c.id)
+            rows = (await connection.execute(oldest.limit(_PRUNED_AT_ONCE))).all()
+            stored_bytes = (await connection.execute(select(func.sum(streams.c.stored_bytes)))).scalar() or 0
+            too_old = time.time() - days * 86_400 if days else 0.0
+            gone = []
+            for stream_id, created_at, size_bytes in rows:
+                if created_at >= too_old and not (bytes_max and stored_bytes > bytes_max):
+                    break
+                gone.append(stream_id)
+                stored_bytes -= size_bytes
+            if gone:
+                await connection.execute(streams.delete().where(streams.c.id.in_(gone)))
+            return len(gone)
+
+    # --- reading
+
+    async def read(self, stream_id: str) -> Archived | None:
+        """Returns a stream; None if it is not there, or deleted."""
+        async with self._connection() as connection:
+            found = (await connection.execute(select(streams).where(streams.c.id == stream_id))).mappings().first()
+        if found is None or found["entries"] is None:
+            return None
+        return await asyncio.to_thread(self._archived, dict(found))
+
+    def _archived(self, row: Row) -> Archived:
+        stream_id = row["id"]
+        try:
+            entries = unpacked_entries(self._pieces.opened(stream_id, "entries", row["entries"]))
+            kept = b"" if row["request"] is None else self._pieces.opened(stream_id, "request", row["request"])
+            notes = {name.encode(): value.encode() for name, value in orjson.loads(row["notes"] or "{}").items()}
+            kept_request = {entry.field: entry.value for entry in unpacked_entries(kept)}
+        except (ValueError, AttributeError) as error:
+            raise ArchiveAway(f"the archive's row of stream {stream_id} is damaged: {error}") from None
+        return Archived(row, entries, notes, kept_request)
+
+    async def has(self, stream_id: str) -> bool:
+        """Whether there is a row, also of a deleted stream."""
+        async with self._connection() as connection:
+            found = await connection.execute(select(streams.c.id).where(streams.c.id == stream_id))
+            return found.first() is not None
+
+    async def owner_of(self, stream_id: str) -> str | None:
+        """Returns who owns a stream that is there and not deleted."""
+        async with self._connection() as connection:
+            wanted = and_(streams.c.id == stream_id, streams.c.entries.is_not(None))
+            return (await connection.execute(select(streams.c.owner).where(wanted))).scalar()
+
+    async def find(self, wanted: Wanted, count: int) -> list[Row]:
+        """Returns the newest streams that are wanted, at most `count`, the newest first, without their content."""
+        conditions = [] if wanted.with_deleted else [streams.c.status != str(Status.DELETED)]
+        if wanted.owner is not None:
+            conditions.append(streams.c.owner == plain_text(wanted.owner))
+        if wanted.status:
+            conditions.append(streams.c.status == wanted.status)
+        if wanted.model:
+            conditions.append(streams.c.model == plain_text(wanted.model))
+        if wanted.from_time is not None:
+            conditions.append(streams.c.created_at >= wanted.from_time)
+        if wanted.to_time is not None:
+            conditions.append(streams.c.created_at < wanted.to_time)
+        if wanted.before:
+            conditions.append(streams.c.id < wanted.before)
+        for key, value in wanted.metadata.items():
+            conditions.append(self._has_metadata(plain_text(key), plain_text(value)))
+        query = select(*_COLUMNS).where(*conditions).order_by(streams.c.id.desc()).limit(count)
+        async with self._connection() as connection:
+            return [dict(row) for row in (await connection.execute(query)).mappings()]
+
+    # --- helpers
+
+    def _has_metadata(self, key: str, value: str) -> Any:
+        """The condition that a field of the metadata has a value. A path of JSON could not name every key."""
+        if self._url.get_backend_name() == "postgresql":
+            return streams.c.metadata.op("@>")(cast({key: value}, JSONB))
+        fields = func.json_each(streams.c.metadata).table_valued("key", "value")
+        return exists(select(1).select_from(fields).where(fields.c.key == key, fields.c.value == value))
+
+    def _insert(self) -> Any:
+        return (postgresql if self._url.get_backend_name() == "postgresql" else sqlite).insert(streams)
+
+    @asynccontextmanager
+    async def _connection(self, *, writing: bool = False) -> AsyncIterator[AsyncConnection]:
+        """A connection, in a transaction that is committed if all goes well."""
+        if not self._is_open:
+            await self.open()
+        assert self._engine is not None
+        async with self._answering(), self._engine.begin() if writing else self._engine.connect() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _answering(self) -> AsyncIterator[None]:
+        """Raises ArchiveAway when the time is up, and for what the database or its driver raises."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                yield
+        except TimeoutError:
+            raise ArchiveAway(f"the archive has not answered within {self._seconds:g} s") from None
+        except DBAPIError as error:
+            if error.connection_invalidated or isinstance(error, OperationalError | DisconnectionError):
+                raise ArchiveAway(_words_of(error)) from None
+            raise _Refused(_words_of(error)) from None
+        except (SQLAlchemyError, OSError, EOFError) as error:
+            raise ArchiveAway(_words_of(error)) from None
+
+
+class _Refused(ArchiveAway):
+    """The database answers, and refuses these values."""
+
+
+def _words_of(error: BaseException) -> str:
+    """Returns the first line of an error: without the statement, whose parameters are private."""
+    words = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+    return f"the archive cannot be used: {words or type(error).__name__}"[:300]
+
+
+def _url_of(configured: str) -> Any:
+    """Returns the URL with the driver that is used for it. Raises Unusable."""
+    wanted = "must be sqlite:///path/to/file or postgresql://user:password@host/name"
+    try:
+        url = make_url(configured)
+    except ArgumentError:
+        raise Unusable(f"MIDSTREAM_ARCHIVE_URL {wanted}") from None
+    if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
+        return url.set(drivername="sqlite+aiosqlite")
+    if url.get_backend_name() in ("postgresql", "postgres"):
+        return url.set(drivername="postgresql+asyncpg")
+    raise Unusable(f"MIDSTREAM_ARCHIVE_URL {wanted}")
+
+
+def _engine_of(url: Any, seconds: float) -> AsyncEngine:
+    is_sqlite = url.get_backend_name() == "sqlite"
+    # asyncpg has time limits of its own, so that it gives up before the one around it cancels what it does.
+    limits = {"timeout": seconds} if is_sqlite else {"timeout": seconds * 0.8, "command_timeout": seconds * 0.8}
+    engine = create_async_engine(
+        url, pool_size=_CONNECTIONS_MAX, max_overflow=0, pool_timeout=seconds, pool_recycle=600, connect_args=limits
+    )
+    if is_sqlite:
+
+        @event.listens_for(engine.sync_engine, "connect")
+        def set_up(connection: Any, _: Any) -> None:
+            cursor = connection.cursor()
+            for pragma in (
+                "journal_mode=WAL",
+                "synchronous=FULL",
+            ):  # readers do not wait for the writer; a commit stays
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+
+    return engine
+
+
+def _upgrade(connection: Connection) -> None:
+    """Brings the database to the newest schema: one process at a time, the others wait and find nothing to do."""
+    from alembic import command  # takes 50 ms and 10 MB, in each process once
+    from alembic.config import Config
+
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_UPGRADE_LOCK})"))
+    else:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

@@ -1,0 +1,111 @@
+"""A primary that Sentinels know: asked for before each connection, so that a fail-over is followed by reconnecting.
+
+(https://redis.io/docs/latest/develop/reference/sentinel-clients/)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import hiredis
+
+from shared.errors import Disconnected, RedisRefused
+from shared.redis_server import RedisAddress
+
+logger = logging.getLogger(__name__)
+
+_ANSWER_SECONDS = 0.5
+"""How long one Sentinel may take to answer."""
+_REPLY_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class SentinelAddress:
+    """The primary of this name, as the Sentinels know it. `primary` holds what a connection to it needs besides host and port."""
+
+    sentinels: tuple[RedisAddress, ...]
+    name: str
+    primary: RedisAddress
+    must_be_primary = True  # a Sentinel may not know of a fail-over yet
+
+    def __str__(self) -> str:
+        return f"{self.name}, as the Sentinels at {', '.join(map(str, self.sentinels))} know it,"
+
+    @property
+    def username(self) -> str:
+        return self.primary.username
+
+    @property
+    def database(self) -> int:
+        return self.primary.database
+
+    def login_commands(self) -> list[tuple[str | int, ...]]:
+        return self.primary.login_commands()
+
+    async def connect(self, loop: asyncio.AbstractEventLoop, protocol: Callable[[], asyncio.Protocol]) -> RedisAddress:
+        """Opens one connection to the primary for a protocol, and returns its address. Raises OSError, Disconnected."""
+        primary = await self.primary_now()
+        return await primary.connect(loop, protocol)
+
+    async def confirm(self, connected: RedisAddress) -> None:
+        """Raises Disconnected unless a server to which a connection was made is still the primary: it may have been frozen
+        while the connection was made, and does not know yet that it was replaced."""
+        primary = await self.primary_now()
+        if primary != connected:
+            raise Disconnected(f"{connected} was replaced by {primary}")
+
+    async def primary_now(self) -> RedisAddress:
+        """Returns the primary's address, from the Sentinel with the newest configuration. Raises Disconnected.
+
+        All are asked at once: the one that has led a fail-over knows of it up to two seconds before the others.
+        """
+        answers = await asyncio.gather(*map(self._ask, self.sentinels), return_exceptions=True)
+        known = [answer for answer in answers if isinstance(answer, tuple)]
+        if known:
+            return max(known, key=lambda answer: answer[0])[1]
+        reasons = [f"{sentinel}: {answer}" for sentinel, answer in zip(self.sentinels, answers, strict=True)]
+        raise Disconnected(f"no Sentinel names the primary of {self.name}: {'; '.join(reasons)}")
+
+    async def _ask(self, sentinel: RedisAddress) -> tuple[int, RedisAddress]:
+        """Returns the epoch of a Sentinel's configuration, and the primary in it. Raises Disconnected."""
+        login = sentinel.login_commands()
+        questions = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name), ("SENTINEL", "MASTER", self.name)
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                *_, place, about = await _answers_of(sentinel, *login, *questions)
+            epoch = int(dict(zip(about[::2], about[1::2], strict=True))[b"config-epoch"])
+            return epoch, replace(self.primary, host=place[0].decode(), port=int(place[1]))
+        except (OSError, TimeoutError, RedisRefused, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise Disconnected(str(error) or "no answer") from None
+
+
+async def _answers_of(server: RedisAddress, *commands: tuple[str | int, ...]) -> list[Any]:
+    """Returns the replies to the commands. Raises OSError, RedisRefused, Disconnected."""
+    context = ssl.create_default_context() if server.tls else None
+    reader, writer = await asyncio.open_connection(server.host, server.port, ssl=context)
+    try:
+        writer.write(b"".join(map(hiredis.pack_command, commands)))  # type: ignore[arg-type]
+        parser = hiredis.Reader()
+        replies: list[Any] = []
+        while len(replies) < len(commands):
+            data = await reader.read(_REPLY_BYTES)
+            if not data:
+                raise Disconnected("it closed the connection")
+            parser.feed(data)
+            while (reply := parser.gets()) is not False:
+                if isinstance(reply, hiredis.ReplyError):
+                    raise RedisRefused(str(reply))
+                replies.append(reply)
+        return replies
+    except hiredis.ProtocolError as error:
+        raise Disconnected(str(error)) from None
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()

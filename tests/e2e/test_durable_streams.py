@@ -1,0 +1,80 @@
+"""The Durable Streams protocol: its conformance suite over two gateways, and its clients from npm, unchanged."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.support import node
+from tests.support.packages import packages
+from tests.support.system import System
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+_SUITE_SECONDS_MAX = 150.0
+_WITHOUT_FORKS = "^(?!Fork|Reserved)"
+_LONG_POLL_SECONDS = 1.0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def system() -> AsyncIterator[System]:
+    # The suite asks for a preflight, and waits until a long-poll is over.
+    settings = {"cors_origins": "*", "long_poll_seconds": _LONG_POLL_SECONDS, "connection_seconds": 0.5}
+    async with System(gateways=2, workers=0, settings=settings) as system:
+        yield system
+
+
+async def test_all_of_the_conformance_suite_but_the_forks(system: System, tmp_path: Path) -> None:
+    place, report = await asyncio.to_thread(packages, "durable"), tmp_path / "report.json"
+    process = await asyncio.create_subprocess_exec(
+        *("node_modules/.bin/vitest", "run", "conformance.test.mjs", "-t", _WITHOUT_FORKS, "--testTimeout=45000"),
+        *("--reporter=json", f"--outputFile={report}"),
+        cwd=place,
+        env={
+            **os.environ,
+            "GATEWAYS": " ".join(system.gateway_url(index) for index in range(2)),
+            "LONG_POLL_MS": str(int(_LONG_POLL_SECONDS * 1000) + 1000),
+        },
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(_SUITE_SECONDS_MAX):
+            printed, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert report.exists(), printed.decode()[-3000:]
+    tests = [test for file in json.loads(report.read_bytes())["testResults"] for test in file["assertionResults"]]
+    failed = {test["fullName"]: test["failureMessages"] for test in tests if test["status"] == "failed"}
+    assert not failed
+    assert Counter(test["status"] for test in tests)["passed"] == 250
+    assert await system.metric("midstream_messages_written_total", gateway=1) > 100  # the requests went to both
+
+
+async def test_the_clients_of_the_protocol(system: System) -> None:
+    messages, words = 200, 40
+    seen: dict[str, Any] = await node.run(
+        "clients.mjs",
+        {
+            "writeUrl": f"{system.gateway_url(0)}/v1/stream/clients",
+            "readUrl": f"{system.gateway_url(1)}/v1/stream/clients",
+            "messages": messages,
+            "words": words,
+        },
+        folder="durable",
+    )
+    expected = [{"number": number} for number in range(messages)]
+    assert seen["caughtUp"] == expected
+    assert seen["live"] == [expected, expected]
+    assert seen["fenced"] == "StaleEpochError"
+    assert seen["sent"] == seen["reconnected"] == "".join(f"{number} " for number in range(words))

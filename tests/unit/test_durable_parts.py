@@ -1,0 +1,150 @@
+"""The Durable Streams face without a gateway: bodies to messages, frames, offsets, headers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.facades.durable import headers
+from gateway.facades.durable.durable import DurableStreams
+from gateway.facades.durable.face import DurableFace, Form, MessageEncoder
+from gateway.facades.durable.messages import MESSAGES_MAX, json_messages
+from gateway.facades.durable.offsets import cursor_floor, cursor_now, event_id_of, offset_of
+from gateway.faces import End
+from gateway.http.problems import Problem
+from shared import events
+from shared.events import Event
+from shared.ids import ID_PART_MAX, EventId
+from shared.settings import Settings
+from shared.sse import Decoder
+from tests.unit.test_openapi import NOBODY
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(values=st.lists(JSON, min_size=1, max_size=6), indent=st.sampled_from([None, 1, "\t"]), ascii_only=st.booleans())
+def test_an_array_becomes_its_elements_as_they_are_written(values: list[Any], indent: Any, ascii_only: bool) -> None:
+    body = json.dumps(values, indent=indent, ensure_ascii=ascii_only).encode()
+    field, value, number = json_messages(body)
+    lines = value.split(b"\n")
+    assert (field, number) == (events.JSON, len(values) == len(lines) and len(lines))
+    assert [json.loads(line) for line in lines] == values
+    assert all(line in body.replace(b"\n", b" ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("body", "lines"),
+    [
+        (b'{"a": 1}', [b'{"a": 1}']),
+        (b' [1.0e2, 12345678901234567890123, "\\u00e9"] ', [b"1.0e2", b"12345678901234567890123", b'"\\u00e9"']),
+        (b'["a,]\\"[{", [1,\r\n2]]', [b'"a,]\\"[{"', b"[1,  2]"]),
+        (b"[[[1]]]", [b"[[1]]"]),
+    ],
+)
+def test_messages_pass_unchanged(body: bytes, lines: list[bytes]) -> None:
+    assert json_messages(body).value.split(b"\n") == lines
+
+
+@pytest.mark.parametrize(
+    ("body", "status"), [(b"{", 400), (b"[1] 2", 400), (b'"\xff"', 400), (b"[%b1]" % (b"1," * MESSAGES_MAX), 413)]
+)
+def test_bodies_that_are_refused(body: bytes, status: int) -> None:
+    with pytest.raises(Problem) as refused:
+        json_messages(body)
+    assert refused.value.status == status
+
+
+PLACES = st.builds(EventId, st.integers(0, 10**10 - 1), st.integers(0, ID_PART_MAX))
+
+
+@given(first=PLACES, second=PLACES)
+def test_offsets_sort_as_ids_do(first: EventId, second: EventId) -> None:
+    assert event_id_of(offset_of(first)) == first
+    assert (offset_of(first) < offset_of(second)) == (first < second)
+
+
+@pytest.mark.parametrize("offset", ["", "0", "1-57", "now ", "1_57", "0000000001_00000000000000057", "../x", "-2"])
+def test_offsets_that_are_refused(offset: str) -> None:
+    with pytest.raises(Problem):
+        event_id_of(offset)
+
+
+def test_a_cursor_is_above_the_one_that_the_client_has() -> None:
+    now = int(cursor_now(0))
+    assert cursor_floor("0") == cursor_floor("x") == cursor_floor(str(now - 2)) == 0
+    assert int(cursor_now(cursor_floor(str(now + 5)))) > now + 5
+
+
+@pytest.mark.parametrize(
+    ("form", "messages", "data"),
+    [
+        (Form.JSON, [b'{"a":1}', b"[2]"], '[{"a":1},[2]]'),
+        (Form.TEXT, [b"one\n", b" two\r\nthree\rfour"], "one\n two\nthree\nfour"),
+        (Form.TEXT, ["é".encode()[:1], "é".encode()[1:]], "é"),
+        (Form.BYTES, [b"\x00\xff", b"\n"], "AP8K"),
+    ],
+)
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_frame_is_one_data_and_one_control_event(form: Form, messages: list[bytes], data: str, ends: bool) -> None:
+    encoder = MessageEncoder()
+    stored = [Event(EventId(1, offset), events.RAW, message) for offset, message in enumerate(messages, 1)]
+    pieces = [encoder.other(event) for event in stored]
+    if ends:
+        pieces.append(encoder.other(Event(EventId(1, 9), events.FAILED, b"{}")))
+    frame = DurableFace(form).frame(pieces, EventId(1, 2), is_newest=True)
+    first, second = Decoder().feed(frame)
+    control = orjson.loads(second.data)
+    assert (first.event, first.data, second.event) == ("data", data, "control")
+    assert control.pop("streamNextOffset") == "0000000001_0000000000000002"
+    if ends:
+        assert control == {"streamClosed": True, "streamOutcome": "failed"}
+        assert isinstance(pieces[-1], End)
+        assert pieces[-1] == b""
+    else:
+        assert control.pop("streamCursor").isdigit()
+        assert control == {"upToDate": True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"stream-ttl": "1.5"}, "whole number"),
+        ({"stream-ttl": "61"}, "60 seconds at most"),
+        ({"stream-ttl": "1", "stream-expires-at": "2030-01-01T00:00:00Z"}, "exclude each other"),
+        ({"stream-expires-at": "2030-01-01T00:00:00"}, "RFC 3339"),
+        ({"stream-expires-at": "2999-01-01T00:00:00Z"}, "60 seconds from now"),
+    ],
+)
+def test_lives_that_are_refused(fields: dict[str, str], words: str) -> None:
+    with pytest.raises(Problem, match=words):
+        headers.life_of(fields, 60)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"producer-id": "p"}, "belong together"),
+        ({"producer-id": "", "producer-epoch": "0", "producer-seq": "0"}, "empty"),
+        ({"producer-id": "p" * 256, "producer-epoch": "0", "producer-seq": "0"}, "255"),
+        ({"producer-id": "p", "producer-epoch": "-1", "producer-seq": "0"}, "Producer-Epoch"),
+        ({"producer-id": "p", "producer-epoch": "0", "producer-seq": str(2**53)}, "Producer-Seq"),
+    ],
+)
+def test_producers_that_are_refused(fields: dict[str, str], words: str) -> None:
+    with pytest.raises(Problem, match=words):
+        headers.producer_of(fields)
+
+
+def test_each_operation_needs_its_scope() -> None:
+    durable = DurableStreams(NOBODY, NOBODY, NOBODY, NOBODY, NOBODY, Settings())
+    scopes = {route.method: route.scope for route in durable.routes}
+    assert scopes == {"PUT": "write", "POST": "write", "GET": "read", "DELETE": "cancel"}
