@@ -628,9 +628,13 @@ class Described:
             number = "a whole number" if kind is int else "a number"
             raise Unusable(f"{self.env}={raw!r} must be {number} ({self.unit}), as in {self.default}") from None
         if not finite or (self.least is not None and value < self.least) or value > self.most:
-            most = "" if self.most == math.inf else f" and at most {self.most:g}"
-            raise Unusable(f"{self.env}={raw} must be at least {self.least:g}{most} ({self.unit})")
+            most = "" if self.most == math.inf else f" and at most {_shown(self.most)}"
+            raise Unusable(f"{self.env}={raw} must be at least {_shown(self.least or 0)}{most} ({self.unit})")
         return value
+
+
+def _shown(number: float) -> str:
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def described() -> Iterator[Described]:

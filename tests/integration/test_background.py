@@ -22,7 +22,9 @@ import gateway.console.watchers
 import gateway.delivery.flush_pace
 import gateway.measuring
 import gateway.metrics
+import gateway.restoring
 import gateway.writing.lost_writers
+import producer.archiving
 import producer.worker
 import shared.presence
 import shared.usage
@@ -47,7 +49,9 @@ from gateway.http.connection import Connection
 from gateway.http.principal import Principal
 from gateway.http.request_timeouts import RequestTimeouts
 from gateway.measuring import GatewayMeasuring
+from gateway.restoring import Restoring
 from gateway.writing.lost_writers import LostWriters
+from producer.archiving import Archiving
 from producer.simulated_provider import SimulatedProvider
 from producer.worker import Worker
 from shared import background, metrics
@@ -485,6 +489,45 @@ async def _lost_writers(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
             await lost_writers.close()
 
 
+@case("archive")
+async def _archive(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(gateway.restoring, "_ASK_SECONDS", 0.02)
+    once, none = Once(AsyncMock()), cast(Any, None)
+    restoring = Restoring(cast(Any, SimpleNamespace(ping=once, close=AsyncMock())), none, none, 60)
+    restoring.start()
+    try:
+        yield lambda: once.calls > 2 and restoring.is_up
+    finally:
+        await restoring.close()
+
+
+async def _archiving(parts: Parts, method: str) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(producer.archiving, "_LOOK_PAUSE_SECONDS", 0.02)
+    parts.patch.setattr(producer.archiving, "_PRUNE_SECONDS", 0.02)
+    once, none = Once(AsyncMock(return_value=0)), cast(Any, None)
+    archive = cast(Any, SimpleNamespace(ping=AsyncMock(), prune=AsyncMock(return_value=0), close=AsyncMock()))
+    unkept = cast(Any, SimpleNamespace(count=AsyncMock(return_value=0), take=AsyncMock(return_value=[])))
+    parts.patch.setattr(archive if method == "prune" else Archiving, method, once)
+    archiving = Archiving(archive, unkept, none, none, none, parts.settings)
+    archiving.start()
+    try:
+        yield lambda: once.calls > 2
+    finally:
+        await archiving.close()
+
+
+@case("archive_looks")
+async def _archive_looks(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    async for condition in _archiving(parts, "_count"):
+        yield condition
+
+
+@case("archive_prune")
+async def _archive_prune(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    async for condition in _archiving(parts, "prune"):
+        yield condition
+
+
 @case("request_timeouts")
 async def _request_timeouts(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     request_timeouts = RequestTimeouts(0.1)
@@ -610,6 +653,8 @@ SHORT_LIVED = {
     "gateway/following/pages.py": {"_page"},
     "gateway/delivery/delivery.py": {"_spawn"},
     "gateway/api/readiness.py": {"complaint"},
+    "gateway/facades/durable/services.py": {"_begin"},
+    "gateway/restoring.py": {"restore"},
     "gateway/streams.py": {"write_receipt"},
     "gateway/supervisor.py": {"__init__"},
     "gateway/following/endings.py": {"begin"},

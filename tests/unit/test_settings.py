@@ -44,14 +44,19 @@ def test_every_number_has_a_bound_that_holds(one: Described) -> None:
     assert one.least is not None
     assert parsed(one, one.least) == one.least
     below = one.least - (1 if isinstance(one.default, int) else 0.01)
-    with pytest.raises(Unusable, match=rf"{one.env}.*at least {one.least:g}.*{one.unit}"):
+    with pytest.raises(
+        Unusable,
+        match=rf"{one.env}.*at least {int(one.least) if one.least == int(one.least) else one.least}.*{one.unit}",
+    ):
         parsed(one, below)
 
 
 @pytest.mark.parametrize("one", BOUNDED_ABOVE, ids=named)
 def test_an_upper_bound_holds(one: Described) -> None:
     assert parsed(one, one.most) == one.most
-    with pytest.raises(Unusable, match=f"{one.env}.*at most {one.most:g}"):
+    with pytest.raises(
+        Unusable, match=f"{one.env}.*at most {int(one.most) if one.most == int(one.most) else one.most}"
+    ):
         parsed(one, one.most + 1)
 
 
