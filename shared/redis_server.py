@@ -130,6 +130,12 @@ def client_at(address: RedisAddress, *, reply_seconds: float) -> redis.asyncio.R
         place: dict[str, Any] = {"unix_socket_path": address.path}
     else:
         place = {"host": address.host, "port": address.port, "ssl": address.tls}
+        files = {
+            "ssl_ca_certs": address.ca_file,
+            "ssl_certfile": address.certificate_file,
+            "ssl_keyfile": address.key_file,
+        }
+        place |= {name: file for name, file in files.items() if file}
     return redis.asyncio.Redis(
         **place,
         db=address.database,

@@ -39,6 +39,12 @@ _READ_SECONDS = 2 * RECEIPT_LINE_SECONDS
 _UNKNOWN_MODEL = "unknown"
 
 
+def _count_in(usage: Mapping[str, Any], name: str) -> int:
+    """Returns a count of a provider's usage; 0 for what is no count, as in a damaged log."""
+    value = usage.get(name)
+    return value if type(value) is int else 0
+
+
 class Usage:
     """Counts streams, over one connection to Redis."""
 
@@ -88,8 +94,8 @@ class Usage:
             "generated": receipt["generated"]["tokens"],
             "delivered": receipt["delivered"]["tokens"],
             "undelivered": receipt["undelivered_tokens"],
-            "prompt_tokens": usage.get("prompt_tokens") or 0,
-            "completion_tokens": usage.get("completion_tokens") or 0,
+            "prompt_tokens": _count_in(usage, "prompt_tokens"),
+            "completion_tokens": _count_in(usage, "completion_tokens"),
         }
         about = {"ended_at": ended_at, "attempts": generated.spans()}
         await self._settle(

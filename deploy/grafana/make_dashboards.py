@@ -175,6 +175,26 @@ STREAMS = [
         stacked=True,
     ),
     Panel(
+        "Limits that were reached",
+        "Requests that were refused, by the limit and by whose it is.",
+        {"{{limit}} of {{of}}": rate("midstream_limit_refusals_total", "limit, of")},
+        "ops",
+        stacked=True,
+    ),
+    Panel(
+        "Streams that other programs write",
+        "Events and attempts of external writers, and messages of written streams.",
+        {
+            "events": rate("midstream_external_entries_total"),
+            "events that were there already": rate("midstream_external_events_known_total"),
+            "attempts": rate("midstream_external_attempts_total"),
+            "writers that were lost": rate("midstream_external_writers_lost_total"),
+            "messages": rate("midstream_messages_written_total"),
+            "bytes": rate("midstream_bytes_written_total"),
+        },
+        "ops",
+    ),
+    Panel(
         "Requests",
         "By method and route; those that no route is meant by are other.",
         {"{{method}} {{route}}": rate("midstream_http_requests_total", "method, route")},

@@ -7,7 +7,7 @@ local field = last[2][1]
 -- The terminal events, as in shared/lifecycle.py.
 if field == 'done' or field == 'failed' or field == 'cancelled' or field == 'deleted' then return {0, last[1]} end
 if ARGV[5] and ARGV[5] ~= last[1] then return {0, last[1]} end
-if KEYS[4] and redis.call('EXISTS', KEYS[4]) == 1 then return {0, last[1]} end
+if KEYS[4] and redis.call('HLEN', KEYS[4]) > 0 then return {0, last[1]} end
 local id = string.format('%d-0', math.min(tonumber(string.match(last[1], '^(%d+)-')), 9007199254740990) + 1)
 -- Refused where the last id is none of ours, and so large that nothing can follow it.
 local added = redis.pcall('XADD', KEYS[1], id, ARGV[2], ARGV[3])

@@ -273,14 +273,14 @@ async def test_expired_stream() -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/v1/streams", 405),
+        ("GET", "/v1/streams", 404),  # there is no archive
         ("PUT", "/v1/streams", 405),
         ("PATCH", "/v1/streams/x", 405),
         ("GET", "/v1/streams/x/cancel", 405),
         ("POST", "/healthz", 405),
         ("GET", "/nowhere", 404),
         ("GET", "/v1/streams/x/nowhere", 404),
-        ("POST", "/v1/streams/x/events", 405),
+        ("POST", "/v1/streams/x/text", 405),
         ("POST", "/stream?prompt=x", 405),
         ("GET", "//", 404),
         ("GET", "/stream", 400),
