@@ -51,7 +51,7 @@ _STOP_SECONDS = 2.0
 """How long a call of the provider that was cancelled may take to end: shorter than a worker waits to hand its answers back."""
 _unstopped: set[asyncio.Task[Any]] = set()
 """Calls that were cancelled and have not ended in time. They are kept here because the event loop holds tasks only weakly."""
-_FIRST_READER_SECONDS = 2.0
+_FIRST_READER_SECONDS = 0.5
 """So long at least a stream waits for its first reader, also with `cancel_after: 0`: a request that creates a stream and follows
 it subscribes while a worker may have begun already."""
 _PROBE_SECONDS = 0.4
