@@ -290,7 +290,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
     external = ExternalWrites(
         commands,
-        ended_ttl_seconds=settings.ended_ttl_seconds,
+        ended_ttl_seconds=settings.unkept_ttl_seconds,
         entries_max=settings.stream_entries_max,
         bytes_max=settings.stream_bytes_max,
     )

@@ -205,19 +205,15 @@ class Streams:
         append = partial(self._log.append, stream_id, 0, entry, self._settings.log_ttl_seconds, beside)
         repeated, may_be_queued = False, not alone
 
-        async def enter() -> None:
-            if self._unkept is not None:  # before the log begins: then no end can be lost
-                await self._unkept.enter(stream_id)
-
         async def begin() -> None:
             nonlocal repeated, may_be_queued
             is_repeated, repeated = repeated, True
             if alone and not is_repeated and self._commands.is_one_server:
                 may_be_queued = True
                 # All take one round trip: they leave on one connection, in this order.
-                await _all_of(admit(), enter(), append(), self._queue.enqueue(stream_id))
+                await _all_of(admit(), self._enter(stream_id), append(), self._queue.enqueue(stream_id))
                 return
-            await _all_of(admit(), enter())
+            await _all_of(admit(), self._enter(stream_id))
             appended = await append()
             is_to_queue = appended.status == "applied"
             if is_repeated and (
@@ -233,6 +229,11 @@ class Streams:
 
         await self.answered(begin)
 
+    async def _enter(self, stream_id: str) -> None:
+        """Enters a stream among those that are to be archived, before its log begins: then no end can be lost."""
+        if self._unkept is not None:
+            await self._unkept.enter(stream_id)
+
     async def _begin_external(self, stream_id: str, entry: Entry, beside: Beside | None, lease: Lease) -> None:
         """Writes the first entry of a log that an external writer fills, and begins its lease. May be repeated.
 
@@ -243,6 +244,7 @@ class Streams:
                 f"there are {self._settings.external_streams_max} streams of external writers, and no more are taken"
             )
             raise Problem(503, detail, retry_after_seconds=5)
+        await self._enter(stream_id)
         appended = await self._log.append(stream_id, 0, entry, self._settings.log_ttl_seconds, beside)
         if appended.status == "applied" or appended.last == FIRST_ID:
             await self._leases.begin(stream_id, lease)
@@ -300,6 +302,12 @@ class Streams:
         task = asyncio.get_running_loop().create_task(line)
         self._receipts.add(task)
         task.add_done_callback(self._receipts.discard)
+
+    def ended_by_writer(self, stream_id: str) -> None:
+        """Accounts for a stream whose end came with an append of its external writer: its receipt, and the archive."""
+        self.write_receipt(stream_id)
+        if self._unkept is not None:
+            self._unkept.send_soon(stream_id)
 
     async def _end(self, stream_id: str, cancelled: bytes) -> bool:
         """Ends a stream as cancelled. True if it ends with this entry: also one whose reply was lost before."""

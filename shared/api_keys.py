@@ -15,10 +15,11 @@ import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
+from shared.commands import Executes
 from shared.errors import MidstreamError, OddReply
 from shared.keys import API_KEYS
 
@@ -154,13 +155,6 @@ def keys_in(text: str, where: str) -> dict[str, ApiKey]:
         if len(found) > KEYS_MAX:
             raise BadKey(f"{where} has more than {KEYS_MAX} keys")
     return found
-
-
-class Executes(Protocol):
-    """A connection to Redis, as far as the table needs it."""
-
-    async def execute(self, *arguments: bytes | str | int | float) -> Any:
-        """Returns the reply. Raises Disconnected, RedisRefused."""
 
 
 class ApiKeyTable:

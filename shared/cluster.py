@@ -345,12 +345,12 @@ class ClusterConnection:
 
     async def _read_map(self) -> bool:
         """Reads the map from a few nodes, and takes the one of the newest epoch. False if none answers."""
-        asked = [node for node in self._nodes.values() if node.is_up]
-        random.shuffle(asked)
-        asked.sort(key=lambda node: node.silent_seconds > _SILENT_SECONDS)
-        if not asked or all(node.silent_seconds > _SILENT_SECONDS for node in asked):
-            asked += await self._seed_nodes()
-        answers = await asyncio.gather(*(self._map_of(node) for node in asked[:_ASKED_AT_ONCE]))
+        nodes = [node for node in self._nodes.values() if node.is_up]
+        random.shuffle(nodes)
+        nodes.sort(key=lambda node: node.silent_seconds > _SILENT_SECONDS)
+        if not nodes or all(node.silent_seconds > _SILENT_SECONDS for node in nodes):
+            nodes += await self._seed_nodes()
+        answers = await asyncio.gather(*(self._map_of(node) for node in nodes[:_ASKED_AT_ONCE]))
         best = max((answer for answer in answers if answer), default=None, key=lambda answer: answer[:2])
         if best is None:
             return False

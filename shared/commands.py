@@ -10,14 +10,18 @@ from typing import Any, Protocol
 from shared.errors import LogFull, RedisRefused
 
 
-class Commands(Protocol):
-    """A connection to Redis, as all who store something there need it. Replies are as Redis sent them (RESP2)."""
-
-    is_one_server: bool = True
-    """Whether all commands are carried out in the order in which they were sent. Not in a cluster."""
+class Executes(Protocol):
+    """What executes commands of Redis, one after the other. Replies are as Redis sent them (RESP2)."""
 
     async def execute(self, *arguments: bytes | str | int | float) -> Any:
         """Returns the reply. Raises Disconnected, RedisRefused."""
+
+
+class Commands(Executes, Protocol):
+    """A connection to Redis, as all who store something there need it."""
+
+    is_one_server: bool = True
+    """Whether all commands are carried out in the order in which they were sent. Not in a cluster."""
 
     async def execute_everywhere(self, *arguments: bytes | str | int | float) -> list[Any]:
         """Returns the reply of each master that answers. Raises Disconnected, RedisRefused if none does."""
@@ -42,7 +46,7 @@ class Script:
         self.source = "#!lua flags=allow-oom\n" + source if when_full else source
         self.digest = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
-    async def run(self, commands: Commands, keys: list[bytes], *arguments: bytes | str | int) -> Any:
+    async def run(self, commands: Executes, keys: list[bytes], *arguments: bytes | str | int) -> Any:
         """Returns the script's reply. Raises Disconnected, RedisRefused, and LogFull when Redis has reached its maxmemory."""
         try:
             try:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from shared.commands import Commands, Script
+from shared.commands import Commands, Executes, Script
 from shared.errors import Disconnected, OddReply, RedisRefused
 from shared.events import ACCEPTED, TERMINAL, UNREADABLE, Entry, entry_of
 from shared.ids import BEGINNING, FIRST_ID, EventId
@@ -81,7 +81,7 @@ class EventLog:
         log_ttl_seconds: int,
         ended_ttl_seconds: int,
         tombstone_ttl_seconds: int,
-        replicated: Commands | None = None,
+        replicated: Executes | None = None,
         on_ended: Callable[[str], None] = lambda stream_id: None,
     ) -> None:
         """`on_ended` is called with each stream that `end` has ended."""

@@ -9,7 +9,6 @@
 | `midstream:{<id>}:readers` | hash: gateway process to a number of readers, where that is limited | gateway | 30 s after the last note |
 | `midstream:{<id>}:writer` | hash: what the next append to a written stream is compared with (`shared.written_log`) | `create_written.lua`, `append_written.lua` | with its log |
 | `midstream:{<id>}:live` | shard channel | `append.lua`, `append_written.lua`, `end.lua` | – |
-| `midstream:{<id>}:live` | shard channel | `append.lua`, `end.lua` | – |
 | `midstream:{<id>}:lease` | hash: the lease of an external writer (`shared.external_writes`) | gateway, `write.lua` | when the lease runs out, and with the terminal event |
 | `midstream:writers` | sorted set: streams of external writers, to the time at which the lease is looked at | gateway | `log_ttl_seconds` after the last addition |
 | `midstream:requests`, with several lanes `midstream:requests:{<n>}` | stream, group `workers` | enqueue: gateway; claims: workers | `log_ttl_seconds` after the last enqueue or renewal |

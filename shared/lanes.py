@@ -12,7 +12,7 @@ from binascii import crc_hqx
 from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
-from shared.commands import Commands
+from shared.commands import Commands, Executes
 from shared.errors import Disconnected, RedisRefused
 from shared.keys import lane_keys
 from shared.queue import Claim, Lease, QueueCounts, RequestQueue
@@ -25,7 +25,7 @@ LANES_OF_CLUSTER = 16
 
 
 def lanes_of(
-    commands: Commands, settings: Settings, *, consumer: str = "", replicated: Commands | None = None
+    commands: Commands, settings: Settings, *, consumer: str = "", replicated: Executes | None = None
 ) -> tuple[RequestQueue, ...]:
     """Returns each lane as a queue of its own."""
     count = settings.queue_lanes or (1 if commands.is_one_server else LANES_OF_CLUSTER)

@@ -11,7 +11,7 @@ import logging
 from typing import Any, NamedTuple, Protocol
 
 from shared import metrics
-from shared.commands import Commands, Script
+from shared.commands import Commands, Executes, Script
 from shared.errors import Disconnected, OddReply, QueueFull, RedisRefused
 from shared.event_log import shown
 from shared.ids import is_stream_id
@@ -76,7 +76,7 @@ class RequestQueue:
         requests_max: int,
         consumer: str = "",
         key: bytes = REQUESTS,
-        replicated: Commands | None = None,
+        replicated: Executes | None = None,
     ) -> None:
         self._enqueuing = replicated or commands
         self._commands = commands

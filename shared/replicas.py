@@ -8,11 +8,9 @@ connection, so these commands have one of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from shared.cluster import key_of, tag_of
-from shared.commands import Commands
 from shared.connections import RedisConnection
 from shared.errors import RedisRefused
 from shared.keys import replicated_key
@@ -22,7 +20,7 @@ _WAIT_MILLISECONDS = 250
 _MARK_SECONDS = 5
 
 
-class ReplicatedCommands(Commands):
+class ReplicatedCommands:
     """Executes commands with a key over a connection of their own, and returns when so many `replicas` have what they wrote.
 
     In a cluster each master has its own. Raises Disconnected, and RedisRefused with the code NOREPLICAS when they have not in time: then it may be repeated.
@@ -45,6 +43,3 @@ class ReplicatedCommands(Commands):
         if replicas < self._replicas:
             raise RedisRefused(f"NOREPLICAS {replicas} of {self._replicas} replicas have it yet")
         return reply
-
-    def send(self, arguments: tuple[bytes | str | int | float, ...], on_reply: Callable[[Any], None]) -> None:
-        raise NotImplementedError("only for commands that a task waits for")

@@ -70,13 +70,16 @@ class Unkept:
         return reply if isinstance(reply, int) else 0
 
     async def newest(self, count: int) -> list[str]:
-        """Returns the newest streams of the list, at most `count`, the newest first."""
-        reply = await self._commands.execute("ZRANGE", UNKEPT, 0, -1)
+        """Returns the newest streams of the list, at most `count`, the newest first.
+
+        Of a longer list, as when the database is away for long, those that are to be looked at last.
+        """
+        reply = await self._commands.execute("ZRANGE", UNKEPT, 0, count - 1, "REV")
         try:
             stream_ids = {member.decode() for member in reply}
         except (TypeError, ValueError, AttributeError):
             raise OddReply(f"ODDREPLY the streams to be archived were answered by {shown(reply)}") from None
-        return sorted(filter(is_stream_id, stream_ids), reverse=True)[:count]
+        return sorted(filter(is_stream_id, stream_ids), reverse=True)
 
     async def kept(self, stream_ids: Sequence[str], to_look_at_again: Sequence[str]) -> None:
         """Notes that streams are archived: their logs expire, and they leave the list.

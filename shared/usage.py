@@ -189,8 +189,8 @@ class Usage:
             **counts,
             "delivered": delivered,
             "undelivered": counts["generated"] - delivered,
-            "prompt_tokens": counts["prompt_tokens"] or usage.get("prompt_tokens") or 0,
-            "completion_tokens": counts["completion_tokens"] or usage.get("completion_tokens") or 0,
+            "prompt_tokens": counts["prompt_tokens"] or _count_in(usage, "prompt_tokens"),
+            "completion_tokens": counts["completion_tokens"] or _count_in(usage, "completion_tokens"),
         }
         closed = time.time() >= about["ended_at"] + self._ended_ttl_seconds - 2 * self._margin_seconds
         kept = {"ended_at": about["ended_at"], "attempts": attempts}

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from gateway.http.principal import Principal
 from gateway.http.problems import away
-from shared.api_keys import ApiKey, ApiKeyTable, BadKey, Executes, digest_of, is_key, keys_in
+from shared.api_keys import ApiKey, ApiKeyTable, BadKey, digest_of, is_key, keys_in
 from shared.background import Complaints, keep_running
+from shared.commands import Executes
 from shared.errors import Disconnected, RedisRefused, Unusable
 from shared.settings import Settings
 

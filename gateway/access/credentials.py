@@ -18,7 +18,7 @@ _COOKIE_BYTES_MAX = 16_384
 
 @dataclass(slots=True)
 class Credentials:
-    """What a request has brought."""
+    """The credentials that one request carries, by the place in which they stand."""
 
     header: str | None = None
     """The token of `Authorization: Bearer`; empty if that header is there in another form, or more than once."""

@@ -1,4 +1,4 @@
-"""How a stream that was just created is handed to its client: its access token, in a header, and as a cookie if that was asked for."""
+"""Gives the client that has created a stream its access token: in a header, and as a cookie if the client asks for one."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _STREAMS_RETRY_SECONDS, _BYTES_RETRY_SECONDS = 1, 5
 _LOOKED_AT_MAX = 100
 """Streams that count as running, the oldest first, whose logs are looked at before one more is refused: 1 ms of Redis."""
 _LOOK_SECONDS = 0.05
-"""How long a look waits for other creates that are refused meanwhile: it serves them all."""
+"""The pause before a look: it serves all creates that are refused in that time."""
 _DAY_SECONDS = 86_400
 
 Overrides = Callable[[str], Mapping[str, object]]

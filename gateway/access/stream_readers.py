@@ -19,8 +19,10 @@ from shared.background import keep_running
 from shared.commands import Commands, Script
 from shared.keys import readers_key
 
-_HOLDS_SECONDS, _RENEWALS = 30.0, 3
-"""How long the readers of a killed gateway still count, and how often a note is renewed in this time."""
+_HOLDS_SECONDS = 30.0
+"""The life of a note that is not renewed: so long the readers of a killed gateway still count."""
+_RENEWALS = 3
+"""Renewals of a note within its life, so that two of them may be lost."""
 _RENEWED_AT_ONCE = 200
 """Notes that are sent in one turn of the event loop: 2 ms."""
 _RETRY_SECONDS = 5

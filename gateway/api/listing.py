@@ -48,14 +48,14 @@ def wanted_of(query: dict[str, str]) -> tuple[Wanted, int]:
     return wanted, int(limit)
 
 
-def _owner(asked: str | None) -> str | None:
-    """Returns whose streams are listed; None for everybody's, which only an administrator may ask for."""
+def _owner(named: str | None) -> str | None:
+    """Returns whose streams are listed, where the request names that owner; None for everybody's, which only an administrator may ask for."""
     who = principal.get()
     if who.stream_id is not None:
         raise Problem(403, "this token is for one stream; the list needs a key of your own")
     if "admin" in who.scopes:
-        return asked
-    if asked is not None and asked != who.name:
+        return named
+    if named is not None and named != who.name:
         raise Problem(403, "only an administrator may list the streams of another owner")
     return who.name
 

@@ -288,7 +288,7 @@ class Writes:
         if written.status == "cancelled":
             logger.info("stream %s: cancelled: no gateway had a reader of it for too long", stream_id)
             metrics.cancelled(CancelReason.DISCONNECT)
-            self._streams.write_receipt(stream_id)
+            self._streams.ended_by_writer(stream_id)
         elif written.status == "full":
             raise await self._full(stream_id)
         elif written.status == "applied" and entry is not None:
@@ -322,7 +322,7 @@ class Writes:
         failed = {"code": FailureCode.LOG_FULL, "message": message, "retryable": False, "time": time.time()}
         if await self._streams.answered(self._log.end, stream_id, events.FAILED, orjson.dumps(failed)):
             metrics.failed(FailureCode.LOG_FULL)
-            self._streams.write_receipt(stream_id)
+            self._streams.ended_by_writer(stream_id)
         return Problem(413, f"{message}; the stream has ended as failed", members={"reason": FailureCode.LOG_FULL})
 
     # --- answers
@@ -354,7 +354,7 @@ class Writes:
         else:
             metrics.completed()
         logger.info("stream %s: %s by its writer", stream_id, status)
-        self._streams.write_receipt(stream_id)
+        self._streams.ended_by_writer(stream_id)
         return Answer(stream_id, Place(entry.id, EventId(entry.id.attempt, tokens)), listeners, status)
 
 

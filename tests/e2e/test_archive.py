@@ -134,6 +134,16 @@ async def test_other_ends(system: System, end: str) -> None:
     assert await system.state(stream_id) == state
 
 
+async def test_a_stream_of_an_external_writer(system: System) -> None:
+    stream_id = await system.create("Hello", midstream={"writer": "external"})
+    url = f"{system.gateway_url()}/v1/streams/{stream_id}/events"
+    written = await system.http.post(url, json=[{"token": "Once"}, {"event": "tool", "data": 1}, {"end": "done"}])
+    assert written.status_code == 200, written.text
+    before = [await got(system, f"/v1/streams/{stream_id}{face}") for face in ("/events", "")]
+    await out_of_redis(system, stream_id)
+    assert [await got(system, f"/v1/streams/{stream_id}{face}", gateway=1) for face in ("/events", "")] == before
+
+
 async def test_a_delete_reaches_the_archive(system: System) -> None:
     archived, ended, running = [await system.create(**SIMULATED) for _ in range(2)] + [
         await system.create(simulate={"tokens": 500, "tokens_per_second": 20})

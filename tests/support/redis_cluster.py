@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
+from typing import Any, Self
 
 import redis
 import redis.exceptions
@@ -64,7 +65,27 @@ class Node(RedisServer):
         return self.runs and bool(self.execute("ROLE")[0] == b"master")
 
 
-class RedisCluster:
+class _Servers(ABC):
+    """Several servers as one context."""
+
+    @abstractmethod
+    def start(self) -> Self: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class RedisCluster(_Servers):
     """A cluster of masters, each with one replica, that share the slots evenly."""
 
     def __init__(
@@ -83,7 +104,7 @@ class RedisCluster:
     def runs(self) -> bool:
         return all(node.runs for node in self.nodes)
 
-    def start(self) -> RedisCluster:
+    def start(self) -> Self:
         for node in self.nodes:
             node.start()
         first = self.nodes[0]
@@ -204,16 +225,6 @@ class RedisCluster:
         for node in self.nodes:
             node.close()
 
-    def __enter__(self) -> RedisCluster:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 def _slots_of(node: Node) -> dict[int, int]:
     """Returns the port of each slot's master, as a node knows it."""
@@ -249,7 +260,7 @@ class Sentinel:
         rmtree(self._directory, ignore_errors=True)
 
 
-class RedisWithSentinels:
+class RedisWithSentinels(_Servers):
     """A primary, replicas, and three Sentinels that replace the primary when it is silent for a second."""
 
     NAME = "mymaster"
@@ -283,7 +294,7 @@ class RedisWithSentinels:
     def runs(self) -> bool:
         return all(node.runs for node in self.nodes)
 
-    def start(self) -> RedisWithSentinels:
+    def start(self) -> Self:
         for node in self.nodes:
             node.start()
         for sentinel in self.sentinels:
@@ -342,13 +353,3 @@ class RedisWithSentinels:
             sentinel.close()
         for node in self.nodes:
             node.close()
-
-    def __enter__(self) -> RedisWithSentinels:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -45,9 +45,6 @@ class Table:
         assert name == "HGETALL"
         return [part for field in self.fields.items() for part in field]
 
-    def send(self, arguments: Any, on_reply: Any) -> None:
-        raise NotImplementedError
-
 
 async def made(redis: Table, name: str = "backend", scopes: str = "create", **options: Any) -> tuple[str, ApiKey]:
     expires_seconds, limits = options.get("expires_seconds"), options.get("limits", {})
