@@ -49,6 +49,12 @@ async def out_of_redis(system: System, *stream_ids: str, within_seconds: float =
         await system.commands.delete(log_key(stream_id), deliveries_key(stream_id), kept_key(stream_id))
 
 
+async def due_now(system: System, *stream_ids: str) -> None:
+    """Has streams looked at for the archive at once. The list expires, as one that a gateway has made."""
+    await system.commands.zadd(UNKEPT, dict.fromkeys(stream_ids, 0))
+    await system.commands.expire(UNKEPT, 600)
+
+
 async def got(
     system: System, path: str, headers: dict[str, str] | None = None, *, gateway: int = 0
 ) -> tuple[int, str | None, bytes]:
@@ -113,7 +119,7 @@ async def test_many_readers_bring_it_back_once_and_count(system: System) -> None
     archive = Archive(Settings(archive_url=str(system.workers[0].settings["archive_url"])))
 
     async def is_counted() -> bool:
-        await system.commands.zadd(UNKEPT, {stream_id: 0})  # the last look, shortly before its log expires
+        await due_now(system, stream_id)  # the last look, shortly before its log expires
         archived = await archive.read(stream_id)
         return archived is not None and archived.row["delivered_tokens"] == 40 and len(archived.notes) == 20
 
@@ -313,7 +319,7 @@ async def test_whoever_dies_or_is_away_no_end_is_lost_and_none_is_doubled() -> N
             for worker in system.workers:
                 worker.kill()
             await system.start_worker(0)
-            await system.commands.zadd(UNKEPT, dict.fromkeys([*away, *ending], 0))  # a minute later
+            await due_now(system, *away, *ending)  # a minute later
             everything = {*stream_ids, *away, *ending}
 
             async def all_are_there() -> bool:
