@@ -22,6 +22,8 @@ from shared.keys import UNKEPT, deliveries_key, kept_key, log_key
 
 LOOK_SECONDS = 60.0
 """How often a stream is looked at that has not ended, and when a look is handed out again that came to nothing."""
+_LISTED_MAX = 200_000
+"""Streams that are read for the newest of them: 8 MB, a tenth of a second of Redis."""
 SOON_SECONDS = 3.0
 """When a stream is looked at that somebody else than its worker has ended: its readers' last notes have come by then."""
 
@@ -72,14 +74,14 @@ class Unkept:
     async def newest(self, count: int) -> list[str]:
         """Returns the newest streams of the list, at most `count`, the newest first.
 
-        Of a longer list, as when the database is away for long, those that are to be looked at last.
+        Of a list of more than `_LISTED_MAX`, as when the database is away for long, some may be left out.
         """
-        reply = await self._commands.execute("ZRANGE", UNKEPT, 0, count - 1, "REV")
+        reply = await self._commands.execute("ZRANGE", UNKEPT, 0, _LISTED_MAX - 1, "REV")
         try:
             stream_ids = {member.decode() for member in reply}
         except (TypeError, ValueError, AttributeError):
             raise OddReply(f"ODDREPLY the streams to be archived were answered by {shown(reply)}") from None
-        return sorted(filter(is_stream_id, stream_ids), reverse=True)
+        return sorted(filter(is_stream_id, stream_ids), reverse=True)[:count]
 
     async def kept(self, stream_ids: Sequence[str], to_look_at_again: Sequence[str]) -> None:
         """Notes that streams are archived: their logs expire, and they leave the list.

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tests.support.redis_server import free_port
@@ -92,7 +93,7 @@ class PostgresServer:
     def kill(self) -> None:
         """Ends all processes of the server by SIGKILL."""
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         self._process.wait(_START_SECONDS_MAX)
         self._process = None
         (self._data / "postmaster.pid").unlink(missing_ok=True)
@@ -122,7 +123,8 @@ class PostgresServer:
             ["ps", "-o", "pid=", "--ppid", str(self._process.pid)], capture_output=True, text=True, check=False
         )
         for pid in (self._process.pid, *map(int, children.stdout.split())):
-            os.kill(pid, number)
+            with suppress(ProcessLookupError):  # a backend that has just ended
+                os.kill(pid, number)
 
     def _run(self, program: str, *arguments: str) -> None:
         ended = subprocess.run(
