@@ -181,6 +181,54 @@ async def test_a_generated_answer_is_read_as_json(system: System) -> None:
     assert (await path.post([1])).status_code == 405
 
 
+def ui_parts(body: str) -> list[Any]:
+    """Returns the messages of all `data` events in a body."""
+    return [
+        part
+        for message in Decoder().feed(body.encode())
+        if message.event == "data"
+        for part in json.loads(message.data)
+    ]
+
+
+async def test_a_generated_answer_is_read_as_parts_of_a_ui_message(system: System) -> None:
+    """Live and caught up, at either gateway; behind any offset comes the rest, although parts depend on those before."""
+    stream_id = await system.create(simulate={"tokens": 30, "tokens_per_second": 100})
+    path, url = Path(system, stream_id), f"{system.gateway_url(1)}/v1/stream/{stream_id}?as=ui"
+    live = ui_parts((await system.http.get(f"{url}&offset=-1&live=sse")).text)
+    kinds = ["start", "start-step", "text-start", "text-end", "finish-step", "finish"]
+    assert [part["type"] for part in live[:3] + live[-3:]] == kinds
+    text = "".join(part["delta"] for part in live if part["type"] == "text-delta")
+    assert text == (await system.state(stream_id))["text"]
+    assert await path.read("?as=ui") == live
+    for offset, parts_before in ((0, 2), (1, 4), (17, 20), (30, 33)):
+        rest = await path.read(f"?as=ui&offset={place(offset)}")
+        assert rest == live[parts_before:]
+        for mode in ("sse", "long-poll"):
+            answer = await path.ask("GET", f"?as=ui&offset={place(offset)}&live={mode}", gateway=1)
+            assert (ui_parts(answer.text) if mode == "sse" else answer.json()) == rest
+    for query in ("", "&live=sse"):
+        at_end = await path.ask("GET", f"?as=ui&offset={place(31)}{query}")
+        assert "true" in at_end.headers.get("stream-closed", at_end.text)
+    known = await path.ask("GET", "?as=ui")
+    assert known.headers["etag"] != (await path.ask("GET")).headers["etag"]
+    again = await path.ask("GET", "?as=ui", headers={"if-none-match": known.headers["etag"]})
+    assert again.status_code == 304
+    assert (await path.ask("GET", "?as=html")).status_code == 400
+
+
+async def test_a_long_poll_for_parts_waits(system: System) -> None:
+    stream_id = await system.create(simulate={"tokens": 20, "tokens_per_second": 40})
+    path, parts, offset = Path(system, stream_id), [], "-1"
+    while True:
+        answer = await path.ask("GET", f"?as=ui&offset={offset}&live=long-poll")
+        parts += answer.json() if answer.content else []
+        offset = answer.headers["stream-next-offset"]
+        if "stream-closed" in answer.headers:
+            break
+    assert parts == await path.read("?as=ui")
+
+
 async def test_a_cancel_reaches_the_writer_at_its_next_append(system: System) -> None:
     path = Path(system, "cancelled")
     stream_id = (await path.put([1])).headers["x-stream-id"]
@@ -278,3 +326,7 @@ async def test_a_principal_has_so_many_streams_and_bytes() -> None:
 async def test_they_can_be_turned_off() -> None:
     async with System(workers=0, gateway_settings={"written_streams": "off"}) as system:
         assert (await Path(system, "x").put()).status_code == 404
+        question = {"id": "chat", "messages": [{"role": "user", "parts": [{"type": "text", "text": "hi"}]}]}
+        url = f"{system.gateway_url()}/api/chat"
+        refused = await system.http.post(url, json=question, headers={"accept": "application/json"})
+        assert refused.status_code == 406
