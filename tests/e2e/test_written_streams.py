@@ -219,7 +219,8 @@ async def test_a_generated_answer_is_read_as_parts_of_a_ui_message(system: Syste
 
 async def test_a_long_poll_for_parts_waits(system: System) -> None:
     stream_id = await system.create(simulate={"tokens": 20, "tokens_per_second": 40})
-    path, parts, offset = Path(system, stream_id), [], "-1"
+    path, offset = Path(system, stream_id), "-1"
+    parts: list[Any] = []
     while True:
         answer = await path.ask("GET", f"?as=ui&offset={offset}&live=long-poll")
         parts += answer.json() if answer.content else []

@@ -1,4 +1,7 @@
-"""`useChat` with the unchanged transport of @durable-streams/aisdk-transport, in Chromium: a cut resumes at an offset."""
+"""Chats over Durable Streams with unchanged clients: `useChat` with its transport in Chromium, TanStack AI's in Node.
+
+A response that ends early is followed by a request for the rest.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from playwright.async_api import Browser
 
 from gateway.facades.durable.offsets import offset_of
 from shared.ids import EventId
-from tests.support import ai_sdk
+from tests.support import ai_sdk, node
 from tests.support.chat_page import Chat, answered
 from tests.support.openai_server import OpenAIServer
 from tests.support.system import System
@@ -21,7 +24,7 @@ from tests.support.system import System
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 _CONNECTION_SECONDS = 1.5
-"""The gateways end each connection after about so long. Three connections shorter than 1 s would make the client take to long-polls."""
+"""The gateways end each connection after about so long. After three shorter than 1 s the client gives up SSE."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -91,6 +94,14 @@ async def test_a_cancelled_answer_is_aborted(browser: Browser, system: System) -
     assert stopped.json()["stopped"]
     assert (await chat.until("ready", words=5))["error"] is None
     await chat.page.close()
+
+
+async def test_tanstack_ai(system: System) -> None:
+    words = 100
+    url = f"{system.gateway_url()}/v1/stream/tanstack"
+    seen = await node.run("tanstack.mjs", {"writeUrl": url, "readUrl": url, "words": words}, folder="durable")
+    text = "".join(f"{number} " for number in range(words))
+    assert seen == {"asked": text, "snapshot": text, "roles": ["user", "assistant"], "next": "TEXT_MESSAGE_START"}
 
 
 async def test_its_gateway_is_killed(browser: Browser, system: System) -> None:
