@@ -31,7 +31,6 @@ from gateway.access.sessions import Sessions
 from gateway.access.signing import SigningKeys
 from gateway.access.stream_readers import StreamReaders
 from gateway.access.stream_tokens import StreamTokens
-from gateway.access.user_tokens import UserTokens
 from gateway.api.follow import Subscribe
 from gateway.api.health import Health
 from gateway.api.readiness import Readiness
@@ -358,8 +357,11 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
 
 def authenticators_for(commands: Commands, settings: Settings) -> list[KeptUp]:
     """Returns what recognizes the tokens of services and users. Raises Unusable."""
-    users = [UserTokens(settings)] if settings.jwt_keys else []
-    return [ApiKeys(commands, settings), *users]
+    if not settings.jwt_keys:
+        return [ApiKeys(commands, settings)]
+    from gateway.access.user_tokens import UserTokens  # imports the libraries for JWTs
+
+    return [ApiKeys(commands, settings), UserTokens(settings)]
 
 
 def limits_of(authenticators: Sequence[KeptUp], principal_name: str) -> Mapping[str, object]:

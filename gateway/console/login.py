@@ -20,14 +20,15 @@ from gateway.access.admission import Admission
 from gateway.access.credentials import SESSION_COOKIE
 from gateway.access.given_tokens import cookie_of
 from gateway.access.sessions import SESSION_SECONDS, Sessions
-from gateway.console import operations
 from gateway.console.files import PAGE_HEADERS
 from gateway.http.bodies import body_of
 from gateway.http.connection import Receive, Scope
 from gateway.http.principal import principal
-from gateway.http.routes import Route, route_for
+from gateway.http.routes import OperationsOf, Route, route_for
 
 logger = logging.getLogger(__name__)
+
+operations = OperationsOf("gateway.console.operations")
 
 PATH = "/login"
 _FIELDS_MAX = 8

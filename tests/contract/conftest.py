@@ -15,8 +15,9 @@ from shared.commands import Commands
 from shared.event_log import EventLog
 from shared.keys import live_channel
 from shared.queue import RequestQueue
-from shared.redis_server import OrdinaryCommands, RedisAddress, ordinary_client
+from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
+from tests.support.ordinary_commands import OrdinaryCommands, ordinary_client
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 

@@ -23,10 +23,11 @@ from shared.errors import Unusable
 from shared.grants import ROLES, Role, Subscription, refusals, until_up
 from shared.ids import new_stream_id
 from shared.keys import PROCESSES_UNTIL, REQUESTS, log_key
-from shared.redis_server import RedisAddress, ordinary_client
+from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
 from shared.settings import Settings
 from tests.support.needs import needs
+from tests.support.ordinary_commands import ordinary_client
 from tests.support.redis_server import Kind, RedisServer, binary_of
 from tests.support.system import Process, System, answer_of, environment_of
 from tests.support.waiting import wait_until

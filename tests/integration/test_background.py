@@ -66,11 +66,12 @@ from shared.lanes import Lanes
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
-from shared.redis_server import OrdinaryCommands, RedisAddress, ordinary_client
+from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
 from shared.self_measuring import Handover, Measuring
 from shared.settings import Settings
 from shared.usage import Usage
+from tests.support.ordinary_commands import OrdinaryCommands, ordinary_client
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
