@@ -12,7 +12,7 @@ from gateway.http.problems import Problem
 
 SCOPES = frozenset({"create", "read", "cancel", "write", "act", "admin"})
 """create: create streams, and delete one's own. read: follow them, and read their state and receipts. cancel: stop them.
-write: write streams oneself. act: create for somebody else. admin: everybody's streams, the console, the metrics."""
+write: write streams oneself. act: do for a user what the user may do. admin: everybody's streams, the console, the metrics."""
 OPEN = "open"
 """In place of a scope: anybody may ask."""
 

@@ -255,6 +255,59 @@ async def test_a_chat_id_and_an_idempotency_key_are_each_principal_s_own(system:
     assert ids["alice"] != ids["bob"]
 
 
+# --- for a user
+
+
+async def test_a_service_reaches_a_user_s_stream_only_where_it_names_the_user(system: System) -> None:
+    """Also one that has created it. Another service with the scope `act` is trusted as much; who lacks it gets 403."""
+    url, address = f"{system.gateway_url()}/v1/streams", {"x-forwarded-for": "198.51.100.3"}
+    for_ada, for_bob = {"x-midstream-owner": "ada"}, {"x-midstream-owner": "bob"}
+    body = {**CHAT, "simulate": {"tokens": 1000, "tokens_per_second": 20}}
+    created = await system.http.post(url, json=body, headers={**as_("backend"), **for_ada})
+    stream_id = created.json()["id"]
+    for name, headers, expected in (
+        ("backend", for_ada, 200),
+        ("backend", {}, 404),
+        ("backend", for_bob, 404),
+        ("other-backend", {}, 404),
+        ("other-backend", for_bob, 404),
+        ("other-backend", for_ada, 200),
+        ("alice", for_ada, 403),
+        ("root", for_ada, 403),
+        ("root", {}, 200),
+        ("backend", {"x-midstream-owner": ""}, 400),
+        ("backend", {"x-midstream-owner": "key:alice"}, 404),
+    ):
+        for gateway in (0, 1):
+            for path in ("", "/receipt", "/events?from=now"):
+                status, _, _ = await asked(
+                    system, "GET", f"/v1/streams/{stream_id}{path}", {**as_(name), **headers}, gateway=gateway
+                )
+                assert status == expected, (name, headers, path)
+            if expected != 200:
+                status, _, _ = await asked(
+                    system, "POST", f"/v1/streams/{stream_id}/cancel", {**as_(name), **headers}, gateway=gateway
+                )
+                assert status == expected, (name, headers)
+    listed = await system.http.get(
+        f"{system.gateway_url()}/v1/usage?principal=user:ada", headers={**as_("backend"), **for_bob}
+    )
+    assert listed.status_code == 403, "somebody else's usage"
+    done = await system.http.post(f"{url}/{stream_id}/cancel", headers={**as_("backend"), **for_ada, **address})
+    assert done.json()["status"] == "cancelled"
+    assert audited(system, address=address["x-forwarded-for"]) == [
+        {
+            "event": "cancelled",
+            "stream": stream_id,
+            "principal": "user:ada",
+            "service": "key:backend",
+            "address": "198.51.100.3",
+        }
+    ]
+    # An act of a service is not an administrator's, whatever else its key may do.
+    assert (await system.http.get(f"{url}/{stream_id}", headers={**as_("root"), **for_ada})).status_code == 403
+
+
 # --- tokens
 
 

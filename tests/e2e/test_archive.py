@@ -269,7 +269,9 @@ async def test_the_commands(system: System, tmp_path: Path) -> None:
     line, printed = (await command(system, "forget", "anonymous")).splitlines()
     audited = json.loads(line)
     assert (audited["logger"], audited["event"], audited["owner"]) == ("midstream.audit", "forgotten", "anonymous")
-    assert printed == f"forgotten: {audited['archived_streams']} archived streams, {audited['streams_in_redis']} in Redis"
+    assert (
+        printed == f"forgotten: {audited['archived_streams']} archived streams, {audited['streams_in_redis']} in Redis"
+    )
     assert (await command(system, "list")).count("\n") == 1, "nothing is left but the heading"
     for stream_id in (running, *stream_ids):
         assert (await got(system, f"/v1/streams/{stream_id}"))[0] in (404, 410)

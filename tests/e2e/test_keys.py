@@ -69,7 +69,15 @@ async def system() -> AsyncIterator[System]:
 
 
 async def keys(system: System, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "midstream.cli", "keys", *arguments, "--redis", system.redis.url]
+    command = [
+        sys.executable,
+        "-m",
+        "midstream.cli",
+        "keys",
+        *arguments,
+        "--redis",
+        system.redis.url_of("midstream-keys"),
+    ]
     return await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, cwd=_ROOT, check=False)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shared.logs import audit_line, JsonLines, outcome, request_id, set_up_logging
+from shared.logs import JsonLines, audit_line, outcome, request_id, set_up_logging
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
