@@ -85,6 +85,11 @@ class Addresses:
         if not self._under_way[taken.address]:
             del self._under_way[taken.address]
 
+    def counted(self, peer: str) -> str:
+        """Returns how a peer's address is counted; empty for a trusted proxy's, and for what is none."""
+        address = _parsed(peer)
+        return "" if address is None or self._is_trusted(address) else _shown(address)
+
     def address_of(self, scope: Scope) -> str:
         """Returns the address that a request comes from; empty for a request of a trusted proxy itself, such as a health check."""
         address = self._addresses_of(scope)[1]
