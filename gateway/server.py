@@ -299,7 +299,13 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     given = GivenTokens(admission.tokens, settings.path_prefix)
     subscribe = Subscribe(streams, given, tails, delivery, models, settings, stream_readers)
     measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, queue, settings)
-    request_timeouts = RequestTimeouts(settings.request_seconds)
+    request_timeouts = RequestTimeouts(
+        settings.request_seconds,
+        waiting_max=settings.idle_connections_max,
+        waiting_of_address_max=settings.idle_connections_per_address,
+        new_max=settings.connections_max,
+        counted=addresses.counted,
+    )
     watchers = Watchers(Overview(commands, queue)) if is_wanted(settings, guarded=authenticates) else None
     readiness = Readiness(commands, settings)
     health = Health(delivery, readiness, lambda: streams.archive_state)

@@ -19,6 +19,7 @@ from gateway import metrics
 from gateway.access.limits import Limits
 from gateway.access.owners import Owners
 from gateway.following.tails import Tails
+from gateway.http.audit import audit
 from gateway.http.principal import principal
 from gateway.http.problems import Problem, archive_in_time, away, expired, full, no_log, not_found
 from gateway.http.whole_bodies import Held, made
@@ -272,6 +273,13 @@ class Streams:
 
     async def cancel(self, stream_id: str, by: CancelReason = CancelReason.CLIENT) -> History:
         """Ends a stream that has not ended; returns its state. The worker is fenced, and closes the provider's connection."""
+        history, ended_here = await self._cancel(stream_id, by)
+        if ended_here:
+            audit("cancelled", stream_id)
+        return history
+
+    async def _cancel(self, stream_id: str, by: CancelReason) -> tuple[History, bool]:
+        """Returns the state, and whether this call has ended the stream."""
         value = orjson.dumps({"by": by, "time": time.time()})
         await self.check_owner(stream_id)
         try:
@@ -286,7 +294,7 @@ class Streams:
             if history.accepted is not None:
                 self._usage.accounts.send_ended(history.accepted.principal, stream_id)
             self.cancelled_here(stream_id, history, by)
-        return history
+        return history, ended_here
 
     def write_receipt(self, stream_id: str) -> None:
         """Has the receipt of a stream that was ended here written to this process's log, a moment later."""
@@ -335,13 +343,14 @@ class Streams:
 
     async def delete(self, stream_id: str) -> None:
         """Cancels a stream if it runs, and deletes it, also from the archive. Raises Problem 404, 410, 503."""
-        history = await self.cancel(stream_id)
+        history, _ = await self._cancel(stream_id, CancelReason.CLIENT)
         await self.answered(partial(self._usage.count_now, stream_id, closed=True))  # what is deleted cannot be counted
         if self._restoring is not None:
             owner = history.accepted.principal if history.accepted else ""
             with archive_in_time():
                 await self._restoring.archive.erase(tombstone_of(stream_id, history, owner))
         await self.answered(self._log.delete, stream_id)
+        audit("deleted", stream_id, owner=history.accepted.principal if history.accepted else None)
 
     async def note_delivered(self, stream_id: str, reached: EventId, began_at: float) -> None:
         """Notes, for the receipt, that a client that waited was given the whole answer in one response."""
