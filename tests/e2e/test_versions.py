@@ -19,7 +19,7 @@ FORMS: dict[str, Any] = {
     "cluster": lambda kind: RedisCluster(kind=kind, replicas=False),
     "sentinel": lambda kind: RedisWithSentinels(kind=kind, replicas=0, sentinels=1),
 }
-CONTINUE = {"on_disconnect": "continue"}
+CONTINUE: dict[str, Any] = {"on_disconnect": "continue"}
 SLOW = {"tokens": 10_000, "tokens_per_second": 100}
 
 
@@ -40,8 +40,9 @@ async def test_streams(kind: Kind, form: str, tmp_path: Path) -> None:
 
 
 async def _one_key_is_one_answer_which_is_resumed(system: System) -> None:
-    asked = {"simulate": {"tokens": 60, "tokens_per_second": 100}, "headers": {"idempotency-key": "one"}, **CONTINUE}
-    created = await asyncio.gather(*(system.create(**asked) for _ in range(3)))
+    simulate, headers = {"tokens": 60, "tokens_per_second": 100}, {"idempotency-key": "one"}
+    creates = [system.create(simulate=simulate, headers=headers, midstream=CONTINUE) for _ in range(3)]
+    created = await asyncio.gather(*creates)
     assert len(set(created)) == 1
     first, other = system.follow(created[0]), system.follow(created[0])
     await first.until_tokens(10)
@@ -92,7 +93,7 @@ async def _a_program_writes_a_named_stream(system: System) -> None:
 
 
 async def _an_ended_stream_comes_back_from_the_archive(system: System) -> None:
-    stream_id = await system.create(simulate={"tokens": 20, "tokens_per_second": 0}, **CONTINUE)
+    stream_id = await system.create(simulate={"tokens": 20, "tokens_per_second": 0}, midstream=CONTINUE)
     before = answer_of((await system.follow(stream_id).until_end()).messages)
     assert len(before.tokens) == 20
 
