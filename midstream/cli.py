@@ -101,8 +101,13 @@ def _run(arguments: argparse.Namespace) -> int:
             form=arguments.form,
         )
     if arguments.command == "doctor":
-        from midstream.doctor import doctor
+        from midstream.doctor import doctor, doctor_of_redis
 
+        if (arguments.url is None) == (arguments.redis is None):
+            print("midstream doctor: needs the address that readers use, or --redis, and not both", file=sys.stderr)
+            return 2
+        if arguments.redis is not None:
+            return doctor_of_redis(arguments.redis, role=arguments.role, json=arguments.json)
         return doctor(
             arguments.url,
             via=arguments.via,
@@ -201,7 +206,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _add_doctor(
         command(
             "doctor",
-            "Test whether streams reach readers undelayed; if not, say which hop is at fault and what to change.",
+            "Test whether streams reach readers undelayed, or whether Redis is as it should be; if not, say what to change.",
         )
     )
     _add_list(command("list", "List the newest streams, those that run and those that are archived."))
@@ -368,7 +373,17 @@ def _add_export(command: argparse.ArgumentParser) -> None:
 
 
 def _add_doctor(doctor: argparse.ArgumentParser) -> None:
-    doctor.add_argument("url", metavar="URL", help="the address that readers use")
+    doctor.add_argument("url", nargs="?", metavar="URL", help="the address that readers use")
+    doctor.add_argument(
+        "--redis",
+        nargs="?",
+        const="",
+        metavar="URL",
+        help="test Redis instead: a server, a cluster or a primary behind Sentinels (MIDSTREAM_REDIS_URL)",
+    )
+    doctor.add_argument(
+        "--role", choices=("gateway", "worker"), help="with --redis: try only what this process needs (both)"
+    )
     doctor.add_argument(
         "--via",
         action="append",
