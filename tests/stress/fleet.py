@@ -210,7 +210,7 @@ class Fleet:
         """Returns the end of each process's log, without receipts."""
         parts = []
         for log in sorted(self._directory.glob("*.log")):
-            lines = [line for line in log.read_text().splitlines() if not line.startswith("{")]
+            lines = [line for line in log.read_text().splitlines() if '"receipt"' not in line]
             parts += [f"--- {log.stem}", *lines[-_SHOWN_LINES:]]
         return "\n".join(parts)
 
