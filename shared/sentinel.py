@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -87,7 +86,7 @@ class SentinelAddress:
 
 async def _answers_of(server: RedisAddress, *commands: tuple[str | int, ...]) -> list[Any]:
     """Returns the replies to the commands. Raises OSError, RedisRefused, Disconnected."""
-    context = ssl.create_default_context() if server.tls else None
+    context = server.tls_context() if server.tls else None
     reader, writer = await asyncio.open_connection(server.host, server.port, ssl=context)
     try:
         writer.write(b"".join(map(hiredis.pack_command, commands)))  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ import redis
 import redis.exceptions
 
 from shared.cluster import SLOTS, slot_of
-from tests.support.redis_server import Kind, RedisServer, binary_of, free_port
+from tests.support.redis_server import USER_PASSWORD, Kind, RedisServer, binary_of, free_port
 
 NODE_TIMEOUT_MILLISECONDS = 1000
 """After so long a silent master is replaced by its replica, within another second."""
@@ -66,7 +66,25 @@ class Node(RedisServer):
 
 
 class _Servers(ABC):
-    """Several servers as one context."""
+    """Several servers as one context. Each has the users that are shipped."""
+
+    url: str
+
+    def url_of(self, user: str) -> str:
+        """Returns the URL with another user's login."""
+        scheme, _, rest = self.url.partition("://")
+        return f"{scheme}://{user}:{USER_PASSWORD}@{rest}"
+
+    def refused(self) -> list[Any]:
+        """Returns what the servers have refused to their users for want of a permission."""
+        refused: list[Any] = []
+        for node in self.nodes:
+            if node.runs:
+                with redis.Redis(port=node.port, protocol=2, socket_timeout=5.0) as client:
+                    refused += client.execute_command("ACL", "LOG")
+        return refused
+
+    nodes: Sequence[RedisServer]
 
     @abstractmethod
     def start(self) -> Self: ...
@@ -249,8 +267,8 @@ class Sentinel:
                 [str(self._binary), str(self._config), "--sentinel"], stdout=log, stderr=log
             )
 
-    def execute(self, *command: str | int, password: str | None = None) -> Any:
-        with redis.Redis(port=self.port, protocol=2, password=password, socket_timeout=2.0) as client:
+    def execute(self, *command: str | int) -> Any:
+        with redis.Redis(port=self.port, protocol=2, socket_timeout=2.0) as client:
             return client.execute_command(*command)
 
     def close(self) -> None:
@@ -261,25 +279,27 @@ class Sentinel:
 
 
 class RedisWithSentinels(_Servers):
-    """A primary, replicas, and three Sentinels that replace the primary when it is silent for a second."""
+    """A primary, replicas, and three Sentinels that replace the primary when it is silent for a second.
+
+    `sentinel_user` is the rules of a further user of the Sentinels, as in `user <rules>`.
+    """
 
     NAME = "mymaster"
     RUNNING_SECONDS_MAX = 15.0
 
     def __init__(
-        self, *, kind: Kind | None = None, replicas: int = 1, password: str = "", arguments: Sequence[str] = ()
+        self, *, kind: Kind | None = None, replicas: int = 1, sentinel_user: str = "", arguments: Sequence[str] = ()
     ) -> None:
         self.kind: Kind = kind or ("redis" if binary_of("redis") else "valkey")
-        self.password = password
         primary = RedisServer(self.kind, tcp=True, arguments=(*_LINK, *arguments))
         link = ("--replicaof", f"127.0.0.1 {primary.port}")
         self.nodes = [
             primary,
             *(RedisServer(self.kind, tcp=True, arguments=(*_LINK, *arguments, *link)) for _ in range(replicas)),
         ]
-        login = f"requirepass {password}\n" if password else ""
+        user = f"user {sentinel_user}\n" if sentinel_user else ""
         config = (
-            f"{login}sentinel monitor {self.NAME} 127.0.0.1 {primary.port} 2\n"
+            f"{user}sentinel monitor {self.NAME} 127.0.0.1 {primary.port} 2\n"
             f"sentinel down-after-milliseconds {self.NAME} 1000\n"
             f"sentinel failover-timeout {self.NAME} 4000\n"
             f"sentinel parallel-syncs {self.NAME} 1\n"
@@ -303,16 +323,14 @@ class RedisWithSentinels(_Servers):
         return self
 
     def _knows_all(self, sentinel: Sentinel) -> bool:
-        reply = sentinel.execute("SENTINEL", "MASTER", self.NAME, password=self.password or None)
+        reply = sentinel.execute("SENTINEL", "MASTER", self.NAME)
         about = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
         about = {str(key.decode() if isinstance(key, bytes) else key): value for key, value in about.items()}
         return int(about["num-other-sentinels"]) == 2 and int(about["num-slaves"]) == len(self.nodes) - 1
 
     def primary(self) -> RedisServer:
         """Returns the primary that the Sentinels name."""
-        reply = self.sentinels[0].execute(
-            "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.NAME, password=self.password or None
-        )
+        reply = self.sentinels[0].execute("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.NAME)
         return next(node for node in self.nodes if node.port == int(reply[1]))
 
     def until_replicated(self, *, seconds: float = RUNNING_SECONDS_MAX) -> None:
@@ -337,7 +355,7 @@ class RedisWithSentinels(_Servers):
     def client(self) -> Any:
         return redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
             [("127.0.0.1", one.port) for one in self.sentinels],
-            sentinel_kwargs={"password": self.password or None, "protocol": 2},
+            sentinel_kwargs={"protocol": 2},
             socket_timeout=3.0,
             protocol=2,
         ).master_for(self.NAME)
