@@ -59,11 +59,11 @@ def address_of(
     except Unusable as error:
         raise Unusable(str(error).partition(": it must look like")[0] + f": {_FORMS}") from None
     username, _, password = login.partition(":")
-    user = {"username": unquote(username), "password": unquote(password)}
+    user, secret = unquote(username), unquote(password)
     if form == "cluster":
         if path not in ("", "0"):
             raise Unusable(f"a cluster has only the database 0: {_FORMS}")
-        return tuple(replace(seed, **user) for seed in seeds)
+        return tuple(replace(seed, username=user, password=secret) for seed in seeds)
     name, _, database = path.partition("/")
     if not name:
         raise Unusable(f"the Redis URL does not name a primary: {_FORMS}")
@@ -74,7 +74,7 @@ def address_of(
         replace(seed, port=port, username=sentinel_username, password=sentinel_password)
         for seed, port in zip(seeds, ports, strict=True)
     )
-    primary = replace(seeds[0], host="", port=0, database=int(database or 0), **user)
+    primary = replace(seeds[0], host="", port=0, database=int(database or 0), username=user, password=secret)
     return SentinelAddress(sentinels, unquote(name), primary)
 
 

@@ -112,7 +112,8 @@ async def test_a_request_whose_create_could_not_queue_it_is_queued_by_the_next_o
     try:
         await connection.wait_until_up()
         await connection.execute("FLUSHALL")
-        settings, request = Settings(redis_wait_seconds=0.3), {"messages": []}
+        settings = Settings(redis_wait_seconds=0.3)
+        request: dict[str, Any] = {"messages": []}
         away = streams_over(QueueAway(connection, seed=1, share=0.0), settings)
         with pytest.raises(Problem) as raised:
             await away.create(request, Policies(), {}, idempotency="key")
@@ -132,7 +133,8 @@ async def test_after_a_full_queue_a_create_may_be_repeated(valkey_server: RedisS
     try:
         await connection.wait_until_up()
         await connection.execute("FLUSHALL")
-        streams, request = streams_over(connection, Settings(queue_requests_max=1)), {"messages": []}
+        streams = streams_over(connection, Settings(queue_requests_max=1))
+        request: dict[str, Any] = {"messages": []}
         await streams.create(request, Policies(), {})
         with pytest.raises(Problem) as raised:
             await streams.create(request, Policies(), {}, idempotency="key")

@@ -68,7 +68,12 @@ class Node(RedisServer):
 class _Servers(ABC):
     """Several servers as one context. Each has the users that are shipped."""
 
-    url: str
+    @property
+    @abstractmethod
+    def url(self) -> str: ...
+
+    @abstractmethod
+    def _all(self) -> Sequence[RedisServer]: ...
 
     def url_of(self, user: str) -> str:
         """Returns the URL with another user's login."""
@@ -78,13 +83,11 @@ class _Servers(ABC):
     def refused(self) -> list[Any]:
         """Returns what the servers have refused to their users for want of a permission."""
         refused: list[Any] = []
-        for node in self.nodes:
+        for node in self._all():
             if node.runs:
                 with redis.Redis(port=node.port, protocol=2, socket_timeout=5.0) as client:
                     refused += client.execute_command("ACL", "LOG")
         return refused
-
-    nodes: Sequence[RedisServer]
 
     @abstractmethod
     def start(self) -> Self: ...
@@ -117,6 +120,9 @@ class RedisCluster(_Servers):
     @property
     def url(self) -> str:
         return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:3])
+
+    def _all(self) -> Sequence[RedisServer]:
+        return self.nodes
 
     @property
     def runs(self) -> bool:
@@ -309,6 +315,9 @@ class RedisWithSentinels(_Servers):
     @property
     def url(self) -> str:
         return f"redis+sentinel://{','.join(f'127.0.0.1:{one.port}' for one in self.sentinels)}/{self.NAME}/0"
+
+    def _all(self) -> Sequence[RedisServer]:
+        return self.nodes
 
     @property
     def runs(self) -> bool:
