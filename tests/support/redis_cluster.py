@@ -16,6 +16,7 @@ import redis
 import redis.exceptions
 
 from shared.cluster import SLOTS, slot_of
+from tests.support.network import Network
 from tests.support.redis_server import USER_PASSWORD, Kind, RedisServer, binary_of, free_port
 
 NODE_TIMEOUT_MILLISECONDS = 1000
@@ -39,19 +40,33 @@ def until(condition: Callable[[], bool], what: str, seconds: float = _FORM_SECON
 class Node(RedisServer):
     """One node of a cluster."""
 
-    def __init__(self, kind: Kind, *, durable: bool) -> None:
-        self.bus_port = free_port()
+    def __init__(self, kind: Kind, *, durable: bool, address: str = "") -> None:
+        """`address`: connects to others from this one, and is reached by ports of a `Network`, which the cluster makes."""
+        self.address = address
+        own_bus_port = self.bus_port = free_port()
+        announced: tuple[str, ...] = ()
+        if address:
+            self.announced_port, self.bus_port = free_port(), free_port()
+            announced = (
+                *("--bind-source-addr", address, "--cluster-announce-ip", "127.0.0.1"),
+                *("--cluster-announce-port", str(self.announced_port)),
+                *("--cluster-announce-bus-port", str(self.bus_port)),
+            )
+        self.own_bus_port = own_bus_port
         super().__init__(
             kind,
             tcp=True,
             durable=durable,
             arguments=[
-                *("--cluster-enabled", "yes", "--cluster-port", str(self.bus_port)),
+                *("--cluster-enabled", "yes", "--cluster-port", str(own_bus_port)),
+                *announced,
                 *("--cluster-node-timeout", str(NODE_TIMEOUT_MILLISECONDS)),
                 *("--cluster-require-full-coverage", "no", "--cluster-allow-replica-migration", "no"),
                 *("--cluster-replica-validity-factor", "0", *_LINK),
             ],
         )
+        if not address:
+            self.announced_port = self.port
 
     def execute(self, *command: bytes | str | int) -> Any:
         with redis.Redis(port=self.port, protocol=2, socket_timeout=5.0) as client:
@@ -107,19 +122,30 @@ class _Servers(ABC):
 
 
 class RedisCluster(_Servers):
-    """A cluster of masters, each with one replica, that share the slots evenly."""
+    """A cluster of masters, each with one replica, that share the slots evenly.
+
+    With `can_be_cut` each node can be cut off from the others: `network`.
+    """
 
     def __init__(
-        self, *, masters: int = 3, replicas: bool = True, kind: Kind | None = None, durable: bool = False
+        self,
+        *,
+        masters: int = 3,
+        replicas: bool = True,
+        kind: Kind | None = None,
+        durable: bool = False,
+        can_be_cut: bool = False,
     ) -> None:
         self.kind: Kind = kind or ("redis" if binary_of("redis") else "valkey")
         self._durable = durable
-        self.nodes = [Node(self.kind, durable=durable) for _ in range(masters * (1 + replicas))]
+        addresses = [f"127.0.1.{index + 1}" if can_be_cut else "" for index in range(masters * (1 + replicas))]
+        self.nodes = [Node(self.kind, durable=durable, address=address) for address in addresses]
+        self.network = Network() if can_be_cut else None
         self._masters = masters
 
     @property
     def url(self) -> str:
-        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:3])
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.announced_port}" for node in self.nodes[:3])
 
     def _all(self) -> Sequence[RedisServer]:
         return self.nodes
@@ -131,6 +157,11 @@ class RedisCluster(_Servers):
     def start(self) -> Self:
         for node in self.nodes:
             node.start()
+        if self.network is not None:
+            for node in self.nodes:
+                self.network.add(node.address, node.announced_port, node.port)
+                self.network.add(node.address, node.bus_port, node.own_bus_port)
+            self.network.start()
         first = self.nodes[0]
         bounds = [SLOTS * index // self._masters for index in range(self._masters + 1)]
         for index, node in enumerate(self.nodes):
@@ -138,7 +169,7 @@ class RedisCluster(_Servers):
             if index < self._masters:
                 node.execute("CLUSTER", "ADDSLOTSRANGE", bounds[index], bounds[index + 1] - 1)
             if index:
-                first.execute("CLUSTER", "MEET", "127.0.0.1", node.port, node.bus_port)
+                first.execute("CLUSTER", "MEET", "127.0.0.1", node.announced_port, node.bus_port)
         until(lambda: all(self._known(node) == len(self.nodes) for node in self.nodes), "the nodes know each other")
         for index, node in enumerate(self.nodes[self._masters :]):
             node.execute("CLUSTER", "REPLICATE", self.nodes[index % self._masters].node_id)
@@ -160,7 +191,11 @@ class RedisCluster(_Servers):
     def until_replaced(self, node: Node, *, seconds: float = _FORM_SECONDS_MAX) -> None:
         """Returns when a node that was killed or frozen has no slots any more. Started empty before, it would empty its replica."""
         running = [one for one in self.nodes if one.runs]
-        until(lambda: all(node.port not in _slots_of(one).values() for one in running), "it was replaced", seconds)
+        until(
+            lambda: all(node.announced_port not in _slots_of(one).values() for one in running),
+            "it was replaced",
+            seconds,
+        )
 
     @staticmethod
     def _known(node: Node) -> int:
@@ -176,7 +211,7 @@ class RedisCluster(_Servers):
             if node.runs and node.is_primary():
                 port = _slots_of(node).get(slot)
                 for owner in self.nodes:
-                    if owner.port == port and owner.runs:
+                    if owner.announced_port == port and owner.runs:
                         return owner
         raise AssertionError(f"no running node has the slot {slot}")
 
@@ -185,7 +220,7 @@ class RedisCluster(_Servers):
         for node in self.nodes:
             if node.runs:
                 ports = set(_slots_of(node).values())
-                return [one for one in self.nodes if one.port in ports and one.runs]
+                return [one for one in self.nodes if one.announced_port in ports and one.runs]
         return []
 
     # --- reshaping
@@ -196,7 +231,7 @@ class RedisCluster(_Servers):
         node.start()
         self.nodes.append(node)
         known = len([one for one in self.nodes if one.runs])
-        node.execute("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port, self.nodes[0].bus_port)
+        node.execute("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].announced_port, self.nodes[0].bus_port)
         until(lambda: all(self._known(one) >= known for one in self.nodes if one.runs), "the new node is known")
         until(lambda: b"cluster_state:ok" in node.execute("CLUSTER", "INFO"), "the new node takes writes")
         return node
@@ -214,7 +249,7 @@ class RedisCluster(_Servers):
                 node.execute("CLUSTER", "SETSLOT", slot, "NODE", to_id)
 
     def slots_of(self, node: Node) -> list[int]:
-        return [slot for slot, port in _slots_of(node).items() if port == node.port]
+        return [slot for slot, port in _slots_of(node).items() if port == node.announced_port]
 
     def remove_node(self, node: Node) -> None:
         """Moves all slots of a master to another one, and ends it."""
@@ -236,7 +271,7 @@ class RedisCluster(_Servers):
     def client(self) -> Any:
         """Returns redis-py's client of the cluster."""
         return redis.asyncio.RedisCluster(
-            startup_nodes=[redis.asyncio.cluster.ClusterNode("127.0.0.1", node.port) for node in self.nodes],
+            startup_nodes=[redis.asyncio.cluster.ClusterNode("127.0.0.1", node.announced_port) for node in self.nodes],
             protocol=2,
             socket_timeout=3.0,
         )
@@ -248,6 +283,8 @@ class RedisCluster(_Servers):
     def close(self) -> None:
         for node in self.nodes:
             node.close()
+        if self.network is not None:
+            self.network.close()
 
 
 def _slots_of(node: Node) -> dict[int, int]:
