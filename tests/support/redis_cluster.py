@@ -141,7 +141,7 @@ class RedisCluster(_Servers):
         addresses = [f"127.0.1.{index + 1}" if can_be_cut else "" for index in range(masters * (1 + replicas))]
         self.nodes = [Node(self.kind, durable=durable, address=address) for address in addresses]
         self.network = Network() if can_be_cut else None
-        self._masters = masters
+        self._masters, self._replicas = masters, replicas
 
     @property
     def url(self) -> str:
@@ -226,14 +226,23 @@ class RedisCluster(_Servers):
     # --- reshaping
 
     def add_node(self) -> Node:
-        """Starts a further master, without slots."""
+        """Starts a further master, without slots, and its replica if masters have one."""
+        node = self._join()
+        if self._replicas:
+            replica = self._join()
+            node_id = node.node_id
+            until(lambda: replica.execute("CLUSTER", "REPLICATE", node_id) == b"OK", "the new node has a replica")
+        until(lambda: b"cluster_state:ok" in node.execute("CLUSTER", "INFO"), "the new node takes writes")
+        return node
+
+    def _join(self) -> Node:
         node = Node(self.kind, durable=self._durable)
         node.start()
         self.nodes.append(node)
         known = len([one for one in self.nodes if one.runs])
-        node.execute("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].announced_port, self.nodes[0].bus_port)
+        first = self.nodes[0]
+        node.execute("CLUSTER", "MEET", "127.0.0.1", first.announced_port, first.bus_port)
         until(lambda: all(self._known(one) >= known for one in self.nodes if one.runs), "the new node is known")
-        until(lambda: b"cluster_state:ok" in node.execute("CLUSTER", "INFO"), "the new node takes writes")
         return node
 
     def move_slots(self, slots: Sequence[int], source: Node, target: Node) -> None:
@@ -252,15 +261,19 @@ class RedisCluster(_Servers):
         return [slot for slot, port in _slots_of(node).items() if port == node.announced_port]
 
     def remove_node(self, node: Node) -> None:
-        """Moves all slots of a master to another one, and ends it."""
+        """Moves all slots of a master to another one, and ends it with its replicas."""
         target = next(one for one in self.primaries() if one is not node)
-        node_id = node.node_id
         self.move_slots(self.slots_of(node), node, target)
+        own_port = node.announced_port
+        removed = [node, *(one for one in self.nodes if one.runs and one.execute("ROLE")[2] == own_port)]
+        node_ids = [one.node_id for one in removed]
+        for one in removed:  # before they are forgotten: else they make themselves known again
+            one.close()
+            self.nodes.remove(one)
         for one in self.nodes:
-            if one is not node and one.runs and one.is_primary():
-                one.execute("CLUSTER", "FORGET", node_id)
-        node.close()
-        self.nodes.remove(node)
+            for node_id in node_ids if one.runs else ():
+                with suppress(redis.exceptions.ResponseError):  # it did not know this one
+                    one.execute("CLUSTER", "FORGET", node_id)
 
     # --- for checks
 
