@@ -120,7 +120,7 @@ class Fleet:
         if kind == "one":
             self.redis = RedisServer("redis" if binary_of("redis") else "valkey", tcp=True, durable=True)
         else:  # without durability: a node that is back takes its data from the others
-            self.redis = RedisCluster() if kind == "cluster" else RedisWithSentinels()
+            self.redis = RedisCluster(can_be_cut=True) if kind == "cluster" else RedisWithSentinels()
         self._provider_port = free_port()
         arguments = ["--port", str(self._provider_port)]
         self.provider = Process("tests.support.openai_server", {}, self._directory / "provider.log", arguments)

@@ -102,12 +102,11 @@ class _Forwarded:
 
 
 class Network:
-    """Runs in a thread of its own. `add` the servers first, then `start`."""
+    """Runs in a thread of its own, once it is started."""
 
     def __init__(self) -> None:
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._ports: list[tuple[str, int, int]] = []
         self._servers: list[asyncio.AbstractServer] = []
         self._forwarded: list[_Forwarded] = []
         self._waiting: list[tuple[_Forwarded, int]] = []
@@ -116,11 +115,10 @@ class Network:
 
     def add(self, address: str, port: int, own_port: int) -> None:
         """Has a port of 127.0.0.1 forwarded to the own port of the server that connects to others from `address`."""
-        self._ports.append((address, port, own_port))
+        self._run(self._listen(address, port, own_port))
 
     def start(self) -> None:
         self._thread.start()
-        self._run(self._listen())
 
     def close(self) -> None:
         if self._thread.is_alive():
@@ -141,10 +139,9 @@ class Network:
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(_START_SECONDS)
 
-    async def _listen(self) -> None:
-        for address, port, own_port in self._ports:
-            accepted = partial(self._accepted, address, own_port)
-            self._servers.append(await self._loop.create_server(accepted, "127.0.0.1", port))
+    async def _listen(self, address: str, port: int, own_port: int) -> None:
+        accepted = partial(self._accepted, address, own_port)
+        self._servers.append(await self._loop.create_server(accepted, "127.0.0.1", port))
 
     async def _close(self) -> None:
         for server in self._servers:

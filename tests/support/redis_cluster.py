@@ -138,10 +138,21 @@ class RedisCluster(_Servers):
     ) -> None:
         self.kind: Kind = kind or ("redis" if binary_of("redis") else "valkey")
         self._durable = durable
-        addresses = [f"127.0.1.{index + 1}" if can_be_cut else "" for index in range(masters * (1 + replicas))]
-        self.nodes = [Node(self.kind, durable=durable, address=address) for address in addresses]
         self.network = Network() if can_be_cut else None
         self._masters, self._replicas = masters, replicas
+        self._made = 0
+        self.nodes = [self._new_node() for _ in range(masters * (1 + replicas))]
+
+    def _new_node(self) -> Node:
+        self._made += 1
+        return Node(self.kind, durable=self._durable, address=f"127.0.1.{self._made}" if self.network else "")
+
+    def _start(self, node: Node) -> None:
+        """Starts a node for the first time."""
+        node.start()
+        if self.network is not None:
+            self.network.add(node.address, node.announced_port, node.port)
+            self.network.add(node.address, node.bus_port, node.own_bus_port)
 
     @property
     def url(self) -> str:
@@ -155,13 +166,10 @@ class RedisCluster(_Servers):
         return all(node.runs for node in self.nodes)
 
     def start(self) -> Self:
-        for node in self.nodes:
-            node.start()
         if self.network is not None:
-            for node in self.nodes:
-                self.network.add(node.address, node.announced_port, node.port)
-                self.network.add(node.address, node.bus_port, node.own_bus_port)
             self.network.start()
+        for node in self.nodes:
+            self._start(node)
         first = self.nodes[0]
         bounds = [SLOTS * index // self._masters for index in range(self._masters + 1)]
         for index, node in enumerate(self.nodes):
@@ -236,8 +244,8 @@ class RedisCluster(_Servers):
         return node
 
     def _join(self) -> Node:
-        node = Node(self.kind, durable=self._durable)
-        node.start()
+        node = self._new_node()
+        self._start(node)
         self.nodes.append(node)
         known = len([one for one in self.nodes if one.runs])
         first = self.nodes[0]
