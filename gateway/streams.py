@@ -25,7 +25,7 @@ from gateway.http.whole_bodies import Held, made
 from gateway.process_name import gateway_name
 from shared import events
 from shared.archive.record import tombstone_of
-from shared.commands import Commands
+from shared.commands import Commands, Executes
 from shared.errors import Disconnected, LogFull, MidstreamError, QueueFull, RedisRefused, Unreadable
 from shared.event_log import READ_ENTRIES_MAX, EventLog
 from shared.events import Accepted, Entry, Event, Policies, owner_of
@@ -82,8 +82,11 @@ class Streams:
         usage: Usage,
         unkept: Unkept | None = None,
         restoring: Restoring | None = None,
+        replicated: Executes | None = None,
     ) -> None:
-        """With an archive there are both `unkept`, where each stream is entered, and `restoring`."""
+        """With an archive there are both `unkept`, where each stream is entered, and `restoring`. `replicated` executes what is to
+        count only when replicas have it, too."""
+        self._remembering = replicated or commands
         self._commands = commands
         self._log = log
         self._queue = queue
@@ -391,7 +394,7 @@ class Streams:
         command = "SET", name, f"{stream_id} {digest}".encode(), "NX", "GET", "EX", self._settings.log_ttl_seconds
         for _ in range(2):
             try:
-                previous = await self._commands.execute(*command)
+                previous = await self._remembering.execute(*command)
             except RedisRefused as error:
                 if error.code != "WRONGTYPE":
                     raise
