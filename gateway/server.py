@@ -285,7 +285,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     silence_checks = SilenceChecks(tails, log, endings, settings, on_lost=delivery.lose)
     limits = Limits(accounts, log, own_limits, settings)
     owners = Owners(checked=authenticates)
-    parts = (commands, log, queue, tails, deliveries, settings, owners, limits, usage, unkept, restoring)
+    parts = (commands, log, queue, tails, deliveries, settings, owners, limits, usage, unkept, restoring, replicated)
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
     external = ExternalWrites(
         commands,

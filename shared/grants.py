@@ -35,6 +35,7 @@ from shared.keys import (
     live_channel,
     log_key,
     part_key,
+    replicated_key,
     request_key,
 )
 from shared.presence import Presence
@@ -51,6 +52,7 @@ _PROBE_TTL_SECONDS = 10
 """If the check is interrupted, its keys expire after so long."""
 _NEVER_IDLE_MILLISECONDS = 10**12
 _IN_CLUSTER: tuple[Command, ...] = (("ASKING",), ("CLUSTER", "INFO"), ("CLUSTER", "SLOTS"))
+_WITH_REPLICAS: tuple[Command, ...] = (("WAIT", 0, 0), ("SET", replicated_key(b"probe"), "", "XX", "EX", 1))
 _WITH_SUBCOMMANDS = ("CLIENT", "CLUSTER", "PUBSUB", "SCRIPT", "XGROUP", "XINFO")
 _IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 _COMMAND = re.compile(r"run the '([a-z|]{1,40})' command")
@@ -275,10 +277,11 @@ def _scripts_of_written_streams(name: str) -> list[tuple[Script, list[bytes], Co
     ]
 
 
-async def refusals(commands: Commands, role: Role) -> Refusals:
+async def refusals(commands: Commands, role: Role, *, min_replicas: int = 0) -> Refusals:
     """Tries all that a process of this role does in Redis, except its subscription. Raises Disconnected."""
     found, name = Refusals(), f"probe-{secrets.token_hex(6)}"
     needed = [*_needed(role, name), *(() if commands.is_one_server else _IN_CLUSTER)]
+    needed += _WITH_REPLICAS if min_replicas else ()
     replies = await asyncio.gather(*(commands.execute(*command) for command in needed), return_exceptions=True)
     for command, reply in zip(needed, replies, strict=True):
         _note(found, command, reply)
@@ -378,6 +381,7 @@ async def check_for_all(url: str, settings: Settings) -> None:
                 role,
                 within_seconds=settings.redis_start_seconds,
                 subscription=subscription if role == "gateway" else None,
+                min_replicas=settings.min_replicas,
             )
     finally:
         await subscription.close()
@@ -390,6 +394,7 @@ async def check_grants(
     *,
     within_seconds: float,
     subscription: Subscription | None = None,
+    min_replicas: int = 0,
 ) -> None:
     """Returns when Redis allows everything that a process of this role needs. Raises Unusable that says what it refuses.
 
@@ -400,7 +405,7 @@ async def check_grants(
         async with asyncio.timeout(within_seconds):
             while True:
                 try:
-                    found = await refusals(commands, role)
+                    found = await refusals(commands, role, min_replicas=min_replicas)
                     if subscription is not None:
                         await subscription.note_refusals(found)
                     sentence = found.sentence(role, commands.address.username)

@@ -108,6 +108,10 @@ class RedisAddress:
     async def confirm(self, connected: RedisAddress) -> None:
         """Does nothing: the address is the server's."""
 
+    async def is_replaced(self, connected: RedisAddress) -> bool:
+        """Returns False: nobody says so."""
+        return False
+
     def login_commands(self) -> list[tuple[str | int, ...]]:
         commands: list[tuple[str | int, ...]] = []
         if self.password:

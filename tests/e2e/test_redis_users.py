@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from shared.resp import RespConnection
 from shared.settings import Settings
 from tests.support.needs import needs
 from tests.support.ordinary_commands import ordinary_client
+from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_server import USER_PASSWORD, Kind, RedisServer, binary_of
 from tests.support.system import Process, System, answer_of, environment_of
 from tests.support.waiting import wait_until
@@ -44,6 +45,8 @@ _LIMITS = {
 }
 _OPTIONAL = {"+client|setname", "+info"}
 """Optional commands: without these everything works, as the documentation says."""
+_OF_MANY_SERVERS = {"+asking", "+cluster|info", "+cluster|slots", "+role", "+wait"}
+"""Commands that one server alone does not need; nor SET, for a worker."""
 
 
 def documented(user: str) -> list[str]:
@@ -229,7 +232,9 @@ async def test_each_missing_permission_is_named(kind: Kind, role: Role) -> None:
             assert await sentence(connection, subscription, role) is None
             assert await admin.dbsize() == 0, "nothing is left behind"
             for missing in [*commands, *(rule for rule in others if rule in rules)]:
-                if missing in _OPTIONAL or missing == "+ping":
+                if missing in _OPTIONAL | _OF_MANY_SERVERS or missing == "+ping":
+                    continue
+                if (role, missing) == ("worker", "+set"):
                     continue
                 # The same user: open connections keep the permissions that are left.
                 if missing in commands:
@@ -247,6 +252,27 @@ async def test_each_missing_permission_is_named(kind: Kind, role: Role) -> None:
                 await admin.execute_command("ACL", "SETUSER", "u", missing)
             await connection_up(connection)
             assert await sentence(connection, subscription, role) is None
+
+
+@pytest.mark.parametrize("missing", sorted(_OF_MANY_SERVERS - {"+role"}))
+@pytest.mark.parametrize("role", ROLES)
+async def test_each_permission_that_a_cluster_needs_is_named(cluster: RedisCluster, role: Role, missing: str) -> None:
+    (node,) = cluster.nodes
+    node.execute("ACL", "SETUSER", "u", "reset", "on", ">p", *documented(f"midstream-{role}")[1:], f"-{missing[1:]}")
+    url = cluster.url.replace("://", "://u:p@")
+    settings = Settings(
+        redis_url=url, redis_start_seconds=1.0, provider="simulated", auth="none", min_replicas=1, console="off"
+    )
+    with socket.socket() as listening, pytest.raises(Unusable) as refused:
+        await (serve(settings, listening) if role == "gateway" else work(settings, None))
+    assert missing[1:].replace("|", " ") in str(refused.value).lower().replace("|", " ")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RedisCluster]:
+    needs("redis-server (Debian: apt install redis-server)", binary_of("redis"))
+    with RedisCluster(masters=1, replicas=False) as cluster:
+        yield cluster
 
 
 async def connection_up(connection: RespConnection) -> None:
