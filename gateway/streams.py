@@ -234,6 +234,21 @@ class Streams:
         if self._unkept is not None:
             await self._unkept.enter(stream_id)
 
+    async def enter(self, stream_id: str) -> None:
+        """Enters a written stream among those that are to be archived: before its log begins, or, if it may expire
+        without an end, before its end. Raises Problem 503."""
+        await self.answered(self._enter, stream_id)
+
+    async def archived_as(self, name_digest: str) -> str:
+        """Returns the id of the archived stream with this name (`shared.keys.name_digest`); empty if there is none.
+
+        Raises Problem 503.
+        """
+        if self._restoring is None:
+            return ""
+        with archive_in_time():
+            return await self._restoring.archive.named(name_digest) or ""
+
     async def _begin_external(self, stream_id: str, entry: Entry, beside: Beside | None, lease: Lease) -> None:
         """Writes the first entry of a log that an external writer fills, and begins its lease. May be repeated.
 
@@ -274,6 +289,7 @@ class Streams:
         """Ends a stream that has not ended; returns its state. The worker is fenced, and closes the provider's connection."""
         value = orjson.dumps({"by": by, "time": time.time()})
         await self.check_owner(stream_id)
+        await self.enter(stream_id)  # a written stream may not be there yet
         try:
             ended_here = await self.answered(self._end, stream_id, value)
         except LogFull:
@@ -306,6 +322,10 @@ class Streams:
     def ended_by_writer(self, stream_id: str) -> None:
         """Accounts for a stream whose end came with an append of its external writer: its receipt, and the archive."""
         self.write_receipt(stream_id)
+        self.archive_soon(stream_id)
+
+    def archive_soon(self, stream_id: str) -> None:
+        """Has a stream, which has ended, looked at for the archive in some seconds."""
         if self._unkept is not None:
             self._unkept.send_soon(stream_id)
 

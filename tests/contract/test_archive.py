@@ -81,9 +81,7 @@ def ended(
     for entry in entries:
         generated.apply(entry)
     whole = receipt(stream_id, generated, StreamNotes([]))
-    return record_of(
-        stream_id, entries, generated.history, whole, notes={b"n": b"{}"}, kept_request={b"messages": b"[1]"}
-    )
+    return record_of(stream_id, entries, generated.history, whole, notes={b"n": b"{}"}, beside={b"messages": b"[1]"})
 
 
 async def test_a_stream_has_one_row_however_often_it_is_archived(archive: Archive) -> None:
@@ -95,7 +93,7 @@ async def test_a_stream_has_one_row_however_often_it_is_archived(archive: Archiv
     assert archived is not None
     assert packed_entries(archived.entries) == record.entries
     assert archived.notes == {b"n": b"{}"}
-    assert archived.kept_request == {b"messages": b"[1]"}
+    assert archived.beside == {b"messages": b"[1]"}
     assert archived.row["owner"] == "anna"
     assert archived.row["delivered_tokens"] == 1, "what was delivered may change after the end"
     assert len(await archive.find(Wanted(owner="anna"), 10)) >= 1
