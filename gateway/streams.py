@@ -355,12 +355,12 @@ class Streams:
 
     async def delete(self, stream_id: str) -> None:
         """Cancels a stream if it runs, and deletes it, also from the archive. Raises Problem 404, 410, 503."""
-        history = await self.cancel(stream_id)
-        await self.answered(partial(self._usage.count_now, stream_id, closed=True))  # what is deleted cannot be counted
+        await self.cancel(stream_id)
+        # What is deleted cannot be counted later.
+        ended = await self.answered(partial(self._usage.count_now, stream_id, closed=True))
         if self._restoring is not None:
-            owner = history.accepted.principal if history.accepted else ""
             with archive_in_time():
-                await self._restoring.archive.erase(tombstone_of(stream_id, history, owner))
+                await self._restoring.archive.erase(tombstone_of(ended))
         await self.answered(self._log.delete, stream_id)
 
     async def note_delivered(self, stream_id: str, reached: EventId, began_at: float) -> None:

@@ -15,6 +15,7 @@ from shared.ids import created_at
 from shared.keys import kept_key, writer_key
 from shared.lifecycle import History
 from shared.outcomes import ReaderOutcome, Status
+from shared.receipt import EndedLog
 from shared.written_log import API as WRITTEN_API
 from shared.written_log import WrittenStream
 
@@ -74,11 +75,17 @@ def record_of(
     )
 
 
-def tombstone_of(stream_id: str, history: History | None, owner: str) -> Row:
+def tombstone_of(ended: EndedLog) -> Row:
     """Returns the row of a stream that is deleted: only what is counted."""
-    counted = _counted(stream_id, history) if history is not None else _nothing_counted(stream_id)
-    usage = (history.terminal or {}).get("usage") if history is not None else None
-    return {**counted, **_usage(usage), "owner": plain_text(owner), **ERASED}
+    history, receipt = ended.generated.history, ended.receipt
+    usage = _usage(receipt["generated"]["usage"])
+    counted = _counted(ended.stream_id, history) | {"delivered_tokens": receipt["delivered"]["tokens"], **usage}
+    return {
+        **counted,
+        "finish_reason": plain_text(receipt["finish_reason"]),
+        **_written(ended.stream_id, history),
+        **ERASED,
+    }
 
 
 ERASED: Row = {
@@ -114,29 +121,12 @@ def _written(stream_id: str, history: History) -> Row:
     return {"name_digest": name_digest, "expires_at": expires_at, "generated_tokens": 0, "delivered_tokens": 0}
 
 
-def _nothing_counted(stream_id: str) -> Row:
-    return {
-        "id": stream_id,
-        "owner": "",
-        "status": str(Status.DELETED),
-        "model": None,
-        "api": "native",
-        "finish_reason": None,
-        "error_code": None,
-        "created_at": created_at(stream_id),
-        "started_at": None,
-        "ended_at": None,
-        "kept_at": time.time(),
-        "attempts": 0,
-        "generated_tokens": 0,
-        "delivered_tokens": 0,
-    }
-
-
 def _counted(stream_id: str, history: History) -> Row:
     accepted, terminal = history.accepted, history.terminal or {}
     model = history.model or (accepted.request.get("model") if accepted else None)
-    return _nothing_counted(stream_id) | {
+    return {
+        "id": stream_id,
+        "kept_at": time.time(),
         "owner": plain_text(accepted.principal) if accepted else "",
         "status": str(history.status),
         "model": plain_text(model) if isinstance(model, str) else None,

@@ -39,7 +39,8 @@ _CONNECTIONS_MAX = 3
 _UPGRADE_LOCK = 0x6D6964  # any number that no other program takes
 _COLUMNS = [column for column in streams.c if column.name not in ("entries", "request", "receipt", "notes")]
 """What lists have."""
-_LATER = ("delivered_tokens", "prompt_tokens", "completion_tokens", "receipt", "notes")
+_COUNTED_LATER = ("delivered_tokens", "prompt_tokens", "completion_tokens")
+_LATER = (*_COUNTED_LATER, "receipt", "notes")
 """The columns that may change after a stream was archived: who has read it, and a usage that came late."""
 _PRUNED_AT_ONCE = 500
 """Rows that are removed in one transaction."""
@@ -125,16 +126,18 @@ class Archive:
         async with self._connection(writing=True) as connection:
             insert = self._insert()
             later = {name: insert.excluded[name] for name in _LATER}
-            is_there = streams.c.status != str(Status.DELETED)
             await connection.execute(
-                insert.on_conflict_do_update(index_elements=["id"], set_=later, where=is_there), rows
+                insert.on_conflict_do_update(index_elements=["id"], set_=later, where=_is_not_deleted()), rows
             )
 
     async def erase(self, row: Row) -> None:
-        """Removes a stream's content; what is counted stays. `row`: what is stored if there was none (`tombstone_of`)."""
+        """Removes a stream's content; what is counted stays. `row`: what is to be stored of it (`tombstone_of`)."""
         async with self._connection(writing=True) as connection:
             insert = self._insert().values(row)
-            await connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=ERASED))
+            counted = {name: insert.excluded[name] for name in _COUNTED_LATER}
+            await connection.execute(
+                insert.on_conflict_do_update(index_elements=["id"], set_={**counted, **ERASED}, where=_is_not_deleted())
+            )
 
     async def forget(self, owner: str) -> int:
         """Removes the content of all streams of an owner, and the owner's name. Returns how many there were."""
@@ -263,6 +266,10 @@ class Archive:
             raise _Refused(_words_of(error)) from None
         except (SQLAlchemyError, OSError, EOFError) as error:
             raise ArchiveAway(_words_of(error)) from None
+
+
+def _is_not_deleted() -> Any:
+    return streams.c.status != str(Status.DELETED)
 
 
 def _has_content() -> Any:

@@ -172,7 +172,11 @@ async def test_a_stream_that_another_program_wrote(system: System, content_type:
         for query in ("", "?offset=-1", "?offset=now", f"?offset={offset}", f"?offset={offset}&live=long-poll"):
             for base in (path, f"/v1/stream/{stream_id}"):
                 answer = await system.http.get(system.gateway_url(1) + base + query)
-                kept = {name: value for name, value in answer.headers.items() if name not in ("date", "stream-cursor", "x-request-id")}
+                kept = {
+                    name: value
+                    for name, value in answer.headers.items()
+                    if name not in ("date", "stream-cursor", "x-request-id")
+                }
                 read.append((answer.status_code, kept, answer.content))
         known = await system.http.get(url, headers={"if-none-match": first.headers["etag"]})
         head = await system.http.head(url)
