@@ -301,7 +301,11 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     subscribe = Subscribe(streams, given, tails, delivery, models, settings, stream_readers)
     measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, queue, settings)
     request_timeouts = RequestTimeouts(settings.request_seconds)
-    watchers = Watchers(Overview(commands, queue)) if is_wanted(settings, guarded=authenticates) else None
+    watchers = (
+        Watchers(Overview(commands, queue, has_archive=archive is not None))
+        if is_wanted(settings, guarded=authenticates)
+        else None
+    )
     readiness = Readiness(commands, settings)
     health = Health(delivery, readiness, lambda: streams.archive_state)
     finding = None if restoring is None or unkept is None else _finding(restoring.archive, unkept, log, commands)

@@ -86,11 +86,13 @@ def show(*, server: str, token: str, stream_id: str, as_json: bool) -> int:
 
 def _timeline(state: Row, receipt: Row) -> Iterable[tuple[str, float]]:
     """Yields what happened to a stream, and when, in order."""
-    happened = [("created", state["created_at"]), (f"ended: {state['status']}", state["ended_at"])]
+    by = f" by {state['cancelled_by']}" if state["cancelled_by"] else ""
+    happened = [("created", state["created_at"]), (f"ended: {state['status']}{by}", state["ended_at"])]
     for attempt in receipt["generated"]["attempts"]:
         happened.append(
             (f"attempt {attempt['attempt']} by {attempt['worker']}: {attempt['tokens']} tokens", attempt["started_at"])
         )
+        happened.append((f"first token of attempt {attempt['attempt']}", attempt.get("first_token_at")))
     for note in receipt["delivered"]["connections"]:
         happened.append((f"a reader at {note['gateway']} from {note['from']}", note["opened_at"]))
         happened.append(

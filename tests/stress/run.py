@@ -51,6 +51,7 @@ class Stress:
         *,
         at_once: int = 24,
         streams_max: int | None = None,
+        short: bool = False,
         previous: Path | None = None,
         redis: RedisKind = "one",
         archive: ArchiveKind = "sqlite",
@@ -66,6 +67,7 @@ class Stress:
         self._at_once = at_once
         self._redis = redis
         self._archive = archive
+        self._short = short
         self._streams_max = streams_max
         """The run ends when so many streams have been created, if that is sooner."""
         self._previous = previous
@@ -144,7 +146,7 @@ class Stress:
             raise Failure([Broken("no process logs a trace", "other", complaint)])
 
     def _start(self, number: int) -> None:
-        case = Case(self._fleet, order(self.seed, number), self.seed, number, self.counts)
+        case = Case(self._fleet, order(self.seed, number, short=self._short), self.seed, number, self.counts)
         self._cases.append(case)
         self._running[asyncio.create_task(self._live(case))] = case
 
