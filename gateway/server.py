@@ -306,7 +306,11 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         new_max=settings.connections_max,
         counted=addresses.counted,
     )
-    watchers = Watchers(Overview(commands, queue)) if is_wanted(settings, guarded=authenticates) else None
+    watchers = (
+        Watchers(Overview(commands, queue, has_archive=archive is not None))
+        if is_wanted(settings, guarded=authenticates)
+        else None
+    )
     readiness = Readiness(commands, settings)
     health = Health(delivery, readiness, lambda: streams.archive_state)
     finding = None if restoring is None or unkept is None else _finding(restoring.archive, unkept, log, commands)

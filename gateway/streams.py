@@ -261,6 +261,21 @@ class Streams:
         if self._unkept is not None:
             await self._unkept.enter(stream_id)
 
+    async def enter(self, stream_id: str) -> None:
+        """Enters a written stream among those that are to be archived: before its log begins, or, if it may expire
+        without an end, before its end. Raises Problem 503."""
+        await self.answered(self._enter, stream_id)
+
+    async def archived_as(self, name_digest: str) -> str:
+        """Returns the id of the archived stream with this name (`shared.keys.name_digest`); empty if there is none.
+
+        Raises Problem 503.
+        """
+        if self._restoring is None:
+            return ""
+        with archive_in_time():
+            return await self._restoring.archive.named(name_digest) or ""
+
     async def _begin_external(self, stream_id: str, entry: Entry, beside: Beside | None, lease: Lease) -> None:
         """Writes the first entry of a log that an external writer fills, and begins its lease. May be repeated.
 
@@ -308,6 +323,7 @@ class Streams:
         """Returns the state, and whether this call has ended the stream."""
         value = orjson.dumps({"by": by, "time": time.time()})
         await self.check_owner(stream_id)
+        await self.enter(stream_id)  # a written stream may not be there yet
         try:
             ended_here = await self.answered(self._end, stream_id, value)
         except LogFull:
@@ -340,6 +356,10 @@ class Streams:
     def ended_by_writer(self, stream_id: str) -> None:
         """Accounts for a stream whose end came with an append of its external writer: its receipt, and the archive."""
         self.write_receipt(stream_id)
+        self.archive_soon(stream_id)
+
+    def archive_soon(self, stream_id: str) -> None:
+        """Has a stream, which has ended, looked at for the archive in some seconds."""
         if self._unkept is not None:
             self._unkept.send_soon(stream_id)
 
@@ -370,11 +390,11 @@ class Streams:
     async def delete(self, stream_id: str) -> None:
         """Cancels a stream if it runs, and deletes it, also from the archive. Raises Problem 404, 410, 503."""
         history, _ = await self._cancel(stream_id, CancelReason.CLIENT)
-        await self.answered(partial(self._usage.count_now, stream_id, closed=True))  # what is deleted cannot be counted
+        # What is deleted cannot be counted later.
+        ended = await self.answered(partial(self._usage.count_now, stream_id, closed=True))
         if self._restoring is not None:
-            owner = history.accepted.principal if history.accepted else ""
             with archive_in_time():
-                await self._restoring.archive.erase(tombstone_of(stream_id, history, owner))
+                await self._restoring.archive.erase(tombstone_of(ended))
         await self.answered(self._log.delete, stream_id)
         audit("deleted", stream_id, owner=history.accepted.principal if history.accepted else None)
 

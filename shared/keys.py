@@ -94,7 +94,12 @@ def idempotency_key(digest: str) -> bytes:
 
 def name_key(owner: str, name: str) -> bytes:
     """The key of a written stream's name, which its owner chose."""
-    return b"midstream:name:" + _digest(owner, name)
+    return b"midstream:name:" + name_digest(owner, name).encode()
+
+
+def name_digest(owner: str, name: str) -> str:
+    """Returns what stands for the name of an owner's written stream: nobody reads the name from it."""
+    return _digest(owner, name).decode()
 
 
 def held_until_key(owner: str) -> bytes:
