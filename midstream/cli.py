@@ -15,6 +15,7 @@ import orjson
 from bench import options
 from shared.archive.wanted import Wanted
 from shared.errors import MidstreamError
+from shared.logs import set_up_logging
 from shared.provider_kinds import is_kind
 from shared.settings import Settings, described
 from shared.version import VERSION
@@ -146,6 +147,7 @@ def _archive(arguments: argparse.Namespace) -> int:
         return archive.show(server=arguments.server, token=token, stream_id=arguments.id, as_json=arguments.json)
     settings = Settings.from_environment(os.environ)
     if arguments.command == "forget":
+        set_up_logging("warning", settings.log_format)  # for the audit line
         return archive.forget(settings=settings, owner=arguments.owner)
     wanted = Wanted(owner=arguments.owner, from_time=arguments.first, to_time=arguments.last)
     return archive.export(settings=settings, wanted=wanted, form=arguments.format, output=arguments.output)
@@ -155,6 +157,7 @@ def _keys(arguments: argparse.Namespace) -> int:
     from midstream import keys
 
     redis_url = keys.redis_url_of(arguments.redis)
+    set_up_logging("warning", Settings.from_environment(os.environ).log_format)  # for the audit lines
     if arguments.action == "create":
         return keys.create_key(
             redis_url,

@@ -101,6 +101,8 @@ class Snapshot(Described):
     version: str
     gateway: str
     """The process that answers."""
+    has_archive: bool
+    """Whether `GET /v1/streams` lists ended streams."""
     streams: OverviewStreams
     readers: int
     totals: dict[str, float]

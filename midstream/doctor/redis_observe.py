@@ -15,7 +15,7 @@ from shared.connections import RedisConnection, address_of, connection_to
 from shared.errors import Disconnected, MidstreamError, RedisRefused, Unusable
 from shared.grants import Role, Subscription, refusals, until_up
 from shared.keys import live_channel
-from shared.redis_server import OrdinaryCommands, RedisAddress, client_at
+from shared.redis_server import BriefConnection, RedisAddress
 from shared.sentinel import SentinelAddress
 from shared.settings import Settings
 
@@ -23,6 +23,8 @@ REPLY_SECONDS = 3.0
 PINGS = 200
 """So many round trips for a p99; 20 ms on one machine."""
 _PING_SECONDS_MAX = 1.0
+_ASK_SECONDS_MAX = 5.0
+"""For all questions to one server: a dozen, or the round trips."""
 _CHANNELS_TRIED_MAX = 20_000
 """Random channels that are tried for one of a master's slots: a master with one slot of a thousand is found."""
 _CONFIGURATION = (
@@ -146,28 +148,30 @@ def _fields(text: Any) -> dict[str, str]:
     return dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
 
 
-async def _asked(address: RedisAddress, ask: Callable[[OrdinaryCommands], Awaitable[None]]) -> str:
+async def _asked(address: RedisAddress, ask: Callable[[BriefConnection], Awaitable[None]]) -> str:
     """Asks one server; returns why it cannot be reached, as the end of a sentence, or an empty text."""
-    client = client_at(address, reply_seconds=REPLY_SECONDS)
     try:
-        await ask(OrdinaryCommands(client))
+        async with asyncio.timeout(_ASK_SECONDS_MAX), BriefConnection.to(address) as connection:
+            for command in address.login_commands():
+                await connection.execute(*command)
+            await ask(connection)
     except RedisRefused as error:
         return f"answers: {error}"
+    except TimeoutError:
+        return f"cannot be reached: no answer within {_ASK_SECONDS_MAX:g} s"
     except (Disconnected, OSError) as error:
-        return f"cannot be reached: {str(error).removeprefix('Redis is away: ')}"
-    finally:
-        await client.aclose()
+        return f"cannot be reached: {error}"
     return ""
 
 
 async def _ask(server: Server) -> None:
-    async def ask(commands: OrdinaryCommands) -> None:
-        await commands.execute("PING")
+    async def ask(connection: BriefConnection) -> None:
+        await connection.execute("PING")
         with suppress(RedisRefused):  # what the user may not see stays unknown
-            server.info = _fields(await commands.execute("INFO"))
+            server.info = _fields(await connection.execute("INFO"))
         for name in _CONFIGURATION:
             try:
-                reply = await commands.execute("CONFIG", "GET", name)
+                reply = await connection.execute("CONFIG", "GET", name)
             except RedisRefused:
                 break
             server.configuration.update(_pairs(reply))
@@ -183,8 +187,8 @@ def _pairs(reply: Any) -> dict[str, str]:
 async def _ask_sentinel(address: RedisAddress, name: str) -> SentinelSeen:
     seen = SentinelSeen(address)
 
-    async def ask(commands: OrdinaryCommands) -> None:
-        seen.about = _pairs(await commands.execute("SENTINEL", "MASTER", name))
+    async def ask(connection: BriefConnection) -> None:
+        seen.about = _pairs(await connection.execute("SENTINEL", "MASTER", name))
 
     seen.unreachable = await _asked(address, ask)
     return seen
@@ -196,11 +200,11 @@ async def _find_masters(seen: RedisSeen, seeds: tuple[RedisAddress, ...]) -> Non
     for seed in seeds:
         slots: dict[tuple[str, int], int] = {}
 
-        async def ask(commands: OrdinaryCommands, seed: RedisAddress = seed, slots: Any = slots) -> None:
-            for first, last, master, *_ in await commands.execute("CLUSTER", "SLOTS"):
+        async def ask(connection: BriefConnection, seed: RedisAddress = seed, slots: Any = slots) -> None:
+            for first, last, master, *_ in await connection.execute("CLUSTER", "SLOTS"):
                 place = (master[0] or b"").decode() or seed.host, int(master[1])
                 slots[place] = slots.get(place, 0) + last - first + 1
-            seen.cluster_state = _fields(await commands.execute("CLUSTER", "INFO")).get("cluster_state", "")
+            seen.cluster_state = _fields(await connection.execute("CLUSTER", "INFO")).get("cluster_state", "")
 
         reason = await _asked(seed, ask)
         if not reason:
@@ -219,11 +223,11 @@ async def _find_masters(seen: RedisSeen, seeds: tuple[RedisAddress, ...]) -> Non
 
 
 async def _ping(server: Server) -> None:
-    async def ask(commands: OrdinaryCommands) -> None:
+    async def ask(connection: BriefConnection) -> None:
         end = time.monotonic() + _PING_SECONDS_MAX
         for _ in range(PINGS):
             began = time.perf_counter()
-            await commands.execute("PING")
+            await connection.execute("PING")
             server.pings_seconds.append(time.perf_counter() - began)
             if time.monotonic() > end:
                 return

@@ -19,9 +19,9 @@ from shared.connections import connection_to
 from shared.event_log import EventLog
 from shared.keys import live_channel
 from shared.queue import RequestQueue
-from shared.redis_server import OrdinaryCommands
 from shared.settings import Settings
 from tests.support.needs import needs
+from tests.support.ordinary_commands import OrdinaryCommands
 from tests.support.redis_cluster import RedisCluster, RedisWithSentinels
 from tests.support.redis_server import KINDS, RedisServer, binary_of
 

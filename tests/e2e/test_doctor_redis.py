@@ -25,6 +25,9 @@ _GOOD = ("--maxmemory", "1gb", "--appendonly", "yes")
 _DELAY_SECONDS = 0.01
 
 
+NEARLY_FULL = "what is used, and a little more"
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
     with RedisServer(tcp=True, arguments=_GOOD) as server:
@@ -66,7 +69,8 @@ def with_settings(server: RedisServer) -> Iterator[RedisServer]:
 def configure(server: RedisServer, name: str, value: str) -> None:
     async def run() -> None:
         client = server.client()
-        await client.config_set(name, value)
+        used_bytes = (await client.info("memory"))["used_memory"]
+        await client.config_set(name, str(used_bytes + 50_000) if value == NEARLY_FULL else value)
         await client.aclose()
 
     asyncio.run(run())
@@ -88,7 +92,7 @@ async def test_a_server_as_it_should_be(server: RedisServer) -> None:
     [
         ("maxmemory-policy", "allkeys-lru", "memory", Verdict.FAULT, "Set maxmemory-policy to noeviction"),
         ("maxmemory", "0", "memory", Verdict.ADVICE, "Set maxmemory at"),
-        ("maxmemory", "2mb", "memory", Verdict.ADVICE, "Raise maxmemory at"),
+        ("maxmemory", NEARLY_FULL, "memory", Verdict.ADVICE, "Raise maxmemory at"),
         ("appendonly", "no", "persistence", Verdict.ADVICE, "Set appendonly to yes"),
     ],
 )
