@@ -17,7 +17,6 @@ from starlette.responses import Response
 from gateway.access.given_tokens import GivenTokens
 from gateway.api.follow import FollowRequest, Subscribe
 from gateway.api.requests import check_generation, check_idempotency_key, owner_in, wants_cookie
-from gateway.facades.ai_sdk import operations
 from gateway.facades.ai_sdk.messages import chat_messages, replayed_parts
 from gateway.facades.ai_sdk.stream_parts import AI_SDK, AI_SDK_REPLAY
 from gateway.http.accept import accepts_json_and_no_events
@@ -26,7 +25,7 @@ from gateway.http.connection import Connection, Receive, Scope
 from gateway.http.exchange import json_response, query_of
 from gateway.http.principal import act_for, principal
 from gateway.http.problems import Problem
-from gateway.http.routes import Route, route_for
+from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.http.whole_bodies import made
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
@@ -35,6 +34,8 @@ from shared.errors import RedisRefused, Unreadable
 from shared.ids import is_stream_id
 from shared.keys import chat_key
 from shared.settings import Settings
+
+operations = OperationsOf("gateway.facades.ai_sdk.operations")
 
 _CHAT, _CHAT_HEAD, _STREAM_TAIL, _STOP_TAIL = "/api/chat", "/api/chat/", "/stream", "/stop"
 _DURABLE_HEAD = "/v1/stream/"
