@@ -645,7 +645,7 @@ SHORT_LIVED = {
     "shared/cluster.py": {"_let_go", "_seed_nodes"},
     "shared/cluster_parts.py": {"_let_go"},
     "shared/connections.py": {"check"},
-    "shared/redis_server.py": {"send"},
+    "shared/sentinel.py": {"is_replaced"},
     "shared/spans.py": {"close"},
     "gateway/access/limits.py": {"_some_have_ended"},
     "gateway/http/exchange.py": {"unless_disconnected"},
