@@ -22,7 +22,7 @@ from shared import events
 from shared.commands import Commands, Script
 from shared.errors import OddReply, Unreadable
 from shared.event_log import shown
-from shared.events import Accepted, Policies
+from shared.events import Accepted, Policies, Webhook
 from shared.ids import EventId, created_at
 from shared.keys import held_bytes_key, held_until_key, live_channel, log_key, name_key, writer_key
 from shared.outcomes import CancelReason, FailureCode
@@ -60,6 +60,8 @@ class WrittenStream:
     """When it expires, if its creator said so: RFC 3339, as it was given."""
     life_ms: int
     """How long it lives after each write and read; 0 if `expires_at` counts."""
+    webhook: Webhook | None = None
+    """Who is told when it is closed."""
 
     @property
     def media_type(self) -> str:
@@ -78,7 +80,7 @@ class WrittenStream:
             "expires_at": self.expires_at,
             "life_ms": self.life_ms,
         }
-        policies = Policies(cancel_after_seconds=None, on_interrupt="fail")
+        policies = Policies(cancel_after_seconds=None, on_interrupt="fail", webhook=self.webhook)
         return Accepted(
             {}, policies, created_at(self.stream_id), self.owner, {}, facade, request_id, traceparent
         ).stored()
@@ -98,7 +100,7 @@ class WrittenStream:
             and (expires_at is None or isinstance(expires_at, str))
         ):
             raise Unreadable("the `facade` of a written stream is not as it must be")
-        return cls(stream_id, accepted.principal, content_type, ttl, expires_at, life_ms)
+        return cls(stream_id, accepted.principal, content_type, ttl, expires_at, life_ms, accepted.policies.webhook)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,8 @@ class Principal:
     """The only stream that it may ask for; None for all that it owns."""
     expires_at: float | None = None
     """When its credential expires (Unix seconds), if that is known."""
+    service: str = ""
+    """The principal that acts for this one, an end user; empty if nobody does."""
 
 
 ANONYMOUS = Principal("anonymous", SCOPES)
@@ -54,7 +56,7 @@ def act_for(owner: str | None) -> None:
         raise Problem(400, f"an owner is 1 to {OWNER_CHARACTERS_MAX} printable characters", param="owner")
     who = principal.get()
     require("act", who)
-    principal.set(Principal(f"user:{owner}", who.scopes - {"act", "admin"}, None, who.expires_at))
+    principal.set(Principal(f"user:{owner}", who.scopes - {"act", "admin"}, None, who.expires_at, who.name))
 
 
 def require(scope: str, who: Principal | None = None) -> None:

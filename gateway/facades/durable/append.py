@@ -61,6 +61,8 @@ class Append:
         if reply.status != "appended":
             return _not_appended(reply, append)
         metrics.appended(append.messages.number, len(append.messages.value))
+        if append.end is not None and written.webhook is not None:
+            services.streams.tell_soon(found.stream_id)
         size_bytes: int = reply.details[1]
         renewed = services.finder.renew(found)
         if renewed or size_bytes - found.noted_bytes >= NOTED_BYTES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from typing import Any
@@ -50,6 +51,7 @@ class Create:
         end = ended_by(fields) if headers.closes(fields) else None
         async with received(Request(scope, receive), settings.append_bytes_max) as body:
             stream = _stream(content_type, life, settings.log_ttl_seconds)
+            stream = dataclasses.replace(stream, webhook=services.streams.webhook_of(fields.get("x-midstream-webhook")))
             messages = messages_of(stream.media_type, body)
         for _ in range(_TRIES_MAX):
             points_to, found = await services.finder.look(path)
@@ -100,6 +102,8 @@ class Create:
         answered = services.streams.answered
         try:
             await services.quotas.admit(stream, lives_ms, len(messages.value))
+            if stream.webhook is not None:
+                await services.streams.enter_webhook(stream_id)
             await answered(
                 services.log.create,
                 stream,
@@ -118,6 +122,8 @@ class Create:
             await answered(services.event_log.delete, stream_id)
             await services.quotas.forget(stream)
             return None
+        if end is not None:
+            services.streams.tell_soon(stream_id)
         found = Found(stream_id, stream, path, time.monotonic(), len(messages.value))
         services.finder.remember(path, found)
         metrics.created("durable")
