@@ -11,6 +11,7 @@ Nothing that answers waits for a receiver, and no receiver for another: a host h
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import dataclasses
 import logging
 import random
@@ -142,7 +143,10 @@ class Webhooks:
                 del self._queued[host]
             self._queued_bytes -= len(queued.pending.body)
             self._sending[host] = self._sending.get(host, 0) + 1
-            post = asyncio.get_running_loop().create_task(self._send(queued, host))
+            post = asyncio.get_running_loop().create_task(
+                self._send(queued, host),
+                context=contextvars.Context(),  # another request's would be named in its log lines
+            )
             self._posts.add(post)
             post.add_done_callback(self._posts.discard)
 

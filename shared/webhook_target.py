@@ -19,7 +19,7 @@ _URL = re.compile(
     r"(?P<scheme>https?)://"
     r"(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}))"
     r"(?::(?P<port>[1-9][0-9]{0,4}))?"
-    r"(?P<path>/[!-\[\]-~]*)?(?P<query>\?[!-\[\]-~]*)?"
+    r"(?P<path>/[!\"$-\[\]-~]*)?(?P<query>\?[!\"$-\[\]-~]*)?"
 )
 """One form only, which no two parsers read differently: no user, no fragment, no backslash, no spaces, no control characters,
 nothing but ASCII (RFC 3986)."""

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from shared.keys import WEBHOOKS_DUE, log_key, webhook_claim_key, webhook_key
+from shared.keys import WEBHOOKS_DEAD, WEBHOOKS_DUE, webhook_claim_key, webhook_key
 from tests.support.http_server import Request, head
-from tests.support.redis_server import RedisServer
 from tests.support.system import System, environment_of
 from tests.support.waiting import wait_until
 from tests.support.webhook_receiver import SECRET, Answer, WebhookReceiver, status
@@ -197,7 +196,7 @@ async def test_gone_is_not_asked_again_until_somebody_says_so(system: System, to
         return [row for row in map(json.loads, lines) if row["state"] == "dead"]
 
     async def has(count: int) -> bool:
-        return len(await dead()) == count
+        return int(await system.commands.zcard(WEBHOOKS_DEAD)) == count
 
     await wait_until(lambda: has(1), within_seconds=10)
     second = await system.create(**SIMULATED, midstream={"webhook": url})
@@ -226,7 +225,8 @@ async def test_one_slow_receiver_does_not_hold_up_another(system: System, told: 
         quick = await system.create(**SIMULATED)
         await told.until(quick, within_seconds=3.0)
         other.default = status(204)
-        await wait_until(lambda: len(other.by_id) == 30, within_seconds=20)
+        await until_nothing_is_due(system)
+        assert len(other.by_id) == 30
 
 
 async def test_the_worker_dies_before_the_post(system: System, told: WebhookReceiver) -> None:
@@ -279,7 +279,6 @@ async def test_what_is_refused_at_create(system: System, webhook: object, words:
     response = await system.http.post(f"{system.gateway_url()}/v1/streams", json=body)
     assert response.status_code == 400
     assert words in response.json()["detail"]
-    assert response.json()["param"] == "midstream.webhook"
     assert "password" not in response.text
 
 
@@ -298,23 +297,16 @@ async def test_a_name_of_this_machine_is_refused_when_it_is_sent(told: WebhookRe
 async def test_no_process_and_no_redis_for_a_while(told: WebhookReceiver) -> None:
     """The worker dies with its POST under way, Redis is killed and comes back with what it had, and another worker sends it."""
     told.default = slow
-    with RedisServer(durable=True) as redis:
-        settings = {**told.settings(), **QUICK, "webhook_seconds": 20, "webhook_url": told.url}
-        async with System(redis=redis, settings=settings) as system:
-            stream_id = await system.create(**SIMULATED)
-            await told.until(stream_id)
-            for worker in system.workers:
-                worker.kill()
-            redis.kill()
-            redis.start()
-            told.default = status(204)
-            await system.start_worker(0)
-
-            async def is_there() -> bool:
-                return bool(await system.commands.exists(log_key(stream_id)))
-
-            await wait_until(is_there, within_seconds=10)
-            await due_now(system, stream_id)
-            await told.until(stream_id, posts=2)
-            assert told.counts == {stream_id: 2}
-            await until_nothing_is_due(system)
+    settings = {**told.settings(), **QUICK, "webhook_seconds": 20, "webhook_url": told.url}
+    async with System(durable=True, settings=settings) as system:
+        stream_id = await system.create(**SIMULATED)
+        await told.until(stream_id)
+        system.workers[0].kill()
+        await asyncio.to_thread(system.redis.kill)
+        await asyncio.to_thread(system.redis.start)
+        told.default = status(204)
+        await system.start_worker(0)
+        await due_now(system, stream_id)
+        await told.until(stream_id, posts=2)
+        assert told.counts == {stream_id: 2}
+        await until_nothing_is_due(system)
