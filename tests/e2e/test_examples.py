@@ -21,6 +21,7 @@ from tests.support.event_source import EventSource
 from tests.support.redis_server import free_port
 from tests.support.system import System
 from tests.support.waiting import wait_until
+from tests.support.webhook_receiver import SECRET
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES_MAX = 60
@@ -29,6 +30,29 @@ LINES_MAX = 60
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_an_example_is_short(example: Path) -> None:
     assert len(example.read_text().splitlines()) <= LINES_MAX
+
+
+async def test_the_receiver_of_webhooks_prints_what_has_ended() -> None:
+    port = free_port()
+    settings = {
+        "webhook_secrets": SECRET,
+        "webhook_url": f"http://127.0.0.1:{port}/ended",
+        "webhook_networks": "127.0.0.1",
+        "webhook_http": 1,
+        "webhook_backoff_seconds": 0.2,
+    }
+    async with System(settings=settings) as system:
+        command = ["-m", "uvicorn", "examples.webhook_receiver:app", "--port", str(port)]
+        receiver = start(system, *command, WEBHOOK_SECRET=SECRET)
+        try:
+            stream_id = await system.create(simulate={"tokens": 7})
+            assert receiver.stdout is not None
+            line = await asyncio.wait_for(asyncio.to_thread(receiver.stdout.readline), 20)
+            assert line.decode().split() == ["stream.completed", stream_id, "7"]
+        finally:
+            receiver.terminate()
+            receiver.wait(10)
+            receiver.stdout.close()
 
 
 def start(system: System, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:

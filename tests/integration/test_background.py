@@ -25,6 +25,7 @@ import gateway.metrics
 import gateway.restoring
 import gateway.writing.lost_writers
 import producer.archiving
+import producer.webhooks
 import producer.worker
 import shared.presence
 import shared.usage
@@ -53,6 +54,8 @@ from gateway.restoring import Restoring
 from gateway.writing.lost_writers import LostWriters
 from producer.archiving import Archiving
 from producer.simulated_provider import SimulatedProvider
+from producer.webhook_post import Poster
+from producer.webhooks import Webhooks
 from producer.worker import Worker
 from shared import background, metrics
 from shared.accounts import Accounts
@@ -71,8 +74,10 @@ from shared.resp import RespConnection
 from shared.self_measuring import Handover, Measuring
 from shared.settings import Settings
 from shared.usage import Usage
+from shared.webhooks import Secrets
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
+from tests.support.webhook_receiver import SECRET
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -526,6 +531,20 @@ async def _archive_looks(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 async def _archive_prune(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     async for condition in _archiving(parts, "prune"):
         yield condition
+
+
+@case("webhooks")
+async def _webhooks(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(producer.webhooks, "_LOOK_PAUSE_SECONDS", 0.02)
+    once, none = Once(AsyncMock(return_value=0)), cast(Any, None)
+    parts.patch.setattr(Webhooks, "_look_at_some", once)
+    store = cast(Any, SimpleNamespace(counts=AsyncMock(return_value=(0, 0))))
+    webhooks = Webhooks(store, Poster(parts.settings), Secrets.of(SECRET), none, none, parts.settings)
+    webhooks.start()
+    try:
+        yield lambda: once.calls > 2
+    finally:
+        await webhooks.close()
 
 
 @case("request_timeouts")
