@@ -51,8 +51,7 @@ async def test_the_receiver_of_webhooks_prints_what_has_ended() -> None:
             assert line.decode().split() == ["stream.completed", stream_id, "7"]
         finally:
             receiver.terminate()
-            receiver.wait(10)
-            receiver.stdout.close()
+            receiver.communicate(timeout=10)
 
 
 def start(system: System, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:

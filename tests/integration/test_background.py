@@ -680,6 +680,8 @@ SHORT_LIVED = {
     "gateway/tracing.py": {"parent_of"},
     "producer/generator_provider.py": {"follow"},
     "producer/run.py": {"_generate", "_pause", "watch"},
+    "producer/webhook_post.py": {"_resolved"},
+    "producer/webhooks.py": {"_begin_posts"},
     "producer/worker.py": {"_first_of", "_run", "_start"},
     "producer/writer.py": {"_on_reply", "probe"},
 }

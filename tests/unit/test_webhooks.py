@@ -190,7 +190,7 @@ def choice(*, key: dict[str, Any] | None = None, authenticates: bool = True, **s
 def test_the_request_comes_before_the_key_and_the_key_before_the_settings() -> None:
     principal.set(Principal("key:shop", frozenset({"act"})))
     asked, key = Webhook("https://a.test/"), {"url": "https://key.test/", "text": True}
-    settings = {"webhook_url": "https://all.test/", "webhook_hosts": "a.test"}
+    settings: dict[str, Any] = {"webhook_url": "https://all.test/", "webhook_hosts": "a.test"}
     assert choice(key=key, **settings).of(asked) == replace(asked, signer="key:shop")
     assert choice(key=key, **settings).of(None) == Webhook("https://key.test/", True, "key:shop")
     assert choice(**settings).of(None) == Webhook("https://all.test/")
