@@ -48,7 +48,7 @@ async def run(system: System, seconds: float, *, is_told: bool) -> dict[str, flo
 
 async def main(seconds: float) -> None:
     async with WebhookReceiver() as receiver:
-        settings = {**receiver.settings(), "webhook_url": receiver.url, "log_level": "warning"}
+        settings = {**receiver.settings(), "webhook_url": receiver.url}
         async with System(settings=settings) as system:
             await run(system, 3.0, is_told=True)
             costs: dict[bool, list[dict[str, float]]] = {False: [], True: []}
