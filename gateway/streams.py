@@ -212,9 +212,9 @@ class Streams:
         is_told: bool,
         alone: bool,
     ) -> None:
-        """Writes a log's first entry and queues its request. `is_told`: a webhook tells of its end. Not `alone`: other creates may write this log too, and one queues.
+        """Writes a log's first entry and queues its request. `is_told`: a webhook tells of its end.
 
-        It is repeated while Redis is away. Then what was carried out before, and only its reply was lost, is looked up.
+        Not `alone`: other creates may write this log too, and one queues. It is repeated while Redis is away. Then what was carried out before, and only its reply was lost, is looked up.
         """
         append = partial(self._log.append, stream_id, 0, entry, self._settings.log_ttl_seconds, beside)
         repeated, may_be_queued = False, not alone

@@ -214,14 +214,14 @@ async def create(
     scopes: frozenset[str],
     expires_seconds: float | None,
     limits: Mapping[str, Any],
-    webhook: Mapping[str, Any],
+    webhook: Mapping[str, Any] | None = None,
 ) -> tuple[str, ApiKey]:
     """Makes a key; returns it, which is stored nowhere, and what is known of it. Raises BadKey, Disconnected, RedisRefused."""
     if len(await table.all()) >= KEYS_MAX:
         raise BadKey(f"there are {KEYS_MAX} keys, which is the most: revoke some")
     key, now = new_key(), time.time()
     expires_at = None if expires_seconds is None else now + expires_seconds
-    about = ApiKey(digest_of(key), checked_name(name), scopes, now, expires_at, limits, webhook)
+    about = ApiKey(digest_of(key), checked_name(name), scopes, now, expires_at, limits, webhook or {})
     await table.put(about)
     return key, about
 

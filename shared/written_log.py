@@ -63,7 +63,6 @@ class WrittenStream:
     """How long it lives after each write and read; 0 if `expires_at` counts."""
     name_digest: str = ""
     """Its owner and name, hashed (`shared.keys.name_digest`), by which the archive finds it."""
-
     webhook: Webhook | None = None
     """Who is told when it is closed."""
 

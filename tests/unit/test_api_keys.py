@@ -48,7 +48,7 @@ class Table:
 
 async def made(redis: Table, name: str = "backend", scopes: str = "create", **options: Any) -> tuple[str, ApiKey]:
     expires_seconds, limits = options.get("expires_seconds"), options.get("limits", {})
-    return await api_keys.create(ApiKeyTable(redis), name, frozenset(scopes.split(",")), expires_seconds, limits, {})
+    return await api_keys.create(ApiKeyTable(redis), name, frozenset(scopes.split(",")), expires_seconds, limits)
 
 
 def test_a_key_has_a_prefix_and_a_checksum() -> None:
