@@ -327,7 +327,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     finding = None if restoring is None or unkept is None else _finding(restoring.archive, unkept, log, commands)
     written = None
     if are_wanted(settings, authenticates=authenticates):
-        written = DurableStreams(streams, subscribe, delivery, log, commands, settings)
+        written = DurableStreams(streams, subscribe, delivery, log, commands, settings, given)
     app = make_app(
         Services(
             streams,

@@ -61,6 +61,8 @@ class Create:
             else:
                 answer = await self._new(path, points_to, stream, messages, end, life, scope)
             if answer is not None:
+                stream_id = answer.headers["x-stream-id"]
+                answer.raw_headers += self._services.given.headers(scope, stream_id, as_cookie=False)
                 await answer(scope, receive, send)
                 return
         raise Problem(503, "this name is being made and deleted by others; try again", retry_after_seconds=1)
