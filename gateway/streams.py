@@ -19,6 +19,7 @@ from gateway import metrics
 from gateway.access.limits import Limits
 from gateway.access.owners import Owners
 from gateway.following.tails import Tails
+from gateway.http.audit import audit
 from gateway.http.principal import principal
 from gateway.http.problems import Problem, archive_in_time, away, expired, full, no_log, not_found
 from gateway.http.whole_bodies import Held, made
@@ -260,6 +261,21 @@ class Streams:
         if self._unkept is not None:
             await self._unkept.enter(stream_id)
 
+    async def enter(self, stream_id: str) -> None:
+        """Enters a written stream among those that are to be archived: before its log begins, or, if it may expire
+        without an end, before its end. Raises Problem 503."""
+        await self.answered(self._enter, stream_id)
+
+    async def archived_as(self, name_digest: str) -> str:
+        """Returns the id of the archived stream with this name (`shared.keys.name_digest`); empty if there is none.
+
+        Raises Problem 503.
+        """
+        if self._restoring is None:
+            return ""
+        with archive_in_time():
+            return await self._restoring.archive.named(name_digest) or ""
+
     async def _begin_external(self, stream_id: str, entry: Entry, beside: Beside | None, lease: Lease) -> None:
         """Writes the first entry of a log that an external writer fills, and begins its lease. May be repeated.
 
@@ -298,8 +314,16 @@ class Streams:
 
     async def cancel(self, stream_id: str, by: CancelReason = CancelReason.CLIENT) -> History:
         """Ends a stream that has not ended; returns its state. The worker is fenced, and closes the provider's connection."""
+        history, ended_here = await self._cancel(stream_id, by)
+        if ended_here:
+            audit("cancelled", stream_id)
+        return history
+
+    async def _cancel(self, stream_id: str, by: CancelReason) -> tuple[History, bool]:
+        """Returns the state, and whether this call has ended the stream."""
         value = orjson.dumps({"by": by, "time": time.time()})
         await self.check_owner(stream_id)
+        await self.enter(stream_id)  # a written stream may not be there yet
         try:
             ended_here = await self.answered(self._end, stream_id, value)
         except LogFull:
@@ -312,7 +336,7 @@ class Streams:
             if history.accepted is not None:
                 self._usage.accounts.send_ended(history.accepted.principal, stream_id)
             self.cancelled_here(stream_id, history, by)
-        return history
+        return history, ended_here
 
     def write_receipt(self, stream_id: str) -> None:
         """Has the receipt of a stream that was ended here written to this process's log, a moment later."""
@@ -332,6 +356,10 @@ class Streams:
     def ended_by_writer(self, stream_id: str) -> None:
         """Accounts for a stream whose end came with an append of its external writer: its receipt, and the archive."""
         self.write_receipt(stream_id)
+        self.archive_soon(stream_id)
+
+    def archive_soon(self, stream_id: str) -> None:
+        """Has a stream, which has ended, looked at for the archive in some seconds."""
         if self._unkept is not None:
             self._unkept.send_soon(stream_id)
 
@@ -361,13 +389,14 @@ class Streams:
 
     async def delete(self, stream_id: str) -> None:
         """Cancels a stream if it runs, and deletes it, also from the archive. Raises Problem 404, 410, 503."""
-        history = await self.cancel(stream_id)
-        await self.answered(partial(self._usage.count_now, stream_id, closed=True))  # what is deleted cannot be counted
+        history, _ = await self._cancel(stream_id, CancelReason.CLIENT)
+        # What is deleted cannot be counted later.
+        ended = await self.answered(partial(self._usage.count_now, stream_id, closed=True))
         if self._restoring is not None:
-            owner = history.accepted.principal if history.accepted else ""
             with archive_in_time():
-                await self._restoring.archive.erase(tombstone_of(stream_id, history, owner))
+                await self._restoring.archive.erase(tombstone_of(ended))
         await self.answered(self._log.delete, stream_id)
+        audit("deleted", stream_id, owner=history.accepted.principal if history.accepted else None)
 
     async def note_delivered(self, stream_id: str, reached: EventId, began_at: float) -> None:
         """Notes, for the receipt, that a client that waited was given the whole answer in one response."""

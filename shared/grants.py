@@ -21,6 +21,7 @@ from shared.events import Entry
 from shared.external_writes import ExternalWrites, WriterLeases
 from shared.ids import FIRST_ID, EventId
 from shared.keys import (
+    ACCESS_PREFIX,
     API_KEYS,
     GROUP,
     PROCESSES_ABOUT,
@@ -65,13 +66,13 @@ class Refusals:
     def __init__(self) -> None:
         self.commands: set[str] = set()
         self.unknown: set[str] = set()
-        self.keys = self.channels = self.read_only = False
+        self.keys = self.access_keys = self.channels = self.read_only = False
         self.other = self._otherwise = ""
 
     @property
     def lasts(self) -> bool:
         """Whether only an operator can change it: a missing permission or command. False for what may pass, as a failover."""
-        return bool(self.commands or self.unknown or self.keys or self.channels)
+        return bool(self.commands or self.unknown or self.keys or self.access_keys or self.channels)
 
     def note(self, command: Command, error: RedisRefused) -> None:
         """Collects what an error says. Most errors only say that a key does not exist, so the command itself is allowed."""
@@ -83,6 +84,8 @@ class Refusals:
                 self.commands.add(named[1].upper().replace("|", " "))
             elif "channel" in message:
                 self.channels = True
+            elif "key" in message and API_KEYS in command:
+                self.access_keys = True
             elif "key" in message:
                 self.keys = True
             elif error.code == "NOPERM":
@@ -110,12 +113,14 @@ class Refusals:
         """Returns what is refused and how to grant it, as the end of a sentence that begins with `Redis at <address>`; None if nothing is."""
         if self.read_only:
             return "is a read-only replica: set MIDSTREAM_REDIS_URL to the address of its primary"
-        if self.commands or self.keys or self.channels:
+        if self.commands or self.keys or self.access_keys or self.channels:
             missing = ["the keys midstream:*"] * self.keys + ["the channels midstream:*"] * self.channels
+            missing += [f"to read the keys {ACCESS_PREFIX}*"] * self.access_keys
             if self.commands:
                 missing.insert(0, f"the command{'s' * (len(self.commands) > 1)} {_listed(self.commands)}")
             rules = [f"+{name.lower().replace(' ', '|')}" for name in sorted(self.commands)]
             rules += ["~midstream:*"] * self.keys + ["&midstream:*"] * self.channels
+            rules += [f"%R~{ACCESS_PREFIX}*"] * self.access_keys
             return (
                 f"refuses the user {user or 'default'} what a {who} needs: {', '.join(missing)}. "
                 f"To grant it: ACL SETUSER {user or 'default'} {' '.join(rules)}"

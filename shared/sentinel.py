@@ -8,20 +8,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import hiredis
 
 from shared.errors import Disconnected, RedisRefused
-from shared.redis_server import RedisAddress
+from shared.redis_server import RedisAddress, replies_of
 
 logger = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 0.5
 """How long one Sentinel may take to answer."""
-_REPLY_BYTES = 4096
 _SHARED_SECONDS = 0.5
 """How long an answer about the primary serves all connections of an address, which ask once a second each."""
 
@@ -102,34 +97,8 @@ class SentinelAddress:
         questions = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name), ("SENTINEL", "MASTER", self.name)
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                *_, place, about = await _answers_of(sentinel, *login, *questions)
+                *_, place, about = await replies_of(sentinel, *login, *questions)
             epoch = int(dict(zip(about[::2], about[1::2], strict=True))[b"config-epoch"])
             return epoch, replace(self.primary, host=place[0].decode(), port=int(place[1]))
         except (OSError, TimeoutError, RedisRefused, ValueError, TypeError, LookupError, AttributeError) as error:
             raise Disconnected(str(error) or "no answer") from None
-
-
-async def _answers_of(server: RedisAddress, *commands: tuple[str | int, ...]) -> list[Any]:
-    """Returns the replies to the commands. Raises OSError, RedisRefused, Disconnected."""
-    context = server.tls_context() if server.tls else None
-    reader, writer = await asyncio.open_connection(server.host, server.port, ssl=context)
-    try:
-        writer.write(b"".join(map(hiredis.pack_command, commands)))  # type: ignore[arg-type]
-        parser = hiredis.Reader()
-        replies: list[Any] = []
-        while len(replies) < len(commands):
-            data = await reader.read(_REPLY_BYTES)
-            if not data:
-                raise Disconnected("it closed the connection")
-            parser.feed(data)
-            while (reply := parser.gets()) is not False:
-                if isinstance(reply, hiredis.ReplyError):
-                    raise RedisRefused(str(reply))
-                replies.append(reply)
-        return replies
-    except hiredis.ProtocolError as error:
-        raise Disconnected(str(error)) from None
-    finally:
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()

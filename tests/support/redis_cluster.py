@@ -345,7 +345,7 @@ class Sentinel:
 
 
 class RedisWithSentinels(_Servers):
-    """A primary, replicas, and three Sentinels that replace the primary when it is silent for a second.
+    """A primary, replicas, and Sentinels that replace the primary when it is silent for a second.
 
     `sentinel_user` is the rules of a further user of the Sentinels, as in `user <rules>`.
     """
@@ -354,7 +354,13 @@ class RedisWithSentinels(_Servers):
     RUNNING_SECONDS_MAX = 15.0
 
     def __init__(
-        self, *, kind: Kind | None = None, replicas: int = 1, sentinel_user: str = "", arguments: Sequence[str] = ()
+        self,
+        *,
+        kind: Kind | None = None,
+        replicas: int = 1,
+        sentinels: int = 3,
+        sentinel_user: str = "",
+        arguments: Sequence[str] = (),
     ) -> None:
         self.kind: Kind = kind or ("redis" if binary_of("redis") else "valkey")
         primary = RedisServer(self.kind, tcp=True, arguments=(*_LINK, *arguments))
@@ -365,12 +371,12 @@ class RedisWithSentinels(_Servers):
         ]
         user = f"user {sentinel_user}\n" if sentinel_user else ""
         config = (
-            f"{user}sentinel monitor {self.NAME} 127.0.0.1 {primary.port} 2\n"
+            f"{user}sentinel monitor {self.NAME} 127.0.0.1 {primary.port} {sentinels // 2 + 1}\n"
             f"sentinel down-after-milliseconds {self.NAME} 1000\n"
             f"sentinel failover-timeout {self.NAME} {_FAILOVER_MILLISECONDS}\n"
             f"sentinel parallel-syncs {self.NAME} 1\n"
         )
-        self.sentinels = [Sentinel(self.kind, config) for _ in range(3)]
+        self.sentinels = [Sentinel(self.kind, config) for _ in range(sentinels)]
 
     @property
     def url(self) -> str:
@@ -395,7 +401,10 @@ class RedisWithSentinels(_Servers):
         reply = sentinel.execute("SENTINEL", "MASTER", self.NAME)
         about = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
         about = {str(key.decode() if isinstance(key, bytes) else key): value for key, value in about.items()}
-        return int(about["num-other-sentinels"]) == 2 and int(about["num-slaves"]) == len(self.nodes) - 1
+        return (
+            int(about["num-other-sentinels"]) == len(self.sentinels) - 1
+            and int(about["num-slaves"]) == len(self.nodes) - 1
+        )
 
     def primary(self) -> RedisServer:
         """Returns the primary that the Sentinels name."""
