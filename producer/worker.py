@@ -62,6 +62,7 @@ class Lane:
         self.blocking = blocking
         self.answered_at = time.monotonic()
         """When the newest look for expired leases was answered."""
+        self.server = queue.server
         self.leases_count_from = 0.0
         """From when on an expired lease shows again that its worker is dead (monotonic seconds)."""
 
@@ -216,15 +217,18 @@ class Worker:
 
         While a lane's Redis was away or stood still, or all of this machine did, no worker could renew its leases. So after a
         silence of half a lease all workers are given the time to connect again and to renew, before any of them is taken for dead.
+        So they are when another server has the lane: it may lack the newest renewals.
         """
         await lane.queue.ping()
         now, lease_seconds = time.monotonic(), self._settings.lease_seconds
         silent_seconds, lane.answered_at = now - lane.answered_at, now
-        if silent_seconds > lease_seconds / 2:
+        is_elsewhere, lane.server = lane.queue.server != lane.server, lane.queue.server
+        if silent_seconds > lease_seconds / 2 or is_elsewhere:
             patience_seconds = self._settings.reconnect_seconds_max + lease_seconds / _RENEWALS_PER_LEASE
             lane.leases_count_from = now + patience_seconds
             logger.info(
-                "no answer of Redis for %.1f s: no lease counts as expired for %.1f s", silent_seconds, patience_seconds
+                "Redis was silent for %.1f s, or another server has its place: no lease counts as expired for %.1f s",
+                *(silent_seconds, patience_seconds),
             )
         return now >= lane.leases_count_from
 

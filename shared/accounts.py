@@ -126,6 +126,11 @@ class Accounts:
         self._usage_ttl_seconds = settings.usage_days * _DAY_SECONDS
         self.look_seconds = settings.usage_seconds
 
+    @property
+    def are_away(self) -> bool:
+        """Whether the accounts are in a cluster whose master for them cannot be reached; other masters may be there."""
+        return not self._commands.is_one_server and not self._commands.can_reach(ACCOUNT_LOOKS)
+
     async def admit(
         self,
         stream_id: str,
