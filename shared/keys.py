@@ -27,6 +27,7 @@
 | `midstream:{accounts}:usage:<day>:<account>` | hash: counts by model | `settle.lua` | `usage_days` after the last write |
 | `midstream:{accounts}:principals:<day>` | sorted set: principals with usage | `settle.lua` | with the above |
 | `midstream:{unkept}:due` | sorted set: stream that is still to be archived, to the time of the next look (ms) | gateways; workers (`shared.unkept`) | `log_ttl_seconds` after the last look |
+| `midstream:{unkept}:trouble` | hash: `write`, while workers cannot write to the archive | workers (`shared.unkept`) | 60 s after the last failure |
 | `midstream:{<id>}:part:<random>` | stream: a log that is being brought back from the archive | `restore.lua` | 60 s |
 
 The braces are a Redis Cluster hash tag: everything of one stream lives in one slot, which its scripts need. So do all
@@ -47,6 +48,7 @@ PROCESSES_ABOUT = b"midstream:{processes}:about"
 ACCOUNT_LOOKS = b"midstream:{accounts}:looks"
 ACCOUNT_ENTRIES = b"midstream:{accounts}:entries"
 UNKEPT = b"midstream:{unkept}:due"
+ARCHIVE_TROUBLE = b"midstream:{unkept}:trouble"
 
 
 def log_key(stream_id: str) -> bytes:

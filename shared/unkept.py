@@ -18,12 +18,14 @@ from shared.commands import Commands, Script
 from shared.errors import OddReply
 from shared.event_log import shown
 from shared.ids import is_stream_id
-from shared.keys import UNKEPT, deliveries_key, kept_key, log_key, writer_key
+from shared.keys import ARCHIVE_TROUBLE, UNKEPT, deliveries_key, kept_key, log_key, writer_key
 
 LOOK_SECONDS = 60.0
 """How often a stream is looked at that has not ended, and when a look is handed out again that came to nothing."""
 _LISTED_MAX = 200_000
 """Streams that are read for the newest of them: 8 MB, a tenth of a second of Redis."""
+_TROUBLE_SECONDS = 60
+"""Longer than a worker leaves the archive alone after a failure."""
 SOON_SECONDS = 3.0
 """When a stream is looked at that somebody else than its worker has ended: its readers' last notes have come by then."""
 
@@ -101,6 +103,19 @@ class Unkept:
         """Removes streams from the list."""
         if stream_ids:
             await self._commands.execute("ZREM", UNKEPT, *stream_ids)
+
+    def send_cannot_write(self) -> None:
+        """Tells the gateways that the archive takes no rows."""
+        self._send("HSET", ARCHIVE_TROUBLE, "write", "1")
+        self._send("EXPIRE", ARCHIVE_TROUBLE, _TROUBLE_SECONDS)
+
+    def send_can_write(self) -> None:
+        """Tells the gateways that the archive takes rows again."""
+        self._send("HDEL", ARCHIVE_TROUBLE, "write")
+
+    async def can_write(self) -> bool:
+        """Whether no worker has lately failed to write to the archive."""
+        return not await self._commands.execute("HLEN", ARCHIVE_TROUBLE)
 
     def _send(self, *command: bytes | str | int) -> None:
         """Sends a command whose reply does not matter: what was lost is done at the next look."""

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, and_, cast, event, exists, func, or_, select,
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from shared.archive.pieces import Pieces, unpacked_entries
@@ -42,6 +42,8 @@ _COLUMNS = [column for column in streams.c if column.name not in ("entries", "re
 _COUNTED_LATER = ("delivered_tokens", "prompt_tokens", "completion_tokens")
 _LATER = (*_COUNTED_LATER, "receipt", "notes")
 """The columns that may change after a stream was archived: who has read it, and a usage that came late."""
+_REFUSED_CLASSES = ("22", "23", "54")
+"""SQLSTATE: data exception, integrity constraint violation, program limit exceeded (PostgreSQL, appendix A)."""
 _PRUNED_AT_ONCE = 500
 """Rows that are removed in one transaction."""
 
@@ -261,9 +263,7 @@ class Archive:
         except TimeoutError:
             raise ArchiveAway(f"the archive has not answered within {self._seconds:g} s") from None
         except DBAPIError as error:
-            if error.connection_invalidated or isinstance(error, OperationalError | DisconnectionError):
-                raise ArchiveAway(_words_of(error)) from None
-            raise _Refused(_words_of(error)) from None
+            raise (_Refused if _is_for_its_values(error) else ArchiveAway)(_words_of(error)) from None
         except (SQLAlchemyError, OSError, EOFError) as error:
             raise ArchiveAway(_words_of(error)) from None
 
@@ -279,6 +279,12 @@ def _has_content() -> Any:
 
 class _Refused(ArchiveAway):
     """The database answers, and refuses these values."""
+
+
+def _is_for_its_values(error: DBAPIError) -> bool:
+    """Whether a statement has failed for what it says; else for the database: it is away, full, read-only, lacks a permission."""
+    sqlstate = getattr(error.orig, "sqlstate", None) or ""
+    return isinstance(error, DataError | IntegrityError) or sqlstate[:2] in _REFUSED_CLASSES
 
 
 def _words_of(error: BaseException) -> str:
