@@ -169,7 +169,7 @@ class Archiving:
         kept = [record for record in records if record.stream_id not in refused]
         try:
             again = [record.stream_id for record in kept if not record.is_final]
-            await self._unkept.kept([record.stream_id for record in kept], again)
+            await self._unkept.kept({record.stream_id: record.keys for record in kept}, again)
         except (Disconnected, RedisRefused) as error:  # they are looked at again, and found in the archive
             logger.debug("archived streams are still in the list: %s", error)
 

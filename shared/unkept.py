@@ -12,13 +12,13 @@ Two processes may archive one stream; its id is the key of its row.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from shared.commands import Commands, Script
 from shared.errors import OddReply
 from shared.event_log import shown
 from shared.ids import is_stream_id
-from shared.keys import ARCHIVE_TROUBLE, UNKEPT, deliveries_key, kept_key, log_key, writer_key
+from shared.keys import ARCHIVE_TROUBLE, UNKEPT
 
 LOOK_SECONDS = 60.0
 """How often a stream is looked at that has not ended, and when a look is handed out again that came to nothing."""
@@ -85,19 +85,19 @@ class Unkept:
             raise OddReply(f"ODDREPLY the streams to be archived were answered by {shown(reply)}") from None
         return sorted(filter(is_stream_id, stream_ids), reverse=True)[:count]
 
-    async def kept(self, stream_ids: Sequence[str], to_look_at_again: Sequence[str]) -> None:
-        """Notes that streams are archived: their logs expire, and they leave the list.
+    async def kept(self, keys: Mapping[str, Sequence[bytes]], to_look_at_again: Sequence[str]) -> None:
+        """Notes that streams are archived: their keys expire, and they leave the list. `keys`: those that each stream has.
 
         Those of `to_look_at_again`, which are among them, are looked at once more shortly before their logs expire.
         """
         # Sent in one write; in this order, since a stream that has left the list is not found again.
-        for stream_id in stream_ids:
-            for key in (log_key(stream_id), deliveries_key(stream_id), kept_key(stream_id), writer_key(stream_id)):
+        for keys_of_stream in keys.values():
+            for key in keys_of_stream:
                 self._send("EXPIRE", key, self._ended_ttl_seconds, "LT")
         again = set(to_look_at_again)
         for stream_id in again:
             self._send("ZADD", UNKEPT, "XX", _at(self.last_look_seconds), stream_id)
-        await self.forget([stream_id for stream_id in stream_ids if stream_id not in again])
+        await self.forget([stream_id for stream_id in keys if stream_id not in again])
 
     async def forget(self, stream_ids: Sequence[str]) -> None:
         """Removes streams from the list."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, and_, cast, event, exists, func, or_, select, text, update
+from sqlalchemy import Connection, and_, cast, event, exists, func, literal_column, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import make_url
@@ -67,6 +67,9 @@ class Archive:
         self._seconds = settings.archive_seconds
         self._engine: AsyncEngine | None = None
         self._opening = asyncio.Lock()
+        # As text, and with values in its order: what SQLAlchemy does for each row would cost more than all the rest.
+        keeping = self._keep_statement().compile(dialect=self._url.get_dialect()())
+        self._keeping, self._kept_columns = str(keeping), tuple(keeping.positiontup or ())
         self._is_open = False
 
     @property
@@ -105,32 +108,25 @@ class Archive:
         """Stores records in one transaction; returns the ids of those that the database refuses to store for what they say."""
         rows = await asyncio.to_thread(self._rows_of, records)
         try:
-            await self._store(rows)
+            async with self._connection(writing=True) as connection:
+                await connection.exec_driver_sql(self._keeping, rows)
         except _Refused as refused:
-            if len(rows) == 1:
-                logger.error("stream %s: the archive refuses it: %s", rows[0]["id"], refused)
-                return [rows[0]["id"]]
+            if len(records) == 1:
+                logger.error("stream %s: the archive refuses it: %s", records[0].stream_id, refused)
+                return [records[0].stream_id]
             return [stream_id for record in records for stream_id in await self.keep([record])]
         return []
 
-    def _rows_of(self, records: Sequence[Record]) -> list[Row]:
+    def _rows_of(self, records: Sequence[Record]) -> list[tuple[Any, ...]]:
+        """Returns the values of `_kept_columns` of each record, in one order, or two writers would lock each other."""
         rows = []
-        for record in sorted(
-            records, key=lambda record: record.stream_id
-        ):  # in one order, or two writers lock each other
+        for record in sorted(records, key=lambda record: record.stream_id):
             entries = self._pieces.closed(record.stream_id, "entries", record.entries)
             request = self._pieces.closed(record.stream_id, "request", record.beside) if record.beside else None
             stored = {"entries": entries, "request": request, "stored_bytes": len(entries) + len(request or b"")}
-            rows.append({**record.columns, **stored})
+            row = {**record.columns, **stored, "metadata": orjson.dumps(record.columns["metadata"]).decode()}
+            rows.append(tuple([row[name] for name in self._kept_columns]))
         return rows
-
-    async def _store(self, rows: list[Row]) -> None:
-        async with self._connection(writing=True) as connection:
-            insert = self._insert()
-            later = {name: insert.excluded[name] for name in _LATER}
-            await connection.execute(
-                insert.on_conflict_do_update(index_elements=["id"], set_=later, where=_is_not_deleted()), rows
-            )
 
     async def erase(self, row: Row) -> None:
         """Removes a stream's content; what is counted stays. `row`: what is to be stored of it (`tombstone_of`)."""
@@ -241,6 +237,12 @@ class Archive:
             return streams.c.metadata.op("@>")(cast({key: value}, JSONB))
         fields = func.json_each(streams.c.metadata).table_valued("key", "value")
         return exists(select(1).select_from(fields).where(fields.c.key == key, fields.c.value == value))
+
+    def _keep_statement(self) -> Any:
+        insert = self._insert()
+        later = {name: insert.excluded[name] for name in _LATER}
+        is_not_deleted = streams.c.status != literal_column(f"'{Status.DELETED}'")
+        return insert.on_conflict_do_update(index_elements=["id"], set_=later, where=is_not_deleted)
 
     def _insert(self) -> Any:
         return (postgresql if self._url.get_backend_name() == "postgresql" else sqlite).insert(streams)
