@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import httpx2
 import orjson
 
+from midstream.operator import operator
 from shared.accounts import Accounts
 from shared.archive import archive_of
 from shared.archive.record import tombstone_of
@@ -25,6 +26,7 @@ from shared.errors import Unusable
 from shared.event_log import EventLog
 from shared.events import CANCELLED, owner_of
 from shared.ids import BEGINNING
+from shared.logs import audit_line
 from shared.outcomes import CancelReason
 from shared.receipt import DeliveryNotes
 from shared.settings import Settings
@@ -212,6 +214,7 @@ def _write_parquet(file: IO[bytes]) -> Write:
 def forget(*, settings: Settings, owner: str) -> int:
     """Removes everything of an owner, running or ended, in Redis and in the archive. Raises Unusable, ArchiveAway."""
     archived, live = asyncio.run(_forget(settings, owner))
+    audit_line("forgotten", **operator(), owner=owner, archived_streams=archived, streams_in_redis=live)
     print(f"forgotten: {archived} archived streams, {live} in Redis")
     return 0
 

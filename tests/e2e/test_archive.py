@@ -352,7 +352,12 @@ async def test_the_commands(system: System, tmp_path: Path) -> None:
     assert [row["id"] for row in table_of] == [row["id"] for row in exported]
     assert sum(row["generated_tokens"] for row in table_of) == sum(row["generated_tokens"] for row in exported)
     running = await system.create(simulate={"tokens": 500, "tokens_per_second": 20})
-    assert "forgotten: " in await command(system, "forget", "anonymous")
+    line, printed = (await command(system, "forget", "anonymous")).splitlines()
+    audited = json.loads(line)
+    assert (audited["logger"], audited["event"], audited["owner"]) == ("midstream.audit", "forgotten", "anonymous")
+    assert (
+        printed == f"forgotten: {audited['archived_streams']} archived streams, {audited['streams_in_redis']} in Redis"
+    )
     assert (await command(system, "list")).count("\n") == 1, "nothing is left but the heading"
     for stream_id in (running, *stream_ids):
         assert (await got(system, f"/v1/streams/{stream_id}"))[0] in (404, 410)

@@ -117,6 +117,7 @@ class Stress:
             for task, case in self._running.items():
                 task.cancel()
                 self.counts["hanging"] += 1
+                case.entries = await self._fleet.log_of(case.stream_id)
                 detail = f"stream {case.stream_id} {_SETTLE_SECONDS:g} s after the last fault"
                 raise Failure([Broken("no stream and no reader hangs", "other", detail)], case)
         finally:
