@@ -17,8 +17,12 @@ from pathlib import Path
 
 import uvloop
 
+from shared.archive.store import Archive
+from shared.archive.wanted import Wanted
+from shared.settings import Settings
 from tests.support.postgres import PostgresServer
 from tests.support.system import System
+from tests.support.waiting import wait_until
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _WARM_SECONDS = 4.0
@@ -59,10 +63,24 @@ async def share_of_a_core(kind: str, seconds: float, per_second: float, tokens: 
                 await asyncio.gather(*requests)
                 return len(requests)
 
-            await load(_WARM_SECONDS)
+            warm = await load(_WARM_SECONDS)
             began, began_at = _cpu_seconds(pid), time.monotonic()
             count = await load(seconds)
-            return (_cpu_seconds(pid) - began) / (time.monotonic() - began_at), count
+            share = (_cpu_seconds(pid) - began) / (time.monotonic() - began_at)
+            if url:
+                await _until_archived(url, warm + count)
+            return share, count
+
+
+async def _until_archived(url: str, count: int) -> None:
+    """Waits until so many streams are archived: else it was not the archive that was measured."""
+    archive = Archive(Settings(archive_url=url))
+
+    async def are_archived() -> bool:
+        return len(await archive.find(Wanted(), 2 * count)) == count
+
+    await wait_until(are_archived, within_seconds=30, what=f"{count} streams are archived")
+    await archive.close()
 
 
 async def main() -> None:
