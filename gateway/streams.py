@@ -486,8 +486,14 @@ class Streams:
 
     @property
     def archive_state(self) -> str | None:
-        """Returns `up` or `away`; None if there is no archive. While it is away, only what has left Redis cannot be read."""
-        return None if self._restoring is None else "up" if self._restoring.is_up else "away"
+        """Returns `up`, `read-only` or `away`; None if there is no archive.
+
+        While it is `read-only`, as with a full disk, ended streams wait in Redis; while it is `away`, what has left Redis cannot
+        be read either.
+        """
+        if self._restoring is None:
+            return None
+        return "away" if not self._restoring.is_up else "up" if self._restoring.can_write else "read-only"
 
     async def brought_back(self, stream_id: str) -> bool:
         """Brings the log of an archived stream back into Redis. True if it is there now, and the principal's. Raises Problem 503."""

@@ -32,6 +32,7 @@
 | `midstream:{webhooks}:gone` | sorted set: SHA-256 of an address that answered 410, to the time until which nothing is sent there (ms) | workers | 24 h after the last one |
 | `midstream:{<id>}:webhook` | hash: a webhook that has failed (`shared.webhooks`) | workers | 25 h after the first try; 7 days after it was given up |
 | `midstream:{<id>}:webhook-claim` | string, empty: a process sends this webhook now | workers | some seconds after a try may last |
+| `midstream:{unkept}:trouble` | hash: `write`, while workers cannot write to the archive | workers (`shared.unkept`) | 60 s after the last failure |
 | `midstream:{<id>}:part:<random>` | stream: a log that is being brought back from the archive | `restore.lua` | 60 s |
 
 The braces are a Redis Cluster hash tag: everything of one stream lives in one slot, which its scripts need. So do all
@@ -58,6 +59,7 @@ WEBHOOKS_DUE = b"midstream:{webhooks}:due"
 WEBHOOKS_WAITING = b"midstream:{webhooks}:waiting"
 WEBHOOKS_DEAD = b"midstream:{webhooks}:dead"
 WEBHOOKS_GONE = b"midstream:{webhooks}:gone"
+ARCHIVE_TROUBLE = b"midstream:{unkept}:trouble"
 
 
 def log_key(stream_id: str) -> bytes:

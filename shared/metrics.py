@@ -662,7 +662,7 @@ ARCHIVE_FAILURES = Metric(
 ARCHIVE_UP = Metric(
     "midstream_archive_up",
     "gauge",
-    "1 if the archive's database answered when it was last asked, 0 if not, or if there is no archive",
+    "1 if the archive's database answered when it was last asked, and took the rows that a worker gave it; 0 if not, or if there is no archive",
     "both",
     "a few times a second",
     processes="livemin",

@@ -11,17 +11,19 @@ Two processes may archive one stream; its id is the key of its row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from shared.commands import Commands
 from shared.due_list import DueList
 from shared.ids import is_stream_id
-from shared.keys import UNKEPT, deliveries_key, kept_key, log_key, writer_key
+from shared.keys import ARCHIVE_TROUBLE, UNKEPT
 
 LOOK_SECONDS = 60.0
 """How often a stream is looked at that has not ended, and when a look is handed out again that came to nothing."""
 _LISTED_MAX = 200_000
 """Streams that are read for the newest of them: 8 MB, a tenth of a second of Redis."""
+_TROUBLE_SECONDS = 60
+"""Longer than a worker leaves the archive alone after a failure."""
 SOON_SECONDS = 3.0
 """When a stream is looked at that somebody else than its worker has ended: its readers' last notes have come by then."""
 
@@ -64,23 +66,40 @@ class Unkept:
         stream_ids = set(await self._list.listed(_LISTED_MAX))
         return sorted(filter(is_stream_id, stream_ids), reverse=True)[:count]
 
-    async def kept(self, stream_ids: Sequence[str], to_look_at_again: Sequence[str]) -> None:
-        """Notes that streams are archived: their logs expire, and they leave the list.
+    async def kept(self, keys: Mapping[str, Sequence[bytes]], to_look_at_again: Sequence[str]) -> None:
+        """Notes that streams are archived: their keys expire, and they leave the list. `keys`: those that each stream has.
 
         Those of `to_look_at_again`, which are among them, are looked at once more shortly before their logs expire.
         """
         # Sent in one write; in this order, since a stream that has left the list is not found again.
-        for stream_id in stream_ids:
-            for key in (log_key(stream_id), deliveries_key(stream_id), kept_key(stream_id), writer_key(stream_id)):
-                self._commands.send(("EXPIRE", key, self._ended_ttl_seconds, "LT"), lambda reply: None)
+        for keys_of_stream in keys.values():
+            for key in keys_of_stream:
+                self._send("EXPIRE", key, self._ended_ttl_seconds, "LT")
         again = set(to_look_at_again)
         for stream_id in again:
             self._list.send_look(stream_id, self.last_look_seconds, "XX")
-        await self.forget([stream_id for stream_id in stream_ids if stream_id not in again])
+        await self.forget([stream_id for stream_id in keys if stream_id not in again])
 
     async def forget(self, stream_ids: Sequence[str]) -> None:
         """Removes streams from the list."""
         await self._list.remove(stream_ids)
+
+    def send_cannot_write(self) -> None:
+        """Tells the gateways that the archive takes no rows."""
+        self._send("HSET", ARCHIVE_TROUBLE, "write", "1")
+        self._send("EXPIRE", ARCHIVE_TROUBLE, _TROUBLE_SECONDS)
+
+    def send_can_write(self) -> None:
+        """Tells the gateways that the archive takes rows again."""
+        self._send("HDEL", ARCHIVE_TROUBLE, "write")
+
+    async def can_write(self) -> bool:
+        """Whether no worker has lately failed to write to the archive."""
+        return not await self._commands.execute("HLEN", ARCHIVE_TROUBLE)
+
+    def _send(self, *command: bytes | str | int) -> None:
+        """Sends a command whose reply does not matter: what was lost is done at the next look."""
+        self._commands.send(command, lambda reply: None)
 
     @property
     def last_look_seconds(self) -> float:

@@ -304,8 +304,8 @@ class Ready(Described):
     status: Literal["ready"]
     readers: Count | None = None
     """Not for strangers, if authentication is on."""
-    archive: Literal["up", "away"] | None = None
-    """Only with an archive. While it is away all answers go on; what has left Redis cannot be read."""
+    archive: Literal["up", "read-only", "away"] | None = None
+    """Only with an archive. While it is away all answers go on; what has left Redis cannot be read. `read-only`: it takes no rows."""
 
 
 class ProbeTrace(Described):
