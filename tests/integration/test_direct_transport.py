@@ -6,8 +6,10 @@ import asyncio
 import gzip
 import ssl
 import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from shutil import which
 
@@ -15,7 +17,7 @@ import httpx2
 import pytest
 
 from producer import direct_transport
-from producer.direct_transport import DirectTransport, proxy_of
+from producer.direct_transport import FOLLOW, DirectTransport, proxy_of
 from producer.openai_provider import OpenAIProvider
 from tests.support.hearing import answer_of
 from tests.support.needs import needs
@@ -295,6 +297,35 @@ async def test_a_slow_reader_causes_backpressure() -> None:
         await wait_until(has_stopped)
         assert written < size // 2
         assert sum([len(part) async for part in waiting.aiter_raw()]) == size
+
+
+@pytest.mark.parametrize("cut", [False, True])
+async def test_a_connection_rests_until_more_is_wanted(cut: bool) -> None:
+    loop = asyncio.get_running_loop()
+    parts: list[tuple[float, bytes]] = []
+
+    async def say(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _piece in range(40):
+            writer.write(b"1\r\na\r\n")
+            await asyncio.sleep(0.01)
+        writer.write(b"" if cut else b"0\r\n\r\n")
+
+    def take(part: bytes) -> bool:
+        parts.append((loop.time(), part))
+        return True
+
+    async with serving(say) as server, client_of() as client, client.stream("POST", server.url) as response:
+        following = response.extensions[FOLLOW](take, lambda: time.monotonic() + 60)
+        if cut:
+            with pytest.raises(httpx2.RemoteProtocolError):
+                await following
+        else:
+            assert await following
+    assert b"".join(part for _, part in parts) == b"a" * 40
+    assert len(parts) < 20
+    rests = [later - sooner for (sooner, _), (later, _) in pairwise(parts)]
+    assert min(rests) > 0.05
 
 
 # --- TLS, proxies, encodings
