@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 _LOOK_AGAIN_SECONDS = 0.01
 """The pause between a repair and the next try of the append: without it a log that somebody edits would keep the loop busy."""
-
 _TIMER_SECONDS = 0.001
 """A timer of uvloop may be early by this."""
 
