@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.complete
+# Written bytecode spares each process that a test starts a third of its start; some images forbid it for all of Python.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo check test stress bench guard fmt frameworks lock audit
 

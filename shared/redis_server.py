@@ -1,25 +1,24 @@
-"""The Redis server: its address, the ordinary client, the check at the start."""
+"""The Redis server: its address, a few commands without a lasting connection, the check at the start."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import redis.asyncio
-import redis.exceptions
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+import hiredis
 
-from shared.errors import Disconnected, OddReply, RedisRefused, Unusable
+from shared.errors import Disconnected, RedisRefused, Unusable
 
 OLDEST_VERSION = (7, 0)
 """Sharded pub/sub (SPUBLISH) came with Redis 7.0."""
-
+_READ_BYTES, _REPLY_BYTES_MAX = 4096, 1 << 20
+"""INFO has 10 KB; whatever sends more is not Redis."""
 
 _TLS_FILES = {"ssl_ca_certs": "ca_file", "ssl_certfile": "certificate_file", "ssl_keyfile": "key_file"}
 """The parameters of a URL with TLS, by the names that redis-py gives them."""
@@ -109,6 +108,10 @@ class RedisAddress:
     async def confirm(self, connected: RedisAddress) -> None:
         """Does nothing: the address is the server's."""
 
+    async def is_replaced(self, connected: RedisAddress) -> bool:
+        """Returns False: nobody says so."""
+        return False
+
     def login_commands(self) -> list[tuple[str | int, ...]]:
         commands: list[tuple[str | int, ...]] = []
         if self.password:
@@ -118,116 +121,59 @@ class RedisAddress:
         return commands
 
 
-def ordinary_client(url: str, *, reply_seconds: float | None) -> redis.asyncio.Redis:
-    """Returns a redis-py client, for everything but the hot paths. `reply_seconds` None: no time limit, for blocking commands
-    (redis-py 8 sets one of 5 s)."""
-    return redis.asyncio.Redis.from_url(url, **_ordinary_options(reply_seconds))
+class BriefConnection:
+    """A connection for a few commands, each after the reply to the one before."""
 
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._parser = hiredis.Reader()
 
-def client_at(address: RedisAddress, *, reply_seconds: float) -> redis.asyncio.Redis:
-    """Returns a redis-py client of one server."""
-    if address.path:
-        place: dict[str, Any] = {"unix_socket_path": address.path}
-    else:
-        place = {"host": address.host, "port": address.port, "ssl": address.tls}
-        files = {
-            "ssl_ca_certs": address.ca_file,
-            "ssl_certfile": address.certificate_file,
-            "ssl_keyfile": address.key_file,
-        }
-        place |= {name: file for name, file in files.items() if file}
-    return redis.asyncio.Redis(
-        **place,
-        db=address.database,
-        username=address.username or None,
-        password=address.password or None,
-        **_ordinary_options(reply_seconds),
-    )
-
-
-def _ordinary_options(reply_seconds: float | None) -> dict[str, Any]:
-    return {
-        "socket_timeout": reply_seconds,
-        "socket_connect_timeout": reply_seconds or 5.0,
-        "max_connections": 16,
-        "protocol": 2,
-        "driver_info": None,  # else redis-py sends CLIENT SETINFO, which needs one more permission
-        # By default redis-py retries ten times, and its caller cannot tell how long that takes.
-        "retry": Retry(NoBackoff(), 0),
-    }
-
-
-class OrdinaryCommands:
-    """redis-py with the methods `execute` and `send` of `RespConnection`, and with replies as Redis sent them."""
-
-    is_one_server: bool = True
-
-    def can_reach(self, key: bytes) -> bool:
-        return True
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def execute(self, *arguments: bytes | str | int | float) -> Any:
-        """Raises Disconnected, RedisRefused."""
+    @classmethod
+    @asynccontextmanager
+    async def to(cls, server: RedisAddress) -> AsyncIterator[BriefConnection]:
+        """Connects; does not log in. Raises OSError."""
+        if server.path:
+            reader, writer = await asyncio.open_unix_connection(server.path)
+        else:
+            context = server.tls_context() if server.tls else None
+            reader, writer = await asyncio.open_connection(server.host, server.port, ssl=context)
         try:
-            connection = await self._client.connection_pool.get_connection()
-            try:
-                await connection.send_command(*arguments)
-                return await connection.read_response()
-            except BaseException as error:
-                if not isinstance(error, redis.exceptions.ResponseError):
-                    await (
-                        connection.disconnect()
-                    )  # its reply may still come, and would be taken for that of the next command
-                raise
-            finally:
-                await self._client.connection_pool.release(connection)
-        except redis.exceptions.ResponseError as error:
-            raise RedisRefused(_code_of(error) + str(error)) from None
-        except (redis.exceptions.RedisError, OSError) as error:
-            raise Disconnected(f"Redis is away: {error}") from None
-        except UnicodeDecodeError as error:  # in an error's message
-            raise OddReply(f"ODDREPLY {error}") from None
+            yield cls(reader, writer)
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
-    async def execute_everywhere(self, *arguments: bytes | str | int | float) -> list[Any]:
-        """Returns the reply of each server: here of the one. Raises Disconnected, RedisRefused."""
-        return [await self.execute(*arguments)]
-
-    def send(self, arguments: tuple[bytes | str | int | float, ...], on_reply: Callable[[Any], None]) -> None:
-        async def run() -> None:
-            try:
-                reply = await self.execute(*arguments)
-            except (Disconnected, RedisRefused) as error:
-                reply = error
-            on_reply(reply)
-
-        task = asyncio.get_running_loop().create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def execute(self, *arguments: str | int) -> Any:
+        """Returns the reply. Raises OSError, Disconnected, RedisRefused."""
+        self._writer.write(hiredis.pack_command(arguments))  # type: ignore[arg-type]
+        size = 0
+        try:
+            while (reply := self._parser.gets()) is False:
+                data = await self._reader.read(_READ_BYTES)
+                size += len(data)
+                if not data or size > _REPLY_BYTES_MAX:
+                    raise Disconnected("it closed the connection" if not data else "its reply is too long")
+                self._parser.feed(data)
+        except hiredis.ProtocolError as error:
+            raise Disconnected(str(error)) from None
+        if isinstance(reply, hiredis.ReplyError):
+            raise RedisRefused(str(reply))
+        return reply
 
 
-_CODES: dict[type[BaseException], str] = {
-    redis.exceptions.NoScriptError: "NOSCRIPT ",
-    redis.exceptions.OutOfMemoryError: "OOM ",
-    redis.exceptions.BusyLoadingError: "LOADING ",
-    redis.exceptions.ReadOnlyError: "READONLY ",
-    redis.exceptions.NoPermissionError: "NOPERM ",
-}
+async def replies_of(server: RedisAddress, *commands: tuple[str | int, ...]) -> list[Any]:
+    """Returns the replies to commands, over a connection of their own. Raises OSError, RedisRefused for the first that is refused,
+    Disconnected."""
+    async with BriefConnection.to(server) as connection:
+        return [await connection.execute(*command) for command in commands]
 
 
-def _code_of(error: BaseException) -> str:
-    """Returns the error code that redis-py has removed from the message, as it does for errors that have a class."""
-    code = _CODES.get(type(error), "")
-    return "" if str(error).startswith(code) else code
-
-
-def _reason_of(error: BaseException) -> str:
-    """Returns the message of the operating system, without the words that redis-py puts around it."""
-    cause = error.__cause__ or error
-    message = getattr(cause, "strerror", None) or str(cause)
-    return str(message).strip().rstrip(".").lower() or "no answer"
+def _reason_of(error: Exception) -> str:
+    """Returns the message of the operating system, without the words that Python puts around it."""
+    message = getattr(error, "strerror", None) or str(error)
+    return str(message).strip().rstrip(".").lower()
 
 
 async def check_server(address: RedisAddress, *, within_seconds: float) -> str:
@@ -236,39 +182,31 @@ async def check_server(address: RedisAddress, *, within_seconds: float) -> str:
     Whether it permits all that this process needs is tried by `shared.grants`.
     """
     address.check_files()
-    deadline = time.monotonic() + within_seconds
-    client = client_at(address, reply_seconds=within_seconds)
-    try:
-        while True:
-            try:
-                async with asyncio.timeout(max(0.1, deadline - time.monotonic())):
-                    about = await client.info("server")
+    deadline, reason = time.monotonic() + within_seconds, "no answer"
+    while True:
+        try:
+            async with asyncio.timeout(max(0.1, deadline - time.monotonic())):
+                *_, info = await replies_of(address, *address.login_commands(), ("INFO", "server"))
+            about = dict(_fields_of(info))
+            break
+        except RedisRefused as error:
+            if error.code == "WRONGPASS" or "AUTH" in str(error):
+                raise Unusable(f"Redis at {address} refuses the login: {error}") from None
+            if not error.passing:
+                about = {}  # a user who may not run INFO may have all that is needed: `shared.grants` tries it
                 break
-            except (TypeError, ValueError, LookupError, AttributeError):
-                about = {}  # the INFO of a proxy; `shared.grants` tries the rest
-                break
-            except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
-                # A refusal while the connection is made comes wrapped in an error about the connection.
-                cause = error.__cause__
-                reason = cause if isinstance(cause, redis.exceptions.RedisError) else error
-                if isinstance(reason, redis.exceptions.AuthenticationError):
-                    raise Unusable(f"Redis at {address} refuses the login: {reason}") from None
-                refused = isinstance(reason, redis.exceptions.ResponseError)
-                if refused and not RedisRefused(_code_of(reason) + str(reason)).passing:
-                    about = {}  # a user who may not run INFO may have all that is needed: `shared.grants` tries it
-                    break
-                if time.monotonic() > deadline:
-                    if refused:
-                        raise Unusable(f"Redis at {address} answers: {reason}") from None
-                    raise Unusable(
-                        f"Redis at {address} cannot be reached within {within_seconds:g} s: {_reason_of(error)}. "
-                        "Is it running, and is MIDSTREAM_REDIS_URL right?"
-                    ) from None
-            await asyncio.sleep(0.1)
-    finally:
-        await client.aclose()
-    name = str(about.get("server_name", "redis"))
-    version = str(about.get("valkey_version") or about.get("redis_version") or "of unknown version")
+            if time.monotonic() > deadline:
+                raise Unusable(f"Redis at {address} answers: {error}") from None
+        except (Disconnected, OSError) as error:  # TimeoutError is one, and says nothing
+            reason = _reason_of(error) or reason
+            if time.monotonic() > deadline:
+                raise Unusable(
+                    f"Redis at {address} cannot be reached within {within_seconds:g} s: {reason}. "
+                    "Is it running, and is MIDSTREAM_REDIS_URL right?"
+                ) from None
+        await asyncio.sleep(0.1)
+    name = about.get("server_name", "redis")
+    version = about.get("valkey_version") or about.get("redis_version") or "of unknown version"
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
     if numbers and numbers < OLDEST_VERSION:
         raise Unusable(
@@ -289,13 +227,16 @@ async def eviction_policy(commands: Any) -> str | None:
 
 
 def _policy_of(reply: Any) -> str | None:
-    if not isinstance(reply, bytes):
-        return None
-    for line in reply.decode(errors="replace").splitlines():
-        name, _, value = line.partition(":")
-        if name == "maxmemory_policy":
-            return value
-    return None
+    return dict(_fields_of(reply)).get("maxmemory_policy")
+
+
+def _fields_of(info: Any) -> Iterator[tuple[str, str]]:
+    """Yields the fields of a reply to INFO; none of what is no text, as a proxy may answer."""
+    if isinstance(info, bytes):
+        for line in info.decode(errors="replace").splitlines():
+            name, separator, value = line.partition(":")
+            if separator:
+                yield name, value
 
 
 def complaint_about(policy: str | None) -> str | None:

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any
-
-import hiredis
+from dataclasses import dataclass, field, replace
 
 from shared.errors import Disconnected, RedisRefused
-from shared.redis_server import RedisAddress
+from shared.redis_server import RedisAddress, replies_of
 
 logger = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 0.5
 """How long one Sentinel may take to answer."""
-_REPLY_BYTES = 4096
+_SHARED_SECONDS = 0.5
+"""How long an answer about the primary serves all connections of an address, which ask once a second each."""
+
+
+class _Looks:
+    """The newest look for the primary."""
+
+    look: asyncio.Task[RedisAddress | None] | None = None
+    began_at = 0.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class SentinelAddress:
     sentinels: tuple[RedisAddress, ...]
     name: str
     primary: RedisAddress
+    _looks: _Looks = field(default_factory=_Looks, compare=False, repr=False)
     must_be_primary = True  # a Sentinel may not know of a fail-over yet
 
     def __str__(self) -> str:
@@ -60,6 +64,21 @@ class SentinelAddress:
         if primary != connected:
             raise Disconnected(f"{connected} was replaced by {primary}")
 
+    async def is_replaced(self, connected: RedisAddress) -> bool:
+        """Whether the Sentinels name another primary than the server to which a connection was made. Those of one process that have
+        this address share a look; where no Sentinel answers, nothing is known, and the answer is False."""
+        loop, shared = asyncio.get_running_loop(), self._looks
+        if shared.look is None or (shared.look.done() and loop.time() - shared.began_at > _SHARED_SECONDS):
+            shared.look, shared.began_at = loop.create_task(self._known_primary()), loop.time()
+        primary = await asyncio.shield(shared.look)
+        return primary is not None and primary != connected
+
+    async def _known_primary(self) -> RedisAddress | None:
+        try:
+            return await self.primary_now()
+        except Disconnected:
+            return None
+
     async def primary_now(self) -> RedisAddress:
         """Returns the primary's address, from the Sentinel with the newest configuration. Raises Disconnected.
 
@@ -78,34 +97,8 @@ class SentinelAddress:
         questions = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name), ("SENTINEL", "MASTER", self.name)
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                *_, place, about = await _answers_of(sentinel, *login, *questions)
+                *_, place, about = await replies_of(sentinel, *login, *questions)
             epoch = int(dict(zip(about[::2], about[1::2], strict=True))[b"config-epoch"])
             return epoch, replace(self.primary, host=place[0].decode(), port=int(place[1]))
         except (OSError, TimeoutError, RedisRefused, ValueError, TypeError, LookupError, AttributeError) as error:
             raise Disconnected(str(error) or "no answer") from None
-
-
-async def _answers_of(server: RedisAddress, *commands: tuple[str | int, ...]) -> list[Any]:
-    """Returns the replies to the commands. Raises OSError, RedisRefused, Disconnected."""
-    context = ssl.create_default_context() if server.tls else None
-    reader, writer = await asyncio.open_connection(server.host, server.port, ssl=context)
-    try:
-        writer.write(b"".join(map(hiredis.pack_command, commands)))  # type: ignore[arg-type]
-        parser = hiredis.Reader()
-        replies: list[Any] = []
-        while len(replies) < len(commands):
-            data = await reader.read(_REPLY_BYTES)
-            if not data:
-                raise Disconnected("it closed the connection")
-            parser.feed(data)
-            while (reply := parser.gets()) is not False:
-                if isinstance(reply, hiredis.ReplyError):
-                    raise RedisRefused(str(reply))
-                replies.append(reply)
-        return replies
-    except hiredis.ProtocolError as error:
-        raise Disconnected(str(error)) from None
-    finally:
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()

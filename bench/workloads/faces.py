@@ -33,20 +33,21 @@ FACES = {
 def faces(parts: Parts, start: Callable[[], Server], sizes: Sizes, show: Show) -> Figures:
     """Measures each face in turn, with the streams, readers and rate of W1, and its cost relative to the native one."""
     result: Figures = {"void": False, "generators": False}
+    server = start()
     for name, (path, headers) in FACES.items():
         show(f"faces: {name}")
-        figures = _one(parts, start, sizes, path, headers)
+        figures = _one(parts, server, sizes, path, headers)
         result |= {f"{name}_{figure}": value for figure, value in figures.items()}
         # A very short run may show no tick of the CPU clock.
         if name != NATIVE and result[f"{NATIVE}_server_us_per_event"]:
             result[f"{name}_ratio"] = figures["server_us_per_event"] / result[f"{NATIVE}_server_us_per_event"]
         result["void"] |= figures["void"]
         result["generators"] |= figures["generators"]
+    parts.end(server.pid)
     return result
 
 
-def _one(parts: Parts, start: Callable[[], Server], sizes: Sizes, path: str, headers: str) -> Figures:
-    server = start()
+def _one(parts: Parts, server: Server, sizes: Sizes, path: str, headers: str) -> Figures:
     assert server.pid is not None  # `Bench` allows only gateways that it has started
     with ExitStack() as stack:
         names = stack.enter_context(streams.begun(parts.redis, sizes.w1_streams))
@@ -80,7 +81,6 @@ def _one(parts: Parts, start: Callable[[], Server], sizes: Sizes, path: str, hea
         cpu_seconds = procs.cpu_seconds(server.pid) - before
         published = publisher.hear(within_seconds=60 + 5 * sizes.seconds)
         latency, faults = account_of([load.ask("drain", last=published["last"], within_seconds=20.0)])
-    parts.end(server.pid)
     events = max(1, cut["events"])
     busiest = max(cut["utilisation"], published["utilisation"])
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import re
@@ -12,11 +13,11 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
-from gateway.api import operations
-from gateway.api.openapi import document
 from gateway.console.files import PAGE_HEADERS
 from gateway.http.connection import Scope
-from gateway.http.routes import Route, route_for
+from gateway.http.routes import OperationsOf, Route, route_for
+
+operations = OperationsOf("gateway.api.operations")
 
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}"
@@ -34,16 +35,28 @@ Json = dict[str, Any]
 
 
 class Docs:
-    """The part of the gateway that describes all of its routes, made once from their table."""
+    """The part of the gateway that describes all of its routes: made from their table by the first request for it."""
 
     def __init__(self, routes: Sequence[Route], path_prefix: str) -> None:
         self.routes = (
             Route("GET", "/docs", self.page, operations.DOCS, "admin"),
             Route("GET", "/openapi.json", self.openapi, operations.OPENAPI, "admin"),
         )
-        described = document([*routes, *self.routes], path_prefix)
-        self._page = page_of(described).encode()
-        self._document = orjson.dumps(described)
+        self._described = [*routes, *self.routes]
+        self._path_prefix = path_prefix
+        self._made: tuple[bytes, bytes] | None = None
+
+    async def _page_and_document(self) -> tuple[bytes, bytes]:
+        if self._made is None:  # two first requests at once make it twice
+            self._made = await asyncio.to_thread(self._make)
+        return self._made
+
+    def _make(self) -> tuple[bytes, bytes]:
+        """Returns the page and the document. Takes 0.2 s in a thread, for which readers of streams need not wait."""
+        from gateway.api.openapi import document  # imports pydantic's part for JSON Schema
+
+        described = document(self._described, self._path_prefix)
+        return page_of(described).encode(), orjson.dumps(described)
 
     def route(self, scope: Scope) -> Route | None:
         """The route of a request of the page or of the document; None for everything else."""
@@ -51,12 +64,14 @@ class Docs:
 
     async def page(self, scope: Scope, receive: Any, send: Any) -> None:
         """`GET /docs`"""
+        page, _ = await self._page_and_document()
         headers = {**PAGE_HEADERS, "content-security-policy": _POLICY}
-        await Response(self._page, headers=headers, media_type="text/html; charset=utf-8")(scope, receive, send)
+        await Response(page, headers=headers, media_type="text/html; charset=utf-8")(scope, receive, send)
 
     async def openapi(self, scope: Scope, receive: Any, send: Any) -> None:
         """`GET /openapi.json`"""
-        await Response(self._document, media_type="application/json")(scope, receive, send)
+        _, whole = await self._page_and_document()
+        await Response(whole, media_type="application/json")(scope, receive, send)
 
 
 def page_of(described: Json) -> str:

@@ -18,7 +18,6 @@ import orjson
 
 from gateway.access.given_tokens import GivenTokens
 from gateway.access.stream_readers import StreamReaders
-from gateway.api import operations
 from gateway.api.requests import prompt_request
 from gateway.api.text import TEXT, TextSink, text_after
 from gateway.delivery.delivery import Delivery
@@ -41,12 +40,14 @@ from gateway.http.etags import etag_of_end, is_known, not_modified
 from gateway.http.exchange import query_of
 from gateway.http.principal import require
 from gateway.http.problems import Problem, not_found, stopping
-from gateway.http.routes import Route, route_for
+from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
 from shared.events import Policies
 from shared.ids import BEGINNING, FIRST_ID, EventId, is_stream_id
 from shared.settings import Settings
+
+operations = OperationsOf("gateway.api.operations")
 
 _HEADERS = [
     (b"cache-control", b"no-cache, no-transform"),

@@ -12,17 +12,18 @@ import orjson
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from gateway.api import operations
 from gateway.api.readiness import Readiness
 from gateway.delivery.delivery import Delivery
 from gateway.http.connection import Scope
 from gateway.http.exchange import json_response
 from gateway.http.principal import principal
 from gateway.http.problems import PROBLEM_MEDIA_TYPE, Problem
-from gateway.http.routes import Route, route_for
+from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.metrics import exposition
 from shared.metrics_server import Answer
 from shared.version import VERSION
+
+operations = OperationsOf("gateway.api.operations")
 
 _JSON = "application/json"
 

@@ -20,15 +20,16 @@ from typing import Any, Self
 
 import orjson
 
-from gateway.api import operations
 from gateway.delivery.delivery import Delivery
 from gateway.http.connection import Connection, Receive, Scope, Send, chunk_of
 from gateway.http.exchange import query_of
 from gateway.http.problems import Problem, stopping
-from gateway.http.routes import Route, route_for
+from gateway.http.routes import OperationsOf, Route, route_for
 from shared import sse
 from shared.settings import Settings
 from shared.version import VERSION
+
+operations = OperationsOf("gateway.api.operations")
 
 PATH = "/v1/probe"
 HEADERS = [

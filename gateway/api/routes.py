@@ -10,7 +10,6 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from gateway.access.given_tokens import GivenTokens
-from gateway.api import operations
 from gateway.api.listing import listed
 from gateway.api.requests import (
     check_generation,
@@ -26,7 +25,7 @@ from gateway.http.etags import etag_of_body, is_known
 from gateway.http.exchange import json_response, query_of, unless_disconnected
 from gateway.http.principal import act_for, principal, require
 from gateway.http.problems import Problem, stopping
-from gateway.http.routes import Route, methods_like
+from gateway.http.routes import OperationsOf, Route, methods_like
 from gateway.http.whole_bodies import made
 from gateway.metrics import refused
 from gateway.provider_models import ProviderModels
@@ -37,6 +36,8 @@ from shared.version import VERSION
 
 if TYPE_CHECKING:
     from gateway.finding import Finding
+
+operations = OperationsOf("gateway.api.operations")
 
 _WAIT_SECONDS_MAX = 600
 _TOKEN_BODY_BYTES_MAX = 4096

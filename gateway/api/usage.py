@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from gateway.api import operations
 from gateway.http.connection import Receive, Scope
 from gateway.http.exchange import json_response, query_of
 from gateway.http.principal import principal, require
 from gateway.http.problems import Problem
-from gateway.http.routes import Route, route_for
+from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.streams import Streams
 from shared.accounts import Accounts
+
+operations = OperationsOf("gateway.api.operations")
 
 _DAYS_MAX = 366
 _PRINCIPAL_DAYS_MAX = 200

@@ -10,12 +10,13 @@ from typing import Any
 
 from starlette.responses import Response
 
-from gateway.console import operations
 from gateway.http.connection import Scope
 from gateway.http.etags import etag_of_body, is_known
-from gateway.http.routes import Route, route_for
+from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.listening import is_loopback
 from shared.settings import Settings
+
+operations = OperationsOf("gateway.console.operations")
 
 _PAGES = {"/": "console.html", "/chat": "chat.html"}
 _FILES_PATH = "/console/"

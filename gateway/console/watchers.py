@@ -16,14 +16,15 @@ import orjson
 from starlette.responses import Response
 
 from gateway.access.authenticators import proof
-from gateway.console import operations
 from gateway.console.overview import Overview
 from gateway.faces import on_one_line
 from gateway.http.connection import Connection, Receive, Scope, Send, chunk_of
 from gateway.http.problems import Problem, stopping
-from gateway.http.routes import Route, route_for
+from gateway.http.routes import OperationsOf, Route, route_for
 from shared import sse
 from shared.background import keep_running
+
+operations = OperationsOf("gateway.console.operations")
 
 PATH = "/v1/overview"
 SNAPSHOT_SECONDS = 1.0

@@ -8,18 +8,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from gateway.http.connection import Scope
-from gateway.http.operations import Operation
 from gateway.http.principal import OPEN, SCOPES
 from gateway.http.problems import Problem
+
+if TYPE_CHECKING:
+    from gateway.http.operations import Operation
 
 ASGI = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 Handler = Callable[..., Awaitable[Any]]
 
 _SHOWN_CHARACTERS = 200
 _PARAMETER = re.compile(r"\{(\w+)(:path)?\}")
+
+
+class OperationsOf:
+    """The operations that a module describes: each attribute returns the one of this name when it is called.
+
+    Only the OpenAPI document needs them. The module is imported when it is made: all models of pydantic together would take
+    a third of a gateway's start.
+    """
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Callable[[], Operation]:
+        return lambda: cast("Operation", getattr(import_module(self._module), name))
 
 
 class Route:
@@ -31,22 +48,24 @@ class Route:
     __slots__ = (
         "_has_parameter",
         "_head",
+        "_operation",
         "_spans_segments",
         "_tail",
         "handler",
         "method",
-        "operation",
         "path",
         "scope",
     )
 
-    def __init__(self, method: str, template: str, handler: Handler, operation: Operation, scope: str) -> None:
+    def __init__(
+        self, method: str, template: str, handler: Handler, operation: Callable[[], Operation], scope: str
+    ) -> None:
         """`scope` is what a principal needs to ask for it (`gateway.http.principal`), or `open`. Raises ValueError for any other."""
         if scope not in SCOPES and scope != OPEN:
             raise ValueError(f"{scope!r} is no scope")
         self.method = method
         self.handler = handler
-        self.operation = operation
+        self._operation = operation
         self.scope = scope
         self.path = _PARAMETER.sub(r"{\1}", template)
         """The template as OpenAPI writes it."""
@@ -55,6 +74,11 @@ class Route:
         self._spans_segments = parameter is not None and parameter[2] is not None
         self._head = template if parameter is None else template[: parameter.start()]
         self._tail = "" if parameter is None else template[parameter.end() :]
+
+    @property
+    def operation(self) -> Operation:
+        """The route's description. Slow at first: it imports the module of the description."""
+        return self._operation()
 
     def matches(self, path: str) -> bool:
         """Returns whether a request's path matches the template."""

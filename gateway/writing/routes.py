@@ -24,13 +24,14 @@ from gateway.http.connection import Connection, Receive, Scope
 from gateway.http.cursor import cursor_of
 from gateway.http.exchange import json_response
 from gateway.http.problems import Problem, stopping
-from gateway.http.routes import Route, route_for
+from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.metrics import refused
-from gateway.writing import operations
 from gateway.writing.lines import EVENT_BYTES_MAX, End, WrongLine, event_of
 from gateway.writing.writes import Answer, Writes
 from shared.events import Item
 from shared.ids import EventId
+
+operations = OperationsOf("gateway.writing.operations")
 
 BODY_BYTES_MAX = 1 << 20
 """Of one body of JSON, which is in memory as a whole; what is longer goes as lines."""

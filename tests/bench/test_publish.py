@@ -14,7 +14,7 @@ from bench.workloads import streams
 from shared.event_log import EventLog
 from shared.ids import EventId
 from shared.lifecycle import fold
-from shared.redis_server import OrdinaryCommands
+from tests.support.ordinary_commands import OrdinaryCommands
 
 
 @pytest.mark.parametrize("tokens_per_entry", [1, 4])

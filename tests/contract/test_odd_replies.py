@@ -19,9 +19,10 @@ from shared.grants import check_for_all
 from shared.ids import EventId, new_stream_id
 from shared.queue import Claim, RequestQueue
 from shared.receipt import DeliveryNotes
-from shared.redis_server import OrdinaryCommands, RedisAddress, eviction_policy, ordinary_client
+from shared.redis_server import RedisAddress, eviction_policy
 from shared.resp import RespConnection
 from shared.settings import Settings
+from tests.support.ordinary_commands import OrdinaryCommands, ordinary_client
 from tests.support.waiting import wait_until
 
 

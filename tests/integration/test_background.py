@@ -66,11 +66,12 @@ from shared.lanes import Lanes
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
-from shared.redis_server import OrdinaryCommands, RedisAddress, ordinary_client
+from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
 from shared.self_measuring import Handover, Measuring
 from shared.settings import Settings
 from shared.usage import Usage
+from tests.support.ordinary_commands import OrdinaryCommands, ordinary_client
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
@@ -530,7 +531,7 @@ async def _archive_prune(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 
 @case("request_timeouts")
 async def _request_timeouts(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
-    request_timeouts = RequestTimeouts(0.1)
+    request_timeouts = RequestTimeouts(0.1, waiting_max=9, waiting_of_address_max=0, new_max=9, counted=str)
     once = Once(request_timeouts._late)
     parts.patch.setattr(request_timeouts, "_late", once)
     request_timeouts.start()

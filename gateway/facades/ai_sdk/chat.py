@@ -16,7 +16,6 @@ from starlette.requests import Request
 from gateway.access.given_tokens import GivenTokens
 from gateway.api.follow import FollowRequest, Subscribe
 from gateway.api.requests import check_generation, check_idempotency_key, owner_in, wants_cookie
-from gateway.facades.ai_sdk import operations
 from gateway.facades.ai_sdk.messages import chat_messages, replayed_parts
 from gateway.facades.ai_sdk.stream_parts import AI_SDK, AI_SDK_REPLAY
 from gateway.http.bodies import body_of, parse_body, received
@@ -24,7 +23,7 @@ from gateway.http.connection import Connection, Receive, Scope, Send
 from gateway.http.exchange import json_response, query_of
 from gateway.http.principal import act_for, principal
 from gateway.http.problems import Problem
-from gateway.http.routes import Route, route_for
+from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.http.whole_bodies import made
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
@@ -33,6 +32,8 @@ from shared.errors import RedisRefused, Unreadable
 from shared.ids import is_stream_id
 from shared.keys import chat_key
 from shared.settings import Settings
+
+operations = OperationsOf("gateway.facades.ai_sdk.operations")
 
 _CHAT, _CHAT_HEAD, _STREAM_TAIL, _STOP_TAIL = "/api/chat", "/api/chat/", "/stream", "/stop"
 CHAT_ID_CHARACTERS_MAX = 255

@@ -7,7 +7,6 @@ from typing import Any
 
 from gateway.api.follow import Subscribe
 from gateway.delivery.delivery import Delivery
-from gateway.facades.durable import operations
 from gateway.facades.durable.append import Append
 from gateway.facades.durable.create import Create
 from gateway.facades.durable.found import PATH_HEAD, Finder
@@ -16,13 +15,15 @@ from gateway.facades.durable.reading import Reading
 from gateway.facades.durable.remove import Remove
 from gateway.facades.durable.services import DurableServices, Quotas
 from gateway.http.connection import Connection, Receive, Scope, Send
-from gateway.http.routes import Route, route_for
+from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.listening import is_loopback
 from gateway.streams import Streams
 from shared.commands import Commands
 from shared.event_log import EventLog
 from shared.settings import Settings
 from shared.written_log import Bounds, Holdings, Names, WrittenLog
+
+operations = OperationsOf("gateway.facades.durable.operations")
 
 _TEMPLATE = PATH_HEAD + "{path:path}"
 _SECURITY = [(b"cross-origin-resource-policy", b"same-origin")]

@@ -20,7 +20,6 @@ from starlette.responses import Response
 from gateway.access.given_tokens import GivenTokens
 from gateway.api.follow import FollowRequest, Subscribe
 from gateway.api.requests import ChatRequest, check_chat, check_idempotency_key, owner_in
-from gateway.facades.openai import operations
 from gateway.facades.openai.chat_chunks import ChatFace, chat_cursor, chat_face, resumed_chat_face, stream_id_of
 from gateway.facades.openai.chat_whole import completion
 from gateway.facades.openai.errors import cancelled_problem, failure_problem
@@ -30,7 +29,7 @@ from gateway.http.cursor import Place, last_event_id
 from gateway.http.exchange import json_response, query_of, unless_disconnected
 from gateway.http.principal import act_for
 from gateway.http.problems import Problem, not_found
-from gateway.http.routes import Route, route_for
+from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.http.whole_bodies import made
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
@@ -39,6 +38,8 @@ from shared.events import DONE
 from shared.ids import EventId, is_stream_id
 from shared.lifecycle import History
 from shared.settings import Settings
+
+operations = OperationsOf("gateway.facades.openai.operations")
 
 _PATH = "/v1/chat/completions"
 _EVENTS_PATH_TAIL = "/events"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.facades.openai import operations
 from gateway.http.connection import Scope
 from gateway.http.exchange import json_response
 from gateway.http.problems import Problem
-from gateway.http.routes import Route, route_for
+from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.provider_models import ProviderModels
+
+operations = OperationsOf("gateway.facades.openai.operations")
 
 _PATH = "/v1/models"
 

@@ -20,7 +20,6 @@ from gateway.access.given_tokens import GivenTokens
 from gateway.api.follow import FollowRequest, Subscribe
 from gateway.api.requests import check_chat, check_idempotency_key
 from gateway.facades.openai.errors import failure_problem
-from gateway.facades.responses import operations
 from gateway.facades.responses.checks import wrong
 from gateway.facades.responses.events import RESPONSES, ResponsesEncoder
 from gateway.facades.responses.items import messages_of, reference_of
@@ -34,7 +33,7 @@ from gateway.http.connection import Connection, Receive, Scope
 from gateway.http.cursor import Place
 from gateway.http.exchange import json_response, query_of, unless_disconnected
 from gateway.http.problems import Problem
-from gateway.http.routes import ASGI, Route, route_for
+from gateway.http.routes import ASGI, OperationsOf, Route, route_for
 from gateway.http.whole_bodies import Held
 from gateway.provider_models import ProviderModels
 from gateway.streams import Streams
@@ -44,6 +43,8 @@ from shared.events import FAILED, Event
 from shared.ids import BEGINNING, EventId, is_stream_id
 from shared.lifecycle import Order
 from shared.settings import Settings
+
+operations = OperationsOf("gateway.facades.responses.operations")
 
 _PATH = "/v1/responses"
 _NUMBER_DIGITS_MAX = 12
