@@ -135,13 +135,10 @@ class Writer:
 
     def _send_at_its_pace(self) -> None:
         """Sends what waits, now or when the pause since the last entry is over; a full entry does not wait."""
-        now, due = time.monotonic(), self.next_entry_at
-        if now >= due - _TIMER_SECONDS or len(self._waiting) >= self._tokens_max:
-            # Counted from when it was due, unless the stream was silent: else each entry would come a tick later.
-            self.next_entry_at = (due if abs(now - due) < TICK_SECONDS else now) + self._pace_seconds
+        if time.monotonic() >= self.next_entry_at - _TIMER_SECONDS or len(self._waiting) >= self._tokens_max:
             self._send_next()
         elif self._pause is None:
-            self._pause = asyncio.get_running_loop().call_at(tick_from(due), self._pause_is_over)
+            self._pause = asyncio.get_running_loop().call_at(tick_from(self.next_entry_at), self._pause_is_over)
 
     def _pause_is_over(self) -> None:
         self._pause = None
@@ -173,6 +170,10 @@ class Writer:
             return
         self._under_way = entry = Entry(self._id, field, value)
         self.sent_at = time.monotonic()
+        if self._pace_seconds:
+            # Counted from when this one was due, unless it came at another time: else each entry would come a tick later.
+            is_on_time = abs(self.sent_at - self.next_entry_at) < TICK_SECONDS
+            self.next_entry_at = (self.next_entry_at if is_on_time else self.sent_at) + self._pace_seconds
         self._log.send_append(self._keys, len(self._copy) + self._uncounted, entry, self._on_reply)
 
     def _on_reply(self, reply: Any) -> None:
