@@ -74,6 +74,7 @@ class Run:
         "_call_goes_on",
         "_cancel_after_seconds",
         "_deliveries",
+        "_first_token_at",
         "_first_token_came",
         "_generating",
         "_halted",

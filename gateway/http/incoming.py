@@ -242,7 +242,7 @@ class Incoming(Closing):
     @property
     def peer(self) -> str:
         """The address of the other side; empty if it has none."""
-        address = get_remote_addr(self.transport)
+        address = self._address("peername")
         return "" if address is None else address[0]
 
     def make_room(self) -> None:

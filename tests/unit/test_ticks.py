@@ -8,6 +8,7 @@ import time
 import pytest
 
 from producer.ticks import TICK_SECONDS, Ticks, tick_from
+from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize("number", [1, 7, 12_345, 987_654_321])
@@ -24,9 +25,8 @@ async def test_who_waits_for_one_tick_is_called_back_together_and_once() -> None
     moments = {"a": first - 0.01, "b": first - 0.001, "c": first, "d": first + 0.001}
     for name, moment in moments.items():
         ticks.call_at(moment, lambda name=name: called.append((name, time.monotonic())))  # type: ignore[misc]
-    while len(called) < len(moments):
-        await asyncio.sleep(0.005)
-    await asyncio.sleep(2 * TICK_SECONDS)
+    await wait_until(lambda: len(called) == len(moments), what="all are called")
+    await asyncio.sleep(2 * TICK_SECONDS)  # nobody is called again
     assert [name for name, _ in called] == ["a", "b", "c", "d"]
     assert called[0][1] >= first - 0.001  # a timer may be early by a millisecond
     assert called[3][1] - called[2][1] > TICK_SECONDS / 2
