@@ -523,6 +523,10 @@ async def test_the_console_asks_for_an_admin_s_key_once(system: System) -> None:
     for path in ("/", "/chat", "/docs"):
         answer = await system.http.get(url + path, headers=page)
         assert (answer.status_code, answer.headers["location"]) == (303, "/login")
+    for path in ("/v1/overview", "/openapi.json", "/v1/streams/abc", "/stream?prompt=x"):
+        assert (await system.http.get(url + path, headers=page)).status_code == 401, "no page"
+    operations = {path: answers["responses"] for method, path, answers in await described(system) if method == "GET"}
+    assert [path for path in operations if "303" in operations[path]] == ["/", "/chat", "/docs"]
     login = await system.http.get(f"{url}/login", headers=page)
     assert "form-action 'self'" in login.headers["content-security-policy"]
     assert "default-src 'none'" in login.headers["content-security-policy"]

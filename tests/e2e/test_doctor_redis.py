@@ -166,7 +166,10 @@ async def delayed(port: int) -> AsyncIterator[int]:
             writer.write(data)
         writer.close()
 
+    clients = set[asyncio.Task[None] | None]()
+
     async def on_client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        clients.add(asyncio.current_task())
         from_server, to_server = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(passing(reader, to_server), passing(from_server, writer), return_exceptions=True)
 
@@ -175,6 +178,7 @@ async def delayed(port: int) -> AsyncIterator[int]:
         yield proxy.sockets[0].getsockname()[1]
     finally:
         proxy.close()
+        await asyncio.wait_for(asyncio.gather(*filter(None, clients)), 5)
 
 
 async def test_a_cluster(cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch) -> None:
