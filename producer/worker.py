@@ -28,6 +28,7 @@ from shared.usage import Usage
 
 if TYPE_CHECKING:
     from producer.archiving import Archiving
+    from producer.webhooks import Webhooks
     from shared.spans import Tracing
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Worker:
         settings: Settings,
         tracing: Tracing | None = None,
         archiving: Archiving | None = None,
+        webhooks: Webhooks | None = None,
     ) -> None:
         self._name = name
         self._log = log
@@ -89,6 +91,7 @@ class Worker:
         self._deliveries = deliveries
         self._usage = usage
         self._archiving = archiving
+        self._webhooks = webhooks
         self._receipts: set[asyncio.Task[None]] = set()
         self._provider = provider
         self._settings = settings
@@ -277,7 +280,7 @@ class Worker:
             self._changed.set()
 
     async def _account_for(self, stream_id: str) -> None:
-        """Logs the receipt of a stream that has ended here, and has it archived."""
+        """Logs the receipt of a stream that has ended here, and has it told of and archived."""
         ended = await write_line(
             self._log,
             self._deliveries,
@@ -287,6 +290,8 @@ class Worker:
             on_receipt=metrics.receipt_written,
             with_texts=bool(self._settings.log_texts),
         )
+        if ended is not None and self._webhooks is not None:
+            self._webhooks.take(ended)
         if ended is not None and self._archiving is not None:
             await self._archiving.take(ended)
 
