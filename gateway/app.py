@@ -104,8 +104,9 @@ def make_app(services: Services) -> ASGI:
     """The gateway's ASGI application."""
     native, parts, routes = parts_of(services)
     api = native.app()
-    hosts, cors, delivery = Hosts(services.settings), Cors(services.settings.cors_origins), services.delivery
-    path_prefix = PathPrefix(services.settings.path_prefix)
+    settings, delivery = services.settings, services.delivery
+    hosts, cors = Hosts(settings), Cors(settings.cors_origins)
+    path_prefix = PathPrefix(settings.path_prefix)
     has_login = services.watchers is not None and services.admission.sessions is not None
 
     def admitted(scope: dict[str, Any], send: Any) -> ASGI | None:
@@ -138,9 +139,13 @@ def make_app(services: Services) -> ASGI:
         try:
             await services.admission.admit(scope, route, with_cookies=cors.lets_cookies_count(scope))
         except Problem as problem:
-            if scope["type"] != "websocket":
+            if scope["type"] == "websocket":
+                return closing_with(problem)
+            login = to_login(scope, settings.path_prefix) if has_login and route.operation.has_login else None
+            if problem.status != 401 or login is None:
                 raise
-            return closing_with(problem)
+            refused(problem.status)
+            return login
         return handler
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -154,8 +159,6 @@ def make_app(services: Services) -> ASGI:
         except Problem as problem:
             refused(problem.status)
             response = error_response(problem, scope)
-            if problem.status == 401 and has_login:
-                response = to_login(scope, services.settings.path_prefix) or response
             if scope["type"] == "websocket":  # a refused handshake does not get the server's default headers
                 response.headers["x-content-type-options"] = "nosniff"
             await response(scope, receive, send)

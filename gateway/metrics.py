@@ -12,12 +12,11 @@ import os
 import time
 from typing import Any
 
-import orjson
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from shared import metrics
-from shared.events import Event
+from shared.events import Event, control_of
 from shared.metric_definition import bounded
 from shared.metrics import APIS, FACES, LOG_READ_REASONS, REQUEST_STATUSES, STATUSES
 from shared.outcomes import FailureCode, ReaderOutcome, Status
@@ -135,7 +134,7 @@ def resumed(place: str, events_back: int) -> None:
 
 def sent_at(event: Event) -> float:
     """Returns when a terminal event was sent, by its sender's clock; 0 if the event does not say."""
-    return float(orjson.loads(event.value).get("time") or 0.0) if event.value else 0.0
+    return float(control_of(event.field, event.value).get("time") or 0.0)
 
 
 def written(sent_at: float) -> None:

@@ -10,15 +10,17 @@ import asyncio
 import logging
 import random
 import secrets
+import time
 from collections.abc import Iterator
 
 from gateway import metrics
+from shared.archive.record import hash_beside
 from shared.archive.store import Archive, Archived
 from shared.background import keep_running
 from shared.commands import Commands, Script
 from shared.errors import ArchiveAway
 from shared.events import Entry
-from shared.keys import deliveries_key, kept_key, log_key, part_key
+from shared.keys import deliveries_key, log_key, part_key
 from shared.unkept import Unkept
 
 logger = logging.getLogger(__name__)
@@ -101,17 +103,15 @@ class Restoring:
             log_key(stream_id),
             part_key(stream_id, secrets.token_hex(4)),
             deliveries_key(stream_id),
-            kept_key(stream_id),
+            hash_beside(stream_id, archived.row["api"]),
         ]
         *parts, last = _parts(archived.entries)
         for part in parts:
             if await self.RESTORE.run(self._commands, keys, 0, len(part), *_arguments(part)) == 0:
                 return  # it is there already
-        beside = [
-            item for fields in (archived.notes, archived.kept_request) for pair in fields.items() for item in pair
-        ]
+        beside = [item for fields in (archived.notes, archived.beside) for pair in fields.items() for item in pair]
         arguments: list[bytes | int] = [
-            self._ended_ttl_seconds,
+            self._seconds_of(archived),
             len(last),
             *_arguments(last),
             len(archived.notes),
@@ -121,6 +121,13 @@ class Restoring:
         if restored:
             metrics.RESTORED.inc()
             self._unkept.send_last_look(stream_id)
+
+    def _seconds_of(self, archived: Archived) -> int:
+        """Returns how long the log stays in Redis: not longer than its creator said."""
+        expires_at = archived.row["expires_at"]
+        if expires_at is None:
+            return self._ended_ttl_seconds
+        return max(1, min(self._ended_ttl_seconds, int(expires_at - time.time())))
 
 
 def _parts(entries: list[Entry]) -> Iterator[list[Entry]]:

@@ -285,7 +285,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     silence_checks = SilenceChecks(tails, log, endings, settings, on_lost=delivery.lose)
     limits = Limits(accounts, log, own_limits, settings)
     owners = Owners(checked=authenticates)
-    parts = (commands, log, queue, tails, deliveries, settings, owners, limits, usage, unkept, restoring)
+    parts = (commands, log, queue, tails, deliveries, settings, owners, limits, usage, unkept, restoring, replicated)
     streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
     external = ExternalWrites(
         commands,
@@ -299,8 +299,18 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     given = GivenTokens(admission.tokens, settings.path_prefix)
     subscribe = Subscribe(streams, given, tails, delivery, models, settings, stream_readers)
     measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, queue, settings)
-    request_timeouts = RequestTimeouts(settings.request_seconds)
-    watchers = Watchers(Overview(commands, queue)) if is_wanted(settings, guarded=authenticates) else None
+    request_timeouts = RequestTimeouts(
+        settings.request_seconds,
+        waiting_max=settings.idle_connections_max,
+        waiting_of_address_max=settings.idle_connections_per_address,
+        new_max=settings.connections_max,
+        counted=addresses.counted,
+    )
+    watchers = (
+        Watchers(Overview(commands, queue, has_archive=archive is not None))
+        if is_wanted(settings, guarded=authenticates)
+        else None
+    )
     readiness = Readiness(commands, settings)
     health = Health(delivery, readiness, lambda: streams.archive_state)
     finding = None if restoring is None or unkept is None else _finding(restoring.archive, unkept, log, commands)

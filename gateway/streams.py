@@ -19,13 +19,14 @@ from gateway import metrics
 from gateway.access.limits import Limits
 from gateway.access.owners import Owners
 from gateway.following.tails import Tails
+from gateway.http.audit import audit
 from gateway.http.principal import principal
 from gateway.http.problems import Problem, archive_in_time, away, expired, full, no_log, not_found
 from gateway.http.whole_bodies import Held, made
 from gateway.process_name import gateway_name
 from shared import events
 from shared.archive.record import tombstone_of
-from shared.commands import Commands
+from shared.commands import Commands, Executes
 from shared.errors import Disconnected, LogFull, MidstreamError, QueueFull, RedisRefused, Unreadable
 from shared.event_log import READ_ENTRIES_MAX, EventLog
 from shared.events import Accepted, Entry, Event, Policies, owner_of
@@ -58,8 +59,8 @@ _FIRST_CREATE_LOOKS, _FIRST_CREATE_PAUSE_SECONDS = 25, 0.02
 """A create waits half a second for the log of another create with the same Idempotency-Key, which may be under way."""
 _CREATING_BYTES_MAX = 128 << 20
 """Of the requests that are being stored, in all. While Redis is away they wait for it, and nothing else bounds their number."""
-_QUEUE_LOOK_ENTRIES = 1000
-"""The newest entries of the queue in which a create whose reply was lost looks for its own: 1 ms of Redis."""
+_QUEUED_LOOK_SECONDS, _QUEUED_LOOK_SECONDS_MAX = 0.02, 0.5
+"""The first and the longest pause between two looks for a request that another create with the same Idempotency-Key may queue."""
 _ENTRIES_AT_ONCE = 50
 """Entries that are folded in one turn of the event loop: 3,200 tokens at most, 3 ms."""
 _LONG_READS_MAX = 4
@@ -82,8 +83,11 @@ class Streams:
         usage: Usage,
         unkept: Unkept | None = None,
         restoring: Restoring | None = None,
+        replicated: Executes | None = None,
     ) -> None:
-        """With an archive there are both `unkept`, where each stream is entered, and `restoring`."""
+        """With an archive there are both `unkept`, where each stream is entered, and `restoring`. `replicated` executes what is to
+        count only when replicas have it, too."""
+        self._remembering = replicated or commands
         self._commands = commands
         self._log = log
         self._queue = queue
@@ -139,6 +143,7 @@ class Streams:
                     content = orjson.dumps([request, policies.stored(), metadata])
                     stream_id, known = await self.answered(self._remember, new_id, f"{owner}\0{idempotency}", content)
                     if known:
+                        await self.answered(self._until_put_before_writers, stream_id, policies)
                         self._owners.remember(stream_id, owner)
                         return self._created(stream_id)
                     entry = entry if stream_id == new_id else entry_of(stream_id)
@@ -156,6 +161,8 @@ class Streams:
                 self._owners.remember(stream_id, owner)
         except QueueFull as error:
             with contextlib.suppress(Disconnected, RedisRefused):  # then it ends as an orphan
+                if idempotency is not None:  # a repetition makes another stream
+                    await self._commands.execute("DEL", _idempotency_key(f"{owner}\0{idempotency}"))
                 await self._log.delete(stream_id)
             raise Problem(503, f"{error}; try again later", retry_after_seconds=5) from None
         except LogFull:
@@ -221,18 +228,53 @@ class Streams:
             ):  # else a worker has begun, or it was cancelled
                 is_to_queue = True
                 if may_be_queued:
-                    newest = await self._queue.newest(_QUEUE_LOOK_ENTRIES, of_all=True)
-                    is_to_queue = all(claim.stream_id != stream_id for claim in newest)
+                    is_to_queue = not await self._queue.holds(stream_id)
             if is_to_queue:
                 may_be_queued = True
                 await self._queue.enqueue(stream_id)
 
         await self.answered(begin)
 
+    async def _until_put_before_writers(self, stream_id: str, policies: Policies) -> None:
+        """Returns when the request of a log that is there already is in the queue, or its writer has begun.
+
+        The create that began the log may have ended before it had queued the request: its process was killed, or the queue's
+        Redis was away for too long. While that create may still be at work it is waited for, since a request that is queued twice
+        may be answered twice. May be repeated.
+        """
+        pause_seconds = _QUEUED_LOOK_SECONDS
+        while [entry.id for entry in await self._log.newest(stream_id)] == [FIRST_ID]:
+            if policies.lease_seconds is not None:
+                await self._leases.begin(stream_id, Lease(policies.lease_seconds, policies.cancel_after_seconds))
+                return
+            if await self._queue.holds(stream_id):
+                return
+            if time.time() - created_at(stream_id) > self._settings.redis_wait_seconds:
+                logger.warning("stream %s: its request was not in the queue; queueing it again", stream_id)
+                await self._queue.enqueue(stream_id)
+                return
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, _QUEUED_LOOK_SECONDS_MAX)
+
     async def _enter(self, stream_id: str) -> None:
         """Enters a stream among those that are to be archived, before its log begins: then no end can be lost."""
         if self._unkept is not None:
             await self._unkept.enter(stream_id)
+
+    async def enter(self, stream_id: str) -> None:
+        """Enters a written stream among those that are to be archived: before its log begins, or, if it may expire
+        without an end, before its end. Raises Problem 503."""
+        await self.answered(self._enter, stream_id)
+
+    async def archived_as(self, name_digest: str) -> str:
+        """Returns the id of the archived stream with this name (`shared.keys.name_digest`); empty if there is none.
+
+        Raises Problem 503.
+        """
+        if self._restoring is None:
+            return ""
+        with archive_in_time():
+            return await self._restoring.archive.named(name_digest) or ""
 
     async def _begin_external(self, stream_id: str, entry: Entry, beside: Beside | None, lease: Lease) -> None:
         """Writes the first entry of a log that an external writer fills, and begins its lease. May be repeated.
@@ -272,8 +314,16 @@ class Streams:
 
     async def cancel(self, stream_id: str, by: CancelReason = CancelReason.CLIENT) -> History:
         """Ends a stream that has not ended; returns its state. The worker is fenced, and closes the provider's connection."""
+        history, ended_here = await self._cancel(stream_id, by)
+        if ended_here:
+            audit("cancelled", stream_id)
+        return history
+
+    async def _cancel(self, stream_id: str, by: CancelReason) -> tuple[History, bool]:
+        """Returns the state, and whether this call has ended the stream."""
         value = orjson.dumps({"by": by, "time": time.time()})
         await self.check_owner(stream_id)
+        await self.enter(stream_id)  # a written stream may not be there yet
         try:
             ended_here = await self.answered(self._end, stream_id, value)
         except LogFull:
@@ -286,7 +336,7 @@ class Streams:
             if history.accepted is not None:
                 self._usage.accounts.send_ended(history.accepted.principal, stream_id)
             self.cancelled_here(stream_id, history, by)
-        return history
+        return history, ended_here
 
     def write_receipt(self, stream_id: str) -> None:
         """Has the receipt of a stream that was ended here written to this process's log, a moment later."""
@@ -306,6 +356,10 @@ class Streams:
     def ended_by_writer(self, stream_id: str) -> None:
         """Accounts for a stream whose end came with an append of its external writer: its receipt, and the archive."""
         self.write_receipt(stream_id)
+        self.archive_soon(stream_id)
+
+    def archive_soon(self, stream_id: str) -> None:
+        """Has a stream, which has ended, looked at for the archive in some seconds."""
         if self._unkept is not None:
             self._unkept.send_soon(stream_id)
 
@@ -335,13 +389,14 @@ class Streams:
 
     async def delete(self, stream_id: str) -> None:
         """Cancels a stream if it runs, and deletes it, also from the archive. Raises Problem 404, 410, 503."""
-        history = await self.cancel(stream_id)
-        await self.answered(partial(self._usage.count_now, stream_id, closed=True))  # what is deleted cannot be counted
+        history, _ = await self._cancel(stream_id, CancelReason.CLIENT)
+        # What is deleted cannot be counted later.
+        ended = await self.answered(partial(self._usage.count_now, stream_id, closed=True))
         if self._restoring is not None:
-            owner = history.accepted.principal if history.accepted else ""
             with archive_in_time():
-                await self._restoring.archive.erase(tombstone_of(stream_id, history, owner))
+                await self._restoring.archive.erase(tombstone_of(ended))
         await self.answered(self._log.delete, stream_id)
+        audit("deleted", stream_id, owner=history.accepted.principal if history.accepted else None)
 
     async def note_delivered(self, stream_id: str, reached: EventId, began_at: float) -> None:
         """Notes, for the receipt, that a client that waited was given the whole answer in one response."""
@@ -368,7 +423,7 @@ class Streams:
         command = "SET", name, f"{stream_id} {digest}".encode(), "NX", "GET", "EX", self._settings.log_ttl_seconds
         for _ in range(2):
             try:
-                previous = await self._commands.execute(*command)
+                previous = await self._remembering.execute(*command)
             except RedisRefused as error:
                 if error.code != "WRONGTYPE":
                     raise

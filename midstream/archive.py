@@ -16,6 +16,8 @@ from typing import IO, TYPE_CHECKING, Any
 import httpx2
 import orjson
 
+from midstream.operator import operator
+from shared.accounts import Accounts
 from shared.archive import archive_of
 from shared.archive.record import tombstone_of
 from shared.archive.wanted import Wanted
@@ -24,10 +26,12 @@ from shared.errors import Unusable
 from shared.event_log import EventLog
 from shared.events import CANCELLED, owner_of
 from shared.ids import BEGINNING
-from shared.lifecycle import fold_readable
+from shared.logs import audit_line
 from shared.outcomes import CancelReason
+from shared.receipt import DeliveryNotes
 from shared.settings import Settings
 from shared.unkept import Unkept
+from shared.usage import Usage
 
 if TYPE_CHECKING:
     from shared.archive.store import Archive
@@ -84,11 +88,13 @@ def show(*, server: str, token: str, stream_id: str, as_json: bool) -> int:
 
 def _timeline(state: Row, receipt: Row) -> Iterable[tuple[str, float]]:
     """Yields what happened to a stream, and when, in order."""
-    happened = [("created", state["created_at"]), (f"ended: {state['status']}", state["ended_at"])]
+    by = f" by {state['cancelled_by']}" if state["cancelled_by"] else ""
+    happened = [("created", state["created_at"]), (f"ended: {state['status']}{by}", state["ended_at"])]
     for attempt in receipt["generated"]["attempts"]:
         happened.append(
             (f"attempt {attempt['attempt']} by {attempt['worker']}: {attempt['tokens']} tokens", attempt["started_at"])
         )
+        happened.append((f"first token of attempt {attempt['attempt']}", attempt.get("first_token_at")))
     for note in receipt["delivered"]["connections"]:
         happened.append((f"a reader at {note['gateway']} from {note['from']}", note["opened_at"]))
         happened.append(
@@ -208,6 +214,7 @@ def _write_parquet(file: IO[bytes]) -> Write:
 def forget(*, settings: Settings, owner: str) -> int:
     """Removes everything of an owner, running or ended, in Redis and in the archive. Raises Unusable, ArchiveAway."""
     archived, live = asyncio.run(_forget(settings, owner))
+    audit_line("forgotten", **operator(), owner=owner, archived_streams=archived, streams_in_redis=live)
     print(f"forgotten: {archived} archived streams, {live} in Redis")
     return 0
 
@@ -224,14 +231,15 @@ async def _forget(settings: Settings, owner: str) -> tuple[int, int]:
         unkept = Unkept(
             connection, log_ttl_seconds=settings.log_ttl_seconds, ended_ttl_seconds=settings.ended_ttl_seconds
         )
+        usage = Usage(Accounts(connection, settings), log, DeliveryNotes(connection), settings)
         live = 0
         for stream_id in await unkept.newest(_LIVE_MAX):
             first = await log.read(stream_id, BEGINNING, 1)
             if first and owner_of(first[0].value) == owner:
-                ended = orjson.dumps({"by": CancelReason.OPERATOR, "time": time.time()})
-                await log.end(stream_id, CANCELLED, ended)
-                history = fold_readable(await log.read_all(stream_id))
-                await archive.erase(tombstone_of(stream_id, history, ""))
+                cancelled = orjson.dumps({"by": CancelReason.OPERATOR, "time": time.time()})
+                await log.end(stream_id, CANCELLED, cancelled)
+                ended = await usage.count_now(stream_id, closed=True)
+                await archive.erase({**tombstone_of(ended), "owner": ""})
                 live += await log.delete(stream_id)
         async for rows in _pages(archive, Wanted(owner=owner)):
             await asyncio.gather(*(log.delete(row["id"]) for row in rows))  # also one that was brought back

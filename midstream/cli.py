@@ -15,6 +15,7 @@ import orjson
 from bench import options
 from shared.archive.wanted import Wanted
 from shared.errors import MidstreamError
+from shared.logs import set_up_logging
 from shared.provider_kinds import is_kind
 from shared.settings import Settings, described
 from shared.version import VERSION
@@ -100,8 +101,13 @@ def _run(arguments: argparse.Namespace) -> int:
             form=arguments.form,
         )
     if arguments.command == "doctor":
-        from midstream.doctor import doctor
+        from midstream.doctor import doctor, doctor_of_redis
 
+        if (arguments.url is None) == (arguments.redis is None):
+            print("midstream doctor: needs the address that readers use, or --redis, and not both", file=sys.stderr)
+            return 2
+        if arguments.redis is not None:
+            return doctor_of_redis(arguments.redis, role=arguments.role, json=arguments.json)
         return doctor(
             arguments.url,
             via=arguments.via,
@@ -141,6 +147,7 @@ def _archive(arguments: argparse.Namespace) -> int:
         return archive.show(server=arguments.server, token=token, stream_id=arguments.id, as_json=arguments.json)
     settings = Settings.from_environment(os.environ)
     if arguments.command == "forget":
+        set_up_logging("warning", settings.log_format)  # for the audit line
         return archive.forget(settings=settings, owner=arguments.owner)
     wanted = Wanted(owner=arguments.owner, from_time=arguments.first, to_time=arguments.last)
     return archive.export(settings=settings, wanted=wanted, form=arguments.format, output=arguments.output)
@@ -150,6 +157,7 @@ def _keys(arguments: argparse.Namespace) -> int:
     from midstream import keys
 
     redis_url = keys.redis_url_of(arguments.redis)
+    set_up_logging("warning", Settings.from_environment(os.environ).log_format)  # for the audit lines
     if arguments.action == "create":
         return keys.create_key(
             redis_url,
@@ -198,7 +206,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _add_doctor(
         command(
             "doctor",
-            "Test whether streams reach readers undelayed; if not, say which hop is at fault and what to change.",
+            "Test whether streams reach readers undelayed, or whether Redis is as it should be; if not, say what to change.",
         )
     )
     _add_list(command("list", "List the newest streams, those that run and those that are archived."))
@@ -365,7 +373,17 @@ def _add_export(command: argparse.ArgumentParser) -> None:
 
 
 def _add_doctor(doctor: argparse.ArgumentParser) -> None:
-    doctor.add_argument("url", metavar="URL", help="the address that readers use")
+    doctor.add_argument("url", nargs="?", metavar="URL", help="the address that readers use")
+    doctor.add_argument(
+        "--redis",
+        nargs="?",
+        const="",
+        metavar="URL",
+        help="test Redis instead: a server, a cluster or a primary behind Sentinels (MIDSTREAM_REDIS_URL)",
+    )
+    doctor.add_argument(
+        "--role", choices=("gateway", "worker"), help="with --redis: try only what this process needs (both)"
+    )
     doctor.add_argument(
         "--via",
         action="append",

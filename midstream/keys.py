@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 import orjson
 
+from midstream.operator import operator
 from shared.accounts import OWN_LIMITS
 from shared.api_keys import ApiKey, ApiKeyTable, BadKey, checked_scopes, create, digest_of, is_key
 from shared.connections import connection_to
+from shared.logs import audit_line
 from shared.settings import Settings, described
 
 T = TypeVar("T")
@@ -67,6 +69,7 @@ def create_key(
         return await create(table, name, wanted, expires, own_limits)
 
     key, about = asyncio.run(_without_redis(run) if not stored else _with_table(redis_url, run))
+    audit_line("key_created", **operator(), **_about(about), in_redis=stored)
     if as_json:
         print(orjson.dumps({"key": key, **_as_json(about)}, option=orjson.OPT_INDENT_2).decode())
     elif stored:
@@ -100,6 +103,7 @@ def revoke_key(redis_url: str, which: str) -> int:
         return found
 
     for key in asyncio.run(_with_table(redis_url, run)):
+        audit_line("key_revoked", **operator(), **_about(key))
         print(f"revoked: {_line(key)}")
     print("No gateway takes it any more, within five seconds.")
     return 0
@@ -108,20 +112,22 @@ def revoke_key(redis_url: str, which: str) -> int:
 def rotate_key(redis_url: str, name: str, grace: float, *, as_json: bool) -> int:
     """Makes a new key with the name, scopes and limits of the newest one; the others expire after `grace` seconds."""
 
-    async def run(table: ApiKeyTable) -> tuple[str, ApiKey]:
+    async def run(table: ApiKeyTable) -> tuple[str, ApiKey, list[ApiKey]]:
         now = time.time()
         former = [key for key in _matching(await table.all(), name) if key.is_valid(now)]
         if not former:
             raise BadKey(f"every key with the name {name!r} has expired: `midstream keys create` makes a new one")
         newest = max(former, key=lambda key: key.created_at)
         lives = None if newest.expires_at is None else newest.expires_at - newest.created_at
-        made = await create(table, newest.name, newest.scopes, lives, newest.limits)
+        made, about = await create(table, newest.name, newest.scopes, lives, newest.limits)
         for key in former:
             until = now + grace if key.expires_at is None else min(key.expires_at, now + grace)
             await table.put(ApiKey(key.digest, key.name, key.scopes, key.created_at, until, key.limits))
-        return made
+        return made, about, former
 
-    key, about = asyncio.run(_with_table(redis_url, run))
+    key, about, former = asyncio.run(_with_table(redis_url, run))
+    former_ids = [key.id for key in former]
+    audit_line("key_rotated", **operator(), **_about(about), former=former_ids, grace_seconds=grace)
     if as_json:
         print(orjson.dumps({"key": key, **_as_json(about)}, option=orjson.OPT_INDENT_2).decode())
     else:
@@ -184,6 +190,11 @@ def _date(at: float) -> str:
 
 def _as_json(key: ApiKey) -> dict[str, Any]:
     return {"id": key.id, **orjson.loads(key.stored())}
+
+
+def _about(key: ApiKey) -> dict[str, Any]:
+    """Returns what an audit line has of a key."""
+    return {"name": key.name, "key_id": key.id, "scopes": sorted(key.scopes), "expires_at": key.expires_at}
 
 
 def redis_url_of(option: str | None) -> str:

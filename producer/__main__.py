@@ -107,7 +107,8 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
         durable.start()
     try:
         await until_up(connection, within_seconds=settings.redis_start_seconds)
-        await check_grants(connection, "worker", within_seconds=settings.redis_start_seconds)
+        seconds = settings.redis_start_seconds
+        await check_grants(connection, "worker", within_seconds=seconds, min_replicas=settings.min_replicas)
     except BaseException:
         await _close(connection, durable)
         await provider.close()

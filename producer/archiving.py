@@ -15,21 +15,24 @@ import logging
 import random
 import time
 
+import orjson
+
 from producer import metrics
-from shared.archive.record import Record, record_of
+from shared.archive.record import Record, hash_beside, record_of
 from shared.archive.store import Archive
 from shared.background import Complaints, keep_running
 from shared.commands import Commands
 from shared.errors import ArchiveAway, Disconnected, MidstreamError, RedisRefused
 from shared.event_log import EventLog
-from shared.events import DELETED, TERMINAL
-from shared.ids import created_at
-from shared.keys import deliveries_key, kept_key
+from shared.events import DELETED, FAILED, TERMINAL
+from shared.ids import EventId, created_at
+from shared.keys import deliveries_key, log_key, writer_key
 from shared.large_fields import KEPT, place_in
-from shared.outcomes import ENDED
+from shared.outcomes import ENDED, FailureCode
 from shared.receipt import DeliveryNotes, EndedLog, read_ended
 from shared.settings import Settings
-from shared.unkept import Unkept
+from shared.unkept import LOOK_SECONDS, Unkept
+from shared.written_log import API as WRITTEN_API
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,8 @@ network seconds: then many share one."""
 _LOOKS_AT_ONCE, _LOOK_PAUSE_SECONDS = 20, 1.0
 _AWAY_SECONDS_MIN, _AWAY_SECONDS_MAX = 0.5, 10.0
 """How long a database that was away is left alone: the first time, and at most."""
+_EXPIRES_SOON_SECONDS = 2.5 * LOOK_SECONDS
+"""A written stream that nobody has ended is looked at twice within this time before its log expires."""
 _PRUNE_SECONDS = 900.0
 _COUNT_SECONDS = 5.0
 
@@ -120,11 +125,11 @@ class Archiving:
     async def _record(self, ended: EndedLog) -> Record:
         """Returns what is stored of a stream, with the hashes that lie beside its log."""
         notes = await self._hash(deliveries_key(ended.stream_id)) if ended.receipt["delivered"]["connections"] else {}
-        first = ended.entries[0]
-        kept = await self._hash(kept_key(ended.stream_id)) if place_in(first.value) == KEPT else {}
-        return record_of(
-            ended.stream_id, ended.entries, ended.generated.history, ended.receipt, notes=notes, kept_request=kept
-        )
+        history = ended.generated.history
+        api = (history.accepted.facade if history.accepted else {}).get("api") or ""
+        has_beside = api == WRITTEN_API or place_in(ended.entries[0].value) == KEPT
+        beside = await self._hash(hash_beside(ended.stream_id, api)) if has_beside else {}
+        return record_of(ended.stream_id, ended.entries, history, ended.receipt, notes=notes, beside=beside)
 
     async def _hash(self, key: bytes) -> dict[bytes, bytes]:
         flat = await self._commands.execute("HGETALL", key)
@@ -239,8 +244,21 @@ class Archiving:
             await self._unkept.forget([stream_id])
         elif newest[-1].field in TERMINAL:
             await self._add_ended(await read_ended(self._log, self._deliveries, stream_id))
+        elif await self._commands.execute("HLEN", writer_key(stream_id)):
+            await self._end_if_left_alone(stream_id, newest[-1].id)
         elif self._has_outlived_its_log(stream_id):  # a key that is no log, and never expires
             await self._unkept.forget([stream_id])
+
+    async def _end_if_left_alone(self, stream_id: str, newest: EventId) -> None:
+        """Ends a stream of another program whose log is about to expire, since nobody has written or read it: it is archived then."""
+        lives_ms = await self._commands.execute("PTTL", log_key(stream_id))
+        soon_seconds = min(_EXPIRES_SOON_SECONDS, self._settings.log_ttl_seconds * 0.25)
+        if not isinstance(lives_ms, int) or not 0 <= lives_ms <= soon_seconds * 1000:
+            return
+        message = "nothing was written to it or read from it for as long as its log lives"
+        failed = {"code": FailureCode.WRITER_LOST, "message": message, "retryable": True, "time": time.time()}
+        if await self._log.end(stream_id, FAILED, orjson.dumps(failed), only_after=newest, also_written=True):
+            self._unkept.send_soon(stream_id)
 
     async def _give_up(self, stream_id: str) -> None:
         """Removes a stream without a log from the list: its log has never begun, or has expired."""

@@ -115,6 +115,8 @@ class Run:
         self._cancel_after_seconds: float | None = None
         self._began_at = self._heard_at = time.monotonic()
         self._first_token_came = False
+        self._first_token_at: float | None = None
+        """When the newest call's first token came (Unix seconds)."""
         self._waits_for_log = False
         """The provider waits until what it gave is in the log: it is not silent."""
         self._odd_kinds: set[str] = set()
@@ -243,14 +245,14 @@ class Run:
     async def _answer(self, writer: Writer, history: History) -> None:
         try:
             finish = await self._generate_with_tries(writer, history)
-            await self._finish(writer, events.DONE, terminal_events.done(finish))
+            await self._finish(writer, events.DONE, terminal_events.done(finish, self._first_token_at))
             metrics.completed(finish.reason)
             self._report_end(AttemptOutcome.COMPLETED, f"done: {finish.reason}", writer, finish_reason=finish.reason)
         except (Fenced, HandedBack):
             raise
         except LastReaderGone:
             reason = CancelReason.DISCONNECT
-            await self._finish(writer, events.CANCELLED, terminal_events.cancelled(reason))
+            await self._finish(writer, events.CANCELLED, terminal_events.cancelled(reason, self._first_token_at))
             metrics.cancelled(reason)
             self._report_end(AttemptOutcome.CANCELLED, "cancelled: the last reader has gone", writer, by=reason)
         except LogFull as error:
@@ -287,6 +289,7 @@ class Run:
         assert history.accepted is not None
         self._began_at = self._heard_at = time.monotonic()
         self._first_token_came = False
+        self._first_token_at = None
         if self._stopped is not None:
             raise self._stopped
         self._history = history
@@ -391,6 +394,7 @@ class Run:
         self._heard_at = time.monotonic()
         if not self._first_token_came:
             self._first_token_came = True
+            self._first_token_at = time.time()
             self.meter.first_token()
         if self._stopped is not None:
             return True
@@ -459,6 +463,7 @@ class Run:
     async def _fail(
         self, writer: Writer, error: MidstreamError, code: FailureCode, *, retryable: bool, **more: Any
     ) -> None:
+        more["first_token_at"] = self._first_token_at
         await self._finish(writer, events.FAILED, terminal_events.failed(code, str(error), retryable=retryable, **more))
         self._takeover.note_failure(writer.attempt, writer.offset, code, getattr(error, "status", None))
         metrics.failed(code)

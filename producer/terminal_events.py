@@ -12,8 +12,10 @@ from producer.provider import Finish
 from shared.outcomes import CancelReason, FailureCode
 
 
-def done(finish: Finish) -> bytes:
-    return _encoded({"finish_reason": finish.reason, "usage": finish.usage, **finish.about, "time": time.time()})
+def done(finish: Finish, first_token_at: float | None = None) -> bytes:
+    """`first_token_at`, here and below: when the attempt's first token came (Unix seconds), if one did."""
+    times = {"first_token_at": first_token_at, "time": time.time()}
+    return _encoded({"finish_reason": finish.reason, "usage": finish.usage, **finish.about, **times})
 
 
 def failed(code: FailureCode, message: str, *, retryable: bool, **more: Any) -> bytes:
@@ -23,8 +25,8 @@ def failed(code: FailureCode, message: str, *, retryable: bool, **more: Any) -> 
     )
 
 
-def cancelled(by: CancelReason) -> bytes:
-    return _encoded({"by": by.value, "time": time.time()})
+def cancelled(by: CancelReason, first_token_at: float | None = None) -> bytes:
+    return _encoded({"by": by.value, "first_token_at": first_token_at, "time": time.time()})
 
 
 def _encoded(value: dict[str, Any]) -> bytes:

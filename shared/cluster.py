@@ -118,6 +118,7 @@ class ClusterConnection:
     def start(self) -> None:
         """Begins to connect, in the background. Must be called once, inside a running loop."""
         self._loop = asyncio.get_running_loop()
+        self._stale.set()
         self._task = keep_running("cluster_map", self._keep_map)
 
     async def close(self) -> None:

@@ -6,6 +6,8 @@
 | `redis+sentinel://[user:password@]host[:port][,host…]/primary-name[/db]`, `rediss+sentinel://` | the primary that Sentinels name |
 | `redis+cluster://[user:password@]host[:port][,host…]`, `rediss+cluster://` | a cluster, by some of its nodes |
 
+With TLS each may end with `?ssl_ca_certs=…`, as in `shared.redis_server`.
+
 All who store something get the connection and do not know which of the three it is.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from urllib.parse import unquote
 
 from shared.cluster import ClusterConnection
@@ -46,26 +49,33 @@ def address_of(
     if form not in ("cluster", "sentinel") or first not in ("redis", "rediss") or not separator:
         raise Unusable(f"the Redis URL cannot be used: {_FORMS}")
     login, _, rest = rest.rpartition("@")
+    rest, _, query = rest.partition("?")
     listed, _, path = rest.partition("/")
     hosts = [host for host in listed.split(",") if host][:_SEEDS_MAX]
-    username, _, password = login.partition(":")
-    seeds = [RedisAddress.parse(f"{first}://{host}") for host in hosts]
-    if not seeds:
+    if not hosts:
         raise Unusable(f"the Redis URL names no host: {_FORMS}")
-    user, secret, tls = unquote(username), unquote(password), first == "rediss"
+    try:
+        seeds = [RedisAddress.parse(f"{first}://{host}{'?' if query else ''}{query}") for host in hosts]
+    except Unusable as error:
+        raise Unusable(str(error).partition(": it must look like")[0] + f": {_FORMS}") from None
+    username, _, password = login.partition(":")
+    user, secret = unquote(username), unquote(password)
     if form == "cluster":
-        if path.strip("/0"):
+        if path not in ("", "0"):
             raise Unusable(f"a cluster has only the database 0: {_FORMS}")
-        return tuple(RedisAddress(seed.host, seed.port, "", 0, user, secret, tls) for seed in seeds)
+        return tuple(replace(seed, username=user, password=secret) for seed in seeds)
     name, _, database = path.partition("/")
-    if not name or (database and not database.isdecimal()):
+    if not name:
         raise Unusable(f"the Redis URL does not name a primary: {_FORMS}")
+    if database and not database.isdecimal():
+        raise Unusable(f"the Redis URL's database must be a number: {_FORMS}")
     ports = [seed.port if _names_port(host) else _SENTINEL_PORT for seed, host in zip(seeds, hosts, strict=True)]
     sentinels = tuple(
-        RedisAddress(seed.host, port, "", 0, sentinel_username, sentinel_password, tls)
+        replace(seed, port=port, username=sentinel_username, password=sentinel_password)
         for seed, port in zip(seeds, ports, strict=True)
     )
-    return SentinelAddress(sentinels, unquote(name), RedisAddress("", 0, "", int(database or 0), user, secret, tls))
+    primary = replace(seeds[0], host="", port=0, database=int(database or 0), username=user, password=secret)
+    return SentinelAddress(sentinels, unquote(name), primary)
 
 
 def _names_port(host: str) -> bool:
@@ -110,6 +120,7 @@ async def check(settings: Settings, *, url: str = "") -> str:
     if isinstance(address, RedisAddress):
         return await check_server(address, within_seconds=within_seconds)
     if isinstance(address, SentinelAddress):
+        address.primary.check_files()
         deadline = time.monotonic() + within_seconds
         while True:
             try:

@@ -9,6 +9,11 @@ from __future__ import annotations
 _FORBIDDEN = ("ACL failure in script", "The user executing the script can't", "unknown command", "nknown Redis command")
 """Words with which Redis and Valkey refuse, beside NOPERM, a forbidden or unknown command."""
 
+_PASSING = frozenset(
+    {"LOADING", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "UNBLOCKED"}
+)
+"""UNBLOCKED: a command that waited, when its key moved to another master or its server became a replica."""
+
 
 class MidstreamError(Exception):
     """Something went wrong in Midstream."""
@@ -50,7 +55,7 @@ class RedisRefused(MidstreamError):
     @property
     def passing(self) -> bool:
         """Whether the same command may succeed a moment later (start-up, failover, a script that runs long)."""
-        return self.code in {"LOADING", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS"}
+        return self.code in _PASSING
 
 
 class OddReply(RedisRefused):

@@ -206,17 +206,23 @@ class EventLog:
         self._commands.send(_xrevrange(stream_id, count), on_reply)
 
     async def end(
-        self, stream_id: str, field: bytes, value: bytes, *, only_after: EventId | None = None
+        self,
+        stream_id: str,
+        field: bytes,
+        value: bytes,
+        *,
+        only_after: EventId | None = None,
+        also_written: bool = False,
     ) -> bool | None:
         """Ends a stream that has not ended: true if this did it, false if it had ended, None if there is no log.
 
-        With `only_after`, only if that is still the last id, since whoever wrote meanwhile is alive, and only if a worker
-        writes it: another program may be silent for as long as it likes. A key that is no stream counts
+        With `only_after`, only if that is still the last id, since whoever wrote meanwhile is alive, and, unless
+        `also_written`, only if a worker writes it: another program may be silent for as long as it likes. A key that is no stream counts
         as ended: nothing can be appended to it.
         """
         condition = () if only_after is None else (bytes(only_after),)
         keys, channel = [log_key(stream_id), *_beside_keys(stream_id)], live_channel(stream_id)
-        if only_after is not None:
+        if only_after is not None and not also_written:
             keys.append(writer_key(stream_id))
         try:
             if self._replicated is not None:

@@ -268,6 +268,7 @@ _OPTIONAL: dict[str, Any] = {
     "provider_error": _is_shallow_object,
     "retry_after": _is_number,
     "last_heard_at": _is_number,
+    "first_token_at": _is_number,
 }
 """The optional fields, which are left out if they have another shape; most of them come from a provider."""
 

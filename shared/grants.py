@@ -21,6 +21,7 @@ from shared.events import Entry
 from shared.external_writes import ExternalWrites, WriterLeases
 from shared.ids import FIRST_ID, EventId
 from shared.keys import (
+    ACCESS_PREFIX,
     API_KEYS,
     GROUP,
     PROCESSES_ABOUT,
@@ -34,6 +35,7 @@ from shared.keys import (
     live_channel,
     log_key,
     part_key,
+    replicated_key,
     request_key,
 )
 from shared.presence import Presence
@@ -50,6 +52,7 @@ _PROBE_TTL_SECONDS = 10
 """If the check is interrupted, its keys expire after so long."""
 _NEVER_IDLE_MILLISECONDS = 10**12
 _IN_CLUSTER: tuple[Command, ...] = (("ASKING",), ("CLUSTER", "INFO"), ("CLUSTER", "SLOTS"))
+_WITH_REPLICAS: tuple[Command, ...] = (("WAIT", 0, 0), ("SET", replicated_key(b"probe"), "", "XX", "EX", 1))
 _WITH_SUBCOMMANDS = ("CLIENT", "CLUSTER", "PUBSUB", "SCRIPT", "XGROUP", "XINFO")
 _IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 _COMMAND = re.compile(r"run the '([a-z|]{1,40})' command")
@@ -63,13 +66,13 @@ class Refusals:
     def __init__(self) -> None:
         self.commands: set[str] = set()
         self.unknown: set[str] = set()
-        self.keys = self.channels = self.read_only = False
+        self.keys = self.access_keys = self.channels = self.read_only = False
         self.other = self._otherwise = ""
 
     @property
     def lasts(self) -> bool:
         """Whether only an operator can change it: a missing permission or command. False for what may pass, as a failover."""
-        return bool(self.commands or self.unknown or self.keys or self.channels)
+        return bool(self.commands or self.unknown or self.keys or self.access_keys or self.channels)
 
     def note(self, command: Command, error: RedisRefused) -> None:
         """Collects what an error says. Most errors only say that a key does not exist, so the command itself is allowed."""
@@ -81,6 +84,8 @@ class Refusals:
                 self.commands.add(named[1].upper().replace("|", " "))
             elif "channel" in message:
                 self.channels = True
+            elif "key" in message and API_KEYS in command:
+                self.access_keys = True
             elif "key" in message:
                 self.keys = True
             elif error.code == "NOPERM":
@@ -108,12 +113,14 @@ class Refusals:
         """Returns what is refused and how to grant it, as the end of a sentence that begins with `Redis at <address>`; None if nothing is."""
         if self.read_only:
             return "is a read-only replica: set MIDSTREAM_REDIS_URL to the address of its primary"
-        if self.commands or self.keys or self.channels:
+        if self.commands or self.keys or self.access_keys or self.channels:
             missing = ["the keys midstream:*"] * self.keys + ["the channels midstream:*"] * self.channels
+            missing += [f"to read the keys {ACCESS_PREFIX}*"] * self.access_keys
             if self.commands:
                 missing.insert(0, f"the command{'s' * (len(self.commands) > 1)} {_listed(self.commands)}")
             rules = [f"+{name.lower().replace(' ', '|')}" for name in sorted(self.commands)]
             rules += ["~midstream:*"] * self.keys + ["&midstream:*"] * self.channels
+            rules += [f"%R~{ACCESS_PREFIX}*"] * self.access_keys
             return (
                 f"refuses the user {user or 'default'} what a {who} needs: {', '.join(missing)}. "
                 f"To grant it: ACL SETUSER {user or 'default'} {' '.join(rules)}"
@@ -270,10 +277,11 @@ def _scripts_of_written_streams(name: str) -> list[tuple[Script, list[bytes], Co
     ]
 
 
-async def refusals(commands: Commands, role: Role) -> Refusals:
+async def refusals(commands: Commands, role: Role, *, min_replicas: int = 0) -> Refusals:
     """Tries all that a process of this role does in Redis, except its subscription. Raises Disconnected."""
     found, name = Refusals(), f"probe-{secrets.token_hex(6)}"
     needed = [*_needed(role, name), *(() if commands.is_one_server else _IN_CLUSTER)]
+    needed += _WITH_REPLICAS if min_replicas else ()
     replies = await asyncio.gather(*(commands.execute(*command) for command in needed), return_exceptions=True)
     for command, reply in zip(needed, replies, strict=True):
         _note(found, command, reply)
@@ -373,6 +381,7 @@ async def check_for_all(url: str, settings: Settings) -> None:
                 role,
                 within_seconds=settings.redis_start_seconds,
                 subscription=subscription if role == "gateway" else None,
+                min_replicas=settings.min_replicas,
             )
     finally:
         await subscription.close()
@@ -385,6 +394,7 @@ async def check_grants(
     *,
     within_seconds: float,
     subscription: Subscription | None = None,
+    min_replicas: int = 0,
 ) -> None:
     """Returns when Redis allows everything that a process of this role needs. Raises Unusable that says what it refuses.
 
@@ -395,7 +405,7 @@ async def check_grants(
         async with asyncio.timeout(within_seconds):
             while True:
                 try:
-                    found = await refusals(commands, role)
+                    found = await refusals(commands, role, min_replicas=min_replicas)
                     if subscription is not None:
                         await subscription.note_refusals(found)
                     sentence = found.sentence(role, commands.address.username)

@@ -17,7 +17,7 @@
 | `midstream:name:<digest>` | string: the id of the written stream with this name | gateway | later than its stream |
 | `midstream:{held-<digest>}:until`, `midstream:{held-<digest>}:bytes` | sorted set, hash: the written streams of one owner, the ends of their lives (ms) and their bytes | gateway | `written_life_seconds_max` after the last note |
 | `midstream:chat:<digest>` | string: a chat's newest stream (AI SDK) | gateway | `log_ttl_seconds` |
-| `midstream:api-keys` | hash: SHA-256 of an API key to JSON (`shared.api_keys`) | `midstream keys` | never |
+| `midstream-access:api-keys` | hash: SHA-256 of an API key to JSON (`shared.api_keys`) | `midstream keys` | never |
 | `midstream:{processes}:until` | sorted set: process to the time until which it counts as there (ms) | every process | 67 s after the last word of any |
 | `midstream:{processes}:about` | hash: process to JSON | every process | with the above |
 | `midstream:{accounts}:looks` | sorted set: stream to the time of the next look at its account entry (ms) | `admit.lua`, `settle.lua`, `looks.lua` | `log_ttl_seconds` after the last write |
@@ -40,7 +40,9 @@ import hashlib
 PREFIX = "midstream:"
 REQUESTS = b"midstream:requests"
 GROUP = b"workers"
-API_KEYS = b"midstream:api-keys"
+ACCESS_PREFIX = "midstream-access:"
+"""Of what decides who may do what: a worker's user in Redis has nothing here, and a gateway's may only read."""
+API_KEYS = b"midstream-access:api-keys"
 WRITERS = b"midstream:writers"
 PROCESSES_UNTIL = b"midstream:{processes}:until"
 PROCESSES_ABOUT = b"midstream:{processes}:about"
@@ -92,7 +94,12 @@ def idempotency_key(digest: str) -> bytes:
 
 def name_key(owner: str, name: str) -> bytes:
     """The key of a written stream's name, which its owner chose."""
-    return b"midstream:name:" + _digest(owner, name)
+    return b"midstream:name:" + name_digest(owner, name).encode()
+
+
+def name_digest(owner: str, name: str) -> str:
+    """Returns what stands for the name of an owner's written stream: nobody reads the name from it."""
+    return _digest(owner, name).decode()
 
 
 def held_until_key(owner: str) -> bytes:

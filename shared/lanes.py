@@ -68,18 +68,19 @@ class Lanes:
             min(waiting_since, default=None),
         )
 
-    async def newest(self, count: int, *, of_all: bool = False) -> list[Claim]:
+    async def holds(self, stream_id: str) -> bool:
+        """Whether a request is in one of the lanes, waiting or claimed. Raises Disconnected, RedisRefused unless all lanes answer."""
+        return any(await asyncio.gather(*(lane.holds(stream_id) for lane in self._lanes)))
+
+    async def newest(self, count: int) -> list[Claim]:
         """The newest at most `count` requests, whoever has them, in the lanes that answer.
 
-        With `of_all` the newest `count` of each lane. Raises Disconnected, RedisRefused if no lane answers, or with `of_all` not
-        every one.
+        Raises Disconnected, RedisRefused if none does.
         """
         if len(self._lanes) == 1:
             return await self._lanes[0].newest(count)
-        reads = [lane.newest(count) for lane in self._lanes]
-        answers = list(await asyncio.gather(*reads)) if of_all else await self._answers(reads)
-        claims = sorted((claim for answer in answers for claim in answer), key=_age, reverse=True)
-        return claims if of_all else claims[:count]
+        answers = await self._answers([lane.newest(count) for lane in self._lanes])
+        return sorted((claim for answer in answers for claim in answer), key=_age, reverse=True)[:count]
 
     async def leases(self, claims: Sequence[Claim], count: int) -> dict[str, Lease]:
         """The leases on these requests, by their streams; at most `count` of each lane. Raises Disconnected, RedisRefused."""

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
+AUDIT = "midstream.audit"
+"""The logger of audit lines: who has changed what others may do, ended or removed an answer, or was not let in."""
+_PLAIN_VALUE = re.compile(r"[\w.:/@+-]+", re.ASCII)
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
@@ -28,7 +32,8 @@ def set_up_logging(level: str, log_format: str = "auto") -> None:
     logging.basicConfig(level=_LEVELS[level], handlers=[handler], force=True)
     for noisy in ("httpx2", "httpcore2", "openai", "asyncio", "websockets", "alembic", "aiosqlite", "sqlalchemy"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("midstream.receipt").setLevel(logging.INFO)  # at every level: receipts may be used for billing
+    for kept in ("midstream.receipt", AUDIT):  # at every level: they may be used for billing, and as evidence
+        logging.getLogger(kept).setLevel(logging.INFO)
 
 
 class TextLines(logging.Formatter):
@@ -152,3 +157,16 @@ def _plain(value: Any, whole: bool = False, depth: int = 0) -> Any:
 def outcome(event: str, stream_id: str, **more: Any) -> dict[str, Any]:
     """Returns the `extra` of a line about one stream: what happened, and its fields."""
     return {"about": {"event": event, "stream": stream_id, **more}}
+
+
+def audit_line(event: str, **about: Any) -> None:
+    """Logs what was done, by whom and to what: fields that are None are left out. `about` has no token and no text of a stream."""
+    about = {name: value for name, value in about.items() if value is not None}
+    message = " ".join((event, *(f"{name}={_in_message(value)}" for name, value in about.items())))
+    logging.getLogger(AUDIT).info(message, extra={"about": {"event": event, **about}})
+
+
+def _in_message(value: Any) -> str:
+    """Returns a value as it stands in a line for people: in quotes where it could be taken for another field."""
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if _PLAIN_VALUE.fullmatch(text) else orjson.dumps(_utf8(text)).decode()

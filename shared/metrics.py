@@ -95,7 +95,7 @@ FACES = ("sse", "ndjson", "text", "websocket", "prompt", "chat", "responses", "a
 """The forms in which a stream can be followed."""
 APIS = ("native", "chat", "responses", "ai_sdk", "durable")
 """Those through which a stream can be created."""
-LIMITS = ("creates", "streams", "bytes", "tokens", "readers", "connections")
+LIMITS = ("creates", "streams", "bytes", "tokens", "readers", "connections", "idle_connections")
 LIMITED = ("principal", "all", "stream", "address")
 """Whose limits there are."""
 BACKGROUND_TASKS = (
@@ -360,7 +360,7 @@ PROBLEMS = Metric(
 LIMIT_REFUSALS = Metric(
     "midstream_limit_refusals",
     "counter",
-    "Requests refused (429) because a limit was reached: that of one principal, stream or address, or that for all principals together",
+    "Requests refused (429) because a limit was reached: that of one principal, stream or address, or that for all principals together. `idle_connections`: connections without a request that were closed for others",
     "gateway",
     "once per refusal",
     {"limit": LIMITS, "of": LIMITED},

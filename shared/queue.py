@@ -14,13 +14,17 @@ from shared import metrics
 from shared.commands import Commands, Executes, Script
 from shared.errors import Disconnected, OddReply, QueueFull, RedisRefused
 from shared.event_log import shown
-from shared.ids import is_stream_id
+from shared.ids import created_at, is_stream_id
 from shared.keys import GROUP, REQUESTS
 from shared.presence import last_heard_at
 
 logger = logging.getLogger(__name__)
 
 
+_SOUGHT_MAX = 2000
+"""The most entries among which one request is looked for, from the time of its stream on: 2 ms of Redis."""
+_CLOCKS_SECONDS = 1.0
+"""How far the clocks of a gateway and of Redis may differ: a stream's id has the time of the one, a queue entry's that of the other."""
 _LOOKS_MAX = 32
 """How many calls, at most, look for expired leases: each XAUTOCLAIM examines ten entries for one that it may return."""
 
@@ -181,6 +185,20 @@ class RequestQueue:
             return QueueCounts(requests, claimed, int(reply[0][0].split(b"-")[0]) / 1000 if reply else None)
         except (TypeError, ValueError, LookupError, AttributeError):
             raise OddReply(f"ODDREPLY the queue's counts were answered by {shown(reply)}") from None
+
+    async def holds(self, stream_id: str) -> bool:
+        """Whether the queue has a request, waiting or claimed. True also where too many came at that time to look at all of them.
+
+        Raises Disconnected, RedisRefused.
+        """
+        first = max(0, int((created_at(stream_id) - _CLOCKS_SECONDS) * 1000))
+        entries = await self._commands.execute("XRANGE", self.key, first, "+", "COUNT", _SOUGHT_MAX)
+        if not isinstance(entries, list):
+            raise OddReply(f"ODDREPLY XRANGE was answered by {shown(entries)}")
+        claims = (claim_of(entry, self.key) for entry in entries)
+        return len(entries) == _SOUGHT_MAX or any(
+            claim is not None and claim.stream_id == stream_id for claim in claims
+        )
 
     async def newest(self, count: int) -> list[Claim]:
         """The newest at most `count` requests, whoever has them. Raises Disconnected, RedisRefused."""

@@ -184,6 +184,8 @@ class _Attempt:
     started_at: float | None = None
     last_heard_at: float | None = None
     """When its worker last said that it was there, as the one that took over found it; of a worker that was lost only."""
+    first_token_at: float | None = None
+    """When its first token came, if its own worker ended it."""
 
 
 class Generated:
@@ -209,7 +211,8 @@ class Generated:
                 kept_tokens, kept_tokens, worker=fields.get("worker"), started_at=fields.get("time")
             )
         elif entry.field in events.TERMINAL:
-            self._end(_OUTCOMES[entry.field], (self.history.terminal or {}).get("last_heard_at"))
+            terminal = self.history.terminal or {}
+            self._end(_OUTCOMES[entry.field], terminal.get("last_heard_at"), terminal.get("first_token_at"))
         elif attempt in attempts:
             attempts[attempt].reached = offset
 
@@ -222,11 +225,13 @@ class Generated:
         """Returns for each attempt its number, how many increments of earlier ones it keeps, and the offset of its last one."""
         return [(number, attempt.kept_tokens, attempt.reached) for number, attempt in self.attempts.items()]
 
-    def _end(self, outcome: AttemptOutcome, last_heard_at: float | None = None) -> None:
+    def _end(
+        self, outcome: AttemptOutcome, last_heard_at: float | None = None, first_token_at: float | None = None
+    ) -> None:
         """Notes how the newest attempt has ended."""
         last = self.attempts.get(max(self.attempts, default=0))
         if last is not None:
-            last.outcome, last.last_heard_at = outcome, last_heard_at
+            last.outcome, last.last_heard_at, last.first_token_at = outcome, last_heard_at, first_token_at
 
 
 def receipt(stream_id: str, generated: Generated, notes: StreamNotes) -> dict[str, Any]:
@@ -261,6 +266,7 @@ def receipt(stream_id: str, generated: Generated, notes: StreamNotes) -> dict[st
                     "outcome": attempt.outcome,
                     "worker": attempt.worker,
                     "started_at": attempt.started_at,
+                    "first_token_at": attempt.first_token_at,
                     "last_heard_at": attempt.last_heard_at,
                 }
                 for number, attempt in sorted(attempts.items())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -17,7 +17,7 @@ from shared.errors import Disconnected, RedisRefused, Unusable
 
 OLDEST_VERSION = (7, 0)
 """Sharded pub/sub (SPUBLISH) came with Redis 7.0."""
-_READ_BYTES, _REPLIES_BYTES_MAX = 4096, 1 << 20
+_READ_BYTES, _REPLY_BYTES_MAX = 4096, 1 << 20
 """INFO has 10 KB; whatever sends more is not Redis."""
 
 _TLS_FILES = {"ssl_ca_certs": "ca_file", "ssl_certfile": "certificate_file", "ssl_keyfile": "key_file"}
@@ -108,6 +108,10 @@ class RedisAddress:
     async def confirm(self, connected: RedisAddress) -> None:
         """Does nothing: the address is the server's."""
 
+    async def is_replaced(self, connected: RedisAddress) -> bool:
+        """Returns False: nobody says so."""
+        return False
+
     def login_commands(self) -> list[tuple[str | int, ...]]:
         commands: list[tuple[str | int, ...]] = []
         if self.password:
@@ -117,35 +121,53 @@ class RedisAddress:
         return commands
 
 
+class BriefConnection:
+    """A connection for a few commands, each after the reply to the one before."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._parser = hiredis.Reader()
+
+    @classmethod
+    @asynccontextmanager
+    async def to(cls, server: RedisAddress) -> AsyncIterator[BriefConnection]:
+        """Connects; does not log in. Raises OSError."""
+        if server.path:
+            reader, writer = await asyncio.open_unix_connection(server.path)
+        else:
+            context = server.tls_context() if server.tls else None
+            reader, writer = await asyncio.open_connection(server.host, server.port, ssl=context)
+        try:
+            yield cls(reader, writer)
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def execute(self, *arguments: str | int) -> Any:
+        """Returns the reply. Raises OSError, Disconnected, RedisRefused."""
+        self._writer.write(hiredis.pack_command(arguments))  # type: ignore[arg-type]
+        size = 0
+        try:
+            while (reply := self._parser.gets()) is False:
+                data = await self._reader.read(_READ_BYTES)
+                size += len(data)
+                if not data or size > _REPLY_BYTES_MAX:
+                    raise Disconnected("it closed the connection" if not data else "its reply is too long")
+                self._parser.feed(data)
+        except hiredis.ProtocolError as error:
+            raise Disconnected(str(error)) from None
+        if isinstance(reply, hiredis.ReplyError):
+            raise RedisRefused(str(reply))
+        return reply
+
+
 async def replies_of(server: RedisAddress, *commands: tuple[str | int, ...]) -> list[Any]:
     """Returns the replies to commands, over a connection of their own. Raises OSError, RedisRefused for the first that is refused,
     Disconnected."""
-    if server.path:
-        reader, writer = await asyncio.open_unix_connection(server.path)
-    else:
-        context = server.tls_context() if server.tls else None
-        reader, writer = await asyncio.open_connection(server.host, server.port, ssl=context)
-    try:
-        writer.write(b"".join(map(hiredis.pack_command, commands)))  # type: ignore[arg-type]
-        parser, size = hiredis.Reader(), 0
-        replies: list[Any] = []
-        while len(replies) < len(commands):
-            data = await reader.read(_READ_BYTES)
-            size += len(data)
-            if not data or size > _REPLIES_BYTES_MAX:
-                raise Disconnected("it closed the connection" if not data else "its reply is too long")
-            parser.feed(data)
-            while (reply := parser.gets()) is not False:
-                if isinstance(reply, hiredis.ReplyError):
-                    raise RedisRefused(str(reply))
-                replies.append(reply)
-        return replies
-    except hiredis.ProtocolError as error:
-        raise Disconnected(str(error)) from None
-    finally:
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
+    async with BriefConnection.to(server) as connection:
+        return [await connection.execute(*command) for command in commands]
 
 
 def _reason_of(error: Exception) -> str:

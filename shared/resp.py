@@ -72,6 +72,9 @@ class Address(Protocol):
     async def confirm(self, connected: RedisAddress) -> None:
         """Raises Disconnected unless the server to which a connection was made is still the primary."""
 
+    async def is_replaced(self, connected: RedisAddress) -> bool:
+        """Whether another server than the one to which a connection was made is known to be the primary now."""
+
     def login_commands(self) -> list[tuple[str | int, ...]]: ...
 
 
@@ -376,7 +379,7 @@ class RespConnection(asyncio.Protocol):
                 self._up.set()
                 if self._on_up is not None:
                     self._on_up()
-                await self._watch()
+                await self._watch(connected)
                 lost_at = self._loop.time()
                 self.reconnects += 1
                 logger.warning("%s: the connection to %s was lost; reconnecting", self._name, self.address)
@@ -421,11 +424,15 @@ class RespConnection(asyncio.Protocol):
             elif commands[index] == ("ROLE",) and reply[:1] != [b"master"]:
                 raise Disconnected(f"{self.address} is not the primary")
 
-    async def _watch(self) -> None:
-        """Returns when the connection is lost. Aborts it if Redis is silent for too long although a reply is due."""
+    async def _watch(self, connected: RedisAddress) -> None:
+        """Returns when the connection is lost. Aborts it if Redis is silent for too long although a reply is due, and if the
+        server was replaced: one that lives and was only cut off, or too slow, goes on answering for seconds."""
+        look_seconds = self._reply_seconds / 2
+        if self.address.must_be_primary:
+            look_seconds = min(look_seconds, _ASK_AGAIN_SECONDS)
         while not self._lost.is_set():
             try:
-                async with asyncio.timeout(self._reply_seconds / 2):
+                async with asyncio.timeout(look_seconds):
                     await self._lost.wait()
                     return
             except TimeoutError:
@@ -434,5 +441,8 @@ class RespConnection(asyncio.Protocol):
             if reply_is_due and silent_seconds > self._reply_seconds and self._transport is not None:
                 logger.warning("%s: no reply from %s for %.1f s", self._name, self.address, silent_seconds)
                 self._transport.abort()
+            elif await self.address.is_replaced(connected):
+                logger.warning("%s: %s was replaced; asking for the primary", self._name, connected)
+                self.reconnect()
             elif self._on_push is not None:
                 self.push("PING")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from shared.errors import Disconnected, RedisRefused
 from shared.redis_server import RedisAddress, replies_of
@@ -17,6 +17,15 @@ logger = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 0.5
 """How long one Sentinel may take to answer."""
+_SHARED_SECONDS = 0.5
+"""How long an answer about the primary serves all connections of an address, which ask once a second each."""
+
+
+class _Looks:
+    """The newest look for the primary."""
+
+    look: asyncio.Task[RedisAddress | None] | None = None
+    began_at = 0.0
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class SentinelAddress:
     sentinels: tuple[RedisAddress, ...]
     name: str
     primary: RedisAddress
+    _looks: _Looks = field(default_factory=_Looks, compare=False, repr=False)
     must_be_primary = True  # a Sentinel may not know of a fail-over yet
 
     def __str__(self) -> str:
@@ -53,6 +63,21 @@ class SentinelAddress:
         primary = await self.primary_now()
         if primary != connected:
             raise Disconnected(f"{connected} was replaced by {primary}")
+
+    async def is_replaced(self, connected: RedisAddress) -> bool:
+        """Whether the Sentinels name another primary than the server to which a connection was made. Those of one process that have
+        this address share a look; where no Sentinel answers, nothing is known, and the answer is False."""
+        loop, shared = asyncio.get_running_loop(), self._looks
+        if shared.look is None or (shared.look.done() and loop.time() - shared.began_at > _SHARED_SECONDS):
+            shared.look, shared.began_at = loop.create_task(self._known_primary()), loop.time()
+        primary = await asyncio.shield(shared.look)
+        return primary is not None and primary != connected
+
+    async def _known_primary(self) -> RedisAddress | None:
+        try:
+            return await self.primary_now()
+        except Disconnected:
+            return None
 
     async def primary_now(self) -> RedisAddress:
         """Returns the primary's address, from the Sentinel with the newest configuration. Raises Disconnected.

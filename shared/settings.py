@@ -447,6 +447,18 @@ class Settings:
         "How long a connection without a request stays open. Longer than load balancers keep theirs (mostly 60 s), or they send a request into one that is just closing.",
         least=1,
     )
+    idle_connections_max: int = _setting(
+        5_000,
+        "connections",
+        "How many connections without a complete request one gateway process keeps. Above it those that have waited longest are closed; one that has come within the last two seconds is not. Readers do not count.",
+        least=1,
+    )
+    idle_connections_per_address: int = _setting(
+        500,
+        "connections",
+        "How many of them one address may have, a trusted proxy's excepted; an IPv6 address counts with all of its /64. 0: no limit of its own.",
+        least=0,
+    )
     request_seconds: float = _setting(
         60.0,
         "seconds",

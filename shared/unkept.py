@@ -18,7 +18,7 @@ from shared.commands import Commands, Script
 from shared.errors import OddReply
 from shared.event_log import shown
 from shared.ids import is_stream_id
-from shared.keys import UNKEPT, deliveries_key, kept_key, log_key
+from shared.keys import UNKEPT, deliveries_key, kept_key, log_key, writer_key
 
 LOOK_SECONDS = 60.0
 """How often a stream is looked at that has not ended, and when a look is handed out again that came to nothing."""
@@ -90,7 +90,7 @@ class Unkept:
         """
         # Sent in one write; in this order, since a stream that has left the list is not found again.
         for stream_id in stream_ids:
-            for key in (log_key(stream_id), deliveries_key(stream_id), kept_key(stream_id)):
+            for key in (log_key(stream_id), deliveries_key(stream_id), kept_key(stream_id), writer_key(stream_id)):
                 self._send("EXPIRE", key, self._ended_ttl_seconds, "LT")
         again = set(to_look_at_again)
         for stream_id in again:

@@ -24,7 +24,7 @@ from shared.event_log import EventLog
 from shared.events import DELETED, TERMINAL
 from shared.ids import EventId, created_at
 from shared.outcomes import Status
-from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNotes, Generated, delivered_tokens, read_ended
+from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNotes, EndedLog, Generated, delivered_tokens, read_ended
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -102,10 +102,11 @@ class Usage:
             receipt["id"], principal if accepted is None else accepted.principal, model, counts, about, closed=closed
         )
 
-    async def count_now(self, stream_id: str, *, closed: bool = False, principal: str = "") -> None:
-        """Reads a stream's log and counts it, if it has ended. Raises Disconnected, RedisRefused."""
+    async def count_now(self, stream_id: str, *, closed: bool = False, principal: str = "") -> EndedLog:
+        """Reads a stream's log and counts it, if it has ended. Returns what it has read. Raises Disconnected, RedisRefused."""
         ended = await read_ended(self._log, self._deliveries, stream_id)
         await self.count(ended.generated, ended.receipt, closed=closed, principal=principal)
+        return ended
 
     def ended_without_receipt(self, stream_id: str) -> None:
         """Has a stream counted, soon, that was ended by somebody who writes no receipt."""

@@ -14,6 +14,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import orjson
@@ -60,6 +61,19 @@ class WrittenStream:
     """When it expires, if its creator said so: RFC 3339, as it was given."""
     life_ms: int
     """How long it lives after each write and read; 0 if `expires_at` counts."""
+    name_digest: str = ""
+    """Its owner and name, hashed (`shared.keys.name_digest`), by which the archive finds it."""
+
+    @property
+    def has_own_life(self) -> bool:
+        """Whether its creator said when it expires. Then that holds for what is archived, too."""
+        return self.ttl_seconds is not None or self.expires_at is not None
+
+    def expires_after(self, used_at: float) -> float | None:
+        """Returns when it expires, as Unix seconds, if it was written or read last at that time; None if nobody said."""
+        if self.expires_at is not None:
+            return datetime.fromisoformat(self.expires_at).timestamp()
+        return None if self.ttl_seconds is None else used_at + self.ttl_seconds
 
     @property
     def media_type(self) -> str:
@@ -77,6 +91,7 @@ class WrittenStream:
             "ttl": self.ttl_seconds,
             "expires_at": self.expires_at,
             "life_ms": self.life_ms,
+            "name": self.name_digest,
         }
         policies = Policies(cancel_after_seconds=None, on_interrupt="fail")
         return Accepted(
@@ -91,14 +106,23 @@ class WrittenStream:
             return None
         content_type, life_ms = facade.get("content_type"), facade.get("life_ms")
         ttl, expires_at = facade.get("ttl"), facade.get("expires_at")
+        name_digest = facade.get("name", "")
         if not (
             isinstance(content_type, str)
             and type(life_ms) is int
             and (ttl is None or type(ttl) is int)
-            and (expires_at is None or isinstance(expires_at, str))
+            and (expires_at is None or _is_time(expires_at))
+            and isinstance(name_digest, str)
         ):
             raise Unreadable("the `facade` of a written stream is not as it must be")
-        return cls(stream_id, accepted.principal, content_type, ttl, expires_at, life_ms)
+        return cls(stream_id, accepted.principal, content_type, ttl, expires_at, life_ms, name_digest)
+
+
+def _is_time(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

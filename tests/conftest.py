@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.left_in_redis import assert_nothing_left_in
 from tests.support.needs import needs
-from tests.support.redis_server import RedisServer, binary_of
+from tests.support.redis_server import KINDS, RedisServer, binary_of
 
 pytest_plugins = ["tests.support.left_running", "tests.support.alone", "tests.support.timed_out"]
 
@@ -22,8 +22,15 @@ def _valkey() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="session")
 def _redis() -> Iterator[RedisServer]:
-    needs("redis-server (Debian: apt install redis-server)", binary_of("redis"))
+    needs(KINDS["redis"], binary_of("redis"))
     with RedisServer("redis") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _newest_redis() -> Iterator[RedisServer]:
+    needs(KINDS["newest redis"], binary_of("newest redis"))
+    with RedisServer("newest redis") as server:
         yield server
 
 
@@ -42,6 +49,13 @@ def valkey_server(_valkey: RedisServer) -> Iterator[RedisServer]:
     """The shared Valkey, empty. Never stop it. After the test all keys must have an expiry, and no connection may be left."""
     yield _valkey
     assert_nothing_left_in(_valkey)
+
+
+@pytest.fixture
+def newest_redis_server(_newest_redis: RedisServer) -> Iterator[RedisServer]:
+    """The shared Redis of the newest version, empty. Never stop it; `valkey_server` has the rules."""
+    yield _newest_redis
+    assert_nothing_left_in(_newest_redis)
 
 
 @pytest.fixture

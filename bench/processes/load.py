@@ -50,6 +50,7 @@ class Load:
         self._socket_kind = (family, kind, protocol)
         self._host_header = f"{plan['host']}:{plan['port']}"
         self._path: str = plan["path"]
+        self._tokens: dict[str, str] = dict(zip(plan["streams"], plan.get("tokens", ()), strict=False))
         self._epoll = select.epoll()
         self._epoll.register(orders.fd, select.EPOLLIN)
         self._tally = Tally()
@@ -201,6 +202,8 @@ class Load:
         self._connecting.add(fd)
         self._epoll.register(fd, select.EPOLLOUT)
         last = f"Last-Event-ID: {after}\r\n" if after else ""
+        if reader.stream in self._tokens:
+            last += f"Authorization: Bearer {self._tokens[reader.stream]}\r\n"
         reader.body = [
             f"GET {self._path % reader.stream} HTTP/1.1\r\nHost: {self._host_header}\r\n"
             f"Accept: text/event-stream\r\n{last}\r\n".encode()

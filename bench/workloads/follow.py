@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -34,10 +34,19 @@ class Void(MidstreamError):
 class Following:
     """Readers, and a publisher for their streams."""
 
-    def __init__(self, parts: Parts, server: Server, loads: list[Helper], publisher: Helper, readers_per: int) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        server: Server,
+        names: list[str],
+        loads: list[Helper],
+        publisher: Helper,
+        readers_per: int,
+    ) -> None:
         self._parts = parts
         self._server = server
         self.name = server.name
+        self.streams = names
         self.loads = loads
         self._publisher = publisher
         self._readers_per_stream = readers_per
@@ -154,10 +163,12 @@ def following(
     tokens_per_entry: int = 1,
     load_processes: int = 1,
     padding: int = 0,
+    token_of: Callable[[str], str] | None = None,
 ) -> Iterator[Following]:
     """Spreads `readers` readers over `count` new streams, each with a log of `history` entries of tokens.
 
     Readers begin after the history; with `resume_at` they are not connected yet, and must resume after that offset.
+    With `token_of` each reader sends its stream's token.
     """
     with ExitStack() as stack:
         names = stack.enter_context(streams.begun(parts.redis, count))
@@ -170,7 +181,7 @@ def following(
         }
         publisher = stack.enter_context(parts.helper("bench.processes.publish", publisher_plan))
         first_offset = 1
-        following = Following(parts, server, [], publisher, max(1, readers // count))
+        following = Following(parts, server, names, [], publisher, max(1, readers // count))
         if history:
             first_offset = following.fill(history) + 1
         if resume_at is not None:
@@ -185,6 +196,7 @@ def following(
                 "first_reader": first,
                 "readers": min(share, readers - first),
                 "first_offset": first_offset,
+                "tokens": [token_of(name) for name in names] if token_of is not None else [],
             }
             following.loads.append(stack.enter_context(parts.helper("bench.processes.load", plan)))
         if connect:

@@ -13,6 +13,7 @@ from gateway.access.authenticators import Authenticator, Proof, principal_of, pr
 from gateway.access.credentials import SESSION_COOKIE, STREAM_COOKIE, Credentials, take_credentials
 from gateway.access.sessions import Sessions
 from gateway.access.stream_tokens import StreamTokens
+from gateway.http.audit import Refusals
 from gateway.http.connection import Scope
 from gateway.http.principal import ANONYMOUS, NOBODY, OPEN, Principal, act_for, principal, require
 from gateway.http.problems import Problem
@@ -37,6 +38,7 @@ class Admission:
         """`user_cookie` names the cookie in which an application keeps its users' tokens, if it does."""
         self.tokens = tokens
         self.sessions = sessions
+        self.refusals = Refusals()
         self._authenticators = authenticators if tokens is None else (tokens, *authenticators)
         for_urls = tuple(one for one in self._authenticators if one.is_for_urls)
         self._for_urls = for_urls
@@ -71,6 +73,9 @@ class Admission:
         principal.set(NOBODY if who is None else who)
         if route.scope != OPEN:
             if who is None:
+                self.refusals.note(
+                    "credential_refused", route=f"{route.method} {route.path}", credential=credentials.kind
+                )
                 raise _unknown(credentials)
             require(route.scope, who)
             act_for(_owner_in(scope))

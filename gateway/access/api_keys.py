@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from gateway.http.principal import Principal
@@ -14,6 +15,7 @@ from shared.api_keys import ApiKey, ApiKeyTable, BadKey, digest_of, is_key, keys
 from shared.background import Complaints, keep_running
 from shared.commands import Executes
 from shared.errors import Disconnected, RedisRefused, Unusable
+from shared.logs import audit_line
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ class ApiKeys:
         except BadKey as error:
             raise Unusable(str(error)) from None
         self._in_redis: dict[str, ApiKey] = {}
+        self._table_read: dict[str, ApiKey] | None = None
+        """The table as it was last read as a whole; None before that."""
         self._version: bytes | None = None
         self._looked_at: float | None = None
         """When Redis last said that the table is as it is here."""
@@ -122,7 +126,10 @@ class ApiKeys:
         """Reads the table if it has changed. Raises Disconnected, RedisRefused."""
         version = await self._table.version()
         if version != self._version or self._looked_at is None:
-            self._in_redis = await self._table.all()
+            read = await self._table.all()
+            if self._table_read is not None and read != self._table_read:
+                _note_changes(self._table_read, read)
+            self._in_redis, self._table_read = dict(read), read
             self._version = version
             self._principals.clear()
         self._looked_at = time.monotonic()
@@ -153,3 +160,17 @@ class ApiKeys:
             about = self._file.stat()
             return about.st_mtime_ns, about.st_size
         return None
+
+
+def _note_changes(before: dict[str, ApiKey], now: dict[str, ApiKey]) -> None:
+    """Writes an audit line about the keys that somebody has put into Redis, changed there or deleted."""
+
+    def names(of: dict[str, ApiKey], digests: Iterable[str]) -> list[str] | None:
+        return [f"{of[digest].name}:{of[digest].id}" for digest in sorted(digests)] or None
+
+    audit_line(
+        "keys_changed",
+        added=names(now, now.keys() - before.keys()),
+        changed=names(now, (digest for digest in now.keys() & before.keys() if now[digest] != before[digest])),
+        removed=names(before, before.keys() - now.keys()),
+    )

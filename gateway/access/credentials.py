@@ -30,6 +30,19 @@ class Credentials:
     def __bool__(self) -> bool:
         return self.header is not None or self.query is not None or bool(self.cookies)
 
+    @property
+    def kind(self) -> str:
+        """Where the first of them stands."""
+        return (
+            "header"
+            if self.header is not None
+            else "query"
+            if self.query is not None
+            else "cookie"
+            if self.cookies
+            else "none"
+        )
+
 
 def take_credentials(scope: Scope, cookie_names: Container[str]) -> Credentials:
     """Returns the credentials of a request, and removes them from its scope, with all cookies."""

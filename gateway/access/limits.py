@@ -1,6 +1,6 @@
 """Limits on what a principal, and all principals together, may use. They are kept in Redis, so all gateways enforce them together.
 
-A refusal is 429 with `Retry-After` and the fields `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10), which
+A refusal is 429 with `Retry-After` and the fields `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-11), which
 say which limit it is. While Redis is away nothing is admitted: a create waits for Redis in any case.
 """
 

@@ -201,6 +201,8 @@ class ReceiptAttempt(Described):
     outcome: str | None
     worker: str | None
     started_at: float | None
+    first_token_at: float | None
+    last_heard_at: float | None
 
 
 class Generated(Described):

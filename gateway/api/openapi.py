@@ -45,7 +45,8 @@ _SCHEMES: Json = {
     "bearer": {
         "type": "http",
         "scheme": "bearer",
-        "description": "An API key, a user's JWT, or a stream's access token. The scope that an operation needs stands with it.",
+        "description": "An API key, a user's JWT, or a stream's access token. The scope that an operation needs stands with it. "
+        "A key with the scope act may name the user for whom it asks, in the header X-Midstream-Owner.",
     },
     "accessToken": {
         "type": "apiKey",

@@ -38,6 +38,7 @@ from gateway.http.operations import (
     LAST_EVENT_ID,
     NOTHING_MORE,
     RESUME_PARAMETERS,
+    TO_LOGIN,
     Answer,
     EventKind,
     Operation,
@@ -331,7 +332,11 @@ PROBE_TRACE = Operation(
     errors=(404,),
 )
 DOCS = Operation(
-    "operations", "docs", "This document as a page.", (Answer(200, "A page without scripts.", {HTML: None}),)
+    "operations",
+    "docs",
+    "This document as a page.",
+    (Answer(200, "A page without scripts.", {HTML: None}), TO_LOGIN),
+    has_login=True,
 )
 OPENAPI = Operation(
     "operations", "openapi", "This document: OpenAPI 3.1.", (Answer(200, "The document.", {JSON: None}),)

@@ -38,7 +38,13 @@ class Readiness:
         seconds = self._settings.redis_start_seconds
         await until_up(self._commands, within_seconds=seconds)
         self._subscription.start()
-        await check_grants(self._commands, "gateway", within_seconds=seconds, subscription=self._subscription)
+        await check_grants(
+            self._commands,
+            "gateway",
+            within_seconds=seconds,
+            subscription=self._subscription,
+            min_replicas=self._settings.min_replicas,
+        )
         complaint = await self._evicts()
         if complaint:
             self._complaints.say(complaint)
@@ -60,7 +66,7 @@ class Readiness:
     async def _look(self) -> None:
         try:
             async with asyncio.timeout(self._settings.redis_wait_seconds):
-                found = await refusals(self._commands, "gateway")
+                found = await refusals(self._commands, "gateway", min_replicas=self._settings.min_replicas)
                 await self._subscription.note_refusals(found)
                 sentence = found.sentence("gateway", self._commands.address.username)
                 if not found.lasts and self._serves_in_part():

@@ -17,7 +17,7 @@ from gateway.http.connection import Receive, Scope, Send
 from gateway.http.cursor import place_of
 from gateway.http.principal import require
 from gateway.http.problems import Problem
-from gateway.http.routes import ASGI, OperationsOf, Route
+from gateway.http.routes import ASGI, OperationsOf, Route, route_for
 from gateway.http.websocket_connection import (
     ENDED,
     MESSAGES_MAX,
@@ -91,7 +91,7 @@ class WebSockets:
         """The route of a WebSocket handshake, also of paths where there is none, and of HTTP requests of the path."""
         if scope["type"] == "websocket":
             return self._events
-        return self._plain if self._events.matches(scope["path"]) else None
+        return route_for((self._plain,), scope)
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`/v1/streams/{id}/ws`

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import logging
 from html import escape
 from typing import Any
 from urllib.parse import parse_qs
@@ -21,12 +20,11 @@ from gateway.access.credentials import SESSION_COOKIE
 from gateway.access.given_tokens import cookie_of
 from gateway.access.sessions import SESSION_SECONDS, Sessions
 from gateway.console.files import PAGE_HEADERS
+from gateway.http.audit import audit
 from gateway.http.bodies import body_of
 from gateway.http.connection import Receive, Scope
 from gateway.http.principal import principal
 from gateway.http.routes import OperationsOf, Route, route_for
-
-logger = logging.getLogger(__name__)
 
 operations = OperationsOf("gateway.console.operations")
 
@@ -89,11 +87,12 @@ class Login:
         key = _key_in(body)
         who = await self._admission.principal_for(key) if key else None
         if who is None or "admin" not in who.scopes or who.stream_id is not None:
-            logger.warning("a login to the console was refused: %s", "unknown key" if who is None else who.name)
+            self._admission.refusals.note("login_refused", key_of=None if who is None else who.name)
             why = "This key is not known here." if who is None else "This key lacks the scope admin."
             await _page(403, f"<p>{why}</p>{_FORM}")(scope, receive, send)
             return
-        logger.info("%s has logged in to the console", who.name)
+        principal.set(who)
+        audit("login")
         await self._go_to(self._root, self._cookie(scope, self._sessions.token(who), SESSION_SECONDS))(
             scope, receive, send
         )

@@ -11,6 +11,7 @@ from gateway.http.operations import (
     HTML,
     IF_NONE_MATCH,
     JSON,
+    TO_LOGIN,
     Answer,
     Closed,
     Described,
@@ -101,6 +102,8 @@ class Snapshot(Described):
     version: str
     gateway: str
     """The process that answers."""
+    has_archive: bool
+    """Whether `GET /v1/streams` lists ended streams."""
     streams: OverviewStreams
     readers: int
     totals: dict[str, float]
@@ -128,8 +131,8 @@ _SAME = Answer(304, "The client's copy is still valid.", headers=_PAGE_HEADERS)
 
 
 def _page(name: str, summary: str) -> Operation:
-    answers = (Answer(200, "A page.", {HTML: None}, _PAGE_HEADERS), _SAME)
-    return Operation("console", name, summary, answers, parameters=(IF_NONE_MATCH,))
+    answers = (Answer(200, "A page.", {HTML: None}, _PAGE_HEADERS), TO_LOGIN, _SAME)
+    return Operation("console", name, summary, answers, parameters=(IF_NONE_MATCH,), has_login=True)
 
 
 class LoginForm(Closed):

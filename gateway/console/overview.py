@@ -62,9 +62,10 @@ Row = dict[str, Any]
 class Overview:
     """Makes snapshots, at most one a second for any number of requests."""
 
-    def __init__(self, commands: Commands, queue: Lanes) -> None:
+    def __init__(self, commands: Commands, queue: Lanes, *, has_archive: bool = False) -> None:
         self._commands = commands
         self._queue = queue
+        self._has_archive = has_archive
         self._lock = asyncio.Lock()
         self._made_at = float("-inf")
         self._made = b""
@@ -127,6 +128,7 @@ class Overview:
             "time": time.time(),
             "read_at": self._read_at,
             "version": VERSION,
+            "has_archive": self._has_archive,
             "gateway": gateway_name(),
             "streams": self._streams,
             **self._numbers(),

@@ -346,7 +346,7 @@ class Delivery:
             if reader.cursor <= tail.last or reader.is_over():
                 self._leave_those_ahead(reader)
                 end = reader.ring.broken or tail.ended
-                if end is not None and reader.cursor >= end:
+                if end is not None and reader.had >= end:  # else this response has the end, from a page of the log
                     reader.cursor = EventId(end.attempt, end.offset - 1)  # it gets the terminal event in any case
                 self._place(reader)
 

@@ -234,6 +234,17 @@ class Incoming(Closing):
         else:
             self._refuse(Problem(408, f"the request was not complete within {self._request_timeouts.seconds:g} s"))
 
+    @property
+    def peer(self) -> str:
+        """The address of the other side; empty if it has none."""
+        address = get_remote_addr(self.transport)
+        return "" if address is None else address[0]
+
+    def make_room(self) -> None:
+        """Ends the connection, which has no complete request, without an answer: too many wait."""
+        self._deaf = True
+        self._close()
+
     def has_a_long_body(self) -> None:
         """Ends the time limit of the request under way: its body comes as it is made. Whoever reads it has a limit of its own."""
         self._request_timeouts.ended(self)
@@ -329,6 +340,7 @@ class Incoming(Closing):
         if self._half_closed:
             self._close()
         else:
+            self._request_timeouts.idle(self)
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
@@ -345,7 +357,11 @@ class Incoming(Closing):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.server = self.client = None  # 300 bytes of every idle reader: each request looks them up
-        self._request_timeouts.begun(self)
+        if self._request_timeouts.has_room():
+            self._request_timeouts.begun(self)
+        else:
+            self._deaf = True
+            transport.abort()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn keeps nothing open
         """True to keep our half open, for the answer to a request that is complete."""

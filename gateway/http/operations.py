@@ -91,6 +91,8 @@ class Operation:
     error: type[BaseModel] = ProblemDocument
     events: Sequence[EventKind] = ()
     description: str = ""
+    has_login: bool = False
+    """A page: where authentication is on, a browser that is not let in is sent to the login."""
 
 
 def query(name: str, description: str, **schema: Any) -> Parameter:
@@ -125,6 +127,9 @@ IDEMPOTENCY_KEY = header(
     type="string",
     minLength=1,
     maxLength=255,
+)
+TO_LOGIN = Answer(
+    303, "A browser without a session goes to the login, where authentication is on.", headers={"Location": "`/login`"}
 )
 IF_NONE_MATCH = header("If-None-Match", "ETags that the client has (RFC 9110, section 13.1.2).")
 

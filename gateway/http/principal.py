@@ -12,7 +12,7 @@ from gateway.http.problems import Problem
 
 SCOPES = frozenset({"create", "read", "cancel", "write", "act", "admin"})
 """create: create streams, and delete one's own. read: follow them, and read their state and receipts. cancel: stop them.
-write: write streams oneself. act: create for somebody else. admin: everybody's streams, the console, the metrics."""
+write: write streams oneself. act: do for a user what the user may do. admin: everybody's streams, the console, the metrics."""
 OPEN = "open"
 """In place of a scope: anybody may ask."""
 
@@ -33,6 +33,8 @@ class Principal:
     """The only stream that it may ask for; None for all that it owns."""
     expires_at: float | None = None
     """When its credential expires (Unix seconds), if that is known."""
+    service: str | None = None
+    """The name of the service that acts for this user, if one does."""
 
 
 ANONYMOUS = Principal("anonymous", SCOPES)
@@ -54,7 +56,7 @@ def act_for(owner: str | None) -> None:
         raise Problem(400, f"an owner is 1 to {OWNER_CHARACTERS_MAX} printable characters", param="owner")
     who = principal.get()
     require("act", who)
-    principal.set(Principal(f"user:{owner}", who.scopes - {"act", "admin"}, None, who.expires_at))
+    principal.set(Principal(f"user:{owner}", who.scopes - {"act", "admin"}, None, who.expires_at, who.name))
 
 
 def require(scope: str, who: Principal | None = None) -> None:

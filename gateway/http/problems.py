@@ -115,15 +115,18 @@ def stopping() -> Problem:
     return Problem(503, "this gateway is about to stop; try again", retry_after_seconds=1)
 
 
+_RATE_LIMIT_UNITS = ("requests", "content-bytes", "concurrent-requests")
+
+
 def too_many(detail: str, name: str, quota: int, unit: str, seconds: int, window_seconds: int = 0) -> Problem:
     """Returns a 429 that names the limit: so many (`quota`) units within a window, or at the same time where that is 0.
 
-    (draft-ietf-httpapi-ratelimit-headers-10)
+    (draft-ietf-httpapi-ratelimit-headers-11; its section 3.1.2 allows registered units only, and a policy without one is in requests)
     """
+    window = f";w={window_seconds}" if window_seconds else ""
+    policy = {"ratelimit-policy": f'"{name}";q={quota}{window};qu="{unit}"'} if unit in _RATE_LIMIT_UNITS else {}
     headers = {
-        "ratelimit-policy": f'"{name}";q={quota}'
-        + (f";w={window_seconds}" if window_seconds else "")
-        + f';qu="{unit}"',
+        **policy,
         "ratelimit": f'"{name}";r=0;t={seconds}',
         **({"x-should-retry": "false"} if seconds > _SDK_WAITS_SECONDS_MAX else {}),
     }

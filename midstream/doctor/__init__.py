@@ -1,6 +1,8 @@
 """`midstream doctor URL`: tests whether streams reach readers undelayed; if not, names the hop at fault and what to change.
 
 examine ──► observe (one request, when its bytes came) ──► checks (what that means) ──► report (which hop; kinds: what to change)
+
+`midstream doctor --redis` is in `redis`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from midstream.doctor.examine import IDLE_SECONDS_MAX, Address, Examined, Option
 from midstream.doctor.observe import Client
 from midstream.doctor.report import as_json, as_text, report_of
 from midstream.key import authorization
-from shared.errors import MidstreamError
+from shared.errors import MidstreamError, Unusable
+from shared.grants import Role
 
 ADDRESSES_MAX = 8
 """Addresses tested at the same time; a longer path takes two runs."""
@@ -25,6 +28,23 @@ ADDRESSES_MAX = 8
 
 class BadUse(MidstreamError):
     """An option has an invalid value."""
+
+
+def doctor_of_redis(url: str, *, role: Role | None, json: bool) -> int:
+    """`midstream doctor --redis [URL]`. `url`: empty for MIDSTREAM_REDIS_URL. `role`: whose permissions are tried; None: both.
+
+    Returns 0 if Midstream can use it, 1 if there are faults, 2 if Redis cannot be asked or a setting is invalid.
+    """
+    from midstream.doctor.redis import examined_redis
+
+    try:
+        with _Progress(quiet=json) as progress:
+            report = asyncio.run(examined_redis(url, role=role, progress=progress.show))
+    except Unusable as error:
+        print(f"midstream doctor: {error}", file=sys.stderr)
+        return 2
+    print(orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2).decode() if json else report.as_text())
+    return report.exit_code
 
 
 def doctor(

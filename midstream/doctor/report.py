@@ -11,7 +11,7 @@ from midstream.doctor.checks import CHECKS, Finding, Verdict
 from midstream.doctor.examine import Examined
 from midstream.doctor.kinds import NAMES, changes, kind_of
 
-_MARKS = {Verdict.OK: "✓", Verdict.FAULT: "✗", Verdict.ADVICE: "!", Verdict.UNKNOWN: "–"}
+MARKS = {Verdict.OK: "✓", Verdict.FAULT: "✗", Verdict.ADVICE: "!", Verdict.UNKNOWN: "–"}
 _CELL_CHARACTERS_MAX = 30
 _WIDTH = 100
 
@@ -97,7 +97,7 @@ def _verdict(hop: Hop, check: str) -> Verdict | None:
 def as_text(report: Report, took_seconds: float) -> str:
     parts = [_table(report)]
     for hop in report.unreachable:
-        parts.append(_wrapped(f"✗ {hop.examined.address.url} {hop.examined.unreachable}", "  "))
+        parts.append(wrapped(f"✗ {hop.examined.address.url} {hop.examined.unreachable}", "  "))
     for complaint in report.faults:
         parts.append(_complaint("✗", complaint))
     for complaint in report.advice:
@@ -125,7 +125,7 @@ def _table(report: Report) -> str:
         cells = []
         for hop in report.hops:
             finding = hop.examined.findings.get(check)
-            cells.append("" if finding is None else f"{_MARKS[finding.verdict]} {finding.words}")
+            cells.append("" if finding is None else f"{MARKS[finding.verdict]} {finding.words}")
         if any(cells):
             rows.append([title, *cells])
     rows = [[_cut(cell) for cell in row] for row in rows]
@@ -142,13 +142,13 @@ def _complaint(mark: str, complaint: Complaint) -> str:
     finding, hop = complaint.finding, complaint.hop
     where = f" At {complaint.before.label}, before it, all is well." if complaint.before else ""
     evidence = f" ({hop.evidence})" if hop.kind and hop.evidence and hop.evidence != "as it was named" else ""
-    lines = [_wrapped(f"{mark} {complaint.culprit} {finding.problem}.{where}{evidence}  [{finding.check}]", "  ")]
+    lines = [wrapped(f"{mark} {complaint.culprit} {finding.problem}.{where}{evidence}  [{finding.check}]", "  ")]
     for change in changes(finding.check, hop.kind):
         lines.append(f"      {change}")
     return "\n".join(lines)
 
 
-def _wrapped(text: str, indent: str) -> str:
+def wrapped(text: str, indent: str) -> str:
     return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 

@@ -9,10 +9,15 @@ from typing import Any
 import orjson
 
 from shared.archive.pieces import packed_entries, packed_fields
+from shared.errors import Unreadable
 from shared.events import Entry
 from shared.ids import created_at
+from shared.keys import kept_key, writer_key
 from shared.lifecycle import History
 from shared.outcomes import ReaderOutcome, Status
+from shared.receipt import EndedLog
+from shared.written_log import API as WRITTEN_API
+from shared.written_log import WrittenStream
 
 _TOKENS_MAX = (1 << 53) - 1
 """What a provider may say that it has used: whole numbers up to here (docs/reference/log-format.md)."""
@@ -26,18 +31,18 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An ended stream as it is to be archived. `entries` and `request` are packed, and not compressed yet."""
+    """An ended stream as it is to be archived. `entries` and `beside` are packed, and not compressed yet."""
 
     stream_id: str
     columns: Row
     entries: bytes = b""
-    request: bytes = b""
+    beside: bytes = b""
     is_final: bool = True
     """Whether its receipt can be trusted to stay: all was delivered, or nobody can read it any more."""
 
     @property
     def size_bytes(self) -> int:
-        return len(self.entries) + len(self.request)
+        return len(self.entries) + len(self.beside)
 
 
 def record_of(
@@ -47,9 +52,10 @@ def record_of(
     receipt: dict[str, Any],
     *,
     notes: dict[bytes, bytes] | None = None,
-    kept_request: dict[bytes, bytes] | None = None,
+    beside: dict[bytes, bytes] | None = None,
 ) -> Record:
-    """Returns the record of a stream that has ended. `notes`, `kept_request`: the hashes beside its log, as Redis has them."""
+    """Returns the record of a stream that has ended. `notes`: its delivery notes, as Redis has them. `beside`: the hash that its
+    log needs (`hash_beside`)."""
     columns = _counted(stream_id, history) | {
         "finish_reason": plain_text(receipt["finish_reason"]),
         "delivered_tokens": receipt["delivered"]["tokens"],
@@ -57,22 +63,29 @@ def record_of(
         "metadata": {plain_text(key): plain_text(value) for key, value in receipt["metadata"].items()},
         "receipt": orjson.dumps(receipt).decode(),
         "notes": orjson.dumps({k.decode(): v.decode() for k, v in (notes or {}).items()}).decode(),
+        **_written(stream_id, history),
     }
     is_open = any(note["outcome"] in (None, ReaderOutcome.ERROR) for note in receipt["delivered"]["connections"])
     return Record(
         stream_id,
         columns,
         packed_entries(entries),
-        packed_fields(kept_request) if kept_request else b"",
+        packed_fields(beside) if beside else b"",
         is_final=not is_open and not receipt["undelivered_tokens"],
     )
 
 
-def tombstone_of(stream_id: str, history: History | None, owner: str) -> Row:
+def tombstone_of(ended: EndedLog) -> Row:
     """Returns the row of a stream that is deleted: only what is counted."""
-    counted = _counted(stream_id, history) if history is not None else _nothing_counted(stream_id)
-    usage = (history.terminal or {}).get("usage") if history is not None else None
-    return {**counted, **_usage(usage), "owner": plain_text(owner), **ERASED}
+    history, receipt = ended.generated.history, ended.receipt
+    usage = _usage(receipt["generated"]["usage"])
+    counted = _counted(ended.stream_id, history) | {"delivered_tokens": receipt["delivered"]["tokens"], **usage}
+    return {
+        **counted,
+        "finish_reason": plain_text(receipt["finish_reason"]),
+        **_written(ended.stream_id, history),
+        **ERASED,
+    }
 
 
 ERASED: Row = {
@@ -84,33 +97,36 @@ ERASED: Row = {
     "entries": None,
     "request": None,
     "stored_bytes": 0,
+    "name_digest": None,
+    "expires_at": None,
 }
 """The columns that a deletion empties."""
 
 
-def _nothing_counted(stream_id: str) -> Row:
-    return {
-        "id": stream_id,
-        "owner": "",
-        "status": str(Status.DELETED),
-        "model": None,
-        "api": "native",
-        "finish_reason": None,
-        "error_code": None,
-        "created_at": created_at(stream_id),
-        "started_at": None,
-        "ended_at": None,
-        "kept_at": time.time(),
-        "attempts": 0,
-        "generated_tokens": 0,
-        "delivered_tokens": 0,
-    }
+def hash_beside(stream_id: str, api: str) -> bytes:
+    """Returns the key of the hash that a log needs beside it: how its writer stands, or large fields of its request."""
+    return writer_key(stream_id) if api == WRITTEN_API else kept_key(stream_id)
+
+
+def _written(stream_id: str, history: History) -> Row:
+    """Returns what is different of a written stream: its name, when it expires, if its creator said so, and that it has no tokens."""
+    try:
+        written = None if history.accepted is None else WrittenStream.of(stream_id, history.accepted)
+    except Unreadable:  # readers get its `failed`
+        written = None
+    if written is None:
+        return {"name_digest": None, "expires_at": None}
+    expires_at = written.expires_after(history.ended_at or time.time())
+    name_digest = written.name_digest or None
+    return {"name_digest": name_digest, "expires_at": expires_at, "generated_tokens": 0, "delivered_tokens": 0}
 
 
 def _counted(stream_id: str, history: History) -> Row:
     accepted, terminal = history.accepted, history.terminal or {}
     model = history.model or (accepted.request.get("model") if accepted else None)
-    return _nothing_counted(stream_id) | {
+    return {
+        "id": stream_id,
+        "kept_at": time.time(),
         "owner": plain_text(accepted.principal) if accepted else "",
         "status": str(history.status),
         "model": plain_text(model) if isinstance(model, str) else None,

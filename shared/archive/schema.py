@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, Column, Double, Index, LargeBinary, MetaData, String, Table, Text
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Column, Double, Index, LargeBinary, MetaData, String, Table, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 ID = String(36).with_variant(String(36, collation="C"), "postgresql")
@@ -10,6 +12,12 @@ ID = String(36).with_variant(String(36, collation="C"), "postgresql")
 METADATA = JSON().with_variant(JSONB(), "postgresql")
 
 metadata = MetaData()
+
+
+def _where(condition: str) -> dict[str, Any]:
+    """Returns the options of an index that has only the rows with this condition."""
+    return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
+
 
 streams = Table(
     "streams",
@@ -36,7 +44,12 @@ streams = Table(
     Column("entries", LargeBinary),
     Column("request", LargeBinary),
     Column("stored_bytes", BigInteger, nullable=False),
+    Column("name_digest", String(64)),
+    Column("expires_at", Double),
     Index("streams_by_owner", "owner", "id"),
+    Index("streams_by_name", "name_digest", "id", **_where("name_digest IS NOT NULL")),
+    Index("streams_by_expiry", "expires_at", **_where("expires_at IS NOT NULL")),
 )
 """Times are Unix seconds. `receipt`: JSON as of the last look. `notes`: the delivery notes as Redis had them, as JSON. `entries`,
-`request`: `shared.archive.pieces`. Of a deleted stream only what is counted is left: no text, no metadata, no receipt."""
+`request` (the hash that lay beside the log): `shared.archive.pieces`. `name_digest`: what stands for the name of a written stream
+(`shared.keys.name_digest`). `expires_at`: when its content is to be gone, if its creator said so. Of a deleted stream only what is counted is left: no text, no metadata, no receipt."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, and_, cast, event, exists, func, select, text, update
+from sqlalchemy import Connection, and_, cast, event, exists, func, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import make_url
@@ -39,7 +39,8 @@ _CONNECTIONS_MAX = 3
 _UPGRADE_LOCK = 0x6D6964  # any number that no other program takes
 _COLUMNS = [column for column in streams.c if column.name not in ("entries", "request", "receipt", "notes")]
 """What lists have."""
-_LATER = ("delivered_tokens", "prompt_tokens", "completion_tokens", "receipt", "notes")
+_COUNTED_LATER = ("delivered_tokens", "prompt_tokens", "completion_tokens")
+_LATER = (*_COUNTED_LATER, "receipt", "notes")
 """The columns that may change after a stream was archived: who has read it, and a usage that came late."""
 _PRUNED_AT_ONCE = 500
 """Rows that are removed in one transaction."""
@@ -52,7 +53,7 @@ class Archived:
     row: Row
     entries: list[Entry]
     notes: dict[bytes, bytes]
-    kept_request: dict[bytes, bytes]
+    beside: dict[bytes, bytes]
 
 
 class Archive:
@@ -116,7 +117,7 @@ class Archive:
             records, key=lambda record: record.stream_id
         ):  # in one order, or two writers lock each other
             entries = self._pieces.closed(record.stream_id, "entries", record.entries)
-            request = self._pieces.closed(record.stream_id, "request", record.request) if record.request else None
+            request = self._pieces.closed(record.stream_id, "request", record.beside) if record.beside else None
             stored = {"entries": entries, "request": request, "stored_bytes": len(entries) + len(request or b"")}
             rows.append({**record.columns, **stored})
         return rows
@@ -125,16 +126,18 @@ class Archive:
         async with self._connection(writing=True) as connection:
             insert = self._insert()
             later = {name: insert.excluded[name] for name in _LATER}
-            is_there = streams.c.status != str(Status.DELETED)
             await connection.execute(
-                insert.on_conflict_do_update(index_elements=["id"], set_=later, where=is_there), rows
+                insert.on_conflict_do_update(index_elements=["id"], set_=later, where=_is_not_deleted()), rows
             )
 
     async def erase(self, row: Row) -> None:
-        """Removes a stream's content; what is counted stays. `row`: what is stored if there was none (`tombstone_of`)."""
+        """Removes a stream's content; what is counted stays. `row`: what is to be stored of it (`tombstone_of`)."""
         async with self._connection(writing=True) as connection:
             insert = self._insert().values(row)
-            await connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=ERASED))
+            counted = {name: insert.excluded[name] for name in _COUNTED_LATER}
+            await connection.execute(
+                insert.on_conflict_do_update(index_elements=["id"], set_={**counted, **ERASED}, where=_is_not_deleted())
+            )
 
     async def forget(self, owner: str) -> int:
         """Removes the content of all streams of an owner, and the owner's name. Returns how many there were."""
@@ -145,11 +148,13 @@ class Archive:
             return int(result.rowcount)
 
     async def prune(self, *, days: int, bytes_max: int) -> int:
-        """Removes the oldest streams: those created more than so many days ago, and those above that size in all.
+        """Removes the content of what has expired, and the oldest streams: those created more than so many days ago, and those above that size in all.
 
         0 is no limit. Returns how many rows it removed, at most `_PRUNED_AT_ONCE`: then there may be more.
         """
         async with self._connection(writing=True) as connection:
+            expired = update(streams).where(streams.c.expires_at <= time.time())
+            await connection.execute(expired.values(ERASED))
             oldest = select(streams.c.id, streams.c.created_at, streams.c.stored_bytes).order_by(streams.c.id)
             rows = (await connection.execute(oldest.limit(_PRUNED_AT_ONCE))).all()
             stored_bytes = (await connection.execute(select(func.sum(streams.c.stored_bytes)))).scalar() or 0
@@ -169,8 +174,9 @@ class Archive:
     async def read(self, stream_id: str) -> Archived | None:
         """Returns a stream; None if it is not there, or deleted."""
         async with self._connection() as connection:
-            found = (await connection.execute(select(streams).where(streams.c.id == stream_id))).mappings().first()
-        if found is None or found["entries"] is None:
+            wanted = and_(streams.c.id == stream_id, _has_content())
+            found = (await connection.execute(select(streams).where(wanted))).mappings().first()
+        if found is None:
             return None
         return await asyncio.to_thread(self._archived, dict(found))
 
@@ -178,12 +184,12 @@ class Archive:
         stream_id = row["id"]
         try:
             entries = unpacked_entries(self._pieces.opened(stream_id, "entries", row["entries"]))
-            kept = b"" if row["request"] is None else self._pieces.opened(stream_id, "request", row["request"])
+            beside = b"" if row["request"] is None else self._pieces.opened(stream_id, "request", row["request"])
             notes = {name.encode(): value.encode() for name, value in orjson.loads(row["notes"] or "{}").items()}
-            kept_request = {entry.field: entry.value for entry in unpacked_entries(kept)}
+            fields = {entry.field: entry.value for entry in unpacked_entries(beside)}
         except (ValueError, AttributeError) as error:
             raise ArchiveAway(f"the archive's row of stream {stream_id} is damaged: {error}") from None
-        return Archived(row, entries, notes, kept_request)
+        return Archived(row, entries, notes, fields)
 
     async def has(self, stream_id: str) -> bool:
         """Whether there is a row, also of a deleted stream."""
@@ -194,12 +200,19 @@ class Archive:
     async def owner_of(self, stream_id: str) -> str | None:
         """Returns who owns a stream that is there and not deleted."""
         async with self._connection() as connection:
-            wanted = and_(streams.c.id == stream_id, streams.c.entries.is_not(None))
+            wanted = and_(streams.c.id == stream_id, _has_content())
             return (await connection.execute(select(streams.c.owner).where(wanted))).scalar()
+
+    async def named(self, name_digest: str) -> str | None:
+        """Returns the newest written stream of a name that is there and not deleted."""
+        async with self._connection() as connection:
+            wanted = and_(streams.c.name_digest == name_digest, _has_content())
+            newest = select(streams.c.id).where(wanted).order_by(streams.c.id.desc()).limit(1)
+            return (await connection.execute(newest)).scalar()
 
     async def find(self, wanted: Wanted, count: int) -> list[Row]:
         """Returns the newest streams that are wanted, at most `count`, the newest first, without their content."""
-        conditions = [] if wanted.with_deleted else [streams.c.status != str(Status.DELETED)]
+        conditions = [] if wanted.with_deleted else [_has_content()]
         if wanted.owner is not None:
             conditions.append(streams.c.owner == plain_text(wanted.owner))
         if wanted.status:
@@ -253,6 +266,15 @@ class Archive:
             raise _Refused(_words_of(error)) from None
         except (SQLAlchemyError, OSError, EOFError) as error:
             raise ArchiveAway(_words_of(error)) from None
+
+
+def _is_not_deleted() -> Any:
+    return streams.c.status != str(Status.DELETED)
+
+
+def _has_content() -> Any:
+    """The condition that a stream is not deleted, and has not expired."""
+    return and_(streams.c.entries.is_not(None), or_(streams.c.expires_at.is_(None), streams.c.expires_at > time.time()))
 
 
 class _Refused(ArchiveAway):

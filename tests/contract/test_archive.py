@@ -10,9 +10,13 @@ from typing import Any
 
 import orjson
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from sqlalchemy import Connection, inspect
 
+import shared.archive
 from shared import events
 from shared.archive.pieces import Pieces, packed_entries, unpacked_entries
 from shared.archive.record import Record, record_of, tombstone_of
@@ -22,7 +26,7 @@ from shared.archive.wanted import Wanted
 from shared.errors import ArchiveAway, Unusable
 from shared.events import Accepted, Entry, Policies
 from shared.ids import FIRST_ID, EventId, new_stream_id
-from shared.receipt import Generated, StreamNotes, receipt
+from shared.receipt import EndedLog, Generated, StreamNotes, receipt
 from shared.settings import Settings
 from tests.support.needs import needs
 from tests.support.postgres import PostgresServer, postgres_programs
@@ -65,8 +69,24 @@ def ended(
     about: dict[str, str] | None = None,
 ) -> Record:
     """Returns the record of an answer of one token."""
+    whole = ended_log(owner, text=text, model=model, created_at=created_at, about=about)
+    notes, beside = {b"n": b"{}"}, {b"messages": b"[1]"}
+    return record_of(whole.stream_id, whole.entries, whole.generated.history, whole.receipt, notes=notes, beside=beside)
+
+
+def ended_log(
+    owner: str,
+    *,
+    text: str = "hello",
+    model: str = "small",
+    created_at: float | None = None,
+    about: dict[str, str] | None = None,
+    facade: dict[str, Any] | None = None,
+) -> EndedLog:
     stream_id = new_stream_id(created_at)
-    accepted = Accepted({"model": model, "messages": []}, Policies(), created_at or time.time(), owner, about or {})
+    accepted = Accepted(
+        {"model": model, "messages": []}, Policies(), created_at or time.time(), owner, about or {}, facade or {}
+    )
     entries = [
         Entry(FIRST_ID, events.ACCEPTED, accepted.stored()),
         Entry(EventId(1, 0), events.STARTED, orjson.dumps({"attempt": 1, "model": model, "worker": "w", "time": 1})),
@@ -80,10 +100,7 @@ def ended(
     generated = Generated()
     for entry in entries:
         generated.apply(entry)
-    whole = receipt(stream_id, generated, StreamNotes([]))
-    return record_of(
-        stream_id, entries, generated.history, whole, notes={b"n": b"{}"}, kept_request={b"messages": b"[1]"}
-    )
+    return EndedLog(stream_id, entries, generated, receipt(stream_id, generated, StreamNotes([])))
 
 
 async def test_a_stream_has_one_row_however_often_it_is_archived(archive: Archive) -> None:
@@ -95,7 +112,7 @@ async def test_a_stream_has_one_row_however_often_it_is_archived(archive: Archiv
     assert archived is not None
     assert packed_entries(archived.entries) == record.entries
     assert archived.notes == {b"n": b"{}"}
-    assert archived.kept_request == {b"messages": b"[1]"}
+    assert archived.beside == {b"messages": b"[1]"}
     assert archived.row["owner"] == "anna"
     assert archived.row["delivered_tokens"] == 1, "what was delivered may change after the end"
     assert len(await archive.find(Wanted(owner="anna"), 10)) >= 1
@@ -103,17 +120,69 @@ async def test_a_stream_has_one_row_however_often_it_is_archived(archive: Archiv
 
 
 async def test_what_is_deleted_stays_deleted_and_counts(archive: Archive) -> None:
-    record, late = ended("bert"), ended("bert")
+    logs = [ended_log("bert"), ended_log("bert")]
+    record, late = (record_of(*log[:2], log.generated.history, log.receipt) for log in logs)
     await archive.keep([record])
-    for deleted in (record, late):
-        await archive.erase({**tombstone_of(deleted.stream_id, None, "bert"), "generated_tokens": 1})
+    for log in logs:
+        await archive.erase({**tombstone_of(log), "delivered_tokens": 1})
+        await archive.erase(tombstone_of(log))  # a repeated delete, which finds less
     assert await archive.keep([record, late]) == [], "a worker that had read the log before the delete"
     for deleted in (record, late):
         assert await archive.read(deleted.stream_id) is None
         assert await archive.has(deleted.stream_id)
     assert await archive.find(Wanted(owner="bert"), 10) == []
     rows = await archive.find(Wanted(owner="bert", with_deleted=True), 10)
-    assert [(row["status"], row["generated_tokens"], row["metadata"]) for row in rows] == [("deleted", 1, {})] * 2
+    counts = [(row["status"], row["generated_tokens"], row["delivered_tokens"], row["metadata"]) for row in rows]
+    assert counts == [("deleted", 1, 1, {})] * 2
+
+
+async def test_a_name_leads_to_its_newest_stream_until_that_expires(archive: Archive) -> None:
+    def written(expires_at: str | None) -> Record:
+        kept = {"api": "durable", "content_type": "text/plain", "ttl": None, "expires_at": expires_at, "life_ms": 1}
+        log = ended_log("gerd", facade={**kept, "name": "d" * 64})
+        return record_of(*log[:2], log.generated.history, log.receipt)
+
+    lasting = (written(None), written("2999-01-01T00:00:00Z"))
+    older, newer = sorted(lasting, key=lambda record: record.stream_id)  # those of one millisecond have no other order
+    expired = written("2001-01-01T00:00:00Z")
+    await archive.keep([older, newer, expired])
+    assert await archive.named("d" * 64) == newer.stream_id
+    assert await archive.read(expired.stream_id) is None
+    assert {row["id"] for row in await archive.find(Wanted(owner="gerd"), 9)} == {older.stream_id, newer.stream_id}
+    await archive.prune(days=0, bytes_max=0)
+    deleted = [
+        row for row in await archive.find(Wanted(owner="gerd", with_deleted=True), 9) if row["status"] == "deleted"
+    ]
+    assert [row["id"] for row in deleted] == [expired.stream_id]
+    await archive.forget("gerd")
+    assert await archive.named("d" * 64) is None
+
+
+async def test_a_database_of_the_first_schema_is_brought_to_the_newest(url: str) -> None:
+    """What was archived before stays, and is found."""
+    record, archive = ended("hans"), archive_at(url)
+    await archive.keep([record])
+    assert archive._engine is not None
+    async with archive._engine.begin() as connection:
+        await connection.run_sync(lambda sync: _migrated(sync, "0001"))
+        assert "name_digest" not in await connection.run_sync(lambda sync: _columns(sync))
+    await archive.close()
+    upgraded = archive_at(url)
+    archived = await upgraded.read(record.stream_id)
+    assert archived is not None
+    assert archived.row["name_digest"] is None
+    await upgraded.close()
+
+
+def _migrated(connection: Connection, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(shared.archive.__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.downgrade(config, revision)
+
+
+def _columns(connection: Connection) -> list[str]:
+    return [column["name"] for column in inspect(connection).get_columns("streams")]
 
 
 async def test_an_owner_is_forgotten(archive: Archive) -> None:

@@ -432,7 +432,7 @@ async def test_a_long_log_is_read_in_bounded_reads_without_loss(backend: Backend
     log = backend.log()
     await written(log)
     count = 2 * READ_ENTRIES_MAX + 3
-    async with backend.client.pipeline(transaction=False) as pipeline:
+    async with backend.client_of(log_key(STREAM)).pipeline(transaction=False) as pipeline:
         for offset in range(1, count + 1):
             pipeline.xadd(log_key(STREAM), {"t": b"x"}, id=f"1-{offset}")
         await pipeline.execute()

@@ -30,7 +30,13 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-SETTINGS = {"auth": "required", "token_keys": TOKEN_KEYS, "console": "on", "user_cookie": "user"}
+SETTINGS = {
+    "auth": "required",
+    "token_keys": TOKEN_KEYS,
+    "console": "on",
+    "user_cookie": "user",
+    "trusted_proxies": "127.0.0.1",  # so that a test can have an address of its own
+}
 OPEN = {
     ("GET", "/healthz"),
     ("GET", "/readyz"),
@@ -249,6 +255,59 @@ async def test_a_chat_id_and_an_idempotency_key_are_each_principal_s_own(system:
     assert ids["alice"] != ids["bob"]
 
 
+# --- for a user
+
+
+async def test_a_service_reaches_a_user_s_stream_only_where_it_names_the_user(system: System) -> None:
+    """Also one that has created it. Another service with the scope `act` is trusted as much; who lacks it gets 403."""
+    url, address = f"{system.gateway_url()}/v1/streams", {"x-forwarded-for": "198.51.100.3"}
+    for_ada, for_bob = {"x-midstream-owner": "ada"}, {"x-midstream-owner": "bob"}
+    body = {**CHAT, "simulate": {"tokens": 1000, "tokens_per_second": 20}}
+    created = await system.http.post(url, json=body, headers={**as_("backend"), **for_ada})
+    stream_id = created.json()["id"]
+    for name, headers, expected in (
+        ("backend", for_ada, 200),
+        ("backend", {}, 404),
+        ("backend", for_bob, 404),
+        ("other-backend", {}, 404),
+        ("other-backend", for_bob, 404),
+        ("other-backend", for_ada, 200),
+        ("alice", for_ada, 403),
+        ("root", for_ada, 403),
+        ("root", {}, 200),
+        ("backend", {"x-midstream-owner": ""}, 400),
+        ("backend", {"x-midstream-owner": "key:alice"}, 404),
+    ):
+        for gateway in (0, 1):
+            for path in ("", "/receipt", "/events?from=now"):
+                status, _, _ = await asked(
+                    system, "GET", f"/v1/streams/{stream_id}{path}", {**as_(name), **headers}, gateway=gateway
+                )
+                assert status == expected, (name, headers, path)
+            if expected != 200:
+                status, _, _ = await asked(
+                    system, "POST", f"/v1/streams/{stream_id}/cancel", {**as_(name), **headers}, gateway=gateway
+                )
+                assert status == expected, (name, headers)
+    listed = await system.http.get(
+        f"{system.gateway_url()}/v1/usage?principal=user:ada", headers={**as_("backend"), **for_bob}
+    )
+    assert listed.status_code == 403, "somebody else's usage"
+    done = await system.http.post(f"{url}/{stream_id}/cancel", headers={**as_("backend"), **for_ada, **address})
+    assert done.json()["status"] == "cancelled"
+    assert audited(system, address=address["x-forwarded-for"]) == [
+        {
+            "event": "cancelled",
+            "stream": stream_id,
+            "principal": "user:ada",
+            "service": "key:backend",
+            "address": "198.51.100.3",
+        }
+    ]
+    # An act of a service is not an administrator's, whatever else its key may do.
+    assert (await system.http.get(f"{url}/{stream_id}", headers={**as_("root"), **for_ada})).status_code == 403
+
+
 # --- tokens
 
 
@@ -464,6 +523,10 @@ async def test_the_console_asks_for_an_admin_s_key_once(system: System) -> None:
     for path in ("/", "/chat", "/docs"):
         answer = await system.http.get(url + path, headers=page)
         assert (answer.status_code, answer.headers["location"]) == (303, "/login")
+    for path in ("/v1/overview", "/openapi.json", "/v1/streams/abc", "/stream?prompt=x"):
+        assert (await system.http.get(url + path, headers=page)).status_code == 401, "no page"
+    operations = {path: answers["responses"] for method, path, answers in await described(system) if method == "GET"}
+    assert [path for path in operations if "303" in operations[path]] == ["/", "/chat", "/docs"]
     login = await system.http.get(f"{url}/login", headers=page)
     assert "form-action 'self'" in login.headers["content-security-policy"]
     assert "default-src 'none'" in login.headers["content-security-policy"]
@@ -554,6 +617,66 @@ async def test_metrics_and_health_have_a_port_of_their_own(system: System) -> No
             assert (public.status_code, own.status_code) == (404, 200), path
         assert "midstream_http_requests_total" in own.text
         assert (await guarded.http.get(f"http://127.0.0.1:{port}/v1/streams/x")).status_code == 404
+
+
+# --- the audit log
+
+
+def audited(system: System, **wanted: str) -> list[dict[str, Any]]:
+    """Returns the audit lines of all gateways that have these values, without those of every log line."""
+    lines = [json.loads(line) for gateway in system.gateways for line in gateway.logged().splitlines()]
+    found = [line for line in lines if line["logger"] == "midstream.audit" and wanted.items() <= line.items()]
+    return [
+        {
+            name: line[name]
+            for name in line
+            if name not in ("time", "level", "logger", "message", "request_id", "left_out")
+        }
+        for line in found
+    ]
+
+
+async def test_who_ends_or_deletes_a_stream_is_in_the_audit_log(system: System) -> None:
+    url, address = f"{system.gateway_url()}/v1/streams", "198.51.100.1"
+    body = {**CHAT, "simulate": {"tokens": 1000, "tokens_per_second": 20}}
+    ids = [(await system.http.post(url, json=body, headers=as_("alice"))).json()["id"] for _ in range(2)]
+    own, by_an_admin = ({**as_(name), "x-forwarded-for": address} for name in ("alice", "root"))
+    await system.http.post(
+        f"{url}/{ids[0]}/cancel", headers={**bearer(TOKENS.token(ids[0])), "x-forwarded-for": address}
+    )
+    await system.http.post(f"{url}/{ids[0]}/cancel", headers=own)  # it has ended: this one does nothing
+    await system.http.delete(f"{url}/{ids[0]}", headers=own)
+    await system.http.delete(f"{url}/{ids[1]}", headers=by_an_admin)
+    await system.http.delete(f"{url}/{ids[1]}", headers=own)  # 404
+    about = {"address": address}
+    assert audited(system, address=address) == [
+        {"event": "cancelled", "stream": ids[0], "principal": f"stream:{ids[0]}", **about},
+        {"event": "deleted", "stream": ids[0], "principal": "key:alice", **about, "owner": "key:alice"},
+        {"event": "deleted", "stream": ids[1], "principal": "key:root", **about, "owner": "key:alice"},
+    ]
+
+
+async def test_who_is_not_let_in_is_in_the_audit_log_and_cannot_fill_it(system: System) -> None:
+    url, address = system.gateway_url(), "198.51.100.2"
+    from_there = {"x-forwarded-for": address}
+    await system.http.post(f"{url}/login", data={"key": "tk_alice"}, headers=from_there)
+    await system.http.post(f"{url}/login", data={"key": "tk_unknown"}, headers=from_there)
+    await system.http.post(f"{url}/login", data={"key": "tk_root"}, headers=from_there)
+    system.http.cookies.clear()
+    for query, headers in (("", {}), ("", bearer("tk_unknown")), ("?access_token=tk_unknown", {}), ("", {"cookie": "midstream_token=tk_unknown"})):  # fmt: skip
+        answer = await system.http.get(f"{url}/v1/streams/abc{query}", headers={**headers, **from_there})
+        assert answer.status_code == 401
+    nobody, route = {"principal": "anonymous", "address": address}, "GET /v1/streams/{stream_id}"
+    assert audited(system, address=address) == [
+        {"event": "login_refused", **nobody, "key_of": "key:alice"},
+        {"event": "login_refused", **nobody},
+        {"event": "login", "principal": "key:root", "address": address},
+        *({"event": "credential_refused", **nobody, "route": route, "credential": place} for place in ("none", "header", "query", "cookie")),
+    ]  # fmt: skip
+    for _ in range(30):
+        await system.http.get(f"{url}/v1/streams/abc", headers=from_there)
+    assert len(audited(system, address=address)) <= 1 + 2 * 10  # of two minutes at most
+    assert "tk_unknown" not in system.tails()
 
 
 # --- revoked while somebody reads

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import json
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from websockets.asyncio.client import connect
 
 from shared.archive.store import Archive
 from shared.archive.wanted import Wanted
-from shared.keys import UNKEPT, deliveries_key, kept_key, log_key
+from shared.ids import new_stream_id
+from shared.keys import UNKEPT, deliveries_key, kept_key, log_key, name_key, writer_key
 from shared.settings import Settings
 from tests.support.needs import needs
 from tests.support.postgres import PostgresServer, postgres_programs
@@ -150,6 +152,90 @@ async def test_a_stream_of_an_external_writer(system: System) -> None:
     assert [await got(system, f"/v1/streams/{stream_id}{face}", gateway=1) for face in ("/events", "")] == before
 
 
+@pytest.mark.parametrize("content_type", ["application/json", "application/octet-stream"])
+async def test_a_stream_that_another_program_wrote(system: System, content_type: str) -> None:
+    """Through its name and its id, the same offsets and ETags; closed to writers as before, and its name is free after a delete."""
+    kind = content_type.partition("/")[2]
+    path, headers = f"/v1/stream/archived/{kind}", {"content-type": content_type}
+    producer = {"producer-id": "p", "producer-epoch": "0", "producer-seq": "0"}
+    url = system.gateway_url() + path
+    made = await system.http.put(url, headers=headers, content=b"[1,2]")
+    stream_id = made.headers["x-stream-id"]
+    await system.http.post(url, headers=headers | producer, content=b"[3]")
+    ended = await system.http.post(url, headers={"stream-closed": "true"})
+    listed = f"/v1/streams?limit=100&after={new_stream_id(time.time() + 60)}"
+
+    async def answers() -> list[Any]:
+        read = []
+        first = await system.http.get(url)
+        offset = ended.headers["stream-next-offset"]
+        for query in ("", "?offset=-1", "?offset=now", f"?offset={offset}", f"?offset={offset}&live=long-poll"):
+            for base in (path, f"/v1/stream/{stream_id}"):
+                answer = await system.http.get(system.gateway_url(1) + base + query)
+                kept = {
+                    name: value
+                    for name, value in answer.headers.items()
+                    if name not in ("date", "stream-cursor", "x-request-id")
+                }
+                read.append((answer.status_code, kept, answer.content))
+        known = await system.http.get(url, headers={"if-none-match": first.headers["etag"]})
+        head = await system.http.head(url)
+        late = await system.http.post(url, headers=headers, content=b"[4]")
+        repeated = await system.http.post(url, headers=headers | producer, content=b"[3]")
+        again = await system.http.put(url, headers=headers)
+        sse = await system.http.get(f"{url}?offset=-1&live=sse")
+        statuses = [answer.status_code for answer in (known, head, late, repeated, again, sse)]
+        assert late.headers["stream-closed"] == "true"
+        events = [line for line in sse.text.splitlines() if "streamCursor" not in line]
+        return [*read, statuses, head.headers["etag"], events, await got(system, f"/v1/streams/{stream_id}/events")]
+
+    before = await answers()
+    assert before[-4] == [304, 200, 409, 204, 409, 200]
+    await out_of_redis(system, stream_id)
+    await system.commands.delete(writer_key(stream_id), name_key("anonymous", f"archived/{kind}"))
+    assert await answers() == before
+    rows = {row["id"]: row for row in json.loads((await got(system, listed))[2])["streams"]}
+    assert (rows[stream_id]["api"], rows[stream_id]["status"]) == ("durable", "completed")
+    await out_of_redis(system, stream_id)
+    await system.commands.delete(writer_key(stream_id), name_key("anonymous", f"archived/{kind}"))
+    assert (await system.http.delete(url)).status_code == 204
+    assert (await got(system, path))[0] == 404
+    assert (await system.http.put(url, headers=headers)).status_code == 201
+
+
+async def test_a_written_stream_s_own_life_holds_for_the_archive(system: System) -> None:
+    url = f"{system.gateway_url()}/v1/stream/archived/short"
+    ends = {"content-type": "text/plain", "stream-ttl": "3", "stream-closed": "true"}
+    made = await system.http.put(url, headers=ends, content=b"text")
+    stream_id = made.headers["x-stream-id"]
+    await due_now(system, stream_id)
+    await out_of_redis(system, stream_id)
+    assert (await got(system, "/v1/stream/archived/short"))[2] == b"text"
+    assert await system.commands.pttl(log_key(stream_id)) <= 3000
+
+    async def is_gone() -> bool:
+        return (await system.http.head(url)).status_code == 404  # HEAD is no read, after which it would live longer
+
+    await wait_until(is_gone, within_seconds=10, what="its three seconds are over")
+    assert (await got(system, f"/v1/streams/{stream_id}"))[0] == 410
+    assert (await system.http.put(url, headers=ends)).status_code == 201, "its name is free"
+
+
+async def test_a_written_stream_that_is_left_alone_is_ended_and_archived(system: System) -> None:
+    url = f"{system.gateway_url()}/v1/stream/archived/left"
+    stream_id = (await system.http.put(url, headers={"content-type": "text/plain"}, content=b"left")).headers[
+        "x-stream-id"
+    ]
+    await due_now(system, stream_id)
+    await system.commands.pexpire(log_key(stream_id), 60_000)  # nearly a day later
+    await due_now(system, stream_id)
+    await system.until_status(stream_id, "failed")
+    await out_of_redis(system, stream_id)
+    answer = await system.http.get(url)
+    assert (answer.content, answer.headers["stream-outcome"]) == (b"left", "failed")
+    assert (await system.state(stream_id))["error"]["code"] == "writer_lost"
+
+
 async def test_a_delete_reaches_the_archive(system: System) -> None:
     archived, ended, running = [await system.create(**SIMULATED) for _ in range(2)] + [
         await system.create(simulate={"tokens": 500, "tokens_per_second": 20})
@@ -266,7 +352,12 @@ async def test_the_commands(system: System, tmp_path: Path) -> None:
     assert [row["id"] for row in table_of] == [row["id"] for row in exported]
     assert sum(row["generated_tokens"] for row in table_of) == sum(row["generated_tokens"] for row in exported)
     running = await system.create(simulate={"tokens": 500, "tokens_per_second": 20})
-    assert "forgotten: " in await command(system, "forget", "anonymous")
+    line, printed = (await command(system, "forget", "anonymous")).splitlines()
+    audited = json.loads(line)
+    assert (audited["logger"], audited["event"], audited["owner"]) == ("midstream.audit", "forgotten", "anonymous")
+    assert (
+        printed == f"forgotten: {audited['archived_streams']} archived streams, {audited['streams_in_redis']} in Redis"
+    )
     assert (await command(system, "list")).count("\n") == 1, "nothing is left but the heading"
     for stream_id in (running, *stream_ids):
         assert (await got(system, f"/v1/streams/{stream_id}"))[0] in (404, 410)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 
 import pytest
 
@@ -14,12 +16,14 @@ from tests.support.system import System
 from tests.support.waiting import wait_until
 
 _STREAMS, _SLOTS = 24, 100
+_PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "run-on-a-cluster.md"
 
 
-def check(report: Report, *, within_seconds: float) -> None:
+def check(report: Report, system: System, *, within_seconds: float) -> None:
     assert report.violations == []
     assert report.refused_creates == 0, "a create waits for the fail-over"
     assert report.pause(1.0) < within_seconds, report
+    assert system.redis.refused() == [], "the users that are shipped have all permissions"
 
 
 async def test_a_cluster_moves_slots_and_loses_a_master() -> None:
@@ -33,7 +37,7 @@ async def test_a_cluster_moves_slots_and_loses_a_master() -> None:
             await asyncio.to_thread(cluster.until_replaced, source)
 
         report = await read_through(system, both, streams=_STREAMS, tokens=30)
-        check(report, within_seconds=10.0)
+        check(report, system, within_seconds=10.0)
         groups = [cluster.master_of(key).execute("XINFO", "GROUPS", key)[0] for key in lane_keys(16)]
         assert sum(group[group.index(b"last-delivered-id") + 1] > b"0-0" for group in groups) > 4, (
             "many lanes were used"
@@ -42,8 +46,10 @@ async def test_a_cluster_moves_slots_and_loses_a_master() -> None:
 
 
 async def test_a_primary_that_was_frozen_is_not_believed() -> None:
-    servers = RedisWithSentinels(password="sentinels-own", replicas=2)
-    settings = {**SETTINGS, "sentinel_password": "sentinels-own", "min_replicas": 1}
+    (rules,) = re.findall(r"^user (midstream on >secret .+)$", _PAGE.read_text(), re.MULTILINE)
+    servers = RedisWithSentinels(sentinel_user=rules, replicas=2)
+    login = {"sentinel_username": "midstream", "sentinel_password": "secret"}
+    settings = {**SETTINGS, **login, "min_replicas": 1}
     async with System(gateways=2, workers=2, redis=servers, settings=settings) as system:
         before = servers.primary()
 
@@ -53,7 +59,7 @@ async def test_a_primary_that_was_frozen_is_not_believed() -> None:
             before.thaw()
 
         report = await read_through(system, freeze, streams=_STREAMS, tokens=30)
-        check(report, within_seconds=12.0)
+        check(report, system, within_seconds=12.0)
 
 
 async def test_an_end_is_told_when_replicas_have_it_and_not_before() -> None:

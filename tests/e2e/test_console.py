@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.async_api import Browser, Locator, Page, expect
 
+from shared.keys import log_key
 from tests.support.browser import Opened
 from tests.support.proxies import Proxy
 from tests.support.system import Reader, System
@@ -109,6 +112,66 @@ async def test_worker_killed_while_watched(browser: Browser) -> None:
             await expect(timeline).to_contain_text("to the end", timeout=_SHOW_MS)
             assert await timeline.locator("i.bad").count() == 1
             assert await timeline.locator("i.good").count() == 1
+
+
+async def test_all_streams_are_found_and_have_their_timeline(browser: Browser, tmp_path: Path) -> None:
+    """Live and archived: by each field of the search, page after page; one that has left Redis opens with its whole story."""
+    settings = {"archive_url": f"sqlite:///{tmp_path}/archive.sqlite", "ended_ttl_seconds": 1}
+    async with System(settings=settings) as system:
+        metadata = {"customer": "Acme", "note": _HOSTILE}
+        simulated = {"tokens": 5, "tokens_per_second": 50}
+        ended = [await system.create(simulate=simulated, midstream={"metadata": metadata}) for _ in range(25)]
+        await asyncio.gather(*(system.until_status(stream_id, "completed") for stream_id in ended))
+        cancelled = await system.create(simulate=_LONG)
+        reader = system.follow(cancelled)
+        await reader.until_tokens(5)
+        await system.http.post(f"{system.gateway_url()}/v1/streams/{cancelled}/cancel")
+        await reader.until_end()
+        running = await system.create(simulate=_LONG)
+
+        async def is_archived() -> bool:
+            listed = await system.http.get(f"{system.gateway_url()}/v1/streams?status=cancelled")
+            return [stream["archived"] for stream in listed.json()["streams"]] == [True]
+
+        await wait_until(is_archived, within_seconds=30, what="the cancelled stream is archived")
+        await system.commands.delete(log_key(cancelled))
+        async with opened(browser, system.gateway_url()) as page:
+            rows = page.locator("#kept-rows tr")
+            await expect(rows).to_have_count(20, timeout=_SHOW_MS)
+            newer = await system.create(simulate=simulated)
+            await page.get_by_role("button", name="More").click()
+            await expect(rows).to_have_count(27)
+            listed = [await row.get_attribute("data-id") for row in await rows.all()]
+            assert listed == [running, cancelled, *reversed(ended)], "what came meanwhile moves no page"
+            assert await page.locator("#kept img").count() == 0
+
+            async def find(field: str, text: str, *wanted: str) -> None:
+                await page.locator("#kept-find").evaluate("form => form.reset()")
+                labelled = page.locator("#kept-find").get_by_label(re.compile(f"^{field}"))
+                await (labelled.select_option(text) if field == "Status" else labelled.fill(text))
+                await page.get_by_role("button", name="Search").click()
+                await expect(rows).to_have_count(min(20, len(wanted)))
+                assert [await row.get_attribute("data-id") for row in await rows.all()] == list(wanted)[:20]
+
+            await find("Status", "running", running)
+            await find("Metadata", "customer=Acme", *reversed(ended))
+            await find("Model", "none")
+            await expect(page.locator("#kept-empty")).to_be_visible()
+            await find("Owner", "anonymous", newer, running, cancelled, *reversed(ended))
+            await find("To", "2020-01-01T00:00")
+            await page.locator("#kept-find").get_by_label("Metadata").fill("customer")
+            await page.get_by_role("button", name="Search").click()
+            await expect(page.locator("#kept-note")).to_have_text("Metadata: write key=text")
+            await find("Status", "cancelled", cancelled)
+            await rows.get_by_role("link").click()
+            timeline = page.get_by_role("list", name="Timeline")
+            for text in ("Attempt 1", "Reader", "to the end", "Cancelled", "by a client"):
+                await expect(timeline).to_contain_text(text)
+            await find("Metadata", "customer=Acme", *reversed(ended))
+            await rows.last.get_by_role("link").click()
+            await expect(timeline).to_contain_text(re.compile(r"5 tokens, completed, first token at 0\.\d s"))
+            assert await timeline.locator("i.first").count() == 1
+        await system.http.post(f"{system.gateway_url()}/v1/streams/{running}/cancel")
 
 
 async def test_cuts_and_resumes_in_the_timeline(browser: Browser) -> None:

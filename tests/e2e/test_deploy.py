@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,6 +22,7 @@ import httpx2
 import pytest
 import redis.asyncio
 
+from midstream.doctor.redis import examined_redis
 from shared.api_keys import new_key
 from shared.settings import described
 from shared.sse import Decoder
@@ -109,6 +111,38 @@ async def redis_as_deployed(directory: Path) -> AsyncIterator[int]:
         yield port
         assert await one.stop(within_seconds=10) == 0
         assert await one.check(["redis-cli", "-p", str(port), *check[1:]]) != 0
+
+
+async def test_the_cluster_of_compose(tmp_path: Path) -> None:
+    """The profile's commands as they are, but for the addresses; then `midstream doctor --redis`."""
+    needs("redis-server (Debian: apt install redis-server)", shutil.which("redis-server"))
+    services = compose()["services"]
+    nodes = {name: one for name, one in services.items() if re.fullmatch(r"redis-\d", name)}
+    places = {one["networks"]["redis-cluster"]["ipv4_address"]: free_port() for one in nodes.values()}
+    shell, options, script = services["redis-cluster"]["command"]
+    for address, port in places.items():
+        script = script.replace(f"-h {address}", f"-p {port}").replace(f"{address}:6379", f"127.0.0.1:{port}")
+    assert "172." not in script
+    async with AsyncExitStack() as stack:
+        for one, port in zip(nodes.values(), places.values(), strict=True):
+            folder = tmp_path / str(port)
+            folder.mkdir()
+            own = ["--port", str(port), "--cluster-port", str(free_port()), "--bind", "127.0.0.1", "--dir", str(folder)]
+            command = [*shlex.split(one["command"]), *own, "--logfile", str(folder / "log")]
+            server = await stack.enter_async_context(running(command, {}, {"/etc/redis": f"{DEPLOY}/redis"}))
+            await server.until_healthy(["redis-cli", "-p", str(port), *one["healthcheck"]["test"][2:]])
+        for _ in range(2):  # at its next start it leaves the cluster as it is
+            making = await asyncio.create_subprocess_exec(shell, options, script, stdout=subprocess.PIPE)
+            printed, _ = await asyncio.wait_for(making.communicate(), 30)
+            assert making.returncode == 0, printed.decode()
+        url = f"redis+cluster://127.0.0.1:{next(iter(places.values()))}"
+
+        async def served() -> bool:
+            report = await examined_redis(url, role=None, progress=lambda activity: None)
+            found = {one.check: one for one in report.findings}
+            return not report.faults and found["replicas"].figures["replicas"] == dict.fromkeys(report.servers, 1)
+
+        await wait_until(served, within_seconds=20, what="the cluster is as the doctor wants it")
 
 
 async def ask(http: httpx2.AsyncClient, url: str, tokens: int, tokens_per_second: int = 0) -> str:

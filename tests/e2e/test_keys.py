@@ -18,6 +18,8 @@ import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from shared.api_keys import ApiKey
+from shared.keys import API_KEYS
 from tests.support.system import System
 from tests.support.waiting import wait_until
 
@@ -59,7 +61,7 @@ async def system() -> AsyncIterator[System]:
     try:
         async with System(gateways=2, gateway_settings=settings) as system:
             yield system
-            await system.commands.delete("midstream:api-keys")
+            await system.commands.delete(API_KEYS)
     finally:
         server.shutdown()
         server.server_close()
@@ -67,7 +69,15 @@ async def system() -> AsyncIterator[System]:
 
 
 async def keys(system: System, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "midstream.cli", "keys", *arguments, "--redis", system.redis.url]
+    command = [
+        sys.executable,
+        "-m",
+        "midstream.cli",
+        "keys",
+        *arguments,
+        "--redis",
+        system.redis.url_of("midstream-keys"),
+    ]
     return await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, cwd=_ROOT, check=False)
 
 
@@ -125,12 +135,45 @@ async def test_a_replaced_key_stays_valid_for_its_grace(system: System) -> None:
     assert await status(system, new) == 201
 
 
+async def test_each_change_of_a_key_is_in_the_audit_log(system: System) -> None:
+    """Of the command that makes it, and of every gateway that notices it: also one that was made without the command."""
+    commands = (
+        ("create", "audited", "--scopes", "create", "--json"),
+        ("rotate", "audited", "--grace", "9s", "--json"),
+        ("revoke", "audited"),
+    )
+    made, revoked = [], []
+    for arguments in commands:
+        done = await keys(system, *arguments)
+        lines = [json.loads(line) for line in done.stderr.splitlines()]
+        assert all(line["logger"] == "midstream.audit" and line["name"] == "audited" for line in lines)
+        assert all(line["principal"].startswith("account:") and line["scopes"] == ["create"] for line in lines)
+        if arguments[0] == "revoke":
+            revoked = [line["key_id"] for line in lines if line["event"] == "key_revoked"]
+        else:
+            [line] = lines
+            made.append(json.loads(done.stdout))
+            assert (line["event"], line["key_id"]) == (f"key_{arguments[0]}d", made[-1]["id"])
+            assert made[-1]["key"] not in done.stderr
+    assert line["former"] == [made[0]["id"]]
+    assert sorted(revoked) == sorted(key["id"] for key in made)
+
+    await system.commands.hset(API_KEYS, "0" * 64, ApiKey("", "minted", frozenset({"admin"}), 0.0).stored())
+    await system.commands.hset(API_KEYS, "version", "minted")
+    await wait_until(
+        lambda: all('"added":["minted:0000000000"]' in gateway.logged() for gateway in system.gateways),
+        within_seconds=5,
+        what="every gateway has noticed the key",
+    )
+    await system.commands.hdel(API_KEYS, "0" * 64)
+
+
 async def test_the_list_shows_no_key(system: System) -> None:
     about = await made(system, "listed", "create,admin", "--expires", "90d")
     listed = await keys(system, "list")
     assert f"{about['id']}  listed  admin,create  created " in listed.stdout
     assert about["key"][4:] not in listed.stdout
-    stored = await system.commands.hgetall("midstream:api-keys")
+    stored = await system.commands.hgetall(API_KEYS)
     assert about["key"][4:].encode() not in b"".join([*stored.keys(), *stored.values()])
     assert (await keys(system, "revoke", about["key"])).returncode == 0
     assert "listed" not in (await keys(system, "list")).stdout

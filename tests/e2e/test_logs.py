@@ -20,7 +20,7 @@ def lines(process: Process) -> list[dict[str, Any]]:
 def outcomes(system: System, stream_id: str) -> list[tuple[str, str]]:
     """Returns the outcome lines of a stream."""
     every = [line for process in (*system.workers, *system.gateways) for line in lines(process)]
-    about = [line for line in every if line.get("stream") == stream_id and line["event"] != "created"]
+    about = [line for line in every if line.get("stream") == stream_id and line["event"] in ("attempt", "receipt")]
     return [(line["event"], line.get("outcome") or line["status"]) for line in about]
 
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,18 @@ import redis.asyncio
 
 from gateway.server import serve
 from producer.__main__ import work
-from shared.errors import Unusable
+from shared.api_keys import ApiKeyTable, create
+from shared.errors import RedisRefused, Unusable
 from shared.grants import ROLES, Role, Subscription, refusals, until_up
 from shared.ids import new_stream_id
-from shared.keys import PROCESSES_UNTIL, REQUESTS, log_key
+from shared.keys import API_KEYS, PROCESSES_UNTIL, REQUESTS, log_key
 from shared.redis_server import RedisAddress
 from shared.resp import RespConnection
 from shared.settings import Settings
 from tests.support.needs import needs
 from tests.support.ordinary_commands import ordinary_client
-from tests.support.redis_server import Kind, RedisServer, binary_of
+from tests.support.redis_cluster import RedisCluster
+from tests.support.redis_server import USER_PASSWORD, Kind, RedisServer, binary_of
 from tests.support.system import Process, System, answer_of, environment_of
 from tests.support.waiting import wait_until
 
@@ -43,6 +45,8 @@ _LIMITS = {
 }
 _OPTIONAL = {"+client|setname", "+info"}
 """Optional commands: without these everything works, as the documentation says."""
+_OF_MANY_SERVERS = {"+asking", "+cluster|info", "+cluster|slots", "+role", "+wait"}
+"""Commands that one server alone does not need; nor SET, for a worker."""
 
 
 def documented(user: str) -> list[str]:
@@ -61,11 +65,52 @@ def server_of(kind: Kind, *arguments: str, **options: Any) -> RedisServer:
     return RedisServer(kind, arguments=arguments, **options)
 
 
-def test_the_user_for_both_has_the_permissions_of_each() -> None:
+def test_the_user_for_all_has_the_permissions_of_each() -> None:
     def granted(user: str) -> set[str]:
         return {rule for rule in documented(user) if not rule.startswith(">")}
 
-    assert granted("midstream") == granted("midstream-gateway") | granted("midstream-worker")
+    each = granted("midstream-gateway") | granted("midstream-worker") | granted("midstream-keys")
+    assert granted("midstream") == each - {"%R~midstream-access:*"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_worker_cannot_touch_the_api_keys_and_a_gateway_can_only_read_them(kind: Kind) -> None:
+    """As the users that are shipped: whoever takes over one of these processes must not be able to make a key."""
+    stream = log_key(new_stream_id())
+    reads: list[tuple[bytes | str | int, ...]] = [("HGET", API_KEYS, "version"), ("HGETALL", API_KEYS)]
+    writes: list[tuple[bytes | str | int, ...]] = [
+        ("HSET", API_KEYS, "0" * 64, "{}"),
+        ("HDEL", API_KEYS, "0" * 64),
+        ("EXPIRE", API_KEYS, 1),
+        ("XADD", API_KEYS, "1-1", "a", "b"),
+        ("DEL", API_KEYS),
+        ("SET", API_KEYS, "x"),
+        ("RENAME", stream, API_KEYS),
+        ("EVAL", "return redis.call('HSET', KEYS[1], 'a', 'b')", 1, API_KEYS),
+        ("EVAL", "return redis.call('HSET', ARGV[1], 'a', 'b')", 1, stream, API_KEYS),
+    ]
+
+    async def is_refused(connection: RespConnection, command: tuple[bytes | str | int, ...]) -> bool:
+        try:
+            await connection.execute(*command)
+        except RedisRefused as refused:
+            return refused.forbids
+        return False
+
+    with server_of(kind) as server:
+        async with (
+            connected(server, "worker", "midstream-worker", USER_PASSWORD) as (worker, _),
+            connected(server, "worker", "midstream-gateway", USER_PASSWORD) as (gateway, _),
+            connected(server, "worker", "midstream-keys", USER_PASSWORD) as (keys, _),
+        ):
+            assert await ApiKeyTable(keys).all() == {}
+            _, about = await create(ApiKeyTable(keys), "shop", frozenset({"read"}), None, {})
+            assert [await is_refused(worker, command) for command in (*reads, *writes)] == [True] * 11
+            assert [await is_refused(gateway, command) for command in reads] == [False] * 2
+            assert [await is_refused(gateway, command) for command in writes] == [True] * 9
+            assert await is_refused(keys, ("HGETALL", b"midstream:{processes}:about"))
+            assert await ApiKeyTable(gateway).one(about.digest) == about
+            assert await ApiKeyTable(keys).delete(about.digest)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -169,7 +214,11 @@ async def sentence(connection: RespConnection, subscription: Subscription | None
 async def test_each_missing_permission_is_named(kind: Kind, role: Role) -> None:
     rules = [rule for rule in documented(f"midstream-{role}") if not rule.startswith(">")]
     commands = [rule for rule in rules if rule.startswith("+")]
-    others = {"~midstream:*": "the keys midstream:*", "&midstream:*": "the channels midstream:*"}
+    others = {
+        "~midstream:*": "the keys midstream:*",
+        "%R~midstream-access:*": "to read the keys midstream-access:*",
+        "&midstream:*": "the channels midstream:*",
+    }
     with server_of(kind) as server:
         async with AsyncExitStack() as stack:
             admin: Any = redis.asyncio.Redis.from_url(server.url)
@@ -182,14 +231,18 @@ async def test_each_missing_permission_is_named(kind: Kind, role: Role) -> None:
             connection, subscription = await stack.enter_async_context(connected(server, role))
             assert await sentence(connection, subscription, role) is None
             assert await admin.dbsize() == 0, "nothing is left behind"
-            for missing in [*commands, *others]:
-                if missing in _OPTIONAL or missing == "+ping":
+            for missing in [*commands, *(rule for rule in others if rule in rules)]:
+                if missing in _OPTIONAL | _OF_MANY_SERVERS or missing == "+ping":
+                    continue
+                if (role, missing) == ("worker", "+set"):
                     continue
                 # The same user: open connections keep the permissions that are left.
-                revoked = (
-                    "-" + missing[1:] if missing in commands else {"~": "resetkeys", "&": "resetchannels"}[missing[0]]
-                )
-                await admin.execute_command("ACL", "SETUSER", "u", revoked)
+                if missing in commands:
+                    revoked = ["-" + missing[1:]]
+                else:
+                    left = [rule for rule in rules if rule in others and rule != missing]
+                    revoked = ["resetkeys", "resetchannels", *left]
+                await admin.execute_command("ACL", "SETUSER", "u", *revoked)
                 await connection_up(connection)
                 found = await sentence(connection, subscription, role)
                 name = others.get(missing) or missing[1:].upper().replace("|", " ")
@@ -199,6 +252,27 @@ async def test_each_missing_permission_is_named(kind: Kind, role: Role) -> None:
                 await admin.execute_command("ACL", "SETUSER", "u", missing)
             await connection_up(connection)
             assert await sentence(connection, subscription, role) is None
+
+
+@pytest.mark.parametrize("missing", sorted(_OF_MANY_SERVERS - {"+role"}))
+@pytest.mark.parametrize("role", ROLES)
+async def test_each_permission_that_a_cluster_needs_is_named(cluster: RedisCluster, role: Role, missing: str) -> None:
+    (node,) = cluster.nodes
+    node.execute("ACL", "SETUSER", "u", "reset", "on", ">p", *documented(f"midstream-{role}")[1:], f"-{missing[1:]}")
+    url = cluster.url.replace("://", "://u:p@")
+    settings = Settings(
+        redis_url=url, redis_start_seconds=1.0, provider="simulated", auth="none", min_replicas=1, console="off"
+    )
+    with socket.socket() as listening, pytest.raises(Unusable) as refused:
+        await (serve(settings, listening) if role == "gateway" else work(settings, None))
+    assert missing[1:].replace("|", " ") in str(refused.value).lower().replace("|", " ")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RedisCluster]:
+    needs("redis-server (Debian: apt install redis-server)", binary_of("redis"))
+    with RedisCluster(masters=1, replicas=False) as cluster:
+        yield cluster
 
 
 async def connection_up(connection: RespConnection) -> None:
@@ -285,7 +359,7 @@ async def test_only_another_program_s_queue_key_prevents_the_start(role: Role) -
 
 
 async def test_without_client_and_info_everything_works() -> None:
-    rules = "on >p ~midstream:* &midstream:* +@all -client -info".split()
+    rules = "on >p ~midstream:* %R~midstream-access:* &midstream:* +@all -client -info".split()
     server = server_of("redis" if binary_of("redis") else "valkey", "--user", "u", *rules)
     async with System(redis=server, settings={"redis_url": server.url_of("u", "p")}) as system:
         stream_id = await system.create(simulate={"tokens": 10})

@@ -531,7 +531,7 @@ async def _archive_prune(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 
 @case("request_timeouts")
 async def _request_timeouts(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
-    request_timeouts = RequestTimeouts(0.1)
+    request_timeouts = RequestTimeouts(0.1, waiting_max=9, waiting_of_address_max=0, new_max=9, counted=str)
     once = Once(request_timeouts._late)
     parts.patch.setattr(request_timeouts, "_late", once)
     request_timeouts.start()

@@ -20,6 +20,7 @@ from shared.commands import Commands
 from shared.errors import Disconnected
 from shared.event_log import EventLog
 from shared.events import Policies
+from shared.keys import REQUESTS
 from shared.lanes import Lanes, lanes_of
 from shared.outcomes import CancelReason, Status
 from shared.queue import RequestQueue
@@ -94,6 +95,55 @@ def streams_over(commands: Commands, settings: Settings) -> Streams:
     )
     parts = (cast(Any, commands), log, queue, cast(Any, None), deliveries, settings)
     return Streams(*parts, Owners(checked=False), limits, usage)
+
+
+class QueueAway(LossyCommands):
+    """A Redis of which the queue's part is away."""
+
+    async def execute(self, *arguments: bytes | str | int | float) -> Any:
+        if REQUESTS in arguments:
+            raise Disconnected
+        return await super().execute(*arguments)
+
+
+async def test_a_request_whose_create_could_not_queue_it_is_queued_by_the_next_one(valkey_server: RedisServer) -> None:
+    connection = RespConnection(RedisAddress.parse(valkey_server.url), name="test", reply_seconds=5.0)
+    connection.start()
+    try:
+        await connection.wait_until_up()
+        await connection.execute("FLUSHALL")
+        settings = Settings(redis_wait_seconds=0.3)
+        request: dict[str, Any] = {"messages": []}
+        away = streams_over(QueueAway(connection, seed=1, share=0.0), settings)
+        with pytest.raises(Problem) as raised:
+            await away.create(request, Policies(), {}, idempotency="key")
+        assert raised.value.status == 503
+        streams = streams_over(connection, settings)
+        ids = [(await streams.create(request, Policies(), {}, idempotency="key"))["id"] for _ in range(3)]
+        queue = RequestQueue(connection, ttl_seconds=500, requests_max=1000)
+        assert [claim.stream_id for claim in await queue.newest(10)] == [ids[0]], "once"
+        assert len(set(ids)) == 1
+    finally:
+        await connection.close()
+
+
+async def test_after_a_full_queue_a_create_may_be_repeated(valkey_server: RedisServer) -> None:
+    connection = RespConnection(RedisAddress.parse(valkey_server.url), name="test", reply_seconds=5.0)
+    connection.start()
+    try:
+        await connection.wait_until_up()
+        await connection.execute("FLUSHALL")
+        streams = streams_over(connection, Settings(queue_requests_max=1))
+        request: dict[str, Any] = {"messages": []}
+        await streams.create(request, Policies(), {})
+        with pytest.raises(Problem) as raised:
+            await streams.create(request, Policies(), {}, idempotency="key")
+        assert raised.value.status == 503
+        await connection.execute("DEL", REQUESTS)
+        created = await streams.create(request, Policies(), {}, idempotency="key")
+        assert (await streams.history(created["id"])).status == Status.QUEUED, "it is no deleted one"
+    finally:
+        await connection.close()
 
 
 @pytest.mark.parametrize("idempotency", [None, "key"])

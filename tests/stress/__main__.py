@@ -8,7 +8,7 @@ from pathlib import Path
 
 import uvloop
 
-from tests.stress.fleet import KINDS
+from tests.stress.fleet import ARCHIVES, KINDS
 from tests.stress.run import Stress
 
 
@@ -25,6 +25,9 @@ def main() -> int:
         metavar="CHECKOUT",
         help="one of the gateways is of an earlier release",
     )
+    parser.add_argument("--total", type=int, metavar="N", help="ends when N streams were created, if that is sooner")
+    parser.add_argument("--short", action="store_true", help="no long answers, so that more streams end")
+    parser.add_argument("--archive", choices=ARCHIVES, default="sqlite", help="where ended streams are kept")
     parser.add_argument(
         "--redis", choices=KINDS, default="one", help="one server, a cluster, or a primary with Sentinels"
     )
@@ -34,6 +37,9 @@ def main() -> int:
         arguments.minutes * 60,
         at_once=arguments.streams,
         redis=arguments.redis,
+        archive=arguments.archive,
+        streams_max=arguments.total,
+        short=arguments.short,
         previous=arguments.previous and arguments.previous.resolve(),
         say=lambda line: print(line, flush=True),
     )

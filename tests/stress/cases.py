@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 
+from tests.stress.agreement import Counts
 from tests.stress.fleet import ArchivedRow, Fleet
 from tests.stress.history import Broken, History, answer_of, check_answer, check_reader, history_of
 from tests.stress.plan import StreamOrder
@@ -45,6 +46,8 @@ class Case:
         self.history = History()
         self.entries: Any = []
         self.digest = ""
+        self.counts_of_receipt: Counts | None = None
+        """What its receipt says at the run's end; None: it is deleted."""
 
     async def run(self) -> None:
         created = await self._ask("POST", "/v1/streams", {201}, json=self.order.body, key=self._key)
@@ -132,6 +135,7 @@ class Case:
         if answered != wanted:
             return [Broken("GET tells what the log holds", "lost", f"{answered} and not {wanted}"[:2000])]
         receipt = (await self._ask("GET", f"/v1/streams/{self.stream_id}/receipt", {200})).json()
+        self.counts_of_receipt = Counts.of_receipt(receipt)
         generated, delivered = receipt["generated"], receipt["delivered"]["tokens"]
         added_up = sum(one["tokens"] for one in generated["attempts"])
         if generated["tokens"] != len(history.items) or added_up != history.generated:

@@ -30,7 +30,8 @@ class Chaos:
         self._fleet = fleet
         self._dice = random.Random(f"{seed}/chaos")
         self._strikes: set[asyncio.Task[None]] = set()
-        self._redis_busy = False
+        self._redis_busy = self._postgres_busy = False
+        self._is_over = False
         self._began_at = time.monotonic()
         self.counts: Counter[str] = Counter()
         self.journal: list[str] = []
@@ -42,12 +43,13 @@ class Chaos:
             (self._freeze_member, 4),
             (self._terminate_member, 3),
             *self._redis_faults(),
+            *([(self._kill_postgres, 1), (self._freeze_postgres, 1)] if self._fleet.postgres is not None else []),
             (self._bad_weather, 6),
             (self._hurt_connections, 12),
         ]
         strikes, weights = zip(*kinds, strict=True)
         try:
-            while time.monotonic() < until:
+            while time.monotonic() < until and not self._is_over:
                 if len(self._strikes) < _AT_ONCE_MAX:
                     self._strikes.add(asyncio.create_task(self._dice.choices(strikes, weights)[0]()))
                 await asyncio.sleep(self._dice.uniform(*_PAUSE_SECONDS))
@@ -61,6 +63,10 @@ class Chaos:
             await asyncio.gather(*self._strikes, return_exceptions=True)
         for proxy in self._all_proxies():
             proxy.calm()
+
+    def stop(self) -> None:
+        """Has `run` cause no more faults."""
+        self._is_over = True
 
     def _note(self, kind: str, what: str = "") -> None:
         self.counts[kind] += 1
@@ -143,6 +149,27 @@ class Chaos:
             await asyncio.sleep(seconds)
             self._fleet.redis.thaw()
             self._redis_busy = False
+
+    async def _kill_postgres(self) -> None:
+        postgres = self._fleet.postgres
+        if postgres is not None and not self._postgres_busy:
+            self._postgres_busy = True
+            self._note("SIGKILL postgresql")
+            await asyncio.to_thread(postgres.kill)
+            await asyncio.sleep(self._dice.choice((0.0, 1.5, 6.0)))
+            await asyncio.to_thread(postgres.start)
+            self._postgres_busy = False
+
+    async def _freeze_postgres(self) -> None:
+        postgres = self._fleet.postgres
+        if postgres is not None and not self._postgres_busy:
+            self._postgres_busy = True
+            seconds = self._dice.choice((0.5, 3.0, 6.0))
+            self._note("SIGSTOP postgresql", f"{seconds:.1f} s")
+            postgres.freeze()
+            await asyncio.sleep(seconds)
+            postgres.thaw()
+            self._postgres_busy = False
 
     async def _kill_clients(self) -> None:
         kind = self._dice.choice(("normal", "pubsub"))

@@ -90,6 +90,25 @@ async def replica_cut_off(cluster: RedisCluster) -> None:
     await _until_whole(cluster)
 
 
+async def _partition(cluster: RedisCluster, *, from_clients: bool) -> None:
+    node, network = cluster.primaries()[0], cluster.network
+    assert network is not None
+    network.isolate(node.address, from_clients=from_clients)
+    await asyncio.sleep(_CUT_SECONDS)
+    network.heal()
+    await _until_whole(cluster)
+
+
+async def partition_from_nodes(cluster: RedisCluster) -> None:
+    """A master and all other nodes do not hear each other past the node time-out; clients reach both sides."""
+    await _partition(cluster, from_clients=False)
+
+
+async def partition_from_all(cluster: RedisCluster) -> None:
+    """Neither nodes nor clients reach a master past the node time-out: what is sent is not refused, it does not arrive."""
+    await _partition(cluster, from_clients=True)
+
+
 async def all_masters_restarted(cluster: RedisCluster) -> None:
     """SIGTERM to all masters, which start again from their append-only files."""
     nodes: list[Node] = cluster.primaries()
@@ -107,8 +126,18 @@ CLUSTER: dict[str, Fault] = {
     "a node added": node_added,
     "a node removed": node_removed,
     "a master cut off from its replica": replica_cut_off,
+    "a partition: a master and the other nodes": partition_from_nodes,
+    "a partition: a master and all others, clients, too": partition_from_all,
     "all masters restarted": all_masters_restarted,
 }
+
+
+PARTITIONS: tuple[Fault, ...] = (partition_from_nodes, partition_from_all)
+
+
+def cluster_for(fault: Fault) -> RedisCluster:
+    """Returns a cluster, not started, to which this fault can be done."""
+    return RedisCluster(durable=fault is all_masters_restarted, can_be_cut=fault in PARTITIONS)
 
 
 async def primary_killed(servers: RedisWithSentinels) -> None:
@@ -139,9 +168,7 @@ async def run(kind: str, names: list[str], streams: int, settings: dict[str, obj
     for name, fault in faults.items():
         if names and name not in names:
             continue
-        redis: Any = (
-            RedisCluster(durable=name == "all masters restarted") if kind == "cluster" else RedisWithSentinels()
-        )
+        redis: Any = cluster_for(fault) if kind == "cluster" else RedisWithSentinels()
         async with System(gateways=2, workers=2, redis=redis, settings={**SETTINGS, **settings}) as system:
             report: Report = await read_through(system, lambda fault=fault, redis=redis: fault(redis), streams=streams)  # type: ignore[misc]
             if report.violations:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, cast
 
+import asyncpg
 import httpx2
 import redis.asyncio
 import redis.exceptions
@@ -24,6 +25,7 @@ from shared.keys import GROUP, UNKEPT, lane_keys, log_key
 from shared.lanes import LANES_OF_CLUSTER
 from tests.stress.history import LogEntry
 from tests.stress.proxy import Proxy
+from tests.support.postgres import PostgresServer
 from tests.support.redis_cluster import RedisCluster, RedisWithSentinels
 from tests.support.redis_server import RedisServer, binary_of, free_port
 from tests.support.system import Process
@@ -39,6 +41,7 @@ _READER_BUFFER_BYTES = 8_192
 _SETTINGS: dict[str, object] = {
     "hosts": "stress",  # the host name that readers use for the gateways
     "lease_seconds": LEASE_SECONDS,
+    "usage_seconds": 2,
     "tombstone_ttl_seconds": 7200,  # deleted streams are checked once more at the end, also of a long run
     "ended_ttl_seconds": 7200,
     "redis_start_seconds": 30,
@@ -68,9 +71,14 @@ class ArchivedRow(NamedTuple):
     status: str
     generated: int
     delivered: int
+    prompt: int | None
+    completion: int | None
     receipt: str | None
 
 
+ArchiveKind = Literal["sqlite", "postgresql"]
+ARCHIVES: tuple[ArchiveKind, ...] = ("sqlite", "postgresql")
+_COLUMNS = "id, status, generated_tokens, delivered_tokens, prompt_tokens, completion_tokens, receipt"
 RedisKind = Literal["one", "cluster", "sentinel"]
 KINDS: tuple[RedisKind, ...] = ("one", "cluster", "sentinel")
 
@@ -107,19 +115,23 @@ class Member:
 class Fleet:
     """Redis, a provider, gateways and workers, with a proxy on every way between them."""
 
-    def __init__(self, previous: Path | None = None, kind: RedisKind = "one") -> None:
+    def __init__(self, previous: Path | None = None, kind: RedisKind = "one", archive: ArchiveKind = "sqlite") -> None:
         """`previous`: a checkout of an earlier release, of which the first gateway is. Workers are upgraded before gateways."""
         self._previous = previous
         self.kind = kind
         self._directory = Path(tempfile.mkdtemp(prefix="midstream-stress-"))
         self._stack = AsyncExitStack()
-        self.archive = self._directory / "archive.sqlite"
-        """The archive's database, unless a gateway is of an earlier release, which would enter no stream in it."""
+        self._archive_file = self._directory / "archive.sqlite"
+        """The archive's database, unless a gateway is of an earlier release, which would enter no stream in it, or servers
+        fail over: the list of what is to be archived does not wait for replicas."""
+        self.postgres = PostgresServer() if archive == "postgresql" else None
+        """The archive's database instead of the file, with a proxy before it."""
+        self.to_postgres: Proxy | None = None
         self.redis: Any
         if kind == "one":
             self.redis = RedisServer("redis" if binary_of("redis") else "valkey", tcp=True, durable=True)
         else:  # without durability: a node that is back takes its data from the others
-            self.redis = RedisCluster() if kind == "cluster" else RedisWithSentinels()
+            self.redis = RedisCluster(can_be_cut=True) if kind == "cluster" else RedisWithSentinels()
         self._provider_port = free_port()
         arguments = ["--port", str(self._provider_port)]
         self.provider = Process("tests.support.openai_server", {}, self._directory / "provider.log", arguments)
@@ -143,6 +155,7 @@ class Fleet:
                 else {}
             ),
             "worker-provider": [one.other for one in self.workers],
+            **({"archive": [self.to_postgres]} if self.to_postgres is not None else {}),
         }
 
     async def __aenter__(self) -> Self:
@@ -151,6 +164,9 @@ class Fleet:
         self.commands: Any = None
         try:
             await asyncio.to_thread(self.redis.start)
+            if self.postgres is not None:
+                await asyncio.to_thread(self.postgres.start)
+                self.to_postgres = await self._stack.enter_async_context(Proxy(self.postgres.port))
             if self.kind == "one":
                 self.commands = redis.asyncio.Redis.from_url(self.redis.url, protocol=2, client_name="stress", retry=retry, socket_timeout=3)  # fmt: skip
             else:
@@ -177,16 +193,18 @@ class Fleet:
     async def _member(
         self, module: str, index: int, other_port: int, settings: dict[str, object], *, buffer_bytes: int = 0
     ) -> Member:
-        to_redis, url = None, self.redis.url
+        to_redis, url = None, self.redis.url_of("midstream-gateway" if module == "gateway" else "midstream-worker")
         if self.kind == "one":
             to_redis = await self._stack.enter_async_context(Proxy(self.redis.port))
-            url = f"redis://127.0.0.1:{to_redis.port}/0"
+            url = f"redis://127.0.0.1:{to_redis.port}/0"  # as the user who may do all
         other = await self._stack.enter_async_context(Proxy(other_port, buffer_bytes=buffer_bytes))
         settings = {**_SETTINGS, **settings, "redis_url": url}
         if self.kind != "one":
             settings["min_replicas"] = 1
         if self._previous is None and self.kind == "one":
-            settings["archive_url"] = f"sqlite:///{self.archive}"
+            settings["archive_url"] = f"sqlite:///{self._archive_file}"
+            if self.postgres is not None and self.to_postgres is not None:
+                settings |= {"archive_url": self.postgres.url_at(self.to_postgres.port), "archive_seconds": 2}
         if module == "producer":
             settings["openai_base_url"] = f"http://127.0.0.1:{other.port}/v1"
         log = self._directory / f"{module}-{index}.log"
@@ -210,7 +228,7 @@ class Fleet:
         """Returns the end of each process's log, without receipts."""
         parts = []
         for log in sorted(self._directory.glob("*.log")):
-            lines = [line for line in log.read_text().splitlines() if not line.startswith("{")]
+            lines = [line for line in log.read_text().splitlines() if '"receipt"' not in line]
             parts += [f"--- {log.stem}", *lines[-_SHOWN_LINES:]]
         return "\n".join(parts)
 
@@ -233,26 +251,43 @@ class Fleet:
         return values
 
     async def archived(self, stream_ids: set[str]) -> dict[str, ArchivedRow] | None:
-        """Returns the archive's rows by id, when it has all of these streams or the time is up; None if there is no archive.
-
-        Read without any code of the archive.
-        """
-        if self._previous is not None:
+        """Returns the archive's rows by id, when it has all of these streams or the time is up; None if there is no archive."""
+        if self._previous is not None or self.kind != "one":
             return None
         deadline = time.monotonic() + _ARCHIVE_SECONDS
         while True:
-            await self.execute_in_redis(
-                "ZADD", UNKEPT, "XX", *(part for stream_id in stream_ids for part in (0, stream_id))
-            )
+            await self.have_all_looked_at()
             await asyncio.sleep(1.0)
-            rows = await asyncio.to_thread(self._rows)
+            rows = await self.rows()
             if stream_ids <= rows.keys() or time.monotonic() > deadline:
                 return rows
 
-    def _rows(self) -> dict[str, ArchivedRow]:
-        columns = "id, status, generated_tokens, delivered_tokens, receipt"
-        with closing(sqlite3.connect(self.archive, timeout=10)) as database:
-            return {row[0]: ArchivedRow(*row[1:]) for row in database.execute(f"SELECT {columns} FROM streams")}
+    async def have_all_looked_at(self) -> None:
+        """Has the workers look at once at all streams that are in the list of what is to be archived."""
+        stream_ids = await self.commands.zrange(UNKEPT, 0, -1)
+        for start in range(0, len(stream_ids), 1000):
+            await self.commands.zadd(UNKEPT, dict.fromkeys(stream_ids[start : start + 1000], 0), xx=True)
+
+    async def rows(self) -> dict[str, ArchivedRow]:
+        """Returns the archive's rows by id. Read without any code of the archive."""
+        query = f"SELECT {_COLUMNS} FROM streams"  # no value of it comes from outside
+        if self.postgres is None:
+            return await asyncio.to_thread(self._rows_of_file, query)
+        connection = await asyncpg.connect(self.postgres.url)
+        try:
+            return {row[0]: ArchivedRow(*row[1:]) for row in map(tuple, await connection.fetch(query))}
+        finally:
+            await connection.close()
+
+    def _rows_of_file(self, query: str) -> dict[str, ArchivedRow]:
+        with closing(sqlite3.connect(self._archive_file, timeout=10)) as database:
+            return {row[0]: ArchivedRow(*row[1:]) for row in database.execute(query)}
+
+    async def usage(self) -> list[dict[str, Any]]:
+        """Returns the rows of `GET /v1/usage`."""
+        port = self.gateways[0].process.settings["port"]
+        rows: list[dict[str, Any]] = (await self.http.get(f"http://127.0.0.1:{port}/v1/usage")).json()["usage"]
+        return rows
 
     # --- what is left over
 
@@ -342,6 +377,8 @@ class Fleet:
             if process.runs:
                 process.kill()
         self.redis.close()
+        if self.postgres is not None:
+            self.postgres.close()
         await self._stack.aclose()
         shutil.rmtree(self._directory, ignore_errors=True)
 

@@ -100,7 +100,8 @@ async def _run(url: str, document: Path, key: str | None, seconds: float, seed: 
     if operations["tested"] < operations["total"]:
         wrong.append(f"{who}: not every operation was asked in {seconds:g} s")
     if found["errors"]:  # of the tool itself, or a request without an answer
-        wrong.append(f"{who}: errors {json.dumps(found['errors'])[:_SHOWN_CHARACTERS]}")
+        details = text[max(0, text.find("= ERRORS =")) :]
+        wrong.append(f"{who}: errors {json.dumps(found['errors'])}\n{details[:_SHOWN_CHARACTERS]}")
     if found["failures"]:
         wrong.append(f"{who}: {text[text.find('FAILURES') :][:_SHOWN_CHARACTERS]}")
     return wrong

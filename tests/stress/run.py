@@ -9,13 +9,16 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.stress.agreement import Counts, disagreements, used
 from tests.stress.cases import Case
 from tests.stress.chaos import Chaos
-from tests.stress.fleet import Fleet, RedisKind
+from tests.stress.fleet import ArchiveKind, Fleet, RedisKind
 from tests.stress.history import Broken
 from tests.stress.plan import order
 
 _PROGRESS_SECONDS = 5.0
+_VERIFIED_AT_ONCE = 16
+_AGREE_SECONDS = 120.0
 _SETTLE_SECONDS = 45.0
 """The time after the last fault: several times the longest answer, a lease, the provider's tries and a reader's pauses."""
 
@@ -47,8 +50,11 @@ class Stress:
         seconds: float,
         *,
         at_once: int = 24,
+        streams_max: int | None = None,
+        short: bool = False,
         previous: Path | None = None,
         redis: RedisKind = "one",
+        archive: ArchiveKind = "sqlite",
         say: Callable[[str], None] = print,
     ) -> None:
         self.seed = seed
@@ -60,6 +66,10 @@ class Stress:
         self._seconds = seconds
         self._at_once = at_once
         self._redis = redis
+        self._archive = archive
+        self._short = short
+        self._streams_max = streams_max
+        """The run ends when so many streams have been created, if that is sooner."""
         self._previous = previous
         self._say = say
         self._cases: list[Case] = []
@@ -68,7 +78,7 @@ class Stress:
     async def run(self) -> bool:
         """Runs; returns whether every invariant held."""
         began = time.monotonic()
-        async with Fleet(self._previous, self._redis) as fleet:
+        async with Fleet(self._previous, self._redis, self._archive) as fleet:
             self._fleet, self._chaos = fleet, Chaos(fleet, self.seed)
             try:
                 await self._strike_and_settle(time.monotonic() + self._seconds)
@@ -91,11 +101,15 @@ class Stress:
         progress = asyncio.create_task(self._progress(until))
         try:
             while time.monotonic() < until:
-                while len(self._running) < self._at_once:
+                while len(self._running) < self._at_once and not self._has_enough:
                     self._start(len(self._cases))
+                if self._has_enough:
+                    break
                 await self._look(0.2)
                 if chaos.done():
                     chaos.result()
+            if self._has_enough:
+                self._chaos.stop()
             await chaos
             deadline = time.monotonic() + _SETTLE_SECONDS
             while self._running and time.monotonic() < deadline:
@@ -103,12 +117,17 @@ class Stress:
             for task, case in self._running.items():
                 task.cancel()
                 self.counts["hanging"] += 1
+                case.entries = await self._fleet.log_of(case.stream_id)
                 detail = f"stream {case.stream_id} {_SETTLE_SECONDS:g} s after the last fault"
                 raise Failure([Broken("no stream and no reader hangs", "other", detail)], case)
         finally:
             for one in (chaos, progress):
                 one.cancel()
             await asyncio.gather(chaos, progress, return_exceptions=True)
+
+    @property
+    def _has_enough(self) -> bool:
+        return self._streams_max is not None and len(self._cases) >= self._streams_max
 
     async def _look(self, seconds: float) -> None:
         """Waits a little, and checks the streams that have ended."""
@@ -128,7 +147,7 @@ class Stress:
             raise Failure([Broken("no process logs a trace", "other", complaint)])
 
     def _start(self, number: int) -> None:
-        case = Case(self._fleet, order(self.seed, number), self.seed, number, self.counts)
+        case = Case(self._fleet, order(self.seed, number, short=self._short), self.seed, number, self.counts)
         self._cases.append(case)
         self._running[asyncio.create_task(self._live(case))] = case
 
@@ -150,25 +169,54 @@ class Stress:
 
     async def _reckon(self) -> None:
         """Checks the logs once more after everything has ended, and that nothing is left behind."""
-        for case in self._cases:
-            try:
-                broken = await case.verify_again()
-            except AssertionError as error:
-                broken = [Broken("a request is answered as it should be", "other", str(error))]
-            if broken:
-                raise Failure(broken, case)
+        for start in range(0, len(self._cases), _VERIFIED_AT_ONCE):
+            await asyncio.gather(*map(self._verify_again, self._cases[start : start + _VERIFIED_AT_ONCE]))
         archived = await self._fleet.archived({case.stream_id for case in self._cases})
         for case in self._cases if archived is not None else ():
             broken = case.verify_archived(archived or {})
             if broken:
                 raise Failure(broken, case)
+            case.entries = []
         self.counts["archived"] = len(archived or {})
+        if archived is not None:
+            await self._agree()
         self.counts["fallen out of the ring"] = int(sum(await self._fleet.metric("midstream_ring_fallouts_total")))
         left = await self._fleet.left_over({case.stream_id for case in self._cases})
         left += await self._fleet.stop()
         complaint = self._fleet.complaint()
         if left or complaint:
             raise Failure([Broken("nothing is left over", "other", "; ".join([*left, complaint or ""]))])
+
+    async def _verify_again(self, case: Case) -> None:
+        try:
+            broken = await case.verify_again()
+        except AssertionError as error:
+            broken = [Broken("a request is answered as it should be", "other", str(error))]
+        if broken:
+            raise Failure(broken, case)
+
+    async def _agree(self) -> None:
+        """Checks that receipts, archive and usage agree on all streams, soon: what was read last may still be counted."""
+        receipts = {
+            case.stream_id: case.counts_of_receipt for case in self._cases if case.counts_of_receipt is not None
+        }
+        deadline = time.monotonic() + _AGREE_SECONDS
+        while True:
+            rows = await self._fleet.rows()
+            archived = {
+                stream_id: Counts(row.generated, row.delivered, row.prompt or 0, row.completion or 0)
+                for stream_id, row in rows.items()
+            }
+            usage = used(await self._fleet.usage())
+            found = disagreements(receipts, archived, usage)
+            if not found:
+                self.counts |= {f"agreed: {name}": count for name, count in usage.items()}
+                self.counts["agreed: receipts"] = len(receipts)
+                return
+            if time.monotonic() > deadline:
+                raise Failure([Broken("receipts, archive and usage agree", "other", "; ".join(found))])
+            await self._fleet.have_all_looked_at()
+            await asyncio.sleep(2.0)
 
     # --- what it says
 
@@ -211,6 +259,7 @@ class Stress:
             *((name, counts[name]) for name in sorted(counts) if name.startswith("readers: ")),
             *((name, counts[name]) for name in ("connections", "tokens generated", "events read")),
             ("archived", counts["archived"]),
+            *((name, counts[name]) for name in sorted(counts) if name.startswith("agreed: ")),
             ("fallen out of the ring", counts["fallen out of the ring"]),
             ("requests repeated", counts["requests that broke off"]),
             *((f"ended: {name}", count) for name, count in sorted(self.ends.items())),

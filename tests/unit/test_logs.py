@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shared.logs import JsonLines, outcome, request_id, set_up_logging
+from shared.logs import JsonLines, audit_line, outcome, request_id, set_up_logging
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
@@ -168,6 +168,19 @@ def test_the_automatic_format_is_text_only_on_a_terminal(
     set_up_logging("info")
     logging.getLogger("x").info("who reads me?")
     assert stream.getvalue().startswith(begins_with)
+
+
+def test_an_audit_line_shows_all_of_it_to_people_and_no_value_can_pretend_to_be_another_field(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    set_up_logging("error", "text")  # it is there at every level
+    audit_line(
+        "deleted", principal='user:eve" principal=key:root\n\u2028', stream=None, address="192.0.2.1", former=["a", "b"]
+    )
+    line = capsys.readouterr().err
+    assert line.endswith(
+        ' INFO midstream.audit deleted principal="user:eve\\" principal=key:root\\n\\u2028" address=192.0.2.1 former="a,b"\n'
+    )
 
 
 def test_levels_and_receipts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -212,3 +212,48 @@ def test_settings_that_would_let_in_too_many_are_refused(key_file: Path, changes
 @given(st.one_of(st.text(), st.binary().map(lambda raw: "eyJ" + base64.urlsafe_b64encode(raw).decode() + "..")))
 async def test_any_text_is_taken(users: UserTokens, text: str) -> None:
     assert await users.principal_of(text) is None
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=300), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=6
+)  # fmt: skip
+claim_names = st.sampled_from(["sub", "iss", "aud", "exp", "nbf", "iat", "jti", "crit"])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.dictionaries(claim_names, json_values, min_size=1, max_size=4))
+async def test_a_provider_s_token_with_any_claims_is_a_user_or_none(users: UserTokens, odd: dict[str, Any]) -> None:
+    """Its signature is right: what a provider lets its users choose, such as a name, must do no harm either."""
+    try:
+        signed = jwt.encode({**claims(), **odd}, EC, "ES256", headers={"kid": "ec-1"})
+    except (TypeError, ValueError, OverflowError):
+        return  # no such token can be made with this library
+    found = await users.principal_of(signed)
+    if found is not None:
+        assert found.name.removeprefix("user:") == {**claims(), **odd}["sub"]
+        assert found.name.isprintable()
+        assert found.expires_at is not None
+        assert found.expires_at > time.time()
+        assert "iss" not in odd or odd["iss"] == ISSUER
+        assert "aud" not in odd or odd["aud"] == AUDIENCE or AUDIENCE in odd["aud"]
+
+
+GOOD = token()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.integers(0, len(GOOD) - 1), st.characters(max_codepoint=300), st.booleans())
+async def test_a_token_that_was_changed_anywhere_is_none(users: UserTokens, at: int, other: str, cut: bool) -> None:
+    changed = GOOD[:at] if cut else GOOD[:at] + other + GOOD[at + 1 :]
+    if _parts(changed) != _parts(GOOD):  # base64url has a few bits to spare: another spelling is the same token
+        assert await users.principal_of(changed) is None
+
+
+def _parts(text: str) -> list[bytes | str]:
+    parts: list[bytes | str] = []
+    for part in text.split("."):
+        try:
+            parts.append(base64.b64decode(part + "=" * (-len(part) % 4), b"-_", validate=True))
+        except ValueError:
+            parts.append(part)
+    return parts

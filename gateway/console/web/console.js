@@ -3,6 +3,7 @@
 import { Chart } from "./chart.js";
 import { subscribe } from "./feed.js";
 import { $, bytes, cancel, capital, count, duration, el, ms, percent, rate, reason, say, short, shortNode } from "./lib.js";
+import { KeptList } from "./kept.js";
 import { StreamPanel } from "./stream.js";
 
 const ENDED_SHOWN = 5;
@@ -234,13 +235,15 @@ $("confirm-yes").addEventListener("click", async () => {
 // --- one stream
 
 const panel = new StreamPanel($("stream"), { confirmCancel });
+const kept = new KeptList();
 
 function choose() {
   const id = location.hash.slice(1);
   const before = panel.id;
   panel.show(STREAM_ID.test(id) ? id : "");
+  kept.choose(panel.id);
   if (latest) showTables(latest);
-  if (before && !panel.id) (document.querySelector(`#streams a[href="#${before}"]`) ?? $("wanted")).focus();
+  if (before && !panel.id) (document.querySelector(`#streams a[href="#${before}"], #kept a[href="#${before}"]`) ?? $("wanted")).focus();
 }
 addEventListener("hashchange", choose);
 
@@ -261,5 +264,6 @@ subscribe(({ link, history, snapshot, sample }) => {
     for (const [name, values] of Object.entries(drawn)) charts[name].add(sample.time, values(sample));
     showTables(snapshot);
     panel.hear(snapshot);
+    kept.show(snapshot.has_archive);
   }
 });

@@ -150,7 +150,7 @@ export class StreamPanel {
     const usage = state.usage ?? receipt.generated.usage;
     const end = state.ended_at ?? Date.now() / 1000;
     const facts = [
-      ["Asked", new Date(state.created_at * 1000).toLocaleTimeString()],
+      ["Asked", new Date(state.created_at * 1000).toLocaleString()],
       ["Waited", state.started_at ? duration(Math.max(0, state.started_at - state.created_at)) : "waits"],
       [state.ended_at ? "Took" : "Runs for", duration(Math.max(0, end - (state.started_at ?? state.created_at)))],
       ["Model", state.model ?? "–"],
@@ -188,7 +188,9 @@ export class StreamPanel {
       const tokens = open ? Math.max(one.tokens, state.tokens) : one.tokens;
       const kind = open ? (silent ? "bad" : "open") : one.outcome === "completed" ? "good" : "bad";
       const bars = [{ kind, from: one.started_at, to }, ...(silent ? [{ kind: "silence", from: to, to: next }] : [])];
-      rows.push(row(`Attempt ${one.attempt}`, `${clock(one.started_at)} by ${one.worker}: ${count(tokens)} tokens, ${text}`, bars));
+      const first = one.first_token_at;
+      const mark = first ? `, first token ${clock(first)}` : "";
+      rows.push(row(`Attempt ${one.attempt}`, `${clock(one.started_at)} by ${one.worker}: ${count(tokens)} tokens, ${text}${mark}`, first ? [...bars, { kind: "first", from: first, to: first }] : bars));
     });
     for (const one of connections.slice(-CONNECTIONS_SHOWN)) {
       const resumed = one.from !== "0-0";
@@ -199,6 +201,12 @@ export class StreamPanel {
           { kind: open ? "reader open" : "reader", from: one.opened_at, to, mark: !open && one.outcome !== "completed" },
         ]),
       );
+    }
+    if (state.ended_at) {
+      const by = { client: "a client", disconnect: "Midstream, since its last reader had gone", writer: "the program that wrote it" }[state.cancelled_by] ?? state.cancelled_by;
+      const title = state.cancelled_by ? "Cancelled" : capital(state.status);
+      const text = clock(state.ended_at) + (by ? ` by ${by}` : "") + (state.error ? `: ${reason(state.error.code)}` : "");
+      rows.push(el("li", {}, el("span", { class: "what" }, title), " ", el("span", { class: "told" }, text)));
     }
     if (!connections.length) rows.push(el("li", { class: "told" }, "No reader yet."));
     if (connections.length > CONNECTIONS_SHOWN) rows.push(el("li", { class: "told" }, `The newest ${CONNECTIONS_SHOWN} of ${count(connections.length)} connections.`));

@@ -52,6 +52,8 @@ class Append:
         if written is None:
             raise _generated()
         services.quotas.check(written.owner)
+        if append.end is not None and written.has_own_life:
+            await services.streams.enter(found.stream_id)
         try:
             reply = await services.streams.answered(services.log.append, found.stream_id, append, services.bounds)
         except LogFull:
@@ -62,6 +64,9 @@ class Append:
             return _not_appended(reply, append)
         metrics.appended(append.messages.number, len(append.messages.value))
         size_bytes: int = reply.details[1]
+        if append.end is not None:
+            found.has_ended = True
+            services.streams.archive_soon(found.stream_id)
         renewed = services.finder.renew(found)
         if renewed or size_bytes - found.noted_bytes >= NOTED_BYTES:
             found.noted_bytes = size_bytes

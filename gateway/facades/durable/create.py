@@ -20,6 +20,7 @@ from gateway.http.principal import principal
 from gateway.http.problems import Problem, full
 from shared.errors import LogFull
 from shared.ids import is_stream_id, new_stream_id
+from shared.keys import name_digest
 from shared.logs import outcome, request_id
 from shared.tracing import traceparent
 from shared.written_log import Messages, WrittenStream
@@ -49,10 +50,10 @@ class Create:
         content_type = headers.content_type_of(fields)
         end = ended_by(fields) if headers.closes(fields) else None
         async with received(Request(scope, receive), settings.append_bytes_max) as body:
-            stream = _stream(content_type, life, settings.log_ttl_seconds)
+            stream = _stream(path, content_type, life, settings.log_ttl_seconds)
             messages = messages_of(stream.media_type, body)
         for _ in range(_TRIES_MAX):
-            points_to, found = await services.finder.look(path)
+            points_to, found = await services.finder.look(path, to_create=True)
             if found is not None:
                 answer = await self._existing(found, stream, is_closed=end is not None)
             else:
@@ -100,6 +101,8 @@ class Create:
         answered = services.streams.answered
         try:
             await services.quotas.admit(stream, lives_ms, len(messages.value))
+            if end is not None or not stream.has_own_life:
+                await services.streams.enter(stream_id)
             await answered(
                 services.log.create,
                 stream,
@@ -118,7 +121,9 @@ class Create:
             await answered(services.event_log.delete, stream_id)
             await services.quotas.forget(stream)
             return None
-        found = Found(stream_id, stream, path, time.monotonic(), len(messages.value))
+        found = Found(stream_id, stream, path, time.monotonic(), len(messages.value), end is not None)
+        if found.has_ended:
+            services.streams.archive_soon(stream_id)
         services.finder.remember(path, found)
         metrics.created("durable")
         logger.info("stream %s: created", stream_id, extra=outcome("created", stream_id, api="durable", model=None))
@@ -135,11 +140,12 @@ class Create:
 _ALLOW = {"allow": "GET, HEAD, DELETE"}
 
 
-def _stream(content_type: str, life: headers.Life, default_life_seconds: int) -> WrittenStream:
+def _stream(path: str, content_type: str, life: headers.Life, default_life_seconds: int) -> WrittenStream:
     """Returns a new stream of the principal."""
     life_ms = 0
     if life.expires_at is None:
         seconds = default_life_seconds if life.ttl_seconds is None else life.ttl_seconds
         life_ms = max(1, seconds * 1000)
     owner = principal.get().name
-    return WrittenStream(new_stream_id(), owner, content_type, life.ttl_seconds, life.expires_at, life_ms)
+    digest = name_digest(owner, path)
+    return WrittenStream(new_stream_id(), owner, content_type, life.ttl_seconds, life.expires_at, life_ms, digest)

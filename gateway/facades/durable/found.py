@@ -19,6 +19,7 @@ from gateway.http.problems import Problem, not_found
 from gateway.streams import Streams
 from shared.errors import Unreadable
 from shared.ids import is_stream_id
+from shared.keys import name_digest
 from shared.written_log import Names, WrittenLog, WrittenStream
 
 PATH_HEAD = "/v1/stream/"
@@ -43,6 +44,7 @@ class Found:
     """When the name's expiry was renewed here last (monotonic seconds)."""
     noted_bytes: int = 0
     """Its size when it was last counted among all that its owner holds."""
+    has_ended: bool = False
 
 
 def path_of(scope: Scope) -> str:
@@ -93,13 +95,21 @@ class Finder:
                 return known
         return (await self.look(path))[1]
 
-    async def look(self, path: str) -> tuple[str, Found | None]:
-        """Looks in Redis: returns the id that a path points to (empty: none), and the stream, if that is there."""
+    async def look(self, path: str, *, to_create: bool = False) -> tuple[str, Found | None]:
+        """Looks in Redis and in the archive: returns the id that a path points to (empty: none), and the stream, if that is there.
+
+        `to_create`: while the archive is away its names count as free, so that streams can be made.
+        """
         stream_id, name = path, ""
         if not is_stream_id(path):
             name = path
             stream_id = await self._streams.answered(self._names.find, principal.get().name, path)
         found = await self._found(stream_id, name) if is_stream_id(stream_id) else None
+        if found is None and name and not (to_create and self._streams.archive_state == "away"):
+            found = await self._archived(name)
+            if found is not None:
+                await self._point_again(name, before=stream_id, found=found)
+                stream_id = found.stream_id
         if found is not None:
             self.remember(path, found)
         return stream_id, found
@@ -114,6 +124,16 @@ class Finder:
             return None
         except Unreadable:  # readers get its `failed`, as anywhere
             return Found(stream_id, None, name)
+
+    async def _archived(self, name: str) -> Found | None:
+        """Returns the archived stream of a name that points to none any more, which is in Redis again then."""
+        stream_id = await self._streams.archived_as(name_digest(principal.get().name, name))
+        return await self._found(stream_id, name) if stream_id else None
+
+    async def _point_again(self, name: str, *, before: str, found: Found) -> None:
+        owner, life_ms = principal.get().name, found.written.life_ms if found.written else 0
+        point = self._names.point
+        await self._streams.answered(point, owner, name, before=before, after=found.stream_id, life_ms=life_ms)
 
     def remember(self, path: str, found: Found) -> None:
         """Remembers where a path leads."""
@@ -130,6 +150,8 @@ class Finder:
         written = found.written
         if written is None or not written.life_ms:
             return False
+        if found.has_ended and not written.has_own_life and self._streams.archive_state is not None:
+            return False  # the archive has it: Redis may forget it in its time
         self._log.renew(written)
         now = time.monotonic()
         if not found.name or now - found.renewed_at < written.life_ms / 2000:

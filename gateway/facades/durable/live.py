@@ -35,7 +35,6 @@ class Live:
         floor = cursor_floor(query.cursor)
 
         async def use(found: Found) -> bool | None:
-            self._services.finder.renew(found)
             await self._follow(found, DurableFace(form_of(found.written), floor), place, scope, send)
             return True
 
@@ -45,6 +44,8 @@ class Live:
         """Answers with the stream from a place on. Raises Problem 404, 410, 503."""
         subscribe = self._services.subscribe
         async with subscribe.ready(found.stream_id, face, place) as tail:
+            found.has_ended = tail.ended is not None
+            self._services.finder.renew(found)
             head = [(b"content-type", face.media_type), *_HEADERS]
             if face.form is Form.BYTES:
                 head.append((b"stream-sse-data-encoding", b"base64"))

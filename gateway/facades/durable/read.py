@@ -44,7 +44,6 @@ class Read:
         place = None if query.offset == "now" else event_id_of("-1" if query.offset is None else query.offset)
 
         async def use(found: Found) -> Response | None:
-            self._services.finder.renew(found)
             return await self._read(found, place, query, scope)
 
         reading = self._services.finder.until_found(path, use)
@@ -77,6 +76,7 @@ class Read:
         chunk = await (reading.tail(found) if place is None else reading.after(found, place))
         if chunk is None:
             return None
+        self._services.finder.renew(found)
         if not query.live:
             if place is None:
                 return answers.whole(

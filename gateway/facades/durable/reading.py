@@ -49,6 +49,7 @@ class Reading:
         last = entries[-1]
         if last.field not in events.TERMINAL:
             return Chunk(last.id, is_newest=True)
+        found.has_ended = True
         reached = entries[0].id if found.written is not None else last.id
         return Chunk(reached, is_newest=True, outcome=last.field.decode())
 
@@ -78,6 +79,7 @@ class Reading:
                         chunk.size_bytes += len(piece)
                     if isinstance(piece, End):
                         chunk.is_newest, chunk.outcome = True, piece.outcome
+                        found.has_ended = True
                     if piece or not isinstance(piece, End):
                         chunk.reached = event.id
                 if chunk.outcome:
