@@ -1,4 +1,4 @@
-"""HTTP/1.1 for a thousand slow answers at once: a transport for httpx2.
+"""HTTP/1.1 for a thousand slow answers at once: a transport for httpx2, which the official SDK takes through its client.
 
 httpx2's own transport parses in Python (h11) and passes each chunk through anyio's scopes and six generators: 70–200 µs
 of worker for a token that comes alone, which is more than all the rest of its way. Here llhttp parses in C, and whoever

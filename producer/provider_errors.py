@@ -15,6 +15,7 @@ import time
 from typing import Any, NoReturn
 
 import httpx2
+import openai
 import orjson
 
 from producer.chunk_shapes import clean, fitting, json_text
@@ -60,13 +61,13 @@ _TAG = re.compile(r"<[^>]*>")
 _MARKUP = re.compile(r"\s*<(?:!doctype|html|head|body|\?xml)\b", re.IGNORECASE)
 
 
-def raise_for_status(response: httpx2.Response) -> NoReturn:
-    """Raises Refused or Unavailable for an answer whose status is an error, and whose body has been read."""
-    status = response.status_code
-    fields, words = error_in(_loaded(response.content))
+def raise_for_status(error: openai.APIStatusError) -> NoReturn:
+    """Raises Refused or Unavailable for an answer whose status is an error."""
+    status = error.status_code
+    fields, words = error_in(_loaded(error.response.content, error.body))
     message = f"the provider answered {status}: {words or 'without a message'}"
-    wait_seconds = retry_after_seconds(response.headers)
-    raise _error(message, fields, words, status=status, retry_after_seconds=wait_seconds)
+    wait_seconds = retry_after_seconds(error.response.headers)
+    raise _error(message, fields, words, status=status, retry_after_seconds=wait_seconds) from None
 
 
 def raise_for_error(error: Any) -> NoReturn:
@@ -104,10 +105,10 @@ def is_error(chunk: dict[str, Any]) -> bool:
     return any(chunk.get(name) for name in _WORDS_FIELDS if name not in ("reason", "title", "description"))
 
 
-def speaks_of_stream_options(response: httpx2.Response) -> bool:
+def speaks_of_stream_options(error: openai.APIStatusError) -> bool:
     """Returns whether an error is about the request's `stream_options`, which some servers do not know."""
-    content = response.content
-    return response.status_code not in (401, 403, 429) and (b"stream_options" in content or b"include_usage" in content)
+    content = error.response.content
+    return error.status_code not in (401, 403, 429) and (b"stream_options" in content or b"include_usage" in content)
 
 
 def error_in(value: Any) -> tuple[dict[str, Any], str]:
@@ -165,12 +166,12 @@ def _error(
     return Refused(message, status=status, error=own, retry_after_seconds=retry_after_seconds)
 
 
-def _loaded(content: bytes) -> Any:
+def _loaded(content: bytes, otherwise: Any) -> Any:
     """Returns a body as JSON, or as text."""
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError:
-        return content.decode("utf-8", "replace")
+        return content.decode("utf-8", "replace") or otherwise
 
 
 def _words(message: Any) -> str:
