@@ -7,6 +7,7 @@ terminal event: nobody can append to it. Before it expires its receipt is looked
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import secrets
@@ -18,7 +19,7 @@ from shared.archive.record import hash_beside
 from shared.archive.store import Archive, Archived
 from shared.background import keep_running
 from shared.commands import Commands, Script
-from shared.errors import ArchiveAway
+from shared.errors import ArchiveAway, Disconnected, RedisRefused
 from shared.events import Entry
 from shared.keys import deliveries_key, log_key, part_key
 from shared.unkept import Unkept
@@ -47,6 +48,8 @@ class Restoring:
         self._under_way: dict[str, asyncio.Task[str | None]] = {}
         self.is_up = False
         """Whether the database answered when it was last asked."""
+        self.can_write = True
+        """Whether the workers can write to it, as far as they have said."""
 
     def start(self) -> None:
         self._asking = keep_running("archive", self._ask)
@@ -60,6 +63,8 @@ class Restoring:
             except ArchiveAway as error:
                 self.is_up = False
                 logger.debug("%s", error)
+            with contextlib.suppress(Disconnected, RedisRefused):
+                self.can_write = await self._unkept.can_write()
             metrics.ARCHIVE_UP.set(self.is_up)
             await asyncio.sleep(_ASK_SECONDS * random.uniform(0.8, 1.0))
 

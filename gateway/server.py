@@ -31,6 +31,7 @@ from gateway.access.sessions import Sessions
 from gateway.access.signing import SigningKeys
 from gateway.access.stream_readers import StreamReaders
 from gateway.access.stream_tokens import StreamTokens
+from gateway.access.webhooks import StreamWebhooks
 from gateway.api.follow import Subscribe
 from gateway.api.health import Health
 from gateway.api.readiness import Readiness
@@ -76,6 +77,7 @@ from shared.replicas import ReplicatedCommands
 from shared.settings import Settings
 from shared.unkept import Unkept
 from shared.usage import Usage
+from shared.webhooks import WebhookStore
 from shared.written_log import Holdings, Names, WrittenLog
 
 if TYPE_CHECKING:
@@ -232,13 +234,20 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         unkept = Unkept(
             commands, log_ttl_seconds=settings.log_ttl_seconds, ended_ttl_seconds=settings.ended_ttl_seconds
         )
+    store = WebhookStore(commands, log_ttl_seconds=settings.log_ttl_seconds)
+
+    def ended_here(stream_id: str) -> None:
+        store.send_soon(stream_id)
+        if unkept is not None:
+            unkept.send_soon(stream_id)
+
     log = EventLog(
         commands,
         log_ttl_seconds=settings.log_ttl_seconds,
         ended_ttl_seconds=settings.unkept_ttl_seconds,
         tombstone_ttl_seconds=settings.tombstone_ttl_seconds,
         replicated=replicated,
-        **({} if unkept is None else {"on_ended": unkept.send_soon}),
+        on_ended=ended_here,
     )
     restoring = None if archive is None or unkept is None else _restoring(archive, commands, unkept, settings)
     queue = Lanes(commands, lanes_of(commands, settings, replicated=replicated))
@@ -285,8 +294,10 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     silence_checks = SilenceChecks(tails, log, endings, settings, on_lost=delivery.lose)
     limits = Limits(accounts, log, own_limits, settings)
     owners = Owners(checked=authenticates)
-    parts = (commands, log, queue, tails, deliveries, settings, owners, limits, usage, unkept, restoring, replicated)
-    streams = Streams(*parts) if traces is None else TracedStreams(traces, *parts)
+    webhooks = StreamWebhooks(settings, store, partial(webhook_of, authenticators), authenticates=authenticates)
+    parts = (commands, log, queue, tails, deliveries, settings, owners, limits, usage, unkept, restoring)
+    own = (*parts, webhooks, replicated)
+    streams = Streams(*own) if traces is None else TracedStreams(traces, *own)
     external = ExternalWrites(
         commands,
         ended_ttl_seconds=settings.unkept_ttl_seconds,
@@ -316,7 +327,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     finding = None if restoring is None or unkept is None else _finding(restoring.archive, unkept, log, commands)
     written = None
     if are_wanted(settings, authenticates=authenticates):
-        written = DurableStreams(streams, subscribe, delivery, log, commands, settings)
+        written = DurableStreams(streams, subscribe, delivery, log, commands, settings, given)
     app = make_app(
         Services(
             streams,
@@ -379,6 +390,14 @@ def limits_of(authenticators: Sequence[KeptUp], principal_name: str) -> Mapping[
     for authenticator in authenticators:
         if isinstance(authenticator, ApiKeys):
             return authenticator.limits_of(principal_name)
+    return {}
+
+
+def webhook_of(authenticators: Sequence[KeptUp], principal_name: str) -> Mapping[str, object]:
+    """Returns the webhook of a principal's API key; nothing if it has none."""
+    for authenticator in authenticators:
+        if isinstance(authenticator, ApiKeys):
+            return authenticator.webhook_of(principal_name)
     return {}
 
 

@@ -18,6 +18,7 @@ import orjson
 from gateway import metrics
 from gateway.access.limits import Limits
 from gateway.access.owners import Owners
+from gateway.access.webhooks import StreamWebhooks
 from gateway.following.tails import Tails
 from gateway.http.audit import audit
 from gateway.http.principal import principal
@@ -29,7 +30,7 @@ from shared.archive.record import tombstone_of
 from shared.commands import Commands, Executes
 from shared.errors import Disconnected, LogFull, MidstreamError, QueueFull, RedisRefused, Unreadable
 from shared.event_log import READ_ENTRIES_MAX, EventLog
-from shared.events import Accepted, Entry, Event, Policies, owner_of
+from shared.events import Accepted, Entry, Event, Policies, Webhook, owner_of
 from shared.external_writes import Lease, WriterLeases
 from shared.ids import BEGINNING, FIRST_ID, EventId, created_at, is_stream_id, new_stream_id
 from shared.keys import idempotency_key
@@ -83,6 +84,7 @@ class Streams:
         usage: Usage,
         unkept: Unkept | None = None,
         restoring: Restoring | None = None,
+        webhooks: StreamWebhooks | None = None,
         replicated: Executes | None = None,
     ) -> None:
         """With an archive there are both `unkept`, where each stream is entered, and `restoring`. `replicated` executes what is to
@@ -99,6 +101,7 @@ class Streams:
         self._limits = limits
         self._usage = usage
         self._leases = WriterLeases(commands, ttl_seconds=settings.log_ttl_seconds)
+        self._webhooks = webhooks
         self._unkept = unkept
         self._restoring = restoring
         self._long_reads = asyncio.Semaphore(_LONG_READS_MAX)
@@ -122,6 +125,7 @@ class Streams:
         the stream ends; with `keep_request` as long as its log. Of the messages the first `shown_messages` are in the log
         in any case. Raises Problem 422, 429, 503.
         """
+        asked, policies = policies, policies if self._webhooks is None else self._webhooks.applied(policies)
         owner = principal.get().name
         origin = request_id.get(), traceparent.get()
         small, large = split(request)
@@ -140,7 +144,7 @@ class Streams:
             large_bytes = sum(map(len, large.values()))
             with self._room_for(len(entry.value) + large_bytes):
                 if idempotency is not None:
-                    content = orjson.dumps([request, policies.stored(), metadata])
+                    content = orjson.dumps([request, asked.stored(), metadata])
                     stream_id, known = await self.answered(self._remember, new_id, f"{owner}\0{idempotency}", content)
                     if known:
                         await self.answered(self._until_put_before_writers, stream_id, policies)
@@ -153,11 +157,13 @@ class Streams:
                 if self._limits.apply_to(owner):
                     await self._admitted(admit, f"{owner}\0{idempotency}" if idempotency is not None else "")
                 if policies.lease_seconds is None:
-                    await self._begin(stream_id, entry, beside, admit, alone=stream_id == new_id)
+                    is_told = policies.webhook is not None
+                    await self._begin(stream_id, entry, beside, admit, is_told=is_told, alone=stream_id == new_id)
                 else:
                     lease = Lease(policies.lease_seconds, policies.cancel_after_seconds)
                     await self.answered(admit)
-                    await self.answered(self._begin_external, stream_id, entry, beside, lease)
+                    is_told = policies.webhook is not None
+                    await self.answered(self._begin_external, stream_id, entry, beside, lease, is_told=is_told)
                 self._owners.remember(stream_id, owner)
         except QueueFull as error:
             with contextlib.suppress(Disconnected, RedisRefused):  # then it ends as an orphan
@@ -203,11 +209,12 @@ class Streams:
         beside: Beside | None,
         admit: Callable[[], Awaitable[None]],
         *,
+        is_told: bool,
         alone: bool,
     ) -> None:
-        """Writes a log's first entry and queues its request. Not `alone`: other creates may write this log too, and one queues.
+        """Writes a log's first entry and queues its request. `is_told`: a webhook tells of its end.
 
-        It is repeated while Redis is away. Then what was carried out before, and only its reply was lost, is looked up.
+        Not `alone`: other creates may write this log too, and one queues. It is repeated while Redis is away. Then what was carried out before, and only its reply was lost, is looked up.
         """
         append = partial(self._log.append, stream_id, 0, entry, self._settings.log_ttl_seconds, beside)
         repeated, may_be_queued = False, not alone
@@ -218,9 +225,11 @@ class Streams:
             if alone and not is_repeated and self._commands.is_one_server:
                 may_be_queued = True
                 # All take one round trip: they leave on one connection, in this order.
-                await _all_of(admit(), self._enter(stream_id), append(), self._queue.enqueue(stream_id))
+                await _all_of(
+                    admit(), self._enter(stream_id, is_told=is_told), append(), self._queue.enqueue(stream_id)
+                )
                 return
-            await _all_of(admit(), self._enter(stream_id))
+            await _all_of(admit(), self._enter(stream_id, is_told=is_told))
             appended = await append()
             is_to_queue = appended.status == "applied"
             if is_repeated and (
@@ -256,10 +265,13 @@ class Streams:
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(2 * pause_seconds, _QUEUED_LOOK_SECONDS_MAX)
 
-    async def _enter(self, stream_id: str) -> None:
-        """Enters a stream among those that are to be archived, before its log begins: then no end can be lost."""
-        if self._unkept is not None:
-            await self._unkept.enter(stream_id)
+    async def _enter(self, stream_id: str, *, is_told: bool = False) -> None:
+        """Enters a stream among those that are to be archived and told of, before its log begins: then no end can be lost."""
+        entering = [] if self._unkept is None else [self._unkept.enter(stream_id)]
+        if is_told and self._webhooks is not None:
+            entering.append(self._webhooks.enter(stream_id))
+        if entering:
+            await _all_of(*entering)
 
     async def enter(self, stream_id: str) -> None:
         """Enters a written stream among those that are to be archived: before its log begins, or, if it may expire
@@ -276,7 +288,9 @@ class Streams:
         with archive_in_time():
             return await self._restoring.archive.named(name_digest) or ""
 
-    async def _begin_external(self, stream_id: str, entry: Entry, beside: Beside | None, lease: Lease) -> None:
+    async def _begin_external(
+        self, stream_id: str, entry: Entry, beside: Beside | None, lease: Lease, *, is_told: bool
+    ) -> None:
         """Writes the first entry of a log that an external writer fills, and begins its lease. May be repeated.
 
         Raises Problem 503 if there are as many such streams as there may be.
@@ -286,7 +300,7 @@ class Streams:
                 f"there are {self._settings.external_streams_max} streams of external writers, and no more are taken"
             )
             raise Problem(503, detail, retry_after_seconds=5)
-        await self._enter(stream_id)
+        await self._enter(stream_id, is_told=is_told)
         appended = await self._log.append(stream_id, 0, entry, self._settings.log_ttl_seconds, beside)
         if appended.status == "applied" or appended.last == FIRST_ID:
             await self._leases.begin(stream_id, lease)
@@ -354,14 +368,25 @@ class Streams:
         task.add_done_callback(self._receipts.discard)
 
     def ended_by_writer(self, stream_id: str) -> None:
-        """Accounts for a stream whose end came with an append of its external writer: its receipt, and the archive."""
+        """Accounts for a stream whose end came with an append of its external writer: its receipt, the archive, its webhook."""
         self.write_receipt(stream_id)
-        self.archive_soon(stream_id)
+        self.look_soon(stream_id)
 
-    def archive_soon(self, stream_id: str) -> None:
-        """Has a stream, which has ended, looked at for the archive in some seconds."""
+    def look_soon(self, stream_id: str) -> None:
+        """Has a stream, which has ended here, looked at in some seconds: for the archive, and for its webhook if it has one."""
+        if self._webhooks is not None:
+            self._webhooks.send_soon(stream_id)
         if self._unkept is not None:
             self._unkept.send_soon(stream_id)
+
+    def webhook_of(self, url: str | None) -> Webhook | None:
+        """Returns the webhook of a stream that the principal makes, from its header, or by default. Raises Problem 400."""
+        return None if self._webhooks is None else self._webhooks.of(None if url is None else Webhook(url))
+
+    async def enter_webhook(self, stream_id: str) -> None:
+        """Enters a stream that has a webhook, before its log begins. Raises Problem 503."""
+        if self._webhooks is not None:
+            await self.answered(self._webhooks.enter, stream_id)
 
     async def _end(self, stream_id: str, cancelled: bytes) -> bool:
         """Ends a stream as cancelled. True if it ends with this entry: also one whose reply was lost before."""
@@ -461,8 +486,14 @@ class Streams:
 
     @property
     def archive_state(self) -> str | None:
-        """Returns `up` or `away`; None if there is no archive. While it is away, only what has left Redis cannot be read."""
-        return None if self._restoring is None else "up" if self._restoring.is_up else "away"
+        """Returns `up`, `read-only` or `away`; None if there is no archive.
+
+        While it is `read-only`, as with a full disk, ended streams wait in Redis; while it is `away`, what has left Redis cannot
+        be read either.
+        """
+        if self._restoring is None:
+            return None
+        return "away" if not self._restoring.is_up else "up" if self._restoring.can_write else "read-only"
 
     async def brought_back(self, stream_id: str) -> bool:
         """Brings the log of an archived stream back into Redis. True if it is there now, and the principal's. Raises Problem 503."""

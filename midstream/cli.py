@@ -120,6 +120,8 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     if arguments.command == "keys":
         return _keys(arguments)
+    if arguments.command == "webhooks":
+        return _webhooks(arguments)
     if arguments.command == "bench":
         from bench.run import bench
 
@@ -165,6 +167,8 @@ def _keys(arguments: argparse.Namespace) -> int:
             arguments.scopes,
             arguments.expires,
             arguments.limit,
+            arguments.webhook,
+            webhook_text=arguments.webhook_text,
             as_json=arguments.json,
             stored=not arguments.for_file,
         )
@@ -173,6 +177,20 @@ def _keys(arguments: argparse.Namespace) -> int:
     if arguments.action == "revoke":
         return keys.revoke_key(redis_url, arguments.key)
     return keys.rotate_key(redis_url, arguments.name, arguments.grace, as_json=arguments.json)
+
+
+def _webhooks(arguments: argparse.Namespace) -> int:
+    from midstream import webhooks
+    from midstream.keys import redis_url_of
+
+    if arguments.action == "secret":
+        return webhooks.print_secrets(Settings.from_environment(os.environ), arguments.principal, is_new=arguments.new)
+    redis_url = redis_url_of(arguments.redis)
+    if arguments.action == "list":
+        return webhooks.list_webhooks(redis_url, count=arguments.count, as_json=arguments.json)
+    if arguments.action == "show":
+        return webhooks.show_webhook(redis_url, arguments.id, as_json=arguments.json)
+    return webhooks.retry_webhooks(redis_url, arguments.id)
 
 
 def _unrecognized(arguments: Sequence[str], parser: argparse.ArgumentParser) -> str:
@@ -215,6 +233,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     forget = command("forget", "Delete everything of one owner: what runs, what Redis has, and what is archived.")
     forget.add_argument("owner", metavar="OWNER", help="the owner's name, as `midstream list` shows it")
     _add_keys(command("keys", "Make, list, revoke and replace the API keys of services."))
+    _add_webhooks(command("webhooks", "List webhooks that have failed, send them again, and print their secrets."))
     options.add_arguments(command("bench", options.SUMMARY))
 
     metrics = command("metrics", "List every metric with its kind, its labels, its meaning and what it costs.")
@@ -435,6 +454,10 @@ def _add_keys(keys: argparse.ArgumentParser) -> None:
         "--limit", action="append", default=[], metavar="NAME=NUMBER", help="a limit of its own; may be repeated"
     )
     create.add_argument(
+        "--webhook", default="", metavar="URL", help="where a signed POST goes when one of its streams has ended"
+    )
+    create.add_argument("--webhook-text", action="store_true", help="those POSTs have the answer's text, up to 64 KiB")
+    create.add_argument(
         "--for-file", action="store_true", help="store nothing in Redis; print the line for MIDSTREAM_API_KEYS_FILE"
     )
     create.add_argument("--json", action="store_true", help="print JSON")
@@ -450,6 +473,38 @@ def _add_keys(keys: argparse.ArgumentParser) -> None:
         "--grace", type=_duration, default=86_400.0, metavar="TIME", help="how long the former key stays valid (1d)"
     )
     rotate.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_webhooks(webhooks: argparse.ArgumentParser) -> None:
+    actions = webhooks.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def action(name: str, summary: str) -> argparse.ArgumentParser:
+        parser = actions.add_parser(name, help=summary, description=summary)
+        if name != "secret":
+            parser.add_argument("--redis", metavar="URL", help="the Redis of the gateways (MIDSTREAM_REDIS_URL)")
+        return parser
+
+    listing = action("list", "List those that were given up, kept for a week, and those that are tried again.")
+    listing.add_argument("--count", type=int, default=100, metavar="N", help="how many at most (100)")
+    listing.add_argument("--json", action="store_true", help="print JSON, one a line")
+    show = action("show", "Show one that has failed, with its body.")
+    show.add_argument("id", metavar="ID", help="the stream's id, which is the webhook's, too")
+    show.add_argument("--json", action="store_true", help="print JSON")
+    retry = action("retry", "Send one that has failed now, and try for another day.")
+    which = retry.add_mutually_exclusive_group(required=True)
+    which.add_argument("id", metavar="ID", nargs="?", default="", help="the stream's id")
+    which.add_argument("--all", action="store_true", help="all that were given up")
+    secret = action(
+        "secret", "Print what a receiver verifies with: MIDSTREAM_WEBHOOK_SECRETS, or one principal's secrets."
+    )
+    secret.add_argument(
+        "principal",
+        metavar="PRINCIPAL",
+        nargs="?",
+        default="",
+        help="who creates the streams, as in key:shop, where a request or the key names the webhook",
+    )
+    secret.add_argument("--new", action="store_true", help="print a new random one, for MIDSTREAM_WEBHOOK_SECRETS")
 
 
 def _duration(text: str) -> float:

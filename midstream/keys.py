@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from shared.api_keys import ApiKey, ApiKeyTable, BadKey, checked_scopes, create,
 from shared.connections import connection_to
 from shared.logs import audit_line
 from shared.settings import Settings, described
+from shared.webhook_target import BadTarget, Targets, target_of
 
 T = TypeVar("T")
 
@@ -58,15 +60,20 @@ def create_key(
     scopes: str,
     expires: float | None,
     limits: list[str],
+    webhook: str,
     *,
+    webhook_text: bool,
     as_json: bool,
     stored: bool = True,
 ) -> int:
     """Makes a key and prints it. Without `stored`, the line for a file of keys, and nothing is written to Redis."""
     wanted, own_limits = checked_scopes(scopes.split(",")), limits_of(limits)
+    if webhook:
+        _check_webhook(webhook, stored=stored)
+    told = {"url": webhook, "text": webhook_text} if webhook else {}
 
     async def run(table: ApiKeyTable) -> tuple[str, ApiKey]:
-        return await create(table, name, wanted, expires, own_limits)
+        return await create(table, name, wanted, expires, own_limits, told)
 
     key, about = asyncio.run(_without_redis(run) if not stored else _with_table(redis_url, run))
     audit_line("key_created", **operator(), **_about(about), in_redis=stored)
@@ -77,6 +84,16 @@ def create_key(
     else:
         print(f"{key}\n\n{_SHOWN_ONCE} For MIDSTREAM_API_KEYS_FILE:\n{name} {scopes} sha256:{about.digest}")
     return 0
+
+
+def _check_webhook(url: str, *, stored: bool) -> None:
+    """Raises BadKey for an address to which the gateways would send nothing."""
+    if not stored:
+        raise BadKey("--webhook is for keys in Redis: the line of a file has no place for it")
+    try:
+        Targets(Settings.from_environment(os.environ)).check(url, is_operators=True)
+    except BadTarget as error:
+        raise BadKey(f"--webhook: {error}") from None
 
 
 def list_keys(redis_url: str, *, as_json: bool) -> int:
@@ -119,10 +136,10 @@ def rotate_key(redis_url: str, name: str, grace: float, *, as_json: bool) -> int
             raise BadKey(f"every key with the name {name!r} has expired: `midstream keys create` makes a new one")
         newest = max(former, key=lambda key: key.created_at)
         lives = None if newest.expires_at is None else newest.expires_at - newest.created_at
-        made, about = await create(table, newest.name, newest.scopes, lives, newest.limits)
+        made, about = await create(table, newest.name, newest.scopes, lives, newest.limits, newest.webhook)
         for key in former:
             until = now + grace if key.expires_at is None else min(key.expires_at, now + grace)
-            await table.put(ApiKey(key.digest, key.name, key.scopes, key.created_at, until, key.limits))
+            await table.put(dataclasses.replace(key, expires_at=until))
         return made, about, former
 
     key, about, former = asyncio.run(_with_table(redis_url, run))
@@ -177,7 +194,17 @@ def _matching(keys: dict[str, ApiKey], which: str) -> list[ApiKey]:
 def _line(key: ApiKey) -> str:
     expires = "never expires" if key.expires_at is None else _when("expires", "expired", key.expires_at)
     limits = "".join(f"  {name.removeprefix('limit_')}={value:g}" for name, value in sorted(key.limits.items()))
-    return f"{key.id}  {key.name}  {','.join(sorted(key.scopes))}  created {_date(key.created_at)}  {expires}{limits}"
+    webhook = f"  webhook to {_host_of(key.webhook)}" if key.webhook else ""
+    scopes = ",".join(sorted(key.scopes))
+    return f"{key.id}  {key.name}  {scopes}  created {_date(key.created_at)}  {expires}{limits}{webhook}"
+
+
+def _host_of(webhook: Mapping[str, Any]) -> str:
+    """Returns where a key's webhooks go, without the path and the query, which may have a secret."""
+    try:
+        return target_of(str(webhook.get("url"))).authority
+    except BadTarget:
+        return "an address that cannot be read"
 
 
 def _when(future: str, past: str, at: float) -> str:
@@ -189,7 +216,8 @@ def _date(at: float) -> str:
 
 
 def _as_json(key: ApiKey) -> dict[str, Any]:
-    return {"id": key.id, **orjson.loads(key.stored())}
+    about = {"id": key.id, **orjson.loads(key.stored())}
+    return {**about, "webhook": {**about["webhook"], "url": _host_of(key.webhook)}} if key.webhook else about
 
 
 def _about(key: ApiKey) -> dict[str, Any]:

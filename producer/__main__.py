@@ -29,6 +29,7 @@ from producer.worker import BLOCK_SECONDS, Worker
 from shared.accounts import Accounts
 from shared.archive import archive_of
 from shared.connections import RedisConnection, check, connection_to
+from shared.due_list import DueList
 from shared.errors import Unusable
 from shared.event_log import EventLog
 from shared.grants import check_grants, until_up
@@ -47,9 +48,11 @@ from shared.tracing import set_up_tracing
 from shared.unkept import Unkept
 from shared.usage import Usage
 from shared.version import VERSION
+from shared.webhooks import Secrets, WebhookStore
 
 if TYPE_CHECKING:
     from producer.archiving import Archiving
+    from producer.webhooks import Webhooks
     from shared.archive.store import Archive
     from shared.spans import Tracing
 
@@ -93,13 +96,33 @@ def _archiving(
     return Archiving(archive, unkept, connection, log, deliveries, settings)
 
 
+def _webhooks(
+    secrets: Secrets, connection: RedisConnection, log: EventLog, deliveries: DeliveryNotes, settings: Settings
+) -> Webhooks:
+    from producer.webhook_post import Poster
+    from producer.webhooks import Webhooks
+
+    store = WebhookStore(connection, log_ttl_seconds=settings.log_ttl_seconds)
+    return Webhooks(store, Poster(settings), secrets, log, deliveries, settings)
+
+
+def _webhook_secrets(settings: Settings) -> Secrets:
+    """Returns the secrets that sign webhooks; none: this worker sends none. Raises Unusable where webhooks are wanted."""
+    secrets = Secrets.of(settings.webhook_secrets)
+    if not secrets and (settings.webhook_url or settings.webhook_hosts):
+        raise Unusable(
+            "MIDSTREAM_WEBHOOK_SECRETS is missing, without which no webhook can be signed: `midstream webhooks secret --new` makes one"
+        )
+    return secrets
+
+
 async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None = None) -> None:
     """Runs one worker until a signal stops it; writes a byte to `ready_fd` once it takes requests. Raises Unusable."""
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     provider = make_provider(settings)
-    archive = archive_of(settings)
+    archive, webhook_secrets = archive_of(settings), _webhook_secrets(settings)
     server = await check(settings)
-    scripts = (*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *Unkept.SCRIPTS, Accounts.SETTLE.source)
+    scripts = (*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *DueList.SCRIPTS, Accounts.SETTLE.source)
     connection = connection_to(settings, name="worker", scripts=scripts, gathers=True)
     durable = connection_to(settings, name="durable", scripts=EventLog.SCRIPTS) if settings.min_replicas else None
     connection.start()
@@ -132,6 +155,7 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
         claims.start()
     deliveries = DeliveryNotes(connection)
     archiving = None if archive is None else _archiving(archive, connection, log, deliveries, settings)
+    webhooks = _webhooks(webhook_secrets, connection, log, deliveries, settings) if webhook_secrets else None
     worker = Worker(
         name=name,
         log=log,
@@ -142,6 +166,7 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
         settings=settings,
         tracing=tracing,
         archiving=archiving,
+        webhooks=webhooks,
     )
     measuring = WorkerMeasuring(connection, settings, worker.tally)
 
@@ -160,6 +185,8 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     own_presence.start()
     if archiving is not None:
         archiving.start()
+    if webhooks is not None:
+        webhooks.start()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.drain)
@@ -177,6 +204,8 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     try:
         await worker.run()
     finally:
+        if webhooks is not None:
+            await webhooks.close()
         if archiving is not None:
             await archiving.close()
         await own_presence.close()

@@ -74,6 +74,8 @@ class Archiving:
         self._away_until = self._away_seconds = 0.0
         self._is_up = False
         """Whether the database answered when it was last asked."""
+        self._can_write = True
+        """Whether it took the rows when it was last given some."""
         self._counted_at = 0.0
         self._complaints = Complaints(logger.error)
         self._tasks: list[asyncio.Task[None]] = []
@@ -149,11 +151,13 @@ class Archiving:
         try:
             refused = set(await self._archive.keep(records))
         except ArchiveAway as error:
+            self._can_write = False
+            self._unkept.send_cannot_write()
             self._note_away(error)
             self._drop_waiting()
             return
         metrics.ARCHIVE_WRITE.observe(time.monotonic() - began_at)
-        self._note_there()
+        self._note_written()
         for record in records:
             if self._waiting.get(record.stream_id) is record:  # else it came anew meanwhile
                 del self._waiting[record.stream_id]
@@ -165,7 +169,7 @@ class Archiving:
         kept = [record for record in records if record.stream_id not in refused]
         try:
             again = [record.stream_id for record in kept if not record.is_final]
-            await self._unkept.kept([record.stream_id for record in kept], again)
+            await self._unkept.kept({record.stream_id: record.keys for record in kept}, again)
         except (Disconnected, RedisRefused) as error:  # they are looked at again, and found in the archive
             logger.debug("archived streams are still in the list: %s", error)
 
@@ -183,9 +187,17 @@ class Archiving:
         self._complaints.say(f"ended streams wait in Redis: {error}")
 
     def _note_there(self) -> None:
-        self._away_until = self._away_seconds = 0.0
+        """Notes that the database answers. After a write that has failed, only another write tells whether it takes rows."""
         self._is_up = True
-        metrics.ARCHIVE_UP.set(1)
+        if self._can_write:
+            self._away_seconds = 0.0
+            metrics.ARCHIVE_UP.set(1)
+
+    def _note_written(self) -> None:
+        if not self._can_write:
+            self._can_write = True
+            self._unkept.send_can_write()
+        self._note_there()
 
     # --- looks
 

@@ -14,12 +14,14 @@ import asyncio
 import select
 import ssl
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
 import httpx2
+
+from producer.ticks import Ticks
 
 _IDLE_SECONDS = 5.0
 """A connection that waits for its next request is closed so long after its last: before most servers close theirs."""
@@ -33,10 +35,15 @@ _PART_BYTES = 64
 _UNREAD_BYTES_MAX = 256 << 10
 """What one connection holds unread before it stops taking: a reader that waits for Redis must not fill the memory."""
 
+_REST_SECONDS_MAX = 0.1
+"""How long a connection may rest at a time: the end of an answer, or a broken connection, is seen so much later at most."""
+
 FOLLOW = "midstream.follow"
 """The response's extension that tells of its body past httpx2's generators: `_Connection.follow`."""
 
 Origin = tuple[str, str, int]
+AddressOf = Callable[[str, int], Awaitable[str]]
+"""Returns the IP address to connect to, for a host and a port. What it raises, the request raises."""
 
 
 def proxy_of(url: str) -> str | None:
@@ -52,12 +59,23 @@ def proxy_of(url: str) -> str | None:
 class DirectTransport(httpx2.AsyncBaseTransport):
     """At most `connections_max` requests at once; further ones wait for their turn, as long as their pool time-out says."""
 
-    def __init__(self, *, connections_max: int, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        connections_max: int,
+        tls: ssl.SSLContext | None = None,
+        peer: str = "the provider",
+        address_of: AddressOf | None = None,
+    ) -> None:
+        """`peer`: what error messages call the server. `address_of` chooses the address to which a connection is made."""
         self._slots = asyncio.Semaphore(connections_max)
         self._tls = tls
+        self._peer = peer
+        self._address_of = address_of
         self._connections: set[_Connection] = set()
         self._idle: dict[Origin, list[_Connection]] = {}
         self._idle_count = 0
+        self._ticks = Ticks()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request and read the head of its response. Raises httpx2.TransportError."""
@@ -67,7 +85,7 @@ class DirectTransport(httpx2.AsyncBaseTransport):
             async with asyncio.timeout(seconds.get("pool")):
                 await self._slots.acquire()
         except TimeoutError:
-            raise httpx2.PoolTimeout("too many requests are under way to the provider") from None
+            raise httpx2.PoolTimeout(f"too many requests are under way to {self._peer}") from None
         connection = None
         try:
             connection = await self._connection(request.url, seconds.get("connect"))
@@ -101,12 +119,18 @@ class DirectTransport(httpx2.AsyncBaseTransport):
             if connection.may_ask and not connection.has_news:
                 return connection
             connection.close()
-        connection = _Connection(origin)
+        connection = _Connection(origin, self._peer, self._ticks)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(connect_seconds):
+                host, port = origin[1:]
+                address = host if self._address_of is None else await self._address_of(host, port)
                 await loop.create_connection(
-                    lambda: connection, origin[1], origin[2], ssl=self._tls_context() if tls else None
+                    lambda: connection,
+                    address,
+                    port,
+                    ssl=self._tls_context() if tls else None,
+                    server_hostname=host if tls else None,
                 )
         except TimeoutError:
             raise httpx2.ConnectTimeout(f"no connection within {connect_seconds:g} s") from None
@@ -124,7 +148,7 @@ class DirectTransport(httpx2.AsyncBaseTransport):
         return self._tls
 
     def give_back(self, connection: _Connection) -> None:
-        """Its response is read to its end, or is of no interest any more: then only closing stops the provider."""
+        """Its response is read to its end, or is of no interest any more: then only closing stops the server."""
         self._slots.release()
         if not connection.may_ask or self._idle_count >= _IDLE_MAX:
             connection.close()
@@ -159,8 +183,40 @@ class _Body(httpx2.AsyncByteStream):
 class _Connection(asyncio.Protocol):
     """One connection, which carries one request after the other; one task at a time waits on it."""
 
-    def __init__(self, origin: Origin) -> None:
+    __slots__ = (
+        "_body_came",
+        "_complete",
+        "_excess",
+        "_framing_bytes",
+        "_headers_bytes",
+        "_headers_count",
+        "_loop",
+        "_may_go_on",
+        "_parser",
+        "_parts",
+        "_paused",
+        "_peer",
+        "_resting",
+        "_take",
+        "_take_failed",
+        "_ticks",
+        "_transport",
+        "_trouble",
+        "_unread_bytes",
+        "_until_closed",
+        "_waiter",
+        "_wants_at",
+        "headers",
+        "on_lost",
+        "origin",
+        "requests",
+        "status",
+    )
+
+    def __init__(self, origin: Origin, peer: str, ticks: Ticks) -> None:
         self.origin = origin
+        self._peer = peer
+        self._ticks = ticks
         self._loop = asyncio.get_running_loop()
         self.on_lost: Callable[[_Connection], None] | None = None
         self.requests = 0
@@ -187,6 +243,10 @@ class _Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._take: Callable[[bytes], bool] | None = None
         """Whoever follows the body; None while somebody reads it instead."""
+        self._wants_at: Callable[[], float] | None = None
+        """When whoever follows wants to be told again (monotonic seconds); None: always at once."""
+        self._resting = False
+        """Nothing is read until a tick, since whoever follows wants nothing before."""
         self._take_failed: Exception | None = None
 
     @property
@@ -222,13 +282,14 @@ class _Connection(asyncio.Protocol):
             await self._news()
         return self._taken()
 
-    async def follow(self, take: Callable[[bytes], bool]) -> bool:
+    async def follow(self, take: Callable[[bytes], bool], wants_at: Callable[[], float] | None = None) -> bool:
         """Tell `take` of the body as it comes, until that was all (true), or it wants no more for now (false).
 
-        It is called from the loop, without a turn of the task that waits here. Raises httpx2.TransportError, and what
-        `take` raises.
+        It is called from the loop, without a turn of the task that waits here. After each call `wants_at` says when the next
+        one is wanted (monotonic seconds): until then, or a little longer, the socket is not read, which spares a wake-up for each
+        chunk. Raises httpx2.TransportError, and what `take` raises.
         """
-        self._take = take
+        self._take, self._wants_at = take, wants_at
         try:
             self._tell()
             while self._take is not None and not self._complete:
@@ -238,7 +299,7 @@ class _Connection(asyncio.Protocol):
                 raise self._take_failed
             return self._take is not None
         finally:
-            self._take = self._take_failed = None
+            self._take = self._take_failed = self._wants_at = None
 
     def _tell(self) -> None:
         """Give whoever follows what has come, and wake it when there is more to it than that."""
@@ -251,6 +312,21 @@ class _Connection(asyncio.Protocol):
                 self._take, self._take_failed = None, error
         if self._take is None or self._complete:
             self._wake()
+        elif self._wants_at is not None:
+            self._rest(self._wants_at())
+
+    def _rest(self, wanted_at: float) -> None:
+        """Stops reading until then, but not for longer than a rest may be."""
+        now = self._loop.time()
+        if wanted_at > now and not self._resting and not self._paused and self._transport is not None:
+            self._resting = True
+            self._transport.pause_reading()
+            self._ticks.call_at(min(wanted_at, now + _REST_SECONDS_MAX), self._end_rest)
+
+    def _end_rest(self) -> None:
+        self._resting = False
+        if not self._paused and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _taken(self) -> bytes:
         """What is unread, as read."""
@@ -299,13 +375,13 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(self._excess or f"the provider does not speak HTTP/1.1: {error}")
+            self._fail(self._excess or f"{self._peer} does not speak HTTP/1.1: {error}")
             return
         if self.status:
             self._tell()
         self._framing_bytes = 0 if self._body_came else self._framing_bytes + len(data)
         if self._framing_bytes > _HEAD_BYTES_MAX:
-            self._fail(f"the provider sent {_HEAD_BYTES_MAX} bytes of head, trailers or chunk extensions")
+            self._fail(f"{self._peer} sent {_HEAD_BYTES_MAX} bytes of head, trailers or chunk extensions")
         elif self._unread_bytes > _UNREAD_BYTES_MAX and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
@@ -320,7 +396,7 @@ class _Connection(asyncio.Protocol):
             self._trouble = self._trouble or (httpx2.ReadError, str(exc) or type(exc).__name__)
         else:
             what = "before its response was whole" if self.status else "without a response"
-            message = f"the provider closed the connection {what}"
+            message = f"{self._peer} closed the connection {what}"
             self._trouble = self._trouble or (httpx2.RemoteProtocolError, message)
         self._wake()
 
@@ -334,7 +410,7 @@ class _Connection(asyncio.Protocol):
         self._headers_count += 1
         self._headers_bytes += len(name) + len(value)
         if self._headers_count > _HEADERS_MAX or self._headers_bytes > _HEAD_BYTES_MAX:
-            self._excess = f"the provider sent more than {_HEADERS_MAX} headers or {_HEAD_BYTES_MAX} bytes of them"
+            self._excess = f"{self._peer} sent more than {_HEADERS_MAX} headers or {_HEAD_BYTES_MAX} bytes of them"
             raise ValueError(self._excess)
         if self.status:
             return  # a trailer: nothing that we know of says anything with it
@@ -345,7 +421,7 @@ class _Connection(asyncio.Protocol):
         assert self._parser is not None
         status = self._parser.get_status_code()
         if status < 100:
-            self._excess = f"the provider does not speak HTTP/1.1: its status is {status}"
+            self._excess = f"{self._peer} does not speak HTTP/1.1: its status is {status}"
             raise ValueError(self._excess)
         if status < 200:  # "100 Continue": the response itself is still to come
             self.headers, self._until_closed = [], True

@@ -28,6 +28,7 @@ from shared.usage import Usage
 
 if TYPE_CHECKING:
     from producer.archiving import Archiving
+    from producer.webhooks import Webhooks
     from shared.spans import Tracing
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Lane:
         self.blocking = blocking
         self.answered_at = time.monotonic()
         """When the newest look for expired leases was answered."""
+        self.server = queue.server
         self.leases_count_from = 0.0
         """From when on an expired lease shows again that its worker is dead (monotonic seconds)."""
 
@@ -80,6 +82,7 @@ class Worker:
         settings: Settings,
         tracing: Tracing | None = None,
         archiving: Archiving | None = None,
+        webhooks: Webhooks | None = None,
     ) -> None:
         self._name = name
         self._log = log
@@ -88,6 +91,7 @@ class Worker:
         self._deliveries = deliveries
         self._usage = usage
         self._archiving = archiving
+        self._webhooks = webhooks
         self._receipts: set[asyncio.Task[None]] = set()
         self._provider = provider
         self._settings = settings
@@ -213,15 +217,18 @@ class Worker:
 
         While a lane's Redis was away or stood still, or all of this machine did, no worker could renew its leases. So after a
         silence of half a lease all workers are given the time to connect again and to renew, before any of them is taken for dead.
+        So they are when another server has the lane: it may lack the newest renewals.
         """
         await lane.queue.ping()
         now, lease_seconds = time.monotonic(), self._settings.lease_seconds
         silent_seconds, lane.answered_at = now - lane.answered_at, now
-        if silent_seconds > lease_seconds / 2:
+        is_elsewhere, lane.server = lane.queue.server != lane.server, lane.queue.server
+        if silent_seconds > lease_seconds / 2 or is_elsewhere:
             patience_seconds = self._settings.reconnect_seconds_max + lease_seconds / _RENEWALS_PER_LEASE
             lane.leases_count_from = now + patience_seconds
             logger.info(
-                "no answer of Redis for %.1f s: no lease counts as expired for %.1f s", silent_seconds, patience_seconds
+                "Redis was silent for %.1f s, or another server has its place: no lease counts as expired for %.1f s",
+                *(silent_seconds, patience_seconds),
             )
         return now >= lane.leases_count_from
 
@@ -273,7 +280,7 @@ class Worker:
             self._changed.set()
 
     async def _account_for(self, stream_id: str) -> None:
-        """Logs the receipt of a stream that has ended here, and has it archived."""
+        """Logs the receipt of a stream that has ended here, and has it told of and archived."""
         ended = await write_line(
             self._log,
             self._deliveries,
@@ -283,6 +290,8 @@ class Worker:
             on_receipt=metrics.receipt_written,
             with_texts=bool(self._settings.log_texts),
         )
+        if ended is not None and self._webhooks is not None:
+            self._webhooks.take(ended)
         if ended is not None and self._archiving is not None:
             await self._archiving.take(ended)
 

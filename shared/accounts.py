@@ -2,7 +2,7 @@
 
 A stream is entered into two accounts, its principal's and that for all, before its log begins (`admit.lua`). So whatever dies, and
 when, there is no stream without an entry. The entry is the reminder that the stream is still to be counted: each is looked at
-from time to time (`looks.lua`), and what is counted of it is what its receipt says (`settle.lua`). Counting replaces what was
+from time to time (`shared.due_list`), and what is counted of it is what its receipt says (`settle.lua`). Counting replaces what was
 counted of the stream before, so it may be repeated by anybody, and no stream counts twice.
 
 `shared.usage` knows when to count what. All keys of all accounts live in one slot of a cluster, since each script needs several.
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from shared.commands import Commands, Script
+from shared.due_list import DueList
 from shared.errors import OddReply
 from shared.event_log import shown
 from shared.ids import created_at
@@ -115,14 +116,20 @@ class Accounts:
     """All accounts, over one connection. The methods raise Disconnected and RedisRefused; `admit` also LogFull."""
 
     ADMIT = Script("admit")
-    SETTLE, LOOKS = Script("settle", when_full=True), Script("looks", when_full=True)
-    SCRIPTS = (ADMIT.source, SETTLE.source, LOOKS.source)
+    SETTLE = Script("settle", when_full=True)
+    SCRIPTS = (ADMIT.source, SETTLE.source, *DueList.SCRIPTS)
 
     def __init__(self, commands: Commands, settings: Settings) -> None:
         self._commands = commands
         self._keys_ttl_seconds = settings.log_ttl_seconds
+        self._due = DueList(commands, ACCOUNT_LOOKS, ttl_seconds=settings.log_ttl_seconds)
         self._usage_ttl_seconds = settings.usage_days * _DAY_SECONDS
         self.look_seconds = settings.usage_seconds
+
+    @property
+    def are_away(self) -> bool:
+        """Whether the accounts are in a cluster whose master for them cannot be reached; other masters may be there."""
+        return not self._commands.is_one_server and not self._commands.can_reach(ACCOUNT_LOOKS)
 
     async def admit(
         self,
@@ -200,19 +207,25 @@ class Accounts:
 
     def send_look(self, stream_id: str, in_seconds: float = 0.0) -> None:
         """Has a stream's entry looked at soon, if it has one. Should that be lost, it is looked at later."""
-        at = int((time.time() + in_seconds) * 1000)
-        self._commands.send(("ZADD", ACCOUNT_LOOKS, "XX", at, stream_id), _ignore)
+        self._due.send_look(stream_id, in_seconds, "XX")
 
     async def looks(self, count: int) -> list[Entry]:
         """Returns entries that are to be looked at now, at most `count`. Nobody else gets them for `look_seconds`."""
-        reply = await self.LOOKS.run(
-            self._commands, [ACCOUNT_LOOKS, ACCOUNT_ENTRIES], count, int(self.look_seconds * 1000)
-        )
-        flat = _texts(reply)
-        entries = []
-        for stream_id, value in zip(flat[::2], flat[1::2], strict=False):
-            about = orjson.loads(value)
-            entries.append(Entry(stream_id, about["principal"], about))
+        stream_ids = await self._due.take(count, self.look_seconds)
+        if not stream_ids:
+            return []
+        reply = await self._commands.execute("HMGET", ACCOUNT_ENTRIES, *stream_ids)
+        values = reply if isinstance(reply, list) else []
+        entries, closed = [], []
+        for stream_id, value in zip(stream_ids, values, strict=False):
+            about: dict[str, Any] = orjson.loads(value) if value else {"closed": True}
+            if about.get("closed"):
+                closed.append(stream_id)
+            else:
+                entries.append(Entry(stream_id, about["principal"], about))
+        if closed:  # some time ago: nobody counts them again
+            await self._commands.execute("HDEL", ACCOUNT_ENTRIES, *closed)
+            await self._due.remove(closed)
         return entries
 
     async def principals(self, day: str, after: str, count: int) -> list[str]:

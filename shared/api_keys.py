@@ -54,6 +54,8 @@ class ApiKey:
     expires_at: float | None = None
     limits: Mapping[str, Any] = field(default_factory=dict)
     """Limits that this key has in place of the settings', by the setting's name."""
+    webhook: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Who is told of the ends of its streams: `url` and `text`; empty for who is by default."""
 
     @property
     def id(self) -> str:
@@ -71,6 +73,7 @@ class ApiKey:
                 "created_at": self.created_at,
                 "expires_at": self.expires_at,
                 "limits": dict(self.limits),
+                **({"webhook": dict(self.webhook)} if self.webhook else {}),
             }
         )
 
@@ -79,7 +82,7 @@ class ApiKey:
         """Raises BadKey."""
         try:
             value = orjson.loads(stored)
-            expires_at, limits = value.get("expires_at"), value.get("limits")
+            expires_at, limits, webhook = value.get("expires_at"), value.get("limits"), value.get("webhook")
             return cls(
                 digest,
                 checked_name(value["name"]),
@@ -87,6 +90,7 @@ class ApiKey:
                 float(value["created_at"]),
                 None if expires_at is None else float(expires_at),
                 limits if isinstance(limits, dict) else {},
+                webhook if isinstance(webhook, dict) else {},
             )
         except (ValueError, TypeError, LookupError, AttributeError):
             raise BadKey(f"the entry {digest[:_ID_CHARACTERS]} of the API keys in Redis cannot be read") from None
@@ -205,14 +209,19 @@ class ApiKeyTable:
 
 
 async def create(
-    table: ApiKeyTable, name: str, scopes: frozenset[str], expires_seconds: float | None, limits: Mapping[str, Any]
+    table: ApiKeyTable,
+    name: str,
+    scopes: frozenset[str],
+    expires_seconds: float | None,
+    limits: Mapping[str, Any],
+    webhook: Mapping[str, Any] | None = None,
 ) -> tuple[str, ApiKey]:
     """Makes a key; returns it, which is stored nowhere, and what is known of it. Raises BadKey, Disconnected, RedisRefused."""
     if len(await table.all()) >= KEYS_MAX:
         raise BadKey(f"there are {KEYS_MAX} keys, which is the most: revoke some")
     key, now = new_key(), time.time()
     expires_at = None if expires_seconds is None else now + expires_seconds
-    about = ApiKey(digest_of(key), checked_name(name), scopes, now, expires_at, limits)
+    about = ApiKey(digest_of(key), checked_name(name), scopes, now, expires_at, limits, webhook or {})
     await table.put(about)
     return key, about
 

@@ -169,6 +169,10 @@ class ClusterConnection:
     def is_master(self, place: Place) -> bool:
         return place in self._masters
 
+    def server_of(self, key: bytes) -> object:
+        """Returns what is another one when another master has the key."""
+        return self.place_of(key)
+
     def can_reach(self, key: bytes) -> bool:
         """Whether the master of a key's slot is connected."""
         connection = self._connections[slot_of(key)]

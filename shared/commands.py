@@ -27,6 +27,10 @@ class Commands(Executes, Protocol):
         """Returns the reply of each master that answers. Raises Disconnected, RedisRefused if none does."""
         return [await self.execute(*arguments)]
 
+    def server_of(self, key: bytes) -> object:
+        """Returns what is another one when another server has the key, or when the connection to it was made anew."""
+        return None
+
     def can_reach(self, key: bytes) -> bool:
         """Whether the server that has a key can be reached now."""
         return True

@@ -21,7 +21,7 @@ from shared.commands import Commands, Executes, Script
 from shared.errors import Disconnected, OddReply, RedisRefused
 from shared.events import ACCEPTED, TERMINAL, UNREADABLE, Entry, entry_of
 from shared.ids import BEGINNING, FIRST_ID, EventId
-from shared.keys import deliveries_key, live_channel, log_key, writer_key
+from shared.keys import deliveries_key, live_channel, log_key, webhook_key, writer_key
 from shared.large_fields import KEPT, UNTIL_THE_END, Beside, joined, key_of, place_in
 
 _ODD_SHAPES = (TypeError, ValueError, IndexError, KeyError, AttributeError)
@@ -245,6 +245,7 @@ class EventLog:
     async def delete(self, stream_id: str) -> bool:
         """Deletes a stream; a tombstone keeps its id from being written again. False if there was none."""
         keys = [log_key(stream_id), deliveries_key(stream_id), *_beside_keys(stream_id), writer_key(stream_id)]
+        keys.append(webhook_key(stream_id))  # it may have the answer's text
         return bool(await self.DELETE.run(self._replicated or self._commands, keys, self._tombstone_ttl_seconds))
 
     async def _read(self, *command: bytes | str | int, or_else: list[Any] | None = None) -> list[Any]:

@@ -303,6 +303,29 @@ PACE_MS_MAX = 5_000
 
 
 @dataclass(frozen=True, slots=True)
+class Webhook:
+    """Who is told when a stream has ended."""
+
+    url: str = dataclasses.field(repr=False)
+    """Empty: nobody, also where there is a default. It may have a secret in its path or its query."""
+    with_text: bool = False
+    """Whether the answer's text is sent along."""
+    signer: str = ""
+    """The principal whose secret signs; empty for the secrets of the settings themselves."""
+
+    def stored(self) -> dict[str, Any]:
+        return {"url": self.url, "text": self.with_text, "signer": self.signer}
+
+    @classmethod
+    def load(cls, stored: Any) -> Webhook | None:
+        """Returns what `stored` has made; None for anything else."""
+        if not isinstance(stored, dict) or not isinstance(stored.get("url"), str) or not stored["url"]:
+            return None
+        signer = stored.get("signer", "")
+        return cls(stored["url"], stored.get("text") is True, signer if isinstance(signer, str) else "")
+
+
+@dataclass(frozen=True, slots=True)
 class Policies:
     """The policies of a stream; docs/reference/http.md has their meaning and defaults."""
 
@@ -313,15 +336,24 @@ class Policies:
     """The least time between two entries with tokens; None: the worker's setting."""
     lease_seconds: float | None = None
     """How long an external writer may be silent; None: no external writer fills the stream, but a worker."""
+    webhook: Webhook | None = None
+    """Who is told of the end; None: who is by default, and in a log nobody."""
 
     def stored(self) -> dict[str, Any]:
         stored: dict[str, Any] = {"cancel_after": self.cancel_after_seconds, "on_interrupt": self.on_interrupt}
-        optional = {"pace_ms": self.pace_ms, "lease": self.lease_seconds}
+        webhook = None if self.webhook is None else self.webhook.stored()
+        optional = {"pace_ms": self.pace_ms, "lease": self.lease_seconds, "webhook": webhook}
         return stored | {name: value for name, value in optional.items() if value is not None}
 
     @classmethod
     def load(cls, stored: dict[str, Any]) -> Policies:
-        return cls(stored.get("cancel_after"), stored["on_interrupt"], stored.get("pace_ms"), stored.get("lease"))
+        return cls(
+            stored.get("cancel_after"),
+            stored["on_interrupt"],
+            stored.get("pace_ms"),
+            stored.get("lease"),
+            Webhook.load(stored.get("webhook")),
+        )
 
 
 @dataclass(frozen=True, slots=True)

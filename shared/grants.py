@@ -179,6 +179,7 @@ def _needed(role: Role, name: str) -> list[Command]:
         ("ZRANGEBYSCORE", PROCESSES_UNTIL, "-inf", "-inf", "LIMIT", 0, 1),
         ("ZADD", UNKEPT, "XX", 1, "probe"),
         ("HDEL", PROCESSES_ABOUT, "probe"),
+        ("SET", idempotency_key(name), "", "XX", "GET", "EX", 1),
         ("SPUBLISH", live, ""),
     ]
     if role == "gateway":
@@ -188,7 +189,6 @@ def _needed(role: Role, name: str) -> list[Command]:
             ("HMGET", lease_key(name), "ms"),
             ("GET", idempotency_key(name)),
             ("HGET", API_KEYS, "version"),
-            ("SET", idempotency_key(name), "", "XX", "GET", "EX", 1),
             ("DEL", log),
             ("HGET", deliveries, "probe"),
             ("HMGET", deliveries, "probe"),

@@ -20,13 +20,19 @@
 | `midstream-access:api-keys` | hash: SHA-256 of an API key to JSON (`shared.api_keys`) | `midstream keys` | never |
 | `midstream:{processes}:until` | sorted set: process to the time until which it counts as there (ms) | every process | 67 s after the last word of any |
 | `midstream:{processes}:about` | hash: process to JSON | every process | with the above |
-| `midstream:{accounts}:looks` | sorted set: stream to the time of the next look at its account entry (ms) | `admit.lua`, `settle.lua`, `looks.lua` | `log_ttl_seconds` after the last write |
-| `midstream:{accounts}:entries` | hash: stream to JSON (`shared.accounts`) | `admit.lua`, `settle.lua`, `looks.lua` | with the above |
+| `midstream:{accounts}:looks` | sorted set: stream to the time of the next look at its account entry (ms) | `admit.lua`, `settle.lua`, `shared.accounts` | `log_ttl_seconds` after the last write |
+| `midstream:{accounts}:entries` | hash: stream to JSON (`shared.accounts`) | `admit.lua`, `settle.lua`, `shared.accounts` | with the above |
 | `midstream:{accounts}:state:<account>` | hash: `bytes`, `bucket` | `admit.lua`, `settle.lua` | with the above |
 | `midstream:{accounts}:running:<account>` | sorted set: stream to the time of its creation (ms) | `admit.lua`, `settle.lua`, who ends a stream | with the above |
 | `midstream:{accounts}:usage:<day>:<account>` | hash: counts by model | `settle.lua` | `usage_days` after the last write |
 | `midstream:{accounts}:principals:<day>` | sorted set: principals with usage | `settle.lua` | with the above |
 | `midstream:{unkept}:due` | sorted set: stream that is still to be archived, to the time of the next look (ms) | gateways; workers (`shared.unkept`) | `log_ttl_seconds` after the last look |
+| `midstream:{webhooks}:due` | sorted set: stream whose end is still to be told, to the time of the next look (ms) | gateways, workers (`shared.webhooks`) | `log_ttl_seconds` after the last look |
+| `midstream:{webhooks}:waiting`, `midstream:{webhooks}:dead` | sorted sets: stream whose webhook has failed, to the time of its first try; given up, to the time of that (ms) | workers | 25 h; 7 days after the last one |
+| `midstream:{webhooks}:gone` | sorted set: SHA-256 of an address that answered 410, to the time until which nothing is sent there (ms) | workers | 24 h after the last one |
+| `midstream:{<id>}:webhook` | hash: a webhook that has failed (`shared.webhooks`) | workers | 25 h after the first try; 7 days after it was given up |
+| `midstream:{<id>}:webhook-claim` | string, empty: a process sends this webhook now | workers | some seconds after a try may last |
+| `midstream:{unkept}:trouble` | hash: `write`, while workers cannot write to the archive | workers (`shared.unkept`) | 60 s after the last failure |
 | `midstream:{<id>}:part:<random>` | stream: a log that is being brought back from the archive | `restore.lua` | 60 s |
 
 The braces are a Redis Cluster hash tag: everything of one stream lives in one slot, which its scripts need. So do all
@@ -49,6 +55,11 @@ PROCESSES_ABOUT = b"midstream:{processes}:about"
 ACCOUNT_LOOKS = b"midstream:{accounts}:looks"
 ACCOUNT_ENTRIES = b"midstream:{accounts}:entries"
 UNKEPT = b"midstream:{unkept}:due"
+WEBHOOKS_DUE = b"midstream:{webhooks}:due"
+WEBHOOKS_WAITING = b"midstream:{webhooks}:waiting"
+WEBHOOKS_DEAD = b"midstream:{webhooks}:dead"
+WEBHOOKS_GONE = b"midstream:{webhooks}:gone"
+ARCHIVE_TROUBLE = b"midstream:{unkept}:trouble"
 
 
 def log_key(stream_id: str) -> bytes:
@@ -70,6 +81,14 @@ def part_key(stream_id: str, restoration: str) -> bytes:
 
 def kept_key(stream_id: str) -> bytes:
     return b"midstream:{%b}:kept" % stream_id.encode()
+
+
+def webhook_key(stream_id: str) -> bytes:
+    return b"midstream:{%b}:webhook" % stream_id.encode()
+
+
+def webhook_claim_key(stream_id: str) -> bytes:
+    return b"midstream:{%b}:webhook-claim" % stream_id.encode()
 
 
 def readers_key(stream_id: str) -> bytes:

@@ -126,6 +126,7 @@ BACKGROUND_TASKS = (
     "user_keys",
     "watch",
     "watchers",
+    "webhooks",
 )
 """Tasks that run as long as their process: `shared.background` restarts one that raises an exception."""
 LOG_READ_REASONS = ("begin", "subscribed", "hole", "check", "page")
@@ -661,7 +662,7 @@ ARCHIVE_FAILURES = Metric(
 ARCHIVE_UP = Metric(
     "midstream_archive_up",
     "gauge",
-    "1 if the archive's database answered when it was last asked, 0 if not, or if there is no archive",
+    "1 if the archive's database answered when it was last asked, and took the rows that a worker gave it; 0 if not, or if there is no archive",
     "both",
     "a few times a second",
     processes="livemin",
@@ -679,6 +680,54 @@ RESTORED = Metric(
     "Logs that this process has brought back from the archive, for a reader",
     "gateway",
     _RARE,
+)
+WEBHOOKS_DELIVERED = Metric(
+    "midstream_webhooks_delivered",
+    "counter",
+    "Webhooks that a receiver has answered with 2xx",
+    "worker",
+    _STREAM,
+)
+WEBHOOK_FAILURES = Metric(
+    "midstream_webhook_failures",
+    "counter",
+    "Tries of a webhook that have failed, by kind: `status`, the answer was not 2xx; `timeout`; `connection`, none could be made or it broke; `tls`, the certificate is not the host's; `refused`, the address is one that may not be connected to",
+    "worker",
+    _RARE,
+    {"kind": ("status", "timeout", "connection", "tls", "refused")},
+)
+WEBHOOKS_DEAD = Metric(
+    "midstream_webhooks_dead",
+    "counter",
+    "Webhooks that were given up, by reason: `expired`, tried for as long as they may be; `gone`, the receiver answered 410; `refused`, the address may not be connected to; `full`, too many were waiting; `lost`, the log expired before anybody was told",
+    "worker",
+    _RARE,
+    {"reason": ("expired", "gone", "refused", "full", "lost")},
+)
+WEBHOOKS_WAITING = Metric(
+    "midstream_webhooks_waiting", "gauge", "Webhooks that have failed and are tried again", "worker", "every 5 s"
+)
+WEBHOOKS_DEAD_KEPT = Metric(
+    "midstream_webhooks_dead_kept",
+    "gauge",
+    "Webhooks that were given up and can be sent again: `midstream webhooks list`",
+    "worker",
+    "every 5 s",
+)
+WEBHOOK_OLDEST = Metric(
+    "midstream_webhook_oldest_seconds",
+    "gauge",
+    "For how long the oldest webhook that is tried again has been tried; 0 if there is none",
+    "worker",
+    "every 5 s",
+)
+WEBHOOK_SECONDS = Metric(
+    "midstream_webhook_seconds",
+    "histogram",
+    "How long a try of a webhook took, from the look-up of its host's name to the answer",
+    "worker",
+    _STREAM,
+    buckets=_OPERATIONS,
 )
 QUEUE_UNREADABLE = Metric(
     "midstream_queue_unreadable",

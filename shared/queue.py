@@ -147,6 +147,11 @@ class RequestQueue:
                 break
         return claims
 
+    @property
+    def server(self) -> object:
+        """What is another one when another server has the queue, or when the connection to it was made anew."""
+        return self._commands.server_of(self.key)
+
     async def ping(self) -> None:
         """Returns when Redis has answered. Raises Disconnected, RedisRefused."""
         await self._commands.execute("XLEN", self.key)

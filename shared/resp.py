@@ -174,6 +174,10 @@ class RespConnection(asyncio.Protocol):
         """Whether all keys can be reached."""
         return self._up.is_set()
 
+    def server_of(self, key: bytes) -> object:
+        """Returns what is another one when the connection was made anew, perhaps to another server."""
+        return self.reconnects
+
     def can_reach(self, key: bytes) -> bool:
         """Whether the server that has a key can be reached."""
         return self._up.is_set()

@@ -23,7 +23,7 @@ from shared import events
 from shared.commands import Commands, Script
 from shared.errors import OddReply, Unreadable
 from shared.event_log import shown
-from shared.events import Accepted, Policies
+from shared.events import Accepted, Policies, Webhook
 from shared.ids import EventId, created_at
 from shared.keys import held_bytes_key, held_until_key, live_channel, log_key, name_key, writer_key
 from shared.outcomes import CancelReason, FailureCode
@@ -63,6 +63,8 @@ class WrittenStream:
     """How long it lives after each write and read; 0 if `expires_at` counts."""
     name_digest: str = ""
     """Its owner and name, hashed (`shared.keys.name_digest`), by which the archive finds it."""
+    webhook: Webhook | None = None
+    """Who is told when it is closed."""
 
     @property
     def has_own_life(self) -> bool:
@@ -93,7 +95,7 @@ class WrittenStream:
             "life_ms": self.life_ms,
             "name": self.name_digest,
         }
-        policies = Policies(cancel_after_seconds=None, on_interrupt="fail")
+        policies = Policies(cancel_after_seconds=None, on_interrupt="fail", webhook=self.webhook)
         return Accepted(
             {}, policies, created_at(self.stream_id), self.owner, {}, facade, request_id, traceparent
         ).stored()
@@ -115,7 +117,8 @@ class WrittenStream:
             and isinstance(name_digest, str)
         ):
             raise Unreadable("the `facade` of a written stream is not as it must be")
-        return cls(stream_id, accepted.principal, content_type, ttl, expires_at, life_ms, name_digest)
+        webhook = accepted.policies.webhook
+        return cls(stream_id, accepted.principal, content_type, ttl, expires_at, life_ms, name_digest, webhook)
 
 
 def _is_time(value: Any) -> bool:

@@ -496,6 +496,27 @@ REDIS = [
     ),
     Panel("Archive write time", "Of one transaction.", quantiles("midstream_archive_write_seconds"), "s"),
     Panel(
+        "Webhooks",
+        "Those that arrived, tries that failed, and those that were given up.",
+        {
+            "arrived": rate("midstream_webhooks_delivered_total"),
+            "failed: {{kind}}": rate("midstream_webhook_failures_total", "kind"),
+            "given up: {{reason}}": rate("midstream_webhooks_dead_total", "reason"),
+        },
+    ),
+    Panel(
+        "Webhooks that are tried again",
+        "They grow while a receiver is away.",
+        {"tried again": "max(midstream_webhooks_waiting)", "given up, kept": "max(midstream_webhooks_dead_kept)"},
+    ),
+    Panel(
+        "Oldest webhook that is tried again",
+        "For how long it has been tried; after a day it is given up.",
+        {"oldest": "max(midstream_webhook_oldest_seconds)"},
+        "s",
+    ),
+    Panel("Time of a webhook's try", "Until the receiver has answered.", quantiles("midstream_webhook_seconds"), "s"),
+    Panel(
         "Lost data",
         "Keys that Redis evicted, and logs that workers had to repair. Both must be 0.",
         {

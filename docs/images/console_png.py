@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ _READERS_PER_STREAM = 3
 _CUSTOMERS = ("Acme", "Globex", "Initech")
 
 
-def start(*, lease_seconds: int = 3) -> tuple[subprocess.Popen[str], str]:
-    """Starts `midstream up` on a free port; returns the process and its URL."""
+def start(*, lease_seconds: int = 3, data: str = "") -> tuple[subprocess.Popen[str], str]:
+    """Starts `midstream up` on a free port, with an archive if there is a folder for it; returns the process and its URL."""
     command = [sys.executable, "-m", "midstream.cli", "up", "--port", "0", "--workers", "2", "--provider", "simulated"]
+    command += ["--data-dir", data] if data else []
     environment = {**os.environ, "MIDSTREAM_LEASE_SECONDS": str(lease_seconds)}
     process = subprocess.Popen(  # noqa: S603
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=_HERE.parents[1]
@@ -137,6 +139,7 @@ async def pictures(browser: Browser, url: str) -> None:
         keep(await timeline.locator("#stream").screenshot(), "timeline")
         await phone.locator("#streams-title").evaluate("title => title.scrollIntoView()")
         await asyncio.gather(take(light, "light", whole=True), take(dark, "dark", whole=True), take(phone, "phone"))
+        await list_picture(await open_page(browser, url), load)
         await chat.locator(".story .good").wait_for(timeout=60_000)
         await take(chat, "chat")
         small = await open_page(browser, f"{url}/chat", dark=True, size=_PHONE)
@@ -148,8 +151,22 @@ async def pictures(browser: Browser, url: str) -> None:
         await load.close()
 
 
+async def list_picture(page: Page, load: Load) -> None:
+    for number in range(6):
+        await load.create(40 + 9 * number, 200, metadata={"customer": "Acme", "chat": str(40 + number)})
+    await load.create(40, 200, on_interrupt="fail", fail_after=12, metadata={"customer": "Acme", "chat": "46"})
+    await asyncio.sleep(6)  # they are archived
+    await page.fill("#kept-metadata", "customer=Acme")
+    await page.click("#kept-find button")
+    await page.locator("#kept-rows tr").nth(6).wait_for()
+    await page.locator("#kept-rows").evaluate("rows => [...rows.children].slice(8).forEach((row) => row.remove())")
+    keep(await page.locator("#kept").screenshot(), "list")
+    await page.close()
+
+
 async def main() -> None:
-    process, url = start()
+    folder = tempfile.TemporaryDirectory()
+    process, url = start(data=folder.name)
     try:
         async with async_playwright() as playwright:
             browser = await playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
@@ -158,6 +175,7 @@ async def main() -> None:
     finally:
         process.terminate()
         process.wait(20)
+        folder.cleanup()
 
 
 if __name__ == "__main__":

@@ -83,11 +83,21 @@ class ApiKeys:
         now = time.time()
         return any(f"key:{key.name}" == who.name and who.scopes <= key.scopes and key.is_valid(now) for key in keys)
 
+    def webhook_of(self, principal_name: str) -> dict[str, object]:
+        """Returns the webhook that the newest key of this name has: `url` and `text`; nothing if it has none."""
+        key = self._newest_of(principal_name)
+        return dict(key.webhook) if key is not None else {}
+
     def limits_of(self, principal_name: str) -> dict[str, object]:
         """Returns the limits that the keys of this name have in place of the settings'; of several the newest key's."""
+        key = self._newest_of(principal_name)
+        return dict(key.limits) if key is not None else {}
+
+    def _newest_of(self, principal_name: str) -> ApiKey | None:
+        """Returns the newest key in Redis of this principal's name."""
         kind, _, name = principal_name.partition(":")
         keys = [key for key in self._in_redis.values() if key.name == name] if kind == "key" else []
-        return dict(max(keys, key=lambda key: key.created_at).limits) if keys else {}
+        return max(keys, key=lambda key: key.created_at) if keys else None
 
     async def _table_is_known(self) -> None:
         """Returns when the table is as it was in Redis, not too long ago. Raises Problem 503."""

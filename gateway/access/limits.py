@@ -86,9 +86,12 @@ class Limits:
     async def admit(self, stream_id: str, owner: str, bytes_with_log: int, bytes_until_end: int) -> None:
         """Enters a stream whose log has not begun into its owner's account. May be repeated.
 
-        Raises Problem 429 if a limit forbids it, and Disconnected, RedisRefused, LogFull.
+        Where no limit applies, and of a cluster only the master of the accounts is away, it is not entered, so that creates go on;
+        then it is counted when it ends. Raises Problem 429 if a limit forbids it, and Disconnected, RedisRefused, LogFull.
         """
         own = self.own(owner)
+        if self._accounts.are_away and not own and not self.for_all:
+            return
         stream = stream_id, owner, bytes_with_log, bytes_until_end
         refusal = await self._accounts.admit(*stream, own, self.for_all)
         if refusal is not None and refusal.limit == "streams":

@@ -34,7 +34,7 @@ class Health:
     def __init__(
         self, delivery: Delivery, readiness: Readiness, archive_state: Callable[[], str | None] = lambda: None
     ) -> None:
-        """`archive_state` returns `up` or `away`, or None without an archive."""
+        """`archive_state` returns `up`, `read-only` or `away`, or None without an archive."""
         self._delivery = delivery
         self._readiness = readiness
         self._archive_state = archive_state

@@ -24,6 +24,14 @@ class CancelAfter(Closed):
     """Seconds."""
 
 
+class WebhookOptions(Closed):
+    """Who is told of a stream's end."""
+
+    url: Annotated[str, Field(min_length=1, max_length=2048)]
+    text: bool = False
+    """Whether the answer's text is sent along, up to 64 KiB."""
+
+
 class MidstreamOptions(Closed):
     """Options of a stream: its provider, and the policies for an interruption and for a stream that nobody reads."""
 
@@ -41,6 +49,8 @@ class MidstreamOptions(Closed):
     """The answer sets the stream's access token as a cookie, too, if authentication is on."""
     owner: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     """The end user whose stream it is to be: `sub` of their JWT. Needs the scope `act`. The header `X-Midstream-Owner` says the same."""
+    webhook: Annotated[str, Field(max_length=2048)] | WebhookOptions | Literal[False] | None = None
+    """Where a signed POST goes when the stream has ended: the URL, or an object with `url` and `text`. `false`: nowhere, also where there is a default."""
     writer: Literal["worker", "external"] = "worker"
     """`external`: a program of yours fills the stream over HTTP, and no worker does. `messages` may then be missing."""
     lease_seconds: Annotated[float, Field(ge=1, le=3_600)] | None = None
@@ -294,8 +304,8 @@ class Ready(Described):
     status: Literal["ready"]
     readers: Count | None = None
     """Not for strangers, if authentication is on."""
-    archive: Literal["up", "away"] | None = None
-    """Only with an archive. While it is away all answers go on; what has left Redis cannot be read."""
+    archive: Literal["up", "read-only", "away"] | None = None
+    """Only with an archive. While it is away all answers go on; what has left Redis cannot be read. `read-only`: it takes no rows."""
 
 
 class ProbeTrace(Described):

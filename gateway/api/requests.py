@@ -11,10 +11,11 @@ import orjson
 
 from gateway.http.principal import OWNER_CHARACTERS_MAX
 from gateway.http.problems import Problem
-from shared.events import PACE_MS_MAX, Policies
+from shared.events import PACE_MS_MAX, Policies, Webhook
 
 _MIDSTREAM = {
-    *("cookie", "lease_seconds", "metadata", "on_disconnect", "on_interrupt", "owner", "pace_ms", "provider", "writer"),
+    *("cookie", "lease_seconds", "metadata", "on_disconnect", "on_interrupt", "owner", "pace_ms", "provider"),
+    *("webhook", "writer"),
 }
 _SIMULATE = {"tokens", "tokens_per_second", "finish_reason", "fail_after", "stall_after"}
 _INTERRUPT_POLICIES = ("fail", "restart", "continue")
@@ -134,6 +135,8 @@ def _midstream_of(headers: Mapping[str, str]) -> dict[str, Any]:
         if not pace.isascii() or not pace.isdecimal() or len(pace) > 5 or int(pace) > PACE_MS_MAX:
             _wrong("X-Midstream-Pace-Ms", f"a whole number from 0 to {PACE_MS_MAX}", pace)
         options["pace_ms"] = int(pace)
+    if "x-midstream-webhook" in headers:
+        options["webhook"] = headers["x-midstream-webhook"]
     return options
 
 
@@ -217,7 +220,28 @@ def _check_midstream(options: Any) -> tuple[Policies, dict[str, str]]:
     if provider is not None and not (isinstance(provider, str) and 1 <= len(provider) <= _PROVIDER_CHARACTERS_MAX):
         _wrong("midstream.provider", "the name of a provider", provider)
     cancel_after_seconds = _cancel_after_seconds(options.get("on_disconnect", {"cancel_after": 60}))
-    return Policies(cancel_after_seconds, interrupt, pace_ms, _lease_seconds(options)), metadata
+    webhook = wanted_webhook(options.get("webhook"))
+    return Policies(cancel_after_seconds, interrupt, pace_ms, _lease_seconds(options), webhook), metadata
+
+
+def wanted_webhook(value: Any) -> Webhook | None:
+    """Returns the webhook that a request names; None if it leaves it to the default. Where it may go is checked later."""
+    if value is None:
+        return None
+    if value is False:
+        return Webhook("")
+    if isinstance(value, str):
+        value = {"url": value}
+    if (
+        not isinstance(value, dict)
+        or set(value) - {"url", "text"}
+        or not isinstance(value.get("url"), str)
+        or not value["url"]
+        or not isinstance(value.get("text", False), bool)
+    ):  # the value is not shown: it may have a secret
+        name = "midstream.webhook"
+        raise Problem(400, f'{name} must be a URL, {{"url": URL, "text": true or false}}, or false', param=name)
+    return Webhook(value["url"], value.get("text", False))
 
 
 def _lease_seconds(options: dict[str, Any]) -> float | None:

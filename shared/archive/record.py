@@ -12,7 +12,7 @@ from shared.archive.pieces import packed_entries, packed_fields
 from shared.errors import Unreadable
 from shared.events import Entry
 from shared.ids import created_at
-from shared.keys import kept_key, writer_key
+from shared.keys import deliveries_key, kept_key, log_key, writer_key
 from shared.lifecycle import History
 from shared.outcomes import ReaderOutcome, Status
 from shared.receipt import EndedLog
@@ -39,6 +39,17 @@ class Record:
     beside: bytes = b""
     is_final: bool = True
     """Whether its receipt can be trusted to stay: all was delivered, or nobody can read it any more."""
+    has_notes: bool = False
+
+    @property
+    def keys(self) -> list[bytes]:
+        """The keys that the stream has in Redis."""
+        keys = [log_key(self.stream_id)]
+        if self.has_notes:
+            keys.append(deliveries_key(self.stream_id))
+        if self.beside:
+            keys.append(hash_beside(self.stream_id, self.columns["api"]))
+        return keys
 
     @property
     def size_bytes(self) -> int:
@@ -72,6 +83,7 @@ def record_of(
         packed_entries(entries),
         packed_fields(beside) if beside else b"",
         is_final=not is_open and not receipt["undelivered_tokens"],
+        has_notes=bool(notes),
     )
 
 

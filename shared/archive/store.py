@@ -7,6 +7,7 @@ ones only what its receipt says. A row that is deleted stays, without its conten
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, and_, cast, event, exists, func, or_, select, text, update
+from sqlalchemy import Connection, and_, cast, event, exists, func, literal_column, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from shared.archive.pieces import Pieces, unpacked_entries
@@ -42,6 +43,8 @@ _COLUMNS = [column for column in streams.c if column.name not in ("entries", "re
 _COUNTED_LATER = ("delivered_tokens", "prompt_tokens", "completion_tokens")
 _LATER = (*_COUNTED_LATER, "receipt", "notes")
 """The columns that may change after a stream was archived: who has read it, and a usage that came late."""
+_REFUSED_CLASSES = ("22", "23", "54")
+"""SQLSTATE: data exception, integrity constraint violation, program limit exceeded (PostgreSQL, appendix A)."""
 _PRUNED_AT_ONCE = 500
 """Rows that are removed in one transaction."""
 
@@ -65,6 +68,9 @@ class Archive:
         self._seconds = settings.archive_seconds
         self._engine: AsyncEngine | None = None
         self._opening = asyncio.Lock()
+        # As text, and with values in its order: what SQLAlchemy does for each row would cost more than all the rest.
+        keeping = self._keep_statement().compile(dialect=self._url.get_dialect()())
+        self._keeping, self._kept_columns = str(keeping), tuple(keeping.positiontup or ())
         self._is_open = False
 
     @property
@@ -103,32 +109,25 @@ class Archive:
         """Stores records in one transaction; returns the ids of those that the database refuses to store for what they say."""
         rows = await asyncio.to_thread(self._rows_of, records)
         try:
-            await self._store(rows)
+            async with self._connection(writing=True) as connection:
+                await connection.exec_driver_sql(self._keeping, rows)
         except _Refused as refused:
-            if len(rows) == 1:
-                logger.error("stream %s: the archive refuses it: %s", rows[0]["id"], refused)
-                return [rows[0]["id"]]
+            if len(records) == 1:
+                logger.error("stream %s: the archive refuses it: %s", records[0].stream_id, refused)
+                return [records[0].stream_id]
             return [stream_id for record in records for stream_id in await self.keep([record])]
         return []
 
-    def _rows_of(self, records: Sequence[Record]) -> list[Row]:
+    def _rows_of(self, records: Sequence[Record]) -> list[tuple[Any, ...]]:
+        """Returns the values of `_kept_columns` of each record, in one order, or two writers would lock each other."""
         rows = []
-        for record in sorted(
-            records, key=lambda record: record.stream_id
-        ):  # in one order, or two writers lock each other
+        for record in sorted(records, key=lambda record: record.stream_id):
             entries = self._pieces.closed(record.stream_id, "entries", record.entries)
             request = self._pieces.closed(record.stream_id, "request", record.beside) if record.beside else None
             stored = {"entries": entries, "request": request, "stored_bytes": len(entries) + len(request or b"")}
-            rows.append({**record.columns, **stored})
+            row = {**record.columns, **stored, "metadata": orjson.dumps(record.columns["metadata"]).decode()}
+            rows.append(tuple([row[name] for name in self._kept_columns]))
         return rows
-
-    async def _store(self, rows: list[Row]) -> None:
-        async with self._connection(writing=True) as connection:
-            insert = self._insert()
-            later = {name: insert.excluded[name] for name in _LATER}
-            await connection.execute(
-                insert.on_conflict_do_update(index_elements=["id"], set_=later, where=_is_not_deleted()), rows
-            )
 
     async def erase(self, row: Row) -> None:
         """Removes a stream's content; what is counted stays. `row`: what is to be stored of it (`tombstone_of`)."""
@@ -240,6 +239,12 @@ class Archive:
         fields = func.json_each(streams.c.metadata).table_valued("key", "value")
         return exists(select(1).select_from(fields).where(fields.c.key == key, fields.c.value == value))
 
+    def _keep_statement(self) -> Any:
+        insert = self._insert()
+        later = {name: insert.excluded[name] for name in _LATER}
+        is_not_deleted = streams.c.status != literal_column(f"'{Status.DELETED}'")
+        return insert.on_conflict_do_update(index_elements=["id"], set_=later, where=is_not_deleted)
+
     def _insert(self) -> Any:
         return (postgresql if self._url.get_backend_name() == "postgresql" else sqlite).insert(streams)
 
@@ -261,9 +266,7 @@ class Archive:
         except TimeoutError:
             raise ArchiveAway(f"the archive has not answered within {self._seconds:g} s") from None
         except DBAPIError as error:
-            if error.connection_invalidated or isinstance(error, OperationalError | DisconnectionError):
-                raise ArchiveAway(_words_of(error)) from None
-            raise _Refused(_words_of(error)) from None
+            raise (_Refused if _is_for_its_values(error) else ArchiveAway)(_words_of(error)) from None
         except (SQLAlchemyError, OSError, EOFError) as error:
             raise ArchiveAway(_words_of(error)) from None
 
@@ -279,6 +282,12 @@ def _has_content() -> Any:
 
 class _Refused(ArchiveAway):
     """The database answers, and refuses these values."""
+
+
+def _is_for_its_values(error: DBAPIError) -> bool:
+    """Whether a statement has failed for what it says; else for the database: it is away, full, read-only, lacks a permission."""
+    sqlstate = getattr(error.orig, "sqlstate", None) or ""
+    return isinstance(error, DataError | IntegrityError) or sqlstate[:2] in _REFUSED_CLASSES
 
 
 def _words_of(error: BaseException) -> str:
@@ -303,8 +312,11 @@ def _url_of(configured: str) -> Any:
 
 def _engine_of(url: Any, seconds: float) -> AsyncEngine:
     is_sqlite = url.get_backend_name() == "sqlite"
+    limits: dict[str, Any]
     # asyncpg has time limits of its own, so that it gives up before the one around it cancels what it does.
     limits = {"timeout": seconds} if is_sqlite else {"timeout": seconds * 0.8, "command_timeout": seconds * 0.8}
+    if not is_sqlite:
+        limits["connection_class"] = _postgres_connection_class()
     engine = create_async_engine(
         url, pool_size=_CONNECTIONS_MAX, max_overflow=0, pool_timeout=seconds, pool_recycle=600, connect_args=limits
     )
@@ -321,6 +333,21 @@ def _engine_of(url: Any, seconds: float) -> AsyncEngine:
             cursor.close()
 
     return engine
+
+
+def _postgres_connection_class() -> Any:
+    """Returns asyncpg's connection, whose `close` does not raise if the server does not answer: it is cut off then.
+
+    SQLAlchemy closes in a task of its own, whose error nobody would retrieve.
+    """
+    import asyncpg
+
+    class Closing(asyncpg.Connection):  # type: ignore[misc]
+        async def close(self, *, timeout: float | None = None) -> None:
+            with contextlib.suppress(TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await super().close(timeout=timeout)
+
+    return Closing
 
 
 def _upgrade(connection: Connection) -> None:

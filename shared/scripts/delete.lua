@@ -1,5 +1,5 @@
 -- Put a tombstone in the place of a log: one empty entry that fences every attempt, so that no late write brings it back.
--- KEYS: log, deliveries, large fields of the request, those that are kept, writer. ARGV: seconds to expiry. 1: deleted; 0: there was nothing, or a tombstone already.
+-- KEYS: log, deliveries, large fields of the request, those that are kept, writer, webhook. ARGV: seconds to expiry. 1: deleted; 0: there was nothing, or a tombstone already.
 -- A key that is no stream is replaced, too.
 local newest = redis.pcall('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
 if newest.err and not string.find(newest.err, 'WRONGTYPE', 1, true) then return newest end

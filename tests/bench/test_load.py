@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,10 @@ class Misbehaving(HttpServer):
         self._dice = random.Random(seed)
         self._answer = _HEAD + (chunked(body, 1 << 20) if whole else chunked(body, self._dice.randint(5, 700)))
         self._whole = whole
+        self.authorizations: list[str] = []
 
     async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.authorizations.append(request.headers.get("authorization", ""))
         rest = self._answer
         while rest:
             size = len(rest) if self._whole else self._dice.randint(1, 997)
@@ -52,8 +55,11 @@ class Misbehaving(HttpServer):
         raise Closed
 
 
-def load(port: int, tmp_path: Path, *, last: int, storm: bool = False, readers: int = 3) -> dict[str, Any]:
+def load(
+    port: int, tmp_path: Path, *, last: int, storm: bool = False, readers: int = 3, tokens: Sequence[str] = ()
+) -> dict[str, Any]:
     plan = {"host": "127.0.0.1", "port": port, "path": "/%s", "streams": ["one"], "first_reader": 0, "first_offset": 1}
+    plan["tokens"] = [*tokens]
     with Helper("bench.processes.load", {**plan, "readers": readers}, log=tmp_path / "log", cores=None) as helper:
         helper.hear(within_seconds=20)
         if storm:
@@ -85,9 +91,11 @@ async def test_each_fault_is_counted_under_its_own_name(case: str, tmp_path: Pat
     assert counts["behind"] == 0
 
 
-async def test_missing_events_are_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokens", [(), ("the-token",)])
+async def test_missing_events_are_counted_with_a_token_and_without(tokens: tuple[str, ...], tmp_path: Path) -> None:
     async with Misbehaving(events(1, 2, 3), seed=1) as server:
-        counts = await asyncio.to_thread(load, server.port, tmp_path, last=5)
+        counts = await asyncio.to_thread(load, server.port, tmp_path, last=5, tokens=tokens)
+    assert server.authorizations == ["Bearer the-token" if tokens else ""] * 3
     assert (counts["behind"], counts["lacking"]) == (3, 6)
     assert not any(counts["faults"].values())
 

@@ -51,7 +51,7 @@ async def test_what_is_archived_leaves_and_its_log_expires_sooner(backend: Backe
         await backend.client.xadd(log_key(stream_id), {"f": "v"})
         await backend.client.expire(log_key(stream_id), LOG_TTL_SECONDS)
     await backend.client.expire(log_key(STREAMS[1]), 5)
-    await unkept.kept(STREAMS[:2], STREAMS[1:2])
+    await unkept.kept({stream_id: [log_key(stream_id)] for stream_id in STREAMS[:2]}, STREAMS[1:2])
     assert await unkept.newest(10) == [STREAMS[2], STREAMS[1]], "one of them is looked at once more"
     assert await unkept.take(10) == []
 

@@ -255,6 +255,21 @@ async def test_a_chat_id_and_an_idempotency_key_are_each_principal_s_own(system:
     assert ids["alice"] != ids["bob"]
 
 
+async def test_who_writes_a_stream_gets_the_right_to_it_and_a_page_may_read_it(system: System) -> None:
+    headers = {**as_("alice"), "content-type": "text/plain"}
+    for expected in (201, 200):
+        made = await system.http.put(f"{system.gateway_url()}/v1/stream/for/a/page", headers=headers, content=b"Hello")
+        assert made.status_code == expected, made.text
+        token, stream_id = made.headers["x-midstream-access-token"], made.headers["x-stream-id"]
+        read = await system.http.get(f"{system.gateway_url(1)}/v1/stream/{stream_id}?access_token={token}")
+        assert (read.status_code, read.text) == (200, "Hello")
+        for method, path in (("POST", stream_id), ("PUT", "x"), ("DELETE", stream_id)):
+            answer = await system.http.request(
+                method, f"{system.gateway_url()}/v1/stream/{path}", headers=bearer(token)
+            )
+            assert answer.status_code == 403, method
+
+
 # --- for a user
 
 
@@ -367,6 +382,11 @@ async def test_a_token_opens_nothing_but_its_stream(system: System) -> None:
             assert status == (404 if needed in ("read", "cancel") else 403), f"{method} {path}: {status} {text}"
         else:  # the models, the probe: what is nobody's
             assert status in (400, 403, 204, 200, 404), f"{method} {path}: {status} {text}"
+    deletes = [path for method, path, _ in await described(system) if method == "DELETE"]
+    assert len(deletes) >= 3
+    for path in deletes:
+        status, _, text = await asked(system, "DELETE", filled(path, mine), bearer(token), None)
+        assert status == 403, f"{path}: to read and cancel a stream is no right to delete it: {status} {text}"
     prompt = await system.http.get(f"{url}/stream", headers={**bearer(token), "last-event-id": f"{second}/1-1"})
     assert prompt.status_code == 404
     assert (await system.http.get(f"{url}/stream?prompt=x", headers=bearer(token))).status_code == 403

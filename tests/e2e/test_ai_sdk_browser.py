@@ -148,6 +148,9 @@ async def test_a_failure_is_an_error_and_the_text_stays(browser: Browser, system
 
 async def test_the_error_for_a_refused_request_says_why(browser: Browser, system: System) -> None:
     chat = await Chat.open(browser, system, "refused")
+    await chat.until(
+        "ready"
+    )  # `useChat` has asked whether there is an answer to resume: else that answer would replace the error
     await chat.ask("tell me", model=0)
     assert "model must be a name" in (await chat.until("error"))["error"]
     await chat.page.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.keys import lane_keys
+from shared.keys import ACCOUNT_LOOKS, lane_keys, log_key
 from tests.stress.failover import SETTINGS
 from tests.support.failover import Report, read_through
 from tests.support.redis_cluster import RedisCluster, RedisWithSentinels
@@ -58,7 +58,7 @@ async def test_a_primary_that_was_frozen_is_not_believed() -> None:
             await wait_until(lambda: servers.primary() is not before, within_seconds=15, what="another is the primary")
             before.thaw()
 
-        report = await read_through(system, freeze, streams=_STREAMS, tokens=30)
+        report = await read_through(system, freeze, streams=_STREAMS, tokens=20, tokens_per_second=10.0)
         check(report, system, within_seconds=12.0)
 
 
@@ -79,3 +79,36 @@ async def test_an_end_is_told_when_replicas_have_it_and_not_before() -> None:
             replica.thaw()
         await reader.until_end()
         assert reader.named("done")
+
+
+async def test_without_one_master_the_streams_of_the_others_go_on_and_begin() -> None:
+    """A master without a replica is killed: that of the accounts. No other one serves its slots."""
+    cluster = RedisCluster(masters=3, replicas=False)
+    settings = {**SETTINGS, "redis_wait_seconds": 1, "console": "on"}
+    async with System(redis=cluster, settings=settings) as system:
+        lost = cluster.master_of(ACCOUNT_LOOKS)
+        simulate = {"tokens": 40, "tokens_per_second": 10}
+        ids = [await system.create(simulate=simulate) for _ in range(12)]
+        elsewhere = [stream_id for stream_id in ids if cluster.master_of(log_key(stream_id)) is not lost]
+        readers = [system.follow(stream_id) for stream_id in elsewhere]
+        for reader in readers:
+            await reader.until_tokens(1)
+        lost.kill()
+        for reader in readers:
+            await reader.until_end()
+            assert (len(reader.tokens), bool(reader.named("done"))) == (40, True), reader
+
+        http, url = system.http, system.gateway_url()
+        body = {"messages": [{"role": "user", "content": "hello"}], "simulate": {"tokens": 3}}
+        answers = [await http.post(f"{url}/v1/streams", json=body) for _ in range(12)]
+        created = [answer.json()["id"] for answer in answers if answer.status_code == 201]
+        assert {answer.status_code for answer in answers} <= {201, 503}, "503 for those whose own slot is there"
+        assert len(created) >= 4
+        for stream_id in created:
+            assert (await system.follow(stream_id).until_end()).named("done"), "its lane is read"
+        assert (await http.get(f"{url}/readyz")).status_code == 200
+        assert (await http.get(f"{url}/v1/overview")).status_code == 200
+        assert (await http.get(f"{url}/metrics")).status_code == 200
+        assert (await http.get(f"{url}/v1/usage")).status_code == 503, "the accounts are there"
+        gone = next(stream_id for stream_id in ids if stream_id not in elsewhere)
+        assert (await http.get(f"{url}/v1/streams/{gone}")).status_code == 503

@@ -46,16 +46,14 @@ async def running() -> AsyncIterator[System]:
 @pytest.fixture(scope="module")
 def variables(running: System) -> Iterator[dict[str, str]]:
     """The environment of the application and of Celery, with a Redis of their own between them."""
-    broker = RedisServer("redis" if binary_of("redis") else "valkey", tcp=True)
-    broker.start()
     ours = {name: value for name, value in os.environ.items() if not name.startswith("MIDSTREAM_")}
-    yield {
-        **ours,
-        "MIDSTREAM_URL": running.gateway_url(),
-        "MIDSTREAM_API_KEY": KEY,
-        "CELERY_BROKER_URL": broker.url,
-    }
-    broker.close()
+    with RedisServer("redis" if binary_of("redis") else "valkey", tcp=True) as broker:
+        yield {
+            **ours,
+            "MIDSTREAM_URL": running.gateway_url(),
+            "MIDSTREAM_API_KEY": KEY,
+            "CELERY_BROKER_URL": broker.url,
+        }
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from tests.support.prometheus import Prometheus, needs_prometheus
 from tests.support.redis_server import free_port
 from tests.support.system import System
 from tests.support.waiting import wait_until
+from tests.support.webhook_receiver import WebhookReceiver
 
 _ROOT = Path(__file__).resolve().parents[2]
 _RULES = _ROOT / "deploy" / "prometheus" / "rules" / "midstream.yml"
@@ -38,9 +39,14 @@ async def scraped(archive: Path) -> AsyncIterator[tuple[System, Prometheus]]:
     """A gateway of two processes and two workers, with a Prometheus that has seen all of them."""
     settings: dict[str, object] = {"lease_seconds": 1, "provider_backoff_seconds": 0.05}
     settings |= {"metrics_port": free_port() - 100, "archive_url": f"sqlite:///{archive}/archive.sqlite"}
-    async with System(
-        workers=2, settings=settings, gateway_settings={"gateway_processes": 2, "ring_events": 16}
-    ) as system:
+    async with (
+        WebhookReceiver() as receiver,
+        System(
+            workers=2,
+            settings={**settings, **receiver.settings(), "webhook_url": receiver.url},
+            gateway_settings={"gateway_processes": 2, "ring_events": 16},
+        ) as system,
+    ):
         targets = {
             "midstream-gateway": [f"127.0.0.1:{system.gateways[0].settings['port']}"],
             "midstream-worker": [metrics_address(worker) for worker in system.workers],

@@ -19,6 +19,7 @@ from tests.support.event_source import EventSource
 from tests.support.redis_server import free_port
 from tests.support.system import System
 from tests.support.waiting import wait_until
+from tests.support.webhook_receiver import SECRET
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES_MAX = 60
@@ -27,6 +28,28 @@ LINES_MAX = 60
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").rglob("*.py")), ids=lambda path: path.name)
 def test_an_example_is_short(example: Path) -> None:
     assert len(example.read_text().splitlines()) <= LINES_MAX
+
+
+async def test_the_receiver_of_webhooks_prints_what_has_ended() -> None:
+    port = free_port()
+    settings = {
+        "webhook_secrets": SECRET,
+        "webhook_url": f"http://127.0.0.1:{port}/ended",
+        "webhook_networks": "127.0.0.1",
+        "webhook_http": 1,
+        "webhook_backoff_seconds": 0.2,
+    }
+    async with System(settings=settings) as system:
+        command = ["-m", "uvicorn", "examples.webhook_receiver:app", "--port", str(port)]
+        receiver = start(system, *command, WEBHOOK_SECRET=SECRET)
+        try:
+            stream_id = await system.create(simulate={"tokens": 7})
+            assert receiver.stdout is not None
+            line = await asyncio.wait_for(asyncio.to_thread(receiver.stdout.readline), 20)
+            assert line.decode().split() == ["stream.completed", stream_id, "7"]
+        finally:
+            receiver.terminate()
+            receiver.communicate(timeout=10)
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("page_with_*/*")), ids=lambda path: path.name)

@@ -25,6 +25,7 @@ import gateway.metrics
 import gateway.restoring
 import gateway.writing.lost_writers
 import producer.archiving
+import producer.webhooks
 import producer.worker
 import shared.presence
 import shared.usage
@@ -53,6 +54,8 @@ from gateway.restoring import Restoring
 from gateway.writing.lost_writers import LostWriters
 from producer.archiving import Archiving
 from producer.simulated_provider import SimulatedProvider
+from producer.webhook_post import Poster
+from producer.webhooks import Webhooks
 from producer.worker import Worker
 from shared import background, metrics
 from shared.accounts import Accounts
@@ -71,9 +74,11 @@ from shared.resp import RespConnection
 from shared.self_measuring import Handover, Measuring
 from shared.settings import Settings
 from shared.usage import Usage
+from shared.webhooks import Secrets
 from tests.support.ordinary_commands import OrdinaryCommands, ordinary_client
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
+from tests.support.webhook_receiver import SECRET
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -494,7 +499,8 @@ async def _lost_writers(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 async def _archive(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     parts.patch.setattr(gateway.restoring, "_ASK_SECONDS", 0.02)
     once, none = Once(AsyncMock()), cast(Any, None)
-    restoring = Restoring(cast(Any, SimpleNamespace(ping=once, close=AsyncMock())), none, none, 60)
+    unkept = cast(Any, SimpleNamespace(can_write=AsyncMock(return_value=True)))
+    restoring = Restoring(cast(Any, SimpleNamespace(ping=once, close=AsyncMock())), none, unkept, 60)
     restoring.start()
     try:
         yield lambda: once.calls > 2 and restoring.is_up
@@ -527,6 +533,20 @@ async def _archive_looks(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
 async def _archive_prune(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     async for condition in _archiving(parts, "prune"):
         yield condition
+
+
+@case("webhooks")
+async def _webhooks(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
+    parts.patch.setattr(producer.webhooks, "_LOOK_PAUSE_SECONDS", 0.02)
+    once, none = Once(AsyncMock(return_value=0)), cast(Any, None)
+    parts.patch.setattr(Webhooks, "_look_at_some", once)
+    store = cast(Any, SimpleNamespace(counts=AsyncMock(return_value=(0, 0))))
+    webhooks = Webhooks(store, Poster(parts.settings), Secrets.of(SECRET), none, none, parts.settings)
+    webhooks.start()
+    try:
+        yield lambda: once.calls > 2
+    finally:
+        await webhooks.close()
 
 
 @case("request_timeouts")
@@ -589,12 +609,9 @@ async def test_silence_checks_drop_a_tail_that_is_no_longer_followed(
         try:
             tail = tails.hold(new_stream_id())
             await wait_until(lambda: lost == [tail], what="its log is missing")
-            assert tail in silence_checks._check_at
             assert tail in silence_checks._missing
             tail.release()
-            await wait_until(
-                lambda: not silence_checks._check_at and not silence_checks._missing, what="it is forgotten"
-            )
+            await wait_until(lambda: not silence_checks._missing, what="it is forgotten")
         finally:
             await silence_checks.close()
             await tails.close()
@@ -645,7 +662,7 @@ SHORT_LIVED = {
     "shared/cluster.py": {"_let_go", "_seed_nodes"},
     "shared/cluster_parts.py": {"_let_go"},
     "shared/connections.py": {"check"},
-    "shared/redis_server.py": {"send"},
+    "shared/sentinel.py": {"is_replaced"},
     "shared/spans.py": {"close"},
     "gateway/access/limits.py": {"_some_have_ended"},
     "gateway/http/exchange.py": {"unless_disconnected"},
@@ -662,6 +679,8 @@ SHORT_LIVED = {
     "gateway/tracing.py": {"parent_of"},
     "producer/generator_provider.py": {"follow"},
     "producer/run.py": {"_generate", "_pause", "watch"},
+    "producer/webhook_post.py": {"_resolved"},
+    "producer/webhooks.py": {"_begin_posts"},
     "producer/worker.py": {"_first_of", "_run", "_start"},
     "producer/writer.py": {"_on_reply", "probe"},
 }

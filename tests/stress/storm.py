@@ -125,7 +125,8 @@ class Figures:
     refused: int = 0
     connections: int = 0
     log_reads: dict[str, int] = field(default_factory=dict)
-    redis_reads: int = 0
+    redis_reads: int | None = None
+    """None where a master was killed, and its count with it."""
     megabytes_before: float = 0.0
     megabytes_most: float = 0.0
     megabytes_after: float = 0.0
@@ -198,7 +199,7 @@ class Storm:
             for reason in reads
             if reads[reason] - reads_before[reason]
         }
-        figures.redis_reads = await self._redis_reads() - redis_before
+        figures.redis_reads = None if kill_master else await self._redis_reads() - redis_before
         while not all(task.done() for task in tasks) and self.loop.time() < deadline:
             figures.megabytes_most = max(figures.megabytes_most, resident_megabytes(other))
             await asyncio.sleep(_LOOK_SECONDS)

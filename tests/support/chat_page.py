@@ -21,9 +21,11 @@ _STATE = """() => ({
 class Chat:
     """A page with one chat. Playwright serves the page itself; every other request goes to the gateway."""
 
-    def __init__(self, page: Page, url: str) -> None:
+    def __init__(self, page: Page, url: str, resumes_at: str) -> None:
+        """`resumes_at`: a part of the URL at which the page asks for an answer to resume when it is loaded."""
         self.page = page
         self._url = url
+        self._resumes_at = resumes_at
         self.requests: list[Request] = []
         page.on(
             "request",
@@ -46,12 +48,14 @@ class Chat:
 
         await page.route("**/test-page?*", html)
         await page.route("**/test-page.js", script)
-        chat = cls(page, f"{system.gateway_url()}/test-page?{urlencode({'chat': chat_id, **query})}")
+        url = f"{system.gateway_url()}/test-page?{urlencode({'chat': chat_id, **query})}"
+        chat = cls(page, url, "/api/chat/" if folder == "ai_sdk" else "/test-page")
         await chat.load()
         return chat
 
     async def load(self) -> None:
-        await self.page.goto(self._url)
+        async with self.page.expect_response(lambda response: self._resumes_at in response.url):
+            await self.page.goto(self._url)
         await self.page.wait_for_function("() => window.chat")
 
     async def ask(self, text: str, **body: Any) -> None:

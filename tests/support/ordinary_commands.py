@@ -37,6 +37,9 @@ class OrdinaryCommands:
 
     is_one_server: bool = True
 
+    def server_of(self, key: bytes) -> object:
+        return None
+
     def can_reach(self, key: bytes) -> bool:
         return True
 

@@ -90,6 +90,12 @@ class PostgresServer:
             time.sleep(0.02)
         return self
 
+    def own(self, folder: Path) -> None:
+        """Gives a folder to the user of the server."""
+        if self._user:
+            account = pwd.getpwnam(self._user)
+            os.chown(folder, account.pw_uid, account.pw_gid)
+
     def kill(self) -> None:
         """Ends all processes of the server by SIGKILL."""
         assert self._process is not None

@@ -24,6 +24,8 @@ NODE_TIMEOUT_MILLISECONDS = 1000
 _FORM_SECONDS_MAX = 20.0
 _LINK = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
 _MIGRATED_AT_ONCE = 100
+_FAILOVER_MILLISECONDS = 1500
+"""A fail-over that did not find a majority, since two Sentinels began one at once, is tried again after twice this."""
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = _FORM_SECONDS_MAX) -> None:
@@ -371,7 +373,7 @@ class RedisWithSentinels(_Servers):
         config = (
             f"{user}sentinel monitor {self.NAME} 127.0.0.1 {primary.port} {sentinels // 2 + 1}\n"
             f"sentinel down-after-milliseconds {self.NAME} 1000\n"
-            f"sentinel failover-timeout {self.NAME} 4000\n"
+            f"sentinel failover-timeout {self.NAME} {_FAILOVER_MILLISECONDS}\n"
             f"sentinel parallel-syncs {self.NAME} 1\n"
         )
         self.sentinels = [Sentinel(self.kind, config) for _ in range(sentinels)]

@@ -37,7 +37,8 @@ USERS = dict(
 )
 """The rules of the users that are shipped for Redis, by their names."""
 USER_PASSWORD = "users-password"
-_START_SECONDS_MAX = 10.0
+_START_SECONDS_MAX = 60.0
+"""Of which most is a long append-only file that is read, on a busy machine."""
 
 
 def binary_of(kind: Kind) -> str | None:

@@ -66,7 +66,7 @@ class Append:
         size_bytes: int = reply.details[1]
         if append.end is not None:
             found.has_ended = True
-            services.streams.archive_soon(found.stream_id)
+            services.streams.look_soon(found.stream_id)
         renewed = services.finder.renew(found)
         if renewed or size_bytes - found.noted_bytes >= NOTED_BYTES:
             found.noted_bytes = size_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from typing import Any
@@ -51,6 +52,7 @@ class Create:
         end = ended_by(fields) if headers.closes(fields) else None
         async with received(Request(scope, receive), settings.append_bytes_max) as body:
             stream = _stream(path, content_type, life, settings.log_ttl_seconds)
+            stream = dataclasses.replace(stream, webhook=services.streams.webhook_of(fields.get("x-midstream-webhook")))
             messages = messages_of(stream.media_type, body)
         for _ in range(_TRIES_MAX):
             points_to, found = await services.finder.look(path, to_create=True)
@@ -59,6 +61,8 @@ class Create:
             else:
                 answer = await self._new(path, points_to, stream, messages, end, life, scope)
             if answer is not None:
+                stream_id = answer.headers["x-stream-id"]
+                answer.raw_headers += self._services.given.headers(scope, stream_id, as_cookie=False)
                 await answer(scope, receive, send)
                 return
         raise Problem(503, "this name is being made and deleted by others; try again", retry_after_seconds=1)
@@ -101,6 +105,8 @@ class Create:
         answered = services.streams.answered
         try:
             await services.quotas.admit(stream, lives_ms, len(messages.value))
+            if stream.webhook is not None:
+                await services.streams.enter_webhook(stream_id)
             if end is not None or not stream.has_own_life:
                 await services.streams.enter(stream_id)
             await answered(
@@ -123,7 +129,7 @@ class Create:
             return None
         found = Found(stream_id, stream, path, time.monotonic(), len(messages.value), end is not None)
         if found.has_ended:
-            services.streams.archive_soon(stream_id)
+            services.streams.look_soon(stream_id)
         services.finder.remember(path, found)
         metrics.created("durable")
         logger.info("stream %s: created", stream_id, extra=outcome("created", stream_id, api="durable", model=None))

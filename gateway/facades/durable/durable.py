@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from gateway.access.given_tokens import GivenTokens
 from gateway.api.follow import Subscribe
 from gateway.delivery.delivery import Delivery
 from gateway.facades.durable.append import Append
@@ -43,6 +44,7 @@ class DurableStreams:
         event_log: EventLog,
         commands: Commands,
         settings: Settings,
+        given: GivenTokens,
     ) -> None:
         log, names = WrittenLog(commands), Names(commands)
         holdings = Holdings(
@@ -63,12 +65,13 @@ class DurableStreams:
             self._quotas,
             Bounds(settings.stream_bytes_max, settings.stream_entries_max),
             settings,
+            given,
         )
         self.routes = (
             Route("POST", _TEMPLATE, _secured(Append(services)), operations.APPEND, "write"),
             Route("GET", _TEMPLATE, _secured(Read(services)), operations.READ, "read"),
             Route("PUT", _TEMPLATE, _secured(Create(services)), operations.CREATE, "write"),
-            Route("DELETE", _TEMPLATE, _secured(Remove(services)), operations.REMOVE, "cancel"),
+            Route("DELETE", _TEMPLATE, _secured(Remove(services)), operations.REMOVE, "write"),
         )
 
     def route(self, scope: Scope) -> Route | None:

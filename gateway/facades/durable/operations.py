@@ -65,6 +65,7 @@ CREATE = Operation(
         ),
         header("Stream-TTL", "Seconds for which it lives after each write and read.", type="integer", minimum=0),
         header("Stream-Expires-At", "When it expires, in place of `Stream-TTL`.", type="string", format="date-time"),
+        header("X-Midstream-Webhook", "Where a signed POST goes when it has been closed."),
         *_CLOSING,
     ),
     takes_any_body=True,

@@ -10,6 +10,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.access.given_tokens import GivenTokens
 from gateway.api.follow import Subscribe
 from gateway.delivery.delivery import Delivery
 from gateway.facades.durable.found import Finder
@@ -125,3 +126,4 @@ class DurableServices:
     quotas: Quotas
     bounds: Bounds
     settings: Settings
+    given: GivenTokens

@@ -163,6 +163,10 @@ ON_INTERRUPT = header(
 PACE = header(
     "X-Midstream-Pace-Ms", "`midstream.pace_ms` for clients that cannot change the body. The body takes precedence."
 )
+WEBHOOK = header(
+    "X-Midstream-Webhook",
+    "The URL of `midstream.webhook`, for clients that cannot change the body. The body takes precedence.",
+)
 ON_DISCONNECT = header("X-Midstream-On-Disconnect", "`continue` or `cancel_after=SECONDS`. The body takes precedence.")
 STREAM_ID_HEADER = {"X-Stream-Id": "The stream's id, for other requests."}
 PROVIDER_ERRORS = (401, 404, 413, 415, 422, 424, 429, 499, 502, 504, 507)
@@ -190,7 +194,7 @@ CREATE_CHAT = Operation(
             STREAM_ID_HEADER,
         ),
     ),
-    parameters=(IDEMPOTENCY_KEY, ON_INTERRUPT, ON_DISCONNECT, PACE),
+    parameters=(IDEMPOTENCY_KEY, ON_INTERRUPT, ON_DISCONNECT, PACE, WEBHOOK),
     body=ChatCompletionRequest,
     errors=PROVIDER_ERRORS,
     error=OpenAIError,

@@ -16,6 +16,7 @@ from gateway.facades.openai.operations import (
     PACE,
     PROVIDER_ERRORS,
     STREAM_ID_HEADER,
+    WEBHOOK,
     OpenAIError,
 )
 from gateway.http.accept import SSE
@@ -256,7 +257,7 @@ CREATE = Operation(
     "create_response",
     "OpenAI's responses: streaming, in the background, or answered at the end.",
     (Answer(200, "The response; its events with `stream: true`.", {JSON: Response, SSE: None}, STREAM_ID_HEADER),),
-    parameters=(IDEMPOTENCY_KEY, ON_INTERRUPT, ON_DISCONNECT, PACE),
+    parameters=(IDEMPOTENCY_KEY, ON_INTERRUPT, ON_DISCONNECT, PACE, WEBHOOK),
     body=ResponseRequest,
     errors=PROVIDER_ERRORS,
     error=OpenAIError,

@@ -1,0 +1,83 @@
+"""A list in Redis of streams that somebody is to look at, each at its time: what is still to be done is lost with no process.
+
+    entered before the log begins ──► due ──► handed out to one process, and put off ──► done: removed
+                                       ▲                   │ nothing came of it, or the process died
+                                       └───────────────────┘
+
+Three lists are kept this way: streams that are to be archived (`shared.unkept`), told of (`shared.webhooks`) and counted
+(`shared.accounts`). A stream may be done by two processes all the same, after a pause of one of them: doing it must be repeatable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from shared.commands import Commands, Script
+from shared.errors import OddReply
+from shared.event_log import shown
+from shared.ids import is_stream_id
+
+
+class DueList:
+    """One sorted set: streams by the time (Unix ms) of the next look. The methods raise Disconnected and RedisRefused."""
+
+    TAKE = Script("take_due", when_full=True)
+    SCRIPTS = (TAKE.source,)
+
+    def __init__(self, commands: Commands, key: bytes, *, ttl_seconds: int) -> None:
+        """`ttl_seconds`: how long the list lives after its last change."""
+        self._commands = commands
+        self._key = key
+        self._ttl_seconds = ttl_seconds
+
+    async def enter(self, stream_id: str, in_seconds: float) -> None:
+        """Enters a stream, unless it is there. May be repeated."""
+        await self._commands.execute("ZADD", self._key, "NX", _at(in_seconds), stream_id)
+        await self._commands.execute("EXPIRE", self._key, self._ttl_seconds)
+
+    def send_look(self, stream_id: str, in_seconds: float, condition: str = "") -> None:
+        """Has a stream looked at. `condition`: `NX`, only if it is not in the list; `XX`, only if it is.
+
+        Without a reply: what is lost is made up for by the look that was due before.
+        """
+        options = (condition,) if condition else ()
+        self._commands.send(("ZADD", self._key, *options, _at(in_seconds), stream_id), _ignore)
+        self._commands.send(("EXPIRE", self._key, self._ttl_seconds), _ignore)
+
+    async def take(self, count: int, hold_seconds: float) -> list[str]:
+        """Returns at most `count` streams whose time has come. Nobody else gets them for `hold_seconds`."""
+        reply = await self.TAKE.run(self._commands, [self._key], count, int(hold_seconds * 1000), self._ttl_seconds)
+        taken = _texts(reply)
+        await self.remove([stream_id for stream_id in taken if not is_stream_id(stream_id)])
+        return [stream_id for stream_id in taken if is_stream_id(stream_id)]
+
+    async def count(self) -> int:
+        """Returns how many streams are in the list."""
+        reply = await self._commands.execute("ZCARD", self._key)
+        return reply if isinstance(reply, int) else 0
+
+    async def remove(self, stream_ids: Sequence[str]) -> None:
+        """Removes streams from the list."""
+        if stream_ids:
+            await self._commands.execute("ZREM", self._key, *stream_ids)
+
+    async def listed(self, count: int) -> list[str]:
+        """Returns at most `count` streams, those that are looked at last first."""
+        return _texts(await self._commands.execute("ZRANGE", self._key, 0, count - 1, "REV"))
+
+
+def _texts(reply: object) -> list[str]:
+    try:
+        return [member.decode() for member in reply]  # type: ignore[attr-defined]
+    except (TypeError, ValueError, AttributeError):
+        raise OddReply(f"ODDREPLY a list of streams was answered by {shown(reply)}") from None
+
+
+def _at(seconds_from_now: float) -> int:
+    """Returns a time as the lists have it, in Unix milliseconds. A clock that is wrong by seconds moves a look by seconds."""
+    return int((time.time() + seconds_from_now) * 1000)
+
+
+def _ignore(reply: object) -> None:
+    pass
