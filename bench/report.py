@@ -94,6 +94,8 @@ ROWS: dict[str, list[Row]] = {
         Row("full_redis_us_per_token", "all answers: Redis CPU per token", "µs"),
         Row("full_gateway_us_per_token", "all answers: gateway CPU per token", "µs"),
         _sum_row("full", "all answers", "≥ 6 × cheaper"),
+        Row("full_floor_us_per_token", "all answers: the floor, to make and write each token", "µs"),
+        Row("full_sum_of_floor", "all answers: all CPU, in floors", "", "≤ 4.5"),
         Row("pace_tokens_per_entry", "with a pace of 100 ms: tokens per entry"),
         Row("pace_p50_ms", "with a pace of 100 ms: median", "ms"),
         _sum_row("pace", "with a pace of 100 ms", "≤ 22"),

@@ -86,7 +86,10 @@ def parts_of(services: Services) -> tuple[NativeApi, list[Part], list[Route]]:
         UsageApi(streams, services.accounts),
         WriterApi(services.writes, subscribe, services.delivery),
         Probe(services.delivery, settings),
-        *facades(streams, given, subscribe, services.models, settings, services.commands),
+        *facades(
+            *(streams, given, subscribe, services.models, settings, services.commands),
+            has_durable=services.durable is not None,
+        ),
         *((services.durable,) if services.durable is not None else ()),
     ]
     if not (admission.is_on and settings.metrics_port):

@@ -68,6 +68,26 @@ class ChunkReader(EventStream):
     tolerated. `choices`: how many were requested.
     """
 
+    __slots__ = (
+        "_at_end",
+        "_choices_requested",
+        "_first",
+        "_found",
+        "_further",
+        "_has_content",
+        "_has_halves",
+        "_is_json_lines",
+        "_is_whole",
+        "_odd",
+        "_stray",
+        "_stray_bytes",
+        "_usage",
+        "about",
+        "complete",
+        "error",
+        "grace_seconds",
+    )
+
     def __init__(self, odd: Callable[[str], None] = lambda kind: None, *, choices: int = 1) -> None:
         super().__init__()
         self._odd = odd

@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 import httptools
 import httpx2
 
+from producer.ticks import Ticks
+
 _IDLE_SECONDS = 5.0
 """A connection that waits for its next request is closed so long after its last: before most servers close theirs."""
 _IDLE_MAX = 100
@@ -32,6 +34,9 @@ _PART_BYTES = 64
 """What a piece of the body takes in memory beside its bytes: a chunk may have one."""
 _UNREAD_BYTES_MAX = 256 << 10
 """What one connection holds unread before it stops taking: a reader that waits for Redis must not fill the memory."""
+
+_REST_SECONDS_MAX = 0.1
+"""How long a connection may rest at a time: the end of an answer, or a broken connection, is seen so much later at most."""
 
 FOLLOW = "midstream.follow"
 """The response's extension that tells of its body past httpx2's generators: `_Connection.follow`."""
@@ -70,6 +75,7 @@ class DirectTransport(httpx2.AsyncBaseTransport):
         self._connections: set[_Connection] = set()
         self._idle: dict[Origin, list[_Connection]] = {}
         self._idle_count = 0
+        self._ticks = Ticks()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request and read the head of its response. Raises httpx2.TransportError."""
@@ -113,7 +119,7 @@ class DirectTransport(httpx2.AsyncBaseTransport):
             if connection.may_ask and not connection.has_news:
                 return connection
             connection.close()
-        connection = _Connection(origin, self._peer)
+        connection = _Connection(origin, self._peer, self._ticks)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(connect_seconds):
@@ -177,9 +183,40 @@ class _Body(httpx2.AsyncByteStream):
 class _Connection(asyncio.Protocol):
     """One connection, which carries one request after the other; one task at a time waits on it."""
 
-    def __init__(self, origin: Origin, peer: str) -> None:
+    __slots__ = (
+        "_body_came",
+        "_complete",
+        "_excess",
+        "_framing_bytes",
+        "_headers_bytes",
+        "_headers_count",
+        "_loop",
+        "_may_go_on",
+        "_parser",
+        "_parts",
+        "_paused",
+        "_peer",
+        "_resting",
+        "_take",
+        "_take_failed",
+        "_ticks",
+        "_transport",
+        "_trouble",
+        "_unread_bytes",
+        "_until_closed",
+        "_waiter",
+        "_wants_at",
+        "headers",
+        "on_lost",
+        "origin",
+        "requests",
+        "status",
+    )
+
+    def __init__(self, origin: Origin, peer: str, ticks: Ticks) -> None:
         self.origin = origin
         self._peer = peer
+        self._ticks = ticks
         self._loop = asyncio.get_running_loop()
         self.on_lost: Callable[[_Connection], None] | None = None
         self.requests = 0
@@ -206,6 +243,10 @@ class _Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._take: Callable[[bytes], bool] | None = None
         """Whoever follows the body; None while somebody reads it instead."""
+        self._wants_at: Callable[[], float] | None = None
+        """When whoever follows wants to be told again (monotonic seconds); None: always at once."""
+        self._resting = False
+        """Nothing is read until a tick, since whoever follows wants nothing before."""
         self._take_failed: Exception | None = None
 
     @property
@@ -241,13 +282,14 @@ class _Connection(asyncio.Protocol):
             await self._news()
         return self._taken()
 
-    async def follow(self, take: Callable[[bytes], bool]) -> bool:
+    async def follow(self, take: Callable[[bytes], bool], wants_at: Callable[[], float] | None = None) -> bool:
         """Tell `take` of the body as it comes, until that was all (true), or it wants no more for now (false).
 
-        It is called from the loop, without a turn of the task that waits here. Raises httpx2.TransportError, and what
-        `take` raises.
+        It is called from the loop, without a turn of the task that waits here. After each call `wants_at` says when the next
+        one is wanted (monotonic seconds): until then, or a little longer, the socket is not read, which spares a wake-up for each
+        chunk. Raises httpx2.TransportError, and what `take` raises.
         """
-        self._take = take
+        self._take, self._wants_at = take, wants_at
         try:
             self._tell()
             while self._take is not None and not self._complete:
@@ -257,7 +299,7 @@ class _Connection(asyncio.Protocol):
                 raise self._take_failed
             return self._take is not None
         finally:
-            self._take = self._take_failed = None
+            self._take = self._take_failed = self._wants_at = None
 
     def _tell(self) -> None:
         """Give whoever follows what has come, and wake it when there is more to it than that."""
@@ -270,6 +312,21 @@ class _Connection(asyncio.Protocol):
                 self._take, self._take_failed = None, error
         if self._take is None or self._complete:
             self._wake()
+        elif self._wants_at is not None:
+            self._rest(self._wants_at())
+
+    def _rest(self, wanted_at: float) -> None:
+        """Stops reading until then, but not for longer than a rest may be."""
+        now = self._loop.time()
+        if wanted_at > now and not self._resting and not self._paused and self._transport is not None:
+            self._resting = True
+            self._transport.pause_reading()
+            self._ticks.call_at(min(wanted_at, now + _REST_SECONDS_MAX), self._end_rest)
+
+    def _end_rest(self) -> None:
+        self._resting = False
+        if not self._paused and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _taken(self) -> bytes:
         """What is unread, as read."""

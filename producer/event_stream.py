@@ -28,6 +28,18 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 class EventStream(ABC):
     """Bytes in any pieces become calls of `take_data` and `take_line`; holds at most one unfinished line and one unfinished event."""
 
+    __slots__ = (
+        "_after_cr",
+        "_beginning",
+        "_begun",
+        "_held",
+        "_held_bytes",
+        "_is_special",
+        "_rest",
+        "_type",
+        "_within",
+    )
+
     def __init__(self) -> None:
         self._is_special = True
         """Whether the next byte may be special: the first ones, which may be a byte order mark, and a LF behind a CR."""

@@ -27,6 +27,9 @@ _NOT_PASSED_ON = frozenset({"simulate", "stream", "stream_options"})
 _MODELS_MAX = 1000
 """Remembered at most: a client may name any model it likes."""
 
+Follow = Callable[[Callable[[bytes], bool], Callable[[], float] | None], Awaitable[bool]]
+"""Passes on a body as it comes: `producer.direct_transport` has the terms."""
+
 
 class OpenAIProvider:
     """An OpenAI-compatible API. `connections_max`: how many answers it generates at once."""
@@ -140,9 +143,7 @@ class _Grace:
             self.timeout.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
 
 
-async def _read(
-    follow: Callable[[Callable[[bytes], bool]], Awaitable[bool]], reader: ChunkReader, hearer: Hearer
-) -> None:
+async def _read(follow: Follow, reader: ChunkReader, hearer: Hearer) -> None:
     """Passes the body on to the hearer, up to its end, an error, or the end of the time for a usage that comes late."""
     grace = _Grace()
 
@@ -153,9 +154,13 @@ async def _read(
         has_room = hearer.accept(items) if items else True
         return has_room and not reader.ended
 
+    def wants_at() -> float:
+        # What is unfinished, and what may come behind the end, is read at once.
+        return 0.0 if reader.has_unfinished_line or reader.grace_seconds is not None else hearer.wants_at()
+
     try:
         async with asyncio.timeout(None) as grace.timeout:
-            while not await follow(take) and not reader.ended:
+            while not await follow(take, wants_at if hearer.has_pace else None) and not reader.ended:
                 grace.begin(None)  # while Redis is away, what the provider sends is not read
                 await hearer.wait_for_room()
                 grace.begin(reader.grace_seconds)
@@ -179,14 +184,14 @@ class _StreamOptionsRefused(Exception):
     """The provider refuses a request because of its `stream_options`, which some servers do not know."""
 
 
-def _following(response: httpx2.Response) -> Callable[[Callable[[bytes], bool]], Awaitable[bool]]:
+def _following(response: httpx2.Response) -> Follow:
     """Returns a function that passes on the body as it comes: the connection's own, unless the body must be decoded."""
-    direct: Callable[[Callable[[bytes], bool]], Awaitable[bool]] | None = response.extensions.get(FOLLOW)
+    direct: Follow | None = response.extensions.get(FOLLOW)
     if direct is not None and "content-encoding" not in response.headers:
         return direct
     parts = decoded(response)
 
-    async def follow(take: Callable[[bytes], bool]) -> bool:
+    async def follow(take: Callable[[bytes], bool], wants_at: Callable[[], float] | None) -> bool:
         async for part in parts:
             if not take(part):
                 return False

@@ -113,6 +113,13 @@ class Hearer(Protocol):
     def accept(self, items: list[Item]) -> bool:
         """Takes the items that came together. False: the provider must await `wait_for_room` before it gives more."""
 
+    @property
+    def has_pace(self) -> bool:
+        """Whether what comes may have to wait for the stream's pace: then `wants_at` says how long."""
+
+    def wants_at(self) -> float:
+        """Returns when what comes next can be appended (monotonic seconds)."""
+
     def odd(self, kind: str) -> None:
         """Takes note of what is not as documented and was tolerated: `shared.metrics.PROVIDER_ODDITIES_TOLERATED` has the kinds."""
 

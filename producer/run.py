@@ -69,6 +69,34 @@ class HandedBack(MidstreamError):
 class Run:
     """The work on one claim."""
 
+    __slots__ = (
+        "_began_at",
+        "_call_goes_on",
+        "_cancel_after_seconds",
+        "_deliveries",
+        "_first_token_at",
+        "_first_token_came",
+        "_generating",
+        "_halted",
+        "_heard_at",
+        "_history",
+        "_log",
+        "_odd_kinds",
+        "_probing",
+        "_provider",
+        "_settings",
+        "_stopped",
+        "_takeover",
+        "_unread",
+        "_waits_for_log",
+        "_writer",
+        "claim",
+        "ended_here",
+        "meter",
+        "noted_usage",
+        "stream_id",
+    )
+
     def __init__(
         self,
         claim: Claim,
@@ -400,6 +428,13 @@ class Run:
             return True
         self._writer.push(items)
         return not self._writer.crowded
+
+    @property
+    def has_pace(self) -> bool:
+        return self._writer is not None and self._writer.has_pace
+
+    def wants_at(self) -> float:
+        return 0.0 if self._writer is None else self._writer.next_entry_at
 
     def odd(self, kind: str) -> None:
         """Counts what is not as documented, and logs each kind once per run."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from producer import metrics
 from producer.log_copy import LogCopy
 from producer.provider import Refused
+from producer.ticks import TICK_SECONDS, tick_from
 from shared.errors import Disconnected, Fenced, LogFull, MidstreamError, RedisRefused
 from shared.event_log import Appended, EventLog
 from shared.events import ACCEPTED, Entry, Item, encode_items
@@ -31,10 +33,41 @@ logger = logging.getLogger(__name__)
 
 _LOOK_AGAIN_SECONDS = 0.01
 """The pause between a repair and the next try of the append: without it a log that somebody edits would keep the loop busy."""
+_TIMER_SECONDS = 0.001
+"""A timer of uvloop may be early by this."""
 
 
 class Writer:
     """Writes one stream's log for one worker. `on_trouble` gets, once, the error that ends the attempt, as Fenced or LogFull."""
+
+    __slots__ = (
+        "_busy",
+        "_bytes_max",
+        "_copy",
+        "_entries_max",
+        "_id",
+        "_kept_tokens",
+        "_keys",
+        "_log",
+        "_on_trouble",
+        "_pace_seconds",
+        "_pause",
+        "_progress",
+        "_repair",
+        "_tokens_max",
+        "_trouble",
+        "_uncounted",
+        "_under_way",
+        "_unsent_bytes_max",
+        "_waiting",
+        "_waiting_bytes",
+        "may_recreate",
+        "next_entry_at",
+        "sent_at",
+        "stream_id",
+        "unheard_since",
+        "was_heard",
+    )
 
     def __init__(
         self,
@@ -55,9 +88,12 @@ class Writer:
         self._entries_max = settings.stream_entries_max - 1  # one place is kept for the terminal event
         self._bytes_max = settings.stream_bytes_max
         self._unsent_bytes_max = settings.worker_unsent_bytes_max
-        self._pace_seconds = (settings.entry_milliseconds if pace_ms is None else pace_ms) / 1000
+        pace_seconds = (settings.entry_milliseconds if pace_ms is None else pace_ms) / 1000
+        self._pace_seconds = math.ceil(pace_seconds / TICK_SECONDS) * TICK_SECONDS
+        self.next_entry_at = 0.0
+        """When the stream's pace allows the next entry (monotonic seconds)."""
         self._pause: asyncio.TimerHandle | None = None
-        """Runs until the stream's pace allows the next entry."""
+        """Runs until then."""
         self._on_trouble = on_trouble
         self._trouble: MidstreamError | None = None
         self._keys = (log_key(stream_id), live_channel(stream_id))
@@ -80,6 +116,11 @@ class Writer:
         self.was_heard = False
         """Whether a gateway has listened."""
 
+    @property
+    def has_pace(self) -> bool:
+        """Whether there is a least time between two entries."""
+        return self._pace_seconds > 0
+
     # --- the hot path
 
     def push(self, items: list[Item]) -> None:
@@ -94,16 +135,15 @@ class Writer:
 
     def _send_at_its_pace(self) -> None:
         """Sends what waits, now or when the pause since the last entry is over; a full entry does not wait."""
-        pause_seconds = self.sent_at + self._pace_seconds - time.monotonic()
-        if pause_seconds <= 0 or len(self._waiting) >= self._tokens_max:
+        if time.monotonic() >= self.next_entry_at - _TIMER_SECONDS or len(self._waiting) >= self._tokens_max:
             self._send_next()
         elif self._pause is None:
-            self._pause = asyncio.get_running_loop().call_later(pause_seconds, self._pause_is_over)
+            self._pause = asyncio.get_running_loop().call_at(tick_from(self.next_entry_at), self._pause_is_over)
 
     def _pause_is_over(self) -> None:
         self._pause = None
         if self._waiting and self._under_way is None:
-            self._send_next()
+            self._send_at_its_pace()
 
     def _send_next(self) -> None:
         if self._busy or self._trouble is not None:
@@ -130,6 +170,10 @@ class Writer:
             return
         self._under_way = entry = Entry(self._id, field, value)
         self.sent_at = time.monotonic()
+        if self._pace_seconds:
+            # Counted from when this one was due, unless it came at another time: else each entry would come a tick later.
+            is_on_time = abs(self.sent_at - self.next_entry_at) < TICK_SECONDS
+            self.next_entry_at = (self.next_entry_at if is_on_time else self.sent_at) + self._pace_seconds
         self._log.send_append(self._keys, len(self._copy) + self._uncounted, entry, self._on_reply)
 
     def _on_reply(self, reply: Any) -> None:

@@ -251,7 +251,7 @@ class Settings:
     entry_milliseconds: int = _setting(
         0,
         "ms",
-        "The least time between two entries of one stream: tokens that come in between share the next one. 100 ms reads as smoothly to a person, at 20 tokens a second, and takes half of the work. `midstream.pace_ms` of a request wins. 0: each token at once.",
+        "The least time between two entries of one stream, rounded up to whole 20 ms: tokens that come in between share the next one. 100 ms reads as smoothly to a person, at 20 tokens a second, and costs a quarter less. `midstream.pace_ms` of a request wins. 0: each token at once.",
         least=0,
         most=5000,
     )

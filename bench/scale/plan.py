@@ -40,6 +40,7 @@ class Plan:
 
 def plan_of(load: Load, costs: Costs, prices: Prices) -> Plan:
     entries = load.streams * load.tokens_per_second / load.tokens_per_entry
+    further = load.tokens_per_entry - 1
     answers = load.streams * load.tokens_per_second / load.tokens_per_answer
     readers = load.streams * load.readers_per_stream
 
@@ -47,10 +48,11 @@ def plan_of(load: Load, costs: Costs, prices: Prices) -> Plan:
         return max(1, math.ceil(microseconds_a_second / 1e6 / costs.core_share))
 
     gateways = max(
-        cores(readers / load.streams * entries * costs.gateway_entry_us), math.ceil(readers / _GATEWAY_READERS_MAX)
+        cores(readers / load.streams * entries * (costs.gateway_entry_us + further * costs.resume_event_us)),
+        math.ceil(readers / _GATEWAY_READERS_MAX),
     )
     workers = cores(load.streams * load.tokens_per_second * costs.worker_token_us)
-    per_entry_us = costs.redis_entry_us + (load.tokens_per_entry - 1) * costs.redis_token_us
+    per_entry_us = costs.redis_entry_us + further * costs.redis_token_us
     masters = cores(entries * per_entry_us + answers * costs.redis_create_us)
 
     gateway_gb = (readers * costs.gateway_reader_kb * 1e3 + gateways * costs.process_mb * 1e6) / _GB
@@ -59,7 +61,7 @@ def plan_of(load: Load, costs: Costs, prices: Prices) -> Plan:
     stored_bytes = stored * load.tokens_per_answer * costs.redis_token_bytes
     redis_gb = (stored_bytes + (load.streams + answers * load.ended_seconds) * load.request_bytes) / _GB
 
-    per_entry_bytes = costs.wire_bytes + costs.packet_bytes
+    per_entry_bytes = load.tokens_per_entry * costs.event_bytes + costs.packet_bytes
     to_readers = readers / load.streams * entries * per_entry_bytes  # bytes a second
     inside = entries * per_entry_bytes * 3
     seconds = _HOURS_OF_MONTH * 3600

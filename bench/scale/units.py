@@ -42,8 +42,10 @@ class Costs:
     worker_stream_kb: float = _input(25.0, "worker: memory of an answer", _ESTIMATE)
     process_mb: float = _input(60.0, "memory of a process to begin with", _MEASURED)
     redis_token_bytes: float = _input(26.0, "Redis: memory of a token; 17 with four in an entry", _MEASURED)
-    wire_bytes: float = _input(80.0, "bytes of an entry on its way to a reader, with HTTP's framing", _MEASURED)
-    packet_bytes: float = _input(81.0, "bytes of TLS, TCP, IP and Ethernet around each", _ESTIMATE)
+    event_bytes: float = _input(60.0, "bytes of a token's event", _MEASURED)
+    packet_bytes: float = _input(
+        101.0, "bytes around the events of an entry: HTTP's chunk, TLS, TCP, IP, Ethernet", _ESTIMATE
+    )
     core_share: float = _input(0.7, "how busy a core may be", "a choice")
 
 

@@ -116,7 +116,8 @@ def whole_path(
 ) -> Figures:
     """Measures the path from the provider to readers: latency, from a chunk's stamp to the reader's socket, and CPU per token.
 
-    `sum_us_per_token` is the CPU time of worker, Redis and gateway. `settings` are the worker's. The worker shares the
+    `sum_us_per_token` is the CPU time of worker, Redis and gateway, `floor_us_per_token` that of the provider for making a chunk
+    and writing it: no server that writes each token by itself can take less on this machine. `settings` are the worker's. The worker shares the
     gateway's core: beside Redis, the provider and the readers it would have too little of one.
     """
     server = start()
@@ -146,6 +147,7 @@ def whole_path(
         if not figures["void"]:  # else some may never come
             _wait_for_answers(parts)
     figures["sum_us_per_token"] = sum(figures[f"{part}_us_per_token"] for part in ("worker", "redis", "gateway"))
+    figures["sum_of_floor"] = figures["sum_us_per_token"] / figures["floor_us_per_token"]
     return figures
 
 
@@ -299,6 +301,7 @@ def _paced(
         **{f"{name}_utilisation": used[name] / seconds for name in pids},
         "redis_us_per_token": 1e6 * redis_seconds / max(1, events),
         "tokens_per_entry": events / max(1, calls.get("xadd", 0)),
+        "floor_us_per_token": result["send_us_per_token"],
         "provider_lag_p99_ms": lag_p99_ms,
         "provider_utilisation": result["utilisation"],
         "load_utilisation": max(cut["utilisation"] for cut in cuts),

@@ -43,8 +43,8 @@ export async function* follow(url, options = {}) {
     await stored("setItem", JSON.stringify(answer.now()));
   };
   const onWake = ({ type }) => {
-    if (type === "pagehide" || globalThis.document?.visibilityState === "hidden") save(0);
-    if (type === "online" || exchange.silent()) exchange.abort(new StreamError("the network changed", { atOnce: true }));
+    if (type === "pagehide" || globalThis.document?.hidden) save(0);
+    if (type === "online" || exchange.silent()) exchange.abort(new StreamError("network changed", { atOnce: true }));
     patience.wake();
   };
   try {
@@ -54,6 +54,7 @@ export async function* follow(url, options = {}) {
       let decode, failure, body;
       const next = async () => {
         if (decode) return decode(await exchange.read(body));
+        if ((options.fetch ?? fetch).polyfill) throw new StreamError("this fetch cannot stream", { retryable: false }); // whatwg-fetch, React Native's
         // Not event streams alone: so asks an EventSource, which a full gateway answers with an empty one instead of 503.
         const { cursor } = answer.now();
         const headers = { accept: "text/event-stream, application/problem+json", ...(cursor && !atEnd && { "last-event-id": cursor }) };
@@ -94,7 +95,7 @@ export async function* follow(url, options = {}) {
 
 /** Requests an answer at the address of `/v1/streams`. However often it is tried, there is one generation. */
 export async function create(url, request, options = {}) {
-  const key = options.idempotencyKey ?? globalThis.crypto?.randomUUID?.() ?? `${Date.now()}${Math.random()}${Math.random()}`;
+  const key = options.idempotencyKey ?? globalThis.crypto?.randomUUID?.() ?? "" + Math.random() + Math.random();
   const headers = { "content-type": "application/json", "idempotency-key": key };
   const streams = resolved(url);
   const created = await call(streams, options, { method: "POST", headers, body: JSON.stringify(request) });

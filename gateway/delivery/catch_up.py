@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from gateway.delivery.reader import Reader
-from gateway.faces import encode
+from gateway.faces import FramingFace, encode
 from gateway.following.pages import Pages
 from gateway.following.ring import broken_off
 from gateway.following.tail import Tail
@@ -134,6 +134,9 @@ class _OwnEncoder:
         if events[-1].field == FAILED and unreadable_from(events[-1]) == events[-1].id:
             self.ended = True
         reader.cursor = max(reader.cursor, self._encoded)
+        face = reader.ring.face
+        if isinstance(face, FramingFace):
+            return face.frame(pieces, reader.cursor, is_newest=False) if any(pieces) else b""
         return b"".join(pieces)
 
     async def _wait_for_the_tail(self) -> None:

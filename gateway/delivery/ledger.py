@@ -101,15 +101,18 @@ class Ledger:
             await asyncio.sleep(self._pause_seconds)
             self._reported = (self._reported + 1) % _SLOTS
             for reader, note in self._slots[self._reported].items():
-                if reader.reached() != note.noted:
-                    self._send(reader, note)
+                if reader.position < 0 or reader.position != note.position:  # an idle reader's id need not be found out
+                    if reader.reached() != note.noted:
+                        self._send(reader, note)
+                    else:
+                        note.position = reader.position
 
     def _send(self, reader: Reader, note: OpenConnection, outcome: str | None = None) -> None:
         if self._under_way >= _UNDER_WAY_MAX:
             return
         reached = reader.reached()
         self.tokens += reader.tail.tokens_between(note.noted, reached)
-        note.noted = reached
+        note.noted, note.position = reached, reader.position
         now = time.time()
         closed_at = None if outcome is None else now
         delivered = DeliveryNote(

@@ -29,13 +29,15 @@ class Deliverer(Protocol):
 class OpenConnection:
     """What the ledger keeps of an open connection between two reports."""
 
-    __slots__ = ("connection", "noted", "opened_at", "slot", "start")
+    __slots__ = ("connection", "noted", "opened_at", "position", "slot", "start")
 
     def __init__(self, slot: int, connection: str, start: EventId, opened_at: float) -> None:
         self.slot = slot
         self.connection = connection
         self.start = self.noted = start
         """Where the reader began, and how far it had come at the last report."""
+        self.position = OUT_OF_RING
+        """The reader's position at the last report."""
         self.opened_at = opened_at
 
 

@@ -22,11 +22,13 @@ def facades(
     models: ProviderModels,
     settings: Settings,
     commands: Commands,
+    *,
+    has_durable: bool,
 ) -> list[Part]:
-    """Returns all facades."""
+    """Returns all facades but the durable one. `has_durable`: this gateway has that, too."""
     return [
         ChatCompletions(streams, given, subscribe, models, settings),
         Responses(streams, given, subscribe, models, settings),
         Models(models),
-        AiSdk(streams, given, subscribe, models, settings, commands),
+        AiSdk(streams, given, subscribe, models, settings, commands, has_durable=has_durable),
     ]

@@ -63,7 +63,7 @@ class Ring:
         """Has a ring that is still empty begin with the event after `base`."""
         self.encoder = encoder
         self.base = base
-        self._marks = [Mark(0, base.attempt, base.offset + 1)]
+        self._marks: tuple[Mark, ...] = (Mark(0, base.attempt, base.offset + 1),)
 
     def join(self, reader: Any) -> None:
         """Adds a reader."""
@@ -117,9 +117,8 @@ class Ring:
         end = self.start + len(self.encoded)
         position, attempt, offset = self._marks[-1]
         if first != (attempt, offset + end - position):
-            if position == end:
-                self._marks.pop()
-            self._marks.append(Mark(end, *first))
+            before = self._marks[:-1] if position == end else self._marks
+            self._marks = (*before, Mark(end, *first))
 
     def position_after(self, cursor: EventId) -> int:
         """Returns the position at which a reader goes on that has everything up to `cursor`, which is not before `base`."""
@@ -158,7 +157,7 @@ class Ring:
             self.start += surplus
             del self.encoded[:surplus]
             while len(self._marks) > 1 and self._marks[1].position <= self.start:
-                del self._marks[0]
+                self._marks = self._marks[1:]
 
 
 class FramedRing(Ring):

@@ -23,7 +23,7 @@ from shared.settings import Settings
 logger = logging.getLogger(__name__)
 
 _LOOKS = 20
-"""A round is spread over this many looks, so that none takes long."""
+"""A round lasts `sweep_seconds`, and is spread over this many looks, so that none takes long."""
 _PAUSE_SWEEPS_MAX = 4
 """The longest pause between two checks of a tail, in rounds: a stream that has been silent for long is likely to stay so."""
 _MISSING_MAX = 3
@@ -45,8 +45,6 @@ class SilenceChecks:
         self._endings = endings
         self._settings = settings
         self._on_lost = on_lost
-        self._check_at: dict[Tail, float] = {}
-        """When a tail's silence is to be looked into (loop seconds)."""
         self._missing: dict[Tail, int] = {}
         """At how many checks in a row a tail's log has been missing."""
         self.checks = 0
@@ -61,30 +59,39 @@ class SilenceChecks:
 
     async def _run(self) -> None:
         while True:
-            for _ in range(_LOOKS):
+            for tails in self._next_round():
                 await asyncio.sleep(self._settings.sweep_seconds / _LOOKS)
                 if self._tails.subscriber.is_up:
-                    self._look()
-            self._forget_the_gone()
+                    self._look(tails)
+            self._missing = {tail: count for tail, count in self._missing.items() if tail in self._tails}
 
-    def _look(self) -> None:
-        now, sweep_seconds, check_at = self._loop.time(), self._settings.sweep_seconds, self._check_at
+    def _next_round(self) -> list[list[Tail]]:
+        """Returns the tails that are to be looked at in the next round, by look. All others have been heard of since, or are
+        new: they are not due before the round after that."""
+        now, sweep_seconds = self._loop.time(), self._settings.sweep_seconds
+        looks: list[list[Tail]] = [[] for _ in range(_LOOKS)]
         for tail in self._tails:
-            if tail.ended is not None or check_at.get(tail, 0.0) > now:
-                continue
+            due_seconds = max(tail.check_at, tail.heard_at + sweep_seconds) - now
+            if tail.ended is None and due_seconds < sweep_seconds:
+                looks[max(0, int(due_seconds / sweep_seconds * _LOOKS))].append(tail)
+        return looks
+
+    def _look(self, tails: list[Tail]) -> None:
+        """Asks for the newest entries of the logs whose tails are silent still."""
+        now, sweep_seconds = self._loop.time(), self._settings.sweep_seconds
+        for tail in tails:
             silent_seconds = now - tail.heard_at
-            if silent_seconds < sweep_seconds:
-                check_at[tail] = tail.heard_at + sweep_seconds
-            elif tail.is_ready and not tail.reading:
-                pause_seconds = min(silent_seconds, _PAUSE_SWEEPS_MAX * sweep_seconds)
-                check_at[tail] = now + pause_seconds * random.uniform(1.0, 1.2)  # so that they spread
+            if (
+                silent_seconds >= sweep_seconds
+                and tail.ended is None
+                and tail.is_ready
+                and not tail.reading
+                and tail in self._tails
+            ):
+                pause_seconds = min(2 * silent_seconds, _PAUSE_SWEEPS_MAX * sweep_seconds)
+                tail.check_at = now + pause_seconds * random.uniform(1.0, 1.2)  # so that they spread
                 self.checks += 1
                 self._log.send_newest(tail.stream_id, 1, partial(self._checked, tail))
-
-    def _forget_the_gone(self) -> None:
-        tails = self._tails
-        self._check_at = {tail: at for tail, at in self._check_at.items() if tail in tails and tail.ended is None}
-        self._missing = {tail: count for tail, count in self._missing.items() if tail in tails}
 
     def _checked(self, tail: Tail, raw: list[RawEntry] | Exception) -> None:
         try:
@@ -103,7 +110,7 @@ class SilenceChecks:
     def _miss(self, tail: Tail) -> None:
         """Counts a check at which the log was missing; the last that a log is given loses it."""
         missing = self._missing[tail] = self._missing.get(tail, 0) + 1
-        self._check_at[tail] = self._loop.time() + self._settings.sweep_seconds
+        tail.check_at = self._loop.time() + self._settings.sweep_seconds
         if missing >= _MISSING_MAX:
             self._on_lost(tail)
 

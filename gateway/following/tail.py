@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 from gateway import metrics
 from gateway.faces import Encoder, Face, FramingFace, gap_event
@@ -27,6 +28,12 @@ def _without(rings: tuple[Ring, ...], ring: Ring) -> tuple[Ring, ...]:
     return tuple(it for it in rings if it is not ring)
 
 
+@lru_cache(maxsize=64)  # nearly all streams are in their first attempts, and share these bytes
+def _id_format(attempt: int) -> bytes:
+    """Returns a format that makes an id of an offset of this attempt."""
+    return b"%d-%%d" % attempt
+
+
 def _is_kept(tail: Tail) -> None:
     """A tail that is in no `Tails` has nobody to tell that it is not held any more."""
 
@@ -36,7 +43,8 @@ class Tail:
 
     The fields are written here, by the verbs below, with these exceptions. `gateway.following.tails` sets `exists`,
     `sought`, `reading`, `again` and `heard_at`, and moves `offset` and `next_id` on for each token that is pushed
-    in order (a call for each would cost as much as all the rest). `gateway.delivery.delivery` sets `dirty`.
+    in order (a call for each would cost as much as all the rest). `gateway.delivery.delivery` sets `dirty`, and
+    `gateway.following.silence_checks` `check_at`.
     """
 
     __slots__ = (
@@ -51,6 +59,7 @@ class Tail:
         "attempt",
         "broken",
         "channel",
+        "check_at",
         "dirty",
         "ended",
         "ended_as",
@@ -116,6 +125,8 @@ class Tail:
         """The log is being read; it must be read once more after that."""
         self.heard_at = now
         """When the last message of this stream came (loop seconds)."""
+        self.check_at = 0.0
+        """When its silence is to be looked into (loop seconds)."""
         self.dirty = False
         """The stream has new events, and will be flushed."""
 
@@ -313,7 +324,8 @@ class Tail:
                 self.set_broken_aside()
                 break
         if last.attempt != self.attempt:
-            self._overtaken = (*self._overtaken, (self.attempt, self.kept_tokens, self.offset))
+            if self.attempt:  # before the first one there is no token
+                self._overtaken = (*self._overtaken, (self.attempt, self.kept_tokens, self.offset))
             self.kept_tokens = 0
         self.attempt, self.offset = last
         self._restarted = False
@@ -344,5 +356,5 @@ class Tail:
     def arm(self) -> None:
         """Turns the fast path on: the very next token may be taken as it is pushed."""
         if self.ended is None and not self._restarted and self.attempt:
-            self.id_format = b"%d-%%d" % self.attempt
+            self.id_format = _id_format(self.attempt)
             self.next_id = self.id_format % (self.offset + 1)

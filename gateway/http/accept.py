@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.http.connection import Scope
 
-SSE, NDJSON, TEXT = "text/event-stream", "application/x-ndjson", "text/plain"
+SSE, NDJSON, TEXT, JSON = "text/event-stream", "application/x-ndjson", "text/plain", "application/json"
 _ACCEPT_CHARACTERS_MAX = 4096
 _RANGES_MAX = 64
 
@@ -28,8 +28,13 @@ def accepts_only_events(scope: Scope) -> bool:
     """Whether a request can be answered with an event stream and nothing else: a GET of a browser's EventSource, or of the like."""
     if scope["type"] != "http" or scope["method"] != "GET":
         return False
-    header = b",".join(value for name, value in scope["headers"] if name == b"accept")
-    return list(_ranges(header[:_ACCEPT_CHARACTERS_MAX].decode("latin-1"))) == [SSE]
+    return list(_ranges_of(scope)) == [SSE]
+
+
+def accepts_json_and_no_events(scope: Scope) -> bool:
+    """Whether a request accepts JSON, and neither an event stream nor anything at all (`*/*`)."""
+    ranges = _ranges_of(scope)
+    return _rank(JSON, ranges)[0] > 0 and _rank(SSE, ranges)[0] == 0
 
 
 def _rank(offer: str, ranges: dict[str, float]) -> tuple[float, bool]:
@@ -38,6 +43,11 @@ def _rank(offer: str, ranges: dict[str, float]) -> tuple[float, bool]:
         if covering in ranges:
             return ranges[covering], covering == offer and offer != TEXT
     return 0.0, False
+
+
+def _ranges_of(scope: Scope) -> dict[str, float]:
+    header = b",".join(value for name, value in scope["headers"] if name == b"accept")
+    return _ranges(header[:_ACCEPT_CHARACTERS_MAX].decode("latin-1"))
 
 
 def _ranges(accept: str) -> dict[str, float]:

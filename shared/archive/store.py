@@ -7,6 +7,7 @@ ones only what its receipt says. A row that is deleted stays, without its conten
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -311,8 +312,11 @@ def _url_of(configured: str) -> Any:
 
 def _engine_of(url: Any, seconds: float) -> AsyncEngine:
     is_sqlite = url.get_backend_name() == "sqlite"
+    limits: dict[str, Any]
     # asyncpg has time limits of its own, so that it gives up before the one around it cancels what it does.
     limits = {"timeout": seconds} if is_sqlite else {"timeout": seconds * 0.8, "command_timeout": seconds * 0.8}
+    if not is_sqlite:
+        limits["connection_class"] = _postgres_connection_class()
     engine = create_async_engine(
         url, pool_size=_CONNECTIONS_MAX, max_overflow=0, pool_timeout=seconds, pool_recycle=600, connect_args=limits
     )
@@ -329,6 +333,21 @@ def _engine_of(url: Any, seconds: float) -> AsyncEngine:
             cursor.close()
 
     return engine
+
+
+def _postgres_connection_class() -> Any:
+    """Returns asyncpg's connection, whose `close` does not raise if the server does not answer: it is cut off then.
+
+    SQLAlchemy closes in a task of its own, whose error nobody would retrieve.
+    """
+    import asyncpg
+
+    class Closing(asyncpg.Connection):  # type: ignore[misc]
+        async def close(self, *, timeout: float | None = None) -> None:
+            with contextlib.suppress(TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await super().close(timeout=timeout)
+
+    return Closing
 
 
 def _upgrade(connection: Connection) -> None:

@@ -83,6 +83,8 @@ def test_the_whole_path_is_a_sum_beside_the_ordinary_way_as_a_whole(tmp_path: Pa
             assert 0 < run[f"{kind}_p50_ms"] <= run[f"{kind}_p99_ms"], kind
             parts = [run[f"{kind}_{part}_us_per_token"] for part in ("worker", "redis", "gateway")]
             assert run[f"{kind}_sum_us_per_token"] == pytest.approx(sum(parts)), kind
+            assert 0 < run[f"{kind}_floor_us_per_token"] < 200, kind
+            assert run[f"{kind}_sum_of_floor"] == pytest.approx(sum(parts) / run[f"{kind}_floor_us_per_token"]), kind
     assert ours["pace_tokens_per_entry"] > 1.5
     assert (
         peer["equal_tokens_per_entry"] < 1.5

@@ -5,26 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from itertools import pairwise
-from typing import Any
-from urllib.parse import urlencode
 
 import httpx2
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, Request, Route
+from playwright.async_api import Browser
 
 from tests.support import ai_sdk
+from tests.support.chat_page import Chat, answered
 from tests.support.openai_server import OpenAIServer
 from tests.support.system import System
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-_HTML = '<!doctype html><meta charset="utf-8"><div id="root"></div><script src="/test-page.js"></script>'
-_STATE = """() => ({
-    status: chat.status, error: chat.error?.message ?? null, messages: chat.messages, finished, seen,
-    text: document.querySelector('pre').textContent,
-})"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -33,68 +26,6 @@ async def running(server: OpenAIServer) -> AsyncIterator[System]:
     settings = {"provider": "openai", "openai_base_url": server.url, "keepalive_seconds": 1}  # comments in between
     async with System(gateways=2, settings=settings) as system:
         yield system
-
-
-class Chat:
-    """A page with one chat. Playwright serves the page itself; every other request goes to the gateway."""
-
-    def __init__(self, page: Page, url: str) -> None:
-        self.page = page
-        self._url = url
-        self.requests: list[Request] = []
-        page.on("request", lambda request: self.requests.append(request) if "/api/" in request.url else None)
-
-    @classmethod
-    async def open(cls, browser: Browser, system: System, chat_id: str, **query: str) -> Chat:
-        page = await browser.new_page()
-
-        async def html(route: Route) -> None:
-            await route.fulfill(body=_HTML, content_type="text/html")
-
-        async def script(route: Route) -> None:
-            await route.fulfill(body=ai_sdk.page(), content_type="text/javascript")
-
-        await page.route("**/test-page?*", html)
-        await page.route("**/test-page.js", script)
-        chat = cls(page, f"{system.gateway_url()}/test-page?{urlencode({'chat': chat_id, **query})}")
-        await chat.load()
-        return chat
-
-    async def load(self) -> None:
-        await self.page.goto(self._url)
-        await self.page.wait_for_function("() => window.chat")
-
-    async def ask(self, text: str, **body: Any) -> None:
-        await self.page.evaluate("([text, body]) => ask(text, body)", [text, body])
-
-    async def state(self) -> Any:
-        return await self.page.evaluate(_STATE)
-
-    async def until(self, status: str, *, words: int = 0, within_seconds: float = 20.0) -> Any:
-        """Returns the page's state, once it has this status and so many words of an answer."""
-        state: Any = None
-
-        async def reached() -> bool:
-            nonlocal state
-            state = await self.state()
-            return state["status"] == status and len(state["text"].split()) >= words
-
-        try:
-            await wait_until(reached, within_seconds=within_seconds)
-        except AssertionError:
-            raise AssertionError(
-                f"not {status} with {words} words, but {state | {'seen': len(state['seen'])}}"
-            ) from None
-        return state
-
-    async def stream_id(self) -> str:
-        stream_id: str = await self.page.evaluate("() => chat.messages.at(-1).metadata.streamId")
-        return stream_id
-
-
-async def answered(system: System, stream_id: str) -> str:
-    text: str = (await system.until_status(stream_id, "completed"))["text"]
-    return text
 
 
 async def test_an_answer_arrives_token_by_token(browser: Browser, system: System) -> None:
@@ -217,6 +148,9 @@ async def test_a_failure_is_an_error_and_the_text_stays(browser: Browser, system
 
 async def test_the_error_for_a_refused_request_says_why(browser: Browser, system: System) -> None:
     chat = await Chat.open(browser, system, "refused")
+    await chat.until(
+        "ready"
+    )  # `useChat` has asked whether there is an answer to resume: else that answer would replace the error
     await chat.ask("tell me", model=0)
     assert "model must be a name" in (await chat.until("error"))["error"]
     await chat.page.close()

@@ -246,7 +246,8 @@ async def test_a_delete_reaches_the_archive(system: System) -> None:
         response = await system.http.delete(f"{system.gateway_url()}/v1/streams/{stream_id}")
         assert response.status_code == 204
     for stream_id in (archived, ended, running):
-        await system.commands.delete(log_key(stream_id))  # its tombstone
+        if stream_id != running:  # whose worker would write its log again, if it has not seen the tombstone yet
+            await system.commands.delete(log_key(stream_id))  # its tombstone
         for path in (f"/v1/streams/{stream_id}", f"/v1/streams/{stream_id}/events"):
             assert (await got(system, path))[0] in (404, 410)
 

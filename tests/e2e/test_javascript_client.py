@@ -16,6 +16,7 @@ from playwright.async_api import Browser, Page
 from tests.stress.proxy import Proxy
 from tests.support.browser import Opened, Tab
 from tests.support.javascript import EXAMPLES, SCRIPTS, Site, firefox, follow_in, run_script
+from tests.support.needs import needs
 from tests.support.openai_server import OpenAIServer
 from tests.support.packages import packages
 from tests.support.system import System
@@ -108,6 +109,18 @@ async def test_cut_at_every_byte(system: System) -> None:
     assert output["wrong"] == []
     assert output["whole"][-1][2] == state["text"] == "Grüße 👋🏽"
     assert output["requests"] >= 2 * output["bytes"] > 1000
+
+
+@pytest.mark.parametrize("runtime", ["deno", "bun"])
+async def test_other_runtimes_than_node(system: System, runtime: str) -> None:
+    needs(f"{runtime} (npm install -g {runtime})", shutil.which(runtime))
+    stream_id = await system.create("runtimes", script={"tokens": 60, "tokens_per_second": 40})
+    reader = await follow_in(runtime, stream_url(system, stream_id))
+    try:
+        lines = await reader.until_end()
+    finally:
+        await reader.kill()
+    expect_whole(lines, await system.state(stream_id))
 
 
 async def test_gateway_killed_twice_and_the_worker_once(browser: Browser, server: OpenAIServer, site: Site) -> None:

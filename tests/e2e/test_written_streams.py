@@ -181,6 +181,124 @@ async def test_a_generated_answer_is_read_as_json(system: System) -> None:
     assert (await path.post([1])).status_code == 405
 
 
+def ui_parts(body: str) -> list[Any]:
+    """Returns the messages of all `data` events in a body."""
+    return [
+        part
+        for message in Decoder().feed(body.encode())
+        if message.event == "data"
+        for part in json.loads(message.data)
+    ]
+
+
+async def test_a_generated_answer_is_read_as_parts_of_a_ui_message(system: System) -> None:
+    """Live and caught up, at either gateway; behind any offset comes the rest, although parts depend on those before."""
+    stream_id = await system.create(simulate={"tokens": 30, "tokens_per_second": 100})
+    path, url = Path(system, stream_id), f"{system.gateway_url(1)}/v1/stream/{stream_id}?as=ui"
+    live = ui_parts((await system.http.get(f"{url}&offset=-1&live=sse")).text)
+    kinds = ["start", "start-step", "text-start", "text-end", "finish-step", "finish"]
+    assert [part["type"] for part in live[:3] + live[-3:]] == kinds
+    text = "".join(part["delta"] for part in live if part["type"] == "text-delta")
+    assert text == (await system.state(stream_id))["text"]
+    assert await path.read("?as=ui") == live
+    for offset, parts_before in ((0, 2), (1, 4), (17, 20), (30, 33)):
+        rest = await path.read(f"?as=ui&offset={place(offset)}")
+        assert rest == live[parts_before:]
+        for mode in ("sse", "long-poll"):
+            answer = await path.ask("GET", f"?as=ui&offset={place(offset)}&live={mode}", gateway=1)
+            assert (ui_parts(answer.text) if mode == "sse" else answer.json()) == rest
+    for query in ("", "&live=sse"):
+        at_end = await path.ask("GET", f"?as=ui&offset={place(31)}{query}")
+        assert "true" in at_end.headers.get("stream-closed", at_end.text)
+    known = await path.ask("GET", "?as=ui")
+    assert known.headers["etag"] != (await path.ask("GET")).headers["etag"]
+    again = await path.ask("GET", "?as=ui", headers={"if-none-match": known.headers["etag"]})
+    assert again.status_code == 304
+    assert (await path.ask("GET", "?as=html")).status_code == 400
+
+
+async def test_a_long_poll_for_parts_waits(system: System) -> None:
+    stream_id = await system.create(simulate={"tokens": 20, "tokens_per_second": 40})
+    path, offset = Path(system, stream_id), "-1"
+    parts: list[Any] = []
+    while True:
+        answer = await path.ask("GET", f"?as=ui&offset={offset}&live=long-poll")
+        parts += answer.json() if answer.content else []
+        offset = answer.headers["stream-next-offset"]
+        if "stream-closed" in answer.headers:
+            break
+    assert parts == await path.read("?as=ui")
+
+
+RECORDED = {
+    "AG-UI": [
+        b'{"type":"RUN_STARTED","timestamp":1764316800123,"threadId":"t-1","runId":"r-1"}',
+        b'{"type":"TOOL_CALL_ARGS","toolCallId":"c-1","delta":"{\\"city\\": \\"Z\\u00fcrich\\"}"}',
+        b'{"type":"STATE_DELTA","delta":[{"op":"replace","path":"/steps/0","value":1.0e2}]}',
+        '{"type": "TEXT_MESSAGE_CONTENT", "messageId": "m-1", "delta": "Grüße 👋🏽"}'.encode(),
+        b'{"type":"RUN_FINISHED","threadId":"t-1","runId":"r-1","result":null}',
+    ],
+    "LangGraph": [
+        b'{"event":"metadata","data":{"run_id":"1ef9a6f1-03b4-6e0c-8f55-6d2b5a4b2c11","attempt":1}}',
+        b'{"event":"messages","data":[{"content":"Hel","additional_kwargs":{},"type":"AIMessageChunk","id":"run-1"},'
+        b'{"langgraph_step":1,"langgraph_node":"agent","ls_temperature":0.10}]}',
+        b'{"event":"updates","data":{"tools":{"messages":[{"type":"tool","content":"18 \\u00b0C","tool_call_id":"c-1"}]}}}',
+        b'{"event":"end","data":null}',
+    ],
+    "A2A": [
+        b'{"jsonrpc":"2.0","id":12345678901234567890,"result":{"kind":"task","id":"task-1","contextId":"ctx-1",'
+        b'"status":{"state":"submitted","timestamp":"2026-11-28T08:00:00.000Z"}}}',
+        b'{"jsonrpc":"2.0","id":1,"result":{"kind":"artifact-update","taskId":"task-1","append":true,"lastChunk":false,'
+        b'"artifact":{"artifactId":"a-1","parts":[{"kind":"text","text":"line\\nline"}]}}}',
+        b'{"jsonrpc":"2.0","id":1,"result":{"kind":"status-update","taskId":"task-1","status":{"state":"completed"},"final":true}}',
+    ],
+    "UI message chunks": [
+        b'{"type":"start","messageId":"m-1","messageMetadata":{"model":"m"}}',
+        b'{"type":"text-delta","id":"t-1","delta":"He\\"llo"}',
+        b'{"type":"data-weather","id":"d-1","data":{"degrees":18.50},"transient":true}',
+        b'{"type":"finish","finishReason":"stop"}',
+    ],
+}
+"""Events as these protocols and libraries send them, with spaces, escapes and numbers that would change if they were parsed."""
+
+
+@pytest.mark.parametrize("kind", RECORDED)
+async def test_payloads_of_other_protocols_pass_unchanged(system: System, kind: str) -> None:
+    """Byte for byte, one append for each or all as an array, on each face and at the other gateway."""
+    messages = RECORDED[kind]
+    path = Path(system, f"recorded/{kind.replace(' ', '-')}")
+    created = await path.ask("PUT", headers=JSON, content=messages[0])
+    for message in messages[1:-1]:
+        assert (await path.ask("POST", headers=JSON, content=message)).is_success
+    await path.ask("POST", headers={**JSON, "stream-closed": "true"}, content=b"[ %b ]" % messages[-1])
+    whole = b"[%b]" % b",".join(messages)
+    stream_id = created.headers["x-stream-id"]
+    assert (await path.ask("GET", gateway=1)).content == whole
+    live = await path.ask("GET", "?offset=-1&live=sse", gateway=1)
+    assert b"data:%b\n" % whole in live.content
+    events = (await system.http.get(system.events_url(stream_id, gateway=1))).content
+    assert [line.removeprefix(b"data: ") for line in events.split(b"\n") if line.startswith(b"data: ")][
+        : len(messages) + 1
+    ][-len(messages) :] == messages
+    lines = await system.http.get(system.events_url(stream_id), headers={"accept": "application/x-ndjson"})
+    for number, message in enumerate(messages, 1):
+        assert b'{"id":"1-%d","event":"message","data":%b}\n' % (number, message) in lines.content
+
+
+@pytest.mark.parametrize("kind", RECORDED)
+async def test_an_external_writer_s_events_have_their_payload(system: System, kind: str) -> None:
+    """As own events of `POST /v1/streams/{id}/events`: the same JSON."""
+    messages = RECORDED[kind]
+    body = {"midstream": {"writer": "external"}}
+    stream_id = (await system.http.post(f"{system.gateway_url()}/v1/streams", json=body)).json()["id"]
+    url = f"{system.gateway_url()}/v1/streams/{stream_id}/events"
+    listed = b",".join(b'{"event":"own","data":%b}' % message for message in messages)
+    assert (await system.http.post(url, content=b'[%b,{"end":"done"}]' % listed)).status_code == 200
+    lines = await system.http.get(system.events_url(stream_id, gateway=1), headers={"accept": "application/x-ndjson"})
+    events = [event for event in map(json.loads, lines.text.splitlines()) if event["event"] == "own"]
+    assert [event["data"] for event in events] == [json.loads(message) for message in messages]
+
+
 async def test_a_cancel_reaches_the_writer_at_its_next_append(system: System) -> None:
     path = Path(system, "cancelled")
     stream_id = (await path.put([1])).headers["x-stream-id"]
@@ -278,3 +396,7 @@ async def test_a_principal_has_so_many_streams_and_bytes() -> None:
 async def test_they_can_be_turned_off() -> None:
     async with System(workers=0, gateway_settings={"written_streams": "off"}) as system:
         assert (await Path(system, "x").put()).status_code == 404
+        question = {"id": "chat", "messages": [{"role": "user", "parts": [{"type": "text", "text": "hi"}]}]}
+        url = f"{system.gateway_url()}/api/chat"
+        refused = await system.http.post(url, json=question, headers={"accept": "application/json"})
+        assert refused.status_code == 406

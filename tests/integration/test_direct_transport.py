@@ -6,8 +6,10 @@ import asyncio
 import gzip
 import ssl
 import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from shutil import which
 
@@ -15,7 +17,7 @@ import httpx2
 import pytest
 
 from producer import direct_transport
-from producer.direct_transport import DirectTransport, proxy_of
+from producer.direct_transport import FOLLOW, DirectTransport, proxy_of
 from producer.openai_provider import OpenAIProvider
 from tests.support.hearing import answer_of
 from tests.support.needs import needs
@@ -323,6 +325,41 @@ async def test_tls_verifies_the_certificate(certificate: Path) -> None:
         async with client_of() as client:
             with pytest.raises(httpx2.ConnectError, match="CERTIFICATE"):
                 await client.post(url)
+
+
+@pytest.mark.parametrize("how", ["plain", "cut", "tls"])
+async def test_a_connection_rests_until_more_is_wanted(how: str, certificate: Path) -> None:
+    loop = asyncio.get_running_loop()
+    parts: list[tuple[float, bytes]] = []
+    theirs = ours = None
+    if how == "tls":
+        theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        theirs.load_cert_chain(certificate)
+        ours = ssl.create_default_context(cafile=certificate)
+
+    async def say(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _piece in range(40):
+            writer.write(b"1\r\na\r\n")
+            await asyncio.sleep(0.01)
+        writer.write(b"" if how == "cut" else b"0\r\n\r\n")
+
+    def take(part: bytes) -> bool:
+        parts.append((loop.time(), part))
+        return True
+
+    async with serving(say, theirs) as server, client_of(tls=ours) as client:
+        url = server.url.replace("http", "https" if ours else "http")
+        async with client.stream("POST", url) as response:
+            following = response.extensions[FOLLOW](take, lambda: time.monotonic() + 60)
+            if how == "cut":
+                with pytest.raises(httpx2.RemoteProtocolError):
+                    await following
+            else:
+                assert await following
+    assert b"".join(part for _, part in parts) == b"a" * 40
+    assert 2 <= len(parts) <= 10  # a rest is shorter than what is wanted: after 0.1 s the end might have come
+    assert min(later - sooner for (sooner, _), (later, _) in pairwise(parts)) > 0.05
 
 
 @pytest.mark.parametrize(

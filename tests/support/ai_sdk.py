@@ -1,4 +1,4 @@
-"""The AI SDK from npm, in the versions of tests/e2e/ai_sdk/package-lock.json, and the test page built with it."""
+"""The AI SDK from npm, in the versions of tests/e2e/ai_sdk/package-lock.json, and test pages built with it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _READ_SECONDS_MAX = 30.0
 
 
 @functools.cache
-def page() -> str:
-    """Returns the bundled script of the test page."""
-    place = packages("ai_sdk")
+def page(folder: str = "ai_sdk") -> str:
+    """Returns the bundled script of the test page in a folder of tests/e2e."""
+    place = packages(folder)
     command = [str(place / "node_modules/.bin/esbuild"), "page.jsx", "--bundle", "--jsx=automatic", "--log-level=error"]
     command.append('--define:process.env.NODE_ENV="production"')
     return subprocess.run(

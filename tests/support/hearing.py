@@ -13,6 +13,8 @@ from shared.lifecycle import History
 class Heard:
     """A Hearer that records its items. With `enough` it has no room after each call."""
 
+    has_pace = False
+
     def __init__(self, *, enough: bool = False, on_take: Callable[[list[Item]], None] = lambda items: None) -> None:
         self.items: list[Item] = []
         self.oddities: list[str] = []
@@ -27,6 +29,9 @@ class Heard:
         self.items += items
         self._on_take(items)
         return not self._enough
+
+    def wants_at(self) -> float:
+        return 0.0
 
     def odd(self, kind: str) -> None:
         self.oddities.append(kind)

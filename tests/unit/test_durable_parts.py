@@ -10,18 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.facades.ai_sdk.stream_parts import AI_SDK, AI_SDK_REPLAY
 from gateway.facades.durable import headers
 from gateway.facades.durable.durable import DurableStreams
-from gateway.facades.durable.face import DurableFace, Form, MessageEncoder
+from gateway.facades.durable.face import DurableFace, Form, MessageEncoder, UiEncoder, face_of
 from gateway.facades.durable.messages import MESSAGES_MAX, json_messages
 from gateway.facades.durable.offsets import cursor_floor, cursor_now, event_id_of, offset_of
-from gateway.faces import End
+from gateway.faces import End, encode
 from gateway.http.problems import Problem
 from shared import events
 from shared.events import Event
 from shared.ids import ID_PART_MAX, EventId
 from shared.settings import Settings
 from shared.sse import Decoder
+from shared.written_log import WrittenStream
+from tests.unit.test_ai_sdk_face import STREAM_ID, Log, call, delta, done, numbered, restarted, started, token
 from tests.unit.test_openapi import NOBODY
 
 JSON = st.recursive(
@@ -142,6 +145,47 @@ def test_lives_that_are_refused(fields: dict[str, str], words: str) -> None:
 def test_producers_that_are_refused(fields: dict[str, str], words: str) -> None:
     with pytest.raises(Problem, match=words):
         headers.producer_of(fields)
+
+
+ANSWER: Log = [
+    started,
+    delta(reasoning_content="hm"),
+    token("He"),
+    (events.OWN, {"event": "step", "data": [1]}),
+    call(0, "c1", "look", '{"at":'),
+    call(0, arguments="1}"),
+    restarted(2),
+    token("llo, \u2028 \u00e9"),
+    done("tool_calls"),
+]
+
+
+@pytest.mark.parametrize("replay", [False, True])
+def test_as_ui_has_the_parts_that_the_ai_sdk_gets(replay: bool) -> None:
+    facade = {"api": "ai_sdk", "message": "mine", "before": [{"type": "start-step"}, {"type": "finish-step"}]}
+    listed = numbered(ANSWER, on_interrupt="continue", facade=facade)
+    of_sdk = (AI_SDK_REPLAY if replay else AI_SDK).encoder(STREAM_ID)
+    expected = [message.data for event in listed for message in Decoder().feed(encode(of_sdk, event))]
+    assert expected.pop() == "[DONE]"
+    encoder = UiEncoder(STREAM_ID, replay=replay)
+    pieces = [encode(encoder, event) for event in listed]
+    assert isinstance(pieces[-1], End)
+    assert pieces[-1].outcome == "done"
+    frame = DurableFace(Form.GENERATED).frame(pieces, listed[-1].id, is_newest=True)
+    data, _ = Decoder().feed(frame)
+    assert [json.dumps(part) for part in json.loads(data.data)] == [json.dumps(json.loads(part)) for part in expected]
+
+
+def test_a_part_that_cannot_be_shown_ends_the_parts() -> None:
+    encoder = UiEncoder(STREAM_ID, replay=False)
+    end = encoder.give_up(Event(EventId(1, 1), events.FAILED, b'{"message": "damaged"}'))
+    assert [part["type"] for part in json.loads(b"[%b]" % end)] == ["error", "finish"]
+
+
+def test_only_generated_answers_have_ui_parts() -> None:
+    written = WrittenStream(STREAM_ID, "anonymous", "application/json", None, None, 0)
+    with pytest.raises(Problem, match="generated answers"):
+        face_of(written, "ui")
 
 
 def test_each_operation_needs_its_scope() -> None:

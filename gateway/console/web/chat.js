@@ -124,10 +124,15 @@ function showEnd() {
 }
 
 // If the end of the page is in view, it stays in view as the page grows: by a token, a line below it, the bar itself.
-let atEnd = true;
+let atEnd = true, lastTop = 0;
 const page = document.documentElement;
 const toEnd = () => page.scrollTo(0, page.scrollHeight);
-addEventListener("scroll", () => (atEnd = page.scrollHeight - page.clientHeight - page.scrollTop < NEAR_END_PX), { passive: true });
+// Only scrolling up leaves the end. Between `toEnd` and its event the page may have grown by more than that, if the browser is busy.
+addEventListener("scroll", () => {
+  const isUp = page.scrollTop < lastTop;
+  lastTop = page.scrollTop;
+  atEnd = page.scrollHeight - page.clientHeight - lastTop < NEAR_END_PX || (atEnd && !isUp);
+}, { passive: true });
 new ResizeObserver(() => atEnd && toEnd()).observe($("main"));
 
 // --- following

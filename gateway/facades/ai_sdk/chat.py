@@ -12,14 +12,16 @@ from functools import partial
 from typing import Any
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from gateway.access.given_tokens import GivenTokens
 from gateway.api.follow import FollowRequest, Subscribe
 from gateway.api.requests import check_generation, check_idempotency_key, owner_in, wants_cookie
 from gateway.facades.ai_sdk.messages import chat_messages, replayed_parts
 from gateway.facades.ai_sdk.stream_parts import AI_SDK, AI_SDK_REPLAY
+from gateway.http.accept import accepts_json_and_no_events
 from gateway.http.bodies import body_of, parse_body, received
-from gateway.http.connection import Connection, Receive, Scope, Send
+from gateway.http.connection import Connection, Receive, Scope
 from gateway.http.exchange import json_response, query_of
 from gateway.http.principal import act_for, principal
 from gateway.http.problems import Problem
@@ -36,6 +38,7 @@ from shared.settings import Settings
 operations = OperationsOf("gateway.facades.ai_sdk.operations")
 
 _CHAT, _CHAT_HEAD, _STREAM_TAIL, _STOP_TAIL = "/api/chat", "/api/chat/", "/stream", "/stop"
+_DURABLE_HEAD = "/v1/stream/"
 CHAT_ID_CHARACTERS_MAX = 255
 """Ten times as long as the ids that useChat makes; the id is kept with each stream."""
 _OURS = ("id", "messages", "trigger", "messageId")
@@ -54,6 +57,8 @@ class AiSdk:
         models: ProviderModels,
         settings: Settings,
         commands: Commands,
+        *,
+        has_durable: bool,
     ) -> None:
         self._streams = streams
         self._given = given
@@ -61,6 +66,7 @@ class AiSdk:
         self._models = models
         self._settings = settings
         self._commands = commands
+        self._has_durable = has_durable
         self.routes = (
             Route("POST", _CHAT, self.ask, operations.ASK, "create"),
             Route("GET", _CHAT_HEAD + "{chat_id:path}" + _STREAM_TAIL, self.resume, operations.RESUME, "read"),
@@ -70,20 +76,26 @@ class AiSdk:
     def route(self, scope: Scope) -> Route | None:
         return route_for(self.routes, scope)
 
-    async def ask(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """`POST /api/chat`: creates a stream, which becomes the chat's newest, and follows it."""
-        self._subscribe.take_place()
+    async def ask(self, scope: Scope, receive: Receive, send: Any) -> None:
+        """`POST /api/chat`: creates a stream, which becomes the chat's newest, and follows it, or says where it can be read."""
+        address_only = self._wants_address(scope)
+        if not address_only:
+            self._subscribe.take_place()
         http_request = Request(scope, receive)
         async with received(http_request, self._settings.body_bytes_max) as body:
             parsed = parse_body(body)
             stream_id, chat_id = await self._created(parsed, http_request.headers)
             as_cookie = wants_cookie(parsed)
             del parsed
-        Connection.add_headers(send, self._given.headers(scope, stream_id, as_cookie=as_cookie))
+        path = _DURABLE_HEAD + stream_id if address_only else None
+        Connection.add_headers(send, self._given.headers(scope, stream_id, as_cookie=as_cookie, path=path))
         await self._redis("SET", self._key(chat_id), stream_id, "EX", self._settings.log_ttl_seconds)
+        if address_only:
+            await self._address(stream_id, "ui", 201)(scope, receive, send)
+            return
         await self._subscribe.follow(FollowRequest(stream_id, AI_SDK, headers=_headers(stream_id)), scope, send)
 
-    async def resume(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def resume(self, scope: Scope, receive: Receive, send: Any) -> None:
         """`GET /api/chat/{chatId}/stream`: follows the active stream from its first part, or answers 204.
 
         With `?ended=replay` also a stream that has ended, for an application that did not store the answer.
@@ -101,6 +113,9 @@ class AiSdk:
                 except TimeoutError:
                     raise await self._streams.why_not_read(stream_id) from None
                 if tail.exists and (tail.ended is None or ended):
+                    if self._wants_address(scope):
+                        await self._address(stream_id, "ui-replay", 200)(scope, receive, send)
+                        return
                     request = FollowRequest(stream_id, AI_SDK_REPLAY, headers=_headers(stream_id))
                     await self._subscribe.follow(request, scope, send)
                     return
@@ -120,6 +135,19 @@ class AiSdk:
         await json_response(result)(scope, receive, send)
 
     # --- helpers
+
+    def _wants_address(self, scope: Scope) -> bool:
+        """Returns whether the client reads the answer elsewhere. Raises Problem 406 if there is no such place here."""
+        wanted = accepts_json_and_no_events(scope)
+        if wanted and not self._has_durable:
+            detail = "answers cannot be read at /v1/stream/ here (MIDSTREAM_WRITTEN_STREAMS); accept text/event-stream"
+            raise Problem(406, detail)
+        return wanted
+
+    def _address(self, stream_id: str, shape: str, status: int) -> Response:
+        """Returns the answer with the address at which the durable facade shows a stream as UI message parts."""
+        url = f"{self._settings.path_prefix}{_DURABLE_HEAD}{stream_id}?as={shape}"
+        return json_response({"streamUrl": url}, status, {"location": url, "x-stream-id": stream_id})
 
     async def _created(self, body: dict[str, Any], headers: Mapping[str, str]) -> tuple[str, str]:
         """Creates a stream. Returns its id and the chat's."""

@@ -60,6 +60,12 @@ class StoppedChat(Described):
     status: str | None
 
 
+class StreamAddress(Described):
+    """Where a stream can be read."""
+
+    streamUrl: str  # noqa: N815
+
+
 class UiPart(Described):
     """A part of the UI message stream; the other fields depend on `type`, as the AI SDK has them."""
 
@@ -139,28 +145,36 @@ _PARTS = (
     EventKind("", "[DONE]", "No more parts will come.", has_id=False),
 )
 _HEADERS = {"X-Stream-Id": "The stream's id.", "x-vercel-ai-ui-message-stream": "`v1`."}
+_ADDRESS = "With `Accept: application/json`: where the stream can be read by the Durable Streams protocol."
+_LOCATION = {"Location": "The same address."}
 _CHAT_ID = in_path("chat_id", "The chat's id.", type="string", minLength=1, maxLength=255)
 
 ASK = Operation(
     "AI SDK",
     "ask",
     "A question of `useChat`: creates a stream, which becomes the chat's active one, and follows it.",
-    (Answer(200, "The UI message stream.", {SSE: None}, _HEADERS),),
+    (
+        Answer(200, "The UI message stream.", {SSE: None}, _HEADERS),
+        Answer(201, _ADDRESS, {JSON: StreamAddress}, _LOCATION),
+    ),
     parameters=(IDEMPOTENCY_KEY,),
     body=ChatQuestion,
-    errors=(413, 415, 422),
+    errors=(406, 413, 415, 422),
     events=_PARTS,
 )
 RESUME = Operation(
     "AI SDK",
     "resume_chat",
     "A chat's active stream from its first part, then live.",
-    (Answer(200, "The UI message stream.", {SSE: None}, _HEADERS), Answer(204, "The chat has no active stream.")),
+    (
+        Answer(200, f"The UI message stream. {_ADDRESS}", {SSE: None, JSON: StreamAddress}, {**_HEADERS, **_LOCATION}),
+        Answer(204, "The chat has no active stream."),
+    ),
     parameters=(
         _CHAT_ID,
         query("ended", "`replay`: also replay a stream that has ended.", type="string", enum=["replay"]),
     ),
-    errors=(404, 410),
+    errors=(404, 406, 410),
     events=_PARTS,
 )
 STOP = Operation(

@@ -41,7 +41,20 @@ _ABORTED = {
     "disconnect": "every reader had left",
     "operator": "stopped by an operator",
 }
-_DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class PartFraming:
+    """What stands around each part, and behind the last one."""
+
+    before: bytes
+    after: bytes
+    done: bytes
+
+
+SSE_PARTS = PartFraming(b"data: ", b"\n\n", b"data: [DONE]\n\n")
+LISTED_PARTS = PartFraming(b"", b",", b"")
+"""Elements of a JSON array, each with a comma behind it."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +73,8 @@ class AiSdkFace(SseFace):
     resumable = False
     """useChat does not resume with a cursor, and takes a body that ends early for a whole answer: it is cut off instead."""
 
-    def encoder(self, stream_id: str) -> _Encoder:
-        return _Encoder(stream_id, self.replay)
+    def encoder(self, stream_id: str) -> PartEncoder:
+        return PartEncoder(stream_id, SSE_PARTS, replay=self.replay)
 
     def prelude(self, retry_milliseconds: int) -> bytes:
         return b""
@@ -87,9 +100,12 @@ class _Call:
     arguments: str = ""
 
 
-class _Encoder(Encoder):
-    def __init__(self, stream_id: str, replay: bool) -> None:
+class PartEncoder(Encoder):
+    """Encodes events as UI message parts. `replay`: with the steps that a continued message had before (`AiSdkFace`)."""
+
+    def __init__(self, stream_id: str, framing: PartFraming, *, replay: bool) -> None:
         self._stream_id = stream_id
+        self._framing = framing
         self._replay = replay
         self._in_step = False
         self._step_is_empty = True
@@ -125,16 +141,16 @@ class _Encoder(Encoder):
                 self._increments.append(event)
             closing, self._step_is_empty = self._close(), False
             name, data = name_and_data(value)
-            return closing + b'data: {"type":"data-%b","data":%b}\n\n' % (name, on_one_line(data))
+            return closing + self._framed(b'{"type":"data-%b","data":%b}' % (name, on_one_line(data)))
         if field == events.ACCEPTED:
             return self._accepted(Accepted.load(value))
         if field == events.STARTED:
             self._in_step = True
-            return _chunk({"type": "start-step"})
+            return self._chunk({"type": "start-step"})
         if field == events.RESTARTED:
             return self._restarted(kept_tokens_of(value))
         if field == GAP:
-            return _chunk({"type": "data-gap", "data": orjson.loads(value), "transient": True})
+            return self._chunk({"type": "data-gap", "data": orjson.loads(value), "transient": True})
         if field in events.TERMINAL:
             return self._ended(field, orjson.loads(value))
         return b""
@@ -146,9 +162,9 @@ class _Encoder(Encoder):
             payload = orjson.loads(failed.value)
             return b"".join(
                 (
-                    _chunk({"type": "error", "errorText": payload["message"]}),
-                    _chunk({"type": "finish", "finishReason": "error"}),
-                    _DONE,
+                    self._chunk({"type": "error", "errorText": payload["message"]}),
+                    self._chunk({"type": "finish", "finishReason": "error"}),
+                    self._framing.done,
                 )
             )
 
@@ -160,15 +176,15 @@ class _Encoder(Encoder):
         message_id = accepted.facade.get("message") or message_id_of(self._stream_id)
         start = {"type": "start", "messageId": message_id, "messageMetadata": {"streamId": self._stream_id}}
         before = accepted.facade.get("before") if self._replay else None
-        return b"".join(_chunk(part) for part in (start, *(before if isinstance(before, list) else ())))
+        return b"".join(self._chunk(part) for part in (start, *(before if isinstance(before, list) else ())))
 
     def _restarted(self, base: int) -> bytes:
         increments = self._increments or []
         if base and base >= len(increments):
             return b""  # nothing is taken back: the open part continues
-        again = b"" if self._in_step else _chunk({"type": "start-step"})
+        again = b"" if self._in_step else self._chunk({"type": "start-step"})
         if not self._step_is_empty:
-            again += _chunk({"type": "reset-step"})
+            again += self._chunk({"type": "reset-step"})
         self._in_step = self._step_is_empty = True
         self._kind, self._text_delta = "", b""
         self._calls = {}
@@ -181,7 +197,11 @@ class _Encoder(Encoder):
         pieces = [self._close()]
         if field == events.CANCELLED:
             return b"".join(
-                (*pieces, _chunk({"type": "abort", "reason": _ABORTED.get(payload["by"], payload["by"])}), _DONE)
+                (
+                    *pieces,
+                    self._chunk({"type": "abort", "reason": _ABORTED.get(payload["by"], payload["by"])}),
+                    self._framing.done,
+                )
             )
         finish: dict[str, Any] = {"type": "finish", "finishReason": "error"}
         if field == events.DONE:
@@ -191,10 +211,10 @@ class _Encoder(Encoder):
             if usage:
                 finish["messageMetadata"] = {"usage": usage}
         else:
-            pieces.append(_chunk({"type": "error", "errorText": payload["message"]}))
+            pieces.append(self._chunk({"type": "error", "errorText": payload["message"]}))
         if self._in_step:
-            pieces.append(_chunk({"type": "finish-step"}))
-        return b"".join((*pieces, _chunk(finish), _DONE))
+            pieces.append(self._chunk({"type": "finish-step"}))
+        return b"".join((*pieces, self._chunk(finish), self._framing.done))
 
     # --- the parts
 
@@ -207,13 +227,13 @@ class _Encoder(Encoder):
         self._parts += 1
         self._kind, self._part = kind, f"{kind}-{self._parts}".encode()
         if kind == "text":
-            self._text_delta = b'data: {"type":"text-delta","id":"%b","delta":%%b}\n\n' % self._part
-        return closing + b'data: {"type":"%b-start","id":"%b"}\n\n' % (kind.encode(), self._part)
+            self._text_delta = self._framed(b'{"type":"text-delta","id":"%b","delta":%%b}' % self._part)
+        return closing + self._framed(b'{"type":"%b-start","id":"%b"}' % (kind.encode(), self._part))
 
     def _close(self) -> bytes:
         """Closes the open part, if there is one; returns the bytes for it."""
         kind, self._kind, self._text_delta = self._kind, "", b""
-        return b'data: {"type":"%b-end","id":"%b"}\n\n' % (kind.encode(), self._part) if kind else b""
+        return self._framed(b'{"type":"%b-end","id":"%b"}' % (kind.encode(), self._part)) if kind else b""
 
     def _delta(self, payload: dict[str, Any]) -> bytes:
         """Encodes a delta that is more than text. A message is one answer: other choices than the first are left out."""
@@ -229,12 +249,18 @@ class _Encoder(Encoder):
             text = next((delta[name] for name in names if isinstance(delta.get(name), str)), "")
             if text:
                 pieces.append(self._open(kind))
-                pieces.append(_chunk({"type": f"{kind}-delta", "id": self._part.decode(), "delta": text}))
+                pieces.append(self._chunk({"type": f"{kind}-delta", "id": self._part.decode(), "delta": text}))
         calls = delta.get("tool_calls")
         for position, piece in enumerate(calls if isinstance(calls, list) else ()):
             if isinstance(piece, dict) and isinstance(piece.get("function"), dict):
                 pieces.append(self._call_piece(piece, piece["function"], position))
         return b"".join(pieces)
+
+    def _chunk(self, part: dict[str, Any]) -> bytes:
+        return self._framed(on_one_line(orjson.dumps(part)))
+
+    def _framed(self, part: bytes) -> bytes:
+        return b"%b%b%b" % (self._framing.before, part, self._framing.after)
 
     # --- tool calls
 
@@ -253,13 +279,12 @@ class _Encoder(Encoder):
             call.name, arguments = str(function["name"]), call.arguments
             self._step_is_empty = False
             out += self._close()
-            out += _chunk({"type": "tool-input-start", "toolCallId": call.id, "toolName": call.name})
+            out += self._chunk({"type": "tool-input-start", "toolCallId": call.id, "toolName": call.name})
         if arguments:
-            out += _chunk({"type": "tool-input-delta", "toolCallId": call.id, "inputTextDelta": arguments})
+            out += self._chunk({"type": "tool-input-delta", "toolCallId": call.id, "inputTextDelta": arguments})
         return out
 
-    @staticmethod
-    def _complete(call: _Call) -> bytes:
+    def _complete(self, call: _Call) -> bytes:
         """Encodes the whole input of a call; if it is cut off or not JSON, an error with the reason."""
         if not call.name:
             return b""
@@ -268,11 +293,11 @@ class _Encoder(Encoder):
             given = orjson.loads(call.arguments) if call.arguments.strip() else {}
         except orjson.JSONDecodeError as error:
             wrong = f"the model's input for {call.name} is not complete JSON: {error}"
-            return _chunk({"type": "tool-input-error", **about, "input": call.arguments, "errorText": wrong})
+            return self._chunk({"type": "tool-input-error", **about, "input": call.arguments, "errorText": wrong})
         if too_deep(given):
             wrong = f"the model's input for {call.name} is nested too deeply: {NESTED_MAX} levels are the most"
-            return _chunk({"type": "tool-input-error", **about, "input": call.arguments, "errorText": wrong})
-        return _chunk({"type": "tool-input-available", **about, "input": given})
+            return self._chunk({"type": "tool-input-error", **about, "input": call.arguments, "errorText": wrong})
+        return self._chunk({"type": "tool-input-available", **about, "input": given})
 
 
 def _usage(usage: Any) -> dict[str, int]:
@@ -280,7 +305,3 @@ def _usage(usage: Any) -> dict[str, int]:
     if not isinstance(usage, dict):
         return {}
     return {name: usage[theirs] for theirs, name in _USAGE.items() if type(usage.get(theirs)) is int}
-
-
-def _chunk(part: dict[str, Any]) -> bytes:
-    return b"data: %b\n\n" % on_one_line(orjson.dumps(part))

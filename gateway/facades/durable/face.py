@@ -1,7 +1,8 @@
 """How a stream looks to a reader of the Durable Streams protocol: bare messages, joined as its content type wants it.
 
 A written stream's messages are the application's own bytes. A generated answer is read as a stream of JSON: each event is
-the object that readers of lines get (`gateway.faces.NdjsonFace`), the last of them its end.
+the object that readers of lines get (`gateway.faces.NdjsonFace`), the last of them its end. With `?as=ui` each message is a
+part of the AI SDK's UI message stream instead.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from enum import Enum
 
 import orjson
 
+from gateway.facades.ai_sdk.stream_parts import LISTED_PARTS, PartEncoder
+from gateway.facades.durable.headers import Shape
 from gateway.facades.durable.offsets import cursor_now, offset_of
 from gateway.faces import NDJSON, Encoder, End, FramingFace, event_object
+from gateway.http.problems import Problem
 from shared import events
 from shared.events import Event
 from shared.ids import EventId
@@ -40,6 +44,15 @@ def form_of(stream: WrittenStream | None) -> Form:
     if stream.is_json:
         return Form.JSON
     return Form.TEXT if stream.media_type.startswith("text/") else Form.BYTES
+
+
+def face_of(stream: WrittenStream | None, shape: Shape, cursor_floor: int = 0) -> DurableFace:
+    """Returns the face of a written stream (None: of a generated answer), whose messages have this shape. Raises Problem 400."""
+    if not shape:
+        return DurableFace(form_of(stream), cursor_floor)
+    if stream is not None:
+        raise Problem(400, "as=ui is for generated answers: a written stream has the messages that its writer gave it")
+    return UiFace(Form.GENERATED, cursor_floor, replay=shape == "ui-replay")
 
 
 def joined(form: Form, messages: Sequence[bytes]) -> bytes:
@@ -91,6 +104,18 @@ class DurableFace(FramingFace):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class UiFace(DurableFace):
+    """A generated answer as UI message parts. `replay`: with the steps that a continued message had before (`AiSdkFace`)."""
+
+    replay: bool = False
+
+    stateful = True
+
+    def encoder(self, stream_id: str) -> Encoder:
+        return UiEncoder(stream_id, replay=self.replay)
+
+
 class MessageEncoder(Encoder):
     """The bare messages of a written stream."""
 
@@ -112,3 +137,20 @@ class EventEncoder(Encoder):
     def other(self, event: Event) -> bytes:
         message = event_object(event)
         return End.of(event, message) if event.field in events.TERMINAL else message
+
+
+class UiEncoder(Encoder):
+    """The parts of a UI message: those of one event are several messages with commas in between."""
+
+    def __init__(self, stream_id: str, *, replay: bool) -> None:
+        self._parts = PartEncoder(stream_id, LISTED_PARTS, replay=replay)
+
+    def token(self, event_id: bytes, value: bytes) -> bytes:
+        return self._parts.token(event_id, value)[:-1]
+
+    def other(self, event: Event) -> bytes:
+        messages = self._parts.other(event)[:-1]
+        return End.of(event, messages) if event.field in events.TERMINAL else messages
+
+    def give_up(self, failed: Event) -> bytes:
+        return End.of(failed, self._parts.give_up(failed)[:-1])

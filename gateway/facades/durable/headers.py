@@ -25,6 +25,8 @@ _PRODUCER_HEADERS = ("producer-id", "producer-epoch", "producer-seq")
 
 Headers = Mapping[str, str]
 Live = Literal["", "long-poll", "sse"]
+Shape = Literal["", "ui", "ui-replay"]
+"""What a generated answer's messages are: the objects that readers of lines get, or UI message parts (`face.UiFace`)."""
 
 
 def headers_of(scope: Scope) -> Headers:
@@ -113,11 +115,12 @@ def outcome_of(headers: Headers) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ReadQuery:
-    """The query of a read: where it begins, and whether it waits for what is new."""
+    """The query of a read: where it begins, whether it waits for what is new, and what the messages are."""
 
     offset: str | None
     live: Live
     cursor: str
+    shape: Shape
 
 
 def read_query_of(scope: Scope) -> ReadQuery:
@@ -138,7 +141,10 @@ def read_query_of(scope: Scope) -> ReadQuery:
         raise Problem(400, f"live must be long-poll or sse, not {live[:64]!r}")
     if live and offset is None:
         raise Problem(400, f"live={live} needs an offset: -1 for the beginning, now for what is new")
-    return ReadQuery(offset, live, query.get("cursor", ""))
+    shape = query.get("as", "")
+    if shape not in ("", "ui", "ui-replay"):
+        raise Problem(400, f"as must be ui or ui-replay, not {shape[:64]!r}")
+    return ReadQuery(offset, live, query.get("cursor", ""), shape)
 
 
 def _count(name: str, text: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.facades.durable.face import DurableFace, Form, form_of
+from gateway.facades.durable.face import DurableFace, Form, face_of
 from gateway.facades.durable.found import Found
 from gateway.facades.durable.headers import ReadQuery
 from gateway.facades.durable.offsets import cursor_floor, event_id_of
@@ -35,7 +35,7 @@ class Live:
         floor = cursor_floor(query.cursor)
 
         async def use(found: Found) -> bool | None:
-            await self._follow(found, DurableFace(form_of(found.written), floor), place, scope, send)
+            await self._follow(found, face_of(found.written, query.shape, floor), place, scope, send)
             return True
 
         await self._services.finder.until_found(path, use)

@@ -114,6 +114,12 @@ READ = Operation(
         query("offset", "`Stream-Next-Offset` of an earlier answer, `-1` (the beginning) or `now`."),
         query("live", "Wait for more.", type="string", enum=["long-poll", "sse"]),
         query("cursor", "`Stream-Cursor` of the answer before."),
+        query(
+            "as",
+            "Of a generated answer: the AI SDK's UI message parts; with `ui-replay` also those that the message had before.",
+            type="string",
+            enum=["ui", "ui-replay"],
+        ),
         IF_NONE_MATCH,
     ),
     errors=(404,),

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from gateway.facades.durable import answers, headers
 from gateway.facades.durable.face import Form, form_of, joined
 from gateway.facades.durable.found import Found, path_of
-from gateway.facades.durable.headers import ReadQuery
+from gateway.facades.durable.headers import ReadQuery, Shape
 from gateway.facades.durable.live import Live
 from gateway.facades.durable.offsets import cursor_floor, cursor_now, event_id_of
 from gateway.facades.durable.reading import Chunk
@@ -73,7 +73,7 @@ class Read:
     async def _read(self, found: Found, place: EventId | None, query: ReadQuery, scope: Scope) -> Response | None:
         """Returns the answer with what stands behind a place (None: nothing of what is there now)."""
         reading = self._services.reading
-        chunk = await (reading.tail(found) if place is None else reading.after(found, place))
+        chunk = await (reading.tail(found) if place is None else reading.after(found, place, query.shape))
         if chunk is None:
             return None
         self._services.finder.renew(found)
@@ -84,15 +84,15 @@ class Read:
                     _content_type(found),
                     answers.chunk_headers(chunk) | answers.NO_STORE,
                 )
-            return _answer(found, place, chunk, scope)
+            return _answer(found, place, chunk, scope, query.shape)
         if not chunk.messages and not chunk.outcome:
             await self._until_more(found, chunk.reached)
-            chunk = await reading.after(found, chunk.reached)
+            chunk = await reading.after(found, chunk.reached, query.shape)
             if chunk is None:
                 return None
         cursor = {"stream-cursor": cursor_now(cursor_floor(query.cursor))}
         if chunk.messages:
-            return _answer(found, place or BEGINNING, chunk, scope, cursor)
+            return _answer(found, place or BEGINNING, chunk, scope, query.shape, cursor)
         return answers.empty(204, answers.chunk_headers(chunk) | cursor)
 
     async def _until_more(self, found: Found, reached: EventId) -> None:
@@ -112,10 +112,10 @@ class Read:
 
 
 def _answer(
-    found: Found, place: EventId, chunk: Chunk, scope: Scope, more: answers.HeaderFields | None = None
+    found: Found, place: EventId, chunk: Chunk, scope: Scope, shape: Shape, more: answers.HeaderFields | None = None
 ) -> Response:
     """Returns an answer with a chunk; 304 if the client has it already."""
-    etag = _etag(found, place, chunk)
+    etag = _etag(found, place, chunk, shape)
     caching = {"cache-control": "private, no-cache", "etag": etag, **(more or {})}
     if is_known(scope["headers"], etag.encode()):
         return Response(status_code=304, headers=answers.chunk_headers(chunk) | caching)
@@ -131,6 +131,6 @@ def _content_type(found: Found) -> str:
     )
 
 
-def _etag(found: Found, place: EventId, chunk: Chunk) -> str:
-    closed = ":closed" if chunk.outcome else ""
-    return f'"{found.stream_id}:{place}:{chunk.reached}{closed}"'
+def _etag(found: Found, place: EventId, chunk: Chunk, shape: Shape = "") -> str:
+    closed, shown = ":closed" if chunk.outcome else "", f":{shape}" if shape else ""
+    return f'"{found.stream_id}:{place}:{chunk.reached}{closed}{shown}"'

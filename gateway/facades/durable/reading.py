@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from gateway.facades.durable.face import DurableFace, form_of
+from gateway.facades.durable.face import face_of
 from gateway.facades.durable.found import Found
+from gateway.facades.durable.headers import Shape
 from gateway.faces import End, encode
 from gateway.streams import Streams
 from shared import events
 from shared.errors import Unreadable
 from shared.events import Entry, Event, events_of, unreadable_failure
-from shared.ids import EventId
+from shared.ids import BEGINNING, EventId
 
 CHUNK_BYTES_MAX = 1 << 20
 """A catch-up read gives so much at most, and its client asks for the rest: 4,000 of them may wait in 4 GB."""
@@ -53,13 +54,19 @@ class Reading:
         reached = entries[0].id if found.written is not None else last.id
         return Chunk(reached, is_newest=True, outcome=last.field.decode())
 
-    async def after(self, found: Found, place: EventId) -> Chunk | None:
-        """Returns what stands behind a place, as much as one answer may have; None if there is no such log. Raises Problem 503."""
-        encoder = DurableFace(form_of(found.written)).encoder(found.stream_id)
+    async def after(self, found: Found, place: EventId, shape: Shape) -> Chunk | None:
+        """Returns what stands behind a place, as much as one answer may have; None if there is no such log. Raises Problem 400, 503."""
+        face = face_of(found.written, shape)
+        encoder = face.encoder(found.stream_id)
         chunk, count = Chunk(place), _ENTRIES_LEAST
-        read_entries = 0
+        read_entries, read_to = 0, place
+        if face.stateful:
+            newest = await self.tail(found)
+            if newest is None or newest.reached <= place:
+                return newest
+            read_to = BEGINNING
         while True:
-            entries = await self._streams.read(found.stream_id, chunk.reached, count)
+            entries = await self._streams.read(found.stream_id, read_to, count)
             if not read_entries and not entries:
                 tail = await self.tail(found)
                 if tail is not None and tail.reached > place:
@@ -69,11 +76,13 @@ class Reading:
                 if entry.field == events.DELETED:
                     return None
                 for event in _events(entry):
-                    if event.id <= place:
+                    if event.id <= place and not face.stateful:
                         continue
                     if chunk.messages and chunk.size_bytes >= CHUNK_BYTES_MAX:
                         return chunk
                     piece = encode(encoder, event)
+                    if event.id <= place:
+                        continue
                     if piece:
                         chunk.messages.append(piece)
                         chunk.size_bytes += len(piece)
@@ -82,6 +91,7 @@ class Reading:
                         found.has_ended = True
                     if piece or not isinstance(piece, End):
                         chunk.reached = event.id
+                read_to = entry.id
                 if chunk.outcome:
                     return chunk
             if len(entries) < count:

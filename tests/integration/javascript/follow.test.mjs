@@ -196,6 +196,16 @@ test("a fetch that heeds no signal (React Native) is left all the same", async (
   await hurried(async () => assert.equal((await collect({ fetch: scripted(() => new Promise(() => {}), whole), stallMs: 40 })).text, "ab"));
 });
 
+test("a fetch that cannot stream (React Native's own) is refused at once, in one clear error", async () => {
+  const never = Object.assign(scripted(() => new Promise(() => {})), { polyfill: true }); // as whatwg-fetch marks itself
+  const whole = scripted(() => ({ ok: true, status: 200, headers: new Headers({ "content-type": "text/event-stream" }), body: undefined }));
+  for (const [fetch, requests] of [[never, 0], [whole, 1]]) {
+    const events = follow(URL_OF_STREAM, { fetch });
+    await assert.rejects(events.next(), ({ name, message, retryable }) => name === "StreamError" && /cannot stream/.test(message) && !retryable);
+    assert.equal(fetch.requests.length, requests);
+  }
+});
+
 // --- tokens
 
 test("a fresh token before each try", async () => {
@@ -311,7 +321,7 @@ test("a network that comes back ends the pause, and the old connection", () =>
   }));
 
 test("a page that is shown again leaves a connection that has been silent, and no other", () =>
-  inPage({ document: { visibilityState: "visible" } }, async (happens) => {
+  inPage({ document: { hidden: false } }, async (happens) => {
     const silentAtFirst = (init) => streaming([token("1-1", "a")], { end: "silence", signal: init.signal });
     for (const [silentMs, leaves] of [[0, false], [25_000, true]]) {
       const now = Date.now;
@@ -333,7 +343,7 @@ test("a page that is shown again leaves a connection that has been silent, and n
   }));
 
 test("nothing shortens Retry-After", () =>
-  inPage({ document: { visibilityState: "visible" } }, async (happens) => {
+  inPage({ document: { hidden: false } }, async (happens) => {
     const fetch = scripted(() => refused(429, { headers: { "retry-after": "0.2" } }), whole);
     const begun = performance.now();
     for await (const event of follow(URL_OF_STREAM, { fetch })) if (event.type === "lost") setTimeout(() => happens("visibilitychange"));
@@ -384,7 +394,7 @@ test("what is gone is not kept; what only failed is", async () => {
 });
 
 test("the place is written once a second, and when the page is hidden", () =>
-  inPage({ document: { visibilityState: "visible" } }, async (happens) => {
+  inPage({ document: { hidden: false } }, async (happens) => {
     const store = storage();
     let writes = 0;
     const { setItem } = store;
@@ -393,7 +403,7 @@ test("the place is written once a second, and when the page is hidden", () =>
     const following = follow(URL_OF_STREAM, { storage: store, fetch: scripted((init) => streaming(many, { end: "silence", signal: init.signal })) });
     for (let index = 0; index < 50; index++) await following.next();
     assert.equal(writes, 1);
-    globalThis.document.visibilityState = "hidden";
+    globalThis.document.hidden = true;
     happens("visibilitychange");
     assert.equal(writes, 2);
     assert.equal(JSON.parse([...store.kept.values()][0]).cursor, "1-50");
