@@ -26,7 +26,7 @@ from tests.support.redis_server import free_port
 from tests.support.system import System, settings_with
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.long]
 
 _KEY = new_key()
 _WITH_AND_WITHOUT_KEY = pytest.mark.parametrize(("gateway", "key"), [(0, "unused"), (1, _KEY)], ids=["open", "key"])
