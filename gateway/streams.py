@@ -415,11 +415,13 @@ class Streams:
     async def delete(self, stream_id: str) -> None:
         """Cancels a stream if it runs, and deletes it, also from the archive. Raises Problem 404, 410, 503."""
         history, _ = await self._cancel(stream_id, CancelReason.CLIENT)
-        # What is deleted cannot be counted later.
-        ended = await self.answered(partial(self._usage.count_now, stream_id, closed=True))
+        ended = await self.answered(self._usage.count_now, stream_id)
         if self._restoring is not None:
             with archive_in_time():
                 await self._restoring.archive.erase(tombstone_of(ended))
+        # For the last time, since what is deleted cannot be counted later; and not before the archive has answered: a delete that
+        # is repeated for its sake would find a closed account, which may be forgotten by then, and count the stream again.
+        await self.answered(partial(self._usage.count_now, stream_id, closed=True))
         await self.answered(self._log.delete, stream_id)
         audit("deleted", stream_id, owner=history.accepted.principal if history.accepted else None)
 
