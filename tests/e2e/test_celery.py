@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from shared.api_keys import new_key
 from tests.support.needs import needs
 from tests.support.redis_server import RedisServer, binary_of
 from tests.support.system import System
@@ -25,7 +26,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ROOT = Path(__file__).resolve().parents[2]
-KEY = "celery-test-key-0123456789abcdef0123456789"
+KEY = new_key()
 SETTINGS = {
     "auth": "required",
     "token_keys": "test-key-one-0123456789abcdef-0123456789",
