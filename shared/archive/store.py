@@ -130,13 +130,14 @@ class Archive:
         return rows
 
     async def erase(self, row: Row) -> None:
-        """Removes a stream's content; what is counted stays. `row`: what is to be stored of it (`tombstone_of`)."""
+        """Removes a stream's content; what is counted stays. `row`: what is to be stored of it (`tombstone_of`).
+
+        May be repeated, as long as the stream's log can be read: what was delivered since counts, too.
+        """
         async with self._connection(writing=True) as connection:
             insert = self._insert().values(row)
             counted = {name: insert.excluded[name] for name in _COUNTED_LATER}
-            await connection.execute(
-                insert.on_conflict_do_update(index_elements=["id"], set_={**counted, **ERASED}, where=_is_not_deleted())
-            )
+            await connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_={**counted, **ERASED}))
 
     async def forget(self, owner: str) -> int:
         """Removes the content of all streams of an owner, and the owner's name. Returns how many there were."""
@@ -269,10 +270,6 @@ class Archive:
             raise (_Refused if _is_for_its_values(error) else ArchiveAway)(_words_of(error)) from None
         except (SQLAlchemyError, OSError, EOFError) as error:
             raise ArchiveAway(_words_of(error)) from None
-
-
-def _is_not_deleted() -> Any:
-    return streams.c.status != str(Status.DELETED)
 
 
 def _has_content() -> Any:
