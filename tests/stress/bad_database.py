@@ -39,6 +39,7 @@ TOKENS = 40
 _SLOW_SECONDS = 2.0 / 2
 """In each direction."""
 _SMALL_MEGABYTES = 48
+_BEFORE_AND_AFTER_SECONDS = 1.0
 _SAMPLE_SECONDS = 1.0
 _MORE_MEGABYTES_MAX = 64.0
 """By so much each process may grow: what a worker holds for the database is bounded by 32 MB."""
@@ -123,7 +124,7 @@ class BadDatabase:
             async with System(settings=settings, worker_settings=metrics) as system:
                 self._system = system
                 self._metrics_url = await self._shown_at()
-                await self._load(2.0)
+                await self._load(_BEFORE_AND_AFTER_SECONDS)
                 await self._until_archived("before the trouble")
                 sizes = self._megabytes()
                 watching = asyncio.create_task(self._watch(sizes))
@@ -135,7 +136,7 @@ class BadDatabase:
                 if not isinstance(stopped, asyncio.CancelledError):
                     self.problems.append(f"watching ended early: {stopped!r}")
                 await self._end()
-                await self._load(2.0)
+                await self._load(_BEFORE_AND_AFTER_SECONDS)
                 ended_at = time.monotonic()
                 await self._until_archived("after the trouble")
                 self.archived_after_seconds = time.monotonic() - ended_at
