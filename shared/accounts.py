@@ -221,11 +221,10 @@ class Accounts:
         values = reply if isinstance(reply, list) else []
         entries, closed = [], []
         for stream_id, value in zip(stream_ids, values, strict=False):
-            about: dict[str, Any] = orjson.loads(value) if value else {"closed": 0.0}
-            closed_at = about.get("closed")  # Unix seconds
-            if not closed_at and value:
+            about: dict[str, Any] = orjson.loads(value) if value else {}
+            if value and not about.get("closed"):
                 entries.append(Entry(stream_id, about["principal"], about))
-            elif time.time() - closed_at >= _CLOSED_SECONDS:  # else a reader has it looked at early (`send_look`)
+            elif time.time() - about.get("closed", 0.0) >= _CLOSED_SECONDS:  # else a reader has it looked at early
                 closed.append(stream_id)
         if closed:  # nobody counts them again
             await self._commands.execute("HDEL", ACCOUNT_ENTRIES, *closed)

@@ -317,6 +317,7 @@ def _engine_of(url: Any, seconds: float) -> AsyncEngine:
     engine = create_async_engine(
         url, pool_size=_CONNECTIONS_MAX, max_overflow=0, pool_timeout=seconds, pool_recycle=600, connect_args=limits
     )
+    logging.getLogger(f"sqlalchemy.pool.impl.{type(engine.pool).__name__}").addFilter(_is_no_cancelled_close)
     if is_sqlite:
 
         @event.listens_for(engine.sync_engine, "connect")
@@ -330,6 +331,11 @@ def _engine_of(url: Any, seconds: float) -> AsyncEngine:
             cursor.close()
 
     return engine
+
+
+def _is_no_cancelled_close(record: logging.LogRecord) -> bool:
+    """Drops the trace that SQLAlchemy logs when the time was up during a close: the driver has cut the connection off then."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def _postgres_connection_class() -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,13 +17,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, inspect
+from sqlalchemy.engine import make_url
 
 import shared.archive
 from shared import events
 from shared.archive.pieces import Pieces, packed_entries, unpacked_entries
 from shared.archive.record import Record, record_of, tombstone_of
 from shared.archive.schema import metadata
-from shared.archive.store import Archive
+from shared.archive.store import Archive, _engine_of
 from shared.archive.wanted import Wanted
 from shared.errors import ArchiveAway, Unusable
 from shared.events import Accepted, Entry, Policies
@@ -331,3 +334,17 @@ def test_a_damaged_piece() -> None:
     for damaged in (b"", b"?" + piece[1:], piece[:-3], piece[:5] + b"\0\0\0" + piece[8:]):
         with pytest.raises(ArchiveAway):
             Pieces("").opened("x", "entries", damaged)
+
+
+class CancelledClose:
+    """A connection on whose close the time was up."""
+
+    def close(self) -> None:
+        raise asyncio.CancelledError
+
+
+def test_a_close_that_takes_too_long_leaves_no_trace_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    engine = _engine_of(make_url("postgresql+asyncpg://nobody@127.0.0.1/none"), 1.0)
+    with caplog.at_level(logging.DEBUG), pytest.raises(asyncio.CancelledError):
+        engine.sync_engine.pool._close_connection(CancelledClose())
+    assert "CancelledError" not in caplog.text
