@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -346,5 +346,5 @@ class CancelledClose:
 def test_a_close_that_takes_too_long_leaves_no_trace_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     engine = _engine_of(make_url("postgresql+asyncpg://nobody@127.0.0.1/none"), 1.0)
     with caplog.at_level(logging.DEBUG), pytest.raises(asyncio.CancelledError):
-        engine.sync_engine.pool._close_connection(CancelledClose())
+        engine.sync_engine.pool._close_connection(cast(Any, CancelledClose()))
     assert "CancelledError" not in caplog.text
