@@ -132,12 +132,16 @@ class Archive:
     async def erase(self, row: Row) -> None:
         """Removes a stream's content; what is counted stays. `row`: what is to be stored of it (`tombstone_of`).
 
-        May be repeated, as long as the stream's log can be read: what was delivered since counts, too.
+        May be repeated: then more that was delivered counts, and less does not.
         """
         async with self._connection(writing=True) as connection:
             insert = self._insert().values(row)
             counted = {name: insert.excluded[name] for name in _COUNTED_LATER}
-            await connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_={**counted, **ERASED}))
+            has_more = insert.excluded.delivered_tokens > streams.c.delivered_tokens
+            where = or_(streams.c.status != str(Status.DELETED), has_more)
+            await connection.execute(
+                insert.on_conflict_do_update(index_elements=["id"], set_={**counted, **ERASED}, where=where)
+            )
 
     async def forget(self, owner: str) -> int:
         """Removes the content of all streams of an owner, and the owner's name. Returns how many there were."""

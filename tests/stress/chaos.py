@@ -192,7 +192,7 @@ class Chaos:
 
     async def _execute_in_redis(self, *command: str | int) -> None:
         if not self._redis_busy:
-            with suppress(redis.exceptions.RedisError, OSError):  # it may be killed at this moment
+            with suppress(redis.exceptions.RedisError, OSError, RuntimeError):  # it may be killed at this moment
                 await self._fleet.execute_in_redis(*command)
 
     # --- the ways between them

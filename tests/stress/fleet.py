@@ -256,7 +256,7 @@ class Fleet:
         while True:
             try:
                 return await read_log(self.commands, stream_id)
-            except (redis.exceptions.RedisError, OSError):
+            except (redis.exceptions.RedisError, OSError, RuntimeError):  # the last: uvloop's, for a closed connection
                 await asyncio.sleep(0.1)  # it is killed or frozen now; the run limits the time
 
     async def execute_in_redis(self, *command: str | int | bytes) -> None:
