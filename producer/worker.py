@@ -221,7 +221,7 @@ class Worker:
 
         While a lane's Redis was away or stood still, or all of this machine did, no worker could renew its leases. So after a
         silence of half a lease all workers are given the time to connect again, and then a lease anew: it has the time between
-        two renewals, and by how much a worker may be late, which most are now. So they are when another server has the lane: it
+        two renewals, and by how much a worker may be late: many are now. So they are when another server has the lane: it
         may lack the newest renewals, and may have become known here first.
         """
         await lane.queue.ping()
