@@ -6,10 +6,10 @@ STAMP := .venv/.complete
 # Written bytecode spares each process that a test starts a third of its start; some images forbid it for all of Python.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo check test stress bench guard fmt frameworks lock audit
+.PHONY: help setup demo check test test-long stress bench guard fmt frameworks lock audit
 
 help: ## Say what there is
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
 setup: $(STAMP) ## Make .venv with everything in it, at the locked versions
 
@@ -35,8 +35,11 @@ check: setup ## Formatting, lint, types, boundaries between the packages, licenc
 	@$(BIN)/midstream settings --markdown | diff docs/reference/settings.md - || (echo "docs/reference/settings.md is out of date: midstream settings --markdown > docs/reference/settings.md"; exit 1)
 
 # Five processes also on two cores: half of the time tests wait. A part (ARGS) is run by one, which starts at once.
-test: setup ## All tests, or a part: make test ARGS="tests/unit -k ids"; what this machine lacks is skipped with its reason
-	@$(BIN)/python -m pytest -n $(or $(WORKERS),$(if $(ARGS),0,5)) --dist loadfile $(ARGS)
+test: setup ## The tests, or a part: make test ARGS="tests/unit -k ids"; what this machine lacks is skipped with its reason
+	@$(BIN)/python -m pytest -n $(or $(WORKERS),$(if $(ARGS),0,5)) --dist loadfile $(or $(ARGS),-m "not long")
+
+test-long: setup ## The tests that take minutes: faults and odd input at random, all versions of Redis, frameworks
+	@$(BIN)/python -m pytest -n $(or $(WORKERS),5) --dist loadfile -m long $(ARGS)
 
 stress: setup ## Faults of every kind, at random but seeded, with exact invariants: make stress SEED=7 MINUTES=10 ARGS="--redis cluster"
 	@$(BIN)/python -m tests.stress --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1) $(ARGS)

@@ -25,6 +25,8 @@ from tests.support.http_server import Closed, HttpServer, Request, head
 from tests.support.needs import needs
 from tests.support.redis_server import RedisServer
 
+pytestmark = pytest.mark.long
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 needs_linux = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the bench reads /proc")
 measures = pytest.mark.alone("its figures are of this machine, and what they are held against is absolute")

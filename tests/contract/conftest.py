@@ -27,7 +27,12 @@ from tests.support.redis_server import KINDS, RedisServer, binary_of
 
 FORMS = ("", " cluster", " sentinel")
 """One server, a cluster, and a primary that a Sentinel names."""
-REAL_BACKENDS = ["valkey through redis-py", *(f"{kind}{form}" for kind in KINDS for form in FORMS)]
+_OF_EACH_RUN = ("valkey through redis-py", "valkey", "redis")
+"""What `make test` runs; `make test-long` runs the others."""
+REAL_BACKENDS = [
+    pytest.param(name, marks=() if name in _OF_EACH_RUN else pytest.mark.long)
+    for name in ("valkey through redis-py", *(f"{kind}{form}" for kind in KINDS for form in FORMS))
+]
 LOG_TTL_SECONDS, ENDED_TTL_SECONDS, TOMBSTONE_TTL_SECONDS, QUEUE_TTL_SECONDS = 1000, 100, 30, 500
 
 Several = RedisCluster | RedisWithSentinels

@@ -16,7 +16,7 @@ from tests.support.needs import needs
 from tests.support.system import System, answer_of
 from tests.support.tool_model import CITIES, LAST_WORDS, ToolModel
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.long]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PYTHON = _ROOT / ".venv-frameworks" / "bin" / "python"

@@ -25,7 +25,7 @@ from tests.support.redis_server import free_port
 from tests.support.system import System
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.long]
 
 _GUIDE = ROOT / "docs" / "how-to" / "use-your-framework.md"
 _PROXY_START_SECONDS_MAX = 60.0

@@ -21,7 +21,7 @@ from tests.support.redis_server import free_port
 from tests.support.system import System
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600), pytest.mark.long]
 
 _START_SECONDS_MAX = 60.0
 

@@ -14,6 +14,8 @@ from tests.support.redis_server import KINDS, Kind, RedisServer, binary_of
 from tests.support.system import System, answer_of
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.long
+
 FORMS: dict[str, Any] = {
     "one": lambda kind: RedisServer(kind),
     "cluster": lambda kind: RedisCluster(kind=kind, replicas=False),

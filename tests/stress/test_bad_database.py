@@ -8,6 +8,8 @@ from tests.stress.bad_database import Archive, BadDatabase, SmallDisk, Trouble
 from tests.support.needs import needs
 from tests.support.postgres import postgres_programs
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("archive", "trouble"), [("sqlite", "full"), ("postgresql", "full"), ("postgresql", "slow")])

@@ -6,6 +6,8 @@ import pytest
 
 from tests.stress.external_writers import LEASE_SECONDS, ExternalWriters, p99
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.timeout(90)
 async def test_a_writer_that_dies_is_noticed_and_nothing_is_doubled() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.stress.fuzz_openapi import PROGRAM, fuzz, program
 from tests.support.needs import needs
+
+pytestmark = pytest.mark.long
 
 _SEED = 1
 

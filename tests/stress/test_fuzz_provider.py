@@ -6,6 +6,8 @@ import pytest
 
 from tests.stress.fuzz_provider import Fuzz
 
+pytestmark = pytest.mark.long
+
 _SECONDS = 5.0
 
 

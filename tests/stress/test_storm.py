@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.stress.storm import storm
+
+pytestmark = pytest.mark.long
 
 
 async def test_readers_who_lose_their_gateway_at_once_share_what_the_other_one_reads() -> None:

@@ -11,6 +11,8 @@ import pytest
 from tests.stress.fleet import RedisKind
 from tests.stress.run import Stress
 
+pytestmark = pytest.mark.long
+
 _SECONDS, _FAILOVER_SECONDS = 8.0, 5.0
 _SETTLING_SECONDS_MAX = 120.0
 

@@ -20,6 +20,8 @@ from tests.stress.plan import ReaderOrder
 from tests.stress.readers import Reading
 from tests.support.system import System
 
+pytestmark = pytest.mark.long
+
 _SEED = 1
 _SECONDS = float(os.environ.get("STRESS_STORM_SECONDS", "20"))
 _STREAMS = 100
