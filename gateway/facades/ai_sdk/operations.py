@@ -146,7 +146,6 @@ _PARTS = (
 )
 _HEADERS = {"X-Stream-Id": "The stream's id.", "x-vercel-ai-ui-message-stream": "`v1`."}
 _ADDRESS = "With `Accept: application/json`: where the stream can be read by the Durable Streams protocol."
-_LOCATION = {"Location": "The same address."}
 _CHAT_ID = in_path("chat_id", "The chat's id.", type="string", minLength=1, maxLength=255)
 
 ASK = Operation(
@@ -155,7 +154,7 @@ ASK = Operation(
     "A question of `useChat`: creates a stream, which becomes the chat's active one, and follows it.",
     (
         Answer(200, "The UI message stream.", {SSE: None}, _HEADERS),
-        Answer(201, _ADDRESS, {JSON: StreamAddress}, _LOCATION),
+        Answer(201, _ADDRESS, {JSON: StreamAddress}, {"Location": "The same address."}),
     ),
     parameters=(IDEMPOTENCY_KEY,),
     body=ChatQuestion,
@@ -167,7 +166,12 @@ RESUME = Operation(
     "resume_chat",
     "A chat's active stream from its first part, then live.",
     (
-        Answer(200, f"The UI message stream. {_ADDRESS}", {SSE: None, JSON: StreamAddress}, {**_HEADERS, **_LOCATION}),
+        Answer(
+            200,
+            f"The UI message stream. {_ADDRESS} `Location` has the same address.",
+            {SSE: None, JSON: StreamAddress},
+            _HEADERS,
+        ),
         Answer(204, "The chat has no active stream."),
     ),
     parameters=(
