@@ -39,7 +39,16 @@ from shared.large_fields import KEPT, UNTIL_THE_END, Beside, split
 from shared.lifecycle import Folding, History
 from shared.logs import outcome, request_id
 from shared.outcomes import CancelReason, ReaderOutcome, Status
-from shared.receipt import RECEIPT_LINE_SECONDS, DeliveryNote, DeliveryNotes, Generated, receipt, write_line
+from shared.receipt import (
+    RECEIPT_LINE_SECONDS,
+    DeliveryNote,
+    DeliveryNotes,
+    EndedLog,
+    Generated,
+    read_ended,
+    receipt,
+    write_line,
+)
 from shared.redis_retry import answered_within
 from shared.settings import Settings
 from shared.tracing import traceparent
@@ -415,11 +424,19 @@ class Streams:
     async def delete(self, stream_id: str) -> None:
         """Cancels a stream if it runs, and deletes it, also from the archive. Raises Problem 404, 410, 503."""
         history, _ = await self._cancel(stream_id, CancelReason.CLIENT)
-        # What is deleted cannot be counted later.
-        ended = await self.answered(partial(self._usage.count_now, stream_id, closed=True))
+
+        async def read() -> EndedLog:
+            ended = await self.answered(read_ended, self._log, self._deliveries, stream_id)
+            self._check_history(stream_id, ended.generated.history)
+            return ended
+
+        ended = await self._also_archived(stream_id, read)  # once more: it may have expired since
         if self._restoring is not None:
             with archive_in_time():
                 await self._restoring.archive.erase(tombstone_of(ended))
+        # For the last time, since what is deleted cannot be counted later: what the archive counts, and not before it has answered,
+        # since a delete that is repeated for its sake counts what was read since.
+        await self.answered(partial(self._usage.count, ended.generated, ended.receipt, closed=True))
         await self.answered(self._log.delete, stream_id)
         audit("deleted", stream_id, owner=history.accepted.principal if history.accepted else None)
 

@@ -76,6 +76,7 @@ class Run:
     """The work on one claim."""
 
     __slots__ = (
+        "__weakref__",  # tests ask whether a run is freed
         "_began_at",
         "_call_goes_on",
         "_cancel_after_seconds",

@@ -187,22 +187,25 @@ class Accounts:
         counts: Mapping[str, int],
         about: Mapping[str, Any],
         look_in_seconds: float,
+        *,
+        is_last_look_over: bool = False,
     ) -> None:
         """Makes `counts` what is counted of a stream that has ended; `about` is kept with them for the next look.
 
         With `closed` in `about` it is the last time: later calls have no effect. Without counts the stream has no log.
+        `is_last_look_over`: a stream without an entry was counted and forgotten, as one that comes back from the archive.
         """
         day, account = day_of(stream_id), account_of(principal)
         keys = [ACCOUNT_LOOKS, ACCOUNT_ENTRIES, usage_key(day, account), usage_key(day, _ALL), principals_key(day)]
         for name in (account, _ALL):
             keys += [account_key(name, "state"), account_key(name, "running")]
         if about.get("closed"):
-            look_in_seconds = _CLOSED_SECONDS
+            about, look_in_seconds = {**about, "closed": time.time()}, _CLOSED_SECONDS
         listed = [part for name, value in counts.items() for part in (name, min(max(0, value), _COUNT_MAX))]
         await self.SETTLE.run(
             *(self._commands, keys, stream_id, principal, orjson.dumps({**about, "principal": principal})),
             *(int(look_in_seconds * 1000), self._keys_ttl_seconds, self._usage_ttl_seconds),
-            *(model[:_MODEL_CHARACTERS_MAX], MODELS_MAX, *listed),
+            *(model[:_MODEL_CHARACTERS_MAX], MODELS_MAX, int(is_last_look_over), *listed),
         )
 
     def send_look(self, stream_id: str, in_seconds: float = 0.0) -> None:
@@ -218,12 +221,12 @@ class Accounts:
         values = reply if isinstance(reply, list) else []
         entries, closed = [], []
         for stream_id, value in zip(stream_ids, values, strict=False):
-            about: dict[str, Any] = orjson.loads(value) if value else {"closed": True}
-            if about.get("closed"):
-                closed.append(stream_id)
-            else:
+            about: dict[str, Any] = orjson.loads(value) if value else {}
+            if value and not about.get("closed"):
                 entries.append(Entry(stream_id, about["principal"], about))
-        if closed:  # some time ago: nobody counts them again
+            elif time.time() - about.get("closed", 0.0) >= _CLOSED_SECONDS:  # else a reader has it looked at early
+                closed.append(stream_id)
+        if closed:  # nobody counts them again
             await self._commands.execute("HDEL", ACCOUNT_ENTRIES, *closed)
             await self._due.remove(closed)
         return entries

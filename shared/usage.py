@@ -133,7 +133,10 @@ class Usage:
             0.0, about["ended_at"] + self._ended_ttl_seconds - self._margin_seconds - time.time()
         )
         about = {**about, "closed": True} if closed else about
-        await self.accounts.settle(stream_id, principal, model, counts, about, last_look_in_seconds)
+        is_over = not last_look_in_seconds
+        await self.accounts.settle(
+            stream_id, principal, model, counts, about, last_look_in_seconds, is_last_look_over=is_over
+        )
 
     # --- looks
 

@@ -130,12 +130,17 @@ class Archive:
         return rows
 
     async def erase(self, row: Row) -> None:
-        """Removes a stream's content; what is counted stays. `row`: what is to be stored of it (`tombstone_of`)."""
+        """Removes a stream's content; what is counted stays. `row`: what is to be stored of it (`tombstone_of`).
+
+        May be repeated: then more that was delivered counts, and less does not.
+        """
         async with self._connection(writing=True) as connection:
             insert = self._insert().values(row)
             counted = {name: insert.excluded[name] for name in _COUNTED_LATER}
+            has_more = insert.excluded.delivered_tokens > streams.c.delivered_tokens
+            where = or_(streams.c.status != str(Status.DELETED), has_more)
             await connection.execute(
-                insert.on_conflict_do_update(index_elements=["id"], set_={**counted, **ERASED}, where=_is_not_deleted())
+                insert.on_conflict_do_update(index_elements=["id"], set_={**counted, **ERASED}, where=where)
             )
 
     async def forget(self, owner: str) -> int:
@@ -271,10 +276,6 @@ class Archive:
             raise ArchiveAway(_words_of(error)) from None
 
 
-def _is_not_deleted() -> Any:
-    return streams.c.status != str(Status.DELETED)
-
-
 def _has_content() -> Any:
     """The condition that a stream is not deleted, and has not expired."""
     return and_(streams.c.entries.is_not(None), or_(streams.c.expires_at.is_(None), streams.c.expires_at > time.time()))
@@ -320,6 +321,7 @@ def _engine_of(url: Any, seconds: float) -> AsyncEngine:
     engine = create_async_engine(
         url, pool_size=_CONNECTIONS_MAX, max_overflow=0, pool_timeout=seconds, pool_recycle=600, connect_args=limits
     )
+    logging.getLogger(f"sqlalchemy.pool.impl.{type(engine.pool).__name__}").addFilter(_is_no_cancelled_close)
     if is_sqlite:
 
         @event.listens_for(engine.sync_engine, "connect")
@@ -333,6 +335,11 @@ def _engine_of(url: Any, seconds: float) -> AsyncEngine:
             cursor.close()
 
     return engine
+
+
+def _is_no_cancelled_close(record: logging.LogRecord) -> bool:
+    """Drops the trace that SQLAlchemy logs when the time was up during a close: the driver has cut the connection off then."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def _postgres_connection_class() -> Any:

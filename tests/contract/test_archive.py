@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -15,13 +17,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, inspect
+from sqlalchemy.engine import make_url
 
 import shared.archive
 from shared import events
 from shared.archive.pieces import Pieces, packed_entries, unpacked_entries
 from shared.archive.record import Record, record_of, tombstone_of
 from shared.archive.schema import metadata
-from shared.archive.store import Archive
+from shared.archive.store import Archive, _engine_of
 from shared.archive.wanted import Wanted
 from shared.errors import ArchiveAway, Unusable
 from shared.events import Accepted, Entry, Policies
@@ -124,8 +127,11 @@ async def test_what_is_deleted_stays_deleted_and_counts(archive: Archive) -> Non
     record, late = (record_of(*log[:2], log.generated.history, log.receipt) for log in logs)
     await archive.keep([record])
     for log in logs:
-        await archive.erase({**tombstone_of(log), "delivered_tokens": 1})
-        await archive.erase(tombstone_of(log))  # a repeated delete, which finds less
+        await archive.erase(tombstone_of(log))
+        await archive.erase(
+            {**tombstone_of(log), "delivered_tokens": 1}
+        )  # a repeated delete, after somebody has read more
+        await archive.erase(tombstone_of(log))  # and one that finds less
     assert await archive.keep([record, late]) == [], "a worker that had read the log before the delete"
     for deleted in (record, late):
         assert await archive.read(deleted.stream_id) is None
@@ -331,3 +337,17 @@ def test_a_damaged_piece() -> None:
     for damaged in (b"", b"?" + piece[1:], piece[:-3], piece[:5] + b"\0\0\0" + piece[8:]):
         with pytest.raises(ArchiveAway):
             Pieces("").opened("x", "entries", damaged)
+
+
+class CancelledClose:
+    """A connection on whose close the time was up."""
+
+    def close(self) -> None:
+        raise asyncio.CancelledError
+
+
+def test_a_close_that_takes_too_long_leaves_no_trace_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    engine = _engine_of(make_url("postgresql+asyncpg://nobody@127.0.0.1/none"), 1.0)
+    with caplog.at_level(logging.DEBUG), pytest.raises(asyncio.CancelledError):
+        engine.sync_engine.pool._close_connection(cast(Any, CancelledClose()))
+    assert "CancelledError" not in caplog.text

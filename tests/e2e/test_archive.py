@@ -19,7 +19,7 @@ from websockets.asyncio.client import connect
 from shared.archive.store import Archive
 from shared.archive.wanted import Wanted
 from shared.ids import new_stream_id
-from shared.keys import UNKEPT, deliveries_key, kept_key, log_key, name_key, writer_key
+from shared.keys import ACCOUNT_ENTRIES, UNKEPT, deliveries_key, kept_key, log_key, name_key, writer_key
 from shared.settings import Settings
 from tests.support.needs import needs
 from tests.support.postgres import PostgresServer, postgres_programs
@@ -250,6 +250,19 @@ async def test_a_delete_reaches_the_archive(system: System) -> None:
             await system.commands.delete(log_key(stream_id))  # its tombstone
         for path in (f"/v1/streams/{stream_id}", f"/v1/streams/{stream_id}/events"):
             assert (await got(system, path))[0] in (404, 410)
+
+
+async def test_a_delete_of_an_archived_stream_does_not_count_it_again(system: System) -> None:
+    stream_id = await system.create(**SIMULATED)
+
+    async def is_counted() -> bool:
+        return b"counts" in (await system.commands.hget(ACCOUNT_ENTRIES, stream_id) or b"")
+
+    await wait_until(is_counted, what="the stream counts")
+    await out_of_redis(system, stream_id)
+    await system.commands.hdel(ACCOUNT_ENTRIES, stream_id)  # some minutes later
+    assert (await system.http.delete(f"{system.gateway_url()}/v1/streams/{stream_id}")).status_code == 204
+    assert not await is_counted()
 
 
 async def test_an_id_that_is_nowhere(system: System) -> None:

@@ -1,4 +1,4 @@
-"""Compares what is said of all streams of a run: by their receipts, by the archive's rows, by the usage. All must agree to the token."""
+"""Compares what is said of all streams of a run: by their receipts, the archive's rows, the usage, the webhooks. All must agree to the token."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ class Counts(NamedTuple):
         counted = receipt["generated"]["tokens"], receipt["delivered"]["tokens"]
         return cls(*counted, usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
 
+    @classmethod
+    def of_webhook(cls, body: Mapping[str, Any]) -> Counts:
+        data = body["data"]
+        generated = {"tokens": data["receipt"]["generated"]["tokens"], "usage": data["usage"]}
+        return cls.of_receipt({"generated": generated, "delivered": data["receipt"]["delivered"]})
+
 
 def used(rows: list[dict[str, Any]]) -> Counter[str]:
     """Returns the sums of `GET /v1/usage`."""
@@ -37,14 +43,28 @@ def used(rows: list[dict[str, Any]]) -> Counter[str]:
 
 
 def disagreements(
-    receipts: Mapping[str, Counts], archived: Mapping[str, Counts], usage: Mapping[str, int]
+    receipts: Mapping[str, Counts],
+    archived: Mapping[str, Counts],
+    usage: Mapping[str, int],
+    told: Mapping[str, Counts],
 ) -> list[str]:
-    """Returns what does not agree. Deleted streams have no receipt any more: the other two still count them."""
+    """Returns what does not agree. `told`: what the last webhook of each stream says.
+
+    Deleted streams have no receipt any more: archive and usage still count them, and whoever was to be told of them may not be.
+    A webhook is sent at the end: what is delivered later is not in it.
+    """
     found = [
         f"stream {stream_id}: its receipt says {receipt}, its row {archived.get(stream_id)}"
         for stream_id, receipt in receipts.items()
         if archived.get(stream_id) != receipt
     ]
+    found += [f"stream {stream_id}: nobody was told of its end" for stream_id in receipts.keys() - told.keys()]
+    for stream_id, counts in told.items():
+        row = archived.get(stream_id)
+        if row is None or counts._replace(delivered=row.delivered) != row:
+            found.append(f"stream {stream_id}: its webhook says {counts}, its row {row}")
+        elif stream_id in receipts and counts.delivered > row.delivered:
+            found.append(f"stream {stream_id}: {counts.delivered} delivered in its webhook, {row.delivered} in its row")
     sums = Counter(streams=len(archived))
     for counts in archived.values():
         sums.update(counts._asdict())

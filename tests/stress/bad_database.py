@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import sqlite3
 import subprocess
 import sys
@@ -38,6 +39,7 @@ TOKENS = 40
 _SLOW_SECONDS = 2.0 / 2
 """In each direction."""
 _SMALL_MEGABYTES = 48
+_BEFORE_AND_AFTER_SECONDS = 1.0
 _SAMPLE_SECONDS = 1.0
 _MORE_MEGABYTES_MAX = 64.0
 """By so much each process may grow: what a worker holds for the database is bounded by 32 MB."""
@@ -121,7 +123,8 @@ class BadDatabase:
             metrics = {"metrics_port": free_port()}
             async with System(settings=settings, worker_settings=metrics) as system:
                 self._system = system
-                await self._load(2.0)
+                self._metrics_url = await self._shown_at()
+                await self._load(_BEFORE_AND_AFTER_SECONDS)
                 await self._until_archived("before the trouble")
                 sizes = self._megabytes()
                 watching = asyncio.create_task(self._watch(sizes))
@@ -129,8 +132,11 @@ class BadDatabase:
                 await self._load(self._seconds)
                 await self._check_words()
                 watching.cancel()
+                (stopped,) = await asyncio.gather(watching, return_exceptions=True)
+                if not isinstance(stopped, asyncio.CancelledError):
+                    self.problems.append(f"watching ended early: {stopped!r}")
                 await self._end()
-                await self._load(2.0)
+                await self._load(_BEFORE_AND_AFTER_SECONDS)
                 ended_at = time.monotonic()
                 await self._until_archived("after the trouble")
                 self.archived_after_seconds = time.monotonic() - ended_at
@@ -178,10 +184,22 @@ class BadDatabase:
             self.problems.append(f"/readyz answered {answer.status_code}")
         return str(answer.json().get("archive"))
 
+    async def _shown_at(self) -> str:
+        """Returns where the worker shows its metrics: another port than it was told if that is taken."""
+        found: re.Match[str] | None = None
+
+        def is_logged() -> bool:
+            nonlocal found
+            found = re.search(r"metrics: (http://[0-9.:]+/metrics)", self._system.workers[0].logged())
+            return found is not None
+
+        await wait_until(is_logged, what="the worker has logged where its metrics are")
+        assert found is not None
+        return found[1]
+
     async def _metric(self, name: str) -> float:
         """Returns what the worker says."""
-        port = self._system.workers[0].settings["metrics_port"]
-        text = (await self._system.http.get(f"http://127.0.0.1:{port}/metrics")).text
+        text = (await self._system.http.get(self._metrics_url)).text
         return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} "))
 
     async def _check_words(self) -> None:

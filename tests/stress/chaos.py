@@ -16,6 +16,7 @@ import redis.exceptions
 from tests.stress.failover import CLUSTER, SENTINEL, Fault, all_masters_restarted
 from tests.stress.fleet import LEASE_SECONDS, Fleet, Member
 from tests.stress.proxy import Hurt, Proxy
+from tests.support.webhook_receiver import status
 
 _PAUSE_SECONDS = (0.05, 0.8)
 _AT_ONCE_MAX = 5
@@ -44,6 +45,7 @@ class Chaos:
             (self._terminate_member, 3),
             *self._redis_faults(),
             *([(self._kill_postgres, 1), (self._freeze_postgres, 1)] if self._fleet.postgres is not None else []),
+            *([(self._fail_receiver, 2)] if self._fleet.has_archive else []),
             (self._bad_weather, 6),
             (self._hurt_connections, 12),
         ]
@@ -174,6 +176,12 @@ class Chaos:
             postgres.thaw()
             self._postgres_busy = False
 
+    async def _fail_receiver(self) -> None:
+        """Has the receiver of webhooks refuse the next ones."""
+        code = self._dice.choice((302, 429, 500, 503))
+        self._note(f"receiver answers {code}")
+        self._fleet.receiver.answers.extend([status(code)] * self._dice.choice((1, 5)))
+
     async def _kill_clients(self) -> None:
         kind = self._dice.choice(("normal", "pubsub"))
         self._note(f"CLIENT KILL {kind}")
@@ -187,7 +195,7 @@ class Chaos:
 
     async def _execute_in_redis(self, *command: str | int) -> None:
         if not self._redis_busy:
-            with suppress(redis.exceptions.RedisError, OSError):  # it may be killed at this moment
+            with suppress(redis.exceptions.RedisError, OSError, RuntimeError):  # it may be killed at this moment
                 await self._fleet.execute_in_redis(*command)
 
     # --- the ways between them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 import signal
@@ -21,7 +22,7 @@ import redis.exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
-from shared.keys import GROUP, UNKEPT, lane_keys, log_key
+from shared.keys import ACCOUNT_ENTRIES, ACCOUNT_LOOKS, GROUP, UNKEPT, WEBHOOKS_DUE, lane_keys, log_key
 from shared.lanes import LANES_OF_CLUSTER
 from tests.stress.history import LogEntry
 from tests.stress.proxy import Proxy
@@ -30,6 +31,7 @@ from tests.support.redis_cluster import RedisCluster, RedisWithSentinels
 from tests.support.redis_server import RedisServer, binary_of, free_port
 from tests.support.system import Process
 from tests.support.waiting import wait_until
+from tests.support.webhook_receiver import WebhookReceiver
 
 LEASE_SECONDS = 1.5
 _GATEWAYS, _WORKERS = 2, 3
@@ -61,6 +63,8 @@ _SETTINGS: dict[str, object] = {
     "send_buffer_bytes": 4096,
     "dead_peer_seconds": 5,
     "retry_milliseconds": 100,
+    "webhook_seconds": 2,
+    "webhook_backoff_seconds": 0.5,
 }
 """Settings with short times and small limits, so that each is reached many times."""
 
@@ -122,11 +126,13 @@ class Fleet:
         self._directory = Path(tempfile.mkdtemp(prefix="midstream-stress-"))
         self._stack = AsyncExitStack()
         self._archive_file = self._directory / "archive.sqlite"
-        """The archive's database, unless a gateway is of an earlier release, which would enter no stream in it, or servers
-        fail over: the list of what is to be archived does not wait for replicas."""
+        """The archive's database (`has_archive`)."""
         self.postgres = PostgresServer() if archive == "postgresql" else None
         """The archive's database instead of the file, with a proxy before it."""
         self.to_postgres: Proxy | None = None
+        self.receiver = WebhookReceiver()
+        """Is told of each end, where there is an archive."""
+        self.to_receiver: Proxy | None = None
         self.redis: Any
         if kind == "one":
             self.redis = RedisServer("redis" if binary_of("redis") else "valkey", tcp=True, durable=True)
@@ -137,6 +143,12 @@ class Fleet:
         self.provider = Process("tests.support.openai_server", {}, self._directory / "provider.log", arguments)
         self.gateways: list[Member] = []
         self.workers: list[Member] = []
+
+    @property
+    def has_archive(self) -> bool:
+        """Whether streams are archived, and told of. Not where a gateway is of an earlier release, which would enter no stream, or
+        servers fail over: the lists of what is to be archived and told of do not wait for replicas."""
+        return self._previous is None and self.kind == "one"
 
     @property
     def members(self) -> list[Member]:
@@ -156,6 +168,7 @@ class Fleet:
             ),
             "worker-provider": [one.other for one in self.workers],
             **({"archive": [self.to_postgres]} if self.to_postgres is not None else {}),
+            **({"worker-receiver": [self.to_receiver]} if self.to_receiver is not None else {}),
         }
 
     async def __aenter__(self) -> Self:
@@ -167,6 +180,9 @@ class Fleet:
             if self.postgres is not None:
                 await asyncio.to_thread(self.postgres.start)
                 self.to_postgres = await self._stack.enter_async_context(Proxy(self.postgres.port))
+            if self.has_archive:
+                await self._stack.enter_async_context(self.receiver)
+                self.to_receiver = await self._stack.enter_async_context(Proxy(self.receiver.port))
             if self.kind == "one":
                 self.commands = redis.asyncio.Redis.from_url(self.redis.url, protocol=2, client_name="stress", retry=retry, socket_timeout=3)  # fmt: skip
             else:
@@ -201,8 +217,12 @@ class Fleet:
         settings = {**_SETTINGS, **settings, "redis_url": url}
         if self.kind != "one":
             settings["min_replicas"] = 1
-        if self._previous is None and self.kind == "one":
-            settings["archive_url"] = f"sqlite:///{self._archive_file}"
+        if self.to_receiver is not None:
+            settings |= {
+                "archive_url": f"sqlite:///{self._archive_file}",
+                **self.receiver.settings(),
+                "webhook_url": f"http://127.0.0.1:{self.to_receiver.port}/ended",
+            }
             if self.postgres is not None and self.to_postgres is not None:
                 settings |= {"archive_url": self.postgres.url_at(self.to_postgres.port), "archive_seconds": 2}
         if module == "producer":
@@ -236,7 +256,7 @@ class Fleet:
         while True:
             try:
                 return await read_log(self.commands, stream_id)
-            except (redis.exceptions.RedisError, OSError):
+            except (redis.exceptions.RedisError, OSError, RuntimeError):  # the last: uvloop's, for a closed connection
                 await asyncio.sleep(0.1)  # it is killed or frozen now; the run limits the time
 
     async def execute_in_redis(self, *command: str | int | bytes) -> None:
@@ -252,7 +272,7 @@ class Fleet:
 
     async def archived(self, stream_ids: set[str]) -> dict[str, ArchivedRow] | None:
         """Returns the archive's rows by id, when it has all of these streams or the time is up; None if there is no archive."""
-        if self._previous is not None or self.kind != "one":
+        if not self.has_archive:
             return None
         deadline = time.monotonic() + _ARCHIVE_SECONDS
         while True:
@@ -263,10 +283,24 @@ class Fleet:
                 return rows
 
     async def have_all_looked_at(self) -> None:
-        """Has the workers look at once at all streams that are in the list of what is to be archived."""
-        stream_ids = await self.commands.zrange(UNKEPT, 0, -1)
+        """Has the workers look at once at all streams that are to be archived, or told of."""
+        await self._have_looked_at(UNKEPT)
+        await self._have_looked_at(WEBHOOKS_DUE)
+
+    async def have_all_counted_anew(self) -> None:
+        """Has the gateways count anew what was read after its end, where the hint to do so was lost."""
+        await self._have_looked_at(ACCOUNT_LOOKS)
+
+    async def _have_looked_at(self, due_list: bytes) -> None:
+        stream_ids = await self.commands.zrange(due_list, 0, -1)
         for start in range(0, len(stream_ids), 1000):
-            await self.commands.zadd(UNKEPT, dict.fromkeys(stream_ids[start : start + 1000], 0), xx=True)
+            await self.commands.zadd(due_list, dict.fromkeys(stream_ids[start : start + 1000], 0), xx=True)
+
+    async def counted(self) -> dict[str, int]:
+        """Returns how many tokens count as delivered for each stream whose entry in the accounts is not forgotten."""
+        stored = await self.commands.hgetall(ACCOUNT_ENTRIES)
+        abouts = {stream_id.decode(): json.loads(about) for stream_id, about in stored.items()}
+        return {stream_id: (about.get("counts") or {}).get("delivered", 0) for stream_id, about in abouts.items()}
 
     async def rows(self) -> dict[str, ArchivedRow]:
         """Returns the archive's rows by id. Read without any code of the archive."""

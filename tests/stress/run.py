@@ -196,11 +196,12 @@ class Stress:
             raise Failure(broken, case)
 
     async def _agree(self) -> None:
-        """Checks that receipts, archive and usage agree on all streams, soon: what was read last may still be counted."""
+        """Checks that receipts, archive, usage and webhooks agree on all streams, soon: what was read last may still be counted."""
         receipts = {
             case.stream_id: case.counts_of_receipt for case in self._cases if case.counts_of_receipt is not None
         }
         deadline = time.monotonic() + _AGREE_SECONDS
+        await self._fleet.have_all_counted_anew()
         while True:
             rows = await self._fleet.rows()
             archived = {
@@ -208,13 +209,21 @@ class Stress:
                 for stream_id, row in rows.items()
             }
             usage = used(await self._fleet.usage())
-            found = disagreements(receipts, archived, usage)
+            last_bodies = {post.id: post.body for post in self._fleet.receiver.posts}
+            told = {stream_id: Counts.of_webhook(body) for stream_id, body in last_bodies.items()}
+            found = self._fleet.receiver.refused + disagreements(receipts, archived, usage, told)
             if not found:
                 self.counts |= {f"agreed: {name}": count for name, count in usage.items()}
                 self.counts["agreed: receipts"] = len(receipts)
+                self.counts["agreed: webhooks"] = len(told)
+                self.counts["agreed: webhooks that came again"] = len(self._fleet.receiver.posts) - len(told)
                 return
             if time.monotonic() > deadline:
-                raise Failure([Broken("receipts, archive and usage agree", "other", "; ".join(found))])
+                for stream_id, delivered in (await self._fleet.counted()).items():
+                    row = rows.get(stream_id)
+                    if row is None or row.delivered != delivered:
+                        found.append(f"{stream_id}: {delivered} count as delivered, the archive has {row}")
+                raise Failure([Broken("receipts, archive, usage and webhooks agree", "other", "; ".join(found))])
             await self._fleet.have_all_looked_at()
             await asyncio.sleep(2.0)
 

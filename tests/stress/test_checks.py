@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.stress.agreement import Counts, disagreements
 from tests.stress.history import Shown, check_answer, check_reader, history_of
 
 _Entries = list[tuple[bytes, dict[bytes, bytes]]]
@@ -94,3 +95,29 @@ def test_an_answer_that_differs_from_the_provider_s_is_noticed() -> None:
     assert check_answer(answer, answer[:2], whole=False) == []
     assert check_answer(answer, answer[:2], whole=True)[0].kind == "lost"
     assert check_answer(answer, ["1 ", "3 "], whole=False)
+
+
+_COUNTS = Counts(generated=5, delivered=4, prompt=2, completion=5)
+_USAGE = {"streams": 2, "generated": 10, "delivered": 8, "prompt": 4, "completion": 10}
+
+
+@pytest.mark.parametrize(
+    ("told", "usage", "count"),
+    [
+        ({"a": _COUNTS, "b": _COUNTS}, _USAGE, 0),
+        ({"a": _COUNTS._replace(delivered=1)}, _USAGE, 0),  # sent before all was read; and the deleted stream is untold
+        ({"a": _COUNTS._replace(delivered=5)}, _USAGE, 1),
+        ({"a": _COUNTS._replace(generated=6)}, _USAGE, 1),
+        ({"b": _COUNTS}, _USAGE, 1),
+        ({"a": _COUNTS, "c": _COUNTS}, _USAGE, 1),
+        ({"a": _COUNTS}, {**_USAGE, "streams": 3, "generated": 15}, 2),
+    ],
+)
+def test_what_does_not_agree_is_noticed(told: dict[str, Counts], usage: dict[str, int], count: int) -> None:
+    """Stream b is deleted: it has no receipt."""
+    assert len(disagreements({"a": _COUNTS}, {"a": _COUNTS, "b": _COUNTS}, usage, told)) == count
+
+
+def test_a_receipt_that_differs_from_the_archive_is_noticed() -> None:
+    receipts = {"a": _COUNTS._replace(delivered=5)}
+    assert len(disagreements(receipts, {"a": _COUNTS, "b": _COUNTS}, _USAGE, {"a": _COUNTS})) == 1
