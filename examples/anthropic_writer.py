@@ -2,8 +2,8 @@
 """A tool loop with Anthropic's SDK that writes its own stream: python examples/anthropic_writer.py "Will it rain?" """
 
 import asyncio
-import os
 import sys
+from os import getenv
 
 from anthropic import AsyncAnthropic
 
@@ -14,10 +14,10 @@ CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required"
 OFFERED = [{"name": "weather", "description": "Returns the weather in a city.", "input_schema": CITY}]
 
 
-async def main(question):
+async def main(question, url, key):
     model, messages = AsyncAnthropic(), [{"role": "user", "content": question}]
     request = {"model": "claude-sonnet-4-5", "max_tokens": 1000, "tools": OFFERED, "messages": messages}
-    async with AsyncClient(os.getenv("MIDSTREAM_URL", "http://127.0.0.1:8000")) as client:
+    async with AsyncClient(url, token=key) as client:
         stream = await client.create_external()
         print(stream.url, flush=True)
         async with client.write(stream.id) as answer:
@@ -36,4 +36,4 @@ async def main(question):
                 messages += [{"role": "assistant", "content": message.content}, {"role": "user", "content": results}]
 
 
-asyncio.run(main(sys.argv[1]))
+asyncio.run(main(sys.argv[1], getenv("MIDSTREAM_URL", "http://127.0.0.1:8000"), getenv("MIDSTREAM_API_KEY")))

@@ -22,7 +22,7 @@ app.conf.update(task_acks_late=True, task_reject_on_worker_lost=True)  # a task 
 
 
 def midstream() -> Client:
-    return Client(MIDSTREAM, token=(lambda refused: KEY) if KEY else None)
+    return Client(MIDSTREAM, token=KEY)
 
 
 def start(files: list[str]) -> str:

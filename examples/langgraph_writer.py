@@ -2,8 +2,8 @@
 """A LangGraph graph that writes its own stream: python examples/langgraph_writer.py "Will it rain?" (pip install '.[frameworks]')"""
 
 import asyncio
-import os
 import sys
+from os import getenv
 
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
@@ -19,13 +19,13 @@ def weather(city: str) -> str:
     return f"18 degrees and rain in {city}"
 
 
-async def main(question):
+async def main(question, url, key):
     async def ask(state):
         return {"messages": [await ChatOpenAI(model="gpt-4o-mini").bind_tools([weather]).ainvoke(state["messages"])]}
 
     graph = StateGraph(MessagesState).add_node(ask).add_node("tools", ToolNode([weather])).add_edge(START, "ask")
     agent = graph.add_edge("tools", "ask").add_conditional_edges("ask", tools_condition).compile()
-    async with AsyncClient(os.getenv("MIDSTREAM_URL", "http://127.0.0.1:8000")) as client:
+    async with AsyncClient(url, token=key) as client:
         stream = await client.create_external()
         print(stream.url, flush=True)
         async with client.write(stream.id) as answer:
@@ -37,4 +37,4 @@ async def main(question):
                         await answer.event("tool", {"name": message.name, "result": message.content})
 
 
-asyncio.run(main(sys.argv[1]))
+asyncio.run(main(sys.argv[1], getenv("MIDSTREAM_URL", "http://127.0.0.1:8000"), getenv("MIDSTREAM_API_KEY")))

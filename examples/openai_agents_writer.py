@@ -2,8 +2,8 @@
 """An agent of OpenAI's Agents SDK that writes its own stream: python examples/openai_agents_writer.py "Will it rain?" """
 
 import asyncio
-import os
 import sys
+from os import getenv
 
 from agents import Agent, Runner, function_tool, set_default_openai_api, set_tracing_disabled
 
@@ -19,9 +19,9 @@ def weather(city: str) -> str:
     return f"18 degrees and rain in {city}"
 
 
-async def main(question):
+async def main(question, url, key):
     agent = Agent(name="weather", model="gpt-4o-mini", tools=[weather])
-    async with AsyncClient(os.getenv("MIDSTREAM_URL", "http://127.0.0.1:8000")) as client:
+    async with AsyncClient(url, token=key) as client:
         stream = await client.create_external()
         print(stream.url, flush=True)
         async with client.write(stream.id) as answer:
@@ -32,4 +32,4 @@ async def main(question):
                     await answer.event("tool", {"name": "weather", "result": event.item.output})
 
 
-asyncio.run(main(sys.argv[1]))
+asyncio.run(main(sys.argv[1], getenv("MIDSTREAM_URL", "http://127.0.0.1:8000"), getenv("MIDSTREAM_API_KEY")))

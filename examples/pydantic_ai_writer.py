@@ -2,8 +2,8 @@
 """A Pydantic AI agent that writes its own stream: python examples/pydantic_ai_writer.py "Will it rain?" (pip install '.[frameworks]')"""
 
 import asyncio
-import os
 import sys
+from os import getenv
 
 from pydantic_ai import Agent, FunctionToolResultEvent, PartDeltaEvent, PartStartEvent, TextPart, TextPartDelta
 
@@ -18,8 +18,8 @@ def weather(city: str) -> str:
     return f"18 degrees and rain in {city}"
 
 
-async def main(question):
-    async with AsyncClient(os.getenv("MIDSTREAM_URL", "http://127.0.0.1:8000")) as client:
+async def main(question, url, key):
+    async with AsyncClient(url, token=key) as client:
         stream = await client.create_external()
         print(stream.url, flush=True)
         async with client.write(stream.id) as answer, agent.run_stream_events(question) as events:
@@ -32,4 +32,4 @@ async def main(question):
                     await answer.event("tool", {"name": event.part.tool_name, "result": event.part.content})
 
 
-asyncio.run(main(sys.argv[1]))
+asyncio.run(main(sys.argv[1], getenv("MIDSTREAM_URL", "http://127.0.0.1:8000"), getenv("MIDSTREAM_API_KEY")))

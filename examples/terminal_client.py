@@ -29,7 +29,8 @@ parser = argparse.ArgumentParser()
 parser.add_argument("prompt", nargs="?", default="Tell me about rivers.")
 parser.add_argument("--stream")
 arguments = parser.parse_args()
-with Client(os.environ.get("MIDSTREAM_URL", "http://127.0.0.1:8000")) as client:
+server = os.environ.get("MIDSTREAM_URL", "http://127.0.0.1:8000")
+with Client(server, token=os.environ.get("MIDSTREAM_API_KEY")) as client:
     stream = arguments.stream or client.create(arguments.prompt).id
     try:
         sys.exit(show(client, stream))

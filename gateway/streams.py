@@ -484,7 +484,7 @@ class Streams:
         if first_request != digest:
             raise Problem(422, "this Idempotency-Key was used for another request; use a new key for a new request")
         for _ in range(_FIRST_CREATE_LOOKS):
-            if await self._log.newest(first_id):
+            if await self._log.has_begun(first_id):
                 return first_id, True
             await asyncio.sleep(_FIRST_CREATE_PAUSE_SECONDS)
         return first_id, False  # the first create has failed: the stream is made now, under that id

@@ -32,6 +32,7 @@ from shared import events
 from shared.errors import Fenced, LogFull, MidstreamError, NewerFormat, RedisRefused, Unreadable
 from shared.event_log import EventLog
 from shared.events import Item
+from shared.ids import EventId
 from shared.lifecycle import History
 from shared.logs import outcome
 from shared.metrics import PROVIDER_ODDITIES_TOLERATED
@@ -58,6 +59,11 @@ _PROBE_SECONDS = 0.4
 """After so long without an append the writer compares the log, so that a cancel reaches the provider within a second."""
 
 
+def patience_of(settings: Settings) -> float:
+    """Returns how long workers have, after their Redis was away or was replaced, to show that they live (seconds)."""
+    return settings.reconnect_seconds_max + settings.lease_seconds
+
+
 class LastReaderGone(MidstreamError):
     """Nobody has followed the stream for as long as its policy allows."""
 
@@ -70,6 +76,7 @@ class Run:
     """The work on one claim."""
 
     __slots__ = (
+        "__weakref__",  # tests ask whether a run is freed
         "_began_at",
         "_call_goes_on",
         "_cancel_after_seconds",
@@ -80,6 +87,7 @@ class Run:
         "_halted",
         "_heard_at",
         "_history",
+        "_is_doubtful",
         "_log",
         "_odd_kinds",
         "_probing",
@@ -92,6 +100,7 @@ class Run:
         "_writer",
         "claim",
         "ended_here",
+        "lease_is_lost",
         "meter",
         "noted_usage",
         "stream_id",
@@ -108,8 +117,13 @@ class Run:
         worker: str,
         last_heard_at: Callable[[str], Awaitable[float | None]] | None = None,
         meter: Meter | None = None,
+        is_doubtful: bool = False,
     ) -> None:
+        """`is_doubtful`: the claim does not show that the worker of an attempt that the log may have is dead."""
         self.claim = claim
+        self.lease_is_lost = False
+        """Whether Redis has said that another worker has the request, or that nobody has."""
+        self._is_doubtful = is_doubtful
         self.stream_id = claim.stream_id
         self._log = log
         self._deliveries = deliveries
@@ -164,7 +178,7 @@ class Run:
     async def run(self) -> bool:
         """Answers the request to its end. Returns True when the stream has ended; False when another worker has it or is to take it."""
         try:
-            opened = await self._takeover.open(self.stop)
+            opened = await self._takeover.open(self.stop, self._until_silent if self._is_doubtful else None)
             if opened is None:
                 self.ended_here = self._takeover.ended_here
                 return True
@@ -201,6 +215,28 @@ class Run:
             if unread is not None:
                 await self._closed(unread)
             self._let_go()
+
+    async def _until_silent(self, last: EventId) -> None:
+        """Returns when nobody has written behind `last`, or behind what came then, for as long as workers have to show that they
+        live, or when the log has ended. Raises HandedBack.
+
+        A server that has become the master may not know of a claim, and gives the request out a second time.
+        """
+        logger.info("stream %s: another worker may still write it; waiting until it falls silent", self.stream_id)
+        pause_seconds = self._settings.lease_seconds / 4
+        written_at = time.monotonic()
+        while self._stopped is None:
+            asked_at = time.monotonic()
+            newest = await until_redis_answers(self._log.newest, self.stream_id)
+            now = time.monotonic()
+            if not newest or newest[-1].field in events.TERMINAL:
+                return
+            if newest[-1].id != last or now - asked_at > pause_seconds:  # while Redis is silent nobody can write
+                last, written_at = newest[-1].id, now
+            elif now - written_at >= patience_of(self._settings):
+                return
+            await asyncio.sleep(pause_seconds)
+        raise self._stopped
 
     async def _was_fenced(self) -> bool:
         """Returns whether the stream has ended; False when another worker writes it now."""

@@ -17,7 +17,7 @@ from shared import events
 from shared.errors import Fenced, LogFull, MidstreamError, NewerFormat, RedisRefused, Unreadable
 from shared.event_log import EventLog, shown
 from shared.events import Entry
-from shared.ids import created_at
+from shared.ids import EventId, created_at
 from shared.lifecycle import History, fold
 from shared.logs import request_id
 from shared.outcomes import AttemptOutcome, FailureCode
@@ -64,16 +64,24 @@ class Takeover:
         self.ended_here = False
         """Whether the stream's terminal event was appended here."""
 
-    async def open(self, on_trouble: Callable[[MidstreamError], None]) -> tuple[Writer, History] | None:
+    async def open(
+        self,
+        on_trouble: Callable[[MidstreamError], None],
+        until_silent: Callable[[EventId], Awaitable[None]] | None = None,
+    ) -> tuple[Writer, History] | None:
         """Returns the writer of a new attempt and the log before it; None when the stream has ended or does not exist.
 
-        Raises Unreadable, NewerFormat, LogFull, RedisRefused.
+        `until_silent` waits for an attempt that the log already has, and whose worker may live. Raises Unreadable, NewerFormat, LogFull, RedisRefused.
         """
         for _ in range(_LOOKS_MAX):
             entries, history = await self.read()
             if history.ended or history.accepted is None:
                 return None
             request_id.set(history.accepted.request_id)
+            if history.attempt and until_silent is not None:
+                await until_silent(history.last)
+                until_silent = None
+                continue
             self.principal = history.accepted.principal
             self._meter.accepted(history.accepted, bool(history.items))
             refusal = self._refusal(history)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from producer import metrics
 from producer.metrics import Meter
 from producer.provider import Provider
-from producer.run import HandedBack, Run
+from producer.run import HandedBack, Run, patience_of
 from producer.tracing import TracedMeter
 from shared.background import Complaints, keep_running
 from shared.errors import Disconnected, RedisRefused
@@ -174,7 +174,8 @@ class Worker:
                 self._places_asked -= count
                 self._changed.set()
             for claim in claims:
-                self._start(claim)
+                if claim not in self._runs:  # else a server that has lost this worker's claim has given it out again
+                    self._start(claim, is_doubtful=True)
             if self._lanes_without_place:
                 await asyncio.sleep(_NEXT_LOOK_SECONDS)
 
@@ -201,13 +202,16 @@ class Worker:
             count = min(self._settings.worker_concurrency - len(self._runs), _TAKE_OVER_AT_ONCE_MAX)
             if count <= 0:
                 return
+            asked_at, server = time.monotonic(), lane.queue.server
             claims = await lane.queue.claim_expired(count, lease_milliseconds)
             lane.answered_at = time.monotonic()
+            # The server stood still over this command, or another one has carried it out: the workers may live.
+            is_doubtful = lane.answered_at - asked_at > self._settings.lease_seconds / 2 or lane.queue.server != server
             for claim in claims:
                 if claim not in self._runs:  # else it is this worker's own, renewed a little late
                     logger.info("stream %s: its worker's lease has expired; taking it over", claim.stream_id)
                     metrics.TAKEOVERS.inc()
-                    self._start(claim)
+                    self._start(claim, is_doubtful=is_doubtful)
             if len(claims) < count:
                 return
             await asyncio.sleep(_NEXT_LOOK_SECONDS)
@@ -216,15 +220,16 @@ class Worker:
         """Whether an expired lease shows that its worker is dead. Raises Disconnected.
 
         While a lane's Redis was away or stood still, or all of this machine did, no worker could renew its leases. So after a
-        silence of half a lease all workers are given the time to connect again and to renew, before any of them is taken for dead.
-        So they are when another server has the lane: it may lack the newest renewals.
+        silence of half a lease all workers are given the time to connect again, and then a lease anew: it has the time between
+        two renewals, and by how much a worker may be late: many are now. So they are when another server has the lane: it
+        may lack the newest renewals, and may have become known here first.
         """
         await lane.queue.ping()
         now, lease_seconds = time.monotonic(), self._settings.lease_seconds
         silent_seconds, lane.answered_at = now - lane.answered_at, now
         is_elsewhere, lane.server = lane.queue.server != lane.server, lane.queue.server
         if silent_seconds > lease_seconds / 2 or is_elsewhere:
-            patience_seconds = self._settings.reconnect_seconds_max + lease_seconds / _RENEWALS_PER_LEASE
+            patience_seconds = patience_of(self._settings)
             lane.leases_count_from = now + patience_seconds
             logger.info(
                 "Redis was silent for %.1f s, or another server has its place: no lease counts as expired for %.1f s",
@@ -232,7 +237,7 @@ class Worker:
             )
         return now >= lane.leases_count_from
 
-    def _start(self, claim: Claim) -> None:
+    def _start(self, claim: Claim, *, is_doubtful: bool) -> None:
         provider, tracing = self._provider.name, self._tracing
         run = Run(
             claim,
@@ -242,6 +247,7 @@ class Worker:
             settings=self._settings,
             worker=self._name,
             last_heard_at=self._queues[claim.queue].last_heard_at,
+            is_doubtful=is_doubtful,
             meter=Meter(provider) if tracing is None else TracedMeter(provider, claim.stream_id, tracing),
         )
         self._runs[claim] = run
@@ -301,9 +307,12 @@ class Worker:
         claims = [claim for claim in self._runs if claim.queue == lane.queue.key]
         if claims:
             held = {claim.entry_id: claim for claim in claims}
-            lost = [
-                entry_id for entry_id in await lane.queue.renew(claims) if held.get(entry_id) in self._runs
-            ]  # others are done
+            lost = []
+            for entry_id in await lane.queue.renew(claims):
+                run = self._runs.get(held[entry_id]) if entry_id in held else None
+                if run is not None and not run.lease_is_lost:  # others are done, or known
+                    run.lease_is_lost = True
+                    lost.append(entry_id)
             metrics.LEASES_LOST.inc(len(lost))
             if lost:  # the next append or probe shows, by the log's fence, who may continue
                 logger.warning("%d leases were lost: other workers took them, or Redis lost them", len(lost))

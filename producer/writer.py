@@ -41,6 +41,7 @@ class Writer:
     """Writes one stream's log for one worker. `on_trouble` gets, once, the error that ends the attempt, as Fenced or LogFull."""
 
     __slots__ = (
+        "__weakref__",  # tests ask whether a writer is freed
         "_busy",
         "_bytes_max",
         "_copy",

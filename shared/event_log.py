@@ -67,7 +67,7 @@ class EventLog:
     """All logs, over one connection.
 
     With `replicated` (`shared.replicas`) the first entry of a log, its end and its deletion are written over that, and published
-    when replicas have them.
+    when replicas have them. `has_begun` is read over it.
     """
 
     APPEND, APPEND_LAST = Script("append"), Script("append", when_full=True)
@@ -196,6 +196,10 @@ class EventLog:
         """Reads the newest entries, at most `count`, oldest first."""
         return entries_of((await self._read(*_xrevrange(stream_id, count), or_else=_NO_LOG))[::-1])
 
+    async def has_begun(self, stream_id: str) -> bool:
+        """Whether a log has an entry; with `replicated` one that replicas have, too, so that others may be told of the stream."""
+        return bool(await self._read(*_xrevrange(stream_id, 1), or_else=_NO_LOG, over=self._replicated))
+
     def send_newest(self, stream_id: str, count: int, on_read: OnRead) -> None:
         """Has the newest entries read, at most `count`, oldest first."""
 
@@ -248,10 +252,12 @@ class EventLog:
         keys.append(webhook_key(stream_id))  # it may have the answer's text
         return bool(await self.DELETE.run(self._replicated or self._commands, keys, self._tombstone_ttl_seconds))
 
-    async def _read(self, *command: bytes | str | int, or_else: list[Any] | None = None) -> list[Any]:
+    async def _read(
+        self, *command: bytes | str | int, or_else: list[Any] | None = None, over: Executes | None = None
+    ) -> list[Any]:
         """Returns what Redis replies; `or_else`, or nothing, if the key is no stream. Raises Disconnected, RedisRefused."""
         try:
-            read = _read_of(await self._commands.execute(*command), or_else or [])
+            read = _read_of(await (over or self._commands).execute(*command), or_else or [])
         except RedisRefused as error:
             read = _read_of(error, or_else or [])
         if isinstance(read, Exception):

@@ -82,7 +82,7 @@ class RequestQueue:
         key: bytes = REQUESTS,
         replicated: Executes | None = None,
     ) -> None:
-        self._enqueuing = replicated or commands
+        self._replicated = replicated or commands
         self._commands = commands
         self.key = key
         self._ttl_seconds = ttl_seconds
@@ -93,7 +93,7 @@ class RequestQueue:
 
     async def enqueue(self, stream_id: str) -> None:
         """Adds a request. Raises QueueFull, LogFull, Disconnected, RedisRefused."""
-        reply = await self.ENQUEUE.run(self._enqueuing, [self.key], stream_id, self._requests_max, self._ttl_seconds)
+        reply = await self.ENQUEUE.run(self._replicated, [self.key], stream_id, self._requests_max, self._ttl_seconds)
         if reply is None:
             raise QueueFull(f"{self._requests_max} requests are waiting or running already")
 
@@ -192,18 +192,21 @@ class RequestQueue:
             raise OddReply(f"ODDREPLY the queue's counts were answered by {shown(reply)}") from None
 
     async def holds(self, stream_id: str) -> bool:
-        """Whether the queue has a request, waiting or claimed. True also where too many came at that time to look at all of them.
+        """Whether the queue has a request, waiting or claimed; with `replicated` as replicas have it, too.
 
-        Raises Disconnected, RedisRefused.
+        True also where too many came at that time to look at all of them. Raises Disconnected, RedisRefused.
         """
         first = max(0, int((created_at(stream_id) - _CLOCKS_SECONDS) * 1000))
         entries = await self._commands.execute("XRANGE", self.key, first, "+", "COUNT", _SOUGHT_MAX)
         if not isinstance(entries, list):
             raise OddReply(f"ODDREPLY XRANGE was answered by {shown(entries)}")
         claims = (claim_of(entry, self.key) for entry in entries)
-        return len(entries) == _SOUGHT_MAX or any(
-            claim is not None and claim.stream_id == stream_id for claim in claims
-        )
+        if len(entries) == _SOUGHT_MAX:
+            return True
+        is_there = any(claim is not None and claim.stream_id == stream_id for claim in claims)
+        if is_there and self._replicated is not self._commands:
+            await self._replicated.execute("XLEN", self.key)  # answered when replicas have what was read before
+        return is_there
 
     async def newest(self, count: int) -> list[Claim]:
         """The newest at most `count` requests, whoever has them. Raises Disconnected, RedisRefused."""

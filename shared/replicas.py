@@ -1,8 +1,8 @@
 """Commands that count as carried out when replicas have them, too: MIDSTREAM_MIN_REPLICAS.
 
-Each is followed, on the same connection, by a write of its own and by WAIT. The write is there for a command that was repeated and
-found its work done: WAIT only waits for what was written over its own connection. WAIT holds up all that comes behind it on its
-connection, so these commands have one of their own.
+Each is followed, on the same connection, by a write of its own and by WAIT, which waits for this write and all that came before it,
+whoever sent that. Without it WAIT would not wait at all for a command that only reads, or was repeated and found its work done. WAIT
+holds up all that comes behind it on its connection, so these commands have one of their own.
 (https://redis.io/docs/latest/commands/wait/)
 """
 

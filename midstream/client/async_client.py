@@ -28,14 +28,14 @@ class AsyncClient:
         self,
         server: str = "http://127.0.0.1:8000",
         *,
-        token: Callable[[bool], str | Awaitable[str | None] | None] | None = None,
+        token: str | Callable[[bool], str | Awaitable[str | None] | None] | None = None,
         headers: Mapping[str, str] | None = None,
         stall_seconds: float = STALL_SECONDS,
         give_up_seconds: float | None = None,
         http: httpx2.AsyncClient | None = None,
     ) -> None:
-        """Takes what `Client` takes. `token` may be a coroutine function, which has `stall_seconds` to return."""
-        self._options = Options(server, token is not None, headers or {}, stall_seconds, give_up_seconds)
+        """Takes what `Client` takes. `token` may also be a coroutine function, which has `stall_seconds` to return."""
+        self._options = Options(server, callable(token), headers or {}, stall_seconds, give_up_seconds)
         self._token = token
         self._http = http or httpx2.AsyncClient(limits=LIMITS)
         self._owns_http = http is None
@@ -163,8 +163,8 @@ class AsyncClient:
             yield response
 
     async def _bearer(self, refused: bool) -> str | None:
-        if self._token is None:
-            return None
+        if not callable(self._token):
+            return self._token
         try:
             async with asyncio.timeout(self._options.stall_seconds):
                 token = self._token(refused)

@@ -57,7 +57,8 @@ class Options:
 
     server: str
     """The gateway's address."""
-    has_token: bool = False
+    renews_token: bool = False
+    """Whether a refused token can be followed by another one."""
     headers: Mapping[str, str] = field(default_factory=dict)
     stall_seconds: float = STALL_SECONDS
     give_up_seconds: float | None = None
@@ -143,7 +144,7 @@ class Exchange:
 
     def pause_after(self, error: StreamError) -> float:
         """Returns the seconds until the next try. Raises what ends the tries."""
-        if error.status in (401, 403) and self._options.has_token and not self.token_refused:
+        if error.status in (401, 403) and self._options.renews_token and not self.token_refused:
             self.token_refused = True
             return 0.0  # at once, with a fresh token; the second time it is final
         back_off_seconds = self._retry_seconds

@@ -27,18 +27,18 @@ class Client:
         self,
         server: str = "http://127.0.0.1:8000",
         *,
-        token: Callable[[bool], str | None] | None = None,
+        token: str | Callable[[bool], str | None] | None = None,
         headers: Mapping[str, str] | None = None,
         stall_seconds: float = STALL_SECONDS,
         give_up_seconds: float | None = None,
         http: httpx2.Client | None = None,
     ) -> None:
-        """`token(refused)` returns the bearer token of the next try; `refused`: the last one got a 401 or 403, and a second
-        refusal in a row is final. `headers` are sent with each request. A request to which nothing comes for `stall_seconds` is
+        """`token` is an API key, or `token(refused)` returns the bearer token of the next try; `refused`: the last one got a 401
+        or 403, and a second refusal in a row is final. `headers` are sent with each request. A request to which nothing comes for `stall_seconds` is
         tried again. After `give_up_seconds` without an accepted request the last error is raised; None: after a day in
         `follow`, after a minute in the other calls. `http`: a client of your own (proxies, certificates), which you close.
         """
-        self._options = Options(server, token is not None, headers or {}, stall_seconds, give_up_seconds)
+        self._options = Options(server, callable(token), headers or {}, stall_seconds, give_up_seconds)
         self._token = token
         self._http = http or httpx2.Client(limits=LIMITS)
         self._owns_http = http is None
@@ -160,8 +160,8 @@ class Client:
             yield response
 
     def _bearer(self, refused: bool) -> str | None:
-        if self._token is None:
-            return None
+        if not callable(self._token):
+            return self._token
         try:
             return self._token(refused)
         except Exception as error:

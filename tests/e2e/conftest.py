@@ -48,7 +48,8 @@ async def browser() -> AsyncIterator[Browser]:
 async def clients(running: System) -> AsyncIterator[list[openai.AsyncOpenAI]]:
     """OpenAI's own client, one for each gateway of the module's system."""
     urls = [f"{running.gateway_url(index)}/v1" for index in range(len(running.gateways))]
-    clients = [openai.AsyncOpenAI(base_url=url, api_key="any", max_retries=0) for url in urls]
+    api_key = running.api_key or "any"
+    clients = [openai.AsyncOpenAI(base_url=url, api_key=api_key, max_retries=0) for url in urls]
     yield clients
     for client in clients:
         await client.close()

@@ -1,4 +1,7 @@
-"""AG-UI through Midstream, with its own client in Chromium: an agent's events, a reload in mid-run, a killed worker, a stop."""
+"""AG-UI through Midstream, with its own client in Chromium: an agent's events, a reload in mid-run, a killed worker, a stop.
+
+Authentication is on.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, Route
 
+from shared.api_keys import new_key
 from tests.support.packages import packages
 from tests.support.recipes import run
 from tests.support.system import System
@@ -24,7 +28,7 @@ _TEXT = "".join(f"word {number}, " for number in range(1, 41))
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running() -> AsyncIterator[System]:
     provider = {"provider": "examples.ag_ui_agent:answer"}
-    async with System(workers=2, settings={"lease_seconds": 1}, worker_settings=provider) as system:
+    async with System(workers=2, settings={"lease_seconds": 1}, worker_settings=provider, api_key=new_key()) as system:
         yield system
 
 
@@ -47,8 +51,8 @@ class Thread:
         async def html(route: Route) -> None:
             await route.fulfill(body="<!doctype html><body></body>", content_type="text/html")
 
-        thread = cls(await browser.new_page(), f"{system.gateway_url()}/ag-ui-page", script)
-        await thread.page.route("**/ag-ui-page", html)
+        thread = cls(await browser.new_page(), f"{system.gateway_url()}/ag-ui-page?key={system.api_key}", script)
+        await thread.page.route("**/ag-ui-page?*", html)
         await thread.load()
         return thread
 

@@ -6,6 +6,7 @@ import asyncio
 import re
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from shared.keys import ACCOUNT_LOOKS, lane_keys, log_key
@@ -62,16 +63,29 @@ async def test_a_primary_that_was_frozen_is_not_believed() -> None:
         check(report, system, within_seconds=12.0)
 
 
-async def test_an_end_is_told_when_replicas_have_it_and_not_before() -> None:
-    servers = RedisWithSentinels(replicas=1)
-    settings = {**SETTINGS, "min_replicas": 1}
-    async with System(redis=servers, settings=settings) as system:
+async def test_beginnings_and_ends_are_told_when_replicas_have_them_and_not_before() -> None:
+    cluster = RedisCluster()
+    settings = {**SETTINGS, "min_replicas": 1, "redis_wait_seconds": 1}
+    body = {"messages": [{"role": "user", "content": "hello"}], "simulate": {"tokens": 3}}
+    async with System(redis=cluster, settings=settings) as system:
+
+        async def create(number: int) -> httpx2.Response:
+            headers = {"Idempotency-Key": f"key {number}"}
+            return await system.http.post(f"{system.gateway_url()}/v1/streams", json=body, headers=headers)
+
         stream_id = await system.create(simulate={"tokens": 8, "tokens_per_second": 4})
         reader = system.follow(stream_id)
         await reader.until_tokens(2)
-        _, replica = servers.nodes
+        master = cluster.master_of(log_key(stream_id))
+        replica = cluster.replica_of(master)
         replica.freeze()
         try:
+            first = await asyncio.gather(*(create(number) for number in range(12)))
+            waiting = [number for number, answer in enumerate(first) if answer.status_code == 503]
+            assert waiting, "some have their first entry, their place in the queue or their key at this master"
+            again = [answer for answer in await asyncio.gather(*map(create, waiting)) if answer.status_code == 201]
+            written = [answer.json()["id"] for answer in again]
+            assert all(cluster.master_of(log_key(one)) is not master for one in written), "replicas lack what was told"
             await reader.until_tokens(8)
             with pytest.raises(AssertionError, match="the end of the response"):
                 await reader.until_end(within_seconds=1.0)
@@ -79,6 +93,10 @@ async def test_an_end_is_told_when_replicas_have_it_and_not_before() -> None:
             replica.thaw()
         await reader.until_end()
         assert reader.named("done")
+        for number in waiting:
+            created = await create(number)
+            assert created.status_code == 201, created.text
+            assert (await system.follow(created.json()["id"]).until_end()).named("done")
 
 
 async def test_without_one_master_the_streams_of_the_others_go_on_and_begin() -> None:

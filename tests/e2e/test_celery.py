@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -26,20 +25,13 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ROOT = Path(__file__).resolve().parents[2]
-KEY = new_key()
-SETTINGS = {
-    "auth": "required",
-    "token_keys": "test-key-one-0123456789abcdef-0123456789",
-    "api_keys": f"app create,read,cancel,write {KEY}",
-}
-AUTHORIZED = {"authorization": f"Bearer {KEY}"}
 END_SECONDS_MAX = 15.0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running() -> AsyncIterator[System]:
     needs("celery (pip install -e '.[recipes]')", importlib.util.find_spec("celery"))
-    async with System(workers=0, gateway_settings=SETTINGS) as system:
+    async with System(workers=0, api_key=new_key()) as system:
         yield system
 
 
@@ -51,7 +43,7 @@ def variables(running: System) -> Iterator[dict[str, str]]:
         yield {
             **ours,
             "MIDSTREAM_URL": running.gateway_url(),
-            "MIDSTREAM_API_KEY": KEY,
+            "MIDSTREAM_API_KEY": running.api_key,
             "CELERY_BROKER_URL": broker.url,
         }
 
@@ -83,15 +75,9 @@ async def started(variables: dict[str, str], files: list[str]) -> str:
     return printed.decode().strip()
 
 
-async def state_of(system: System, stream_id: str) -> dict[str, Any]:
-    answer = await system.http.get(f"{system.gateway_url()}/v1/streams/{stream_id}", headers=AUTHORIZED)
-    state: dict[str, Any] = answer.json()
-    return state
-
-
 async def until(system: System, stream_id: str, *, tokens: int = 0, status: str = "") -> None:
     async def reached() -> bool:
-        state = await state_of(system, stream_id)
+        state = await system.state(stream_id)
         return state["tokens"] >= tokens and status in ("", state["status"])
 
     await wait_until(reached, within_seconds=40.0, what=f"{tokens} events, {status}")
@@ -111,14 +97,12 @@ async def test_a_task_whose_process_is_killed_goes_on_behind_its_last_event(
     await until(system, stream_id, tokens=8)
     os.kill(task_process(celery), signal.SIGKILL)
     await until(system, stream_id, tokens=30, status="completed")
-    lines = await system.http.get(
-        system.events_url(stream_id), headers={**AUTHORIZED, "accept": "application/x-ndjson"}
-    )
+    lines = await system.http.get(system.events_url(stream_id), headers={"accept": "application/x-ndjson"})
     events = [event for event in map(json.loads, lines.text.splitlines()) if event["event"] == "progress"]
     assert [(event["data"]["file"], event["data"]["done"]) for event in events] == [
         (file, number) for number, file in enumerate(files, 1)
     ]
-    assert (await state_of(system, stream_id))["attempt"] == 2
+    assert (await system.state(stream_id))["attempt"] == 2
 
 
 async def test_a_cancel_ends_a_task_and_the_next_one_runs(
@@ -126,7 +110,7 @@ async def test_a_cancel_ends_a_task_and_the_next_one_runs(
 ) -> None:
     endless = await started(variables, [str(number) for number in range(1000)])
     await until(system, endless, tokens=1)
-    cancelled = await system.http.post(f"{system.gateway_url()}/v1/streams/{endless}/cancel", headers=AUTHORIZED)
+    cancelled = await system.http.post(f"{system.gateway_url()}/v1/streams/{endless}/cancel")
     assert cancelled.status_code == 200
     following = await started(variables, ["a.png"])
     await until(system, following, tokens=1, status="completed")

@@ -18,20 +18,25 @@ from gateway.facades.durable.offsets import offset_of
 from shared.ids import EventId
 from tests.support import ai_sdk, node
 from tests.support.chat_page import Chat, answered
+from tests.support.guarded_gateway import MODULE, TOKEN_KEYS
 from tests.support.openai_server import OpenAIServer
 from tests.support.system import System
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 _CONNECTION_SECONDS = 1.5
-"""The gateways end each connection after about so long. After three shorter than 1 s the client gives up SSE."""
+"""The gateways end each connection after about so long. The client takes three shorter than 1 s for the stream's end."""
+_GUARDED = 1
+"""The gateway with authentication."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server: OpenAIServer) -> AsyncIterator[System]:
     await asyncio.to_thread(ai_sdk.page, "durable")  # built once for all tests; may skip them
     settings = {"provider": "openai", "openai_base_url": server.url, "connection_seconds": _CONNECTION_SECONDS}
-    async with System(settings=settings) as system:
+    system = System(gateways=2, gateway_module=MODULE, settings=settings)
+    system.gateways[_GUARDED].settings |= {"auth": "required", "token_keys": TOKEN_KEYS, "user_cookie": "user"}
+    async with system:
         yield system
 
 
@@ -46,14 +51,27 @@ def reads(chat: Chat) -> list[dict[str, str]]:
 
 
 async def ask(browser: Browser, system: System, chat_id: str, *, replay: bool = False, **script: Any) -> Chat:
-    chat = await Chat.open(browser, system, chat_id, folder="durable", **({"replay": "1"} if replay else {}))
+    query: dict[str, Any] = {"replay": "1"} if replay else {}
+    chat = await Chat.open(browser, system, chat_id, folder="durable", **query)
     await chat.ask("tell me", script=script)
     return chat
 
 
-async def test_a_cut_connection_resumes_at_its_offset(browser: Browser, system: System, server: OpenAIServer) -> None:
+@pytest.mark.parametrize(
+    ("page", "body"),
+    [
+        ({"gateway": 0}, {}),
+        ({"gateway": _GUARDED, "cookies": {"user": "jwt_alice"}}, {}),
+        ({"gateway": _GUARDED, "key": "tk_alice"}, {"midstream": {"cookie": True}}),
+    ],
+    ids=["open", "a user's cookie", "the answer's cookie"],
+)
+async def test_a_cut_connection_resumes_at_its_offset(
+    browser: Browser, system: System, server: OpenAIServer, page: dict[str, Any], body: dict[str, Any]
+) -> None:
     asked_before = server.requests
-    chat = await ask(browser, system, "cut", tokens=160, tokens_per_second=40)
+    chat = await Chat.open(browser, system, "cut", folder="durable", **page)
+    await chat.ask("tell me", script={"tokens": 160, "tokens_per_second": 40}, **body)
     state = await chat.until("ready", words=160)
     assert state["text"] == await answered(system, await chat.stream_id())
     assert state["error"] is None

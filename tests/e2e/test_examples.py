@@ -52,7 +52,7 @@ async def test_the_receiver_of_webhooks_prints_what_has_ended() -> None:
             receiver.communicate(timeout=10)
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("page_with_*/*")), ids=lambda path: path.name)
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("page_with_*/*.*")), ids=lambda path: path.name)
 def test_what_a_page_of_users_needs_is_short(example: Path) -> None:
     lines = [line for line in example.read_text().splitlines() if line.strip()]
     assert len(lines) <= (40 if example.suffix == ".py" else LINES_MAX)

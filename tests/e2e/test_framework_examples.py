@@ -1,4 +1,7 @@
-"""The agents in examples/*_writer.py, each with its framework, against a model that calls two tools and then answers."""
+"""The agents in examples/*_writer.py, each with its framework, against a model that calls two tools and then answers.
+
+Authentication is on.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from shared.api_keys import new_key
 from tests.support.anthropic_server import AnthropicServer
 from tests.support.needs import needs
 from tests.support.system import System, answer_of
@@ -26,7 +30,7 @@ _EXAMPLES = sorted((_ROOT / "examples").glob("*_writer.py"))
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running() -> AsyncIterator[System]:
     needs("the agent frameworks (make frameworks)", _PYTHON.exists())
-    async with System(workers=0) as system:
+    async with System(workers=0, api_key=new_key()) as system:
         yield system
 
 
@@ -37,6 +41,7 @@ async def test_an_agent_writes_its_steps_and_its_answer(system: System, example:
         environment = {
             **os.environ,
             "MIDSTREAM_URL": system.gateway_url(),
+            "MIDSTREAM_API_KEY": system.api_key,
             "OPENAI_BASE_URL": openai.url,
             "OPENAI_API_KEY": "any",
             "ANTHROPIC_BASE_URL": anthropic.origin,

@@ -18,19 +18,32 @@ import pytest
 import pytest_asyncio
 import yaml
 
+from shared.api_keys import new_key
 from tests.support.needs import needs
 from tests.support.openai_server import OpenAIServer
 from tests.support.recipes import ROOT, blocks, environment, run_python
 from tests.support.redis_server import free_port
-from tests.support.system import System
+from tests.support.system import System, settings_with
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.long]
+
+_KEY = new_key()
+_WITH_AND_WITHOUT_KEY = pytest.mark.parametrize(("gateway", "key"), [(0, "unused"), (1, _KEY)], ids=["open", "key"])
+"""Gateway 0 has no authentication: its clients send what the guide's programs have as a key."""
 
 _GUIDE = ROOT / "docs" / "how-to" / "use-your-framework.md"
 _PROXY_START_SECONDS_MAX = 60.0
 _NO_CALLS = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LANGSMITH_TRACING": "false", "DO_NOT_TRACK": "1"}
 """The frameworks ask no server of their own."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(server: OpenAIServer) -> AsyncIterator[System]:
+    system = System(gateways=2, settings={"provider": "openai", "openai_base_url": server.url})
+    system.gateways[1].settings |= settings_with(_KEY)
+    async with system:
+        yield system
 
 
 def program_under(heading: str, package: str) -> str:
@@ -57,12 +70,14 @@ print(streamed.tool_calls[0]["name"], streamed.tool_calls[0]["args"])
 """
 
 
-async def test_langchain(system: System, tmp_path: Path) -> None:
+@_WITH_AND_WITHOUT_KEY
+async def test_langchain(system: System, tmp_path: Path, gateway: int, key: str) -> None:
     """The guide's program, and tools, called whole and in pieces."""
     call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"city": "Bern"}'}}
     script = {"text": ["I look."], "tool_calls": [call], "finish_reason": "tool_calls"}
     program = program_under("## LangChain", "langchain_openai") + _TOOLS.replace("SCRIPT", repr(script))
-    printed = await run_python(program, tmp_path, system.gateway_url(), **_NO_CALLS)
+    program = program.replace('"unused"', repr(key))
+    printed = await run_python(program, tmp_path, system.gateway_url(gateway), **_NO_CALLS)
     match = re.match(r"\[([0-9a-z]{36})\]\n(.+)", printed)
     assert match, printed
     state = await system.state(match[1])
@@ -70,9 +85,11 @@ async def test_langchain(system: System, tmp_path: Path) -> None:
     assert printed.count("look {'city': 'Bern'}") == 2, printed
 
 
-async def test_litellm_before_us(system: System, tmp_path: Path) -> None:
+@_WITH_AND_WITHOUT_KEY
+async def test_litellm_before_us(system: System, tmp_path: Path, gateway: int, key: str) -> None:
     program = program_under("### Before Midstream: its SDK", "litellm") + "print('\\n' + chunk.id)\n"
-    printed = await run_python(program, tmp_path, system.gateway_url(), **_NO_CALLS)
+    program = program.replace('"unused"', repr(key))
+    printed = await run_python(program, tmp_path, system.gateway_url(gateway), **_NO_CALLS)
     text, completion_id = printed.strip().splitlines()[-2:]
     state = await system.state(completion_id.removeprefix("chatcmpl-"))
     assert (state["status"], state["text"]) == ("completed", text)
@@ -121,13 +138,13 @@ async def between(
     (text,) = blocks(_GUIDE, "yaml", under="### Before Midstream: its proxy")
     config = yaml.safe_load(text)
     (before,) = config["model_list"]
-    before["litellm_params"]["api_base"] = f"http://127.0.0.1:{gateway_port}/v1"
+    before["litellm_params"] |= {"api_base": f"http://127.0.0.1:{gateway_port}/v1", "api_key": _KEY}
     behind = {"model": "openai/model-behind", "api_base": server.url, "api_key": "unused"}
     config["model_list"].append({"model_name": "gpt-4o-mini", "litellm_params": behind})
     config["router_settings"] = {"num_retries": 0}
     async with litellm_proxy(tmp_path_factory.mktemp("litellm"), config, key) as proxy_url:
         settings = {"provider": "openai", "openai_base_url": proxy_url, "openai_api_key": key}
-        async with System(settings=settings, gateway_settings={"port": gateway_port}) as system:
+        async with System(settings=settings, gateway_settings={"port": gateway_port}, api_key=_KEY) as system:
             yield system, proxy_url, key
 
 
@@ -174,7 +191,6 @@ async def test_a_stop_reaches_the_provider_behind_litellm_s_proxy(
 
 
 _OPEN_WEBUI = {
-    "authorization": "Bearer unused",
     "content-type": "application/json",
     "x-openwebui-user-name": "Ada",
     "x-openwebui-user-id": "9b1f",
@@ -183,20 +199,21 @@ _OPEN_WEBUI = {
     "x-openwebui-chat-id": "0c6e",
     "x-midstream-on-disconnect": "cancel_after=0",
 }
-_LIBRECHAT = {"authorization": "Bearer unused", "x-midstream-on-disconnect": "cancel_after=0"}
+_LIBRECHAT = {"x-midstream-on-disconnect": "cancel_after=0"}
 _LIBRECHAT_BODY = {"temperature": 1, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0, "user": "66f0"}
 
 
+@_WITH_AND_WITHOUT_KEY
 @pytest.mark.parametrize(
     ("headers", "parameters"),
     [(_OPEN_WEBUI, {"stream_options": {"include_usage": True}}), (_LIBRECHAT, _LIBRECHAT_BODY)],
     ids=["Open WebUI", "LibreChat"],
 )
 async def test_the_requests_of_chat_programs(
-    headers: dict[str, str], parameters: dict[str, Any], system: System, server: OpenAIServer
+    headers: dict[str, str], parameters: dict[str, Any], system: System, server: OpenAIServer, gateway: int, key: str
 ) -> None:
     """Its list of models, a chat that is stopped by closing the connection, and a title. The programs themselves do not run here."""
-    base = f"{system.gateway_url()}/v1"
+    base, headers = f"{system.gateway_url(gateway)}/v1", {**headers, "authorization": f"Bearer {key}"}
     models = (await system.http.get(f"{base}/models", headers=headers)).json()["data"]
     messages = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
     chat = {"model": models[0]["id"], "messages": messages, "stream": True, **parameters}

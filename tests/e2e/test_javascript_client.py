@@ -32,10 +32,9 @@ async def running(server: OpenAIServer) -> AsyncIterator[System]:
     """A gateway that any page may use, and one that has its clients come back at once."""
     settings = {"provider": "openai", "openai_base_url": server.url, "lease_seconds": 1}
     gateway_settings = {"cors_origins": "*", "retry_milliseconds": _RETRY_MILLISECONDS}
-    async with System(gateways=2, workers=2, settings=settings, gateway_settings=gateway_settings) as system:
-        system.gateways[1].kill()
-        system.gateways[1].settings["retry_milliseconds"] = 0
-        await system.start_gateway(1)
+    system = System(gateways=2, workers=2, settings=settings, gateway_settings=gateway_settings)
+    system.gateways[1].settings["retry_milliseconds"] = 0
+    async with system:
         yield system
 
 

@@ -1,4 +1,4 @@
-"""Chat completions with OpenAI's own clients for Python and Node; only the base URL is changed."""
+"""Chat completions with OpenAI's own clients for Python and Node: they get the base URL, and an API key of ours as theirs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 
+from shared.api_keys import new_key
 from tests.support import node
 from tests.support.openai_server import OpenAIServer
 from tests.support.system import System
@@ -29,7 +30,7 @@ TEXT = ["Grü", "ße", ' "quoted"\n\n', " \u2028", " data: [DONE]", " 😀"]
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server: OpenAIServer) -> AsyncIterator[System]:
     settings = {"provider": "openai", "openai_base_url": server.url, "provider_backoff_seconds": 0.01}
-    async with System(settings=settings) as system:
+    async with System(settings=settings, api_key=new_key()) as system:
         yield system
 
 
@@ -180,7 +181,7 @@ async def test_parameters_that_are_not_known_pass_untouched(client: openai.Async
 async def test_the_synchronous_client_reads_the_same(running: System) -> None:
     def ask() -> tuple[str | None, str]:
         request: dict[str, Any] = {"model": "m", "messages": MESSAGES, "extra_body": {"script": {"text": TEXT}}}
-        with openai.OpenAI(base_url=f"{running.gateway_url()}/v1", api_key="any", max_retries=0) as client:
+        with openai.OpenAI(base_url=f"{running.gateway_url()}/v1", api_key=running.api_key, max_retries=0) as client:
             whole = client.chat.completions.create(**request)
             with client.chat.completions.create(**request, stream=True) as stream:
                 streamed = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
@@ -361,6 +362,7 @@ async def test_node_reads_the_same(system: System) -> None:
         "chat.mjs",
         {
             "baseURL": f"{system.gateway_url()}/v1",
+            "apiKey": system.api_key,
             "text": {"text": TEXT},
             "call": {"tokens": 1, "tool_calls": [CALL]},
             "broken": {"text": TEXT, "error_chunk_after": 2, "error": error},

@@ -218,13 +218,53 @@ async def test_a_key_of_the_wrong_type_fails_the_stream_once(
     assert not any(record.exc_info for record in caplog.records)
 
 
+@pytest.mark.parametrize("other", ["ends it", "falls silent"])
+async def test_a_request_that_was_given_out_twice_is_left_to_the_worker_that_writes_it(
+    log: EventLog, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a fail-over to a replica that lacks the claim: the log's writer lives, but the queue gives the request out again."""
+    monkeypatch.setattr("producer.run.patience_of", lambda settings: 0.3)
+    stream_id = await accepted(log, "restart")
+    first, second = ScriptedProvider(), ScriptedProvider()
+    second.cue.set()
+    settings = Settings(lease_seconds=0.4)
+    running = asyncio.create_task(run_of(log, stream_id, first).run())
+    await wait_until(lambda: first.calls == 1)
+    standing_by = asyncio.create_task(run_of(log, stream_id, second, is_doubtful=True, settings=settings).run())
+    if other == "ends it":
+        first.cue.set()
+        assert await running
+        assert await standing_by, "it has ended"
+        assert (second.calls, fold(await log.read_all(stream_id)).attempt) == (0, 1)
+        return
+    assert await standing_by
+    first.cue.set()
+    assert await running, "fenced off: the other has ended it"
+    history = fold(await log.read_all(stream_id))
+    assert (history.status, history.attempt, history.text) == ("completed", 2, "".join(WORDS))
+
+
+async def test_a_worker_that_stands_by_hands_the_request_back(log: EventLog) -> None:
+    stream_id = await accepted(log, "restart")
+    first, second = ScriptedProvider(), ScriptedProvider()
+    running = asyncio.create_task(run_of(log, stream_id, first).run())
+    await wait_until(lambda: first.calls == 1)
+    run = run_of(log, stream_id, second, is_doubtful=True, settings=Settings(lease_seconds=0.3))
+    standing_by = asyncio.create_task(run.run())
+    await asyncio.sleep(0)
+    run.stop(HandedBack())
+    assert not await standing_by
+    first.cue.set()
+    assert await running
+    assert second.calls == 0
+
+
 def run_of(log: EventLog, stream_id: str, provider: ScriptedProvider, **more: Any) -> Run:
     return Run(
         Claim(b"1-1", stream_id),
         log=log,
         deliveries=DeliveryNotes(log._commands),
         provider=provider,
-        settings=Settings(provider_backoff_seconds=0.01),
         worker="test",
-        **more,
+        **{"settings": Settings(provider_backoff_seconds=0.01), **more},
     )

@@ -241,6 +241,12 @@ async def test_a_fresh_token_before_each_try(kind: Kind, pauses: list[float]) ->
     assert gateway.sent("x-app") == ["1"] * 4
 
 
+async def test_an_api_key_goes_with_each_try_and_its_refusal_is_final(kind: Kind) -> None:
+    gateway = Scripted(broken, refused(401))
+    assert (await error_of(Face(kind, gateway, token="msk_key").follow())).status == 401
+    assert gateway.sent("authorization") == ["Bearer msk_key"] * 2
+
+
 @pytest.mark.parametrize("status", [401, 403])
 async def test_an_expired_token_is_renewed_at_once_and_a_second_refusal_is_final(
     kind: Kind, status: int, pauses: list[float]

@@ -77,8 +77,11 @@ class Chaos:
     # --- processes
 
     def _unharmed_member(self) -> Member | None:
-        """Returns a member without a fault; one of each kind is always spared."""
+        """Returns a member without a fault; one of each kind is always spared, and all workers while servers fail over: what
+        only the lost server has had, nobody else can write again."""
         kind = self._dice.choice((self._fleet.gateways, self._fleet.workers))
+        if kind is self._fleet.workers and self._fleet.kind != "one" and self._redis_busy:
+            return None
         idle = [one for one in kind if not one.busy]
         return self._dice.choice(idle) if len(idle) > 1 else None
 
@@ -126,7 +129,7 @@ class Chaos:
 
     async def _fail_over(self, name: str, fault: Fault) -> None:
         """Causes one of the faults of `tests.stress.failover`, which ends when the servers are whole again."""
-        if not self._redis_busy:
+        if not self._redis_busy and not any(one.busy for one in self._fleet.workers):
             self._redis_busy = True
             self._note(name)
             await fault(self._fleet.redis)

@@ -25,7 +25,7 @@ _SETTLE_SECONDS = 45.0
 NOT_COVERED = (
     "clock steps (no libfaketime): leases and expiries were seen under a steady clock only",
     "a Redis that forgets (failover to a lagging replica, an older append-only file), TLS",
-    "with --redis cluster and sentinel: faults between processes and Redis, other than those of its servers",
+    "with --redis cluster and sentinel: faults between processes and Redis, other than those of its servers; workers that die meanwhile",
     "Redis at its maxmemory, queue_timeout, expiry of a log while it is read",
     "lost packets and reordered ones: the proxies work on TCP streams, on one machine",
     "the OpenAI, AI SDK and /stream?prompt= faces, NDJSON, access control and its limits",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -36,9 +37,21 @@ class Chat:
 
     @classmethod
     async def open(
-        cls, browser: Browser, system: System, chat_id: str, *, folder: str = "ai_sdk", **query: str
+        cls,
+        browser: Browser,
+        system: System,
+        chat_id: str,
+        *,
+        folder: str = "ai_sdk",
+        gateway: int = 0,
+        cookies: Mapping[str, str] | None = None,
+        **query: str,
     ) -> Chat:
-        page = await browser.new_page()
+        """Opens the page with a gateway as its origin; `cookies` are those that the gateway's origin has set before."""
+        page, origin = await browser.new_page(), system.gateway_url(gateway)
+        await page.context.add_cookies(
+            [{"name": name, "value": value, "url": origin} for name, value in (cookies or {}).items()]
+        )
 
         async def html(route: Route) -> None:
             await route.fulfill(body=_HTML, content_type="text/html")
@@ -48,7 +61,7 @@ class Chat:
 
         await page.route("**/test-page?*", html)
         await page.route("**/test-page.js", script)
-        url = f"{system.gateway_url()}/test-page?{urlencode({'chat': chat_id, **query})}"
+        url = f"{origin}/test-page?{urlencode({'chat': chat_id, **query})}"
         chat = cls(page, url, "/api/chat/" if folder == "ai_sdk" else "/test-page")
         await chat.load()
         return chat

@@ -153,6 +153,8 @@ class OpenAIServer(HttpServer):
         spoken = 0
         async for chunk in self._chunks(body, script):
             event = _event({**about, "object": "chat.completion.chunk", **chunk})
+            if writer.is_closing():
+                raise ConnectionResetError  # uvloop would refuse the write with a RuntimeError
             writer.write(b"%x\r\n%b\r\n" % (len(event), event))
             spoken += bool(chunk.get("choices") and not chunk["choices"][0].get("finish_reason"))
             await writer.drain()

@@ -225,6 +225,10 @@ class RedisCluster(_Servers):
                         return owner
         raise AssertionError(f"no running node has the slot {slot}")
 
+    def replica_of(self, master: Node) -> Node:
+        """Returns a running replica of a master."""
+        return next(node for node in self.nodes if node.runs and node.execute("ROLE")[2] == master.announced_port)
+
     def primaries(self) -> list[Node]:
         """Returns the running nodes that have slots."""
         for node in self.nodes:

@@ -43,6 +43,7 @@ _END_SECONDS_MAX = 10.0
 _SHOWN_CHARACTERS = 3000
 _HOSTS = "x,here,stress"
 """The values of `Host` in requests that tests write by hand."""
+_TOKEN_KEYS = "test-key-0123456789abcdef-0123456789abcdef"
 _COMPLAINT = re.compile(r"Traceback \(most|was never (awaited|retrieved)|was destroyed|Exception in ASGI")
 """Text in a log that shows an unhandled error."""
 
@@ -54,6 +55,12 @@ def environment_of(settings: Mapping[str, object]) -> dict[str, str]:
         name: value for name, value in os.environ.items() if not name.startswith(("MIDSTREAM_", "OPENAI_", "OTEL_"))
     }
     return {**inherited, **{variables[name]: str(value) for name, value in settings.items()}}
+
+
+def settings_with(api_key: str) -> dict[str, object]:
+    """Returns a gateway's settings with authentication on, which know this API key."""
+    scopes = "create,read,cancel,write"
+    return {"auth": "required", "token_keys": _TOKEN_KEYS, "api_keys": f"tests {scopes} {api_key}"}
 
 
 class Process:
@@ -286,7 +293,8 @@ class System:
 
     `tcp` and `durable` are as in RedisServer; `redis` is one that has not been started. `settings`, named as in
     shared.settings, are for all processes, `gateway_settings` and `worker_settings` for one kind. `environment` are more
-    variables for all processes. `gateway_module` is what `python -m` runs as a gateway.
+    variables for all processes. `gateway_module` is what `python -m` runs as a gateway. `api_key` turns authentication on: this
+    key may create, read, cancel and write, and `http` sends it.
     """
 
     def __init__(
@@ -302,13 +310,17 @@ class System:
         durable: bool = False,
         redis: RedisServer | RedisCluster | RedisWithSentinels | None = None,
         gateway_module: str = "gateway",
+        api_key: str = "",
     ) -> None:
         self._environment = environment
+        self.api_key = api_key
         self._directory = Path(tempfile.mkdtemp(prefix="midstream-system-"))
         kind: Kind = "redis" if binary_of("redis") else "valkey"
         self.redis: Any = redis or RedisServer(kind, tcp=tcp, durable=durable)
         common = {"hosts": _HOSTS}
         gateway = {**common, "redis_url": self._redis_url("midstream-gateway"), "port": 0, **(settings or {})}
+        if api_key:
+            gateway |= settings_with(api_key)
         worker = {**common, "redis_url": self._redis_url("midstream-worker"), **(settings or {})}
         self.gateways = [
             self._process(gateway_module, index, {**gateway, **(gateway_settings or {})}) for index in range(gateways)
@@ -320,7 +332,11 @@ class System:
 
     async def __aenter__(self) -> Self:
         self.http = httpx2.AsyncClient(
-            timeout=30.0, limits=httpx2.Limits(max_connections=None), verify=False, trust_env=False
+            headers={"authorization": f"Bearer {self.api_key}"} if self.api_key else None,
+            timeout=30.0,
+            limits=httpx2.Limits(max_connections=None),
+            verify=False,
+            trust_env=False,
         )
         self.commands: Any = None
         try:

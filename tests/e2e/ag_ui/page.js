@@ -3,7 +3,8 @@ import { MidstreamAgent } from "../../../examples/ag-ui/midstream_agent.js";
 
 const messages = [{ id: "q", role: "user", content: "Tell me about rivers." }];
 window.seen = [];
-window.agent = new MidstreamAgent({ url: "/v1/streams", threadId: "thread-1", initialMessages: messages });
+const headers = { Authorization: `Bearer ${new URLSearchParams(location.search).get("key")}` };
+window.agent = new MidstreamAgent({ url: "/v1/streams", threadId: "thread-1", initialMessages: messages, headers });
 const subscriber = { onEvent: ({ event }) => void seen.push(event.type), onRunErrorEvent: ({ event }) => (window.failure = event.code) };
 const ended = (promise) => promise.then(() => (window.ended = true), (error) => (window.ended = String(error)));
 window.start = () => ended(agent.runAgent({}, subscriber));

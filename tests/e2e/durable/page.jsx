@@ -10,7 +10,7 @@ const kept = JSON.parse(localStorage.getItem(id) ?? '[]');
 const transport = createDurableChatTransport({
   api: '/api/chat',
   reconnectApi: query.has('replay') ? `/api/chat/${id}/stream?ended=replay` : undefined,
-  headers: { accept: 'application/json' },
+  headers: { accept: 'application/json', ...(query.has('key') && { authorization: `Bearer ${query.get('key')}` }) },
 });
 
 window.finished = [];

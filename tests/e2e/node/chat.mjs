@@ -1,8 +1,8 @@
 // OpenAI's own client for Node against a chat completions endpoint: what it makes of what it gets, as JSON.
 import OpenAI from "openai";
 
-const { baseURL, text, call, broken, refused } = JSON.parse(process.argv[2]);
-const client = new OpenAI({ baseURL, apiKey: "any", maxRetries: 0 });
+const { baseURL, apiKey, text, call, broken, refused } = JSON.parse(process.argv[2]);
+const client = new OpenAI({ baseURL, apiKey, maxRetries: 0 });
 const messages = [{ role: "user", content: "say something" }];
 const ask = (script, more = {}) => ({ model: "some-model", messages, script, ...more });
 
