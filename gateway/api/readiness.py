@@ -10,6 +10,7 @@ from shared.background import Complaints
 from shared.connections import RedisConnection
 from shared.errors import Disconnected
 from shared.grants import Subscription, check_grants, refusals, until_up
+from shared.redis_retry import until_redis_answers
 from shared.redis_server import complaint_about, eviction_policy
 from shared.settings import Settings
 
@@ -45,7 +46,7 @@ class Readiness:
             subscription=self._subscription,
             min_replicas=self._settings.min_replicas,
         )
-        complaint = await self._evicts()
+        complaint = await until_redis_answers(self._evicts)
         if complaint:
             self._complaints.say(complaint)
 
