@@ -2,13 +2,15 @@
 -- KEYS: looks, entries, usage of the day, usage of all on that day, principals of the day; state, running of the principal; of all.
 -- ARGV: stream id, principal, its entry, time to the next look (ms), seconds to expiry, seconds to the expiry of the usage,
 -- model, most models, 1 if its last look is over, then count, value, ... (none: the stream has no log, and has had none).
--- The entry has `closed`: no look counts anything more. Returns 1: done; 0: the stream's entry is closed, or is forgotten already:
--- each stream has one before its log begins, and one that has none after its last look was counted.
+-- The entry has `closed`: no look counts anything more, only a deletion that is repeated, since its log was there until now.
+-- Returns 1: done; 0: the stream's entry is closed, or is forgotten already: each stream has one before its log begins, and one
+-- that has none after its last look was counted.
 local id = ARGV[1]
 local stored = redis.call('HGET', KEYS[2], id)
 local before = stored and cjson.decode(stored) or {bytes = 0, bytes_until_end = 0}
-if before.closed or not stored and ARGV[9] == '1' then return 0 end
 local entry = cjson.decode(ARGV[3])
+local is_repeated_deletion = entry.closed and ARGV[10]
+if before.closed and not is_repeated_deletion or not stored and ARGV[9] == '1' then return 0 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local released = before.bytes_until_end + (entry.closed and before.bytes or 0)

@@ -120,6 +120,18 @@ async def test_counting_again_replaces_until_the_entry_is_closed(backend: Backen
     assert await accounts.principals(day, "", 10) == ["ann"]
 
 
+async def test_a_deletion_that_is_repeated_counts_what_came_meanwhile(backend: Backend) -> None:
+    """The first one could not delete the log, to which a reader's last note came later."""
+    accounts = Accounts(backend.commands, SETTINGS)
+    stream_id = await admitted(accounts)
+    for delivered in (0, 5, 5):
+        counted = counts(generated=5, delivered=delivered, undelivered=5 - delivered)
+        await accounts.settle(stream_id, "ann", "m", counted, {**ENDED, "closed": True}, 0)
+        assert (await accounts.usage(day_of(stream_id), "ann"))["m"] == counted
+    await accounts.settle(stream_id, "ann", "", {}, {**ENDED, "closed": True}, 0)
+    assert (await accounts.usage(day_of(stream_id), "ann"))["m"] == counts(generated=5, delivered=5)
+
+
 async def test_a_closed_entry_that_is_looked_at_early_is_not_forgotten(backend: Backend) -> None:
     """A reader who got the end just before a delete has it looked at; whoever is late then must not count the stream again."""
     accounts = Accounts(backend.commands, SETTINGS)

@@ -153,7 +153,7 @@ async def test_an_account_forgets_a_stream_whose_log_expires() -> None:
         entries = {
             key.decode(): json.loads(value) for key, value in (await system.commands.hgetall(ACCOUNT_ENTRIES)).items()
         }
-        assert entries[stream_id]["closed"] is True
+        assert entries[stream_id]["closed"]
         assert entries[stream_id]["counts"]["delivered"] == 12
         assert int(await system.commands.hget(state, "bytes")) == entries[running]["bytes"]
         assert await system.commands.zrange(account_key("all", "running"), 0, -1) == [running.encode()]
