@@ -22,6 +22,7 @@ import uvicorn
 
 from gateway.access.admission import Admission
 from gateway.access.api_keys import ApiKeys
+from gateway.access.append_rates import AppendRates
 from gateway.access.authenticators import KeptUp
 from gateway.access.given_tokens import GivenTokens
 from gateway.access.limits import Limits, OwnLimits
@@ -304,7 +305,8 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         entries_max=settings.stream_entries_max,
         bytes_max=settings.stream_bytes_max,
     )
-    writes = Writes(streams, log, external, leases, settings)
+    rates = AppendRates(settings)
+    writes = Writes(streams, log, external, leases, rates, settings)
     models = ProviderModels(settings)
     admission = admission_for(authenticators, settings) if authenticates else Admission()
     given = GivenTokens(admission.tokens, settings.path_prefix)
@@ -327,7 +329,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     finding = None if restoring is None or unkept is None else _finding(restoring.archive, unkept, log, commands)
     written = None
     if are_wanted(settings, authenticates=authenticates):
-        written = DurableStreams(streams, subscribe, delivery, log, commands, settings, given)
+        written = DurableStreams(streams, subscribe, delivery, log, commands, settings, given, rates)
     app = make_app(
         Services(
             streams,

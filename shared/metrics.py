@@ -95,7 +95,7 @@ FACES = ("sse", "ndjson", "text", "websocket", "prompt", "chat", "responses", "a
 """The forms in which a stream can be followed."""
 APIS = ("native", "chat", "responses", "ai_sdk", "durable")
 """Those through which a stream can be created."""
-LIMITS = ("creates", "streams", "bytes", "tokens", "readers", "connections", "idle_connections")
+LIMITS = ("creates", "streams", "bytes", "tokens", "readers", "appends", "connections", "idle_connections")
 LIMITED = ("principal", "all", "stream", "address")
 """Whose limits there are."""
 BACKGROUND_TASKS = (

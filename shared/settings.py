@@ -625,6 +625,15 @@ class Settings:
     limit_tokens_per_day_all: int = _setting(
         0, "tokens", "As MIDSTREAM_LIMIT_TOKENS_PER_DAY, for all principals together.", least=0
     )
+    limit_appends_per_second: int = _setting(
+        0,
+        "appends",
+        "How many appends one principal may make in a second, to all its streams, over one gateway process; so many at once, then one whenever its share of the second has passed. A body of lines is slowed down instead of being refused. 0: no limit.",
+        least=0,
+    )
+    limit_stream_appends_per_second: int = _setting(
+        0, "appends", "As MIDSTREAM_LIMIT_APPENDS_PER_SECOND, for one stream.", least=0
+    )
     limit_connections: int = _setting(
         0,
         "requests",

@@ -207,7 +207,13 @@ class _LongBody:
 
     async def _write(self, items: list[Item], end: End | None, *, renew: bool) -> None:
         self.answer = await self._writes.append(
-            self._stream_id, items, end, after=self._after, lease_seconds=self._lease_seconds, renew=renew
+            self._stream_id,
+            items,
+            end,
+            after=self._after,
+            lease_seconds=self._lease_seconds,
+            renew=renew,
+            may_wait=True,
         )
         if self._after is not None:
             self._after = self.answer.place.increment

@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from gateway import metrics
+from gateway.access.append_rates import AppendRates
 from gateway.http.problems import Problem, full
 from gateway.streams import Streams
 from gateway.writing.lines import End
@@ -84,12 +85,19 @@ class Writes:
     """All appends of external writers. Methods raise Problem 404, 409, 410, 413, 503."""
 
     def __init__(
-        self, streams: Streams, log: EventLog, writes: ExternalWrites, leases: WriterLeases, settings: Settings
+        self,
+        streams: Streams,
+        log: EventLog,
+        writes: ExternalWrites,
+        leases: WriterLeases,
+        rates: AppendRates,
+        settings: Settings,
     ) -> None:
         self._streams = streams
         self._log = log
         self._writes = writes
         self._leases = leases
+        self._rates = rates
         self._entry_items_max = settings.entry_tokens_max
         self._places: OrderedDict[str, Place] = OrderedDict()
         self._listed: OrderedDict[str, tuple[float, float | None]] = OrderedDict()
@@ -155,9 +163,17 @@ class Writes:
         after: EventId | None = None,
         lease_seconds: float | None = None,
         renew: bool = True,
+        may_wait: bool = False,
     ) -> Answer:
-        """Appends these increments, and the end if there is one. Without both it renews the lease and tells the state."""
+        """Appends these increments, and the end if there is one. Without both it renews the lease and tells the state.
+
+        `may_wait`: what comes too fast waits for its turn instead of being refused.
+        """
         await self._streams.check_owner(stream_id)
+        if items and may_wait:
+            await self._rates.wait(stream_id)
+        elif items:
+            self._rates.take(stream_id)
         if after is not None and not after.offset and after.attempt:
             beginning = await self._beginning(stream_id, after.attempt)
             after = EventId(after.attempt, (beginning or {}).get("base") or 0)

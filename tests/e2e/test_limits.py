@@ -8,6 +8,7 @@ import math
 import re
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -312,3 +313,33 @@ async def test_connections_without_a_request_are_bounded_and_readers_are_not_tou
         assert not reader.ended
         assert await system.metric('midstream_limit_refusals_total{limit="idle_connections",of="address"}') == 7
         await reader.leave()
+
+
+async def test_appends_a_second_are_refused_and_a_body_of_lines_is_slowed_down(system: System) -> None:
+    await limited(system, stream_appends_per_second=20)
+    url, http = system.gateway_url(), system.http
+    external = {"messages": MESSAGES, "midstream": {"writer": "external", "on_disconnect": "continue"}}
+    events = f"{url}/v1/streams/{(await http.post(f'{url}/v1/streams', json=external)).json()['id']}/events"
+    written = f"{url}/v1/stream/limited"
+    await http.put(written, headers={"content-type": "text/plain"})
+    to_events = partial(http.post, events, json={"token": "a "})
+    to_written = partial(http.post, written, content=b"a ", headers={"content-type": "text/plain"})
+    for append in (to_events, to_written):
+        answers = await asyncio.gather(*(append() for _ in range(40)))
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert 10 <= len(refused) <= 20
+        assert {answer.status_code for answer in answers if answer not in refused} <= {200, 204}
+        assert refused[0].headers["ratelimit-policy"] == '"appends";q=20;w=1;qu="requests"'
+        assert "20 appends a second may be made to one stream" in refused[0].json()["detail"]
+
+    async def lines() -> AsyncIterator[bytes]:
+        for _ in range(50):
+            yield b'{"token": "b "}\n'
+            await asyncio.sleep(0.005)
+        yield b'{"end": "done"}\n'
+
+    began_at = time.monotonic()
+    answer = await http.post(events, content=lines(), headers={"content-type": "application/x-ndjson"})
+    assert (answer.status_code, answer.json()["status"]) == (200, "completed"), answer.text
+    assert answer.json()["tokens"] >= 50 + 20
+    assert time.monotonic() - began_at > 0.1

@@ -189,7 +189,7 @@ def test_only_generated_answers_have_ui_parts() -> None:
 
 
 def test_each_operation_needs_its_scope() -> None:
-    durable = DurableStreams(NOBODY, NOBODY, NOBODY, NOBODY, NOBODY, Settings(), NOBODY)
+    durable = DurableStreams(NOBODY, NOBODY, NOBODY, NOBODY, NOBODY, Settings(), NOBODY, NOBODY)
     scopes = {route.method: route.scope for route in durable.routes}
     # Not cancel: an access token has that, and the right to one answer is no right to delete it.
     assert scopes == {"PUT": "write", "POST": "write", "GET": "read", "DELETE": "write"}

@@ -36,7 +36,7 @@ def parts(*, console: bool = True) -> tuple[list[Route], list[Part]]:
     """The FastAPI application, and the routes that are tried before it."""
     subscribe = Subscribe(NOBODY, NOBODY, NOBODY, NOBODY, NOBODY, SETTINGS, NOBODY)
     watchers = Watchers(NOBODY) if console else None
-    durable = DurableStreams(NOBODY, subscribe, NOBODY, NOBODY, NOBODY, SETTINGS, NOBODY)
+    durable = DurableStreams(NOBODY, subscribe, NOBODY, NOBODY, NOBODY, SETTINGS, NOBODY, NOBODY)
     native, before, routes = parts_of(
         Services(
             *(NOBODY, NOBODY, subscribe, NOBODY, NOBODY, watchers, NOBODY, Health(NOBODY, NOBODY), ADMISSION),

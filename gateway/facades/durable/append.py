@@ -52,6 +52,8 @@ class Append:
         if written is None:
             raise _generated()
         services.quotas.check(written.owner)
+        if append.messages.number:
+            services.rates.take(found.stream_id)
         if append.end is not None and written.has_own_life:
             await services.streams.enter(found.stream_id)
         try:

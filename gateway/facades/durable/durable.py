@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from gateway.access.append_rates import AppendRates
 from gateway.access.given_tokens import GivenTokens
 from gateway.api.follow import Subscribe
 from gateway.delivery.delivery import Delivery
@@ -45,6 +46,7 @@ class DurableStreams:
         commands: Commands,
         settings: Settings,
         given: GivenTokens,
+        rates: AppendRates,
     ) -> None:
         log, names = WrittenLog(commands), Names(commands)
         holdings = Holdings(
@@ -66,6 +68,7 @@ class DurableStreams:
             Bounds(settings.stream_bytes_max, settings.stream_entries_max),
             settings,
             given,
+            rates,
         )
         self.routes = (
             Route("POST", _TEMPLATE, _secured(Append(services)), operations.APPEND, "write"),

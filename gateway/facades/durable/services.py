@@ -10,6 +10,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.access.append_rates import AppendRates
 from gateway.access.given_tokens import GivenTokens
 from gateway.api.follow import Subscribe
 from gateway.delivery.delivery import Delivery
@@ -127,3 +128,4 @@ class DurableServices:
     bounds: Bounds
     settings: Settings
     given: GivenTokens
+    rates: AppendRates
