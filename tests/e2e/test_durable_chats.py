@@ -90,11 +90,11 @@ async def test_a_cut_connection_resumes_at_its_offset(
 
 async def test_a_reloaded_page_has_the_answer_once(browser: Browser, system: System, server: OpenAIServer) -> None:
     asked_before = server.requests
-    chat = await ask(browser, system, "reloaded", tokens=120, tokens_per_second=40)
+    chat = await ask(browser, system, "reloaded", tokens=240, tokens_per_second=40)
     for words in (15, 60):
         await chat.until("streaming", words=words)
         await chat.load()
-    state = await chat.until("ready", words=120)
+    state = await chat.until("ready", words=240)
     assert state["text"] == await answered(system, await chat.stream_id())
     assert [message["role"] for message in state["messages"]] == ["user", "assistant"]
     assert {query["as"] for query in reads(chat)[2:]} <= {"ui", "ui-replay"}
