@@ -15,7 +15,7 @@ MIDSTREAM = os.environ.get("MIDSTREAM_URL", "http://127.0.0.1:8000")
 KEY = os.environ.get("MIDSTREAM_API_KEY")  # only where authentication is on; it needs the scopes create and write
 STEP_SECONDS = 0.1
 WAIT_SECONDS, LOST_SECONDS = 3600, 60
-"""How long the task may wait for a worker; how long its stream waits for a second run after a worker's death."""
+"""The longest wait of a task for a Celery worker, and of its stream for a second run after a worker's death (seconds)."""
 
 app = Celery("examples", broker=os.environ.get("CELERY_BROKER_URL", "redis://127.0.0.1:6379/1"))
 app.conf.update(task_acks_late=True, task_reject_on_worker_lost=True)  # a task whose process dies is run once more

@@ -134,7 +134,10 @@ class Streams:
         the stream ends; with `keep_request` as long as its log. Of the messages the first `shown_messages` are in the log
         in any case. Raises Problem 422, 429, 503.
         """
-        asked, policies = policies, policies if self._webhooks is None else self._webhooks.applied(policies)
+        requested_policies = policies
+        if self._webhooks is not None:
+            policies = self._webhooks.applied(policies)
+        is_told = policies.webhook is not None
         owner = principal.get().name
         origin = request_id.get(), traceparent.get()
         small, large = split(request)
@@ -153,7 +156,7 @@ class Streams:
             large_bytes = sum(map(len, large.values()))
             with self._room_for(len(entry.value) + large_bytes):
                 if idempotency is not None:
-                    content = orjson.dumps([request, asked.stored(), metadata])
+                    content = orjson.dumps([request, requested_policies.stored(), metadata])
                     stream_id, known = await self.answered(self._remember, new_id, f"{owner}\0{idempotency}", content)
                     if known:
                         await self.answered(self._until_put_before_writers, stream_id, policies)
@@ -166,12 +169,10 @@ class Streams:
                 if self._limits.apply_to(owner):
                     await self._admitted(admit, f"{owner}\0{idempotency}" if idempotency is not None else "")
                 if policies.lease_seconds is None:
-                    is_told = policies.webhook is not None
                     await self._begin(stream_id, entry, beside, admit, is_told=is_told, alone=stream_id == new_id)
                 else:
                     lease = Lease(policies.lease_seconds, policies.cancel_after_seconds)
                     await self.answered(admit)
-                    is_told = policies.webhook is not None
                     await self.answered(self._begin_external, stream_id, entry, beside, lease, is_told=is_told)
                 self._owners.remember(stream_id, owner)
         except QueueFull as error:
@@ -223,7 +224,8 @@ class Streams:
     ) -> None:
         """Writes a log's first entry and queues its request. `is_told`: a webhook tells of its end.
 
-        Not `alone`: other creates may write this log too, and one queues. It is repeated while Redis is away. Then what was carried out before, and only its reply was lost, is looked up.
+        Not `alone`: other creates may write this log too, and one queues. It is repeated while Redis is away. Then what was carried
+        out before, and only its reply was lost, is looked up.
         """
         append = partial(self._log.append, stream_id, 0, entry, self._settings.log_ttl_seconds, beside)
         repeated, may_be_queued = False, not alone
@@ -383,10 +385,7 @@ class Streams:
 
     def look_soon(self, stream_id: str) -> None:
         """Has a stream, which has ended here, looked at in some seconds: for the archive, and for its webhook if it has one."""
-        if self._webhooks is not None:
-            self._webhooks.send_soon(stream_id)
-        if self._unkept is not None:
-            self._unkept.send_soon(stream_id)
+        self._log.on_ended(stream_id)
 
     def webhook_of(self, url: str | None) -> Webhook | None:
         """Returns the webhook of a stream that the principal makes, from its header, or by default. Raises Problem 400."""

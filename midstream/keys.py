@@ -70,10 +70,10 @@ def create_key(
     wanted, own_limits = checked_scopes(scopes.split(",")), limits_of(limits)
     if webhook:
         _check_webhook(webhook, stored=stored)
-    told = {"url": webhook, "text": webhook_text} if webhook else {}
+    webhook_fields = {"url": webhook, "text": webhook_text} if webhook else {}
 
     async def run(table: ApiKeyTable) -> tuple[str, ApiKey]:
-        return await create(table, name, wanted, expires, own_limits, told)
+        return await create(table, name, wanted, expires, own_limits, webhook_fields)
 
     key, about = asyncio.run(_without_redis(run) if not stored else _with_table(redis_url, run))
     audit_line("key_created", **operator(), **_about(about), in_redis=stored)

@@ -22,6 +22,7 @@ from shared.archive.record import Record, hash_beside, record_of
 from shared.archive.store import Archive
 from shared.background import Complaints, keep_running
 from shared.commands import Commands
+from shared.due_list import LOOK_SECONDS
 from shared.errors import ArchiveAway, Disconnected, MidstreamError, RedisRefused
 from shared.event_log import EventLog
 from shared.events import DELETED, FAILED, TERMINAL
@@ -31,7 +32,7 @@ from shared.large_fields import KEPT, place_in
 from shared.outcomes import ENDED, FailureCode
 from shared.receipt import DeliveryNotes, EndedLog, read_ended
 from shared.settings import Settings
-from shared.unkept import LOOK_SECONDS, Unkept
+from shared.unkept import Unkept
 from shared.written_log import API as WRITTEN_API
 
 logger = logging.getLogger(__name__)

@@ -71,7 +71,8 @@ class Takeover:
     ) -> tuple[Writer, History] | None:
         """Returns the writer of a new attempt and the log before it; None when the stream has ended or does not exist.
 
-        `until_silent` waits for an attempt that the log already has, and whose worker may live. Raises Unreadable, NewerFormat, LogFull, RedisRefused.
+        `until_silent` waits for an attempt that the log already has, and whose worker may live. Raises Unreadable, NewerFormat,
+        LogFull, RedisRefused.
         """
         for _ in range(_LOOKS_MAX):
             entries, history = await self.read()

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from producer import metrics
 from producer.webhook_post import AT_ONCE_MAX, NotDelivered, Poster
 from shared.background import Complaints, keep_running
+from shared.due_list import LOOK_SECONDS
 from shared.errors import Disconnected, MidstreamError, RedisRefused
 from shared.event_log import EventLog
 from shared.events import DELETED, TERMINAL, UNREADABLE, Webhook
@@ -31,7 +32,7 @@ from shared.receipt import DeliveryNotes, EndedLog, read_ended
 from shared.redis_retry import until_redis_answers
 from shared.settings import Settings
 from shared.webhook_target import BadTarget
-from shared.webhooks import LOOK_SECONDS, WAITING_MAX, Pending, Secrets, WebhookStore, body_of
+from shared.webhooks import WAITING_MAX, Pending, Secrets, WebhookStore, body_of
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,9 @@ from shared.errors import OddReply
 from shared.event_log import shown
 from shared.ids import is_stream_id
 
+LOOK_SECONDS = 60.0
+"""How often a stream is looked at that has not ended, and when a look is handed out again that came to nothing."""
+
 
 class DueList:
     """One sorted set: streams by the time (Unix ms) of the next look. The methods raise Disconnected and RedisRefused."""

@@ -87,7 +87,7 @@ class EventLog:
         """`on_ended` is called with each stream that `end` has ended."""
         self._commands = commands
         self._replicated = replicated
-        self._on_ended = on_ended
+        self.on_ended = on_ended
         self.log_ttl_seconds = log_ttl_seconds
         self.ended_ttl_seconds = ended_ttl_seconds
         self._tombstone_ttl_seconds = tombstone_ttl_seconds
@@ -243,7 +243,7 @@ class EventLog:
             with contextlib.suppress(Disconnected):  # it has ended all the same; gateways see it at their next look
                 await self._publish(stream_id, Entry(EventId.of(reply[1]), field, value))
         if reply is not None and reply[0]:
-            self._on_ended(stream_id)
+            self.on_ended(stream_id)
         return None if reply is None else bool(reply[0])
 
     async def delete(self, stream_id: str) -> bool:

@@ -14,12 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from shared.commands import Commands
-from shared.due_list import DueList
+from shared.due_list import LOOK_SECONDS, DueList
 from shared.ids import is_stream_id
 from shared.keys import ARCHIVE_TROUBLE, UNKEPT
 
-LOOK_SECONDS = 60.0
-"""How often a stream is looked at that has not ended, and when a look is handed out again that came to nothing."""
 _LISTED_MAX = 200_000
 """Streams that are read for the newest of them: 8 MB, a tenth of a second of Redis."""
 _TROUBLE_SECONDS = 60

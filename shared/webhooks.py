@@ -24,7 +24,7 @@ from typing import Any
 import orjson
 
 from shared.commands import Commands
-from shared.due_list import DueList
+from shared.due_list import LOOK_SECONDS, DueList
 from shared.errors import OddReply, Unusable
 from shared.event_log import shown
 from shared.ids import is_stream_id
@@ -39,8 +39,6 @@ from shared.keys import (
 from shared.receipt import EndedLog
 from shared.webhook_target import target_of
 
-LOOK_SECONDS = 60.0
-"""How often a stream is looked at that has not ended, and when a look is handed out again that came to nothing."""
 SOON_SECONDS = 2.0
 """When a stream is looked at that a gateway has ended: its readers' last notes have come by then."""
 TEXT_BYTES_MAX = 64 << 10

@@ -1,4 +1,4 @@
-"""What a load takes: arithmetic on the unit costs."""
+"""Calculates gateways, workers, masters, network, memory and money for a load, from the unit costs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Plan:
     gateway_gb: float
     worker_gb: float
     redis_gb: float
-    """Of all masters; each replica needs the same."""
+    """The memory of all masters together; all replicas together need as much again."""
     to_readers_gbit: float
     inside_gbit: float
     """Provider to worker, worker to Redis, Redis to gateway."""

@@ -45,12 +45,12 @@ class Core:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How readers came through. Pauses are from the loss to the last event that a reader lacked."""
+    """The pauses of readers: each from the loss of the gateway or master to the last event that the reader lacked."""
 
     pauses_seconds: Sequence[float]
-    """Of each reader that was affected, in no order."""
+    """The pause of each reader that was affected (seconds), in no order."""
     moves: Sequence[int]
-    """How often each reader changed its gateway."""
+    """How many times each reader came to another gateway, in no order."""
     seconds: float
     """When the last was served."""
     gateway_queue_longest: int

@@ -37,12 +37,12 @@ class StreamWebhooks:
             except BadTarget as error:
                 raise Unusable(f"MIDSTREAM_WEBHOOK_URL cannot be used: {error}") from None
 
-    def of(self, asked: Webhook | None) -> Webhook | None:
-        """Returns the webhook of a stream that the current principal creates. Raises Problem 400 for one that may not be asked for."""
+    def of(self, requested: Webhook | None) -> Webhook | None:
+        """Returns the webhook of a stream that the current principal creates. Raises Problem 400 for one that it may not request."""
         who = principal.get()
         name = who.service or who.name
-        if asked is not None:
-            return self._of_client(asked, name) if asked.url else None
+        if requested is not None:
+            return self._of_client(requested, name) if requested.url else None
         of_key = Webhook.load(dict(self._of_key(name)))
         if of_key is not None:
             return dataclasses.replace(of_key, signer=name)
@@ -52,20 +52,16 @@ class StreamWebhooks:
         """Enters a stream that has a webhook, before its log begins. May be repeated. Raises Disconnected, RedisRefused."""
         await self._store.enter(stream_id)
 
-    def send_soon(self, stream_id: str) -> None:
-        """Has a worker look soon at a stream that was ended here, if it has a webhook."""
-        self._store.send_soon(stream_id)
-
     def applied(self, policies: Policies) -> Policies:
         """Returns the policies with the webhook that counts. Raises Problem 400."""
         webhook = self.of(policies.webhook)
         return policies if webhook == policies.webhook else dataclasses.replace(policies, webhook=webhook)
 
-    def _of_client(self, asked: Webhook, name: str) -> Webhook:
+    def _of_client(self, requested: Webhook, name: str) -> Webhook:
         try:
             if not self._targets.names_hosts:
                 raise BadTarget("webhooks are off: MIDSTREAM_WEBHOOK_HOSTS names no host")
-            target = self._targets.check(asked.url, is_operators=False)
+            target = self._targets.check(requested.url, is_operators=False)
         except BadTarget as error:
             raise Problem(400, f"midstream.webhook: {error}", param="midstream.webhook") from None
-        return Webhook(target.url, asked.with_text, name if self._authenticates else "")
+        return Webhook(target.url, requested.with_text, name if self._authenticates else "")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from shared.due_list import LOOK_SECONDS
 from shared.keys import UNKEPT, log_key
-from shared.unkept import LOOK_SECONDS, Unkept
+from shared.unkept import Unkept
 from tests.contract.conftest import LOG_TTL_SECONDS, REAL_BACKENDS, Backend
 from tests.support.waiting import wait_until
 

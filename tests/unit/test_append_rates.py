@@ -14,19 +14,6 @@ from gateway.http.problems import Problem
 from shared.settings import Settings
 
 
-@pytest.fixture
-def wind(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Moves the clock forward by so many seconds."""
-    now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-
-    def wind(seconds: float) -> None:
-        nonlocal now
-        now += seconds
-
-    return wind
-
-
 def taken(rates: AppendRates, stream_id: str, count: int) -> int:
     """Returns how many of so many appends are taken at once."""
     number = 0

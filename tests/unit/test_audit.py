@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import time
 from collections.abc import Callable
 
 import pytest
@@ -12,19 +11,6 @@ import pytest
 from gateway.http.addresses import client_address
 from gateway.http.audit import Refusals
 from shared.logs import set_up_logging
-
-
-@pytest.fixture
-def wind(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Moves the clock forward by so many seconds."""
-    now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-
-    def wind(seconds: float) -> None:
-        nonlocal now
-        now += seconds
-
-    return wind
 
 
 def test_a_stranger_cannot_fill_the_log(wind: Callable[[float], None], capsys: pytest.CaptureFixture[str]) -> None:
