@@ -25,7 +25,7 @@ import orjson
 from shared import events
 from shared.errors import Unreadable
 from shared.events import Accepted, Entry, check_text, control_of, events_of, text_of, unreadable_failure
-from shared.ids import BEGINNING, ID_PART_MAX, EventId
+from shared.ids import BEGINNING, FIRST_ID, ID_PART_MAX, EventId
 from shared.outcomes import Status
 
 _INCREMENT = b""
@@ -81,11 +81,13 @@ class Order:
         if field in _ATTEMPTS:
             self.reached = EventId(last.attempt, kept_tokens)
         event = field if field in STATUS_AFTER else _INCREMENT
-        if before is None:
-            return STATUS_AFTER[event]
-        after = NEXT[_status_at(before)].get(event)
+        after = STATUS_AFTER[event] if before is None else NEXT[_status_at(before)].get(event)
         if after is None:
             raise Unreadable(_why_not(before, event))
+        if event == events.ACCEPTED and first != FIRST_ID:
+            raise Unreadable(f"`accepted` stands elsewhere than at {FIRST_ID}")
+        if before is None:
+            return after
         if event in _ATTEMPTS:
             if first.offset or first.attempt <= before.attempt:
                 raise Unreadable("an attempt begins where none can")

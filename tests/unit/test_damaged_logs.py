@@ -303,6 +303,7 @@ DAMAGED: dict[str, list[RawEntry]] = {
     "accepted is a list": replaced(0, b"0-1", b"accepted", b"[]"),
     "accepted is not there": without(0),
     "accepted that is nested too deeply": replaced(0, b"0-1", b"accepted", deep_request()),
+    "accepted at another place": replaced(0, b"0-2", b"accepted", ACCEPTED),
     "accepted twice": replaced(2, b"1-1", b"accepted", ACCEPTED),
     "started is no JSON": replaced(1, b"1-0", b"started", b"\xff"),
     "started without a model": replaced(1, b"1-0", b"started", value_without(STARTED, "model")),
