@@ -65,6 +65,7 @@ from gateway.writing.lost_writers import LostWriters
 from gateway.writing.writes import Writes
 from shared.accounts import Accounts
 from shared.archive import archive_of
+from shared.background import TICK_SECONDS, pause
 from shared.commands import Commands
 from shared.connections import RedisConnection, RedisSubscriber, check, connection_to
 from shared.event_log import EventLog
@@ -104,6 +105,13 @@ class Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._on_exit)
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # else uvicorn raises it again, and the process dies before it has closed
+
+    async def main_loop(self) -> None:
+        """Does what uvicorn does ten times a second, when the background tasks run: the process wakes up once for all of it."""
+        number = 0
+        while not await self.on_tick(number):
+            number += 1
+            await pause(TICK_SECONDS)
 
 
 class Part(Protocol):

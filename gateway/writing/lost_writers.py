@@ -16,7 +16,7 @@ import orjson
 from gateway import metrics
 from gateway.streams import Streams
 from shared import events
-from shared.background import keep_running
+from shared.background import keep_running, pause
 from shared.errors import Disconnected, LogFull, RedisRefused
 from shared.event_log import EventLog
 from shared.external_writes import WriterLeases
@@ -26,7 +26,7 @@ from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.25
+LOOK_SECONDS = 0.2
 """How often leases are looked at: a stream ends so long after its lease, at most."""
 _SILENCE_SECONDS = 1.0
 """Redis was away if a look comes so late. A lease is one second at least, and is renewed several times in that."""
@@ -55,14 +55,14 @@ class LostWriters:
         answered_at = time.monotonic()
         leases_count_from = answered_at + self._patience_seconds  # writers may have waited for this very process
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await pause(LOOK_SECONDS)
             try:
-                await self._leases.count()
+                writers = await self._leases.count()
                 now = time.monotonic()
                 if now - answered_at > _SILENCE_SECONDS:
                     leases_count_from = now + self._patience_seconds
                 answered_at = now
-                if now >= leases_count_from:
+                if writers and now >= leases_count_from:
                     await self._look()
             except (Disconnected, RedisRefused, LogFull) as error:
                 logger.debug("the leases of external writers could not be looked at: %s", error)
