@@ -2,7 +2,7 @@
 
 A task that nobody awaits ends silently when it raises: leases would no longer be renewed, or dead workers noticed.
 
-The pauses of all of them end at common moments: an idle process wakes up ten times a second, not ten times for each.
+Their pauses (`pause`) end at common moments: an idle process wakes up ten times a second, not ten times a second for each.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from shared import metrics
 from shared.background import keep_running, pause
 from shared.connections import RedisConnection, RedisSubscriber
 
-_LOOKS_PER_SECOND = 10
+_LOOKS_PER_SECOND = 5
 _STATM = "/proc/self/statm"
 
 

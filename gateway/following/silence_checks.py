@@ -70,11 +70,12 @@ class SilenceChecks:
     def _next_round(self) -> list[list[Tail]]:
         """Returns the tails that are to be looked at in the next round, by look. All others have been heard of since, or are
         new: they are not due before the round after that."""
-        now, sweep_seconds = self._loop.time(), self._settings.sweep_seconds
+        now = self._loop.time()
+        round_ends_at = now + self._settings.sweep_seconds
         looks: list[list[Tail]] = [[] for _ in range(self._looks)]
         for tail in self._tails:
-            due_seconds = max(tail.check_at, tail.heard_at + sweep_seconds) - now
-            if tail.ended is None and due_seconds < sweep_seconds:
+            if tail.check_at < round_ends_at and tail.heard_at < now and tail.ended is None:
+                due_seconds = max(tail.check_at, tail.heard_at + self._settings.sweep_seconds) - now
                 looks[min(max(0, int(due_seconds / self._pause_seconds)), self._looks - 1)].append(tail)
         return looks
 

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.2
 """How often leases are looked at: a stream ends so long after its lease, at most."""
+_NO_LEASES_SECONDS = 0.5
+"""How often they are looked for where there are none. A lease lasts for a second at least."""
 _SILENCE_SECONDS = 1.0
 """Redis was away if a look comes so late. A lease is one second at least, and is renewed several times in that."""
 _RETRY_MILLISECONDS = 1000
@@ -54,8 +56,9 @@ class LostWriters:
     async def _run(self) -> None:
         answered_at = time.monotonic()
         leases_count_from = answered_at + self._patience_seconds  # writers may have waited for this very process
+        writers = 1
         while True:
-            await pause(LOOK_SECONDS)
+            await pause(LOOK_SECONDS if writers else _NO_LEASES_SECONDS)
             try:
                 writers = await self._leases.count()
                 now = time.monotonic()
