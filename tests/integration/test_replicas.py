@@ -1,15 +1,19 @@
-"""What is waited for with MIDSTREAM_MIN_REPLICAS, at a server that has no replica: nothing of it counts as done."""
+"""What is waited for with MIDSTREAM_MIN_REPLICAS, at a server that has no replica: nothing of it counts as done, or is shown."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from shared.accounts import Accounts
 from shared.errors import RedisRefused
-from shared.ids import new_stream_id
+from shared.event_log import EventLog, entries_of
+from shared.events import ACCEPTED, CANCELLED, Entry
+from shared.ids import BEGINNING, FIRST_ID, EventId, new_stream_id
 from shared.redis_server import RedisAddress
 from shared.replicas import ReplicatedCommands
 from shared.resp import RespConnection
@@ -19,6 +23,7 @@ from shared.webhooks import Pending, WebhookStore
 from tests.support.redis_server import RedisServer
 
 SETTINGS = Settings()
+BEHIND_ALL = EventId(9, 0)
 
 
 @pytest.fixture
@@ -80,3 +85,70 @@ async def test_the_lists_count_as_written_when_replicas_have_them(
     else:
         await write(Lists(*connections, replicas=1), stream_id)
     await write(Lists(*connections, replicas=0), stream_id)
+
+
+def cancelled(seconds_ago: float = 0.0) -> bytes:
+    return b'{"by":"client","time":%f}' % (time.time() - seconds_ago)
+
+
+def log_with(commands: RespConnection, replicated: ReplicatedCommands | None = None) -> EventLog:
+    return EventLog(
+        commands, log_ttl_seconds=100, ended_ttl_seconds=100, tombstone_ttl_seconds=30, replicated=replicated
+    )
+
+
+async def read_by_callback(log: EventLog, stream_id: str, *, newest: bool) -> list[Entry]:
+    read: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    if newest:
+        log.send_newest(stream_id, 1, read.set_result)
+    else:
+        log.send_read(stream_id, BEGINNING, 10, read.set_result)
+    entries = await read
+    if isinstance(entries, Exception):
+        raise entries
+    return entries_of(entries)
+
+
+READS: dict[str, Callable[[EventLog, str], Awaitable[Any]]] = {
+    "read": lambda log, stream_id: log.read(stream_id),
+    "read_all": lambda log, stream_id: log.read_all(stream_id),
+    "newest": lambda log, stream_id: log.newest(stream_id),
+    "read_page": lambda log, stream_id: log.read_page(stream_id, BEGINNING, BEHIND_ALL),
+    "send_read": lambda log, stream_id: read_by_callback(log, stream_id, newest=False),
+    "send_newest": lambda log, stream_id: read_by_callback(log, stream_id, newest=True),
+}
+
+
+@pytest.mark.parametrize("how", READS)
+async def test_no_read_shows_a_new_end_that_replicas_lack(
+    connections: tuple[RespConnection, RespConnection], how: str
+) -> None:
+    """The end was written by a process that has died before replicas had it."""
+    commands, durable = connections
+    read, other = READS[how], log_with(commands)
+    careful, satisfied = (log_with(commands, ReplicatedCommands(durable, replicas)) for replicas in (1, 0))
+    accepted = Entry(FIRST_ID, ACCEPTED, b'{"time":1}')
+    fresh, old = new_stream_id(), new_stream_id()
+    for stream_id in (fresh, old):
+        assert (await other.append(stream_id, 0, accepted, 100)).status == "applied"
+        assert len(await read(careful, stream_id)) > 0, "a stream that has not ended is read as ever"
+    await other.end(fresh, CANCELLED, cancelled())
+    await other.end(old, CANCELLED, cancelled(seconds_ago=3600))
+    with pytest.raises(RedisRefused, match="NOREPLICAS"):
+        await read(careful, fresh)
+    await read(careful, old)
+    await read(satisfied, fresh)
+    await other.delete(fresh)
+    with pytest.raises(RedisRefused, match="NOREPLICAS"):
+        await read(careful, fresh)
+
+
+async def test_replicas_are_asked_once_for_each_end(connections: tuple[RespConnection, RespConnection]) -> None:
+    commands, durable = connections
+    log, stream_id = log_with(commands, ReplicatedCommands(durable, 0)), new_stream_id()
+    await log_with(commands).append(stream_id, 0, Entry(FIRST_ID, ACCEPTED, b'{"time":1}'), 100)
+    await log_with(commands).end(stream_id, CANCELLED, cancelled())
+    before = durable.writes
+    for _ in range(3):
+        assert [entry.field for entry in await log.newest(stream_id)] == [CANCELLED]
+    assert durable.writes - before == 1
