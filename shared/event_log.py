@@ -323,11 +323,13 @@ class EventLog:
             self.on_ended(stream_id)
         return None if reply is None else bool(reply[0])
 
-    async def delete(self, stream_id: str) -> bool:
-        """Deletes a stream; a tombstone keeps its id from being written again. False if there was none."""
+    async def delete(self, stream_id: str, principal: str | None = None) -> bool:
+        """Deletes a stream; a tombstone keeps its id from being written again, and whose it was. False if there was none."""
         keys = [log_key(stream_id), deliveries_key(stream_id), *_beside_keys(stream_id), writer_key(stream_id)]
         keys.append(webhook_key(stream_id))  # it may have the answer's text
-        return bool(await self.DELETE.run(self._replicated or self._commands, keys, self._tombstone_ttl_seconds))
+        value = b"" if principal is None else orjson.dumps({"principal": principal})
+        commands = self._replicated or self._commands
+        return bool(await self.DELETE.run(commands, keys, self._tombstone_ttl_seconds, value))
 
     async def _read(
         self, *command: bytes | str | int, or_else: list[Any] | None = None, over: Executes | None = None
