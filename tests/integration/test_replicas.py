@@ -152,3 +152,31 @@ async def test_replicas_are_asked_once_for_each_end(connections: tuple[RespConne
     for _ in range(3):
         assert [entry.field for entry in await log.newest(stream_id)] == [CANCELLED]
     assert durable.writes - before == 1
+
+
+async def test_what_is_asked_for_together_waits_once_and_fails_alone(
+    connections: tuple[RespConnection, RespConnection],
+) -> None:
+    commands, durable = connections
+    replicated, keys = ReplicatedCommands(durable, 0), [b"midstream:{%d}:test" % number for number in range(50)]
+    await commands.execute("SET", keys[7], "a text")
+    before = durable.writes
+    replies = await asyncio.gather(*(replicated.execute("LPUSH", key, "x") for key in keys), return_exceptions=True)
+    assert durable.writes - before == 1
+    refused = replies.pop(7)
+    assert isinstance(refused, RedisRefused)
+    assert refused.code == "WRONGTYPE"
+    assert replies == [1] * 49
+    for key in keys:
+        await commands.execute("EXPIRE", key, 1)
+
+
+async def test_who_gives_up_holds_nobody_up(connections: tuple[RespConnection, RespConnection]) -> None:
+    replicated = ReplicatedCommands(connections[1], 1)
+    first, second = (asyncio.create_task(replicated.execute("EXPIRE", b"midstream:none", 1)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(RedisRefused, match="NOREPLICAS"):
+        await second
+    with pytest.raises(RedisRefused, match="NOREPLICAS"):
+        await replicated.execute("EXPIRE", b"midstream:none", 1)
