@@ -9,15 +9,13 @@ OddReply. Reads by callbacks (`send_read`, `send_newest`) make no task, and hand
 no stream reads as a log whose first entry cannot be read.
 
 With MIDSTREAM_MIN_REPLICAS no read shows an end that replicas lack: it is answered when they have it, or raises RedisRefused with the
-code NOREPLICAS (`EventLog.until_replicas_have_end`).
+code NOREPLICAS (`shared.new_ends`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,17 +28,13 @@ from shared.events import ACCEPTED, TERMINAL, UNREADABLE, Entry, entry_of
 from shared.ids import BEGINNING, FIRST_ID, EventId
 from shared.keys import deliveries_key, live_channel, log_key, webhook_key, writer_key
 from shared.large_fields import KEPT, UNTIL_THE_END, Beside, joined, key_of, place_in
+from shared.new_ends import NewEnds
 
 _ODD_SHAPES = (TypeError, ValueError, IndexError, KeyError, AttributeError)
 """The exceptions that a reply of another shape causes; UnicodeDecodeError is a ValueError."""
 _SHOWN_BYTES_MAX, _SHOWN_PARTS_MAX, _SHOWN_CHARACTERS_MAX = 60, 4, 240
 READ_ENTRIES_MAX = 1000
 """Entries per read: about 100 KB and 1 ms of Redis, so that no long history holds up the other streams."""
-
-_SURE_ENDS_MAX = 10_000
-"""Streams whose ends replicas are known to have: 1 MB. Of others they are asked once more."""
-_UNSURE_SECONDS = 60.0
-"""An end that is older is shown without asking: a fail-over takes seconds, and while no replica is there old answers can be read."""
 
 RawEntry = tuple[bytes, tuple[bytes, bytes]]
 """An entry as Redis sends it: its id, and its field and value. One that somebody else wrote may have more (`entry_of`)."""
@@ -103,8 +97,7 @@ class EventLog:
         self.log_ttl_seconds = log_ttl_seconds
         self.ended_ttl_seconds = ended_ttl_seconds
         self._tombstone_ttl_seconds = tombstone_ttl_seconds
-        self._sure_ends: OrderedDict[str, bytes] = OrderedDict()
-        """The ids of ends that replicas have, by stream; the newest last."""
+        self._new_ends = NewEnds(replicated)
         self._asking: set[asyncio.Task[None]] = set()
 
     async def append(
@@ -131,7 +124,7 @@ class EventLog:
         if appended.status in ("applied", "duplicate"):
             await self._publish(stream_id, entry)
         if appended.status == "applied" and entry.field in TERMINAL:
-            self._note_sure(stream_id, bytes(entry.id))
+            self._new_ends.note(stream_id, bytes(entry.id))
         return appended
 
     async def _publish(self, stream_id: str, entry: Entry) -> None:
@@ -152,7 +145,7 @@ class EventLog:
         """Reads at most `count` entries after an id. An entry of several tokens is given whole, also if the id lies within."""
         or_else = _NO_LOG if after < FIRST_ID else []
         raw = await self._read(*_xrange(stream_id, after, count), or_else=or_else)
-        await self.until_replicas_have_end(stream_id, raw)
+        await self._new_ends.until_at_replicas(stream_id, raw)
         return entries_of(raw)
 
     def send_read(
@@ -176,7 +169,7 @@ class EventLog:
         self.send_newest(stream_id, 1, partial(_hand_over, reading))
         or_else = _NO_LOG if first <= FIRST_ID <= last else []
         raw: list[RawEntry] = await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last), or_else=or_else)
-        await self.until_replicas_have_end(stream_id, raw)
+        await self._new_ends.until_at_replicas(stream_id, raw)
         newest = await reading  # answered first, unless it was sent on in a cluster
         goes_on = False
         if isinstance(newest, list) and newest:
@@ -214,7 +207,7 @@ class EventLog:
     async def newest(self, stream_id: str, count: int = 1) -> list[Entry]:
         """Reads the newest entries, at most `count`, oldest first."""
         raw = (await self._read(*_xrevrange(stream_id, count), or_else=_NO_LOG))[::-1]
-        await self.until_replicas_have_end(stream_id, raw)
+        await self._new_ends.until_at_replicas(stream_id, raw)
         return entries_of(raw)
 
     async def has_begun(self, stream_id: str) -> bool:
@@ -230,46 +223,9 @@ class EventLog:
 
         self._commands.send(_xrevrange(stream_id, count), on_reply)
 
-    # --- ends that replicas may lack
-
-    async def until_replicas_have_end(self, stream_id: str, raw: list[RawEntry]) -> None:
-        """Returns when replicas have the end of the stream, if the last of these entries is one; at once without `replicated`.
-
-        Whoever has written it may still wait for them, or have died; and the server may have been replaced by one that lacks it.
-        Raises Disconnected, RedisRefused: the log may then be read again.
-        """
-        end_id = self._unsure_end(stream_id, raw)
-        if end_id is None or self._replicated is None:
-            return
-        newest = _read_of(await self._replicated.execute(*_xrevrange(stream_id, 1)), [])
-        if isinstance(newest, Exception) or [entry[0] for entry in newest] != [end_id]:
-            raise Disconnected("another server has the log now, and it lacks the end")
-        self._note_sure(stream_id, end_id)
-
-    def _unsure_end(self, stream_id: str, raw: list[RawEntry]) -> bytes | None:
-        """Returns the id of a new end that replicas may lack, if it is the last of these entries; else None."""
-        if self._replicated is None or not raw:
-            return None
-        try:
-            end_id, fields = raw[-1]
-            entry = entry_of(end_id, fields)
-        except _ODD_SHAPES:
-            return None
-        if entry.field not in TERMINAL or self._sure_ends.get(stream_id) == end_id:
-            return None
-        with contextlib.suppress(*_ODD_SHAPES):  # a tombstone has no time, and what is damaged no JSON
-            if time.time() - orjson.loads(entry.value)["time"] > _UNSURE_SECONDS:
-                return None
-        return end_id
-
-    def _note_sure(self, stream_id: str, end_id: bytes) -> None:
-        self._sure_ends[stream_id] = end_id
-        if len(self._sure_ends) > _SURE_ENDS_MAX:
-            self._sure_ends.popitem(last=False)
-
     def _hand_on(self, stream_id: str, read: list[RawEntry] | Exception, on_read: OnRead) -> None:
         """Calls `on_read`: at once, unless the entries have an end that replicas may lack."""
-        if isinstance(read, Exception) or self._unsure_end(stream_id, read) is None:
+        if isinstance(read, Exception) or self._new_ends.doubtful(stream_id, read) is None:
             on_read(read)
             return
         task = asyncio.get_running_loop().create_task(self._hand_on_later(stream_id, read, on_read))
@@ -278,7 +234,7 @@ class EventLog:
 
     async def _hand_on_later(self, stream_id: str, read: list[RawEntry], on_read: OnRead) -> None:
         try:
-            await self.until_replicas_have_end(stream_id, read)
+            await self._new_ends.until_at_replicas(stream_id, read)
         except (Disconnected, RedisRefused) as error:
             on_read(error)
         else:
@@ -318,8 +274,7 @@ class EventLog:
             with contextlib.suppress(Disconnected):  # it has ended all the same; gateways see it at their next look
                 await self._publish(stream_id, Entry(EventId.of(reply[1]), field, value))
         if reply is not None and reply[0]:
-            if self._replicated is not None:
-                self._note_sure(stream_id, bytes(EventId.of(reply[1])))
+            self._new_ends.note(stream_id, bytes(EventId.of(reply[1])))
             self.on_ended(stream_id)
         return None if reply is None else bool(reply[0])
 
