@@ -175,6 +175,7 @@ async def test_comments_keep_a_silent_stream_alive(system: System) -> None:
     stream_id = await system.create("silence", simulate=STALLED)
     reader = system.follow(stream_id, gateway=1)
     await reader.until_event("live")
+    await reader.until_event("started")  # before it or behind it
     events = bytes(reader.body).replace(b":\n", b"")
     received = len(reader.body)
     await wait_until(lambda: len(reader.body) >= received + 4, what="two comments")
