@@ -164,16 +164,17 @@ async def test_receipts_have_the_last_heartbeats_of_a_killed_worker_and_gateway(
         simulate = {"tokens": 100, "tokens_per_second": 40}
         stream_id = await system.create(simulate=simulate, midstream={"on_interrupt": policy})
         await system.follow(stream_id, gateway=1).until_tokens(20)
+        worker = await system.worker_of(stream_id)
         system.gateways[1].kill()
+        worker.kill()
         killed_at = time.time()
-        (await system.worker_of(stream_id)).kill()
         await system.until_status(stream_id, "completed", "failed")
         shown = await receipt(system, stream_id)
         lost, *later = shown["generated"]["attempts"]
         assert (lost["outcome"], len(later)) == {"restart": ("worker_lost", 1), "fail": ("failed", 0)}[policy]
         # A worker sends a heartbeat every two seconds.
-        assert lost["started_at"] - 2.5 < lost["last_heard_at"] < killed_at + 0.1
+        assert lost["started_at"] - 2.5 < lost["last_heard_at"] < killed_at
         assert all(attempt["last_heard_at"] is None for attempt in later)
         (connection,) = shown["delivered"]["connections"]
         assert (connection["outcome"], connection["closed_at"]) == (None, None)
-        assert connection["opened_at"] <= connection["noted_at"] < killed_at + 0.1
+        assert connection["opened_at"] <= connection["noted_at"] < killed_at

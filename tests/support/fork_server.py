@@ -36,6 +36,8 @@ class Fork:
     def __init__(self, status: int) -> None:
         """`status`: the pipe in which the server writes first the pid and later the exit code, each as a line."""
         self._status = status
+        self._poll = select.poll()
+        self._poll.register(status, select.POLLIN)
         self._lock = threading.Lock()
         self.returncode: int | None = None
         self.pid = self._number()
@@ -60,7 +62,7 @@ class Fork:
 
     def _code_within(self, seconds: float) -> int | None:
         with self._lock:
-            if self.returncode is None and select.select([self._status], [], [], seconds)[0]:
+            if self.returncode is None and self._poll.poll(seconds * 1000):
                 self.returncode = self._number()
                 os.close(self._status)
         return self.returncode
