@@ -271,10 +271,14 @@ class EventLog:
         if reply is not None and not (isinstance(reply, list) and reply):
             raise OddReply(f"ODDREPLY the end of a stream was answered by {shown(reply)}")
         if reply is not None and reply[0] and self._replicated is not None:
+            try:
+                end_id = EventId.of(reply[1])
+            except _ODD_SHAPES:
+                raise OddReply(f"ODDREPLY the end of a stream was answered by {shown(reply)}") from None
+            self._new_ends.note(stream_id, bytes(end_id))
             with contextlib.suppress(Disconnected):  # it has ended all the same; gateways see it at their next look
-                await self._publish(stream_id, Entry(EventId.of(reply[1]), field, value))
+                await self._publish(stream_id, Entry(end_id, field, value))
         if reply is not None and reply[0]:
-            self._new_ends.note(stream_id, bytes(EventId.of(reply[1])))
             self.on_ended(stream_id)
         return None if reply is None else bool(reply[0])
 
