@@ -268,19 +268,21 @@ class EventLog:
             if not _is_no_stream(error):
                 raise
             return False
-        if reply is not None and not (isinstance(reply, list) and reply):
-            raise OddReply(f"ODDREPLY the end of a stream was answered by {shown(reply)}")
-        if reply is not None and reply[0] and self._replicated is not None:
-            try:
-                end_id = EventId.of(reply[1])
-            except _ODD_SHAPES:
-                raise OddReply(f"ODDREPLY the end of a stream was answered by {shown(reply)}") from None
-            self._new_ends.note(stream_id, bytes(end_id))
+        if reply is None:
+            return None
+        try:
+            done, *ids = reply
+            end_id = EventId.of(ids[0]) if done else None
+        except _ODD_SHAPES:
+            raise OddReply(f"ODDREPLY the end of a stream was answered by {shown(reply)}") from None
+        if end_id is None:
+            return False
+        if self._replicated is not None:
             with contextlib.suppress(Disconnected):  # it has ended all the same; gateways see it at their next look
                 await self._publish(stream_id, Entry(end_id, field, value))
-        if reply is not None and reply[0]:
-            self.on_ended(stream_id)
-        return None if reply is None else bool(reply[0])
+        self._new_ends.note(stream_id, bytes(end_id))
+        self.on_ended(stream_id)
+        return True
 
     async def delete(self, stream_id: str, principal: str | None = None) -> bool:
         """Deletes a stream; a tombstone keeps its id from being written again, and whose it was. False if there was none."""
