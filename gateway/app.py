@@ -41,7 +41,7 @@ from gateway.http.routes import ASGI, Part, Route, no_route, route_for
 from gateway.metrics import refused
 from gateway.provider_models import ProviderModels
 from gateway.request_metrics import counting
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from gateway.writing.routes import WriterApi
 from gateway.writing.writes import Writes
 from shared.accounts import Accounts

@@ -59,7 +59,7 @@ from gateway.listening import BACKLOG
 from gateway.measuring import GatewayMeasuring
 from gateway.presence import presence
 from gateway.provider_models import ProviderModels
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
 from gateway.writing.lost_writers import LostWriters
 from gateway.writing.writes import Writes

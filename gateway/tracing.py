@@ -20,7 +20,7 @@ from gateway.delivery.ledger import Ledger
 from gateway.http.connection import Receive, Scope, Send
 from gateway.http.problems import Problem
 from gateway.http.routes import ASGI
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared import events
 from shared.errors import Disconnected, RedisRefused, Unreadable
 from shared.event_log import EventLog

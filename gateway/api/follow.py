@@ -42,7 +42,7 @@ from gateway.http.principal import require
 from gateway.http.problems import Problem, not_found, stopping
 from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.provider_models import ProviderModels
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared.events import Policies
 from shared.ids import BEGINNING, FIRST_ID, EventId, is_stream_id
 from shared.settings import Settings

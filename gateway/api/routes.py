@@ -29,7 +29,7 @@ from gateway.http.routes import OperationsOf, Route, methods_like
 from gateway.http.whole_bodies import made
 from gateway.metrics import refused
 from gateway.provider_models import ProviderModels
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared.lifecycle import History
 from shared.settings import Settings
 from shared.version import VERSION

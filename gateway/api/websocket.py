@@ -26,7 +26,7 @@ from gateway.http.websocket_connection import (
     WebSocketConnection,
     frame,
 )
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared.events import Event
 
 operations = OperationsOf("gateway.api.operations")

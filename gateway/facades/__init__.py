@@ -10,7 +10,7 @@ from gateway.facades.openai.models import Models
 from gateway.facades.responses.responses import Responses
 from gateway.http.routes import Part
 from gateway.provider_models import ProviderModels
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared.commands import Commands
 from shared.settings import Settings
 

@@ -20,7 +20,7 @@ import orjson
 from gateway import metrics
 from gateway.access.append_rates import AppendRates
 from gateway.http.problems import Problem, full
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from gateway.writing.lines import End
 from shared import events
 from shared.errors import LogFull, Unreadable

@@ -14,7 +14,7 @@ from gateway import metrics
 from gateway.access.limits import Limits, OwnLimits
 from gateway.access.owners import Owners
 from gateway.http.problems import Problem
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared.accounts import Accounts
 from shared.commands import Commands
 from shared.errors import Disconnected

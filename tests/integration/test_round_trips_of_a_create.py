@@ -9,7 +9,7 @@ import pytest
 from gateway.access.limits import Limits, OwnLimits
 from gateway.access.owners import Owners
 from gateway.http.problems import Problem
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared.accounts import Accounts
 from shared.event_log import EventLog
 from shared.events import Policies

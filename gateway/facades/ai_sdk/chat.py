@@ -28,7 +28,7 @@ from gateway.http.problems import Problem
 from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.http.whole_bodies import made
 from gateway.provider_models import ProviderModels
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared.commands import Commands
 from shared.errors import RedisRefused, Unreadable
 from shared.ids import is_stream_id

@@ -19,7 +19,7 @@ from gateway.facades.durable.services import DurableServices, Quotas
 from gateway.http.connection import Connection, Receive, Scope, Send
 from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.listening import is_loopback
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared.commands import Commands
 from shared.event_log import EventLog
 from shared.settings import Settings

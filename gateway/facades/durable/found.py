@@ -16,7 +16,7 @@ from typing import TypeVar
 from gateway.http.connection import Scope
 from gateway.http.principal import principal
 from gateway.http.problems import Problem, not_found
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared.errors import Unreadable
 from shared.ids import is_stream_id
 from shared.keys import name_digest

@@ -10,7 +10,7 @@ from gateway.facades.durable.face import face_of
 from gateway.facades.durable.found import Found
 from gateway.facades.durable.headers import Shape
 from gateway.faces import End, encode
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared import events
 from shared.errors import Unreadable
 from shared.events import Entry, Event, events_of, unreadable_failure

@@ -32,7 +32,7 @@ from gateway.http.problems import Problem, not_found
 from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.http.whole_bodies import made
 from gateway.provider_models import ProviderModels
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared.errors import Unreadable
 from shared.events import DONE
 from shared.ids import EventId, is_stream_id

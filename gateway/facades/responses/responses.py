@@ -36,7 +36,7 @@ from gateway.http.problems import Problem
 from gateway.http.routes import ASGI, OperationsOf, Route, route_for
 from gateway.http.whole_bodies import Held
 from gateway.provider_models import ProviderModels
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared.errors import Unreadable
 from shared.event_log import READ_ENTRIES_MAX
 from shared.events import FAILED, Event

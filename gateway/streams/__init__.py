@@ -1,0 +1,1 @@
+"""What clients do with streams, whichever API they use."""
