@@ -20,11 +20,12 @@ from gateway.delivery.ledger import Ledger
 from gateway.http.connection import Receive, Scope, Send
 from gateway.http.problems import Problem
 from gateway.http.routes import ASGI
+from gateway.streams.creation import NewStream
 from gateway.streams.streams import Streams
 from shared import events
 from shared.errors import Disconnected, RedisRefused, Unreadable
 from shared.event_log import EventLog
-from shared.events import Accepted, Policies
+from shared.events import Accepted
 from shared.ids import BEGINNING, EventId
 from shared.lifecycle import History
 from shared.outcomes import AttemptOutcome, ReaderOutcome
@@ -174,11 +175,9 @@ class TracedStreams(Streams):
         super().__init__(*parts)
         self._traces = traces
 
-    async def create(
-        self, request: dict[str, Any], policies: Policies, metadata: dict[str, str], **more: Any
-    ) -> dict[str, Any]:
-        with self._traces.creation(str(request.get("model", ""))) as span:
-            created = await super().create(request, policies, metadata, **more)
+    async def create(self, new: NewStream) -> dict[str, Any]:
+        with self._traces.creation(str(new.request.get("model", ""))) as span:
+            created = await super().create(new)
             span.tell({"midstream.stream.id": created["id"]})
             return created
 

@@ -42,6 +42,7 @@ from gateway.http.principal import require
 from gateway.http.problems import Problem, not_found, stopping
 from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.provider_models import ProviderModels
+from gateway.streams.creation import NewStream
 from gateway.streams.streams import Streams
 from shared.events import Policies
 from shared.ids import BEGINNING, FIRST_ID, EventId, is_stream_id
@@ -168,7 +169,7 @@ class Subscribe:
             raise Problem(400, f"cookie must be true or false, not {as_cookie[:64]!r}")
         self.take_place()
         model = query.get("model") or await self._models.default()
-        created = await self._streams.create(prompt_request(prompt, model), Policies(), {})
+        created = await self._streams.create(NewStream(prompt_request(prompt, model), Policies(), {}))
         stream_id = created["id"]
         # The browser must have an id before the first token, or a cut there would begin a second generation.
         accepted = orjson.dumps({"id": stream_id, "events_url": created["events_url"]})

@@ -29,6 +29,7 @@ from gateway.http.routes import OperationsOf, Route, methods_like
 from gateway.http.whole_bodies import made
 from gateway.metrics import refused
 from gateway.provider_models import ProviderModels
+from gateway.streams.creation import NewStream
 from gateway.streams.streams import Streams
 from shared.lifecycle import History
 from shared.settings import Settings
@@ -90,7 +91,7 @@ class NativeApi:
             parsed = parse_body(body)
             generation, policies, metadata = check_generation(parsed, await self._models.default_for(parsed))
             act_for(owner_in(parsed))
-            created = await self._streams.create(generation, policies, metadata, idempotency=key)
+            created = await self._streams.create(NewStream(generation, policies, metadata, key))
             as_cookie = wants_cookie(parsed)
         token = self._given.token(created["id"])
         answer = json_response(

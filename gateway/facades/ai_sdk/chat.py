@@ -28,6 +28,7 @@ from gateway.http.problems import Problem
 from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.http.whole_bodies import made
 from gateway.provider_models import ProviderModels
+from gateway.streams.creation import NewStream
 from gateway.streams.streams import Streams
 from shared.commands import Commands
 from shared.errors import RedisRefused, Unreadable
@@ -166,7 +167,7 @@ class AiSdk:
                 "before": replayed_parts(last["parts"]),
             }  # after tool results the same message continues
         key = check_idempotency_key(headers)
-        created = await self._streams.create(request, policies, metadata, idempotency=key, facade=facade)
+        created = await self._streams.create(NewStream(request, policies, metadata, key, facade))
         return created["id"], chat_id
 
     async def _cancel(self, stream_id: str, chat_id: str) -> str | None:

@@ -32,6 +32,7 @@ from gateway.http.problems import Problem, not_found
 from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.http.whole_bodies import made
 from gateway.provider_models import ProviderModels
+from gateway.streams.creation import NewStream
 from gateway.streams.streams import Streams
 from shared.errors import Unreadable
 from shared.events import DONE
@@ -110,13 +111,9 @@ class ChatCompletions:
             parsed = parse_body(body)
             chat = check_chat(parsed, request.headers, await self._models.default_for(parsed))
             act_for(owner_in(parsed))
-            created = await self._streams.create(
-                chat.generation,
-                chat.policies,
-                chat.metadata,
-                idempotency=check_idempotency_key(request.headers),
-                facade={"api": "chat", "include_usage": chat.include_usage},
-            )
+            key = check_idempotency_key(request.headers)
+            facade = {"api": "chat", "include_usage": chat.include_usage}
+            created = await self._streams.create(NewStream(chat.generation, chat.policies, chat.metadata, key, facade))
             return created["id"], _face_of(chat), chat.cookie
 
     async def _stream(self, stream_id: str, face: ChatFace, scope: Scope, receive: Any, send: Any) -> None:

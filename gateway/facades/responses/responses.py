@@ -36,6 +36,7 @@ from gateway.http.problems import Problem
 from gateway.http.routes import ASGI, OperationsOf, Route, route_for
 from gateway.http.whole_bodies import Held
 from gateway.provider_models import ProviderModels
+from gateway.streams.creation import NewStream
 from gateway.streams.streams import Streams
 from shared.errors import Unreadable
 from shared.event_log import READ_ENTRIES_MAX
@@ -152,7 +153,7 @@ class Responses:
             before = [] if wanted.previous is None else await self._conversation(wanted.previous)
             chat_body = wanted.request(before)
             chat = check_chat(chat_body, request.headers, await self._models.default_for(chat_body))
-            created = await self._streams.create(
+            new = NewStream(
                 chat.generation,
                 chat.policies,
                 chat.metadata,
@@ -161,6 +162,7 @@ class Responses:
                 keep_request=wanted.store,
                 shown_messages=0 if wanted.instructions is None else 1,
             )
+            created = await self._streams.create(new)
             return created["id"], wanted.stream, wanted.background, chat.cookie
 
     async def _with_items(self, body: dict[str, Any]) -> dict[str, Any]:
