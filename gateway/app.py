@@ -144,7 +144,7 @@ def make_app(services: Services) -> ASGI:
         except Problem as problem:
             if scope["type"] == "websocket":
                 return closing_with(problem)
-            login = to_login(scope, settings.path_prefix) if has_login and route.operation.has_login else None
+            login = to_login(scope, settings.path_prefix) if has_login and route.is_page else None
             if problem.status != 401 or login is None:
                 raise
             refused(problem.status)

@@ -39,7 +39,7 @@ class Docs:
 
     def __init__(self, routes: Sequence[Route], path_prefix: str) -> None:
         self.routes = (
-            Route("GET", "/docs", self.page, operations.DOCS, "admin"),
+            Route("GET", "/docs", self.page, operations.DOCS, "admin", is_page=True),
             Route("GET", "/openapi.json", self.openapi, operations.OPENAPI, "admin"),
         )
         self._described = [*routes, *self.routes]
