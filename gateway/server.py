@@ -65,7 +65,6 @@ from gateway.writing.lost_writers import LostWriters
 from gateway.writing.writes import Writes
 from shared.accounts import Accounts
 from shared.archive import archive_of
-from shared.commands import Commands
 from shared.connections import RedisConnection, RedisSubscriber, check, connection_to
 from shared.event_log import EventLog
 from shared.external_writes import ExternalWrites, WriterLeases
@@ -222,11 +221,11 @@ def _finding(archive: Archive, unkept: Unkept, log: EventLog, commands: RedisCon
 
 def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: bool) -> _Gateway:
     """Builds the parts of a gateway and connects them. Nothing is started."""
-    kept = (
+    stores = (
         *(EventLog, RequestQueue, DeliveryNotes, ExternalWrites, WriterLeases),
         *(WrittenLog, Names, Holdings, Accounts, StreamReaders),
     )
-    scripts = tuple(script for one in kept for script in one.SCRIPTS)
+    scripts = tuple(script for scripted in stores for script in scripted.SCRIPTS)
     commands = connection_to(settings, name="gateway", scripts=scripts)
     durable = connection_to(settings, name="durable", scripts=scripts) if settings.min_replicas else None
     replicated = None if durable is None else ReplicatedCommands(durable, settings.min_replicas)
@@ -271,8 +270,9 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         page_events=settings.page_events,
         cache_bytes_max=settings.page_cache_bytes_max,
     )
-    authenticators = authenticators_for(commands, settings) if authenticates else []
-    own_limits = OwnLimits(settings, partial(limits_of, authenticators))
+    api_keys = ApiKeys(commands, settings) if authenticates else None
+    authenticators = [] if api_keys is None else authenticators_for(api_keys, settings)
+    own_limits = OwnLimits(settings, _none_of_its_own if api_keys is None else api_keys.limits_of)
     stream_readers = StreamReaders(commands, own_limits)
     addresses = Addresses(settings)
 
@@ -295,7 +295,8 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     silence_checks = SilenceChecks(tails, log, endings, settings, on_lost=delivery.lose)
     limits = Limits(accounts, log, own_limits, settings)
     owners = Owners(checked=authenticates)
-    webhooks = StreamWebhooks(settings, store, partial(webhook_of, authenticators), authenticates=authenticates)
+    webhook_of_key = _none_of_its_own if api_keys is None else api_keys.webhook_of
+    webhooks = StreamWebhooks(settings, store, webhook_of_key, authenticates=authenticates)
     parts = (commands, log, queue, tails, deliveries, settings, owners, limits, usage, unkept, restoring)
     own = (*parts, webhooks, replicated)
     streams = Streams(*own) if traces is None else TracedStreams(traces, *own)
@@ -378,28 +379,17 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     )
 
 
-def authenticators_for(commands: Commands, settings: Settings) -> list[KeptUp]:
+def authenticators_for(api_keys: ApiKeys, settings: Settings) -> list[KeptUp]:
     """Returns what recognizes the tokens of services and users. Raises Unusable."""
     if not settings.jwt_keys:
-        return [ApiKeys(commands, settings)]
+        return [api_keys]
     from gateway.access.user_tokens import UserTokens  # imports the libraries for JWTs
 
-    return [ApiKeys(commands, settings), UserTokens(settings)]
+    return [api_keys, UserTokens(settings)]
 
 
-def limits_of(authenticators: Sequence[KeptUp], principal_name: str) -> Mapping[str, object]:
-    """Returns the limits that a principal has in place of the settings': those of its API key."""
-    for authenticator in authenticators:
-        if isinstance(authenticator, ApiKeys):
-            return authenticator.limits_of(principal_name)
-    return {}
-
-
-def webhook_of(authenticators: Sequence[KeptUp], principal_name: str) -> Mapping[str, object]:
-    """Returns the webhook of a principal's API key; nothing if it has none."""
-    for authenticator in authenticators:
-        if isinstance(authenticator, ApiKeys):
-            return authenticator.webhook_of(principal_name)
+def _none_of_its_own(principal_name: str) -> Mapping[str, object]:
+    """Returns what a principal has in place of the settings where there are no API keys: nothing."""
     return {}
 
 
