@@ -70,7 +70,7 @@ class Services:
     addresses: Addresses
     accounts: Accounts
     durable: DurableStreams | None
-    given: GivenTokens
+    given_tokens: GivenTokens
     settings: Settings
     finding: Finding | None = None
 
@@ -78,8 +78,8 @@ class Services:
 def parts_of(services: Services) -> tuple[NativeApi, list[Part], list[Route]]:
     """Returns the API that FastAPI serves, the parts that are tried before it, in order, and all routes."""
     streams, subscribe, settings = services.streams, services.subscribe, services.settings
-    admission, given = services.admission, services.given
-    native = NativeApi(streams, given, services.delivery, services.models, settings, services.finding)
+    admission, given_tokens = services.admission, services.given_tokens
+    native = NativeApi(streams, given_tokens, services.delivery, services.models, settings, services.finding)
     parts: list[Part] = [
         WebSockets(streams, subscribe),  # takes all that is not HTTP
         subscribe,
@@ -87,7 +87,7 @@ def parts_of(services: Services) -> tuple[NativeApi, list[Part], list[Route]]:
         WriterApi(services.writes, subscribe, services.delivery),
         Probe(services.delivery, settings),
         *facades(
-            *(streams, given, subscribe, services.models, settings, services.commands),
+            *(streams, given_tokens, subscribe, services.models, settings, services.commands),
             has_durable=services.durable is not None,
         ),
         *((services.durable,) if services.durable is not None else ()),

@@ -310,8 +310,8 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     writes = Writes(streams, log, external, leases, rates, settings)
     models = ProviderModels(settings)
     admission = admission_for(authenticators, settings) if authenticates else Admission()
-    given = GivenTokens(admission.tokens, settings.path_prefix)
-    subscribe = Subscribe(streams, given, tails, delivery, models, settings, stream_readers)
+    given_tokens = GivenTokens(admission.tokens, settings.path_prefix)
+    subscribe = Subscribe(streams, given_tokens, tails, delivery, models, settings, stream_readers)
     measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, queue, settings)
     request_timeouts = RequestTimeouts(
         settings.request_seconds,
@@ -330,7 +330,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     finding = None if restoring is None or unkept is None else _finding(restoring.archive, unkept, log, commands)
     written = None
     if are_wanted(settings, authenticates=authenticates):
-        written = DurableStreams(streams, subscribe, delivery, log, commands, settings, given, rates)
+        written = DurableStreams(streams, subscribe, delivery, log, commands, settings, given_tokens, rates)
     app = make_app(
         Services(
             streams,
@@ -345,7 +345,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
             addresses,
             accounts,
             written,
-            given,
+            given_tokens,
             settings,
             finding,
         )

@@ -395,8 +395,8 @@ class _Connection(asyncio.Protocol):
         elif exc is not None:
             self._trouble = self._trouble or (httpx2.ReadError, str(exc) or type(exc).__name__)
         else:
-            what = "before its response was whole" if self.status else "without a response"
-            message = f"{self._peer} closed the connection {what}"
+            when = "before its response was whole" if self.status else "without a response"
+            message = f"{self._peer} closed the connection {when}"
             self._trouble = self._trouble or (httpx2.RemoteProtocolError, message)
         self._wake()
 

@@ -88,8 +88,8 @@ class Meter:
             _TOKENS.inc(offset - self._counted)
             self._counted = offset
 
-    def ended(self, outcome: AttemptOutcome, **about: str) -> None:
-        """Counts the end of the attempt, if one is open. `about` is for traces: finish_reason, code, by, fenced_by."""
+    def ended(self, outcome: AttemptOutcome, **details: str) -> None:
+        """Counts the end of the attempt, if one is open. `details` are for traces: finish_reason, code, by, fenced_by."""
         if self._open:
             self._open = False
             _ATTEMPTS.labels(outcome).inc()

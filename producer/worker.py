@@ -124,7 +124,7 @@ class Worker:
 
     def failures(self) -> list[dict[str, Any]]:
         """The newest streams of the last two minutes that ended as failed here."""
-        return [one for one in self._failures if time.time() - one["ended_at"] < _FAILURES_SECONDS]
+        return [failure for failure in self._failures if time.time() - failure["ended_at"] < _FAILURES_SECONDS]
 
     async def run(self) -> None:
         """Works until it is drained: then every claim is finished or handed back."""

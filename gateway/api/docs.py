@@ -137,11 +137,11 @@ def _schema(name: str, schema: Json) -> str:
     rows = [
         (
             f"<code>{escape(field)}</code>",
-            _type(about),
+            _type(property_schema),
             "" if field in needed else "optional",
-            _words(about.get("description", "")),
+            _words(property_schema.get("description", "")),
         )
-        for field, about in schema.get("properties", {}).items()
+        for field, property_schema in schema.get("properties", {}).items()
     ]
     words = _words(schema.get("description", ""))
     table = _table("", ("field", "type", "", ""), rows)

@@ -83,7 +83,7 @@ class Subscribe:
     def __init__(
         self,
         streams: Streams,
-        given: GivenTokens,
+        given_tokens: GivenTokens,
         tails: Tails,
         delivery: Delivery,
         models: ProviderModels,
@@ -91,7 +91,7 @@ class Subscribe:
         stream_readers: StreamReaders,
     ) -> None:
         self._streams = streams
-        self._given = given
+        self._given_tokens = given_tokens
         self._stream_readers = stream_readers
         self._placed: set[asyncio.Task[Any]] = set()
         """Requests that have a place among the readers of their stream, and do not follow yet."""
@@ -174,7 +174,7 @@ class Subscribe:
         # The browser must have an id before the first token, or a cut there would begin a second generation.
         accepted = orjson.dumps({"id": stream_id, "events_url": created["events_url"]})
         Connection.add_headers(
-            send, self._given.headers(scope, stream_id, as_cookie=as_cookie == "true", path=_CREATING_PATH)
+            send, self._given_tokens.headers(scope, stream_id, as_cookie=as_cookie == "true", path=_CREATING_PATH)
         )
         first = b"event: accepted\ndata: %b\nid: %b/%b\n\n" % (accepted, stream_id.encode(), bytes(FIRST_ID))
         try:

@@ -17,7 +17,7 @@ from shared.settings import Settings
 
 def facades(
     streams: Streams,
-    given: GivenTokens,
+    given_tokens: GivenTokens,
     subscribe: Subscribe,
     models: ProviderModels,
     settings: Settings,
@@ -27,8 +27,8 @@ def facades(
 ) -> list[Part]:
     """Returns all facades but the durable one. `has_durable`: this gateway has that, too."""
     return [
-        ChatCompletions(streams, given, subscribe, models, settings),
-        Responses(streams, given, subscribe, models, settings),
+        ChatCompletions(streams, given_tokens, subscribe, models, settings),
+        Responses(streams, given_tokens, subscribe, models, settings),
         Models(models),
-        AiSdk(streams, given, subscribe, models, settings, commands, has_durable=has_durable),
+        AiSdk(streams, given_tokens, subscribe, models, settings, commands, has_durable=has_durable),
     ]

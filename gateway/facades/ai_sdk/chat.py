@@ -53,7 +53,7 @@ class AiSdk:
     def __init__(
         self,
         streams: Streams,
-        given: GivenTokens,
+        given_tokens: GivenTokens,
         subscribe: Subscribe,
         models: ProviderModels,
         settings: Settings,
@@ -62,7 +62,7 @@ class AiSdk:
         has_durable: bool,
     ) -> None:
         self._streams = streams
-        self._given = given
+        self._given_tokens = given_tokens
         self._subscribe = subscribe
         self._models = models
         self._settings = settings
@@ -89,7 +89,7 @@ class AiSdk:
             as_cookie = wants_cookie(parsed)
             del parsed
         path = _DURABLE_HEAD + stream_id if address_only else None
-        Connection.add_headers(send, self._given.headers(scope, stream_id, as_cookie=as_cookie, path=path))
+        Connection.add_headers(send, self._given_tokens.headers(scope, stream_id, as_cookie=as_cookie, path=path))
         await self._redis("SET", self._key(chat_id), stream_id, "EX", self._settings.log_ttl_seconds)
         if address_only:
             await self._address(stream_id, "ui", 201)(scope, receive, send)

@@ -45,7 +45,7 @@ class DurableStreams:
         event_log: EventLog,
         commands: Commands,
         settings: Settings,
-        given: GivenTokens,
+        given_tokens: GivenTokens,
         rates: AppendRates,
     ) -> None:
         log, names = WrittenLog(commands), Names(commands)
@@ -67,7 +67,7 @@ class DurableStreams:
             self._quotas,
             Bounds(settings.stream_bytes_max, settings.stream_entries_max),
             settings,
-            given,
+            given_tokens,
             rates,
         )
         self.routes = (

@@ -127,5 +127,5 @@ class DurableServices:
     quotas: Quotas
     bounds: Bounds
     settings: Settings
-    given: GivenTokens
+    given_tokens: GivenTokens
     rates: AppendRates

@@ -54,10 +54,15 @@ class ChatCompletions:
     """OpenAI's Chat Completions API."""
 
     def __init__(
-        self, streams: Streams, given: GivenTokens, subscribe: Subscribe, models: ProviderModels, settings: Settings
+        self,
+        streams: Streams,
+        given_tokens: GivenTokens,
+        subscribe: Subscribe,
+        models: ProviderModels,
+        settings: Settings,
     ) -> None:
         self._streams = streams
-        self._given = given
+        self._given_tokens = given_tokens
         self._subscribe = subscribe
         self._models = models
         self._settings = settings
@@ -76,7 +81,7 @@ class ChatCompletions:
         self._subscribe.take_place()
         stream_id, face, as_cookie = await self._created(Request(scope, receive))
         # An error has these headers too: the events before it can be read from that stream.
-        given = self._given.headers(scope, stream_id, as_cookie=as_cookie)
+        given = self._given_tokens.headers(scope, stream_id, as_cookie=as_cookie)
         Connection.add_headers(send, [(_STREAM_ID, stream_id.encode()), *given])
         if face is not None:
             await self._stream(stream_id, face, scope, receive, send)

@@ -66,10 +66,15 @@ class Responses:
     """OpenAI's Responses API."""
 
     def __init__(
-        self, streams: Streams, given: GivenTokens, subscribe: Subscribe, models: ProviderModels, settings: Settings
+        self,
+        streams: Streams,
+        given_tokens: GivenTokens,
+        subscribe: Subscribe,
+        models: ProviderModels,
+        settings: Settings,
     ) -> None:
         self._streams = streams
-        self._given = given
+        self._given_tokens = given_tokens
         self._subscribe = subscribe
         self._models = models
         self._settings = settings
@@ -87,7 +92,7 @@ class Responses:
         """`POST /v1/responses`"""
         self._subscribe.take_place()
         stream_id, streams, background, as_cookie = await self._created(Request(scope, receive))
-        Connection.add_headers(send, self._given.headers(scope, stream_id, as_cookie=as_cookie))
+        Connection.add_headers(send, self._given_tokens.headers(scope, stream_id, as_cookie=as_cookie))
         if streams:
             await self._follow_new(stream_id, background, scope, receive, send)
             return
@@ -167,10 +172,10 @@ class Responses:
 
     async def _with_items(self, body: dict[str, Any]) -> dict[str, Any]:
         """Returns a body with the items that its input names by their ids. Raises Problem 400, 404, 503."""
-        given = body.get("input")
-        if not isinstance(given, list):
+        items = body.get("input")
+        if not isinstance(items, list):
             return body
-        names = [reference_of(item) for item in given]
+        names = [reference_of(item) for item in items]
         by_stream: dict[str, set[str]] = {}
         for name in filter(None, names):
             stream_id = name.partition("_")[2].rpartition("_")[0]
@@ -193,7 +198,7 @@ class Responses:
         if missing is not None:
             why = "an item can be named while its response is there: with store, and until that expires"
             raise Problem(404, f"there is no item {missing[:80]!r}; {why}", param="input")
-        return {**body, "input": [found[name] if name else item for name, item in zip(names, given, strict=True)]}
+        return {**body, "input": [found[name] if name else item for name, item in zip(names, items, strict=True)]}
 
     async def _items_of(self, stream_id: str) -> dict[str, dict[str, Any]]:
         """Returns the items of an earlier response by their ids; none if it is not there, or has not ended."""
