@@ -271,7 +271,10 @@ def _add_up(up: argparse.ArgumentParser) -> None:
     up.add_argument("--workers", type=_count, default=1, metavar="N", help="how many worker processes (1)")
     up.add_argument("--gateways", type=_count_or_0, metavar="N", help="how many gateway processes (1); 0: one per core")
     up.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="where the embedded Valkey stores its data (not stored)"
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where the embedded Valkey stores its data, and ended answers are kept (not stored)",
     )
     up.add_argument(
         "--log-format", choices=("json", "text"), help="format of log lines (text on a terminal, else json)"
