@@ -37,7 +37,7 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
         self._inner = inner
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request and read the head of its response. Raises httpx2.TransportError, Refused."""
+        """Sends a request and reads the head of its response. Raises httpx2.TransportError, Refused."""
         redirects = 0
         while True:
             response = await self._inner.handle_async_request(request)

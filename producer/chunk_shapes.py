@@ -33,7 +33,7 @@ FINISH_REASON_CHARACTERS_MAX = 64
 ABOUT_BYTES_MAX = 16 << 10
 """Of the fields beside an answer's text, or of an error object, so much is kept."""
 USAGE_BYTES_MAX = 4 << 10
-"""The same of a usage, which stands in each receipt and in its line on the log. Known ones have less than 1 KB."""
+"""Of a usage so much is kept: it stands in each receipt, and in that line of the process's log. Known ones have less than 1 KB."""
 _ABOUT_FIELDS_MAX = 100
 _PARTS_MAX = 1000
 """Of a content in parts, in one chunk."""

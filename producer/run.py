@@ -358,7 +358,7 @@ class Run:
             raise self._stopped
         self._history = history
         offset_before = writer.offset
-        self.meter.asked(self._provider.model_of(history.accepted.request))
+        self.meter.call_begun(self._provider.model_of(history.accepted.request))
         self._generating = call = asyncio.get_running_loop().create_task(
             self._provider.generate(history.accepted.request, history.text, self)
         )
@@ -370,7 +370,7 @@ class Run:
                     raise Refused("the call of the provider cancelled itself", code=FailureCode.PROVIDER_UNREADABLE)
                 finish = call.result()
                 await writer.drained()
-                self.meter.answered(writer.offset - offset_before, self._heard_at, finish.usage)
+                self.meter.call_answered(writer.offset - offset_before, self._heard_at, finish.usage)
                 return finish
             if self._settings.provider_on_cancel == "drain" and isinstance(self._stopped, Fenced | LastReaderGone):
                 reads_on = abilities_of(self._provider, history.accepted.request).reads_on

@@ -66,8 +66,8 @@ class TracedMeter(Meter):
         if self._span is not None:
             self._span.event("midstream.first_token")
 
-    def answered(self, tokens: int, last_at: float, usage: dict[str, Any] | None) -> None:
-        super().answered(tokens, last_at, usage)
+    def call_answered(self, tokens: int, last_at: float, usage: dict[str, Any] | None) -> None:
+        super().call_answered(tokens, last_at, usage)
         if self._span is not None:
             counts = {name: (usage or {}).get(theirs) for name, theirs in _USAGE}
             self._span.set_attributes({name: count for name, count in counts.items() if isinstance(count, int)})

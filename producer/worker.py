@@ -50,7 +50,7 @@ _CONSUMER_IDLE_MILLISECONDS = 3_600_000
 _FORGET_SECONDS = 600.0
 _HAND_BACK_SECONDS = 3.0
 _FAILURES_MAX = 5
-"""Told with each word of this worker to the console: a seventh of a kilobyte each."""
+"""Reported to the console with each heartbeat, at about 150 bytes each."""
 _FAILURES_SECONDS = 120.0
 
 
@@ -158,7 +158,7 @@ class Worker:
         while not self._draining.is_set():
             count = await self._places()
             block_seconds = BLOCK_SECONDS
-            if self._lanes_without_place:  # the others wait until this one is asked no more
+            if self._lanes_without_place:  # the claims of other lanes wait until this one has returned
                 block_seconds = max(_SHARED_BLOCK_SECONDS, BLOCK_SECONDS / len(self._lanes))
             claims: list[Claim] = []
             try:

@@ -108,7 +108,7 @@ class _Parts:
         self._size = 0
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Raises Problem 400, 413."""
+        """Yields the parts. Raises Problem 400, 413."""
         try:
             async for part in self._parts:
                 self._size += len(part)

@@ -41,7 +41,7 @@ class Life:
     ttl_seconds: int | None
     expires_at: str | None
     expires_at_ms: int
-    """The same as Unix milliseconds; 0 without it."""
+    """The time in `expires_at` as Unix milliseconds; 0 without one."""
 
 
 def life_of(headers: Headers, seconds_max: int) -> Life:
