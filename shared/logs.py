@@ -160,7 +160,7 @@ def outcome(event: str, stream_id: str, **more: Any) -> dict[str, Any]:
 
 
 def audit_line(event: str, **fields: Any) -> None:
-    """Logs what was done, by whom and to what: fields that are None are left out. `about` has no token and no text of a stream."""
+    """Logs what was done, by whom and to what: fields that are None are left out. `fields` have no token and no text of a stream."""
     fields = {name: value for name, value in fields.items() if value is not None}
     message = " ".join((event, *(f"{name}={_in_message(value)}" for name, value in fields.items())))
     logging.getLogger(AUDIT).info(message, extra={"about": {"event": event, **fields}})
