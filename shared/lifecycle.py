@@ -81,7 +81,9 @@ class Order:
         if field in _ATTEMPTS:
             self.reached = EventId(last.attempt, kept_tokens)
         event = field if field in STATUS_AFTER else _INCREMENT
-        after = STATUS_AFTER[event] if before is None else _status_behind(before, event)
+        after = STATUS_AFTER[event]
+        if before is not None and event not in NEXT[_status_at(before)]:
+            raise Unreadable(_why_not(before, event))
         if event == events.ACCEPTED and first != FIRST_ID:
             raise Unreadable(f"`accepted` stands elsewhere than at {FIRST_ID}")
         if before is None:
@@ -102,14 +104,6 @@ def _status_at(reached: EventId) -> Status:
     if reached == BEGINNING:
         return Status.UNKNOWN
     return Status.RUNNING if reached.attempt else Status.QUEUED
-
-
-def _status_behind(reached: EventId, event: bytes) -> Status:
-    """Returns the state after an event behind the entry with this id. Raises Unreadable if the event may not stand there."""
-    status = NEXT[_status_at(reached)].get(event)
-    if status is None:
-        raise Unreadable(_why_not(reached, event))
-    return status
 
 
 def _why_not(reached: EventId, event: bytes) -> str:

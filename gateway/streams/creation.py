@@ -138,7 +138,8 @@ class StreamCreation:
                 size = len(entry.value) + large_bytes - bytes_until_end, bytes_until_end
                 admit = partial(self._limits.admit, stream_id, owner, *size)
                 if self._limits.apply_to(owner):
-                    await self._admitted(admit, key)
+                    await self._admitted(partial(admit, for_good=False), key)
+                admit = partial(admit, for_good=True)
                 is_told = policies.webhook is not None
                 if policies.lease_seconds is None:
                     await self._begin(stream_id, entry, beside, admit, is_told=is_told, alone=stream_id == new_id)
@@ -236,9 +237,10 @@ class StreamCreation:
             if alone and not is_repeated and self._commands.is_one_server:
                 may_be_queued = True
                 # All take one round trip: they leave on one connection, in this order.
-                await _all_of(admit(), self.enter(stream_id, is_told=is_told), append(), self._queue.enqueue(stream_id))
+                entering = self._entering(stream_id, is_told=is_told)
+                await _all_of(admit(), *entering, append(), self._queue.enqueue(stream_id))
                 return
-            await _all_of(admit(), self.enter(stream_id, is_told=is_told))
+            await _all_of(admit(), *self._entering(stream_id, is_told=is_told))
             appended = await append()
             is_to_queue = appended.status == "applied"
             if is_repeated and (
@@ -265,7 +267,7 @@ class StreamCreation:
                 f"there are {self._settings.external_streams_max} streams of external writers, and no more are taken"
             )
             raise Problem(503, detail, retry_after_seconds=5)
-        await self.enter(stream_id, is_told=is_told)
+        await _all_of(*self._entering(stream_id, is_told=is_told))
         appended = await self._log.append(stream_id, 0, entry, self._settings.log_ttl_seconds, beside)
         if appended.status == "applied" or appended.last == FIRST_ID:
             await self._leases.begin(stream_id, lease)
@@ -291,16 +293,16 @@ class StreamCreation:
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(2 * pause_seconds, _QUEUED_LOOK_SECONDS_MAX)
 
-    async def enter(self, stream_id: str, *, is_told: bool = False) -> None:
-        """Enters a stream among those that are to be archived and told of, before its log begins: then no end can be lost.
+    async def enter(self, stream_id: str) -> None:
+        """Enters a stream among those that are to be archived. May be repeated. Raises Disconnected, RedisRefused."""
+        await _all_of(*self._entering(stream_id))
 
-        May be repeated. Raises Disconnected, RedisRefused.
-        """
-        entering = [] if self._unkept is None else [self._unkept.enter(stream_id)]
+    def _entering(self, stream_id: str, *, is_told: bool = False) -> list[Awaitable[None]]:
+        """Returns what enters a stream among those that are to be archived and told of, before its log begins: then no end can be lost."""
+        entering: list[Awaitable[None]] = [] if self._unkept is None else [self._unkept.enter(stream_id)]
         if is_told and self._webhooks is not None:
             entering.append(self._webhooks.enter(stream_id))
-        if entering:
-            await _all_of(*entering)
+        return entering
 
     def _created(self, stream_id: str) -> dict[str, Any]:
         """Returns the body of a 201."""

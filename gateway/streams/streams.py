@@ -17,7 +17,7 @@ from gateway.access.owners import Owners
 from gateway.access.webhooks import StreamWebhooks
 from gateway.following.tails import Tails
 from gateway.http.audit import audit
-from gateway.http.problems import archive_in_time, full
+from gateway.http.problems import Problem, archive_in_time, full
 from gateway.process_name import gateway_name
 from gateway.streams.creation import NewStream, StreamCreation
 from gateway.streams.stream_logs import StreamLogs
@@ -26,7 +26,7 @@ from shared.archive.record import tombstone_of
 from shared.commands import Commands, Executes
 from shared.errors import LogFull, MidstreamError
 from shared.event_log import EventLog
-from shared.events import Webhook
+from shared.events import Webhook, owner_of
 from shared.ids import BEGINNING, EventId
 from shared.lanes import Lanes
 from shared.lifecycle import History
@@ -157,8 +157,16 @@ class Streams(StreamLogs):
         """Called when a cancel has ended a stream here, before any other end. For tracing, which overrides it."""
 
     async def delete(self, stream_id: str) -> None:
-        """Cancels a stream if it runs, and deletes it, also from the archive. Raises Problem 404, 410, 503."""
-        history, _ = await self._cancel(stream_id, CancelReason.CLIENT)
+        """Cancels a stream if it runs, and deletes it, also from the archive. May be repeated as long as its tombstone is there.
+
+        Raises Problem 404, 410, 503.
+        """
+        try:
+            history, _ = await self._cancel(stream_id, CancelReason.CLIENT)
+        except Problem as problem:
+            if problem.status in (404, 410) and await self._is_deleted(stream_id):
+                return
+            raise
 
         async def read() -> EndedLog:
             ended = await self.answered(read_ended, self._log, self._deliveries, stream_id)
@@ -172,8 +180,16 @@ class Streams(StreamLogs):
         # For the last time, since what is deleted cannot be counted later: what the archive counts, and not before it has answered,
         # since a delete that is repeated for its sake counts what was read since.
         await self.answered(partial(self._usage.count, ended.generated, ended.receipt, closed=True))
-        await self.answered(self._log.delete, stream_id)
-        audit("deleted", stream_id, owner=history.accepted.principal if history.accepted else None)
+        owner = history.accepted.principal if history.accepted else None
+        await self.answered(self._log.delete, stream_id, owner)
+        audit("deleted", stream_id, owner=owner)
+
+    async def _is_deleted(self, stream_id: str) -> bool:
+        """Whether there is the tombstone of a stream that is the principal's. Raises Problem 404, 503."""
+        self._check_id(stream_id)
+        newest = await self.answered(self._log.newest, stream_id)
+        is_deleted = bool(newest) and newest[-1].field == events.DELETED
+        return is_deleted and self._owners.allows_owner(stream_id, owner_of(newest[-1].value))
 
     async def note_delivered(self, stream_id: str, reached: EventId, began_at: float) -> None:
         """Notes, for the receipt, that a client that waited was given the whole answer in one response."""
