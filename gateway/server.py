@@ -8,7 +8,6 @@ resumes at its token through another gateway.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import socket
@@ -16,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -74,6 +73,7 @@ from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
 from shared.replicas import ReplicatedCommands
+from shared.running_parts import RunningParts
 from shared.settings import Settings
 from shared.unkept import Unkept
 from shared.usage import Usage
@@ -103,40 +103,6 @@ class Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._on_exit)
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # else uvicorn raises it again, and the process dies before it has closed
-
-
-class Part(Protocol):
-    """A part of a process that has something to close."""
-
-    async def close(self) -> None: ...
-
-
-_Part = TypeVar("_Part", bound=Part)
-
-
-class RunningParts:
-    """A context: on exit it closes the parts, the newest first. One whose `close` fails is logged; the others follow."""
-
-    def __init__(self) -> None:
-        self._stack = contextlib.AsyncExitStack()
-
-    async def __aenter__(self) -> RunningParts:
-        return self
-
-    async def __aexit__(self, *exception: Any) -> None:
-        await self._stack.__aexit__(*exception)
-
-    def add(self, part: _Part) -> _Part:
-        """Returns `part`, to be started: also one that does not start completely is closed."""
-        self._stack.push_async_callback(_close, part)
-        return part
-
-
-async def _close(part: Part) -> None:
-    try:
-        await part.close()
-    except Exception:
-        logger.exception("%s could not be closed", type(part).__name__)
 
 
 @dataclass(frozen=True)
