@@ -125,8 +125,8 @@ class ExternalWrites:
 class WriterLeases:
     """The leases of external writers, and the list of the streams that have one."""
 
-    DUE = Script("due")
-    SCRIPTS = (DUE.source,)
+    DUE, LOOK_AGAIN = Script("due"), Script("look_again")
+    SCRIPTS = (DUE.source, LOOK_AGAIN.source)
 
     def __init__(self, commands: Commands, *, ttl_seconds: int) -> None:
         self._commands = commands
@@ -165,11 +165,14 @@ class WriterLeases:
         reply = await self._commands.execute("PTTL", lease_key(stream_id))
         return max(0, reply) if isinstance(reply, int) else 0
 
-    async def look_again(self, due_at: Mapping[str, int]) -> None:
-        """Has streams looked at again at these times (ms, by Redis's clock)."""
+    async def look_again(self, taken_at: int, due_at: Mapping[str, int]) -> None:
+        """Has streams that `due` gave at `taken_at` looked at again at these times (ms, by Redis's clock).
+
+        Not those that were enlisted meanwhile to be looked at now: their lease is another one.
+        """
         pairs = [part for stream_id, at in due_at.items() for part in (at, stream_id)]
         if pairs:
-            await self._commands.execute("ZADD", WRITERS, "XX", *pairs)
+            await self.LOOK_AGAIN.run(self._commands, [WRITERS], taken_at + _CLAIM_MILLISECONDS, *pairs)
 
     async def forget(self, stream_id: str) -> None:
         """Takes a stream off the list."""

@@ -82,7 +82,7 @@ class LostWriters:
                 logger.debug("stream %s: its lease could not be looked at: %s", stream_id, due)
             elif due is not None:
                 due_at[stream_id] = due
-        await self._leases.look_again(due_at)
+        await self._leases.look_again(now, due_at)
 
     async def _checked(self, stream_id: str, now: int) -> int | None:
         """Looks at one lease. Returns when to look again (ms, by Redis's clock); None if the stream has ended."""
