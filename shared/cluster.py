@@ -191,8 +191,16 @@ class ClusterConnection:
 
     # --- sending
 
-    def send(self, arguments: tuple[Argument, ...], on_reply: OnReply) -> None:
-        """Sends a command to the master of its first key. `on_reply` is called with its reply or error, never before this returns."""
+    def send(self, arguments: tuple[Argument, ...], on_reply: OnReply, key: bytes | None = None) -> None:
+        """Sends a command to the master of its first key. `on_reply` is called with its reply or error, never before this returns.
+
+        With `key`, which is that key, a redirect is the caller's, as any other error is.
+        """
+        if key is not None:
+            known = self._connections[slot_of(key)]
+            if known is not None:
+                known.send(arguments, on_reply)
+                return
         key = key_of(arguments)
         connection = self._any_master() if key is None else self._connections[slot_of(key)]
         if connection is None:

@@ -94,6 +94,20 @@ async def test_moved_is_followed_and_remembered_at_once() -> None:
         await wait_until(lambda: cluster.maps > maps, what="the map is read again")
 
 
+@pytest.mark.parametrize("kind", ["MOVED", "ASK"])
+async def test_a_redirect_of_a_command_with_its_key_is_the_caller_s_who_then_executes_it(kind: str) -> None:
+    async with ScriptedCluster(2) as cluster, connected(cluster) as connection:
+        redirect = f"{kind} {slot_of(LOW)} 127.0.0.1:{cluster.nodes[1].port}"
+        cluster.script(0, lambda command: RedisRefused(redirect) if command[0] == b"SET" else None)
+        replies: list[Any] = []
+        connection.send(("SET", LOW, b""), replies.append, LOW)
+        await wait_until(lambda: replies, what="an answer")
+        assert str(replies[0]) == redirect
+        assert cluster.nodes[1].commands == []
+        await connection.execute("SET", LOW, b"")
+        assert cluster.nodes[1].commands[-1] == [b"SET", LOW, b""]
+
+
 async def test_ask_is_followed_once_and_not_remembered() -> None:
     async with ScriptedCluster(2) as cluster, connected(cluster) as connection:
         ask = RedisRefused(f"ASK {slot_of(LOW)} 127.0.0.1:{cluster.nodes[1].port}")
