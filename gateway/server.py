@@ -233,9 +233,12 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     archive, unkept = archive_of(settings), None
     if archive is not None:
         unkept = Unkept(
-            commands, log_ttl_seconds=settings.log_ttl_seconds, ended_ttl_seconds=settings.ended_ttl_seconds
+            commands,
+            log_ttl_seconds=settings.log_ttl_seconds,
+            ended_ttl_seconds=settings.ended_ttl_seconds,
+            replicated=replicated,
         )
-    store = WebhookStore(commands, log_ttl_seconds=settings.log_ttl_seconds)
+    store = WebhookStore(commands, log_ttl_seconds=settings.log_ttl_seconds, replicated=replicated)
 
     def ended_here(stream_id: str) -> None:
         store.send_soon(stream_id)
@@ -253,7 +256,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     restoring = None if archive is None or unkept is None else _restoring(archive, commands, unkept, settings)
     queue = Lanes(commands, lanes_of(commands, settings, replicated=replicated))
     deliveries = DeliveryNotes(commands)
-    accounts = Accounts(commands, settings)
+    accounts = Accounts(commands, settings, replicated=replicated)
     usage = Usage(accounts, log, deliveries, settings)
     traces = None if tracing is None else Traces(tracing, log, settings)
     leases = WriterLeases(commands, ttl_seconds=settings.log_ttl_seconds)

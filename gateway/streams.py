@@ -167,7 +167,9 @@ class Streams:
                 size = len(entry.value) + large_bytes - bytes_until_end, bytes_until_end
                 admit = partial(self._limits.admit, stream_id, owner, *size)
                 if self._limits.apply_to(owner):
-                    await self._admitted(admit, f"{owner}\0{idempotency}" if idempotency is not None else "")
+                    key = f"{owner}\0{idempotency}" if idempotency is not None else ""
+                    await self._admitted(partial(admit, for_good=False), key)
+                admit = partial(admit, for_good=True)
                 if policies.lease_seconds is None:
                     await self._begin(stream_id, entry, beside, admit, is_told=is_told, alone=stream_id == new_id)
                 else:
@@ -236,11 +238,10 @@ class Streams:
             if alone and not is_repeated and self._commands.is_one_server:
                 may_be_queued = True
                 # All take one round trip: they leave on one connection, in this order.
-                await _all_of(
-                    admit(), self._enter(stream_id, is_told=is_told), append(), self._queue.enqueue(stream_id)
-                )
+                entering = self._entering(stream_id, is_told=is_told)
+                await _all_of(admit(), *entering, append(), self._queue.enqueue(stream_id))
                 return
-            await _all_of(admit(), self._enter(stream_id, is_told=is_told))
+            await _all_of(admit(), *self._entering(stream_id, is_told=is_told))
             appended = await append()
             is_to_queue = appended.status == "applied"
             if is_repeated and (
@@ -276,13 +277,15 @@ class Streams:
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(2 * pause_seconds, _QUEUED_LOOK_SECONDS_MAX)
 
-    async def _enter(self, stream_id: str, *, is_told: bool = False) -> None:
-        """Enters a stream among those that are to be archived and told of, before its log begins: then no end can be lost."""
-        entering = [] if self._unkept is None else [self._unkept.enter(stream_id)]
+    def _entering(self, stream_id: str, *, is_told: bool = False) -> list[Awaitable[None]]:
+        """Returns what enters a stream among those that are to be archived and told of, before its log begins: then no end can be lost."""
+        entering: list[Awaitable[None]] = [] if self._unkept is None else [self._unkept.enter(stream_id)]
         if is_told and self._webhooks is not None:
             entering.append(self._webhooks.enter(stream_id))
-        if entering:
-            await _all_of(*entering)
+        return entering
+
+    async def _enter(self, stream_id: str) -> None:
+        await _all_of(*self._entering(stream_id))
 
     async def enter(self, stream_id: str) -> None:
         """Enters a written stream among those that are to be archived: before its log begins, or, if it may expire
@@ -311,7 +314,7 @@ class Streams:
                 f"there are {self._settings.external_streams_max} streams of external writers, and no more are taken"
             )
             raise Problem(503, detail, retry_after_seconds=5)
-        await self._enter(stream_id, is_told=is_told)
+        await _all_of(*self._entering(stream_id, is_told=is_told))
         appended = await self._log.append(stream_id, 0, entry, self._settings.log_ttl_seconds, beside)
         if appended.status == "applied" or appended.last == FIRST_ID:
             await self._leases.begin(stream_id, lease)
@@ -421,8 +424,16 @@ class Streams:
         return receipt(stream_id, generated, notes)
 
     async def delete(self, stream_id: str) -> None:
-        """Cancels a stream if it runs, and deletes it, also from the archive. Raises Problem 404, 410, 503."""
-        history, _ = await self._cancel(stream_id, CancelReason.CLIENT)
+        """Cancels a stream if it runs, and deletes it, also from the archive. May be repeated as long as its tombstone is there.
+
+        Raises Problem 404, 410, 503.
+        """
+        try:
+            history, _ = await self._cancel(stream_id, CancelReason.CLIENT)
+        except Problem as problem:
+            if problem.status in (404, 410) and await self._is_deleted(stream_id):
+                return
+            raise
 
         async def read() -> EndedLog:
             ended = await self.answered(read_ended, self._log, self._deliveries, stream_id)
@@ -436,8 +447,16 @@ class Streams:
         # For the last time, since what is deleted cannot be counted later: what the archive counts, and not before it has answered,
         # since a delete that is repeated for its sake counts what was read since.
         await self.answered(partial(self._usage.count, ended.generated, ended.receipt, closed=True))
-        await self.answered(self._log.delete, stream_id)
-        audit("deleted", stream_id, owner=history.accepted.principal if history.accepted else None)
+        owner = history.accepted.principal if history.accepted else None
+        await self.answered(self._log.delete, stream_id, owner)
+        audit("deleted", stream_id, owner=owner)
+
+    async def _is_deleted(self, stream_id: str) -> bool:
+        """Whether there is the tombstone of a stream that is the principal's. Raises Problem 404, 503."""
+        self._check_id(stream_id)
+        newest = await self.answered(self._log.newest, stream_id)
+        is_deleted = bool(newest) and newest[-1].field == events.DELETED
+        return is_deleted and self._owners.allows_owner(stream_id, owner_of(newest[-1].value))
 
     async def note_delivered(self, stream_id: str, reached: EventId, began_at: float) -> None:
         """Notes, for the receipt, that a client that waited was given the whole answer in one response."""

@@ -97,12 +97,17 @@ def _archiving(
 
 
 def _webhooks(
-    secrets: Secrets, connection: RedisConnection, log: EventLog, deliveries: DeliveryNotes, settings: Settings
+    secrets: Secrets,
+    connection: RedisConnection,
+    replicated: ReplicatedCommands | None,
+    log: EventLog,
+    deliveries: DeliveryNotes,
+    settings: Settings,
 ) -> Webhooks:
     from producer.webhook_post import Poster
     from producer.webhooks import Webhooks
 
-    store = WebhookStore(connection, log_ttl_seconds=settings.log_ttl_seconds)
+    store = WebhookStore(connection, log_ttl_seconds=settings.log_ttl_seconds, replicated=replicated)
     return Webhooks(store, Poster(settings), secrets, log, deliveries, settings)
 
 
@@ -139,12 +144,13 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     complaint = complaint_about(await until_redis_answers(eviction_policy, connection))
     if complaint:
         logger.error(complaint)
+    replicated = None if durable is None else ReplicatedCommands(durable, settings.min_replicas)
     log = EventLog(
         connection,
         log_ttl_seconds=settings.log_ttl_seconds,
         ended_ttl_seconds=settings.unkept_ttl_seconds,
         tombstone_ttl_seconds=settings.tombstone_ttl_seconds,
-        replicated=None if durable is None else ReplicatedCommands(durable, settings.min_replicas),
+        replicated=replicated,
     )
     # XREADGROUP BLOCK needs a connection of its own. Its time limit ends one that died silently: else nothing more would be claimed.
     lanes = [
@@ -155,7 +161,9 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
         claims.start()
     deliveries = DeliveryNotes(connection)
     archiving = None if archive is None else _archiving(archive, connection, log, deliveries, settings)
-    webhooks = _webhooks(webhook_secrets, connection, log, deliveries, settings) if webhook_secrets else None
+    webhooks = (
+        _webhooks(webhook_secrets, connection, replicated, log, deliveries, settings) if webhook_secrets else None
+    )
     worker = Worker(
         name=name,
         log=log,

@@ -3,7 +3,7 @@
     this worker ended it ──► its receipt is logged ──┐
                                                      ├──► waiting (bounded) ──► one transaction for many ──► Redis may forget
     a look: somebody else ended it, or died ─────────┘            │ the database is away, or there is no room
-                                                                  └──► dropped: the list in Redis still has it (`shared.unkept`)
+                                                                  └──► dropped: the list in Redis has it (`shared.unkept`)
 
 Nothing that answers waits for the database.
 """
@@ -95,8 +95,9 @@ class Archiving:
         await self._archive.close()
 
     async def take(self, ended: EndedLog) -> None:
-        """Takes a stream that has ended, to be archived. Without room it is left for a later look. Raises nothing."""
+        """Takes a stream that has ended, to be archived. Without room it is left to the list. Raises nothing."""
         if self._is_away or not self._has_room:
+            self._unkept.send_enter(ended.stream_id)
             return
         try:
             await self._add_ended(ended)
@@ -175,6 +176,9 @@ class Archiving:
             logger.debug("archived streams are still in the list: %s", error)
 
     def _drop_waiting(self) -> None:
+        """Leaves what waits to the list."""
+        for stream_id in self._waiting:
+            self._unkept.send_enter(stream_id)
         self._waiting.clear()
         self._waiting_bytes = 0
         self._came.clear()

@@ -3,7 +3,7 @@
     this worker ended it ──► its receipt is logged ──┐
                                                      ├──► waiting, by host (bounded) ──► claimed ──► POST ──► noted
     a look: somebody else ended it, died, or failed ─┘           │ there is no room
-                                                                 └──► dropped: the list in Redis still has it
+                                                                 └──► dropped: the list in Redis has it
 
 Nothing that answers waits for a receiver, and no receiver for another: a host has a few places, and all have some more.
 """
@@ -110,10 +110,14 @@ class Webhooks:
         await self._poster.close()
 
     def take(self, ended: EndedLog) -> None:
-        """Takes a stream that has ended, to be told of if it has a webhook. Without room it is left for a later look."""
+        """Takes a stream that has ended, to be told of if it has a webhook. Without room it is left to the list."""
         webhook = _webhook_of(ended)
-        if webhook is not None and self._has_room and ended.stream_id not in self._held:
+        if webhook is None or ended.stream_id in self._held:
+            return
+        if self._has_room:
             self._add(_first(ended, webhook))
+        if ended.stream_id not in self._held:
+            self._store.send_enter(ended.stream_id)
 
     # --- what waits
 
@@ -290,8 +294,8 @@ class Webhooks:
     async def _look_at(self, stream_id: str) -> None:
         pending = await self._store.pending(stream_id)
         if pending is not None:
-            if pending.dead_at:
-                await self._store.due.remove([stream_id])
+            if pending.dead_at:  # Redis has lost that it was given up, but for this
+                await self._store.dead(pending)
             else:
                 self._add(pending)
             return

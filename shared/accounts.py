@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from shared.commands import Commands, Script
+from shared.commands import Commands, Executes, Script
 from shared.due_list import DueList
 from shared.errors import OddReply
 from shared.event_log import shown
@@ -119,8 +119,10 @@ class Accounts:
     SETTLE = Script("settle", when_full=True)
     SCRIPTS = (ADMIT.source, SETTLE.source, *DueList.SCRIPTS)
 
-    def __init__(self, commands: Commands, settings: Settings) -> None:
+    def __init__(self, commands: Commands, settings: Settings, *, replicated: Executes | None = None) -> None:
+        """With `replicated` a stream counts as entered for good, and as counted for the last time, when replicas have that, too."""
         self._commands = commands
+        self._replicated = replicated or commands
         self._keys_ttl_seconds = settings.log_ttl_seconds
         self._due = DueList(commands, ACCOUNT_LOOKS, ttl_seconds=settings.log_ttl_seconds)
         self._usage_ttl_seconds = settings.usage_days * _DAY_SECONDS
@@ -139,11 +141,14 @@ class Accounts:
         bytes_until_end: int,
         own: Allowance = UNLIMITED,
         for_all: Allowance = UNLIMITED,
+        *,
+        for_good: bool = False,
     ) -> Refusal | None:
         """Enters a stream, whose log has not begun, into the accounts; returns why not, if a limit forbids it.
 
         `bytes_with_log` of its request are stored as long as its log, `bytes_until_end` until it ends. May be repeated: a
-        stream that was entered is not entered again, and takes nothing more from a limit.
+        stream that was entered is not entered again, and takes nothing more from a limit. `for_good`: returns when replicas have
+        the entry, where they are waited for.
         """
         day, account = day_of(stream_id), account_of(principal)
         keys = [ACCOUNT_LOOKS, ACCOUNT_ENTRIES]
@@ -151,7 +156,8 @@ class Accounts:
             keys += [account_key(name, "state"), account_key(name, "running"), usage_key(day, name)]
         entry = {"principal": principal, "bytes": bytes_with_log, "bytes_until_end": bytes_until_end}
         reply = await self.ADMIT.run(
-            *(self._commands, keys, stream_id, orjson.dumps(entry), bytes_with_log + bytes_until_end),
+            *(self._replicated if for_good else self._commands, keys),
+            *(stream_id, orjson.dumps(entry), bytes_with_log + bytes_until_end),
             *(int(self.look_seconds * 1000), self._keys_ttl_seconds),
             *own.arguments(),
             *for_all.arguments(),
@@ -199,11 +205,12 @@ class Accounts:
         keys = [ACCOUNT_LOOKS, ACCOUNT_ENTRIES, usage_key(day, account), usage_key(day, _ALL), principals_key(day)]
         for name in (account, _ALL):
             keys += [account_key(name, "state"), account_key(name, "running")]
+        commands = self._replicated if about.get("closed") else self._commands  # what is closed is not counted again
         if about.get("closed"):
             about, look_in_seconds = {**about, "closed": time.time()}, _CLOSED_SECONDS
         listed = [part for name, value in counts.items() for part in (name, min(max(0, value), _COUNT_MAX))]
         await self.SETTLE.run(
-            *(self._commands, keys, stream_id, principal, orjson.dumps({**about, "principal": principal})),
+            *(commands, keys, stream_id, principal, orjson.dumps({**about, "principal": principal})),
             *(int(look_in_seconds * 1000), self._keys_ttl_seconds, self._usage_ttl_seconds),
             *(model[:_MODEL_CHARACTERS_MAX], MODELS_MAX, int(is_last_look_over), *listed),
         )

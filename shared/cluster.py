@@ -219,20 +219,22 @@ class ClusterConnection:
             del future  # as in RespConnection
 
     async def execute_together(self, key: bytes, *commands: tuple[Argument, ...]) -> list[Any]:
-        """Sends commands on one key, or without a key, to its master, next to each other, and returns their replies.
+        """Sends commands to the master of one key, next to each other; returns their replies, or in place of one its error.
 
-        Raises Disconnected, also when another master has the key now, and RedisRefused.
+        That is Disconnected, also where another master has the key of that command now, or RedisRefused. Raises Disconnected.
         """
         connection = self._connections[slot_of(key)]
         if connection is None:
             self._stale.set()
             raise Disconnected
-        try:
-            return await connection.execute_together(key, *commands)
-        except (Disconnected, RedisRefused) as error:
-            if self.note_error(error) is not None:
-                raise Disconnected(str(error)) from None
-            raise
+        replies = await connection.execute_together(key, *commands)
+        return [self._unless_moved(reply) for reply in replies]
+
+    def _unless_moved(self, reply: Any) -> Any:
+        """Returns a reply; Disconnected where it is an error which says that another master has the key."""
+        if isinstance(reply, Exception) and self.note_error(reply) is not None:
+            return Disconnected(str(reply))
+        return reply
 
     async def execute_everywhere(self, *arguments: Argument) -> list[Any]:
         """Returns the replies of the masters that answer. Raises what the first answered if none does."""

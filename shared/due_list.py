@@ -6,6 +6,9 @@
 
 Three lists are kept this way: streams that are to be archived (`shared.unkept`), told of (`shared.webhooks`) and counted
 (`shared.accounts`). A stream may be done by two processes all the same, after a pause of one of them: doing it must be repeatable.
+
+What a fail-over of Redis takes back of a look or a removal does no harm: the stream is looked at again. Only an entry that is
+lost would be missed, so whoever enters a stream may wait for replicas (`shared.replicas`).
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from shared.commands import Commands, Script
+from shared.commands import Commands, Executes, Script
 from shared.errors import OddReply
 from shared.event_log import shown
 from shared.ids import is_stream_id
@@ -28,15 +31,17 @@ class DueList:
     TAKE = Script("take_due", when_full=True)
     SCRIPTS = (TAKE.source,)
 
-    def __init__(self, commands: Commands, key: bytes, *, ttl_seconds: int) -> None:
-        """`ttl_seconds`: how long the list lives after its last change."""
+    def __init__(self, commands: Commands, key: bytes, *, ttl_seconds: int, replicated: Executes | None = None) -> None:
+        """`ttl_seconds`: how long the list lives after its last change. With `replicated` a stream counts as entered when replicas
+        have it in the list."""
         self._commands = commands
+        self._replicated = replicated or commands
         self._key = key
         self._ttl_seconds = ttl_seconds
 
     async def enter(self, stream_id: str, in_seconds: float) -> None:
         """Enters a stream, unless it is there. May be repeated."""
-        await self._commands.execute("ZADD", self._key, "NX", _at(in_seconds), stream_id)
+        await self._replicated.execute("ZADD", self._key, "NX", _at(in_seconds), stream_id)
         await self._commands.execute("EXPIRE", self._key, self._ttl_seconds)
 
     def send_look(self, stream_id: str, in_seconds: float, condition: str = "") -> None:

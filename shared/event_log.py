@@ -7,6 +7,9 @@ gap detection (offsets have no holes). The scripts in `shared/scripts` do each s
 Reads for tasks are coroutines (`read`, `read_all`, `read_between`, `read_page`, `newest`) and raise Disconnected, RedisRefused,
 OddReply. Reads by callbacks (`send_read`, `send_newest`) make no task, and hand on the entries as Redis sent them. A key that is
 no stream reads as a log whose first entry cannot be read.
+
+With MIDSTREAM_MIN_REPLICAS no read shows an end that replicas lack: it is answered when they have it, or raises RedisRefused with the
+code NOREPLICAS (`shared.new_ends`).
 """
 
 from __future__ import annotations
@@ -17,12 +20,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import orjson
+
 from shared.commands import Commands, Executes, Script
 from shared.errors import Disconnected, OddReply, RedisRefused
 from shared.events import ACCEPTED, TERMINAL, UNREADABLE, Entry, entry_of
 from shared.ids import BEGINNING, FIRST_ID, EventId
 from shared.keys import deliveries_key, live_channel, log_key, webhook_key, writer_key
 from shared.large_fields import KEPT, UNTIL_THE_END, Beside, joined, key_of, place_in
+from shared.new_ends import NewEnds
 
 _ODD_SHAPES = (TypeError, ValueError, IndexError, KeyError, AttributeError)
 """The exceptions that a reply of another shape causes; UnicodeDecodeError is a ValueError."""
@@ -67,7 +73,7 @@ class EventLog:
     """All logs, over one connection.
 
     With `replicated` (`shared.replicas`) the first entry of a log, its end and its deletion are written over that, and published
-    when replicas have them. `has_begun` is read over it.
+    when replicas have them. `has_begun` is read over it, and each new end that a read has found.
     """
 
     APPEND, APPEND_LAST = Script("append"), Script("append", when_full=True)
@@ -91,6 +97,8 @@ class EventLog:
         self.log_ttl_seconds = log_ttl_seconds
         self.ended_ttl_seconds = ended_ttl_seconds
         self._tombstone_ttl_seconds = tombstone_ttl_seconds
+        self._new_ends = NewEnds(replicated)
+        self._asking: set[asyncio.Task[None]] = set()
 
     async def append(
         self, stream_id: str, held: int, entry: Entry, ttl_seconds: int | None = None, beside: Beside | None = None
@@ -115,6 +123,8 @@ class EventLog:
         appended = Appended.of(await script.run(self._replicated, keys, b"", *arguments))
         if appended.status in ("applied", "duplicate"):
             await self._publish(stream_id, entry)
+        if appended.status == "applied" and entry.field in TERMINAL:
+            self._new_ends.note(stream_id, bytes(entry.id))
         return appended
 
     async def _publish(self, stream_id: str, entry: Entry) -> None:
@@ -137,9 +147,10 @@ class EventLog:
 
     async def read(self, stream_id: str, after: EventId = BEGINNING, count: int = READ_ENTRIES_MAX) -> list[Entry]:
         """Reads at most `count` entries after an id. An entry of several tokens is given whole, also if the id lies within."""
-        return entries_of(
-            await self._read(*_xrange(stream_id, after, count), or_else=_NO_LOG if after < FIRST_ID else [])
-        )
+        or_else = _NO_LOG if after < FIRST_ID else []
+        raw = await self._read(*_xrange(stream_id, after, count), or_else=or_else)
+        await self._new_ends.until_at_replicas(stream_id, raw)
+        return entries_of(raw)
 
     def send_read(
         self, stream_id: str, after: EventId, count: int, on_read: OnRead, *, inclusive: bool = False
@@ -147,7 +158,7 @@ class EventLog:
         """Has at most `count` entries after an id read; with `inclusive` also the entry that has the id."""
         or_else = _NO_LOG if after < FIRST_ID else []
         command = _xrange(stream_id, after, count, inclusive=inclusive)
-        self._commands.send(command, lambda reply: on_read(_read_of(reply, or_else)))
+        self._commands.send(command, lambda reply: self._hand_on(stream_id, _read_of(reply, or_else), on_read))
 
     async def read_between(self, stream_id: str, first: EventId, last: EventId) -> list[Entry]:
         """Reads the entries with ids from `first` to `last`, both included."""
@@ -162,6 +173,7 @@ class EventLog:
         self.send_newest(stream_id, 1, partial(_hand_over, reading))
         or_else = _NO_LOG if first <= FIRST_ID <= last else []
         raw: list[RawEntry] = await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last), or_else=or_else)
+        await self._new_ends.until_at_replicas(stream_id, raw)
         newest = await reading  # answered first, unless it was sent on in a cluster
         goes_on = False
         if isinstance(newest, list) and newest:
@@ -198,7 +210,9 @@ class EventLog:
 
     async def newest(self, stream_id: str, count: int = 1) -> list[Entry]:
         """Reads the newest entries, at most `count`, oldest first."""
-        return entries_of((await self._read(*_xrevrange(stream_id, count), or_else=_NO_LOG))[::-1])
+        raw = (await self._read(*_xrevrange(stream_id, count), or_else=_NO_LOG))[::-1]
+        await self._new_ends.until_at_replicas(stream_id, raw)
+        return entries_of(raw)
 
     async def has_begun(self, stream_id: str) -> bool:
         """Whether a log has an entry; with `replicated` one that replicas have, too, so that others may be told of the stream."""
@@ -209,9 +223,26 @@ class EventLog:
 
         def on_reply(reply: Any) -> None:
             read = _read_of(reply, _NO_LOG)
-            on_read(read if isinstance(read, Exception) else read[::-1])
+            self._hand_on(stream_id, read if isinstance(read, Exception) else read[::-1], on_read)
 
         self._commands.send(_xrevrange(stream_id, count), on_reply)
+
+    def _hand_on(self, stream_id: str, read: list[RawEntry] | Exception, on_read: OnRead) -> None:
+        """Calls `on_read`: at once, unless the entries have an end that replicas may lack."""
+        if isinstance(read, Exception) or self._new_ends.doubtful(stream_id, read) is None:
+            on_read(read)
+            return
+        task = asyncio.get_running_loop().create_task(self._hand_on_later(stream_id, read, on_read))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _hand_on_later(self, stream_id: str, read: list[RawEntry], on_read: OnRead) -> None:
+        try:
+            await self._new_ends.until_at_replicas(stream_id, read)
+        except (Disconnected, RedisRefused) as error:
+            on_read(error)
+        else:
+            on_read(read)
 
     async def end(
         self,
@@ -241,20 +272,29 @@ class EventLog:
             if not _is_no_stream(error):
                 raise
             return False
-        if reply is not None and not (isinstance(reply, list) and reply):
-            raise OddReply(f"ODDREPLY the end of a stream was answered by {shown(reply)}")
-        if reply is not None and reply[0] and self._replicated is not None:
+        if reply is None:
+            return None
+        try:
+            done, *ids = reply
+            end_id = EventId.of(ids[0]) if done else None
+        except (TypeError, ValueError, LookupError, AttributeError):
+            raise OddReply(f"ODDREPLY the end of a stream was answered by {shown(reply)}") from None
+        if end_id is None:
+            return False
+        if self._replicated is not None:
             with contextlib.suppress(Disconnected):  # it has ended all the same; gateways see it at their next look
-                await self._publish(stream_id, Entry(EventId.of(reply[1]), field, value))
-        if reply is not None and reply[0]:
-            self.on_ended(stream_id)
-        return None if reply is None else bool(reply[0])
+                await self._publish(stream_id, Entry(end_id, field, value))
+        self._new_ends.note(stream_id, bytes(end_id))
+        self.on_ended(stream_id)
+        return True
 
-    async def delete(self, stream_id: str) -> bool:
-        """Deletes a stream; a tombstone keeps its id from being written again. False if there was none."""
+    async def delete(self, stream_id: str, principal: str | None = None) -> bool:
+        """Deletes a stream; a tombstone keeps its id from being written again, and whose it was. False if there was none."""
         keys = [log_key(stream_id), deliveries_key(stream_id), *_beside_keys(stream_id), writer_key(stream_id)]
         keys.append(webhook_key(stream_id))  # it may have the answer's text
-        return bool(await self.DELETE.run(self._replicated or self._commands, keys, self._tombstone_ttl_seconds))
+        value = b"" if principal is None else orjson.dumps({"principal": principal})
+        commands = self._replicated or self._commands
+        return bool(await self.DELETE.run(commands, keys, self._tombstone_ttl_seconds, value))
 
     async def _read(
         self, *command: bytes | str | int, or_else: list[Any] | None = None, over: Executes | None = None

@@ -16,7 +16,7 @@ one letter, because Redis stores a field's name again in every entry whose field
 | `done` | JSON: finish_reason, usage, time; provider, choice: other fields that the provider sent |
 | `failed` | JSON: code, message, retryable, time; status, provider_error, retry_after if the provider sent them; perhaps last_heard_at |
 | `cancelled` | JSON: by, time |
-| `deleted` | empty: a tombstone, which keeps a late write from bringing a deleted stream back |
+| `deleted` | a tombstone, which keeps a late write from bringing a deleted stream back. JSON: principal; or empty |
 
 Every reader goes through `events_of` and `control_of`, which raise Unreadable for an entry of another format. The order of
 the entries is checked by `shared.lifecycle`. An entry of an unknown kind counts as one increment with an empty delta.
@@ -419,7 +419,7 @@ class Accepted:
 
 
 def owner_of(accepted: bytes) -> str | None:
-    """Returns the principal in the value of an `accepted`, without parsing the request, which may be large; None without one."""
+    """Returns the principal in the value of an `accepted` or `deleted`, without parsing the request, which may be large; None without one."""
     before, found, _ = accepted.partition(_METADATA)
     try:
         stored = orjson.loads(before + b"}" if found else accepted)

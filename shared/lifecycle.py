@@ -81,8 +81,8 @@ class Order:
         if field in _ATTEMPTS:
             self.reached = EventId(last.attempt, kept_tokens)
         event = field if field in STATUS_AFTER else _INCREMENT
-        after = STATUS_AFTER[event] if before is None else NEXT[_status_at(before)].get(event)
-        if after is None:
+        after = STATUS_AFTER[event]
+        if before is not None and event not in NEXT[_status_at(before)]:
             raise Unreadable(_why_not(before, event))
         if event == events.ACCEPTED and first != FIRST_ID:
             raise Unreadable(f"`accepted` stands elsewhere than at {FIRST_ID}")

@@ -1,45 +1,95 @@
 """Commands that count as carried out when replicas have them, too: MIDSTREAM_MIN_REPLICAS.
 
-Each is followed, on the same connection, by a write of its own and by WAIT, which waits for this write and all that came before it,
-whoever sent that. Without it WAIT would not wait at all for a command that only reads, or was repeated and found its work done. WAIT
-holds up all that comes behind it on its connection, so these commands have one of their own.
+All that are asked for while one WAIT is under way make the next round: they are sent together, and followed, on the same connection,
+by a write of their own and by WAIT, which waits for this write and all that came before it, whoever sent that. Without the write
+WAIT would not wait at all for commands that only read, or were repeated and found their work done. WAIT holds up all that comes
+behind it on its connection, so these commands have one of their own.
 (https://redis.io/docs/latest/commands/wait/)
 """
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from typing import Any, NamedTuple
 
 from shared.cluster import key_of, tag_of
 from shared.connections import RedisConnection
-from shared.errors import RedisRefused
+from shared.errors import Disconnected, RedisRefused
 from shared.keys import replicated_key
 
 _WAIT_MILLISECONDS = 250
-"""How long one command waits for the replicas. Its sender repeats it, as when Redis is away: so commands for others get a turn."""
+"""How long one round waits for the replicas. Whoever sent its commands repeats them, as when Redis is away."""
 _MARK_SECONDS = 5
+
+Argument = bytes | str | int | float
+
+
+class _Asked(NamedTuple):
+    """A command that waits for a round, or is in one."""
+
+    key: bytes
+    arguments: tuple[Argument, ...]
+    reply: asyncio.Future[Any]
 
 
 class ReplicatedCommands:
     """Executes commands with a key over a connection of their own, and returns when so many `replicas` have what they wrote.
 
-    In a cluster each master has its own. Raises Disconnected, and RedisRefused with the code NOREPLICAS when they have not in time: then it may be repeated.
+    In a cluster each master has its own rounds. Raises Disconnected, and RedisRefused with the code NOREPLICAS when replicas have not in time: then it may be repeated.
     """
 
     def __init__(self, connection: RedisConnection, replicas: int) -> None:
         self._connection = connection
         self._replicas = replicas
         self.is_one_server = connection.is_one_server
+        self._asked: dict[object, list[_Asked]] = {}
+        """The commands of the next round, by the server that has their keys. Each caller waits for its own: so callers bound them."""
+        self._rounds: dict[object, asyncio.Task[None]] = {}
 
     def can_reach(self, key: bytes) -> bool:
         return self._connection.can_reach(key)
 
-    async def execute(self, *arguments: bytes | str | int | float) -> Any:
+    async def execute(self, *arguments: Argument) -> Any:
         key = key_of(arguments)
         assert key is not None, arguments
+        loop, server = asyncio.get_running_loop(), self._connection.server_of(key)
+        reply: asyncio.Future[Any] = loop.create_future()
+        self._asked.setdefault(server, []).append(_Asked(key, arguments, reply))
+        if server not in self._rounds:
+            self._rounds[server] = loop.create_task(self._work_off(server))
+        try:
+            return await reply
+        finally:
+            del reply  # an error in it leads, by its traceback, to this frame, which must not lead back
+
+    async def _work_off(self, server: object) -> None:
+        """Makes one round after the other, until nobody asks."""
+        try:
+            while asked := self._asked.pop(server, []):
+                for command, reply in zip(asked, await self._replies(asked), strict=True):
+                    if command.reply.done():  # its caller has gone
+                        continue
+                    if isinstance(reply, BaseException):
+                        command.reply.set_exception(reply)
+                    else:
+                        command.reply.set_result(reply)
+        finally:
+            del self._rounds[server]
+
+    async def _replies(self, asked: list[_Asked]) -> list[Any]:
+        """Makes a round; returns the reply of each command, or its error."""
+        key = asked[0].key
         mark = ("SET", replicated_key(tag_of(key)), b"", "EX", _MARK_SECONDS)
         wait = ("WAIT", self._replicas, _WAIT_MILLISECONDS)
-        reply, _, replicas = await self._connection.execute_together(key, arguments, mark, wait)
-        if replicas < self._replicas:
-            raise RedisRefused(f"NOREPLICAS {replicas} of {self._replicas} replicas have it yet")
-        return reply
+        try:
+            *replies, marked, replicas = await self._connection.execute_together(
+                key, *(command.arguments for command in asked), mark, wait
+            )
+            for reply in (marked, replicas):
+                if isinstance(reply, BaseException):
+                    raise reply
+            if replicas < self._replicas:
+                raise RedisRefused(f"NOREPLICAS {replicas} of {self._replicas} replicas have it yet")
+        except (Disconnected, RedisRefused) as error:
+            return [type(error)(*error.args) for _ in asked]  # one each: whoever catches it adds a traceback
+        return replies

@@ -246,8 +246,8 @@ class RespConnection(asyncio.Protocol):
             del future  # an error in it leads, by its traceback, to this frame, which must not lead back
 
     async def execute_together(self, key: bytes, *commands: tuple[Argument, ...]) -> list[Any]:
-        """Sends commands next to each other, and returns their replies. Raises the first error: Disconnected, RedisRefused."""
-        return await asyncio.gather(*[self.execute(*command) for command in commands])
+        """Sends commands next to each other; returns their replies, or in place of one its error: Disconnected, RedisRefused."""
+        return await asyncio.gather(*[self.execute(*command) for command in commands], return_exceptions=True)
 
     async def execute_everywhere(self, *arguments: Argument) -> list[Any]:
         """Returns the reply of each server: here of the one. Raises Disconnected, RedisRefused."""

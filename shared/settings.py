@@ -273,7 +273,7 @@ class Settings:
     min_replicas: int = _setting(
         0,
         "replicas",
-        "How many replicas must have an Idempotency-Key, a stream's first entry, its place in the queue and its end before anybody is told of them (WAIT). 0: none.",
+        "How many replicas must have an Idempotency-Key, a stream's first entry, its place in the queue and in the lists of what is to be archived, told of and counted, and its end, before anybody is told of them (WAIT). 0: none.",
         least=0,
         most=5,
     )

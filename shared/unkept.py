@@ -5,7 +5,8 @@
                                                             └──► looked at once more, before its log expires
 
 A stream is entered before its log begins, and removed after its row in the archive is committed. So whatever dies in between, and
-when, somebody finds it: a look is handed out to one process at a time, and handed out again if nothing comes of it.
+when, somebody finds it: a look is handed out to one process at a time, and handed out again if nothing comes of it. A worker that
+leaves a stream to the list enters it once more, should Redis have lost it.
 Two processes may archive one stream; its id is the key of its row.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from shared.commands import Commands
+from shared.commands import Commands, Executes
 from shared.due_list import LOOK_SECONDS, DueList
 from shared.ids import is_stream_id
 from shared.keys import ARCHIVE_TROUBLE, UNKEPT
@@ -31,9 +32,17 @@ class Unkept:
 
     SCRIPTS = DueList.SCRIPTS
 
-    def __init__(self, commands: Commands, *, log_ttl_seconds: int, ended_ttl_seconds: int) -> None:
+    def __init__(
+        self,
+        commands: Commands,
+        *,
+        log_ttl_seconds: int,
+        ended_ttl_seconds: int,
+        replicated: Executes | None = None,
+    ) -> None:
+        """With `replicated` a stream counts as entered when replicas have it in the list."""
         self._commands = commands
-        self._list = DueList(commands, UNKEPT, ttl_seconds=log_ttl_seconds)
+        self._list = DueList(commands, UNKEPT, ttl_seconds=log_ttl_seconds, replicated=replicated)
         self._ended_ttl_seconds = ended_ttl_seconds
 
     async def enter(self, stream_id: str) -> None:
@@ -43,6 +52,10 @@ class Unkept:
     def send_soon(self, stream_id: str) -> None:
         """Has a stream looked at in some seconds. If that is lost, it is looked at a minute later."""
         self._list.send_look(stream_id, SOON_SECONDS)
+
+    def send_enter(self, stream_id: str) -> None:
+        """Enters a stream that has ended and is left to the list, unless it is there."""
+        self._list.send_look(stream_id, SOON_SECONDS, "NX")
 
     def send_last_look(self, stream_id: str) -> None:
         """Has a stream, whose log was brought back, looked at shortly before that expires."""

@@ -23,7 +23,7 @@ from typing import Any
 
 import orjson
 
-from shared.commands import Commands
+from shared.commands import Commands, Executes
 from shared.due_list import LOOK_SECONDS, DueList
 from shared.errors import OddReply, Unusable
 from shared.event_log import shown
@@ -207,9 +207,12 @@ class WebhookStore:
 
     SCRIPTS = DueList.SCRIPTS
 
-    def __init__(self, commands: Commands, *, log_ttl_seconds: int) -> None:
+    def __init__(self, commands: Commands, *, log_ttl_seconds: int, replicated: Executes | None = None) -> None:
+        """With `replicated` a stream counts as entered, and a webhook that has failed as stored, when replicas have it."""
         self._commands = commands
-        self.due = DueList(commands, WEBHOOKS_DUE, ttl_seconds=max(log_ttl_seconds, _STORED_SECONDS))
+        self._replicated = replicated or commands
+        ttl_seconds = max(log_ttl_seconds, _STORED_SECONDS)
+        self.due = DueList(commands, WEBHOOKS_DUE, ttl_seconds=ttl_seconds, replicated=replicated)
 
     async def enter(self, stream_id: str) -> None:
         """Enters a stream of whose end somebody is to be told, before its log begins. May be repeated."""
@@ -218,6 +221,10 @@ class WebhookStore:
     def send_soon(self, stream_id: str) -> None:
         """Has a stream that a gateway has ended looked at soon, if anybody is to be told of it."""
         self.due.send_look(stream_id, SOON_SECONDS, "XX")
+
+    def send_enter(self, stream_id: str) -> None:
+        """Enters a stream that has ended and is left to the list, unless it is there."""
+        self.due.send_look(stream_id, SOON_SECONDS, "NX")
 
     async def claim(self, stream_id: str, seconds: float) -> bool:
         """Returns whether this process may send the webhook now: no other does in this time."""
@@ -241,7 +248,7 @@ class WebhookStore:
     async def again(self, pending: Pending, in_seconds: float) -> None:
         """Stores a webhook that has failed, to be tried again."""
         key, first_ms = webhook_key(pending.stream_id), int(pending.first_at * 1000)
-        await self._commands.execute("HSET", key, *pending.stored())
+        await self._replicated.execute("HSET", key, *pending.stored())
         self._send("EXPIRE", key, _STORED_SECONDS)
         self._send("ZADD", WEBHOOKS_WAITING, first_ms, pending.stream_id)
         self._send("EXPIRE", WEBHOOKS_WAITING, _STORED_SECONDS)
@@ -249,9 +256,9 @@ class WebhookStore:
         self.due.send_look(pending.stream_id, in_seconds)
 
     async def dead(self, pending: Pending) -> None:
-        """Gives a webhook up, and keeps it among the newest that were."""
+        """Gives a webhook up, and keeps it among the newest that were. May be repeated."""
         key, now_ms = webhook_key(pending.stream_id), int(pending.dead_at * 1000)
-        await self._commands.execute("HSET", key, *pending.stored())
+        await self._replicated.execute("HSET", key, *pending.stored())
         await self._commands.execute("EXPIRE", key, DEAD_SECONDS)
         await self._commands.execute("ZADD", WEBHOOKS_DEAD, now_ms, pending.stream_id)
         self._send("EXPIRE", WEBHOOKS_DEAD, DEAD_SECONDS)

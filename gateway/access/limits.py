@@ -83,8 +83,11 @@ class Limits:
         """Returns whether a create for this owner may be refused: then nothing may be written for it before it is admitted."""
         return bool(self.own(owner) or self.for_all)
 
-    async def admit(self, stream_id: str, owner: str, bytes_with_log: int, bytes_until_end: int) -> None:
-        """Enters a stream whose log has not begun into its owner's account. May be repeated.
+    async def admit(
+        self, stream_id: str, owner: str, bytes_with_log: int, bytes_until_end: int, *, for_good: bool
+    ) -> None:
+        """Enters a stream whose log has not begun into its owner's account. May be repeated: `for_good`, so that replicas have
+        the entry where they are waited for, once no limit forbids it, since who is over a limit must not hold up the others.
 
         Where no limit applies, and of a cluster only the master of the accounts is away, it is not entered, so that creates go on;
         then it is counted when it ends. Raises Problem 429 if a limit forbids it, and Disconnected, RedisRefused, LogFull.
@@ -93,11 +96,11 @@ class Limits:
         if self._accounts.are_away and not own and not self.for_all:
             return
         stream = stream_id, owner, bytes_with_log, bytes_until_end
-        refusal = await self._accounts.admit(*stream, own, self.for_all)
+        refusal = await self._accounts.admit(*stream, own, self.for_all, for_good=for_good)
         if refusal is not None and refusal.limit == "streams":
             account = owner if refusal.is_own else None
             if await self._some_have_ended(account):
-                refusal = await self._accounts.admit(*stream, own, self.for_all)
+                refusal = await self._accounts.admit(*stream, own, self.for_all, for_good=for_good)
         if refusal is not None:
             raise _too_many(refusal, own if refusal.is_own else self.for_all)
 

@@ -286,8 +286,8 @@ async def test_end_is_refused_if_the_last_id_is_another(backend: Backend) -> Non
 async def test_a_deleted_stream_s_tombstone_refuses_every_write(backend: Backend) -> None:
     log = backend.log()
     everything = await written(log, token(1, 1))
-    assert await log.delete(STREAM) is True
-    tombstone = Entry(EventId(2, 0), events.DELETED, b"")
+    assert await log.delete(STREAM, "ann") is True
+    tombstone = Entry(EventId(2, 0), events.DELETED, b'{"principal":"ann"}')
     assert await log.read_all(STREAM) == [tombstone]
     for held in range(len(everything) + 1):
         assert (await log.append(STREAM, held, token(1, 2))).status == "fenced"

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from shared.keys import ACCOUNT_LOOKS, lane_keys, log_key
+from shared.keys import ACCOUNT_LOOKS, UNKEPT, lane_keys, log_key
 from tests.stress.failover import SETTINGS
 from tests.support.failover import Report, read_through
 from tests.support.redis_cluster import RedisCluster, RedisWithSentinels
@@ -63,9 +63,10 @@ async def test_a_primary_that_was_frozen_is_not_believed() -> None:
         check(report, system, within_seconds=12.0)
 
 
-async def test_beginnings_and_ends_are_told_when_replicas_have_them_and_not_before() -> None:
+async def test_beginnings_and_ends_are_told_when_replicas_have_them_and_not_before(tmp_path: Path) -> None:
     cluster = RedisCluster()
-    settings = {**SETTINGS, "min_replicas": 1, "redis_wait_seconds": 1}
+    archive = {"archive_url": f"sqlite:///{tmp_path}/archive.sqlite"}
+    settings = {**SETTINGS, **archive, "min_replicas": 1, "redis_wait_seconds": 1}
     body = {"messages": [{"role": "user", "content": "hello"}], "simulate": {"tokens": 3}}
     async with System(redis=cluster, settings=settings) as system:
 
@@ -89,14 +90,26 @@ async def test_beginnings_and_ends_are_told_when_replicas_have_them_and_not_befo
             await reader.until_tokens(8)
             with pytest.raises(AssertionError, match="the end of the response"):
                 await reader.until_end(within_seconds=1.0)
+            state = await system.http.get(f"{system.gateway_url()}/v1/streams/{stream_id}")
+            assert state.status_code == 503, f"the end is in the log, and replicas lack it: {state.text}"
         finally:
             replica.thaw()
         await reader.until_end()
         assert reader.named("done")
+        assert (await system.state(stream_id))["status"] == "completed"
         for number in waiting:
             created = await create(number)
             assert created.status_code == 201, created.text
             assert (await system.follow(created.json()["id"]).until_end()).named("done")
+
+        replica = cluster.replica_of(cluster.master_of(UNKEPT))
+        replica.freeze()
+        try:
+            unlisted = await asyncio.gather(*(create(number) for number in range(20, 32)))
+            assert {answer.status_code for answer in unlisted} == {503}, "replicas lack that they are to be archived"
+        finally:
+            replica.thaw()
+        assert (await create(20)).status_code == 201
 
 
 async def test_without_one_master_the_streams_of_the_others_go_on_and_begin() -> None:

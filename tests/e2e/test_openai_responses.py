@@ -203,8 +203,9 @@ async def test_deleted_and_unknown_responses(client: openai.AsyncOpenAI, other: 
             await client.responses.retrieve(response_id, stream=True, starting_after=3)
         with pytest.raises(openai.NotFoundError):
             await client.responses.cancel(response_id)
-        with pytest.raises(openai.NotFoundError):
-            await client.responses.delete(response_id)
+        if response_id != response.id:  # a delete may be repeated
+            with pytest.raises(openai.NotFoundError):
+                await client.responses.delete(response_id)
         with pytest.raises(openai.BadRequestError) as refused:
             await create(client, {}, previous_response_id=response_id)
         assert (refused.value.code, refused.value.param) == ("previous_response_not_found", "previous_response_id")

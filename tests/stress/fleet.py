@@ -146,9 +146,8 @@ class Fleet:
 
     @property
     def has_archive(self) -> bool:
-        """Whether streams are archived, and told of. Not where a gateway is of an earlier release, which would enter no stream, or
-        servers fail over: the lists of what is to be archived and told of do not wait for replicas."""
-        return self._previous is None and self.kind == "one"
+        """Whether streams are archived, and told of. Not where a gateway is of an earlier release, which would enter no stream."""
+        return self._previous is None
 
     @property
     def members(self) -> list[Member]:
