@@ -12,7 +12,7 @@ from gateway.delivery.delivery import Delivery
 from gateway.following.pages import Pages
 from gateway.following.silence_checks import SilenceChecks
 from gateway.following.tails import Tails
-from shared.background import keep_running
+from shared.background import keep_running, pause
 from shared.connections import RedisConnection
 from shared.errors import Disconnected, RedisRefused
 from shared.lanes import Lanes
@@ -90,7 +90,7 @@ class GatewayMeasuring(Measuring):
                     logger.debug("Redis was not measured: %s", error)
                 except (TypeError, ValueError, LookupError, AttributeError) as error:  # a proxy's reply
                     logger.debug("Redis's reply has an unknown form: %r", error)
-            await asyncio.sleep(_LOOK_SECONDS)
+            await pause(_LOOK_SECONDS)
 
     async def _measure_queue(self) -> None:
         counts = await self._queue.counts()

@@ -1,12 +1,15 @@
 """Tasks that run as long as their process: one that raises is logged, counted, and started again after a pause.
 
 A task that nobody awaits ends silently when it raises: leases would no longer be renewed, or dead workers noticed.
+
+Their pauses (`pause`) end at common moments: an idle process wakes up ten times a second, not ten times a second for each.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 
@@ -22,6 +25,10 @@ _PAUSE_SECONDS_MAX = 5.0
 """Half a lease. A task that always breaks writes at most 12 traces a minute."""
 _SETTLED_SECONDS = 60.0
 """A task that has run for so long begins again with the first pause."""
+TICK_SECONDS = 0.1
+"""The distance of the moments at which pauses end."""
+_EARLY_SECONDS = 0.005
+"""How much too early a timer may be without counting as before its tick: uvloop counts whole milliseconds."""
 
 
 def keep_running(name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
@@ -49,6 +56,19 @@ async def _kept_running(name: str, work: Callable[[], Awaitable[None]], failures
             failures.inc()
         await asyncio.sleep(pause_seconds)
         pause_seconds = min(pause_seconds * 2, _PAUSE_SECONDS_MAX)
+
+
+async def pause(seconds: float) -> float:
+    """Waits until the last tick that is not later than so many seconds from now; exactly so long if that is less than a tick.
+
+    Returns when the wait was due to end (loop seconds).
+    """
+    now = asyncio.get_running_loop().time()
+    due_at = now + seconds
+    if seconds >= TICK_SECONDS:
+        due_at = math.floor((due_at + _EARLY_SECONDS) / TICK_SECONDS) * TICK_SECONDS
+    await asyncio.sleep(due_at - now)
+    return due_at
 
 
 class Complaints:

@@ -277,7 +277,7 @@ class EventLog:
         try:
             done, *ids = reply
             end_id = EventId.of(ids[0]) if done else None
-        except (TypeError, ValueError, LookupError, AttributeError):
+        except _ODD_SHAPES:
             raise OddReply(f"ODDREPLY the end of a stream was answered by {shown(reply)}") from None
         if end_id is None:
             return False

@@ -788,9 +788,9 @@ REDIS_UP = Metric(
 LOOP_LAG = Metric(
     "midstream_loop_lag_seconds",
     "histogram",
-    "How late a timer of the process's event loop fires, measured ten times a second: everything in the process is delayed by as much",
+    "How late a timer of the process's event loop fires, measured five times a second: everything in the process is delayed by as much",
     "both",
-    "ten timers a second",
+    "five timers a second",
     buckets=_LATENCIES,
 )
 CPU_SECONDS = Metric(

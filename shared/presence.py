@@ -20,7 +20,7 @@ import orjson
 from prometheus_client import Counter
 
 from shared import metrics
-from shared.background import keep_running
+from shared.background import keep_running, pause
 from shared.commands import Commands, Script
 from shared.errors import MidstreamError, OddReply
 from shared.event_log import shown
@@ -91,7 +91,7 @@ class Presence:
                 await self._write(orjson.dumps(self._state()))
             except MidstreamError as error:
                 logger.debug("no heartbeat: %s", error)
-            await asyncio.sleep(BEAT_SECONDS * random.uniform(0.9, 1.0))
+            await pause(BEAT_SECONDS * random.uniform(0.9, 1.0))
 
     async def _write(self, state: bytes) -> None:
         """Writes this process's entry; an empty state deletes it."""

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 from shared.cluster import key_of, tag_of
 from shared.connections import RedisConnection
-from shared.errors import Disconnected, RedisRefused
+from shared.errors import Disconnected, OddReply, RedisRefused
 from shared.keys import replicated_key
+from shared.resp import settle
 
 _WAIT_MILLISECONDS = 250
 """How long one round waits for the replicas. Whoever sent its commands repeats them, as when Redis is away."""
@@ -66,13 +67,12 @@ class ReplicatedCommands:
         """Makes one round after the other, until nobody asks."""
         try:
             while asked := self._asked.pop(server, []):
-                for command, reply in zip(asked, await self._replies(asked), strict=True):
-                    if command.reply.done():  # its caller has gone
-                        continue
-                    if isinstance(reply, BaseException):
-                        command.reply.set_exception(reply)
-                    else:
-                        command.reply.set_result(reply)
+                replies: list[Any] = [Disconnected() for _ in asked]  # if this is cancelled
+                try:
+                    replies = await self._replies(asked)
+                finally:
+                    for command, reply in zip(asked, replies, strict=True):
+                        settle(command.reply, reply)
         finally:
             del self._rounds[server]
 
@@ -88,6 +88,8 @@ class ReplicatedCommands:
             for reply in (marked, replicas):
                 if isinstance(reply, BaseException):
                     raise reply
+            if not isinstance(replicas, int):
+                raise OddReply(f"ODDREPLY WAIT was answered by a {type(replicas).__name__}")
             if replicas < self._replicas:
                 raise RedisRefused(f"NOREPLICAS {replicas} of {self._replicas} replicas have it yet")
         except (Disconnected, RedisRefused) as error:

@@ -12,10 +12,10 @@ from typing import Any
 from prometheus_client import Counter, Gauge
 
 from shared import metrics
-from shared.background import keep_running
+from shared.background import keep_running, pause
 from shared.connections import RedisConnection, RedisSubscriber
 
-_LOOKS_PER_SECOND = 10
+_LOOKS_PER_SECOND = 5
 _STATM = "/proc/self/statm"
 
 
@@ -78,12 +78,10 @@ class Measuring:
         self._handover.now()
 
     async def _measure(self) -> None:
-        pause_seconds = 1 / _LOOKS_PER_SECOND
         while True:
             for _ in range(_LOOKS_PER_SECOND):
-                due = time.monotonic() + pause_seconds
-                await asyncio.sleep(pause_seconds)
-                self._loop_lag.observe(max(0.0, time.monotonic() - due))
+                due_at = await pause(1 / _LOOKS_PER_SECOND)
+                self._loop_lag.observe(max(0.0, time.monotonic() - due_at))
             self._handover.now()
             if self._commands.is_up:
                 self._commands.send(("PING",), self._timed(time.monotonic()))

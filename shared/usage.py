@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shared.accounts import Accounts, Entry
-from shared.background import Complaints, keep_running
+from shared.background import Complaints, keep_running, pause
 from shared.errors import Disconnected, MidstreamError, RedisRefused
 from shared.event_log import EventLog
 from shared.events import DELETED, TERMINAL
@@ -149,7 +149,7 @@ class Usage:
                 logger.debug("usage: %s", error)
             except RedisRefused as error:
                 self._complaints.say(f"usage cannot be counted: {error}")
-            await asyncio.sleep(0 if goes_on else _PAUSE_SECONDS * random.uniform(0.5, 1.0))
+            await pause(0 if goes_on else _PAUSE_SECONDS * random.uniform(0.5, 1.0))
 
     async def _look(self) -> bool:
         """Looks at the streams whose time has come; returns whether there may be more."""

@@ -15,7 +15,7 @@ from gateway.access.limits import OwnLimits
 from gateway.http.principal import principal
 from gateway.http.problems import too_many
 from gateway.process_name import gateway_name
-from shared.background import keep_running
+from shared.background import keep_running, pause
 from shared.commands import Commands, Script
 from shared.keys import readers_key
 
@@ -93,7 +93,7 @@ class StreamReaders:
 
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(_HOLDS_SECONDS / _RENEWALS)
+            await pause(_HOLDS_SECONDS / _RENEWALS)
             for number, stream_id in enumerate([*self._here], 1):
                 self._send(stream_id)
                 if number % _RENEWED_AT_ONCE == 0:

@@ -22,7 +22,7 @@ from gateway.http.connection import Connection, Receive, Scope, Send, chunk_of
 from gateway.http.problems import Problem, stopping
 from gateway.http.routes import OperationsOf, Route, route_for
 from shared import sse
-from shared.background import keep_running
+from shared.background import keep_running, pause
 
 operations = OperationsOf("gateway.console.operations")
 
@@ -130,7 +130,7 @@ class Watchers:
         """Takes samples while nobody watches, so that the charts of the next watcher do not begin empty."""
         pause_seconds = 0.0
         while True:
-            await asyncio.sleep(pause_seconds)
+            await pause(pause_seconds)
             pause_seconds = SNAPSHOT_SECONDS if self._watching else await self._overview.sample()
 
     def _keep_sending(self) -> None:
@@ -139,7 +139,7 @@ class Watchers:
 
     async def _send_snapshots(self) -> None:
         while self._watching:
-            await asyncio.sleep(SNAPSHOT_SECONDS)
+            await pause(SNAPSHOT_SECONDS)
             await self._end_revoked()
             event = _event(await self._overview.current())
             chunk = chunk_of(event)

@@ -11,8 +11,9 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from gateway.delivery.reader import Reader
+from shared.background import pause
 
-_SLOTS_PER_SECOND = 4
+_SLOTS_PER_SECOND = 5
 _BUSY_GRACE_SECONDS = 5
 """How much later the next try comes, if a reader could not be sent away: its socket was full, or it was getting pages of the log."""
 
@@ -24,7 +25,7 @@ class ConnectionAges:
         self._connection_seconds = connection_seconds
         self._send_away = send_away
         self._slots: defaultdict[int, list[Reader]] = defaultdict(list)
-        """The readers to send away in each quarter of a second (of the loop's time): few, so lists, which take half of the
+        """The readers to send away in each fifth of a second (of the loop's time): few, so lists, which take half of the
         memory of sets."""
         self._emptied = 0
         """The slot that was emptied last."""
@@ -55,7 +56,7 @@ class ConnectionAges:
     async def run(self) -> None:
         """Empties each slot when its time has come, for ever."""
         while True:
-            await asyncio.sleep(1 / _SLOTS_PER_SECOND)
+            await pause(1 / _SLOTS_PER_SECOND)
             now = self._slot_now()
             while self._emptied < now:
                 slot = self._slots.get(self._emptied + 1)

@@ -35,7 +35,7 @@ from gateway.following.ring import Ring
 from gateway.following.tail import Tail
 from gateway.following.tails import FIRST_READ_ENTRIES
 from gateway.http.connection import chunk_of
-from shared.background import keep_running
+from shared.background import keep_running, pause
 from shared.errors import Disconnected, RedisRefused
 from shared.events import DONE
 from shared.ids import BEGINNING, EventId
@@ -436,7 +436,7 @@ class Delivery:
     async def _beat(self) -> None:
         """Sends every reader a keep-alive, each at its own moment, so that no proxy closes the connection for an idle timeout."""
         while True:
-            await asyncio.sleep(1 / _BEATS_PER_SECOND)
+            await pause(1 / _BEATS_PER_SECOND)
             self._beat_slot = (self._beat_slot + 1) % len(self._beats)
             for reader in self._beats[self._beat_slot]:
                 ring = reader.ring

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
+
+from shared.background import TICK_SECONDS, pause
 
 _TICK_SECONDS_LEAST, _TICK_SECONDS_MOST = 0.004, 0.05
 """The bounds of a pause: 4 ms merge something, 50 ms are not yet seen by a person who reads."""
 _BUSY, _CALM = 0.85, 0.60
 """The shares of a core above which it flushes less often, and below which more often."""
-_LOOK_SECONDS = 0.1
 
 
 class FlushPace:
@@ -26,7 +26,7 @@ class FlushPace:
         """
         cpu, wall = time.process_time(), time.monotonic()
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await pause(TICK_SECONDS)
             cpu_now, wall_now = time.process_time(), time.monotonic()
             share = (cpu_now - cpu) / (wall_now - wall)
             cpu, wall = cpu_now, wall_now

@@ -15,7 +15,7 @@ from typing import Any
 
 from gateway.delivery.reader import OpenConnection, Reader
 from gateway.process_name import gateway_name
-from shared.background import keep_running
+from shared.background import keep_running, pause
 from shared.errors import MidstreamError, RedisRefused
 from shared.receipt import DeliveryNote, DeliveryNotes
 from shared.settings import Settings
@@ -98,7 +98,7 @@ class Ledger:
     async def _report(self) -> None:
         """Reports one slot after the other: all at once would hold up the readers."""
         while True:
-            await asyncio.sleep(self._pause_seconds)
+            await pause(self._pause_seconds)
             self._reported = (self._reported + 1) % _SLOTS
             for reader, note in self._slots[self._reported].items():
                 if reader.position < 0 or reader.position != note.position:  # an idle reader's id need not be found out

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from gateway.access.authenticators import Proof, proof
 from gateway.delivery.reader import Reader
 from gateway.http.problems import Problem
+from shared.background import pause
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Revocations:
         """Looks for ever."""
         looks = 0
         while True:
-            await asyncio.sleep(self._pause_seconds)
+            await pause(self._pause_seconds)
             self._prune()
             looks += 1
             if looks % self._looks_per_check == 0:

@@ -74,7 +74,7 @@ class EncodedPage:
         except Exception:
             logger.debug("a page cannot be encoded in one piece", exc_info=True)
             return False
-        self._ids = plain.attempt, plain.first_offset, plain.last.offset
+        self._ids = (*plain.first, plain.last.offset)
         return True
 
     def _take_all(self, face: Face, content: list[TokenRun | Carried]) -> None:
@@ -264,7 +264,7 @@ def _listed(content: list[TokenRun | Carried]) -> tuple[list[Event], EventId | N
             listed.append(gap_event(EventId(reached.attempt, reached.offset + 1), first))
         reached = part.last
         if isinstance(part, TokenRun):
-            ids = (EventId(part.attempt, offset) for offset in range(part.first_offset, part.last.offset + 1))
+            ids = (EventId(first.attempt, offset) for offset in range(first.offset, reached.offset + 1))
             listed += [Event(event_id, TOKEN, value) for event_id, value in zip(ids, part.values, strict=True)]
             continue
         listed += part.events

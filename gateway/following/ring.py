@@ -109,8 +109,8 @@ class Ring:
         except Exception:
             # The tokens before the one that failed may be here already; the others are appended one by one, to find it.
             done = len(self.encoded) - before
-            for offset, value in enumerate(islice(run.values, done, None), run.first_offset + done):
-                self.append(Event(EventId(run.attempt, offset), events.TOKEN, value))
+            for offset, value in enumerate(islice(run.values, done, None), run.first.offset + done):
+                self.append(Event(EventId(run.first.attempt, offset), events.TOKEN, value))
 
     def _mark(self, first: EventId) -> None:
         """Notes the id with which the next events begin."""

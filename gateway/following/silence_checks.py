@@ -13,7 +13,7 @@ from typing import Any
 from gateway.following.endings import Endings
 from gateway.following.tail import Tail
 from gateway.following.tails import Tails
-from shared.background import keep_running
+from shared.background import keep_running, pause
 from shared.errors import OddReply
 from shared.event_log import EventLog, RawEntry, entries_of
 from shared.ids import EventId, created_at
@@ -22,8 +22,8 @@ from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_LOOKS = 20
-"""A round lasts `sweep_seconds`, and is spread over this many looks, so that none takes long."""
+_LOOK_SECONDS = 0.2
+"""A round lasts `sweep_seconds`, and is spread over looks about so far apart, so that none takes long."""
 _PAUSE_SWEEPS_MAX = 4
 """The longest pause between two checks of a tail, in rounds: a stream that has been silent for long is likely to stay so."""
 _MISSING_MAX = 3
@@ -45,6 +45,8 @@ class SilenceChecks:
         self._endings = endings
         self._settings = settings
         self._on_lost = on_lost
+        self._looks = max(1, round(settings.sweep_seconds / _LOOK_SECONDS))
+        self._pause_seconds = settings.sweep_seconds / self._looks
         self._missing: dict[Tail, int] = {}
         """At how many checks in a row a tail's log has been missing."""
         self.checks = 0
@@ -60,7 +62,7 @@ class SilenceChecks:
     async def _run(self) -> None:
         while True:
             for tails in self._next_round():
-                await asyncio.sleep(self._settings.sweep_seconds / _LOOKS)
+                await pause(self._pause_seconds)
                 if self._tails.subscriber.is_up:
                     self._look(tails)
             self._missing = {tail: count for tail, count in self._missing.items() if tail in self._tails}
@@ -68,21 +70,23 @@ class SilenceChecks:
     def _next_round(self) -> list[list[Tail]]:
         """Returns the tails that are to be looked at in the next round, by look. All others have been heard of since, or are
         new: they are not due before the round after that."""
-        now, sweep_seconds = self._loop.time(), self._settings.sweep_seconds
-        looks: list[list[Tail]] = [[] for _ in range(_LOOKS)]
+        now = self._loop.time()
+        round_ends_at = now + self._settings.sweep_seconds
+        looks: list[list[Tail]] = [[] for _ in range(self._looks)]
         for tail in self._tails:
-            due_seconds = max(tail.check_at, tail.heard_at + sweep_seconds) - now
-            if tail.ended is None and due_seconds < sweep_seconds:
-                looks[max(0, int(due_seconds / sweep_seconds * _LOOKS))].append(tail)
+            if tail.check_at < round_ends_at and tail.heard_at < now and tail.ended is None:
+                due_seconds = max(tail.check_at, tail.heard_at + self._settings.sweep_seconds) - now
+                looks[min(max(0, int(due_seconds / self._pause_seconds)), self._looks - 1)].append(tail)
         return looks
 
     def _look(self, tails: list[Tail]) -> None:
         """Asks for the newest entries of the logs whose tails are silent still."""
         now, sweep_seconds = self._loop.time(), self._settings.sweep_seconds
+        silent_seconds_least = sweep_seconds - self._pause_seconds  # a look may be that early
         for tail in tails:
             silent_seconds = now - tail.heard_at
             if (
-                silent_seconds >= sweep_seconds
+                silent_seconds >= silent_seconds_least
                 and tail.ended is None
                 and tail.is_ready
                 and not tail.reading

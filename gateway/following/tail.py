@@ -10,9 +10,10 @@ from functools import lru_cache
 from gateway import metrics
 from gateway.faces import Encoder, Face, FramingFace, gap_event
 from gateway.following.ring import FramedRing, Ring
-from gateway.following.token_runs import Carried, TokenRun, unreadable_from
+from gateway.following.token_runs import Carried, TokenRun, run_of_items, unreadable_from
 from shared import events
-from shared.events import Event
+from shared.errors import Unreadable
+from shared.events import Event, items_of
 from shared.ids import BEGINNING, FIRST_ID, EventId
 from shared.keys import live_channel
 from shared.lifecycle import Order, kept_tokens_of
@@ -289,6 +290,27 @@ class Tail:
             if part.field in events.TERMINAL:
                 self._end_sent_at = metrics.sent_at(part.events[0])
         self.take(part)
+        self.arm()
+        return True
+
+    def take_next_batch(self, event_id: bytes, value: bytes) -> bool:
+        """Puts a pushed entry of several tokens into the rings if it is the very next: most of a stream with a pace are.
+
+        As `take_pushed`, which takes all others, at two thirds of its cost. False: it has done nothing.
+        """
+        if self.next_id == _NOTHING:
+            return False
+        try:
+            items = items_of(value)
+        except Unreadable:
+            return False
+        last = EventId(self.attempt, self.offset + len(items))
+        run = run_of_items(items, last) if self.id_format % last.offset == event_id else None
+        if run is None:
+            return False
+        for ring in self.rings:
+            ring.extend(run)
+        self.reach(last)
         self.arm()
         return True
 

@@ -134,7 +134,8 @@ class Tails:
     def _on_push(self, pushed: list[Any]) -> None:
         """Takes the messages that came in one piece. Here a token's way through the gateway begins; on_new has it flushed."""
         self.pushed += len(pushed)
-        by_channel, on_new, now, token = self._by_channel, self._on_new, self._loop.time(), events.TOKEN
+        by_channel, on_new, now = self._by_channel, self._on_new, self._loop.time()
+        token, batch = events.TOKEN, events.BATCH
         for message in pushed:
             if type(message) is not list or message[0] != b"smessage":
                 self._on_control(message)
@@ -153,6 +154,10 @@ class Tails:
                     tail.heard_at = now
                     if not tail.dirty:
                         on_new(tail)
+                    continue
+                if field == batch and tail.take_next_batch(event_id, value):
+                    tail.heard_at = now
+                    self._tell_of(tail)
                     continue
             except Exception:
                 self._on_odd_push(tail, message[2])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain, groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -34,20 +34,12 @@ from shared.outcomes import FailureCode
 class TokenRun(NamedTuple):
     """One or more tokens of one attempt whose offsets have no hole."""
 
-    attempt: int
-    first_offset: int
+    first: EventId
+    last: EventId
     ids: tuple[bytes, ...]
     """The tokens' ids, as readers get them."""
     values: tuple[bytes, ...]
     """The tokens' texts, in UTF-8."""
-
-    @property
-    def first(self) -> EventId:
-        return EventId(self.attempt, self.first_offset)
-
-    @property
-    def last(self) -> EventId:
-        return EventId(self.attempt, self.first_offset + len(self.ids) - 1)
 
 
 class Carried(NamedTuple):
@@ -151,15 +143,24 @@ def runs(raw: list[RawEntry]) -> Iterator[TokenRun | Entry]:
 def run_of_batch(entry: Entry) -> TokenRun | None:
     """Returns the tokens of an entry that carries several; None if it carries anything else, or cannot be read."""
     try:
-        items = items_of(entry.value)
+        return run_of_items(items_of(entry.value), entry.id)
     except Unreadable:
         return None
-    attempt, last = entry.id
-    first = last - len(items) + 1
-    if first < 1 or attempt > ID_PART_MAX or last > ID_PART_MAX or not all(type(item) is str for item in items):
+
+
+def run_of_items(items: list[Any], last: EventId) -> TokenRun | None:
+    """Returns the items of an entry with the id `last` as a run; None if they are not all texts, or the id is none of theirs."""
+    attempt, offset = last
+    first_offset = offset - len(items) + 1
+    if first_offset < 1 or attempt > ID_PART_MAX or offset > ID_PART_MAX:
         return None
-    ids = tuple(b"%d-%d" % (attempt, offset) for offset in range(first, last + 1))
-    return TokenRun(attempt, first, ids, tuple(item.encode() for item in items))
+    try:
+        values = tuple([item.encode() for item in items])
+    except AttributeError:  # it is no text
+        return None
+    # From lists: a generator would take half as long again, and a stream with a pace has one of these for each of its entries.
+    ids = tuple([b"%d-%d" % (attempt, number) for number in range(first_offset, offset + 1)])
+    return TokenRun(EventId(attempt, first_offset), last, ids, values)
 
 
 def _parts(raw: list[RawEntry]) -> Iterator[TokenRun | Entry]:
@@ -182,10 +183,9 @@ def field_of(entry: RawEntry) -> bytes:
 
 def _run_of_tokens(raw: list[RawEntry]) -> TokenRun | None:
     """Returns these entries as one run; None if there is a hole between them, or one of them is not UTF-8."""
-    attempt, first_offset = EventId.of(raw[0][0])
-    last_offset = first_offset + len(raw) - 1
+    first, last = EventId.of(raw[0][0]), EventId.of(raw[-1][0])
     # Ids grow strictly: if the last is first + n - 1, none is missing.
-    if EventId.of(raw[-1][0]) != (attempt, last_offset) or attempt > ID_PART_MAX or last_offset > ID_PART_MAX:
+    if last != (first.attempt, first.offset + len(raw) - 1) or last.attempt > ID_PART_MAX or last.offset > ID_PART_MAX:
         return None
     event_ids, pairs = zip(*raw, strict=True)
     values = tuple(value for _, value in pairs)
@@ -193,14 +193,14 @@ def _run_of_tokens(raw: list[RawEntry]) -> TokenRun | None:
         _BETWEEN.join(values).decode()  # then each is UTF-8: no character can continue across a line feed
     except UnicodeDecodeError:
         return None
-    return TokenRun(attempt, first_offset, event_ids, values)
+    return TokenRun(first, last, event_ids, values)
 
 
 _BETWEEN = b"\n"
 
 
 def _follows(run: TokenRun, before: TokenRun) -> bool:
-    return run.attempt == before.attempt and run.first_offset == before.last.offset + 1
+    return run.first == (before.last.attempt, before.last.offset + 1)
 
 
 def _joined(several: list[TokenRun]) -> TokenRun:
@@ -209,4 +209,4 @@ def _joined(several: list[TokenRun]) -> TokenRun:
     ids, values = (
         tuple(chain.from_iterable(part)) for part in zip(*((run.ids, run.values) for run in several), strict=True)
     )
-    return TokenRun(several[0].attempt, several[0].first_offset, ids, values)
+    return TokenRun(several[0].first, several[-1].last, ids, values)

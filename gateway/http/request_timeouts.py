@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import Protocol
 
 from gateway import metrics
-from shared.background import keep_running
+from shared.background import keep_running, pause
 
 _LOOK_SECONDS = 1.0
 """How often late connections are looked for."""
@@ -92,7 +92,7 @@ class RequestTimeouts:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(min(_LOOK_SECONDS, self.seconds / 4))
+            await pause(min(_LOOK_SECONDS, self.seconds / 4))
             for connection in self._late():
                 self.ended(connection)
                 connection.time_is_up()

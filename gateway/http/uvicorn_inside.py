@@ -45,7 +45,7 @@ _WEBSOCKET_ATTRIBUTES = (
     "close_sent close_timeout close_timer conn curr_msg_data_type disconnected frames handshake_complete "
     "handshake_initiated initial_response logger loop queue read_paused transport"
 )
-_SERVER_METHODS = "handle_exit serve"
+_SERVER_METHODS = "handle_exit main_loop on_tick serve"
 _SERVER_ATTRIBUTES = "_captured_signals"
 
 

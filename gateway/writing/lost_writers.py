@@ -16,7 +16,7 @@ import orjson
 from gateway import metrics
 from gateway.streams import Streams
 from shared import events
-from shared.background import keep_running
+from shared.background import keep_running, pause
 from shared.errors import Disconnected, LogFull, RedisRefused
 from shared.event_log import EventLog
 from shared.external_writes import WriterLeases
@@ -26,8 +26,10 @@ from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.25
+LOOK_SECONDS = 0.2
 """How often leases are looked at: a stream ends so long after its lease, at most."""
+_NO_LEASES_SECONDS = 0.5
+"""How often they are looked for where there are none. A lease lasts for a second at least."""
 _SILENCE_SECONDS = 1.0
 """Redis was away if a look comes so late. A lease is one second at least, and is renewed several times in that."""
 _RETRY_MILLISECONDS = 1000
@@ -54,15 +56,16 @@ class LostWriters:
     async def _run(self) -> None:
         answered_at = time.monotonic()
         leases_count_from = answered_at + self._patience_seconds  # writers may have waited for this very process
+        writers = 1
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await pause(LOOK_SECONDS if writers else _NO_LEASES_SECONDS)
             try:
-                await self._leases.count()
+                writers = await self._leases.count()
                 now = time.monotonic()
                 if now - answered_at > _SILENCE_SECONDS:
                     leases_count_from = now + self._patience_seconds
                 answered_at = now
-                if now >= leases_count_from:
+                if writers and now >= leases_count_from:
                     await self._look()
             except (Disconnected, RedisRefused, LogFull) as error:
                 logger.debug("the leases of external writers could not be looked at: %s", error)

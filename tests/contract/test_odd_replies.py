@@ -20,6 +20,7 @@ from shared.ids import EventId, new_stream_id
 from shared.queue import Claim, RequestQueue
 from shared.receipt import DeliveryNotes
 from shared.redis_server import RedisAddress, eviction_policy
+from shared.replicas import ReplicatedCommands
 from shared.resp import RespConnection
 from shared.settings import Settings
 from tests.support.ordinary_commands import OrdinaryCommands, ordinary_client
@@ -97,13 +98,18 @@ REPLIES = {
 }
 
 
+@pytest.mark.parametrize("waits", [False, True], ids=["", "with replicas"])
 @pytest.mark.parametrize("reply", REPLIES)
-async def test_an_odd_reply_affects_only_its_own_call(reply: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_odd_reply_affects_only_its_own_call(
+    reply: str, waits: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     server, stream_id = OddServer(), new_stream_id()
     server.reply = REPLIES[reply]
     async with connected(server) as connection:
-        log = EventLog(connection, log_ttl_seconds=9, ended_ttl_seconds=9, tombstone_ttl_seconds=9)
-        queue = RequestQueue(connection, ttl_seconds=9, requests_max=9, consumer="ann")
+        replicated = ReplicatedCommands(connection, 1) if waits else None
+        lives = {"log_ttl_seconds": 9, "ended_ttl_seconds": 9, "tombstone_ttl_seconds": 9}
+        log = EventLog(connection, **lives, replicated=replicated)  # type: ignore[arg-type]
+        queue = RequestQueue(connection, ttl_seconds=9, requests_max=9, consumer="ann", replicated=replicated)
         entry = Entry(EventId(1, 1), TOKEN, b"a")
         read: list[Any] = []
         calls: dict[str, Callable[[], Awaitable[Any]]] = {

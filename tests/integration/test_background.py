@@ -662,6 +662,8 @@ SHORT_LIVED = {
     "shared/cluster.py": {"_let_go", "_seed_nodes"},
     "shared/cluster_parts.py": {"_let_go"},
     "shared/connections.py": {"check"},
+    "shared/event_log.py": {"_hand_on"},
+    "shared/replicas.py": {"execute"},
     "shared/sentinel.py": {"is_replaced"},
     "shared/spans.py": {"close"},
     "gateway/access/limits.py": {"_some_have_ended"},

@@ -387,7 +387,7 @@ def test_a_ring_whose_encoder_fails_ends_there(bad: int) -> None:
     values = tuple(b"v%d" % offset for offset in range(1, 8))
     ids = tuple(b"1-%d" % offset for offset in range(1, 8))
     ring = Ring(FailingFace(b"v%d" % bad), _Failing(b"v%d" % bad), EventId(1, 0))
-    ring.extend(TokenRun(1, 1, ids, values))
+    ring.extend(TokenRun(EventId(1, 1), EventId(1, 7), ids, values))
     ring.append(Event(EventId(1, 8), events.TOKEN, b"x"))
     assert ring.broken == EventId(1, bad)
     assert ring.body(0) == b"".join(one + b";" for one in ids[: bad - 1]) + b"failed@1-%d;" % bad

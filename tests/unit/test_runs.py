@@ -74,7 +74,10 @@ def test_token_runs_equal_their_entries(seed: int) -> None:
             found += events.events_of(run)
             before = None
             continue
-        assert before is None or run.first != (before.attempt, before.last.offset + 1)  # it is as long as it can be
+        assert before is None or run.first != (
+            before.last.attempt,
+            before.last.offset + 1,
+        )  # it is as long as it can be
         before = run
         ids = [EventId.of(event_id) for event_id in run.ids]
         assert (ids[0], ids[-1]) == (run.first, run.last)
@@ -110,7 +113,9 @@ def test_consecutive_batches_are_one_run() -> None:
 
 def test_a_plain_page_is_one_run() -> None:
     raw: list[RawEntry] = [(b"2-%d" % offset, (events.TOKEN, b"x")) for offset in range(7, 300)]
-    assert list(runs(raw)) == [TokenRun(2, 7, tuple(event_id for event_id, _ in raw), (b"x",) * 293)]
+    assert list(runs(raw)) == [
+        TokenRun(EventId(2, 7), EventId(2, 299), tuple(event_id for event_id, _ in raw), (b"x",) * 293)
+    ]
     assert list(runs([])) == []
 
 
@@ -152,8 +157,8 @@ def test_a_ring_treats_a_run_like_its_tokens(seed: int) -> None:
                 many.append(event)
         else:
             many.extend(run)
-            for offset, value in enumerate(run.values, run.first_offset):
-                one.append(Event(EventId(run.attempt, offset), events.TOKEN, value))
+            for offset, value in enumerate(run.values, run.first.offset):
+                one.append(Event(EventId(run.first.attempt, offset), events.TOKEN, value))
     assert (one.encoded, one.end) == (many.encoded, many.end)
     assert [one.cursor_at(position) for position in range(one.end + 1)] == [
         many.cursor_at(position) for position in range(one.end + 1)

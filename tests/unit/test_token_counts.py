@@ -35,7 +35,7 @@ def test_tokens_between_two_ids_are_counted_in_each_attempt() -> None:
 async def test_a_tail_does_not_count_a_terminal_event() -> None:
     tail = Tail(new_stream_id(), asyncio.get_running_loop().time())
     tail.reach(EventId(1, 0))
-    tail.take(TokenRun(1, 1, (b"1-1", b"1-2", b"1-3"), (b"a", b"b", b"c")))
+    tail.take(TokenRun(EventId(1, 1), EventId(1, 3), (b"1-1", b"1-2", b"1-3"), (b"a", b"b", b"c")))
     assert tail.tokens_between(EventId(0, 0), EventId(1, 3)) == 3
     assert tail.tokens_between(EventId(1, 1), EventId(1, 5)) == 4, "pages of the log may be ahead of the tail"
     cancelled = Event(EventId(2, 0), events.CANCELLED, b'{"by":"client"}')
@@ -47,7 +47,7 @@ async def test_a_tail_does_not_count_a_terminal_event() -> None:
 async def test_a_tail_does_not_count_the_terminal_entry_of_the_attempt_s_worker() -> None:
     tail = Tail(new_stream_id(), asyncio.get_running_loop().time())
     tail.reach(EventId(1, 0))
-    tail.take(TokenRun(1, 1, (b"1-1", b"1-2"), (b"a", b"b")))
+    tail.take(TokenRun(EventId(1, 1), EventId(1, 2), (b"1-1", b"1-2"), (b"a", b"b")))
     done = Event(EventId(1, 3), events.DONE, b'{"finish_reason":"stop","usage":null}')
     tail.take(Carried(events.DONE, [done], done.id, done.id))
     assert tail.tokens_between(EventId(0, 0), EventId(1, 3)) == 2
