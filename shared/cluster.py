@@ -442,8 +442,8 @@ class ClusterConnection:
             owners[first : last + 1] = [place] * (last + 1 - first)
         changed = [slot for slot, place in enumerate(owners) if self._owners[slot] != place]
         for slot in changed:
-            place = self._owners[slot] = owners[slot]
-            self._connections[slot] = None if place is None else connections[place]
+            owner = self._owners[slot] = owners[slot]
+            self._connections[slot] = None if owner is None else connections[owner]
         self._is_complete = None not in owners
         return len(changed)
 
