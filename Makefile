@@ -34,9 +34,9 @@ check: setup ## Formatting, lint, types, boundaries between the packages, licenc
 	@$(BIN)/python deploy/grafana/make_dashboards.py --check
 	@$(BIN)/midstream settings --markdown | diff docs/reference/settings.md - || (echo "docs/reference/settings.md is out of date: midstream settings --markdown > docs/reference/settings.md"; exit 1)
 
-# Five processes also on two cores: half of the time tests wait. A part (ARGS) is run by one, which starts at once.
+# Seven processes also on two cores: most of the time tests wait. A part (ARGS) is run by one, which starts at once.
 test: setup ## The tests, or a part: make test ARGS="tests/unit -k ids"; what this machine lacks is skipped with its reason
-	@$(BIN)/python -m pytest -n $(or $(WORKERS),$(if $(ARGS),0,5)) --dist loadfile $(or $(ARGS),-m "not long")
+	@$(BIN)/python -m pytest -n $(or $(WORKERS),$(if $(ARGS),0,7)) --dist loadfile $(or $(ARGS),-m "not long")
 
 test-long: setup ## The tests that take minutes: faults and odd input at random, all versions of Redis, frameworks
 	@$(BIN)/python -m pytest -n $(or $(WORKERS),5) --dist loadfile -m long $(ARGS)

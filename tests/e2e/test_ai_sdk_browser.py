@@ -32,10 +32,11 @@ async def test_an_answer_arrives_token_by_token(browser: Browser, system: System
     chat = await Chat.open(browser, system, "simple")
     assert (await chat.until("ready"))["messages"] == []
     await chat.ask("tell me", script={"tokens": 30, "tokens_per_second": 60})
-    await chat.until("streaming", words=3)
+    early = await chat.until("streaming", words=3)
+    assert len(early["text"].split()) < 30
     state = await chat.until("ready", words=30)
     assert state["text"] == await answered(system, await chat.stream_id())
-    assert len(state["seen"]) > 10
+    assert len(state["seen"]) > 3, "a busy page may render several tokens at once, and not all"
     assert [message["role"] for message in state["messages"]] == ["user", "assistant"]
     assert state["finished"] == [{"finishReason": "stop", "isAbort": False, "isDisconnect": False, "isError": False}]
     await chat.ask("and then", script={"tokens": 3})
@@ -90,7 +91,7 @@ async def test_stopping_after_a_reload_stops_the_provider(
     await chat.until("streaming", words=10)
     answer = await chat.page.evaluate("() => stopNow()")
     assert answer == {"stopped": True, "stream_id": await chat.stream_id(), "status": "cancelled"}
-    await wait_until(lambda: server.running == 0, within_seconds=5.0, what="the provider has stopped")
+    await wait_until(lambda: server.running == 0, what="the provider has stopped")
     state = await chat.until("ready", words=10)
     assert state["error"] is None
     async with httpx2.AsyncClient(trust_env=False) as http:

@@ -216,7 +216,7 @@ async def test_a_written_stream_s_own_life_holds_for_the_archive(system: System)
     async def is_gone() -> bool:
         return (await system.http.head(url)).status_code == 404  # HEAD is no read, after which it would live longer
 
-    await wait_until(is_gone, within_seconds=10, what="its three seconds are over")
+    await wait_until(is_gone, what="its three seconds are over")
     assert (await got(system, f"/v1/streams/{stream_id}"))[0] == 410
     assert (await system.http.put(url, headers=ends)).status_code == 201, "its name is free"
 

@@ -98,9 +98,15 @@ async def test_beginnings_and_ends_are_told_when_replicas_have_them_and_not_befo
         assert reader.named("done")
         assert (await system.state(stream_id))["status"] == "completed"
         for number in waiting:
-            created = await create(number)
-            assert created.status_code == 201, created.text
-            assert (await system.follow(created.json()["id"]).until_end()).named("done")
+            answers: list[httpx2.Response] = []
+
+            async def is_created(number: int = number, answers: list[httpx2.Response] = answers) -> bool:
+                answers.append(await create(number))
+                return answers[-1].status_code == 201
+
+            await wait_until(is_created, what="the replica has what the master wrote")
+            assert {answer.status_code for answer in answers} <= {201, 503}
+            assert (await system.follow(answers[-1].json()["id"]).until_end()).named("done")
 
         replica = cluster.replica_of(cluster.master_of(UNKEPT))
         replica.freeze()

@@ -136,7 +136,7 @@ async def test_the_end_of_the_answer_is_in_view(browser: Browser) -> None:
         await page.get_by_text("Options").click()
         await whole(page, system)
         for seen in (".story .good", "#status", "#look"):
-            await wait_until(partial(is_in_view, page, seen), within_seconds=5.0, what=f"{seen} is in view")
+            await wait_until(partial(is_in_view, page, seen), what=f"{seen} is in view")
         await expect(page.locator("#status")).to_have_text("The answer is complete")
         await page.evaluate("scrollTo(0, 0)")  # further up the page does not scroll
         await ask(page, tokens=2000, pace=40)

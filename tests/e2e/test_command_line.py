@@ -94,7 +94,7 @@ async def test_tail_resumes_after_a_cut(running: System, capsys: pytest.CaptureF
     async with Proxy(running.gateway_port()) as proxy:
         url = f"http://127.0.0.1:{proxy.port}/v1/streams/{stream_id}/events"
         tailing = asyncio.create_task(tailed(running, capsys, url))
-        await wait_until(lambda: proxy.bytes > 1000, within_seconds=10)
+        await wait_until(lambda: proxy.bytes > 1000)
         proxy.hurt("aborts", random.Random(1), 1.0)
         code, text, notes = await tailing
     assert (code, text) == (0, (await running.state(stream_id))["text"] + "\n")

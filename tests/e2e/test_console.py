@@ -63,11 +63,11 @@ async def test_numbers_live(browser: Browser) -> None:
         async def grows() -> bool:
             return int((await row.locator(".tokens").text_content() or "0").replace(",", "")) > first
 
-        await wait_until(grows, within_seconds=10.0, what="its tokens grow")
+        await wait_until(grows, what="its tokens grow")
         await expect(page.locator("#processes")).to_contain_text("gateway")
         await expect(page.locator("#processes tr")).to_have_count(2)
         charts = page.locator("figure svg[role=img]")
-        assert await charts.count() == 3
+        await expect(charts).to_have_count(3)
         assert "generated" in (await charts.first.get_attribute("aria-label") or "")
         assert await page.locator("figure .series").count() >= 6
 
@@ -92,7 +92,7 @@ async def test_cancel_stops_the_provider(browser: Browser) -> None:
             snapshot = (await system.http.get(f"{system.gateway_url()}/v1/overview")).json()
             return all(one["running"] == 0 for one in snapshot["processes"] if one["kind"] == "worker")
 
-        await wait_until(worker_is_idle, within_seconds=10.0, what="the worker has stopped")
+        await wait_until(worker_is_idle, what="the worker has stopped")
 
 
 async def test_worker_killed_while_watched(browser: Browser) -> None:
@@ -249,7 +249,7 @@ async def test_charts_begin_with_the_last_two_minutes(browser: Browser) -> None:
         async def remembered() -> list[dict[str, Any]]:
             url = f"{system.gateway_url()}/v1/overview/events?history=1"
             watcher = Reader(system.http, url)
-            await wait_until(lambda: watcher.named("history"), within_seconds=10.0, what="the history")
+            await wait_until(lambda: watcher.named("history"), what="the history")
             await watcher.leave()
             samples: list[dict[str, Any]] = watcher.named("history")[0]
             return samples
@@ -315,17 +315,15 @@ async def test_a_timeline_opens_in_view(browser: Browser, width: int) -> None:
             await link.focus()
             await page.keyboard.press("Enter")
             await expect(page.locator(".timeline li").first).to_be_visible(timeout=_SHOW_MS)
-            await wait_until(lambda: in_view(page, "#stream-title"), within_seconds=5.0, what="the title is in view")
-            await wait_until(lambda: in_view(page, "#stream .actions"), within_seconds=5.0, what="its buttons, too")
+            await wait_until(lambda: in_view(page, "#stream-title"), what="the title is in view")
+            await wait_until(lambda: in_view(page, "#stream .actions"), what="its buttons, too")
             assert await page.evaluate("document.activeElement.id") == "stream-title"
             await page.get_by_role("button", name="Close").click()
             await expect(link).to_be_focused()
             address = f"{system.gateway_url()}/{await link.get_attribute('href')}"
         async with opened(browser, address, **options) as page:
             await expect(page.locator("#streams tr")).to_have_count(20, timeout=_SHOW_MS)
-            await wait_until(
-                lambda: in_view(page, "#stream-title"), within_seconds=5.0, what="the linked one is in view"
-            )
+            await wait_until(lambda: in_view(page, "#stream-title"), what="the linked one is in view")
 
 
 async def in_view(page: Page, selector: str) -> bool:
@@ -390,7 +388,7 @@ async def test_one_stream_for_all_tabs(browser: Browser) -> None:
         for tab in tabs:
             await tab.goto(system.gateway_url())
             await expect(tab.locator("#link")).to_have_text("live", timeout=_SHOW_MS)
-            assert await tab.locator("#processes tr").count() == 2
+            await expect(tab.locator("#processes tr")).to_have_count(2, timeout=_SHOW_MS)
         await tabs[0].close()
         stream_id = await system.create(simulate=_LONG)
         for tab in tabs[1:]:

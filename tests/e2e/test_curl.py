@@ -155,8 +155,8 @@ WANTED_HEADERS = {
 
 async def test_head_of_a_stream_without_a_token(system: System) -> None:
     stream_id = await system.create("no token", simulate=STALLED)
-    started = re.compile(rb"event: live")
-    fetched = await curl(system.events_url(stream_id), until=started)
+    await system.until_status(stream_id, "running")
+    fetched = await curl(system.events_url(stream_id), until=re.compile(rb"event: live"))
     assert fetched.status == 200
     assert {name: fetched.headers.get(name) for name in WANTED_HEADERS} == WANTED_HEADERS
     assert "content-length" not in fetched.headers
@@ -173,6 +173,7 @@ async def test_head_of_a_stream_without_a_token(system: System) -> None:
 
 async def test_comments_keep_a_silent_stream_alive(system: System) -> None:
     stream_id = await system.create("silence", simulate=STALLED)
+    await system.until_status(stream_id, "running")
     reader = system.follow(stream_id, gateway=1)
     await reader.until_event("live")
     events = bytes(reader.body).replace(b":\n", b"")

@@ -110,12 +110,16 @@ async def of_wrong_nginxes(running: System) -> dict[str, Diagnosis]:
     gateway = running.gateway_url()
     with ExitStack() as stack:
         proxies = {check: stack.enter_context(nginx(gateway, *wrong)) for check, (wrong, _) in WRONG.items()}
-        return await diagnoses(
-            {
-                check: [one.url, "--via", f"gateway={gateway}", "--json", *([] if check == "idle" else ["--idle", "0"])]
-                for check, one in proxies.items()
-            }
-        )
+        runs = {
+            check: [one.url, "--via", f"gateway={gateway}", "--json", *([] if check == "idle" else ["--idle", "0"])]
+            for check, one in proxies.items()
+        }
+        found = await diagnoses(runs)
+        for check, arguments in runs.items():
+            # A busy machine delays events, as a fault does: one at a time, what seems to be delayed is looked at again.
+            if found[check].faults != [check] or found[check].fault(check).get("delays"):
+                found[check] = await doctor(*arguments)
+        return found
 
 
 @pytest.mark.parametrize("check", WRONG)

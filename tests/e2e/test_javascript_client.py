@@ -158,7 +158,7 @@ async def test_gateway_killed_twice_and_the_worker_once(browser: Browser, server
                 lines = await follower.until_end()
                 expect_whole(lines, state, end="cancelled")
                 assert sum(line["type"] == "lost" for line in lines) >= 2
-            await wait_until(lambda: site.reports["firefox"].get("ended"), within_seconds=10.0, what="Firefox is done")
+            await wait_until(lambda: site.reports["firefox"].get("ended"), what="Firefox is done")
             expect_whole(firefox_events(), state, end="cancelled")
             assert sum(event["type"] == "lost" for event in firefox_events()) >= 2
         await reader.until("cancelled")
@@ -193,7 +193,7 @@ async def test_a_tab_that_is_frozen_and_thawed(browser: Browser, system: System,
         async def had(count: int) -> bool:
             return int(await tab.evaluate("globalThis.events?.length ?? 0")) >= count
 
-        await wait_until(lambda: had(20), within_seconds=10.0, what="20 events")
+        await wait_until(lambda: had(20), what="20 events")
         await tab.freeze()
         before = await tab.evaluate("[beats, events.length]")
         if connection == "lost":
@@ -201,7 +201,7 @@ async def test_a_tab_that_is_frozen_and_thawed(browser: Browser, system: System,
         state = await system.until_status(stream_id, "completed")
         assert await tab.evaluate("[beats, events.length]") == before, "it stood still"
         await tab.thaw()
-        await wait_until(lambda: tab.evaluate("globalThis.ended"), within_seconds=10.0, what="it is done")
+        await wait_until(lambda: tab.evaluate("globalThis.ended"), what="it is done")
         events = await tab.evaluate("events")
         expect_whole(events, state)
         assert any(event["type"] == "lost" for event in events) == (connection == "lost")

@@ -131,7 +131,7 @@ async def test_a_replaced_key_stays_valid_for_its_grace(system: System) -> None:
     async def is_refused() -> bool:
         return await status(system, old) == 401
 
-    await wait_until(is_refused, within_seconds=5, what="the end of the grace")
+    await wait_until(is_refused, what="the end of the grace")
     assert await status(system, new) == 201
 
 
@@ -205,7 +205,7 @@ async def test_a_user_comes_with_the_identity_provider_s_token(system: System) -
     async def is_let_in() -> bool:
         return await status(system, alice) == 201
 
-    await wait_until(is_let_in, within_seconds=5, what="the identity provider's keys")
+    await wait_until(is_let_in, what="the identity provider's keys")
     headers = {"authorization": f"Bearer {alice}"}
     response = await system.http.post(f"{system.gateway_url()}/v1/streams", json=_CHAT, headers=headers)
     stream_id = response.json()["id"]

@@ -72,7 +72,7 @@ async def test_streams_are_listed_without_their_texts() -> None:
             listed = await rows()
             return len(listed) == 2 and listed[running]["tokens_per_second"] > 10
 
-        await wait_until(known, within_seconds=10.0, what="both streams and a rate")
+        await wait_until(known, what="both streams and a rate")
         listed = await rows()
         assert (listed[running]["status"], listed[waiting]["status"]) == ("running", "waiting")
         assert listed[running]["tokens"] >= 10
@@ -86,7 +86,7 @@ async def test_streams_are_listed_without_their_texts() -> None:
         async def waits() -> bool:
             return bool((await overview(system))["streams"]["oldest_waiting_seconds"] > 0)
 
-        await wait_until(waits, within_seconds=5.0, what="the waiting time is shown")
+        await wait_until(waits, what="the waiting time is shown")
         assert _SECRET not in json.dumps(whole)
         assert "simulated answer" not in json.dumps(whole)
         await system.http.post(f"{system.gateway_url()}/v1/streams/{running}/cancel")
@@ -97,7 +97,7 @@ async def test_streams_are_listed_without_their_texts() -> None:
                 for one in (await overview(system))["streams"]["ended"]
             )
 
-        await wait_until(seen_to_end, within_seconds=10.0, what="it was seen to end")
+        await wait_until(seen_to_end, what="it was seen to end")
 
 
 async def test_a_failure_between_two_snapshots_is_listed() -> None:
@@ -113,7 +113,7 @@ async def test_a_failure_between_two_snapshots_is_listed() -> None:
             ended = (await overview(system))["streams"]["ended"]
             return bool(ended)
 
-        await wait_until(is_listed, within_seconds=10.0, what="it is listed")
+        await wait_until(is_listed, what="it is listed")
         (row,) = ended
         assert (row["id"], row["status"], row["tokens"], row["attempt"]) == (failed, "failed", 2, 1)
         assert row["error"] == {"code": "provider_unavailable", "status": None}
@@ -134,7 +134,7 @@ async def test_a_cancelled_stream_shows_the_tokens_it_had() -> None:
             ended: list[dict[str, Any]] = (await overview(system))["streams"]["ended"]
             return ended
 
-        await wait_until(rows, within_seconds=10.0, what="it was seen to end")
+        await wait_until(rows, what="it was seen to end")
         assert (await rows())[0]["tokens"] == state["tokens"] >= 100
 
 
@@ -143,7 +143,7 @@ async def test_samples_are_taken_while_nobody_watches() -> None:
         reader = system.follow(await system.create(simulate={"tokens": 2000, "tokens_per_second": 50}))
         await reader.until_tokens(200, within_seconds=30.0)  # four seconds
         watcher = Reader(system.http, f"{system.gateway_url()}/v1/overview/events?history=1")
-        await wait_until(lambda: len(watcher.messages) >= 2, within_seconds=10.0, what="a history and a snapshot")
+        await wait_until(lambda: len(watcher.messages) >= 2, what="a history and a snapshot")
         await watcher.leave()
         (history,) = watcher.named("history")
         assert len(history) >= 3
@@ -157,7 +157,7 @@ async def test_samples_are_taken_while_nobody_watches() -> None:
         assert history[-1]["time"] == newest["time"]
         assert any(sample["streams"]["running"] == 1 and sample["readers"] == 1 for sample in history)
         plain = Reader(system.http, f"{system.gateway_url()}/v1/overview/events")
-        await wait_until(lambda: plain.messages, within_seconds=10.0, what="a snapshot")
+        await wait_until(lambda: plain.messages, what="a snapshot")
         assert plain.messages[0].event == "message"
         await plain.leave()
 
@@ -193,7 +193,7 @@ async def test_running_streams_stay_listed_after_redis_restarted_empty() -> None
             streams = (await overview(system))["streams"]
             return not streams["running"] and [row["status"] for row in streams["ended"]] == ["cancelled"]
 
-        await wait_until(ended, within_seconds=10.0, what="its end is seen, too")
+        await wait_until(ended, what="its end is seen, too")
 
 
 async def test_snapshots_come_while_somebody_watches_and_watchers_are_bounded() -> None:
@@ -212,7 +212,7 @@ async def test_snapshots_come_while_somebody_watches_and_watchers_are_bounded() 
             async with system.http.stream("GET", url) as response:
                 return bool(response.status_code == 200)
 
-        await wait_until(room, within_seconds=5.0, what="there is room for another")
+        await wait_until(room, what="there is room for another")
         system.gateways[0].send(signal.SIGTERM)
         assert await system.gateways[0].exit_code() == 0
         for one in watchers[1:]:
@@ -270,7 +270,7 @@ async def test_the_overview_shows_that_redis_is_away() -> None:
             snapshot: dict[str, Any] = json.loads(watcher.messages[-1].data) if watcher.messages else {"redis": {}}
             return snapshot
 
-        await wait_until(lambda: newest()["redis"].get("up") is True, within_seconds=10.0, what="a snapshot")
+        await wait_until(lambda: newest()["redis"].get("up") is True, what="a snapshot")
         system.redis.kill()
         await wait_until(
             lambda: newest()["redis"]["up"] is False, within_seconds=15.0, what="the overview shows that Redis is away"

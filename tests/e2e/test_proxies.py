@@ -27,7 +27,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 KINDS: tuple[Kind, ...] = ("nginx", "caddy", "haproxy")
-TOKENS = 2000
+TOKENS = 1000
 LATE_SECONDS_MAX = 0.1
 
 
@@ -39,7 +39,7 @@ async def running() -> AsyncIterator[System]:
 
 @pytest.mark.alone("a token may be 0.1 s late")
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_proxy_does_not_delay_two_thousand_tokens(system: System, kind: Kind) -> None:
+async def test_a_proxy_does_not_delay_a_thousand_tokens(system: System, kind: Kind) -> None:
     """For each event, compares the arrival through the proxy with the arrival at a direct reader, at the same time."""
     with deployed(kind, system.gateway_ports) as proxy:
         stream_id = await system.create(kind, simulate={"tokens": TOKENS, "tokens_per_second": 1000})
@@ -61,7 +61,7 @@ async def test_a_proxy_does_not_delay_two_thousand_tokens(system: System, kind: 
 
 @pytest.mark.alone("an event may be 0.1 s late")
 @pytest.mark.parametrize("kind", KINDS)
-async def test_two_thousand_timed_events_keep_their_pace(system: System, kind: Kind) -> None:
+async def test_a_thousand_timed_events_keep_their_pace(system: System, kind: Kind) -> None:
     """Compares when each event was sent and when it came, with and without the proxy, at the same time on the same machine."""
     plan, client = {"events": TOKENS, "interval_ms": 1}, Client(timeout_seconds=20)
 
@@ -74,7 +74,7 @@ async def test_two_thousand_timed_events_keep_their_pace(system: System, kind: K
 
     with deployed(kind, system.gateway_ports) as proxy:
         urls = [f"{proxy.url}/v1/probe", f"{system.gateway_url()}/v1/probe"]
-        both = await asyncio.gather(*(client.observe(url, plan, planned_seconds=2) for url in urls))
+        both = await asyncio.gather(*(client.observe(url, plan, planned_seconds=1) for url in urls))
     through, direct = map(measured, both)
     print(f"{kind}: {through.held_seconds_max * 1000:.1f} ms at worst, direct {direct.held_seconds_max * 1000:.1f} ms")
     assert through.held_seconds_max < direct.held_seconds_max + LATE_SECONDS_MAX

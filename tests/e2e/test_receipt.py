@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -93,15 +94,23 @@ async def test_a_killed_gateway_s_receipt_lacks_little() -> None:
     async with System(gateways=2, gateway_settings={"delivery_report_seconds": 0.3}) as system:
         stream_id = await system.create(simulate={"tokens": 300, "tokens_per_second": 60})
         reader = system.follow(stream_id)
-        await reader.until_tokens(60)
+
+        async def noted() -> int:
+            connections = (await receipt(system, stream_id, gateway=1))["delivered"]["connections"]
+            return max((connection["tokens"] for connection in connections), default=0)
+
+        async def has_noted_more_than(tokens: int) -> bool:
+            return await noted() > tokens
+
+        await reader.until_tokens(1)
+        for _ in range(3):  # a report at each interval
+            await wait_until(partial(has_noted_more_than, await noted()), what="a report")
+        before = await noted()
         system.gateways[0].kill()
-        had = len(reader.tokens)
         shown = await receipt(system, stream_id, gateway=1)
         (one,) = shown["delivered"]["connections"]
         assert (one["outcome"], one["closed_at"]) == (None, None)
-        assert (
-            one["tokens"] >= had - 45
-        )  # the tokens of one report interval at 60 tokens/s, and more for a busy machine
+        assert one["tokens"] >= before
 
 
 async def test_the_process_that_ends_a_stream_logs_its_receipt() -> None:
@@ -155,16 +164,17 @@ async def test_receipts_have_the_last_heartbeats_of_a_killed_worker_and_gateway(
         simulate = {"tokens": 100, "tokens_per_second": 40}
         stream_id = await system.create(simulate=simulate, midstream={"on_interrupt": policy})
         await system.follow(stream_id, gateway=1).until_tokens(20)
+        worker = await system.worker_of(stream_id)
         system.gateways[1].kill()
+        worker.kill()
         killed_at = time.time()
-        (await system.worker_of(stream_id)).kill()
         await system.until_status(stream_id, "completed", "failed")
         shown = await receipt(system, stream_id)
         lost, *later = shown["generated"]["attempts"]
         assert (lost["outcome"], len(later)) == {"restart": ("worker_lost", 1), "fail": ("failed", 0)}[policy]
         # A worker sends a heartbeat every two seconds.
-        assert lost["started_at"] - 2.5 < lost["last_heard_at"] < killed_at + 0.1
+        assert lost["started_at"] - 2.5 < lost["last_heard_at"] < killed_at
         assert all(attempt["last_heard_at"] is None for attempt in later)
         (connection,) = shown["delivered"]["connections"]
         assert (connection["outcome"], connection["closed_at"]) == (None, None)
-        assert connection["opened_at"] <= connection["noted_at"] < killed_at + 0.1
+        assert connection["opened_at"] <= connection["noted_at"] < killed_at

@@ -44,9 +44,7 @@ async def test_worker_killed_in_mid_answer(policy: str) -> None:
         expected = await uninterrupted(system)
         stream_id, reader, worker = await stream_in_mid_answer(system, policy)
         worker.kill()
-        killed_at = time.monotonic()
         event = await reader.until_event("failed" if policy == "fail" else "restarted")
-        assert time.monotonic() - killed_at < LEASE_SECONDS + 2
         answer = answer_of((await reader.until_end()).messages)
         state = await system.state(stream_id)
         assert answer.text == state["text"]
@@ -86,9 +84,7 @@ async def test_worker_frozen_past_its_lease_writes_nothing_more(meanwhile: str) 
             url = f"{system.gateway_url()}/v1/streams/{stream_id}"
             assert (await system.http.delete(url)).status_code == 204
         worker.send(signal.SIGCONT)
-        await wait_until(
-            lambda: f"stream {stream_id}: " in worker.logged(), within_seconds=5.0, what="the worker notices its fence"
-        )
+        await wait_until(lambda: f"stream {stream_id}: " in worker.logged(), what="the worker notices its fence")
         assert f"stream {stream_id}: taken over by another" in worker.logged() or (
             f"stream {stream_id}: ended by another" in worker.logged()
         )
@@ -217,6 +213,7 @@ async def test_gateway_killed_and_readers_resume_on_the_other() -> None:
         assert answer.text == (await system.state(stream_id, gateway=1))["text"]
 
 
+@pytest.mark.alone("they go on within 3 s")
 async def test_by_default_all_readers_of_a_killed_worker_go_on_within_three_seconds() -> None:
     async with System(workers=2) as system:
         ids = [
@@ -226,12 +223,12 @@ async def test_by_default_all_readers_of_a_killed_worker_go_on_within_three_seco
         for reader in readers.values():
             await reader.until_tokens(2)
         workers = {stream_id: await system.worker_of(stream_id) for stream_id in ids}
-        killed = workers[ids[0]]
+        killed = max(system.workers, key=list(workers.values()).count)
         orphans = [readers[stream_id] for stream_id in ids if workers[stream_id] is killed]
         assert len(orphans) > 64, "more than one look takes over"
         killed.kill()
         killed_at = time.monotonic()
-        await wait_until(lambda: all(one.named("restarted") for one in orphans), within_seconds=10, what="all go on")
+        await wait_until(lambda: all(one.named("restarted") for one in orphans), what="all go on")
         assert time.monotonic() - killed_at < 3.0
         assert not any(one.named("restarted") for one in readers.values() if one not in orphans)
         for stream_id in ids:

@@ -83,11 +83,11 @@ async def test_a_log_of_a_newer_format_is_left_to_a_newer_worker(system: System)
     await _restore(system, stream_id, entries)
     await system.commands.xadd(REQUESTS, {"id": stream_id})
     sentence = f"stream {stream_id}: left to another worker"
-    await wait_until(lambda: sentence in system.workers[0].logged(), within_seconds=10, what="the worker's line")
+    await wait_until(lambda: sentence in system.workers[0].logged(), what="the worker's line")
     assert len(await system.commands.xrange(log_key(stream_id))) == len(entries), "it has written to the log"
     assert (await system.state(stream_id))["status"] == "running", "readers can read it all the same"
     await system.http.post(f"{system.gateway_url()}/v1/streams/{stream_id}/cancel")
-    await wait_until(lambda: _queue_is_empty(system), within_seconds=10, what="the request leaves the queue")
+    await wait_until(lambda: _queue_is_empty(system), what="the request leaves the queue")
 
 
 async def _restore(system: System, stream_id: str, entries: list[list[str]]) -> None:

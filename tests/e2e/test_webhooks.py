@@ -57,7 +57,7 @@ async def until_nothing_is_due(system: System) -> None:
     async def is_empty() -> bool:
         return not await system.commands.zcard(WEBHOOKS_DUE)
 
-    await wait_until(is_empty, within_seconds=10, what="nobody is still to be told")
+    await wait_until(is_empty, what="nobody is still to be told")
 
 
 async def command(system: System, *arguments: str) -> str:
@@ -198,9 +198,9 @@ async def test_gone_is_not_asked_again_until_somebody_says_so(system: System, to
     async def has(count: int) -> bool:
         return int(await system.commands.zcard(WEBHOOKS_DEAD)) == count
 
-    await wait_until(lambda: has(1), within_seconds=10)
+    await wait_until(lambda: has(1))
     second = await system.create(**SIMULATED, midstream={"webhook": url})
-    await wait_until(lambda: has(2), within_seconds=10)
+    await wait_until(lambda: has(2))
     assert len(told.posts) == 1
     assert {row["id"] for row in await dead()} == {first, second}
     shown = await command(system, "show", first)
@@ -220,7 +220,7 @@ async def test_one_slow_receiver_does_not_hold_up_another(system: System, told: 
         other.default = slow
         for _ in range(30):
             await system.create(**SIMULATED, midstream={"webhook": other.url})
-        await wait_until(lambda: len(other.posts) >= 8, within_seconds=10)
+        await wait_until(lambda: len(other.posts) >= 8)
         assert len(other.posts) <= 16, "eight at a time from each worker"
         quick = await system.create(**SIMULATED)
         await told.until(quick, within_seconds=3.0)
@@ -288,7 +288,7 @@ async def test_a_name_of_this_machine_is_refused_when_it_is_sent(told: WebhookRe
     async with System(settings=settings) as system:
         webhook = f"http://localhost:{told.port}/"
         stream_id = await system.create(**SIMULATED, midstream={"webhook": webhook})
-        await wait_until(lambda: "is given up" in system.workers[0].logged(), within_seconds=10)
+        await wait_until(lambda: "is given up" in system.workers[0].logged())
         assert "localhost has no public address" in await command(system, "show", stream_id)
         assert not told.posts
         assert not told.refused

@@ -195,7 +195,7 @@ async def test_rotated_and_reconnected(system: System) -> None:
             if code != 1000:
                 assert got[-1]["event"] == "retry"
                 await asyncio.sleep(got[-1]["data"]["milliseconds"] / 1000)
-            last_id = [one["id"] for one in messages if one["id"]][-1]
+            last_id = next((one["id"] for one in reversed(messages) if one["id"]), "")
         assert set(codes[:-1]) == {1012}
         assert len(codes) >= 3
         tokens = [one for one in messages if one["event"] == "message"]

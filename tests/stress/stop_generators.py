@@ -79,7 +79,7 @@ class Stops:
             url = f"{system.gateway_url(cancelled_at)}/v1/streams/{stream_id}/cancel"
             assert (await system.http.post(url)).status_code == 200
         line = f"stopped {stream_id} "
-        await wait_until(lambda: line in notes.read_text(), within_seconds=10, what=f"{stream_id} has stopped")
+        await wait_until(lambda: line in notes.read_text(), what=f"{stream_id} has stopped")
         noted = next(it for it in _lines(notes) if it.startswith(line))
         self.seconds["last reader" if leaves else "cancel"].append(float(noted.split()[2]) - stopped_at)
 

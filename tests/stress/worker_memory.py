@@ -46,7 +46,7 @@ class WorkerMemory:
             "ended_ttl_seconds": 5,
             "worker_concurrency": _UNDER_WAY_MAX,
         }
-        self.worker = Process("producer", settings, directory / "worker.log")
+        self.worker = Process("producer", settings, directory / "worker.log", anew=True)
         self._asked = 0
 
     async def start(self) -> None:

@@ -1,6 +1,6 @@
 """Spreads a run over several pytest processes, and implements `@pytest.mark.alone`: no other test runs meanwhile.
 
-With `-n 5 --dist loadfile` all tests of a module run in one process, which starts the module's fixtures once. Tests marked
+With `-n 7 --dist loadfile` all tests of a module run in one process, which starts the module's fixtures once. Tests marked
 `alone` measure time or the machine. One process runs all of them after everything else, and waits until the others have
 finished: each process holds a lock on a file as long as it has tests. Without `-n` this plugin does nothing.
 """

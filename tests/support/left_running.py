@@ -2,7 +2,8 @@
 
 All processes of a run inherit an environment variable with a value unique to the run, however often they fork and whichever
 their parent is by then. At the end /proc is searched for it. A process that is found is killed, named with the test that
-started it, and makes the run fail. Not covered: macOS, and processes started with an empty environment.
+started it, and makes the run fail; a fork (tests/support/fork_server.py) is named with the first test that needed one. Not
+covered: macOS, and processes started with an empty environment.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ import httpx2
 from shared.keys import live_channel, log_key
 from shared.settings import described
 from shared.sse import Decoder, Message
+from tests.support import fork_server
+from tests.support.fork_server import Fork
 from tests.support.left_in_redis import keys_without_expiry
 from tests.support.redis_cluster import RedisCluster, RedisWithSentinels
 from tests.support.redis_server import Kind, RedisServer, binary_of
@@ -75,16 +77,18 @@ class Process:
         environment: Mapping[str, str] | None = None,
         *,
         checkout: Path | None = None,
+        anew: bool = False,
     ) -> None:
-        """`checkout`: another release's, with its own `.venv`; None: this one."""
+        """`checkout`: another release's, with its own `.venv`; None: this one. `anew`: start Python, instead of a fork."""
         self.module = module
         self.settings = dict(settings)
         self._environment = dict(environment or {})
         self._log = log
         self._folder = checkout or _ROOT
-        python = sys.executable if checkout is None else str(checkout / ".venv/bin/python")
-        self._command = [python, "-m", module, *arguments]
-        self._popen: subprocess.Popen[bytes] | None = None
+        self._python = sys.executable if checkout is None else str(checkout / ".venv/bin/python")
+        self._arguments = arguments
+        self._anew = anew or checkout is not None or any(name.startswith("PYTHON") for name in self._environment)
+        self._popen: subprocess.Popen[bytes] | Fork | None = None
         self._started_at = self._checked_to = 0
 
     @property
@@ -99,11 +103,16 @@ class Process:
     def start(self) -> None:
         assert not self.runs, "it runs already"
         self._started_at = self._log.stat().st_size if self._log.exists() else 0
+        environment = {**environment_of(self.settings), **self._environment}
+        server = None if self._anew else fork_server.server()
+        if server is not None:
+            self._popen = server.start(self.module, self._arguments, environment, self._log)
+            return
         with self._log.open("ab") as output:
             self._popen = subprocess.Popen(
-                self._command,
+                [self._python, "-m", self.module, *self._arguments],
                 cwd=self._folder,
-                env={**environment_of(self.settings), **self._environment},
+                env=environment,
                 stdout=output,
                 stderr=output,
             )

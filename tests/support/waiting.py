@@ -9,6 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 _POLL_SECONDS = 0.005
+_POLL_SECONDS_MAX = 0.1
+_POLL_SHARE = 0.05
+"""Of the time waited so far passes until the next look: what takes long is known a little later, at far less CPU."""
 GO_SECONDS_MAX = 5.0
 """For processes and connections that have been asked to end, or have lost their parent."""
 
@@ -16,19 +19,20 @@ T = TypeVar("T")
 
 
 async def wait_until(
-    predicate: Callable[[], object | Awaitable[object]], *, within_seconds: float = 5.0, what: str = ""
+    predicate: Callable[[], object | Awaitable[object]], *, within_seconds: float = 15.0, what: str = ""
 ) -> None:
     """Returns as soon as the predicate, plain or async, holds. AssertionError that names `what` if it does not in time."""
-    deadline = time.monotonic() + within_seconds
+    began = time.monotonic()
     while True:
         held = predicate()
         if inspect.isawaitable(held):
             held = await held
         if held:
             return
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > within_seconds:
             raise AssertionError(f"not within {within_seconds:g} s: {what or inspect.getsource(predicate).strip()}")
-        await asyncio.sleep(_POLL_SECONDS)
+        await asyncio.sleep(min(max(waited * _POLL_SHARE, _POLL_SECONDS), _POLL_SECONDS_MAX))
 
 
 def what_stays(look: Callable[[], list[T]]) -> list[T]:
