@@ -41,7 +41,7 @@ from gateway.http.routes import ASGI, Part, Route, no_route, route_for
 from gateway.metrics import refused
 from gateway.provider_models import ProviderModels
 from gateway.request_metrics import counting
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from gateway.writing.routes import WriterApi
 from gateway.writing.writes import Writes
 from shared.accounts import Accounts
@@ -70,7 +70,7 @@ class Services:
     addresses: Addresses
     accounts: Accounts
     durable: DurableStreams | None
-    given: GivenTokens
+    given_tokens: GivenTokens
     settings: Settings
     finding: Finding | None = None
 
@@ -78,8 +78,8 @@ class Services:
 def parts_of(services: Services) -> tuple[NativeApi, list[Part], list[Route]]:
     """Returns the API that FastAPI serves, the parts that are tried before it, in order, and all routes."""
     streams, subscribe, settings = services.streams, services.subscribe, services.settings
-    admission, given = services.admission, services.given
-    native = NativeApi(streams, given, services.delivery, services.models, settings, services.finding)
+    admission, given_tokens = services.admission, services.given_tokens
+    native = NativeApi(streams, given_tokens, services.delivery, services.models, settings, services.finding)
     parts: list[Part] = [
         WebSockets(streams, subscribe),  # takes all that is not HTTP
         subscribe,
@@ -87,7 +87,7 @@ def parts_of(services: Services) -> tuple[NativeApi, list[Part], list[Route]]:
         WriterApi(services.writes, subscribe, services.delivery),
         Probe(services.delivery, settings),
         *facades(
-            *(streams, given, subscribe, services.models, settings, services.commands),
+            *(streams, given_tokens, subscribe, services.models, settings, services.commands),
             has_durable=services.durable is not None,
         ),
         *((services.durable,) if services.durable is not None else ()),
@@ -144,7 +144,7 @@ def make_app(services: Services) -> ASGI:
         except Problem as problem:
             if scope["type"] == "websocket":
                 return closing_with(problem)
-            login = to_login(scope, settings.path_prefix) if has_login and route.operation.has_login else None
+            login = to_login(scope, settings.path_prefix) if has_login and route.is_page else None
             if problem.status != 401 or login is None:
                 raise
             refused(problem.status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
@@ -90,13 +91,13 @@ class SseFace:
         return sse.retry(retry_milliseconds)
 
 
-class FramingFace(SseFace):
+class FramingFace(SseFace, ABC):
     """A face that frames all that it sends at a time as one. Its encoder returns bare messages, and `End` for a terminal event."""
 
     media_type = b"text/event-stream"
 
-    def encoder(self, stream_id: str) -> Encoder:
-        raise NotImplementedError
+    @abstractmethod
+    def encoder(self, stream_id: str) -> Encoder: ...
 
     def prelude(self, retry_milliseconds: int) -> bytes:
         return b""
@@ -104,10 +105,10 @@ class FramingFace(SseFace):
     def epilogue(self, retry_milliseconds: int) -> bytes:
         return b""
 
+    @abstractmethod
     def frame(self, pieces: Sequence[bytes], reached: EventId, *, is_newest: bool) -> bytes:
         """Returns these pieces as they are sent. `reached`: the newest message that the reader then has. `is_newest`: the
         log has no newer one. Without pieces the place is all there is to say."""
-        raise NotImplementedError
 
 
 class End(bytes):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -59,13 +59,12 @@ from gateway.listening import BACKLOG
 from gateway.measuring import GatewayMeasuring
 from gateway.presence import presence
 from gateway.provider_models import ProviderModels
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from gateway.tracing import TracedLedger, TracedStreams, Traces
 from gateway.writing.lost_writers import LostWriters
 from gateway.writing.writes import Writes
 from shared.accounts import Accounts
 from shared.archive import archive_of
-from shared.commands import Commands
 from shared.connections import RedisConnection, RedisSubscriber, check, connection_to
 from shared.event_log import EventLog
 from shared.external_writes import ExternalWrites, WriterLeases
@@ -75,6 +74,7 @@ from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
 from shared.replicas import ReplicatedCommands
+from shared.running_parts import RunningParts
 from shared.settings import Settings
 from shared.unkept import Unkept
 from shared.usage import Usage
@@ -117,40 +117,6 @@ class Server(uvicorn.Server):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_DATE_SECONDS):
                     await self._exit_asked.wait()
-
-
-class Part(Protocol):
-    """A part of a process that has something to close."""
-
-    async def close(self) -> None: ...
-
-
-_Part = TypeVar("_Part", bound=Part)
-
-
-class RunningParts:
-    """A context: on exit it closes the parts, the newest first. One whose `close` fails is logged; the others follow."""
-
-    def __init__(self) -> None:
-        self._stack = contextlib.AsyncExitStack()
-
-    async def __aenter__(self) -> RunningParts:
-        return self
-
-    async def __aexit__(self, *exception: Any) -> None:
-        await self._stack.__aexit__(*exception)
-
-    def add(self, part: _Part) -> _Part:
-        """Returns `part`, to be started: also one that does not start completely is closed."""
-        self._stack.push_async_callback(_close, part)
-        return part
-
-
-async def _close(part: Part) -> None:
-    try:
-        await part.close()
-    except Exception:
-        logger.exception("%s could not be closed", type(part).__name__)
 
 
 @dataclass(frozen=True)
@@ -235,11 +201,11 @@ def _finding(archive: Archive, unkept: Unkept, log: EventLog, commands: RedisCon
 
 def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: bool) -> _Gateway:
     """Builds the parts of a gateway and connects them. Nothing is started."""
-    kept = (
+    stores = (
         *(EventLog, RequestQueue, DeliveryNotes, ExternalWrites, WriterLeases),
         *(WrittenLog, Names, Holdings, Accounts, StreamReaders),
     )
-    scripts = tuple(script for one in kept for script in one.SCRIPTS)
+    scripts = tuple(script for scripted in stores for script in scripted.SCRIPTS)
     commands = connection_to(settings, name="gateway", scripts=scripts)
     durable = connection_to(settings, name="durable", scripts=scripts) if settings.min_replicas else None
     replicated = None if durable is None else ReplicatedCommands(durable, settings.min_replicas)
@@ -287,8 +253,9 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         page_events=settings.page_events,
         cache_bytes_max=settings.page_cache_bytes_max,
     )
-    authenticators = authenticators_for(commands, settings) if authenticates else []
-    own_limits = OwnLimits(settings, partial(limits_of, authenticators))
+    api_keys = ApiKeys(commands, settings) if authenticates else None
+    authenticators = [] if api_keys is None else authenticators_for(api_keys, settings)
+    own_limits = OwnLimits(settings, _none_of_its_own if api_keys is None else api_keys.limits_of)
     stream_readers = StreamReaders(commands, own_limits)
     addresses = Addresses(settings)
 
@@ -311,7 +278,8 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     silence_checks = SilenceChecks(tails, log, endings, settings, on_lost=delivery.lose)
     limits = Limits(accounts, log, own_limits, settings)
     owners = Owners(checked=authenticates)
-    webhooks = StreamWebhooks(settings, store, partial(webhook_of, authenticators), authenticates=authenticates)
+    webhook_of_key = _none_of_its_own if api_keys is None else api_keys.webhook_of
+    webhooks = StreamWebhooks(settings, store, webhook_of_key, authenticates=authenticates)
     parts = (commands, log, queue, tails, deliveries, settings, owners, limits, usage, unkept, restoring)
     own = (*parts, webhooks, replicated)
     streams = Streams(*own) if traces is None else TracedStreams(traces, *own)
@@ -325,8 +293,8 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     writes = Writes(streams, log, external, leases, rates, settings)
     models = ProviderModels(settings)
     admission = admission_for(authenticators, settings) if authenticates else Admission()
-    given = GivenTokens(admission.tokens, settings.path_prefix)
-    subscribe = Subscribe(streams, given, tails, delivery, models, settings, stream_readers)
+    given_tokens = GivenTokens(admission.tokens, settings.path_prefix)
+    subscribe = Subscribe(streams, given_tokens, tails, delivery, models, settings, stream_readers)
     measuring = GatewayMeasuring(delivery, tails, silence_checks, pages, commands, queue, settings)
     request_timeouts = RequestTimeouts(
         settings.request_seconds,
@@ -345,7 +313,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     finding = None if restoring is None or unkept is None else _finding(restoring.archive, unkept, log, commands)
     written = None
     if are_wanted(settings, authenticates=authenticates):
-        written = DurableStreams(streams, subscribe, delivery, log, commands, settings, given, rates)
+        written = DurableStreams(streams, subscribe, delivery, log, commands, settings, given_tokens, rates)
     app = make_app(
         Services(
             streams,
@@ -360,7 +328,7 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
             addresses,
             accounts,
             written,
-            given,
+            given_tokens,
             settings,
             finding,
         )
@@ -394,28 +362,17 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
     )
 
 
-def authenticators_for(commands: Commands, settings: Settings) -> list[KeptUp]:
+def authenticators_for(api_keys: ApiKeys, settings: Settings) -> list[KeptUp]:
     """Returns what recognizes the tokens of services and users. Raises Unusable."""
     if not settings.jwt_keys:
-        return [ApiKeys(commands, settings)]
+        return [api_keys]
     from gateway.access.user_tokens import UserTokens  # imports the libraries for JWTs
 
-    return [ApiKeys(commands, settings), UserTokens(settings)]
+    return [api_keys, UserTokens(settings)]
 
 
-def limits_of(authenticators: Sequence[KeptUp], principal_name: str) -> Mapping[str, object]:
-    """Returns the limits that a principal has in place of the settings': those of its API key."""
-    for authenticator in authenticators:
-        if isinstance(authenticator, ApiKeys):
-            return authenticator.limits_of(principal_name)
-    return {}
-
-
-def webhook_of(authenticators: Sequence[KeptUp], principal_name: str) -> Mapping[str, object]:
-    """Returns the webhook of a principal's API key; nothing if it has none."""
-    for authenticator in authenticators:
-        if isinstance(authenticator, ApiKeys):
-            return authenticator.webhook_of(principal_name)
+def _none_of_its_own(principal_name: str) -> Mapping[str, object]:
+    """Returns what a principal has in place of the settings where there are no API keys: nothing."""
     return {}
 
 

@@ -20,11 +20,12 @@ from gateway.delivery.ledger import Ledger
 from gateway.http.connection import Receive, Scope, Send
 from gateway.http.problems import Problem
 from gateway.http.routes import ASGI
-from gateway.streams import Streams
+from gateway.streams.creation import NewStream
+from gateway.streams.streams import Streams
 from shared import events
 from shared.errors import Disconnected, RedisRefused, Unreadable
 from shared.event_log import EventLog
-from shared.events import Accepted, Policies
+from shared.events import Accepted
 from shared.ids import BEGINNING, EventId
 from shared.lifecycle import History
 from shared.outcomes import AttemptOutcome, ReaderOutcome
@@ -102,7 +103,7 @@ class Traces:
     def creation(self, model: str) -> Iterator[Span]:
         """Makes the span of a request that creates a stream, from the request's arrival on. Spans made within are children."""
         request = _request.get()
-        about = {
+        attributes = {
             "http.request.method": request.method,
             "http.route": request.path,  # paths that create streams have no variable segments
             "url.path": request.path,
@@ -110,14 +111,14 @@ class Traces:
             "gen_ai.request.model": model,
         }
         span = self._tracing.span(
-            request.name, "server", parent=request.traceparent, attributes=about, began_at=request.came_at
+            request.name, "server", parent=request.traceparent, attributes=attributes, began_at=request.came_at
         )
         traceparent.set(span.traceparent)
         error = ""
         try:
             yield span
         except Problem as problem:
-            span.tell({"http.response.status_code": problem.status})
+            span.set_attributes({"http.response.status_code": problem.status})
             error = str(problem.status) if problem.status >= 500 else ""
             raise
         except BaseException as broken:
@@ -126,10 +127,12 @@ class Traces:
         finally:
             span.end(error)
 
-    def span(self, name: str, stream_id: str, about: Attributes, *, parent: str, link: str, began_at: float) -> Span:
+    def span(
+        self, name: str, stream_id: str, attributes: Attributes, *, parent: str, link: str, began_at: float
+    ) -> Span:
         """Makes a span of a stream."""
-        about = {"midstream.stream.id": stream_id, **about}
-        return self._tracing.span(name, "internal", parent=parent, link=link, attributes=about, began_at=began_at)
+        attributes = {"midstream.stream.id": stream_id, **attributes}
+        return self._tracing.span(name, "internal", parent=parent, link=link, attributes=attributes, began_at=began_at)
 
     def parent_of(self, stream_id: str) -> asyncio.Task[str]:
         """Returns a task that reads the parent of a stream's spans from its log, empty if that fails. Callers share one task."""
@@ -146,8 +149,8 @@ class Traces:
         now = time.time()
 
         def make_span(parent: asyncio.Task[str]) -> None:
-            about = {"midstream.outcome": AttemptOutcome.FAILED}
-            span = self.span("end", stream_id, about, parent=_result(parent), link="", began_at=now)
+            attributes = {"midstream.outcome": AttemptOutcome.FAILED}
+            span = self.span("end", stream_id, attributes, parent=_result(parent), link="", began_at=now)
             span.event("midstream.failed", {"error.type": code})
             span.end(code)
 
@@ -174,28 +177,26 @@ class TracedStreams(Streams):
         super().__init__(*parts)
         self._traces = traces
 
-    async def create(
-        self, request: dict[str, Any], policies: Policies, metadata: dict[str, str], **more: Any
-    ) -> dict[str, Any]:
-        with self._traces.creation(str(request.get("model", ""))) as span:
-            created = await super().create(request, policies, metadata, **more)
-            span.tell({"midstream.stream.id": created["id"]})
+    async def create(self, new: NewStream) -> dict[str, Any]:
+        with self._traces.creation(str(new.request.get("model", ""))) as span:
+            created = await super().create(new)
+            span.set_attributes({"midstream.stream.id": created["id"]})
             return created
 
     def cancelled_here(self, stream_id: str, history: History, by: str) -> None:
         parent = history.accepted.traceparent if history.accepted is not None else ""
-        about = {"midstream.outcome": AttemptOutcome.CANCELLED, "midstream.by": by}
+        attributes = {"midstream.outcome": AttemptOutcome.CANCELLED, "midstream.by": by}
         began_at = history.ended_at or time.time()
         span = self._traces.span(
-            "cancel", stream_id, about, parent=parent, link=self._traces.caller(), began_at=began_at
+            "cancel", stream_id, attributes, parent=parent, link=self._traces.caller(), began_at=began_at
         )
         span.event("midstream.cancelled")
         span.end()
 
     async def note_delivered(self, stream_id: str, reached: EventId, began_at: float) -> None:
-        about = _connection(BEGINNING, reached, reached.offset - 1, ReaderOutcome.COMPLETED, "whole")
+        attributes = _connection(BEGINNING, reached, reached.offset - 1, ReaderOutcome.COMPLETED, "whole")
         # The request that created the stream gets the answer: this is still its task, whose `traceparent` is the creation's.
-        self._traces.span("read", stream_id, about, parent=traceparent.get(), link="", began_at=began_at).end()
+        self._traces.span("read", stream_id, attributes, parent=traceparent.get(), link="", began_at=began_at).end()
         await super().note_delivered(stream_id, reached, began_at)
 
 
@@ -224,23 +225,23 @@ class TracedLedger(Ledger):
         note, reached = reader.note, reader.reached()
         tokens = reader.tail.tokens_between(note.start, reached)
         face = type(reader.ring.face).__name__.removesuffix("Face").lower()
-        about = {
+        attributes = {
             **_connection(note.start, reached, tokens, reader.outcome, face),
             "midstream.connection.id": note.connection,
         }
-        make_span = partial(self._make_span, reader.tail.stream_id, about, link, note.opened_at, closed_at)
+        make_span = partial(self._make_span, reader.tail.stream_id, attributes, link, note.opened_at, closed_at)
         parent.add_done_callback(make_span)
 
     def _make_span(
         self,
         stream_id: str,
-        about: Attributes,
+        attributes: Attributes,
         link: str,
         opened_at: float,
         closed_at: float,
         parent: asyncio.Task[str],
     ) -> None:
-        span = self._traces.span("read", stream_id, about, parent=_result(parent), link=link, began_at=opened_at)
+        span = self._traces.span("read", stream_id, attributes, parent=_result(parent), link=link, began_at=opened_at)
         span.end(at=closed_at)
 
 

@@ -36,7 +36,6 @@ from shared.usage import Usage
 if TYPE_CHECKING:
     from shared.archive.store import Archive
 
-FORMATS = ("ndjson", "csv", "parquet")
 COLUMNS = (
     *("id", "owner", "status", "model", "api", "finish_reason", "error_code"),
     *("created_at", "started_at", "ended_at", "kept_at"),

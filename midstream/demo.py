@@ -148,7 +148,7 @@ def _read(client: Client, created: Created, received: _Received, cut_after: int 
 
 
 def _compare(received: _Received, cuts: tuple[int, ...], state: State, paint: _Paint) -> int:
-    text, kept = "".join(received.tokens), state.text
+    text, stored = "".join(received.tokens), state.text
     offsets = [int(event_id.rpartition("-")[2]) for event_id in received.ids]
     lost = sorted(set(range(1, state.tokens + 1)) - set(offsets))
     doubled = len(offsets) - len(set(offsets))
@@ -158,15 +158,17 @@ def _compare(received: _Received, cuts: tuple[int, ...], state: State, paint: _P
     if len(offsets) <= cuts[-1]:
         print(paint("31", f"the answer had only {len(offsets)} tokens, too few to cut it; try another --prompt"))
         return 1
-    if lost or doubled or text != kept or offsets != sorted(offsets):
-        place = next((i for i, (a, b) in enumerate(zip(text, kept, strict=False)) if a != b), min(len(text), len(kept)))
+    if lost or doubled or text != stored or offsets != sorted(offsets):
+        place = next(
+            (i for i, (a, b) in enumerate(zip(text, stored, strict=False)) if a != b), min(len(text), len(stored))
+        )
         print(
             paint(
                 "31",
                 f"NOT WHOLE: tokens lost {lost[:20]}, doubled {doubled}; the text differs from character {place} on:",
             )
         )
-        print(f"  read: {text[max(0, place - 30) : place + 30]!r}\n  kept: {kept[max(0, place - 30) : place + 30]!r}")
+        print(f"  read: {text[max(0, place - 30) : place + 30]!r}\n  kept: {stored[max(0, place - 30) : place + 30]!r}")
         return 1
     was_cut_off = isinstance(received.end, Done) and received.end.truncated
     cut_off = " The provider cut the answer off at its length limit, and said so." if was_cut_off else ""

@@ -75,14 +75,14 @@ def create_key(
     async def run(table: ApiKeyTable) -> tuple[str, ApiKey]:
         return await create(table, name, wanted, expires, own_limits, webhook_fields)
 
-    key, about = asyncio.run(_without_redis(run) if not stored else _with_table(redis_url, run))
-    audit_line("key_created", **operator(), **_about(about), in_redis=stored)
+    key, entry = asyncio.run(_without_redis(run) if not stored else _with_table(redis_url, run))
+    audit_line("key_created", **operator(), **_audit_fields(entry), in_redis=stored)
     if as_json:
-        print(orjson.dumps({"key": key, **_as_json(about)}, option=orjson.OPT_INDENT_2).decode())
+        print(orjson.dumps({"key": key, **_as_json(entry)}, option=orjson.OPT_INDENT_2).decode())
     elif stored:
-        print(f"{key}\n\n{_SHOWN_ONCE}\n{_line(about)}")
+        print(f"{key}\n\n{_SHOWN_ONCE}\n{_line(entry)}")
     else:
-        print(f"{key}\n\n{_SHOWN_ONCE} For MIDSTREAM_API_KEYS_FILE:\n{name} {scopes} sha256:{about.digest}")
+        print(f"{key}\n\n{_SHOWN_ONCE} For MIDSTREAM_API_KEYS_FILE:\n{name} {scopes} sha256:{entry.digest}")
     return 0
 
 
@@ -120,7 +120,7 @@ def revoke_key(redis_url: str, which: str) -> int:
         return found
 
     for key in asyncio.run(_with_table(redis_url, run)):
-        audit_line("key_revoked", **operator(), **_about(key))
+        audit_line("key_revoked", **operator(), **_audit_fields(key))
         print(f"revoked: {_line(key)}")
     print("No gateway takes it any more, within five seconds.")
     return 0
@@ -136,19 +136,19 @@ def rotate_key(redis_url: str, name: str, grace: float, *, as_json: bool) -> int
             raise BadKey(f"every key with the name {name!r} has expired: `midstream keys create` makes a new one")
         newest = max(former, key=lambda key: key.created_at)
         lives = None if newest.expires_at is None else newest.expires_at - newest.created_at
-        made, about = await create(table, newest.name, newest.scopes, lives, newest.limits, newest.webhook)
+        made, entry = await create(table, newest.name, newest.scopes, lives, newest.limits, newest.webhook)
         for key in former:
             until = now + grace if key.expires_at is None else min(key.expires_at, now + grace)
             await table.put(dataclasses.replace(key, expires_at=until))
-        return made, about, former
+        return made, entry, former
 
-    key, about, former = asyncio.run(_with_table(redis_url, run))
+    key, entry, former = asyncio.run(_with_table(redis_url, run))
     former_ids = [key.id for key in former]
-    audit_line("key_rotated", **operator(), **_about(about), former=former_ids, grace_seconds=grace)
+    audit_line("key_rotated", **operator(), **_audit_fields(entry), former=former_ids, grace_seconds=grace)
     if as_json:
-        print(orjson.dumps({"key": key, **_as_json(about)}, option=orjson.OPT_INDENT_2).decode())
+        print(orjson.dumps({"key": key, **_as_json(entry)}, option=orjson.OPT_INDENT_2).decode())
     else:
-        print(f"{key}\n\n{_SHOWN_ONCE}\n{_line(about)}\nThe former one stays valid for {grace:g} s.")
+        print(f"{key}\n\n{_SHOWN_ONCE}\n{_line(entry)}\nThe former one stays valid for {grace:g} s.")
     return 0
 
 
@@ -216,11 +216,11 @@ def _date(at: float) -> str:
 
 
 def _as_json(key: ApiKey) -> dict[str, Any]:
-    about = {"id": key.id, **orjson.loads(key.stored())}
-    return {**about, "webhook": {**about["webhook"], "url": _host_of(key.webhook)}} if key.webhook else about
+    entry = {"id": key.id, **orjson.loads(key.stored())}
+    return {**entry, "webhook": {**entry["webhook"], "url": _host_of(key.webhook)}} if key.webhook else entry
 
 
-def _about(key: ApiKey) -> dict[str, Any]:
+def _audit_fields(key: ApiKey) -> dict[str, Any]:
     """Returns what an audit line has of a key."""
     return {"name": key.name, "key_id": key.id, "scopes": sorted(key.scopes), "expires_at": key.expires_at}
 

@@ -60,8 +60,8 @@ def retry_webhooks(redis_url: str, stream_id: str) -> int:
     async def run(store: WebhookStore) -> int:
         stream_ids = [stream_id] if stream_id else await store.listed(WEBHOOKS_DEAD, DEAD_MAX)
         revived = 0
-        for one in stream_ids:
-            pending = await _known(store, one) if stream_id else await store.pending(one)
+        for dead_id in stream_ids:
+            pending = await _known(store, dead_id) if stream_id else await store.pending(dead_id)
             if pending is not None:
                 await store.revive(pending)
                 revived += 1

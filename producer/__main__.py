@@ -43,6 +43,7 @@ from shared.receipt import DeliveryNotes
 from shared.redis_retry import until_redis_answers
 from shared.redis_server import complaint_about, eviction_policy
 from shared.replicas import ReplicatedCommands
+from shared.running_parts import RunningParts
 from shared.settings import Settings, unknown
 from shared.tracing import set_up_tracing
 from shared.unkept import Unkept
@@ -123,24 +124,52 @@ def _webhook_secrets(settings: Settings) -> Secrets:
 
 async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None = None) -> None:
     """Runs one worker until a signal stops it; writes a byte to `ready_fd` once it takes requests. Raises Unusable."""
+    try:
+        async with RunningParts() as running:
+            worker = await _start(running, settings, tracing)
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, worker.drain)
+            _spare_the_garbage_collector()
+            if ready_fd is not None:
+                os.write(ready_fd, b"1")
+                os.close(ready_fd)
+            await worker.run()
+    finally:
+        if unstopped():
+            logger.warning("leaving %d generators that do not stop", unstopped())
+            logging.shutdown()
+            os._exit(0)  # asyncio would wait for them for ever
+
+
+class _Traces:
+    """The traces, as a part of the process."""
+
+    def __init__(self, tracing: Tracing) -> None:
+        self._tracing = tracing
+
+    async def close(self) -> None:
+        await self._tracing.close(_LAST_SPANS_SECONDS)
+
+
+async def _start(running: RunningParts, settings: Settings, tracing: Tracing | None) -> Worker:
+    """Connects, and builds and starts the parts of a worker. They are closed in reverse: Redis and traces last. Raises Unusable."""
+    if tracing is not None:
+        running.add(_Traces(tracing))
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-    provider = make_provider(settings)
+    provider = running.add(make_provider(settings))
     archive, webhook_secrets = archive_of(settings), _webhook_secrets(settings)
     server = await check(settings)
     scripts = (*EventLog.SCRIPTS, *RequestQueue.SCRIPTS, *DueList.SCRIPTS, Accounts.SETTLE.source)
     connection = connection_to(settings, name="worker", scripts=scripts, gathers=True)
     durable = connection_to(settings, name="durable", scripts=EventLog.SCRIPTS) if settings.min_replicas else None
+    running.add_together(connection, *([] if durable is None else [durable]))
     connection.start()
     if durable is not None:
         durable.start()
-    try:
-        await until_up(connection, within_seconds=settings.redis_start_seconds)
-        seconds = settings.redis_start_seconds
-        await check_grants(connection, "worker", within_seconds=seconds, min_replicas=settings.min_replicas)
-    except BaseException:
-        await _close(connection, durable)
-        await provider.close()
-        raise
+    seconds = settings.redis_start_seconds
+    await until_up(connection, within_seconds=seconds)
+    await check_grants(connection, "worker", within_seconds=seconds, min_replicas=settings.min_replicas)
     complaint = complaint_about(await until_redis_answers(eviction_policy, connection))
     if complaint:
         logger.error(complaint)
@@ -157,6 +186,7 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
         (queue, connection.dedicated(queue.key, name="claims", block_seconds=BLOCK_SECONDS))
         for queue in lanes_of(connection, settings, consumer=name)
     ]
+    running.add_together(*(claims for _, claims in lanes))
     for _, claims in lanes:
         claims.start()
     deliveries = DeliveryNotes(connection)
@@ -185,53 +215,29 @@ async def work(settings: Settings, ready_fd: int | None, tracing: Tracing | None
     async def healthz() -> Answer:
         return Answer(b"ok\n")
 
-    metrics_server = MetricsServer({"/metrics": metrics, "/healthz": healthz}, settings)
-    metrics_url = await metrics_server.open()
-    measuring.start()
+    running.add(measuring).start()
+    metrics_url = await running.add(MetricsServer({"/metrics": metrics, "/healthz": healthz}, settings)).open()
     BUILD_INFO.gauge().labels(VERSION, platform.python_version()).set(1)
-    own_presence = presence(worker, connection, name=name, provider=provider.name, capacity=settings.worker_concurrency)
-    own_presence.start()
+    running.add(
+        presence(worker, connection, name=name, provider=provider.name, capacity=settings.worker_concurrency)
+    ).start()
     if archiving is not None:
-        archiving.start()
+        running.add(archiving).start()
     if webhooks is not None:
-        webhooks.start()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, worker.drain)
+        running.add(webhooks).start()
+    logger.info("worker %s is up: %s, %s, %d at once", name, server, provider.name, settings.worker_concurrency)
+    if metrics_url is not None:
+        logger.info("metrics: %s", metrics_url)
+    return worker
+
+
+def _spare_the_garbage_collector() -> None:
+    """Makes collections rare and short."""
     gc.collect()
     gc.freeze()  # what exists now stays for good: the collector can skip it
     # Tokens create small tuples and futures by the ten thousand, and hardly ever a cycle: at the default threshold of 700
     # the garbage collector took a twelfth of the CPU time.
     gc.set_threshold(50_000, 20, 50)
-    logger.info("worker %s is up: %s, %s, %d at once", name, server, provider.name, settings.worker_concurrency)
-    if metrics_url is not None:
-        logger.info("metrics: %s", metrics_url)
-    if ready_fd is not None:
-        os.write(ready_fd, b"1")
-        os.close(ready_fd)
-    try:
-        await worker.run()
-    finally:
-        if webhooks is not None:
-            await webhooks.close()
-        if archiving is not None:
-            await archiving.close()
-        await own_presence.close()
-        await metrics_server.close()
-        await measuring.close()
-        await provider.close()
-        await asyncio.gather(*(claims.close() for _, claims in lanes))
-        await _close(connection, durable)
-        if tracing is not None:
-            await tracing.close(_LAST_SPANS_SECONDS)
-        if unstopped():
-            logger.warning("leaving %d generators that do not stop", unstopped())
-            logging.shutdown()
-            os._exit(0)  # asyncio would wait for them for ever
-
-
-async def _close(*connections: RedisConnection | None) -> None:
-    await asyncio.gather(*(connection.close() for connection in connections if connection is not None))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

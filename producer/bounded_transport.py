@@ -37,7 +37,7 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
         self._inner = inner
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request and read the head of its response. Raises httpx2.TransportError, Refused."""
+        """Sends a request and reads the head of its response. Raises httpx2.TransportError, Refused."""
         redirects = 0
         while True:
             response = await self._inner.handle_async_request(request)
@@ -94,10 +94,10 @@ async def _with_bounded_body(response: httpx2.Response) -> httpx2.Response:
         pass  # the status says enough
     finally:
         await response.aclose()
-    kept = [(name, value) for name, value in response.headers.raw if name.lower() in _KEPT_OF_AN_ERROR]
+    headers = [(name, value) for name, value in response.headers.raw if name.lower() in _KEPT_OF_AN_ERROR]
     return httpx2.Response(
         response.status_code,
-        headers=[*kept, (b"content-type", b"application/json; charset=utf-8")],
+        headers=[*headers, (b"content-type", b"application/json; charset=utf-8")],
         content=bytes(body[:ERROR_BYTES_MAX]),
     )
 

@@ -486,30 +486,30 @@ class ChunkReader(EventStream):
         if type(delta) is not dict:
             self._found.add("delta")
             return {}
-        kept: dict[str, Any] = {}
+        clean: dict[str, Any] = {}
         for name, value in delta.items():
             if name == "role" or value in (None, "", []):
                 continue
             if name in _CALL_FIELDS:
-                self._take_calls(name, value, kept, state)
+                self._take_calls(name, value, clean, state)
                 continue
             if name == "content" and type(value) is not str:
-                self._take_parts(value, kept)
+                self._take_parts(value, clean)
                 continue
             shape = shapes.DELTA.get(name)
             if shape is not None:
                 value = shape(value, self._odd_at(name))
                 if value is shapes.LEFT_OUT or value in ("", []):
                     continue
-            kept[name] = value
-        for name, value in list(kept.items()):
+            clean[name] = value
+        for name, value in list(clean.items()):
             if type(value) is str and (self._has_halves or not value.isascii()):
-                kept[name] = self._whole_pairs(state, name, value)
-                if not kept[name]:
-                    del kept[name]
-        return kept
+                clean[name] = self._whole_pairs(state, name, value)
+                if not clean[name]:
+                    del clean[name]
+        return clean
 
-    def _take_calls(self, name: str, value: Any, kept: dict[str, Any], state: _Choice) -> None:
+    def _take_calls(self, name: str, value: Any, clean: dict[str, Any], state: _Choice) -> None:
         """Takes the pieces of tool calls; the `function_call` of OpenAI's earlier API is one."""
         if name == "function_call":
             shaped = shapes.function(value, self._odd_at(name))
@@ -527,9 +527,9 @@ class ChunkReader(EventStream):
                         body[text] = self._whole_pairs(state, f"{piece.get('index', place)}.{text}", body[text])
         gathered = state.calls.take(pieces)
         if gathered:
-            kept["tool_calls"] = [*kept.get("tool_calls", ()), *gathered]
+            clean["tool_calls"] = [*clean.get("tool_calls", ()), *gathered]
 
-    def _take_parts(self, value: Any, kept: dict[str, Any]) -> None:
+    def _take_parts(self, value: Any, clean: dict[str, Any]) -> None:
         """Takes a content that is no text: a list of parts, or a number."""
         if type(value) not in (list, dict):
             value = shapes.DELTA["content"](value, self._odd_at("content"))
@@ -538,7 +538,7 @@ class ChunkReader(EventStream):
             self._found.add("content_parts")
         for name, piece in shapes.texts_of_parts(value, self._odd_at("content")).items():
             if piece:
-                kept[name] = kept.get(name, type(piece)()) + piece
+                clean[name] = clean.get(name, type(piece)()) + piece
 
     def _whole_pairs(self, state: _Choice, name: str, text: str) -> str:
         """Returns a text with what was held back before it; holds back the first half of a surrogate pair at its end."""
@@ -576,14 +576,14 @@ class ChunkReader(EventStream):
 
     def _note(self, name: str, sent: dict[str, Any], known: frozenset[str]) -> None:
         """Keeps, under this name, the fields that are not known: they have no place elsewhere in the log."""
-        kept = self.about.get(name, {})
+        noted = self.about.get(name, {})
         fields = {key: value for key, value in sent.items() if key not in known and value not in (None, "", [], {})}
-        if any(kept.get(key) != value for key, value in fields.items()):
+        if any(noted.get(key) != value for key, value in fields.items()):
             for key in fields.keys() & shapes.CHUNK.keys():
                 if shapes.CHUNK[key](fields[key], self._odd_at(key)) is shapes.LEFT_OUT:
                     del fields[key]
-            kept = fitting(kept | fields, self._odd_at("unstorable"))
-        self.about[name] = kept
+            noted = fitting(noted | fields, self._odd_at("unstorable"))
+        self.about[name] = noted
 
     def _odd_at(self, kind: str) -> Callable[[], None]:
         return partial(self._found.add, kind)

@@ -33,7 +33,7 @@ FINISH_REASON_CHARACTERS_MAX = 64
 ABOUT_BYTES_MAX = 16 << 10
 """Of the fields beside an answer's text, or of an error object, so much is kept."""
 USAGE_BYTES_MAX = 4 << 10
-"""The same of a usage, which stands in each receipt and in its line on the log. Known ones have less than 1 KB."""
+"""Of a usage so much is kept: it stands in each receipt, and in that line of the process's log. Known ones have less than 1 KB."""
 _ABOUT_FIELDS_MAX = 100
 _PARTS_MAX = 1000
 """Of a content in parts, in one chunk."""
@@ -153,15 +153,15 @@ def object_of(fields: Mapping[str, Shape], *, keeps_null: bool = False) -> Shape
             odd()
             return LEFT_OUT
         for field in fields.keys() & value.keys():
-            given = value[field]
-            if given is None:
-                kept = None if keeps_null else LEFT_OUT
+            part = value[field]
+            if part is None:
+                shaped = None if keeps_null else LEFT_OUT
             else:
-                kept = fields[field](given, odd)
-            if kept is LEFT_OUT:
+                shaped = fields[field](part, odd)
+            if shaped is LEFT_OUT:
                 del value[field]
             else:
-                value[field] = kept
+                value[field] = shaped
         return value
 
     return shape
@@ -172,7 +172,7 @@ def list_of(element: Shape) -> Shape:
         if type(value) is not list:
             odd()
             return LEFT_OUT
-        return [kept for it in value if (kept := element(it, odd)) is not LEFT_OUT]
+        return [shaped for item in value if (shaped := element(item, odd)) is not LEFT_OUT]
 
     return shape
 
@@ -241,13 +241,13 @@ def _text_of_part(part: dict[str, Any], kind: str, levels: int = 3) -> str | Non
 
 def usage(value: Any, odd: Odd) -> Any:
     """An object. What is named `..._tokens` is a count, what is named `..._tokens_details` an object of such."""
-    kept = _counts(value, odd)
-    for field in () if kept is LEFT_OUT else tuple(kept):
-        if field.endswith("_tokens_details") and kept[field] is not None:
-            details = _counts(kept[field], odd)
+    counts = _counts(value, odd)
+    for field in () if counts is LEFT_OUT else tuple(counts):
+        if field.endswith("_tokens_details") and counts[field] is not None:
+            details = _counts(counts[field], odd)
             if details is LEFT_OUT:
-                del kept[field]
-    return kept
+                del counts[field]
+    return counts
 
 
 def _counts(value: Any, odd: Odd) -> Any:

@@ -78,7 +78,7 @@ class DirectTransport(httpx2.AsyncBaseTransport):
         self._ticks = Ticks()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request and read the head of its response. Raises httpx2.TransportError."""
+        """Sends a request and reads the head of its response. Raises httpx2.TransportError."""
         seconds = request.extensions.get("timeout") or {}
         message = _head(request) + await request.aread()
         try:
@@ -109,7 +109,7 @@ class DirectTransport(httpx2.AsyncBaseTransport):
     # --- connections
 
     async def _connection(self, url: httpx2.URL, connect_seconds: float | None) -> _Connection:
-        """One that waits for a request, the last used first, or a new one."""
+        """Returns a connection to the server: of the idle ones the one used last, else a new one."""
         tls = url.scheme == "https"
         origin = (url.scheme, url.host, url.port or (443 if tls else 80))
         waiting = self._idle.get(origin)
@@ -141,14 +141,15 @@ class DirectTransport(httpx2.AsyncBaseTransport):
         return connection
 
     def _tls_context(self) -> ssl.SSLContext:
-        """Made at the first need: reading the certificates takes 20 ms."""
+        """Returns the TLS context, made when it is first needed: reading the certificates takes 20 ms."""
         if self._tls is None:
             self._tls = httpx2.create_ssl_context()
             self._tls.set_alpn_protocols(["http/1.1"])
         return self._tls
 
     def give_back(self, connection: _Connection) -> None:
-        """Its response is read to its end, or is of no interest any more: then only closing stops the server."""
+        """Keeps a connection for the next request, or closes it: also where its response was not read to the end, since only that stops
+        the server."""
         self._slots.release()
         if not connection.may_ask or self._idle_count >= _IDLE_MAX:
             connection.close()
@@ -283,26 +284,26 @@ class _Connection(asyncio.Protocol):
         return self._taken()
 
     async def follow(self, take: Callable[[bytes], bool], wants_at: Callable[[], float] | None = None) -> bool:
-        """Tell `take` of the body as it comes, until that was all (true), or it wants no more for now (false).
+        """Gives the body to `take` as it comes. Returns True at its end, False once `take` has returned False: it wants no more for now.
 
-        It is called from the loop, without a turn of the task that waits here. After each call `wants_at` says when the next
-        one is wanted (monotonic seconds): until then, or a little longer, the socket is not read, which spares a wake-up for each
-        chunk. Raises httpx2.TransportError, and what `take` raises.
+        `take` is called from the event loop, without a turn of the task that waits here. After each call `wants_at` says when the
+        next one is wanted (monotonic seconds): until then, or a little longer, the socket is not read, which spares a wake-up for
+        each chunk. Raises httpx2.TransportError, and what `take` raises.
         """
         self._take, self._wants_at = take, wants_at
         try:
-            self._tell()
+            self._give_taken()
             while self._take is not None and not self._complete:
                 await self._news()
-                self._tell()
+                self._give_taken()
             if self._take_failed is not None:
                 raise self._take_failed
             return self._take is not None
         finally:
             self._take = self._take_failed = self._wants_at = None
 
-    def _tell(self) -> None:
-        """Give whoever follows what has come, and wake it when there is more to it than that."""
+    def _give_taken(self) -> None:
+        """Gives what has come to `take`; wakes the task that waits in `follow` when it is to return or to raise."""
         take = self._take
         if take is not None and self._parts:
             try:
@@ -378,7 +379,7 @@ class _Connection(asyncio.Protocol):
             self._fail(self._excess or f"{self._peer} does not speak HTTP/1.1: {error}")
             return
         if self.status:
-            self._tell()
+            self._give_taken()
         self._framing_bytes = 0 if self._body_came else self._framing_bytes + len(data)
         if self._framing_bytes > _HEAD_BYTES_MAX:
             self._fail(f"{self._peer} sent {_HEAD_BYTES_MAX} bytes of head, trailers or chunk extensions")
@@ -395,8 +396,8 @@ class _Connection(asyncio.Protocol):
         elif exc is not None:
             self._trouble = self._trouble or (httpx2.ReadError, str(exc) or type(exc).__name__)
         else:
-            what = "before its response was whole" if self.status else "without a response"
-            message = f"{self._peer} closed the connection {what}"
+            when = "before its response was whole" if self.status else "without a response"
+            message = f"{self._peer} closed the connection {when}"
             self._trouble = self._trouble or (httpx2.RemoteProtocolError, message)
         self._wake()
 

@@ -18,7 +18,7 @@ from enum import StrEnum
 GRACE_SECONDS = 2.0
 """So long after its finish_reason an answer stays open for a usage that comes late, as long as nothing more of its text comes."""
 UNSURE_GRACE_SECONDS = 15.0
-"""The same where the finish_reason may be none: some providers put one into every chunk, some send one choice after the other."""
+"""GRACE_SECONDS where the finish_reason may not be the end: some providers put one into every chunk, some send one choice after the other."""
 
 
 class FinishReason(StrEnum):

@@ -83,7 +83,7 @@ class GeneratorProvider:
             return await _GeneratorThread(lambda: self._function(*arguments), self._threads).follow(hearer)
 
     async def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing: a generator holds nothing open."""
 
 
 class OwnProvider:

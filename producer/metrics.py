@@ -88,8 +88,8 @@ class Meter:
             _TOKENS.inc(offset - self._counted)
             self._counted = offset
 
-    def ended(self, outcome: AttemptOutcome, **about: str) -> None:
-        """Counts the end of the attempt, if one is open. `about` is for traces: finish_reason, code, by, fenced_by."""
+    def ended(self, outcome: AttemptOutcome, **details: str) -> None:
+        """Counts the end of the attempt, if one is open. `details` are for traces: finish_reason, code, by, fenced_by."""
         if self._open:
             self._open = False
             _ATTEMPTS.labels(outcome).inc()
@@ -102,7 +102,7 @@ class Meter:
 
     # --- the provider
 
-    def asked(self, model: str) -> None:
+    def call_begun(self, model: str) -> None:
         """Counts a call of the provider that begins."""
         _CALLS.inc()
         self._model, self._asked_at, self._first_at = model, time.monotonic(), 0.0
@@ -116,7 +116,7 @@ class Meter:
             self._shown_tokens = True
             _FIRST_TOKEN.observe(max(0.0, time.time() - self._accepted_at))
 
-    def answered(self, tokens: int, last_at: float, usage: dict[str, Any] | None) -> None:
+    def call_answered(self, tokens: int, last_at: float, usage: dict[str, Any] | None) -> None:
         """Counts a call whose answer is complete: its number of tokens, and the time of the last one."""
         labels = self._labels()
         _GEN_AI_DURATION.labels(*labels, "").observe(time.monotonic() - self._asked_at)

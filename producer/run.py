@@ -245,8 +245,8 @@ class Run:
         self.tally()
         fenced_by = newest[-1].field.decode() if ended and newest else "another attempt"
         self.meter.ended(AttemptOutcome.FENCED, fenced_by=fenced_by)
-        about = outcome("attempt", self.stream_id, outcome=AttemptOutcome.FENCED)
-        logger.info("stream %s: %s by another", self.stream_id, "ended" if ended else "taken over", extra=about)
+        fields = outcome("attempt", self.stream_id, outcome=AttemptOutcome.FENCED)
+        logger.info("stream %s: %s by another", self.stream_id, "ended" if ended else "taken over", extra=fields)
         if ended:
             await self._drain_for_usage()
         return ended
@@ -358,7 +358,7 @@ class Run:
             raise self._stopped
         self._history = history
         offset_before = writer.offset
-        self.meter.asked(self._provider.model_of(history.accepted.request))
+        self.meter.call_begun(self._provider.model_of(history.accepted.request))
         self._generating = call = asyncio.get_running_loop().create_task(
             self._provider.generate(history.accepted.request, history.text, self)
         )
@@ -370,7 +370,7 @@ class Run:
                     raise Refused("the call of the provider cancelled itself", code=FailureCode.PROVIDER_UNREADABLE)
                 finish = call.result()
                 await writer.drained()
-                self.meter.answered(writer.offset - offset_before, self._heard_at, finish.usage)
+                self.meter.call_answered(writer.offset - offset_before, self._heard_at, finish.usage)
                 return finish
             if self._settings.provider_on_cancel == "drain" and isinstance(self._stopped, Fenced | LastReaderGone):
                 reads_on = abilities_of(self._provider, history.accepted.request).reads_on
@@ -477,8 +477,8 @@ class Run:
         metrics.odd(kind)
         if kind not in self._odd_kinds:
             self._odd_kinds.add(kind)
-            what = PROVIDER_ODDITIES_TOLERATED.get(kind, "something that is not as documented")
-            logger.info("stream %s: the provider sent %s (%s)", self.stream_id, what, kind)
+            oddity = PROVIDER_ODDITIES_TOLERATED.get(kind, "something that is not as documented")
+            logger.info("stream %s: the provider sent %s (%s)", self.stream_id, oddity, kind)
 
     async def wait_for_room(self) -> None:
         if self._writer is None:
@@ -566,8 +566,8 @@ class Run:
         self.tally()
         self.meter.ended(how, **more)
         level = logging.WARNING if how == AttemptOutcome.FAILED else logging.INFO
-        about = outcome("attempt", self.stream_id, attempt=writer.attempt, outcome=how, tokens=writer.offset, **more)
-        logger.log(level, "stream %s: %s, %d tokens", self.stream_id, message, writer.offset, extra=about)
+        fields = outcome("attempt", self.stream_id, attempt=writer.attempt, outcome=how, tokens=writer.offset, **more)
+        logger.log(level, "stream %s: %s, %d tokens", self.stream_id, message, writer.offset, extra=fields)
 
 
 def unstopped() -> int:

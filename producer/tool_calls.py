@@ -93,8 +93,8 @@ class ToolCalls:
         if not name:
             return None
         self._begin(call)
-        about = {"index": call.number, "id": call.id, "type": call.type or field, **call.more}
-        return {**about, field: {**beside, "name": name, text: "".join(call.pieces)}}
+        fields = {"index": call.number, "id": call.id, "type": call.type or field, **call.more}
+        return {**fields, field: {**beside, "name": name, text: "".join(call.pieces)}}
 
     def _begin(self, call: _Call) -> None:
         call.number = len(self._begun)

@@ -45,7 +45,7 @@ class TracedMeter(Meter):
 
     def begun(self, attempt: int, kept_tokens: int, model: str, reason: str) -> None:
         super().begun(attempt, kept_tokens, model, reason)
-        about: dict[str, Any] = {
+        attributes: dict[str, Any] = {
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": self._provider,
             "gen_ai.request.model": model,
@@ -54,11 +54,11 @@ class TracedMeter(Meter):
             "midstream.base": kept_tokens,
         }
         if reason:
-            about["midstream.reason"] = reason
+            attributes["midstream.reason"] = reason
         else:
-            about["midstream.queue_wait_seconds"] = max(0.0, time.time() - self._accepted_at)
+            attributes["midstream.queue_wait_seconds"] = max(0.0, time.time() - self._accepted_at)
         self._error = ""
-        self._span = self._tracing.span(f"chat {model}", "client", parent=self._parent, attributes=about)
+        self._span = self._tracing.span(f"chat {model}", "client", parent=self._parent, attributes=attributes)
         traceparent.set(self._span.traceparent)  # sent to the provider
 
     def first_token(self) -> None:
@@ -66,11 +66,11 @@ class TracedMeter(Meter):
         if self._span is not None:
             self._span.event("midstream.first_token")
 
-    def answered(self, tokens: int, last_at: float, usage: dict[str, Any] | None) -> None:
-        super().answered(tokens, last_at, usage)
+    def call_answered(self, tokens: int, last_at: float, usage: dict[str, Any] | None) -> None:
+        super().call_answered(tokens, last_at, usage)
         if self._span is not None:
             counts = {name: (usage or {}).get(theirs) for name, theirs in _USAGE}
-            self._span.tell({name: count for name, count in counts.items() if isinstance(count, int)})
+            self._span.set_attributes({name: count for name, count in counts.items() if isinstance(count, int)})
 
     def provider_failed(self, code: FailureCode) -> None:
         super().provider_failed(code)
@@ -78,21 +78,21 @@ class TracedMeter(Meter):
         if self._span is not None:
             self._span.event("midstream.provider_failed", {"error.type": code})
 
-    def ended(self, outcome: AttemptOutcome, **about: str) -> None:
-        super().ended(outcome, **about)
+    def ended(self, outcome: AttemptOutcome, **details: str) -> None:
+        super().ended(outcome, **details)
         span, self._span = self._span, None
         if span is None:
             return
-        span.tell({"midstream.outcome": outcome, "midstream.offset": self._counted})
-        if "finish_reason" in about:
-            span.tell({"gen_ai.response.finish_reasons": [about["finish_reason"]]})
+        span.set_attributes({"midstream.outcome": outcome, "midstream.offset": self._counted})
+        if "finish_reason" in details:
+            span.set_attributes({"gen_ai.response.finish_reasons": [details["finish_reason"]]})
         for name in ("by", "fenced_by"):
-            if name in about:
-                span.tell({f"midstream.{name}": about[name]})
+            if name in details:
+                span.set_attributes({f"midstream.{name}": details[name]})
         if outcome in _TERMINAL_EVENTS:
             span.event(f"midstream.{_TERMINAL_EVENTS[outcome]}")
         errors = {
-            AttemptOutcome.FAILED: about.get("code", ""),
+            AttemptOutcome.FAILED: details.get("code", ""),
             AttemptOutcome.RESTARTED: self._error,
             AttemptOutcome.ERROR: "error",
         }
@@ -100,7 +100,7 @@ class TracedMeter(Meter):
 
     def failed_before(self, code: FailureCode) -> None:
         super().failed_before(code)
-        about = {"midstream.stream.id": self._stream_id, "midstream.outcome": AttemptOutcome.FAILED}
-        span = self._tracing.span("end", "internal", parent=self._parent, attributes=about)
+        attributes = {"midstream.stream.id": self._stream_id, "midstream.outcome": AttemptOutcome.FAILED}
+        span = self._tracing.span("end", "internal", parent=self._parent, attributes=attributes)
         span.event("midstream.failed", {"error.type": code})
         span.end(code)

@@ -62,7 +62,7 @@ class Poster:
         await self._transport.aclose()
 
     async def post(self, url: str, headers: dict[str, str], body: bytes) -> Reply:
-        """Sends one. Raises NotDelivered, and BadTarget for what may not be sent there."""
+        """Sends a webhook, once. Raises NotDelivered, and BadTarget for what may not be sent there."""
         target = self._targets.check(url, is_operators=True)  # a client's host was checked when the stream was created
         request = httpx2.Request(
             "POST",

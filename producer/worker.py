@@ -50,7 +50,7 @@ _CONSUMER_IDLE_MILLISECONDS = 3_600_000
 _FORGET_SECONDS = 600.0
 _HAND_BACK_SECONDS = 3.0
 _FAILURES_MAX = 5
-"""Told with each word of this worker to the console: a seventh of a kilobyte each."""
+"""Reported to the console with each heartbeat, at about 150 bytes each."""
 _FAILURES_SECONDS = 120.0
 
 
@@ -124,7 +124,7 @@ class Worker:
 
     def failures(self) -> list[dict[str, Any]]:
         """The newest streams of the last two minutes that ended as failed here."""
-        return [one for one in self._failures if time.time() - one["ended_at"] < _FAILURES_SECONDS]
+        return [failure for failure in self._failures if time.time() - failure["ended_at"] < _FAILURES_SECONDS]
 
     async def run(self) -> None:
         """Works until it is drained: then every claim is finished or handed back."""
@@ -158,7 +158,7 @@ class Worker:
         while not self._draining.is_set():
             count = await self._places()
             block_seconds = BLOCK_SECONDS
-            if self._lanes_without_place:  # the others wait until this one is asked no more
+            if self._lanes_without_place:  # the claims of other lanes wait until this one has returned
                 block_seconds = max(_SHARED_BLOCK_SECONDS, BLOCK_SECONDS / len(self._lanes))
             claims: list[Claim] = []
             try:

@@ -221,9 +221,9 @@ async def create(
         raise BadKey(f"there are {KEYS_MAX} keys, which is the most: revoke some")
     key, now = new_key(), time.time()
     expires_at = None if expires_seconds is None else now + expires_seconds
-    about = ApiKey(digest_of(key), checked_name(name), scopes, now, expires_at, limits, webhook or {})
-    await table.put(about)
-    return key, about
+    entry = ApiKey(digest_of(key), checked_name(name), scopes, now, expires_at, limits, webhook or {})
+    await table.put(entry)
+    return key, entry
 
 
 def _checksum(body: str) -> str:

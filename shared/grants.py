@@ -224,7 +224,7 @@ def _needed(role: Role, name: str) -> list[Command]:
 def _scripts(role: Role, name: str) -> list[tuple[Script, list[bytes], Command]]:
     """Returns each script of a process of this role, with keys and arguments: a stream of its own begins, is written to, ends."""
     log, deliveries, live = log_key(name), deliveries_key(name), live_channel(name)
-    request, kept = request_key(name), kept_key(name)
+    request, kept_request = request_key(name), kept_key(name)
     queue, until, about = (b"midstream:{%b}:%b" % (name.encode(), end) for end in (b"requests", b"until", b"about"))
     entry = Entry(FIRST_ID, events.ACCEPTED, b"{}")
     first: Command = (live, 0, bytes(entry.id), entry.field, entry.value, _PROBE_TTL_SECONDS)
@@ -234,16 +234,16 @@ def _scripts(role: Role, name: str) -> list[tuple[Script, list[bytes], Command]]
         (DeliveryNotes.DELIVER, [log, deliveries], ("probe", b"{}", 1)),
         (
             EventLog.APPEND_LAST,
-            [log, request, kept],
+            [log, request, kept_request],
             (live, 1, bytes(EventId(1, 1)), events.TOKEN, b"", _PROBE_TTL_SECONDS),
         ),
-        (EventLog.END, [log, request, kept], (live, events.FAILED, b"{}", _PROBE_TTL_SECONDS)),
+        (EventLog.END, [log, request, kept_request], (live, events.FAILED, b"{}", _PROBE_TTL_SECONDS)),
         (Presence.BEAT, [until, about], ("probe", b"{}", 1000, _PROBE_TTL_SECONDS * 1000, 1)),
         (Presence.BEAT, [until, about], ("probe", b"", 1000, _PROBE_TTL_SECONDS * 1000, 1)),
     ]
     if role == "gateway":
         lease, writers = lease_key(name), b"midstream:{%b}:writers" % name.encode()
-        keys = [log, live, lease, request, kept]
+        keys = [log, live, lease, request, kept_request]
         bounds = (_PROBE_TTL_SECONDS, 100, 1000)
         more: Command = ("", 1, 1000, 0, b"{}", *bounds)
         scripts[-3:-3] = [  # before the end
@@ -253,7 +253,7 @@ def _scripts(role: Role, name: str) -> list[tuple[Script, list[bytes], Command]]
         ]
         scripts += _scripts_of_written_streams(name)
         scripts.append((RequestQueue.ENQUEUE, [queue], (name, 1, _PROBE_TTL_SECONDS)))
-        scripts.append((EventLog.DELETE, [log, deliveries, request, kept], (_PROBE_TTL_SECONDS, b"")))
+        scripts.append((EventLog.DELETE, [log, deliveries, request, kept_request], (_PROBE_TTL_SECONDS, b"")))
     else:
         scripts.append((RequestQueue.RENEW, [queue], (GROUP, "probe", _PROBE_TTL_SECONDS, 0)))
     return scripts

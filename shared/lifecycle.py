@@ -258,13 +258,6 @@ def fold(entries: Iterable[Entry]) -> History:
     return history
 
 
-def fold_readable(entries: Iterable[Entry]) -> History:
-    """Returns the history of a log as far as it can be read; from an unreadable entry on it has failed."""
-    history = History()
-    fold_into(history, entries)
-    return history
-
-
 def fold_into(folding: Folding, entries: Iterable[Entry]) -> None:
     """Gives entries to a folding, up to the first that cannot be read."""
     for entry in entries:

@@ -32,8 +32,8 @@ def set_up_logging(level: str, log_format: str = "auto") -> None:
     logging.basicConfig(level=_LEVELS[level], handlers=[handler], force=True)
     for noisy in ("httpx2", "httpcore2", "openai", "asyncio", "websockets", "alembic", "aiosqlite", "sqlalchemy"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    for kept in ("midstream.receipt", AUDIT):  # at every level: they may be used for billing, and as evidence
-        logging.getLogger(kept).setLevel(logging.INFO)
+    for logger_name in ("midstream.receipt", AUDIT):  # at every level: they may be used for billing, and as evidence
+        logging.getLogger(logger_name).setLevel(logging.INFO)
 
 
 class TextLines(logging.Formatter):
@@ -159,11 +159,11 @@ def outcome(event: str, stream_id: str, **more: Any) -> dict[str, Any]:
     return {"about": {"event": event, "stream": stream_id, **more}}
 
 
-def audit_line(event: str, **about: Any) -> None:
-    """Logs what was done, by whom and to what: fields that are None are left out. `about` has no token and no text of a stream."""
-    about = {name: value for name, value in about.items() if value is not None}
-    message = " ".join((event, *(f"{name}={_in_message(value)}" for name, value in about.items())))
-    logging.getLogger(AUDIT).info(message, extra={"about": {"event": event, **about}})
+def audit_line(event: str, **fields: Any) -> None:
+    """Logs what was done, by whom and to what: fields that are None are left out. `fields` have no token and no text of a stream."""
+    fields = {name: value for name, value in fields.items() if value is not None}
+    message = " ".join((event, *(f"{name}={_in_message(value)}" for name, value in fields.items())))
+    logging.getLogger(AUDIT).info(message, extra={"about": {"event": event, **fields}})
 
 
 def _in_message(value: Any) -> str:

@@ -187,13 +187,13 @@ async def check_server(address: RedisAddress, *, within_seconds: float) -> str:
         try:
             async with asyncio.timeout(max(0.1, deadline - time.monotonic())):
                 *_, info = await replies_of(address, *address.login_commands(), ("INFO", "server"))
-            about = dict(_fields_of(info))
+            fields = dict(_fields_of(info))
             break
         except RedisRefused as error:
             if error.code == "WRONGPASS" or "AUTH" in str(error):
                 raise Unusable(f"Redis at {address} refuses the login: {error}") from None
             if not error.passing:
-                about = {}  # a user who may not run INFO may have all that is needed: `shared.grants` tries it
+                fields = {}  # a user who may not run INFO may have all that is needed: `shared.grants` tries it
                 break
             if time.monotonic() > deadline:
                 raise Unusable(f"Redis at {address} answers: {error}") from None
@@ -205,8 +205,8 @@ async def check_server(address: RedisAddress, *, within_seconds: float) -> str:
                     "Is it running, and is MIDSTREAM_REDIS_URL right?"
                 ) from None
         await asyncio.sleep(0.1)
-    name = about.get("server_name", "redis")
-    version = about.get("valkey_version") or about.get("redis_version") or "of unknown version"
+    name = fields.get("server_name", "redis")
+    version = fields.get("valkey_version") or fields.get("redis_version") or "of unknown version"
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
     if numbers and numbers < OLDEST_VERSION:
         raise Unusable(

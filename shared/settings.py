@@ -36,8 +36,8 @@ def _setting(
     env: str = "",
     choices: tuple[str, ...] = (),
 ) -> Any:
-    about = {"unit": unit, "why": why, "least": least, "most": most, "env": env, "choices": choices}
-    return field(default=default, metadata=about, repr=unit not in ("secret", "URL"))  # a URL may have a password
+    metadata = {"unit": unit, "why": why, "least": least, "most": most, "env": env, "choices": choices}
+    return field(default=default, metadata=metadata, repr=unit not in ("secret", "URL"))  # a URL may have a password
 
 
 @dataclass(frozen=True, slots=True)
@@ -716,16 +716,16 @@ def _shown(number: float) -> str:
 def described() -> Iterator[Described]:
     """Yields every setting, in the order of definition."""
     for setting in dataclasses.fields(Settings):
-        about = setting.metadata
+        metadata = setting.metadata
         yield Described(
             setting.name,
-            about["env"] or PREFIX + setting.name.upper(),
+            metadata["env"] or PREFIX + setting.name.upper(),
             setting.default,
-            about["unit"],
-            about["why"],
-            about["least"],
-            about["most"],
-            about["choices"],
+            metadata["unit"],
+            metadata["why"],
+            metadata["least"],
+            metadata["most"],
+            metadata["choices"],
         )
 
 

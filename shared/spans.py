@@ -114,7 +114,7 @@ class Span:
         context = self._span.get_span_context()
         return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
-    def tell(self, attributes: Attributes) -> None:
+    def set_attributes(self, attributes: Attributes) -> None:
         self._span.set_attributes(_bounded(attributes))
 
     def event(self, name: str, attributes: Attributes | None = None) -> None:
@@ -126,7 +126,7 @@ class Span:
         `error` is a code, never a message: a provider's message may repeat the prompt.
         """
         if error:
-            self.tell({"error.type": error})
+            self.set_attributes({"error.type": error})
             self._span.set_status(StatusCode.ERROR)
         self._span.end(None if at is None else _nanoseconds(at))
 

@@ -14,8 +14,8 @@ def tokens_between(start: EventId, reached: EventId, attempts: Iterable[tuple[in
     increment. Number 0 is what stands before the first attempt: there are no tokens in it.
     """
     tokens = 0
-    for number, kept, last in attempts:
+    for number, kept_tokens, last in attempts:
         if number and start.attempt <= number <= reached.attempt:
-            first = max(kept, start.offset) if number == start.attempt else kept
+            first = max(kept_tokens, start.offset) if number == start.attempt else kept_tokens
             tokens += max(0, (min(last, reached.offset) if number == reached.attempt else last) - first)
     return tokens

@@ -197,5 +197,5 @@ class Usage:
             "completion_tokens": counts["completion_tokens"] or _count_in(usage, "completion_tokens"),
         }
         closed = time.time() >= about["ended_at"] + self._ended_ttl_seconds - 2 * self._margin_seconds
-        kept = {"ended_at": about["ended_at"], "attempts": attempts}
-        await self._settle(entry.stream_id, entry.principal, about["model"], counts, kept, closed=closed)
+        unchanged = {"ended_at": about["ended_at"], "attempts": attempts}
+        await self._settle(entry.stream_id, entry.principal, about["model"], counts, unchanged, closed=closed)

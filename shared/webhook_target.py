@@ -31,7 +31,6 @@ _IPV6_IN_USE = ipaddress.IPv6Network("2000::/3")
 _6TO4, _TEREDO = ipaddress.IPv6Network("2002::/16"), ipaddress.IPv6Network("2001::/32")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class BadTarget(MidstreamError):

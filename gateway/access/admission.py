@@ -40,7 +40,7 @@ class Admission:
         self.sessions = sessions
         self.refusals = Refusals()
         self._authenticators = authenticators if tokens is None else (tokens, *authenticators)
-        for_urls = tuple(one for one in self._authenticators if one.is_for_urls)
+        for_urls = tuple(authenticator for authenticator in self._authenticators if authenticator.is_for_urls)
         self._for_urls = for_urls
         self._for_cookies: dict[str, Sequence[Authenticator]] = {}
         if tokens is not None:

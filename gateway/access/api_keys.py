@@ -167,8 +167,8 @@ class ApiKeys:
     def _state_of_file(self) -> tuple[int, int] | None:
         with contextlib.suppress(OSError):
             assert self._file is not None
-            about = self._file.stat()
-            return about.st_mtime_ns, about.st_size
+            status = self._file.stat()
+            return status.st_mtime_ns, status.st_size
         return None
 
 

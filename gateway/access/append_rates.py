@@ -50,7 +50,8 @@ class AppendRates:
             await asyncio.sleep(pause_seconds)
 
     def _pause(self, stream_id: str) -> tuple[float, str]:
-        """Returns how long until both buckets have an append, and whose is the emptier one; if both have one, it is taken."""
+        """Takes an append from both buckets if both have one, and returns 0; else takes none, and returns how long to wait (seconds),
+        and for which bucket: `principal` or `stream`."""
         limits = (("principal", principal.get().name, self._of_principal), ("stream", stream_id, self._of_stream))
         wanted = [((of, name), 1 / rate) for of, name, rate in limits if rate]
         if not wanted:

@@ -25,7 +25,7 @@ class Authenticator(Protocol):
 
 
 class KeptUp(Authenticator, Protocol):
-    """One that keeps what it knows up to date, in the background."""
+    """An authenticator that keeps its data up to date, in the background."""
 
     def start(self) -> None: ...
 
@@ -66,7 +66,7 @@ proof: ContextVar[Proof | None] = ContextVar("proof", default=None)
 
 
 async def principal_of(token: str, authenticators: Iterable[Authenticator]) -> Principal | None:
-    """Returns the principal that the first authenticator knows who knows any."""
+    """Returns the principal from the first authenticator that recognizes the token; None if none does."""
     for authenticator in authenticators:
         found = await authenticator.principal_of(token)
         if found is not None:

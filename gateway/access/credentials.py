@@ -32,16 +32,12 @@ class Credentials:
 
     @property
     def kind(self) -> str:
-        """Where the first of them stands."""
-        return (
-            "header"
-            if self.header is not None
-            else "query"
-            if self.query is not None
-            else "cookie"
-            if self.cookies
-            else "none"
-        )
+        """The place of the credential that is looked at first, for the metrics: `header`, `query`, `cookie` or `none`."""
+        if self.header is not None:
+            return "header"
+        if self.query is not None:
+            return "query"
+        return "cookie" if self.cookies else "none"
 
 
 def take_credentials(scope: Scope, cookie_names: Container[str]) -> Credentials:

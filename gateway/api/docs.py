@@ -39,7 +39,7 @@ class Docs:
 
     def __init__(self, routes: Sequence[Route], path_prefix: str) -> None:
         self.routes = (
-            Route("GET", "/docs", self.page, operations.DOCS, "admin"),
+            Route("GET", "/docs", self.page, operations.DOCS, "admin", is_page=True),
             Route("GET", "/openapi.json", self.openapi, operations.OPENAPI, "admin"),
         )
         self._described = [*routes, *self.routes]
@@ -137,11 +137,11 @@ def _schema(name: str, schema: Json) -> str:
     rows = [
         (
             f"<code>{escape(field)}</code>",
-            _type(about),
+            _type(property_schema),
             "" if field in needed else "optional",
-            _words(about.get("description", "")),
+            _words(property_schema.get("description", "")),
         )
-        for field, about in schema.get("properties", {}).items()
+        for field, property_schema in schema.get("properties", {}).items()
     ]
     words = _words(schema.get("description", ""))
     table = _table("", ("field", "type", "", ""), rows)

@@ -42,7 +42,8 @@ from gateway.http.principal import require
 from gateway.http.problems import Problem, not_found, stopping
 from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.provider_models import ProviderModels
-from gateway.streams import Streams
+from gateway.streams.creation import NewStream
+from gateway.streams.streams import Streams
 from shared.events import Policies
 from shared.ids import BEGINNING, FIRST_ID, EventId, is_stream_id
 from shared.settings import Settings
@@ -82,7 +83,7 @@ class Subscribe:
     def __init__(
         self,
         streams: Streams,
-        given: GivenTokens,
+        given_tokens: GivenTokens,
         tails: Tails,
         delivery: Delivery,
         models: ProviderModels,
@@ -90,7 +91,7 @@ class Subscribe:
         stream_readers: StreamReaders,
     ) -> None:
         self._streams = streams
-        self._given = given
+        self._given_tokens = given_tokens
         self._stream_readers = stream_readers
         self._placed: set[asyncio.Task[Any]] = set()
         """Requests that have a place among the readers of their stream, and do not follow yet."""
@@ -168,12 +169,12 @@ class Subscribe:
             raise Problem(400, f"cookie must be true or false, not {as_cookie[:64]!r}")
         self.take_place()
         model = query.get("model") or await self._models.default()
-        created = await self._streams.create(prompt_request(prompt, model), Policies(), {})
+        created = await self._streams.create(NewStream(prompt_request(prompt, model), Policies(), {}))
         stream_id = created["id"]
         # The browser must have an id before the first token, or a cut there would begin a second generation.
         accepted = orjson.dumps({"id": stream_id, "events_url": created["events_url"]})
         Connection.add_headers(
-            send, self._given.headers(scope, stream_id, as_cookie=as_cookie == "true", path=_CREATING_PATH)
+            send, self._given_tokens.headers(scope, stream_id, as_cookie=as_cookie == "true", path=_CREATING_PATH)
         )
         first = b"event: accepted\ndata: %b\nid: %b/%b\n\n" % (accepted, stream_id.encode(), bytes(FIRST_ID))
         try:

@@ -336,7 +336,6 @@ DOCS = Operation(
     "docs",
     "This document as a page.",
     (Answer(200, "A page without scripts.", {HTML: None}), TO_LOGIN),
-    has_login=True,
 )
 OPENAPI = Operation(
     "operations", "openapi", "This document: OpenAPI 3.1.", (Answer(200, "The document.", {JSON: None}),)

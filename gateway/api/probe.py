@@ -174,7 +174,7 @@ class Probe:
     async def _follow(self, plan: Plan, trace: _Trace, scope: Scope, send: Send) -> None:
         """Begins the response as a reader's, so that it is framed alike, and carries out the plan."""
         connection, client = Connection.of(scope), _Client()
-        about = {
+        beginning = {
             "seen": _seen(scope),
             "probe": secrets.token_hex(8),  # a value seen twice comes from a cache
             "gateway": {
@@ -184,7 +184,7 @@ class Probe:
             },
         }
         head = sse.KEEP_ALIVE + sse.retry(self._settings.retry_milliseconds)
-        if not connection.open(send, client, HEADERS, head + _event("probe", 0, 0.0, about)):
+        if not connection.open(send, client, HEADERS, head + _event("probe", 0, 0.0, beginning)):
             trace.closed_by = "client"
             return
         try:

@@ -29,7 +29,8 @@ from gateway.http.routes import OperationsOf, Route, methods_like
 from gateway.http.whole_bodies import made
 from gateway.metrics import refused
 from gateway.provider_models import ProviderModels
-from gateway.streams import Streams
+from gateway.streams.creation import NewStream
+from gateway.streams.streams import Streams
 from shared.lifecycle import History
 from shared.settings import Settings
 from shared.version import VERSION
@@ -49,14 +50,14 @@ class NativeApi:
     def __init__(
         self,
         streams: Streams,
-        given: GivenTokens,
+        given_tokens: GivenTokens,
         delivery: Delivery,
         models: ProviderModels,
         settings: Settings,
         finding: Finding | None = None,
     ) -> None:
         self._streams = streams
-        self._given = given
+        self._given_tokens = given_tokens
         self._delivery = delivery
         self._models = models
         self._settings = settings
@@ -90,13 +91,13 @@ class NativeApi:
             parsed = parse_body(body)
             generation, policies, metadata = check_generation(parsed, await self._models.default_for(parsed))
             act_for(owner_in(parsed))
-            created = await self._streams.create(generation, policies, metadata, idempotency=key)
+            created = await self._streams.create(NewStream(generation, policies, metadata, key))
             as_cookie = wants_cookie(parsed)
-        token = self._given.token(created["id"])
+        token = self._given_tokens.token(created["id"])
         answer = json_response(
             created if token is None else {**created, "access_token": token}, 201, {"location": created["events_url"]}
         )
-        answer.raw_headers += self._given.headers(request.scope, created["id"], as_cookie=as_cookie)
+        answer.raw_headers += self._given_tokens.headers(request.scope, created["id"], as_cookie=as_cookie)
         return answer
 
     async def list(self, request: Request) -> Response:
@@ -129,7 +130,7 @@ class NativeApi:
 
     async def token(self, stream_id: str, request: Request) -> Response:
         """`POST /v1/streams/{id}/tokens`"""
-        if self._given.tokens is None:
+        if self._given_tokens.tokens is None:
             raise Problem(404, "tokens are given out where authentication is on: MIDSTREAM_AUTH=required")
         raw = await body_of(request, _TOKEN_BODY_BYTES_MAX)
         wanted = check_token_request(parse_body(raw) if raw else {})
@@ -140,12 +141,12 @@ class NativeApi:
         who = principal.get()
         if who.stream_id is not None and who.expires_at is not None:
             expires_at = min(expires_at, who.expires_at)
-        expires_at = min(int(expires_at), self._given.tokens.last_moment(stream_id))
-        token = self._given.tokens.token(stream_id, wanted.scopes, expires_at)
-        about = {"access_token": token, "token_type": "Bearer", "scopes": wanted.scopes, "expires_at": expires_at}
-        answer = json_response(about, 201)
+        expires_at = min(int(expires_at), self._given_tokens.tokens.last_moment(stream_id))
+        token = self._given_tokens.tokens.token(stream_id, wanted.scopes, expires_at)
+        granted = {"access_token": token, "token_type": "Bearer", "scopes": wanted.scopes, "expires_at": expires_at}
+        answer = json_response(granted, 201)
         if wanted.cookie:
-            answer.raw_headers.append(self._given.cookie(request.scope, stream_id, token, expires_at))
+            answer.raw_headers.append(self._given_tokens.cookie(request.scope, stream_id, token, expires_at))
         return answer
 
     async def delete(self, stream_id: str) -> Response:

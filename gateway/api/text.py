@@ -124,7 +124,7 @@ def text_after(
         had = EventId(history.attempt, index)
     else:
         index, skipped, had = cursor.offset or history.kept_tokens.get(cursor.attempt, 0), 0, cursor
-        later = (kept for attempt, kept in history.kept_tokens.items() if attempt > cursor.attempt)
+        later = (tokens for attempt, tokens in history.kept_tokens.items() if attempt > cursor.attempt)
         if any(base < index for base in later):
             raise Problem(409, f"text before {cursor} was taken back since: read it again from the beginning")
     pieces, size = [], 0

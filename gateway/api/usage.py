@@ -13,7 +13,7 @@ from gateway.http.exchange import json_response, query_of
 from gateway.http.principal import principal, require
 from gateway.http.problems import Problem
 from gateway.http.routes import OperationsOf, Route, route_for
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared.accounts import Accounts
 
 operations = OperationsOf("gateway.api.operations")

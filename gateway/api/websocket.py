@@ -26,7 +26,7 @@ from gateway.http.websocket_connection import (
     WebSocketConnection,
     frame,
 )
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared.events import Event
 
 operations = OperationsOf("gateway.api.operations")
@@ -125,7 +125,7 @@ class WebSockets:
         await self._listen(stream_id, connection, receive)
 
     async def _listen(self, stream_id: str, connection: WebSocketConnection, receive: Receive) -> None:
-        """Carry out the client's messages until the connection is closed, by the client or at the stream's end."""
+        """Carries out the client's messages until the connection is closed, by the client or at the stream's end."""
         for _ in range(MESSAGES_MAX):
             message = await receive()
             if message["type"] == "websocket.disconnect":
@@ -139,7 +139,7 @@ class WebSockets:
                 require("cancel")
                 await self._streams.cancel(stream_id)
             except Problem as problem:  # Redis is away: the client may send it again; or it may only read
-                connection.tell("error", _about(problem))
+                connection.send_event("error", _about(problem))
         connection.end(TOO_MUCH, f"no more than {MESSAGES_MAX} messages are taken")
 
 
@@ -180,8 +180,8 @@ def _about(problem: Problem) -> dict[str, Any]:
 
 
 def _refuse(connection: WebSocketConnection, problem: Problem) -> None:
-    """Send what is wrong, and close."""
-    connection.tell("error", _about(problem))
+    """Sends what is wrong, and closes the connection."""
+    connection.send_event("error", _about(problem))
     connection.end(_CLIENT_ERROR + problem.status, problem.detail)
 
 

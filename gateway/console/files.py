@@ -48,8 +48,8 @@ class Console:
             for path, name in paths.items()
         }
         self.routes = (
-            Route("GET", "/", self.file, operations.CONSOLE, "admin"),
-            Route("GET", "/chat", self.file, operations.CHAT_PAGE, "admin"),
+            Route("GET", "/", self.file, operations.CONSOLE, "admin", is_page=True),
+            Route("GET", "/chat", self.file, operations.CHAT_PAGE, "admin", is_page=True),
             Route("GET", _FILES_PATH + "{file}", self.file, operations.CONSOLE_FILE, "open"),
         )
 

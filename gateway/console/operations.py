@@ -132,7 +132,7 @@ _SAME = Answer(304, "The client's copy is still valid.", headers=_PAGE_HEADERS)
 
 def _page(name: str, summary: str) -> Operation:
     answers = (Answer(200, "A page.", {HTML: None}, _PAGE_HEADERS), TO_LOGIN, _SAME)
-    return Operation("console", name, summary, answers, parameters=(IF_NONE_MATCH,), has_login=True)
+    return Operation("console", name, summary, answers, parameters=(IF_NONE_MATCH,))
 
 
 class LoginForm(Closed):

@@ -152,13 +152,13 @@ class Overview:
 
     async def _read_processes(self) -> list[Row]:
         execute = self._commands.execute
-        time_now, until, about = await asyncio.gather(
+        time_now, until, heartbeats = await asyncio.gather(
             execute("TIME"),
             self._unless_refused("ZRANGE", PROCESSES_UNTIL, 0, PROCESSES_MAX - 1, "WITHSCORES"),
             self._unless_refused("HGETALL", PROCESSES_ABOUT),
         )
         now_ms = int(time_now[0]) * 1000 + int(time_now[1]) / 1000
-        states = dict(zip(about[::2], about[1::2], strict=True))
+        states = dict(zip(heartbeats[::2], heartbeats[1::2], strict=True))
         processes = []
         for name, until_ms in zip(until[::2], until[1::2], strict=True):
             state = _state_of(states.get(name, b""))
@@ -246,7 +246,7 @@ class Overview:
         self._seen = {stream_id: self._seen[stream_id] for stream_id in (*ids, *self._unlisted)}
         known = await self._listed.read({stream_id: row["attempt"] for stream_id, row in rows.items()})
         for stream_id, row in rows.items():
-            row |= _about(known.get(stream_id, UNKNOWN))
+            row |= _listed_fields(known.get(stream_id, UNKNOWN))
         for stream_id, row in rows.items():
             if row["status"] in ENDED and stream_id not in self._ended:
                 self._ended[stream_id] = {**row, "ended_at": now}
@@ -359,7 +359,7 @@ def _tokens_after(entry: Entry) -> int:
     return _kept_tokens_of(entry.field, entry.value) if entry.field in _BEGINNINGS else entry.id.offset
 
 
-def _about(listed: Listed) -> Row:
+def _listed_fields(listed: Listed) -> Row:
     return {"model": listed.model, "metadata": listed.metadata}
 
 

@@ -10,14 +10,14 @@ from gateway.facades.openai.models import Models
 from gateway.facades.responses.responses import Responses
 from gateway.http.routes import Part
 from gateway.provider_models import ProviderModels
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared.commands import Commands
 from shared.settings import Settings
 
 
 def facades(
     streams: Streams,
-    given: GivenTokens,
+    given_tokens: GivenTokens,
     subscribe: Subscribe,
     models: ProviderModels,
     settings: Settings,
@@ -27,8 +27,8 @@ def facades(
 ) -> list[Part]:
     """Returns all facades but the durable one. `has_durable`: this gateway has that, too."""
     return [
-        ChatCompletions(streams, given, subscribe, models, settings),
-        Responses(streams, given, subscribe, models, settings),
+        ChatCompletions(streams, given_tokens, subscribe, models, settings),
+        Responses(streams, given_tokens, subscribe, models, settings),
         Models(models),
-        AiSdk(streams, given, subscribe, models, settings, commands, has_durable=has_durable),
+        AiSdk(streams, given_tokens, subscribe, models, settings, commands, has_durable=has_durable),
     ]

@@ -23,8 +23,8 @@ def audit(event: str, stream_id: str | None = None, **more: Any) -> None:
     """Writes a line about what the principal of the current request has done."""
     who = principal.get()
     address = client_address.get()
-    about = {"stream": stream_id, "principal": who.name, "service": who.service}
-    audit_line(event, **about, address=None if address is None else str(address), **more)
+    fields = {"stream": stream_id, "principal": who.name, "service": who.service}
+    audit_line(event, **fields, address=None if address is None else str(address), **more)
 
 
 class Refusals:

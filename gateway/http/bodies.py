@@ -108,7 +108,7 @@ class _Parts:
         self._size = 0
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Raises Problem 400, 413."""
+        """Yields the parts. Raises Problem 400, 413."""
         try:
             async for part in self._parts:
                 self._size += len(part)
@@ -140,8 +140,8 @@ def _coding_of(request: Request) -> str | None:
         return None
     coding = applied[0].removeprefix("x-")
     if len(applied) > 1 or coding not in ("gzip", "deflate"):
-        what = f"Content-Encoding {named[:80]!r} is not understood: send the body as it is, or in one of {CODINGS}"
-        raise Problem(415, what, headers={"accept-encoding": CODINGS})
+        detail = f"Content-Encoding {named[:80]!r} is not understood: send the body as it is, or in one of {CODINGS}"
+        raise Problem(415, detail, headers={"accept-encoding": CODINGS})
     return coding
 
 

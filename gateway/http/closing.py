@@ -68,7 +68,7 @@ class Closing(HttpToolsProtocol):
             self._stuck = self.loop.call_later(self._request_timeouts.seconds, self._cut_if_stuck, left)
 
     def _probe_half_closed(self) -> None:
-        """From now on the client, which has closed its half, is probed: it may have closed the other one, too."""
+        """Begins to probe the client, which has closed its half: it may have closed the other one, too."""
         self._half_closed = True
         self._end_wait()
         self._timer = self.loop.call_later(_PROBE_SECONDS, self._probe, _PROBE_SECONDS)

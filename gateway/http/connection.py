@@ -124,7 +124,7 @@ class Connection(Incoming):
             self._unread = b""
         self._forget_request()
         self._slim_down()
-        self._deaf = True
+        self._drops_input = True
         self._follower = follower
         return True
 
@@ -148,7 +148,7 @@ class Connection(Incoming):
         else:
             self.transport.write(body)
         if self._keep_open:
-            self._deaf = False
+            self._drops_input = False
             self.flow = FlowControl(self.transport)
         else:
             self.transport.close()

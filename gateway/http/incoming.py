@@ -48,7 +48,7 @@ _DRAINED_BYTES_MAX = 1 << 20
 class Incoming(Closing):
     """uvicorn's connection, with this package's own parsing of requests."""
 
-    __slots__ = ("_body", "_deaf", "_drained_bytes", "_lines", "_unread")
+    __slots__ = ("_body", "_drained_bytes", "_drops_input", "_lines", "_unread")
 
     def __init__(self, request_timeouts: RequestTimeouts, *arguments: Any, **more: Any) -> None:
         super().__init__(request_timeouts, *arguments, **more)
@@ -59,7 +59,7 @@ class Incoming(Closing):
         self._body: Body | None = None
         """The rest of the newest request's body; None when it is complete."""
         self._drained_bytes = 0
-        self._deaf = False
+        self._drops_input = False
         """The connection is to end: whatever else comes is dropped."""
         self.parser = None  # type: ignore[assignment]  # each head gets its own, while it is read
         self.pipeline = _NO_PIPELINE
@@ -67,7 +67,7 @@ class Incoming(Closing):
     # --- what comes
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._drops_input:
             self.passed_over()
             return
         if self.timeout_keep_alive_task is not None:
@@ -90,7 +90,7 @@ class Incoming(Closing):
 
     def _go_on(self) -> None:
         """Parses the unread bytes, as far as that is possible now."""
-        while self._unread and not self._deaf:
+        while self._unread and not self._drops_input:
             if self._body is not None:
                 self._take_body(self._body)
                 if self._body is not None:
@@ -227,7 +227,7 @@ class Incoming(Closing):
         cycle = self.cycle
         if cycle is not None:
             cycle.keep_alive = False
-            self._deaf = True  # only the end of the connection is still noticed
+            self._drops_input = True  # only the end of the connection is still noticed
             self.flow.resume_reading()
 
     # --- what is not a request
@@ -247,7 +247,7 @@ class Incoming(Closing):
 
     def make_room(self) -> None:
         """Ends the connection, which has no complete request, without an answer: too many wait."""
-        self._deaf = True
+        self._drops_input = True
         self._close()
 
     def has_a_long_body(self) -> None:
@@ -258,7 +258,7 @@ class Incoming(Closing):
 
     def no_more_body(self) -> None:
         """Ends the connection if the request that was answered has not come whole: what its client still sends is dropped."""
-        if self._body is not None and not self._deaf:
+        if self._body is not None and not self._drops_input:
             self._linger()
 
     def _refuse(self, problem: Problem) -> None:
@@ -282,7 +282,7 @@ class Incoming(Closing):
 
     def _linger(self) -> None:
         """Ends the connection, but goes on reading for a moment."""
-        self._deaf = True
+        self._drops_input = True
         self._unread, self._lines, self._body = b"", None, None
         self._request_timeouts.ended(self)
         self._unset_keepalive_if_required()
@@ -304,7 +304,7 @@ class Incoming(Closing):
         protocol.data_received(b"".join(lines))
         if protocol.handshake_initiated:
             self.transport.set_protocol(protocol)
-            rest, self._unread, self._deaf = self._unread, b"", True
+            rest, self._unread, self._drops_input = self._unread, b"", True
             if rest:
                 protocol.data_received(rest)
             return
@@ -340,7 +340,7 @@ class Incoming(Closing):
             self._go_on()
             if self._half_closed and (self._lines is not None or self._body is not None):
                 self._refuse(_cut_short())
-        if self._deaf or self.cycle is not None or self._lines is not None or self._body is not None:
+        if self._drops_input or self.cycle is not None or self._lines is not None or self._body is not None:
             return
         if self._half_closed:
             self._close()
@@ -369,12 +369,12 @@ class Incoming(Closing):
         if self._request_timeouts.has_room():
             self._request_timeouts.begun(self)
         else:
-            self._deaf = True
+            self._drops_input = True
             transport.abort()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn keeps nothing open
         """True to keep our half open, for the answer to a request that is complete."""
-        if self._deaf and self.cycle is None:
+        if self._drops_input and self.cycle is None:
             return False
         if self.cycle is None or self._body is not None:
             if self._unread or self._body is not None:
@@ -386,7 +386,7 @@ class Incoming(Closing):
     def connection_lost(self, exc: Exception | None) -> None:
         self._request_timeouts.ended(self)
         super().connection_lost(exc)
-        self._deaf = True
+        self._drops_input = True
         self._unread, self._lines, self._body = b"", None, None
         self._forget_request()
 

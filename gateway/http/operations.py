@@ -91,8 +91,6 @@ class Operation:
     error: type[BaseModel] = ProblemDocument
     events: Sequence[EventKind] = ()
     description: str = ""
-    has_login: bool = False
-    """A page: where authentication is on, a browser that is not let in is sent to the login."""
 
 
 def query(name: str, description: str, **schema: Any) -> Parameter:

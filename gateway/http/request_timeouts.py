@@ -48,8 +48,10 @@ class RequestTimeouts:
         new_max: int,
         counted: Callable[[str], str],
     ) -> None:
-        """Of more than `waiting_max` connections, and of one address (0: any number), the oldest are closed; `counted` returns how an
-        address is counted, empty if it is not. Where `waiting_max` and `new_max` more are waiting, a new one is closed at once.
+        """Sets how many connections may wait for a request: `waiting_max` in all, `waiting_of_address_max` of one address (0: any number).
+
+        Beyond that the oldest are closed; beyond `waiting_max` and `new_max` together a new one is closed at once. `counted` returns
+        the name under which a peer's address is counted, empty if it is not.
         """
         self.seconds = seconds
         self._waiting_max = waiting_max

@@ -52,21 +52,33 @@ class Route:
         "_spans_segments",
         "_tail",
         "handler",
+        "is_page",
         "method",
         "path",
         "scope",
     )
 
     def __init__(
-        self, method: str, template: str, handler: Handler, operation: Callable[[], Operation], scope: str
+        self,
+        method: str,
+        template: str,
+        handler: Handler,
+        operation: Callable[[], Operation],
+        scope: str,
+        *,
+        is_page: bool = False,
     ) -> None:
-        """`scope` is what a principal needs to ask for it (`gateway.http.principal`), or `open`. Raises ValueError for any other."""
+        """`scope` is what a principal needs to ask for it (`gateway.http.principal`), or `open`. Raises ValueError for any other.
+
+        `is_page`: where authentication is on, a browser that is not let in is sent to the login.
+        """
         if scope not in SCOPES and scope != OPEN:
             raise ValueError(f"{scope!r} is no scope")
         self.method = method
         self.handler = handler
         self._operation = operation
         self.scope = scope
+        self.is_page = is_page
         self.path = _PARAMETER.sub(r"{\1}", template)
         """The template as OpenAPI writes it."""
         parameter = _PARAMETER.search(template)

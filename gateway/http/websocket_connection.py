@@ -76,19 +76,19 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         return connection
 
     def follow(self, follower: StreamFollower) -> bool:
-        """From now on `follower` learns when the socket takes bytes again, and when it is lost. False if the client has gone."""
+        """Has `follower` called when the socket takes bytes again, and when it is lost. False if the client has gone."""
         if self.disconnected or self.close_sent or self.transport.is_closing():
             return False
         self._follower = follower
         return True
 
-    def tell(self, event: str, data: dict[str, Any]) -> None:
-        """Send a message that is not an event of the log."""
+    def send_event(self, event: str, data: dict[str, Any]) -> None:
+        """Sends a message that is not an event of the log."""
         if not self.close_sent and not self.transport.is_closing():
             self.transport.write(frame(orjson.dumps({"id": None, "event": event, "data": data})))
 
     def end(self, code: int, reason: str) -> None:
-        """Begin to close. A client that does not answer is cut off after `close_timeout` seconds."""
+        """Begins to close. A client that does not answer is cut off after `close_timeout` seconds."""
         self._leave()
         if self.close_sent or self.transport.is_closing():
             return
@@ -106,7 +106,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
             follower.lost()
 
     def let_go(self) -> StreamFollower | None:
-        """Forget the follower, if there is one, and return it."""
+        """Forgets the follower, if there is one, and returns it."""
         follower, self._follower = self._follower, None
         return follower
 
@@ -168,7 +168,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
             self._cut_off(TOO_MUCH, "too many pings")
 
     def _cut_off(self, code: int, reason: str) -> None:
-        """End the connection of a client that breaks the protocol, or floods this process."""
+        """Ends the connection of a client that breaks the protocol, or floods this process."""
         self.end(code, reason)
         self.transport.close()
 

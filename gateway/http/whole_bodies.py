@@ -29,11 +29,11 @@ _RETRY_SECONDS = 2
 
 
 class Room:
-    """The memory that long bodies may take in one process. `what` completes the sentence of the refusal."""
+    """The memory that long bodies may take in one process. `contents` completes the sentence of the refusal."""
 
-    def __init__(self, bytes_max: int, what: str) -> None:
+    def __init__(self, bytes_max: int, contents: str) -> None:
         self._bytes_max = bytes_max
-        self._what = what
+        self._contents = contents
         self.bytes = 0
 
     def take(self, count: int) -> None:
@@ -41,7 +41,7 @@ class Room:
         if self.bytes and self.bytes + count > self._bytes_max:
             raise Problem(
                 503,
-                f"this gateway has as many bytes {self._what} in memory as it may have; try again",
+                f"this gateway has as many bytes {self._contents} in memory as it may have; try again",
                 retry_after_seconds=_RETRY_SECONDS,
             )
         self.bytes += count

@@ -14,7 +14,7 @@ import time
 import orjson
 
 from gateway import metrics
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared import events
 from shared.background import keep_running, pause
 from shared.errors import Disconnected, LogFull, RedisRefused

@@ -20,7 +20,7 @@ import orjson
 from gateway import metrics
 from gateway.access.append_rates import AppendRates
 from gateway.http.problems import Problem, full
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from gateway.writing.lines import End
 from shared import events
 from shared.errors import LogFull, Unreadable
@@ -414,9 +414,9 @@ def _ended(written: Written) -> Problem:
     """Returns the 409 that tells a writer how its stream has ended: its status, and who or what ended it."""
     status = _STATUSES[written.field]
     fields = _control_of(written.field, written.value) if written.value else {}
-    about = {name: fields[name] for name in ("by", "code") if name in fields}
-    why = f" ({', '.join(str(value) for value in about.values())})" if about else ""
-    return conflict(status, f"the stream has ended: {status}{why}", last_event_id=str(written.last), **about)
+    cause = {name: fields[name] for name in ("by", "code") if name in fields}
+    why = f" ({', '.join(str(value) for value in cause.values())})" if cause else ""
+    return conflict(status, f"the stream has ended: {status}{why}", last_event_id=str(written.last), **cause)
 
 
 def _busy() -> Problem:

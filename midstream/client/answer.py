@@ -31,7 +31,7 @@ from shared.sse import Message
 _PLACE = re.compile(r"(\d{1,16})-(\d{1,16})$", re.ASCII)
 """How an event id ends; `/stream` puts the stream's id before it."""
 _CLASSES: dict[str, Callable[..., StreamEvent]] = {
-    one.type: one for one in (Started, Restarted, Live, Gap, Done, Failed, Cancelled)
+    event.type: event for event in (Started, Restarted, Live, Gap, Done, Failed, Cancelled)
 }
 _DONE = "[DONE]"
 """The end of a stream in OpenAI's form, and of `/stream`."""
@@ -116,7 +116,7 @@ def known_fields(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
 @cache
 def _names(kind: Any) -> tuple[str, ...]:
     return tuple(
-        one.name for one in fields(kind) if one.name not in ("id", "data", "so_far") or not hasattr(kind, "type")
+        field.name for field in fields(kind) if field.name not in ("id", "data", "so_far") or not hasattr(kind, "type")
     )
 
 

@@ -133,7 +133,7 @@ class Exchange:
         if isinstance(problem, dict):
             error = problem.get("error")
             found = (problem.get("detail"), error.get("message") if isinstance(error, dict) else None)
-            words = next((one for one in found if isinstance(one, str)), words)
+            words = next((value for value in found if isinstance(value, str)), words)
         detail = f"{status}: {words}"[:_DETAIL_CHARACTERS_MAX]
         return StreamError(
             detail,

@@ -49,7 +49,6 @@ class Observation:
     arrivals: list[Arrival] = field(default_factory=list)
     comments: list[float] = field(default_factory=list)
     """When each comment line came, except the first, which opens the response."""
-    came_last_seconds: float = 0.0
     ended_seconds: float = 0.0
     error: str = ""
     """Why the response ended, if not at the end that HTTP gives it."""
@@ -199,7 +198,6 @@ class _Body:
 
     def feed(self, part: bytes, now: float) -> None:
         observation = self._observation
-        observation.came_last_seconds = now
         self.size_bytes += len(part)
         if observation.unreadable:
             observation.arrivals.append(Arrival(len(observation.arrivals), "", 0.0, now, {}, len(part)))

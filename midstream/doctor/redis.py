@@ -51,9 +51,13 @@ class RedisReport:
 
     def as_text(self) -> str:
         width = max(map(len, CHECKS.values()))
-        rows = [f"{CHECKS[one.check].ljust(width)}  {MARKS[one.verdict]} {one.words}" for one in self.findings]
+        rows = [
+            f"{CHECKS[finding.check].ljust(width)}  {MARKS[finding.verdict]} {finding.words}"
+            for finding in self.findings
+        ]
         changes = [
-            wrapped(f"{MARKS[one.verdict]} {one.problem}  [{one.check}]", "  ") for one in (*self.faults, *self.advice)
+            wrapped(f"{MARKS[finding.verdict]} {finding.problem}  [{finding.check}]", "  ")
+            for finding in (*self.faults, *self.advice)
         ]
         count = len(self.faults)
         end = f"{count} fault{'s' * (count > 1)} found." if count else "Midstream can use it."
@@ -66,8 +70,13 @@ class RedisReport:
             "took_seconds": round(self.took_seconds, 1),
             "servers": self.servers,
             "checks": {
-                one.check: {"verdict": str(one.verdict), "words": one.words, **one.figures} for one in self.findings
+                finding.check: {"verdict": str(finding.verdict), "words": finding.words, **finding.figures}
+                for finding in self.findings
             },
-            "faults": [{"check": one.check, "change": one.problem, **one.figures} for one in self.faults],
-            "advice": [{"check": one.check, "change": one.problem, **one.figures} for one in self.advice],
+            "faults": [
+                {"check": finding.check, "change": finding.problem, **finding.figures} for finding in self.faults
+            ],
+            "advice": [
+                {"check": finding.check, "change": finding.problem, **finding.figures} for finding in self.advice
+            ],
         }

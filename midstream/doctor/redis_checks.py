@@ -119,13 +119,19 @@ def _coverage(seen: RedisSeen, _: Settings) -> Finding | None:
 def _sentinels(seen: RedisSeen, _: Settings) -> Finding | None:
     if seen.form != "sentinel":
         return None
-    away = [one for one in seen.sentinels if one.unreachable]
-    known = [int(one.about["num-other-sentinels"]) + 1 for one in seen.sentinels if "num-other-sentinels" in one.about]
-    down_after = [int(one.about.get("down-after-milliseconds", 0)) for one in seen.sentinels if one.about]
-    quorum = max((int(one.about.get("quorum", 0)) for one in seen.sentinels), default=0)
+    away = [sentinel for sentinel in seen.sentinels if sentinel.unreachable]
+    known = [
+        int(sentinel.about["num-other-sentinels"]) + 1
+        for sentinel in seen.sentinels
+        if "num-other-sentinels" in sentinel.about
+    ]
+    down_after = [
+        int(sentinel.about.get("down-after-milliseconds", 0)) for sentinel in seen.sentinels if sentinel.about
+    ]
+    quorum = max((int(sentinel.about.get("quorum", 0)) for sentinel in seen.sentinels), default=0)
     figures = {"named": len(seen.sentinels), "away": len(away), "known": max(known, default=0), "quorum": quorum}
     if away:
-        reasons = "; ".join(f"{one.address} {one.unreachable}" for one in away)
+        reasons = "; ".join(f"{sentinel.address} {sentinel.unreachable}" for sentinel in away)
         return _fault(
             "sentinels", f"{len(away)} away", f"Start the Sentinels that do not answer ({reasons}).", **figures
         )
@@ -150,7 +156,7 @@ def _version(seen: RedisSeen, _: Settings) -> Finding:
     versions = sorted({server.version for server in _asked(seen) if server.version})
     if not versions:
         return _unknown("version", "INFO is not shown to this user")
-    old = [one for one in versions if tuple(map(int, re.findall(r"\d+", one)[:2])) < OLDEST_VERSION]
+    old = [version for version in versions if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_VERSION]
     if old:
         return _fault("version", old[0], f"Use Redis 7.0 or newer, or Valkey: {old[0]} has no sharded pub/sub.")
     if len(versions) > 1:
@@ -214,7 +220,7 @@ def _memory(seen: RedisSeen, _: Settings) -> Finding:
         for server in servers
         if {"used_memory", "maxmemory"} <= server.info.keys()
     ]
-    share, fullest = max(shares, key=lambda one: one[0], default=(0.0, None))
+    share, fullest = max(shares, key=lambda pair: pair[0], default=(0.0, None))
     if fullest is not None and share > _MEMORY_SHARE_MAX:
         return _advice(
             "memory",
@@ -238,22 +244,22 @@ def _permissions(seen: RedisSeen, _: Settings) -> Finding | None:
 def _pubsub(seen: RedisSeen, _: Settings) -> Finding | None:
     if not seen.pubsub:
         return None
-    failed = [one for one in seen.pubsub if one.seconds is None]
+    failed = [trial for trial in seen.pubsub if trial.seconds is None]
     if failed:
-        reasons = "; ".join(f"{one.address}: {one.error[:_OUTPUT_CHARACTERS_MAX]}" for one in failed)
+        reasons = "; ".join(f"{trial.address}: {trial.error[:_OUTPUT_CHARACTERS_MAX]}" for trial in failed)
         return _fault(
             "pubsub",
             "no message came",
             f"Let SSUBSCRIBE and SPUBLISH through to every master: gateways read each log again and again without them ({reasons}).",
         )
-    uncounted = [one.address for one in seen.pubsub if not one.counted]
+    uncounted = [trial.address for trial in seen.pubsub if not trial.counted]
     if uncounted:
         return _fault(
             "pubsub",
             "subscribers are not counted",
             f"Connect to {', '.join(uncounted)} without a proxy: workers cancel answers whose readers SPUBLISH does not count.",
         )
-    slowest = max(one.seconds or 0.0 for one in seen.pubsub)
+    slowest = max(trial.seconds or 0.0 for trial in seen.pubsub)
     return _ok("pubsub", f"both ways, within {_milliseconds(slowest)}", slowest_ms=round(slowest * 1000, 2))
 
 

@@ -57,7 +57,7 @@ class Server:
         if "connected_slaves" not in self.info:
             return None
         listed = [value for name, value in self.info.items() if name.startswith("slave") and "state=" in value]
-        return sum("state=online" in one for one in listed) if listed else int(self.info["connected_slaves"])
+        return sum("state=online" in replica for replica in listed) if listed else int(self.info["connected_slaves"])
 
     @property
     def version(self) -> str:
@@ -117,7 +117,9 @@ async def observe(settings: Settings, roles: Sequence[Role], progress: Callable[
         await _find_masters(seen, address)
     elif isinstance(address, SentinelAddress):
         seen = RedisSeen("sentinel")
-        seen.sentinels = list(await asyncio.gather(*(_ask_sentinel(one, address.name) for one in address.sentinels)))
+        seen.sentinels = list(
+            await asyncio.gather(*(_ask_sentinel(sentinel, address.name) for sentinel in address.sentinels))
+        )
         try:
             seen.servers = [Server(await address.primary_now())]
         except Disconnected as error:
@@ -274,8 +276,8 @@ async def _send_messages(seen: RedisSeen, connection: RedisConnection) -> None:
             channel = _channel_of(connection, server)
             if channel is None or server.unreachable:
                 continue
-            one = PubSub(str(server.address))
-            seen.pubsub.append(one)
+            trial = PubSub(str(server.address))
+            seen.pubsub.append(trial)
             try:
                 async with asyncio.timeout(REPLY_SECONDS):
                     await subscriber.wait_until_up()
@@ -283,19 +285,19 @@ async def _send_messages(seen: RedisSeen, connection: RedisConnection) -> None:
                     subscriber.push(b"SSUBSCRIBE", channel)
                     answer = await arrived[channel]
                     if answer != "ssubscribe":
-                        one.error = answer
+                        trial.error = answer
                         continue
                     arrived[channel] = asyncio.get_running_loop().create_future()
                     began = time.perf_counter()
-                    one.counted = bool(await connection.execute("SPUBLISH", channel, b"doctor"))
+                    trial.counted = bool(await connection.execute("SPUBLISH", channel, b"doctor"))
                     await arrived[channel]
-                    one.seconds = time.perf_counter() - began
+                    trial.seconds = time.perf_counter() - began
             except TimeoutError:
-                one.error = one.error or f"no answer within {REPLY_SECONDS:g} s"
+                trial.error = trial.error or f"no answer within {REPLY_SECONDS:g} s"
             except RedisRefused as error:
-                one.error = str(error)
+                trial.error = str(error)
             except Disconnected:
-                one.error = "the connection was lost"
+                trial.error = "the connection was lost"
     finally:
         await subscriber.close()
 

@@ -675,7 +675,7 @@ SHORT_LIVED = {
     "gateway/api/readiness.py": {"complaint"},
     "gateway/facades/durable/services.py": {"_begin"},
     "gateway/restoring.py": {"restore"},
-    "gateway/streams.py": {"write_receipt"},
+    "gateway/streams/streams.py": {"write_receipt"},
     "gateway/supervisor.py": {"__init__"},
     "gateway/following/endings.py": {"begin"},
     "gateway/tracing.py": {"parent_of"},

@@ -24,7 +24,7 @@ from gateway.following.pages import Pages
 from gateway.following.tails import Tails
 from gateway.http.cursor import Place
 from gateway.provider_models import ProviderModels
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared import events
 from shared.accounts import Accounts
 from shared.errors import RedisRefused

@@ -14,7 +14,8 @@ from gateway import metrics
 from gateway.access.limits import Limits, OwnLimits
 from gateway.access.owners import Owners
 from gateway.http.problems import Problem
-from gateway.streams import Streams
+from gateway.streams.creation import NewStream
+from gateway.streams.streams import Streams
 from shared.accounts import Accounts
 from shared.commands import Commands
 from shared.errors import Disconnected
@@ -46,7 +47,7 @@ async def test_each_create_and_each_cancel_is_carried_out_once(valkey_server: Re
 
         async def create(number: int) -> str:
             key = f"key {number}" if number % 2 else None
-            created = await streams.create({"model": "m", "messages": []}, Policies(), {}, idempotency=key)
+            created = await streams.create(NewStream({"model": "m", "messages": []}, Policies(), {}, key))
             return str(created["id"])
 
         ids = await asyncio.gather(*map(create, range(60)))
@@ -116,10 +117,10 @@ async def test_a_request_whose_create_could_not_queue_it_is_queued_by_the_next_o
         request: dict[str, Any] = {"messages": []}
         away = streams_over(QueueAway(connection, seed=1, share=0.0), settings)
         with pytest.raises(Problem) as raised:
-            await away.create(request, Policies(), {}, idempotency="key")
+            await away.create(NewStream(request, Policies(), {}, "key"))
         assert raised.value.status == 503
         streams = streams_over(connection, settings)
-        ids = [(await streams.create(request, Policies(), {}, idempotency="key"))["id"] for _ in range(3)]
+        ids = [(await streams.create(NewStream(request, Policies(), {}, "key")))["id"] for _ in range(3)]
         queue = RequestQueue(connection, ttl_seconds=500, requests_max=1000)
         assert [claim.stream_id for claim in await queue.newest(10)] == [ids[0]], "once"
         assert len(set(ids)) == 1
@@ -135,12 +136,12 @@ async def test_after_a_full_queue_a_create_may_be_repeated(valkey_server: RedisS
         await connection.execute("FLUSHALL")
         streams = streams_over(connection, Settings(queue_requests_max=1))
         request: dict[str, Any] = {"messages": []}
-        await streams.create(request, Policies(), {})
+        await streams.create(NewStream(request, Policies(), {}))
         with pytest.raises(Problem) as raised:
-            await streams.create(request, Policies(), {}, idempotency="key")
+            await streams.create(NewStream(request, Policies(), {}, "key"))
         assert raised.value.status == 503
         await connection.execute("DEL", REQUESTS)
-        created = await streams.create(request, Policies(), {}, idempotency="key")
+        created = await streams.create(NewStream(request, Policies(), {}, "key"))
         assert (await streams.history(created["id"])).status == Status.QUEUED, "it is no deleted one"
     finally:
         await connection.close()
@@ -150,7 +151,7 @@ async def test_after_a_full_queue_a_create_may_be_repeated(valkey_server: RedisS
 async def test_a_create_waits_for_redis_for_so_long_and_no_longer(idempotency: str | None) -> None:
     streams, began = streams_over(Away(), Settings(redis_wait_seconds=0.2)), time.monotonic()
     with pytest.raises(Problem) as raised:
-        await streams.create({"messages": []}, Policies(), {}, idempotency=idempotency)
+        await streams.create(NewStream({"messages": []}, Policies(), {}, idempotency))
     assert (raised.value.status, raised.value.retry_after_seconds) == (503, 1)
     assert 0.2 <= time.monotonic() - began < 2
 
@@ -158,12 +159,12 @@ async def test_a_create_waits_for_redis_for_so_long_and_no_longer(idempotency: s
 async def test_requests_that_wait_for_redis_are_bounded_in_bytes() -> None:
     streams = streams_over(Away(), Settings(redis_wait_seconds=0.2))
     request = {"messages": [], "prompt": "x" * 1_000_000}
-    creates = [asyncio.create_task(streams.create(request, Policies(), {})) for _ in range(150)]
+    creates = [asyncio.create_task(streams.create(NewStream(request, Policies(), {}))) for _ in range(150)]
     await asyncio.sleep(0)
     assert sum(create.done() for create in creates) == 150 - (128 << 20) // 1_000_000
     for result in await asyncio.gather(*creates, return_exceptions=True):
         assert isinstance(result, Problem)
         assert result.status == 503
     with pytest.raises(Problem):  # all have given their room back
-        await streams.create(request, Policies(), {})
-    assert streams._creating_bytes == 0
+        await streams.create(NewStream(request, Policies(), {}))
+    assert streams._creation._creating_bytes == 0

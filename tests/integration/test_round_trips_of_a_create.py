@@ -9,7 +9,8 @@ import pytest
 from gateway.access.limits import Limits, OwnLimits
 from gateway.access.owners import Owners
 from gateway.http.problems import Problem
-from gateway.streams import Streams
+from gateway.streams.creation import NewStream
+from gateway.streams.streams import Streams
 from shared.accounts import Accounts
 from shared.event_log import EventLog
 from shared.events import Policies
@@ -41,12 +42,12 @@ async def test_round_trips_of_a_create(valkey_server: RedisServer, limit: int, r
         streams = Streams(*parts, Owners(checked=False), limits, usage)
         for _ in range(2):
             before = connection.writes
-            created = await streams.create({"messages": []}, Policies(), {})
+            created = await streams.create(NewStream({"messages": []}, Policies(), {}))
             assert connection.writes - before == round_trips
             assert [entry.field for entry in await log.read_all(created["id"])] == [b"accepted"]
         if limit:
             with pytest.raises(Problem) as raised:
-                await streams.create({"messages": []}, Policies(), {})
+                await streams.create(NewStream({"messages": []}, Policies(), {}))
             assert raised.value.status == 429
             assert await connection.execute("XLEN", REQUESTS) == 2, "nothing was written for what was refused"
     finally:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import gateway.server
 from gateway.__main__ import main
+from gateway.access.api_keys import ApiKeys
 from gateway.access.authenticators import KeptUp
 from gateway.http.principal import Principal
-from shared.commands import Commands
 from shared.settings import Settings
 
 MODULE = "tests.support.guarded_gateway"
@@ -60,7 +60,7 @@ class FixedUserTokens(FixedKeys):
     prefix = "jwt_"
 
 
-def _authenticators(commands: Commands, settings: Settings) -> list[KeptUp]:
+def _authenticators(api_keys: ApiKeys, settings: Settings) -> list[KeptUp]:
     return [FixedKeys(), FixedUserTokens()]
 
 

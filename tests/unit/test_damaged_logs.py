@@ -29,7 +29,7 @@ from shared.errors import Unreadable
 from shared.event_log import RawEntry
 from shared.events import Accepted, Entry, Event, Policies, entry_of, events_of
 from shared.ids import BEGINNING, EventId, new_stream_id
-from shared.lifecycle import History, fold_into, fold_readable
+from shared.lifecycle import History, fold_into
 from shared.receipt import Generated, StreamNotes, receipt
 from shared.sse import Decoder
 
@@ -120,7 +120,8 @@ def check_all(raw: list[RawEntry]) -> History:
     ]
     bodies = {face: shown(face, raw) for face in FACES}
     entries = [entry_of(event_id, fields) for event_id, fields in raw]
-    history = fold_readable(entries)
+    history = History()
+    fold_into(history, entries)
     orjson.dumps(history.state(STREAM_ID))
     generated = Generated()
     fold_into(generated, entries)
@@ -341,7 +342,9 @@ def test_an_entry_with_too_large_an_id_is_damage() -> None:
 def test_a_hole_is_a_gap_and_not_damage() -> None:
     raw = log_of((events.TOKEN, b"a"))
     raw[2:] = [(b"1-5000000000", (events.TOKEN, b"a")), (b"1-5000000001", (events.DONE, DONE))]
-    assert fold_readable(entry_of(*one) for one in raw).status == "completed"
+    history = History()
+    fold_into(history, (entry_of(event_id, fields) for event_id, fields in raw))
+    assert history.status == "completed"
 
 
 @dataclasses.dataclass(unsafe_hash=True)

@@ -1,4 +1,4 @@
-"""All parts of a gateway process are closed, in the reverse order of their start."""
+"""All parts of a process are closed, in the reverse order of their start."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from gateway.server import RunningParts
+from shared.running_parts import RunningParts
 
 
 class Part:

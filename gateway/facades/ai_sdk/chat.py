@@ -28,7 +28,8 @@ from gateway.http.problems import Problem
 from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.http.whole_bodies import made
 from gateway.provider_models import ProviderModels
-from gateway.streams import Streams
+from gateway.streams.creation import NewStream
+from gateway.streams.streams import Streams
 from shared.commands import Commands
 from shared.errors import RedisRefused, Unreadable
 from shared.ids import is_stream_id
@@ -52,7 +53,7 @@ class AiSdk:
     def __init__(
         self,
         streams: Streams,
-        given: GivenTokens,
+        given_tokens: GivenTokens,
         subscribe: Subscribe,
         models: ProviderModels,
         settings: Settings,
@@ -61,7 +62,7 @@ class AiSdk:
         has_durable: bool,
     ) -> None:
         self._streams = streams
-        self._given = given
+        self._given_tokens = given_tokens
         self._subscribe = subscribe
         self._models = models
         self._settings = settings
@@ -88,7 +89,7 @@ class AiSdk:
             as_cookie = wants_cookie(parsed)
             del parsed
         path = _DURABLE_HEAD + stream_id if address_only else None
-        Connection.add_headers(send, self._given.headers(scope, stream_id, as_cookie=as_cookie, path=path))
+        Connection.add_headers(send, self._given_tokens.headers(scope, stream_id, as_cookie=as_cookie, path=path))
         await self._redis("SET", self._key(chat_id), stream_id, "EX", self._settings.log_ttl_seconds)
         if address_only:
             await self._address(stream_id, "ui", 201)(scope, receive, send)
@@ -166,7 +167,7 @@ class AiSdk:
                 "before": replayed_parts(last["parts"]),
             }  # after tool results the same message continues
         key = check_idempotency_key(headers)
-        created = await self._streams.create(request, policies, metadata, idempotency=key, facade=facade)
+        created = await self._streams.create(NewStream(request, policies, metadata, key, facade))
         return created["id"], chat_id
 
     async def _cancel(self, stream_id: str, chat_id: str) -> str | None:

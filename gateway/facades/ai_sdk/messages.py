@@ -76,18 +76,18 @@ def replayed_parts(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _replayed_call(part: dict[str, Any]) -> list[dict[str, Any]]:
     call = _call(part)
-    about, function = {"toolCallId": part["toolCallId"]}, call["function"]
+    call_fields, function = {"toolCallId": part["toolCallId"]}, call["function"]
     dynamic = {"dynamic": True} if part["type"] == "dynamic-tool" else {}
     replayed: list[dict[str, Any]] = [
-        {"type": "tool-input-start", **about, "toolName": function["name"], **dynamic},
-        {"type": "tool-input-delta", **about, "inputTextDelta": function["arguments"]},
+        {"type": "tool-input-start", **call_fields, "toolName": function["name"], **dynamic},
+        {"type": "tool-input-delta", **call_fields, "inputTextDelta": function["arguments"]},
     ]
     if part["state"] == "output-available":
-        replayed.append({"type": "tool-output-available", **about, "output": part.get("output")})
+        replayed.append({"type": "tool-output-available", **call_fields, "output": part.get("output")})
     elif part["state"] == "output-error":
-        replayed.append({"type": "tool-output-error", **about, "errorText": _json_or_text(part.get("errorText"))})
+        replayed.append({"type": "tool-output-error", **call_fields, "errorText": _json_or_text(part.get("errorText"))})
     else:
-        replayed.append({"type": "tool-output-denied", **about})
+        replayed.append({"type": "tool-output-denied", **call_fields})
     return replayed
 
 
@@ -166,11 +166,15 @@ def _is_tool(part: dict[str, Any]) -> bool:
 
 
 def _call(part: dict[str, Any]) -> dict[str, Any]:
-    given = part.get("input")
-    if given is None:
-        given = part.get("rawInput", {})  # the input of a call that was not valid
+    arguments = part.get("input")
+    if arguments is None:
+        arguments = part.get("rawInput", {})  # the input of a call that was not valid
     name = part["toolName"] if part["type"] == "dynamic-tool" else part["type"].removeprefix("tool-")
-    return {"id": part["toolCallId"], "type": "function", "function": {"name": name, "arguments": _json_or_text(given)}}
+    return {
+        "id": part["toolCallId"],
+        "type": "function",
+        "function": {"name": name, "arguments": _json_or_text(arguments)},
+    }
 
 
 def _result(part: dict[str, Any]) -> str | None:

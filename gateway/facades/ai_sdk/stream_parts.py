@@ -288,16 +288,16 @@ class PartEncoder(Encoder):
         """Encodes the whole input of a call; if it is cut off or not JSON, an error with the reason."""
         if not call.name:
             return b""
-        about = {"toolCallId": call.id, "toolName": call.name}
+        call_fields = {"toolCallId": call.id, "toolName": call.name}
         try:
-            given = orjson.loads(call.arguments) if call.arguments.strip() else {}
+            arguments = orjson.loads(call.arguments) if call.arguments.strip() else {}
         except orjson.JSONDecodeError as error:
             wrong = f"the model's input for {call.name} is not complete JSON: {error}"
-            return self._chunk({"type": "tool-input-error", **about, "input": call.arguments, "errorText": wrong})
-        if too_deep(given):
+            return self._chunk({"type": "tool-input-error", **call_fields, "input": call.arguments, "errorText": wrong})
+        if too_deep(arguments):
             wrong = f"the model's input for {call.name} is nested too deeply: {NESTED_MAX} levels are the most"
-            return self._chunk({"type": "tool-input-error", **about, "input": call.arguments, "errorText": wrong})
-        return self._chunk({"type": "tool-input-available", **about, "input": given})
+            return self._chunk({"type": "tool-input-error", **call_fields, "input": call.arguments, "errorText": wrong})
+        return self._chunk({"type": "tool-input-available", **call_fields, "input": arguments})
 
 
 def _usage(usage: Any) -> dict[str, int]:

@@ -74,11 +74,11 @@ class Append:
             found.noted_bytes = size_bytes
             services.quotas.note(written, size_bytes)
         outcome = append.end[0].decode() if append.end is not None else ""
-        about = {**answers.place_headers(reply.tail, outcome), "stream-readers": str(reply.details[0])}
+        answer_headers = {**answers.place_headers(reply.tail, outcome), "stream-readers": str(reply.details[0])}
         if append.producer is None:
-            return answers.empty(204, about)
+            return answers.empty(204, answer_headers)
         status = 200 if append.messages.number else 204
-        return answers.empty(status, {**about, **_producer_headers(append.producer)})
+        return answers.empty(status, {**answer_headers, **_producer_headers(append.producer)})
 
 
 def messages_of(media_type: str, body: bytes) -> Messages:

@@ -62,7 +62,7 @@ class Create:
                 answer = await self._new(path, points_to, stream, messages, end, life, scope)
             if answer is not None:
                 stream_id = answer.headers["x-stream-id"]
-                answer.raw_headers += self._services.given.headers(scope, stream_id, as_cookie=False)
+                answer.raw_headers += self._services.given_tokens.headers(scope, stream_id, as_cookie=False)
                 await answer(scope, receive, send)
                 return
         raise Problem(503, "this name is being made and deleted by others; try again", retry_after_seconds=1)
@@ -83,8 +83,8 @@ class Create:
                 differs.append("it is closed" if tail.outcome else "it is not closed")
         if there is None or differs:
             raise Problem(409, f"there is a stream at this path already, and {', '.join(differs)}")
-        about = {"content-type": there.content_type, "x-stream-id": found.stream_id}
-        return answers.empty(200, {**about, **answers.place_headers(tail.reached, tail.outcome)})
+        answer_headers = {"content-type": there.content_type, "x-stream-id": found.stream_id}
+        return answers.empty(200, {**answer_headers, **answers.place_headers(tail.reached, tail.outcome)})
 
     async def _new(
         self,
@@ -134,13 +134,13 @@ class Create:
         metrics.created("durable")
         logger.info("stream %s: created", stream_id, extra=outcome("created", stream_id, api="durable", model=None))
         tail = await services.reading.tail(found)
-        about = {
+        answer_headers = {
             "content-type": stream.content_type,
             "location": answers.location_of(scope, services.settings.path_prefix),
             "x-stream-id": stream_id,
         }
         place = answers.place_headers(tail.reached, tail.outcome) if tail is not None else {}
-        return answers.empty(201, {**about, **place})
+        return answers.empty(201, {**answer_headers, **place})
 
 
 _ALLOW = {"allow": "GET, HEAD, DELETE"}

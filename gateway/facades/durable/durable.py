@@ -19,7 +19,7 @@ from gateway.facades.durable.services import DurableServices, Quotas
 from gateway.http.connection import Connection, Receive, Scope, Send
 from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.listening import is_loopback
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared.commands import Commands
 from shared.event_log import EventLog
 from shared.settings import Settings
@@ -45,7 +45,7 @@ class DurableStreams:
         event_log: EventLog,
         commands: Commands,
         settings: Settings,
-        given: GivenTokens,
+        given_tokens: GivenTokens,
         rates: AppendRates,
     ) -> None:
         log, names = WrittenLog(commands), Names(commands)
@@ -67,7 +67,7 @@ class DurableStreams:
             self._quotas,
             Bounds(settings.stream_bytes_max, settings.stream_entries_max),
             settings,
-            given,
+            given_tokens,
             rates,
         )
         self.routes = (

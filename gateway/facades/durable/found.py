@@ -16,7 +16,7 @@ from typing import TypeVar
 from gateway.http.connection import Scope
 from gateway.http.principal import principal
 from gateway.http.problems import Problem, not_found
-from gateway.streams import Streams
+from gateway.streams.stream_logs import StreamLogs
 from shared.errors import Unreadable
 from shared.ids import is_stream_id
 from shared.keys import name_digest
@@ -58,8 +58,8 @@ def path_of(scope: Scope) -> str:
 class Finder:
     """Finds streams by their paths."""
 
-    def __init__(self, streams: Streams, names: Names, log: WrittenLog) -> None:
-        self._streams = streams
+    def __init__(self, logs: StreamLogs, names: Names, log: WrittenLog) -> None:
+        self._logs = logs
         self._names = names
         self._log = log
         self._known: OrderedDict[tuple[str, str], Found] = OrderedDict()
@@ -74,7 +74,7 @@ class Finder:
             if found is None:
                 break
             try:
-                await self._streams.check_owner(found.stream_id)  # a token may be for one stream only
+                await self._logs.check_owner(found.stream_id)  # a token may be for one stream only
                 result = await use(found)
             except Problem as problem:
                 if problem.status not in _GONE:
@@ -103,9 +103,9 @@ class Finder:
         stream_id, name = path, ""
         if not is_stream_id(path):
             name = path
-            stream_id = await self._streams.answered(self._names.find, principal.get().name, path)
+            stream_id = await self._logs.answered(self._names.find, principal.get().name, path)
         found = await self._found(stream_id, name) if is_stream_id(stream_id) else None
-        if found is None and name and not (to_create and self._streams.archive_state == "away"):
+        if found is None and name and not (to_create and self._logs.archive_state == "away"):
             found = await self._archived(name)
             if found is not None:
                 await self._point_again(name, before=stream_id, found=found)
@@ -116,7 +116,7 @@ class Finder:
 
     async def _found(self, stream_id: str, name: str) -> Found | None:
         try:
-            accepted = await self._streams.accepted(stream_id)
+            accepted = await self._logs.accepted(stream_id)
             return Found(stream_id, WrittenStream.of(stream_id, accepted), name)
         except Problem as problem:
             if problem.status not in _GONE:
@@ -127,13 +127,13 @@ class Finder:
 
     async def _archived(self, name: str) -> Found | None:
         """Returns the archived stream of a name that points to none any more, which is in Redis again then."""
-        stream_id = await self._streams.archived_as(name_digest(principal.get().name, name))
+        stream_id = await self._logs.archived_as(name_digest(principal.get().name, name))
         return await self._found(stream_id, name) if stream_id else None
 
     async def _point_again(self, name: str, *, before: str, found: Found) -> None:
         owner, life_ms = principal.get().name, found.written.life_ms if found.written else 0
         point = self._names.point
-        await self._streams.answered(point, owner, name, before=before, after=found.stream_id, life_ms=life_ms)
+        await self._logs.answered(point, owner, name, before=before, after=found.stream_id, life_ms=life_ms)
 
     def remember(self, path: str, found: Found) -> None:
         """Remembers where a path leads."""
@@ -150,7 +150,7 @@ class Finder:
         written = found.written
         if written is None or not written.life_ms:
             return False
-        if found.has_ended and not written.has_own_life and self._streams.archive_state is not None:
+        if found.has_ended and not written.has_own_life and self._logs.archive_state is not None:
             return False  # the archive has it: Redis may forget it in its time
         self._log.renew(written)
         now = time.monotonic()

@@ -41,7 +41,7 @@ class Life:
     ttl_seconds: int | None
     expires_at: str | None
     expires_at_ms: int
-    """The same as Unix milliseconds; 0 without it."""
+    """The time in `expires_at` as Unix milliseconds; 0 without one."""
 
 
 def life_of(headers: Headers, seconds_max: int) -> Life:
@@ -74,15 +74,15 @@ def life_of(headers: Headers, seconds_max: int) -> Life:
 
 def content_type_of(headers: Headers) -> str:
     """Returns the content type of a new stream; `application/octet-stream` if the request names none that can be one."""
-    given = headers.get("content-type", "")
-    _check_length("Content-Type", given)
-    return given if _MEDIA_TYPE.fullmatch(given) else "application/octet-stream"
+    content_type = headers.get("content-type", "")
+    _check_length("Content-Type", content_type)
+    return content_type if _MEDIA_TYPE.fullmatch(content_type) else "application/octet-stream"
 
 
 def producer_of(headers: Headers) -> Producer | None:
     """Returns the idempotent producer of an append; None if it names none."""
-    given = [headers.get(name) for name in _PRODUCER_HEADERS]
-    name, epoch, sequence = given
+    values = [headers.get(name) for name in _PRODUCER_HEADERS]
+    name, epoch, sequence = values
     if name is None and epoch is None and sequence is None:
         return None
     if name is None or epoch is None or sequence is None:

@@ -44,8 +44,8 @@ def cursor_floor(client_cursor: str) -> int:
     """
     if not (client_cursor.isascii() and client_cursor.isdigit()) or len(client_cursor) > _CURSOR_DIGITS_MAX:
         return 0
-    given = int(client_cursor)
-    return 0 if given < _interval() else given + random.randint(1, _CURSOR_STEPS_MAX)
+    cursor = int(client_cursor)
+    return 0 if cursor < _interval() else cursor + random.randint(1, _CURSOR_STEPS_MAX)
 
 
 def cursor_now(floor: int) -> str:

@@ -34,7 +34,7 @@ class Read:
     async def __call__(self, scope: Scope, receive: Receive, send: Any) -> None:
         path = path_of(scope)
         if scope["method"] == "HEAD":
-            answer = await self._services.finder.until_found(path, self._about)
+            answer = await self._services.finder.until_found(path, self._head)
             await answer(scope, receive, send)
             return
         query = headers.read_query_of(scope)
@@ -56,19 +56,19 @@ class Read:
             return
         await (await reading)(scope, receive, send)
 
-    async def _about(self, found: Found) -> Response | None:
+    async def _head(self, found: Found) -> Response | None:
         """Returns the answer to HEAD."""
         tail = await self._services.reading.tail(found)
         if tail is None:
             return None
-        about = answers.place_headers(tail.reached, tail.outcome)
-        about |= {"content-type": _content_type(found), "x-stream-id": found.stream_id}
+        answer_headers = answers.place_headers(tail.reached, tail.outcome)
+        answer_headers |= {"content-type": _content_type(found), "x-stream-id": found.stream_id}
         written = found.written
         if written is not None and written.ttl_seconds is not None:
-            about["stream-ttl"] = str(written.ttl_seconds)
+            answer_headers["stream-ttl"] = str(written.ttl_seconds)
         if written is not None and written.expires_at is not None:
-            about["stream-expires-at"] = written.expires_at
-        return answers.empty(200, {**about, "etag": _etag(found, BEGINNING, tail)})
+            answer_headers["stream-expires-at"] = written.expires_at
+        return answers.empty(200, {**answer_headers, "etag": _etag(found, BEGINNING, tail)})
 
     async def _read(self, found: Found, place: EventId | None, query: ReadQuery, scope: Scope) -> Response | None:
         """Returns the answer with what stands behind a place (None: nothing of what is there now)."""

@@ -10,7 +10,7 @@ from gateway.facades.durable.face import face_of
 from gateway.facades.durable.found import Found
 from gateway.facades.durable.headers import Shape
 from gateway.faces import End, encode
-from gateway.streams import Streams
+from gateway.streams.stream_logs import StreamLogs
 from shared import events
 from shared.errors import Unreadable
 from shared.events import Entry, Event, events_of, unreadable_failure
@@ -39,12 +39,12 @@ class Chunk:
 class Reading:
     """Reads streams."""
 
-    def __init__(self, streams: Streams) -> None:
-        self._streams = streams
+    def __init__(self, logs: StreamLogs) -> None:
+        self._logs = logs
 
     async def tail(self, found: Found) -> Chunk | None:
         """Returns the place of the newest message, as an empty chunk; None if there is no such log. Raises Problem 503."""
-        entries = await self._streams.newest(found.stream_id, 2)
+        entries = await self._logs.newest(found.stream_id, 2)
         if not entries or entries[-1].field == events.DELETED:
             return None
         last = entries[-1]
@@ -66,7 +66,7 @@ class Reading:
                 return newest
             read_to = BEGINNING
         while True:
-            entries = await self._streams.read(found.stream_id, read_to, count)
+            entries = await self._logs.read(found.stream_id, read_to, count)
             if not read_entries and not entries:
                 tail = await self.tail(found)
                 if tail is not None and tail.reached > place:

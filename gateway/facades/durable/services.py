@@ -17,7 +17,7 @@ from gateway.delivery.delivery import Delivery
 from gateway.facades.durable.found import Finder
 from gateway.facades.durable.reading import Reading
 from gateway.http.problems import Problem
-from gateway.streams import Streams
+from gateway.streams.streams import Streams
 from shared.errors import MidstreamError
 from shared.event_log import EventLog
 from shared.settings import Settings
@@ -127,5 +127,5 @@ class DurableServices:
     quotas: Quotas
     bounds: Bounds
     settings: Settings
-    given: GivenTokens
+    given_tokens: GivenTokens
     rates: AppendRates

@@ -32,7 +32,8 @@ from gateway.http.problems import Problem, not_found
 from gateway.http.routes import OperationsOf, Route, route_for
 from gateway.http.whole_bodies import made
 from gateway.provider_models import ProviderModels
-from gateway.streams import Streams
+from gateway.streams.creation import NewStream
+from gateway.streams.streams import Streams
 from shared.errors import Unreadable
 from shared.events import DONE
 from shared.ids import EventId, is_stream_id
@@ -53,10 +54,15 @@ class ChatCompletions:
     """OpenAI's Chat Completions API."""
 
     def __init__(
-        self, streams: Streams, given: GivenTokens, subscribe: Subscribe, models: ProviderModels, settings: Settings
+        self,
+        streams: Streams,
+        given_tokens: GivenTokens,
+        subscribe: Subscribe,
+        models: ProviderModels,
+        settings: Settings,
     ) -> None:
         self._streams = streams
-        self._given = given
+        self._given_tokens = given_tokens
         self._subscribe = subscribe
         self._models = models
         self._settings = settings
@@ -75,7 +81,7 @@ class ChatCompletions:
         self._subscribe.take_place()
         stream_id, face, as_cookie = await self._created(Request(scope, receive))
         # An error has these headers too: the events before it can be read from that stream.
-        given = self._given.headers(scope, stream_id, as_cookie=as_cookie)
+        given = self._given_tokens.headers(scope, stream_id, as_cookie=as_cookie)
         Connection.add_headers(send, [(_STREAM_ID, stream_id.encode()), *given])
         if face is not None:
             await self._stream(stream_id, face, scope, receive, send)
@@ -110,13 +116,9 @@ class ChatCompletions:
             parsed = parse_body(body)
             chat = check_chat(parsed, request.headers, await self._models.default_for(parsed))
             act_for(owner_in(parsed))
-            created = await self._streams.create(
-                chat.generation,
-                chat.policies,
-                chat.metadata,
-                idempotency=check_idempotency_key(request.headers),
-                facade={"api": "chat", "include_usage": chat.include_usage},
-            )
+            key = check_idempotency_key(request.headers)
+            facade = {"api": "chat", "include_usage": chat.include_usage}
+            created = await self._streams.create(NewStream(chat.generation, chat.policies, chat.metadata, key, facade))
             return created["id"], _face_of(chat), chat.cookie
 
     async def _stream(self, stream_id: str, face: ChatFace, scope: Scope, receive: Any, send: Any) -> None:

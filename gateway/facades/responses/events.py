@@ -377,13 +377,13 @@ class _Call:
         }
 
 
-def _logprob(given: dict[str, Any]) -> dict[str, Any]:
+def _logprob(logprob: dict[str, Any]) -> dict[str, Any]:
     """Returns a token's log probability, with defaults for required fields that some providers leave out."""
-    listed = given.get("top_logprobs")
+    listed = logprob.get("top_logprobs")
     top = [_logprob(other) for other in listed if isinstance(other, dict)] if isinstance(listed, list) else []
     return {
-        "token": given.get("token") or "",
-        "logprob": given.get("logprob") or 0.0,
-        "bytes": given.get("bytes") or [],
+        "token": logprob.get("token") or "",
+        "logprob": logprob.get("logprob") or 0.0,
+        "bytes": logprob.get("bytes") or [],
         "top_logprobs": top,
     }

@@ -52,8 +52,12 @@ class ResponseRequest:
 
     def facade(self) -> dict[str, Any]:
         """Returns the part of the request that only this API needs later (`Accepted.facade`)."""
-        kept = {"background": self.background, "previous": self.previous, "instructions": self.instructions is not None}
-        return {"api": API, **{key: value for key, value in kept.items() if value}, "store": self.store}
+        stored = {
+            "background": self.background,
+            "previous": self.previous,
+            "instructions": self.instructions is not None,
+        }
+        return {"api": API, **{key: value for key, value in stored.items() if value}, "store": self.store}
 
     def request(self, before: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns the whole request; `before` are the messages up to the end of the response that this one continues."""
@@ -96,13 +100,13 @@ def check_response_request(body: dict[str, Any]) -> ResponseRequest:
     )
 
 
-def _messages(given: Any) -> list[dict[str, Any]]:
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
-    if not isinstance(given, list) or not given:
-        wrong("input", "a text or a list of at least one item", given)
-    messages = messages_of(given, "input")
-    return messages or wrong("input", "more than reasoning items, which are not sent to the provider", given)
+def _messages(value: Any) -> list[dict[str, Any]]:
+    if isinstance(value, str):
+        return [{"role": "user", "content": value}]
+    if not isinstance(value, list) or not value:
+        wrong("input", "a text or a list of at least one item", value)
+    messages = messages_of(value, "input")
+    return messages or wrong("input", "more than reasoning items, which are not sent to the provider", value)
 
 
 def _limit(tokens_max: Any) -> dict[str, Any]:
@@ -134,9 +138,9 @@ def _tools(body: dict[str, Any]) -> dict[str, Any]:
     return chat
 
 
-def _text(given: Any) -> dict[str, Any]:
+def _text(value: Any) -> dict[str, Any]:
     """Converts `text.format` and `text.verbosity`."""
-    options = an_object(given, "text", ("format", "verbosity"))
+    options = an_object(value, "text", ("format", "verbosity"))
     chat: dict[str, Any] = {}
     if "verbosity" in options:
         chat["verbosity"] = options["verbosity"]
@@ -152,8 +156,8 @@ def _text(given: Any) -> dict[str, Any]:
     return chat
 
 
-def _reasoning(given: Any) -> dict[str, Any]:
-    options = an_object(given, "reasoning", ("effort",))
+def _reasoning(value: Any) -> dict[str, Any]:
+    options = an_object(value, "reasoning", ("effort",))
     return {"reasoning_effort": options["effort"]} if options else {}
 
 
@@ -177,8 +181,8 @@ def _midstream(body: dict[str, Any], background: bool) -> Any:
         metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         wrong("metadata", "an object of texts", metadata)
-    given = body.get("midstream")
-    if not isinstance(given, dict | None):
-        return given  # `check_chat` refuses it
+    options = body.get("midstream")
+    if not isinstance(options, dict | None):
+        return options  # `check_chat` refuses it
     on_disconnect = {"on_disconnect": "continue"} if background else {}
-    return {"metadata": metadata, **on_disconnect, **(given or {})}
+    return {"metadata": metadata, **on_disconnect, **(options or {})}

@@ -36,7 +36,8 @@ from gateway.http.problems import Problem
 from gateway.http.routes import ASGI, OperationsOf, Route, route_for
 from gateway.http.whole_bodies import Held
 from gateway.provider_models import ProviderModels
-from gateway.streams import Streams
+from gateway.streams.creation import NewStream
+from gateway.streams.streams import Streams
 from shared.errors import Unreadable
 from shared.event_log import READ_ENTRIES_MAX
 from shared.events import FAILED, Event
@@ -65,10 +66,15 @@ class Responses:
     """OpenAI's Responses API."""
 
     def __init__(
-        self, streams: Streams, given: GivenTokens, subscribe: Subscribe, models: ProviderModels, settings: Settings
+        self,
+        streams: Streams,
+        given_tokens: GivenTokens,
+        subscribe: Subscribe,
+        models: ProviderModels,
+        settings: Settings,
     ) -> None:
         self._streams = streams
-        self._given = given
+        self._given_tokens = given_tokens
         self._subscribe = subscribe
         self._models = models
         self._settings = settings
@@ -86,7 +92,7 @@ class Responses:
         """`POST /v1/responses`"""
         self._subscribe.take_place()
         stream_id, streams, background, as_cookie = await self._created(Request(scope, receive))
-        Connection.add_headers(send, self._given.headers(scope, stream_id, as_cookie=as_cookie))
+        Connection.add_headers(send, self._given_tokens.headers(scope, stream_id, as_cookie=as_cookie))
         if streams:
             await self._follow_new(stream_id, background, scope, receive, send)
             return
@@ -152,7 +158,7 @@ class Responses:
             before = [] if wanted.previous is None else await self._conversation(wanted.previous)
             chat_body = wanted.request(before)
             chat = check_chat(chat_body, request.headers, await self._models.default_for(chat_body))
-            created = await self._streams.create(
+            new = NewStream(
                 chat.generation,
                 chat.policies,
                 chat.metadata,
@@ -161,14 +167,15 @@ class Responses:
                 keep_request=wanted.store,
                 shown_messages=0 if wanted.instructions is None else 1,
             )
+            created = await self._streams.create(new)
             return created["id"], wanted.stream, wanted.background, chat.cookie
 
     async def _with_items(self, body: dict[str, Any]) -> dict[str, Any]:
         """Returns a body with the items that its input names by their ids. Raises Problem 400, 404, 503."""
-        given = body.get("input")
-        if not isinstance(given, list):
+        items = body.get("input")
+        if not isinstance(items, list):
             return body
-        names = [reference_of(item) for item in given]
+        names = [reference_of(item) for item in items]
         by_stream: dict[str, set[str]] = {}
         for name in filter(None, names):
             stream_id = name.partition("_")[2].rpartition("_")[0]
@@ -191,7 +198,7 @@ class Responses:
         if missing is not None:
             why = "an item can be named while its response is there: with store, and until that expires"
             raise Problem(404, f"there is no item {missing[:80]!r}; {why}", param="input")
-        return {**body, "input": [found[name] if name else item for name, item in zip(names, given, strict=True)]}
+        return {**body, "input": [found[name] if name else item for name, item in zip(names, items, strict=True)]}
 
     async def _items_of(self, stream_id: str) -> dict[str, dict[str, Any]]:
         """Returns the items of an earlier response by their ids; none if it is not there, or has not ended."""
