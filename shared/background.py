@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 import time
 from collections.abc import Awaitable, Callable
 
@@ -27,6 +28,8 @@ _SETTLED_SECONDS = 60.0
 """A task that has run for so long begins again with the first pause."""
 TICK_SECONDS = 0.1
 """The distance of the moments at which pauses end."""
+_PHASE_SECONDS = random.uniform(0, TICK_SECONDS)
+"""How long after whole ticks of the machine's clock the moments of this process are, so that the processes of a machine wake up at different ones."""
 _EARLY_SECONDS = 0.005
 """How much too early a timer may be without counting as before its tick: uvloop counts whole milliseconds."""
 
@@ -66,7 +69,8 @@ async def pause(seconds: float) -> float:
     now = asyncio.get_running_loop().time()
     due_at = now + seconds
     if seconds >= TICK_SECONDS:
-        due_at = math.floor((due_at + _EARLY_SECONDS) / TICK_SECONDS) * TICK_SECONDS
+        ticks = math.floor((due_at - _PHASE_SECONDS + _EARLY_SECONDS) / TICK_SECONDS)
+        due_at = ticks * TICK_SECONDS + _PHASE_SECONDS
     await asyncio.sleep(due_at - now)
     return due_at
 

@@ -17,7 +17,7 @@ import random
 from binascii import crc_hqx
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from shared.background import keep_running
@@ -42,6 +42,8 @@ _BETWEEN_MAPS_SECONDS = 0.1
 _MAP_REPLY_SECONDS = 1.0
 _ASKED_AT_ONCE = 3
 """How many nodes are asked for the map: one may be cut off from the others, and have an old one."""
+_SLOTS_REMEMBERED = 16_384
+"""Of so many keys the slots are kept: 4 MB. A token comes for a key of which there were others just before."""
 _NO_KEY = frozenset({"ASKING", "PING", "SCRIPT", "TIME", "INFO", "CLIENT", "CLUSTER", "ROLE"})
 _KEY_IS_SECOND = frozenset({"XGROUP", "XINFO", "PUBSUB"})
 
@@ -56,6 +58,7 @@ def tag_of(key: bytes) -> bytes:
     return key
 
 
+@lru_cache(_SLOTS_REMEMBERED)
 def slot_of(key: bytes) -> int:
     """Returns the slot of a key or shard channel."""
     return crc_hqx(tag_of(key), 0) & (SLOTS - 1)
@@ -70,6 +73,10 @@ def key_of(arguments: tuple[Argument, ...]) -> bytes | None:
         return None
     key = arguments[arguments.index("STREAMS") + 1 if name == "XREADGROUP" else 2 if name in _KEY_IS_SECOND else 1]
     return key if type(key) is bytes else str(key).encode()
+
+
+Ranges = list[tuple[int, int, Place]]
+"""The map of a cluster: first and last slot of a range, and its master."""
 
 
 class ClusterConnection:
@@ -100,6 +107,10 @@ class ClusterConnection:
         self._nodes: dict[Place, RespConnection] = {}
         self._masters: dict[Place, RespConnection] = {}
         """Those of the nodes that have slots."""
+        self._ranges: Ranges | None = None
+        """The newest map as it was read; None if a server has said since that a slot is elsewhere."""
+        self._is_complete = False
+        """Whether every slot has a master in the newest map."""
         self._owners: list[Place | None] = [None] * SLOTS
         self._connections: list[RespConnection | None] = [None] * SLOTS
         """For each slot the connection to its master."""
@@ -137,7 +148,7 @@ class ClusterConnection:
     @property
     def is_whole(self) -> bool:
         """Whether every slot has a master that can be reached."""
-        return bool(self._masters) and None not in self._owners and all(node.is_up for node in self._masters.values())
+        return self._is_complete and all(node.is_up for node in self._masters.values())
 
     async def wait_until_up(self) -> None:
         """Returns when every slot has a master that can be reached."""
@@ -180,8 +191,16 @@ class ClusterConnection:
 
     # --- sending
 
-    def send(self, arguments: tuple[Argument, ...], on_reply: OnReply) -> None:
-        """Sends a command to the master of its first key. `on_reply` is called with its reply or error, never before this returns."""
+    def send(self, arguments: tuple[Argument, ...], on_reply: OnReply, key: bytes | None = None) -> None:
+        """Sends a command to the master of its first key. `on_reply` is called with its reply or error, never before this returns.
+
+        With `key`, which is that key, a redirect is the caller's, as any other error is.
+        """
+        if key is not None:
+            known = self._connections[slot_of(key)]
+            if known is not None:
+                known.send(arguments, on_reply)
+                return
         key = key_of(arguments)
         connection = self._any_master() if key is None else self._connections[slot_of(key)]
         if connection is None:
@@ -268,6 +287,7 @@ class ClusterConnection:
             return None
         if error.code == "MOVED":
             self._owners[slot], self._connections[slot] = place, self._node(place)
+            self._ranges = None
         return error.code, place
 
     # --- connections that are made from this one
@@ -374,18 +394,20 @@ class ClusterConnection:
             wait.cancel()
         return [node for node in nodes if node.is_up]
 
-    async def _map_of(self, node: RespConnection) -> tuple[bool, int, dict[int, Place]] | None:
+    async def _map_of(self, node: RespConnection) -> tuple[bool, int, Ranges] | None:
         """Returns whether a node is in touch with most of the others, its epoch, and its map."""
         try:
             async with asyncio.timeout(_MAP_REPLY_SECONDS):
                 info, rows = await asyncio.gather(node.execute("CLUSTER", "INFO"), node.execute("CLUSTER", "SLOTS"))
             about = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
-            owners: dict[int, Place] = {}
+            ranges: Ranges = []
             for first, last, master, *_ in rows:
                 host = master[0].decode() if master[0] not in (None, b"", b"?") else node.address.host  # type: ignore[attr-defined]
-                owners.update(dict.fromkeys(range(first, last + 1), (host, int(master[1]))))
+                if not 0 <= first <= last < SLOTS:
+                    raise ValueError(f"there are no slots {first} to {last}")
+                ranges.append((first, last, (host, int(master[1]))))
             self._map_refusal = None
-            return about.get(b"cluster_state") == b"ok", int(about.get(b"cluster_current_epoch", 0)), owners
+            return about.get(b"cluster_state") == b"ok", int(about.get(b"cluster_current_epoch", 0)), sorted(ranges)
         except RedisRefused as error:
             if not error.passing:
                 self._map_refusal = error
@@ -394,24 +416,36 @@ class ClusterConnection:
             logger.debug("%s: %s gave no map: %s", self._name, node.address, error or type(error).__name__)
         return None
 
-    def _take_map(self, owners: dict[int, Place]) -> None:
-        masters = set(owners.values())
+    def _take_map(self, ranges: Ranges) -> None:
+        masters = {place for _, _, place in ranges}
         if not masters:
             return
-        changed = [slot for slot, place in enumerate(self._owners) if owners.get(slot) != place]
         connections = {place: self._node(place) for place in masters}
-        for slot in changed:
-            place = self._owners[slot] = owners.get(slot)
-            self._connections[slot] = None if place is None else connections[place]
+        changed = 0
+        if ranges != self._ranges:
+            changed = self._take_owners(ranges, connections)
+            self._ranges = ranges
         self._masters = connections
         for place in [place for place in self._nodes if place not in masters]:
             self._let_go(place)
         if self.is_whole:
             self._all_up.set()
         if changed:
-            logger.info("%s: %d masters have the slots; %d slots moved", self._name, len(masters), len(changed))
+            logger.info("%s: %d masters have the slots; %d slots moved", self._name, len(masters), changed)
         for on_change in list(self._followers):
             on_change()
+
+    def _take_owners(self, ranges: Ranges, connections: dict[Place, RespConnection]) -> int:
+        """Gives each slot the connection to its master; returns how many slots have another master than before."""
+        owners: list[Place | None] = [None] * SLOTS
+        for first, last, place in ranges:
+            owners[first : last + 1] = [place] * (last + 1 - first)
+        changed = [slot for slot, place in enumerate(owners) if self._owners[slot] != place]
+        for slot in changed:
+            owner = self._owners[slot] = owners[slot]
+            self._connections[slot] = None if owner is None else connections[owner]
+        self._is_complete = None not in owners
+        return len(changed)
 
 
 def _ignore(reply: Any) -> None:

@@ -84,11 +84,12 @@ class DedicatedConnection:
             if previous is not None:
                 await previous.close()
         connection = self._connection
-        try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
-                await connection.wait_until_up()
-        except TimeoutError:
-            raise Disconnected from None
+        if not connection.is_up:
+            try:
+                async with asyncio.timeout(_CONNECT_SECONDS):
+                    await connection.wait_until_up()
+            except TimeoutError:
+                raise Disconnected from None
         try:
             return await connection.execute(*arguments)
         except (Disconnected, RedisRefused) as error:

@@ -138,8 +138,12 @@ class EventLog:
     def send_append(
         self, log_and_channel: tuple[bytes, bytes], held: int, entry: Entry, on_reply: Callable[[Any], None]
     ) -> None:
-        """Appends like `append` without a task or a future. `on_reply` gets the bare reply (for `Appended.of`) or the error."""
-        self._commands.send(("EVALSHA", self.APPEND.digest, 1, *log_and_channel, held, *_arguments(entry)), on_reply)
+        """Appends like `append` without a task or a future. `on_reply` gets the bare reply (for `Appended.of`) or the error.
+
+        The error may be a redirect of a cluster, too: `append` follows it.
+        """
+        command = ("EVALSHA", self.APPEND.digest, 1, *log_and_channel, held, *_arguments(entry))
+        self._commands.send(command, on_reply, log_and_channel[0])
 
     async def read(self, stream_id: str, after: EventId = BEGINNING, count: int = READ_ENTRIES_MAX) -> list[Entry]:
         """Reads at most `count` entries after an id. An entry of several tokens is given whole, also if the id lies within."""

@@ -223,7 +223,7 @@ class RespConnection(asyncio.Protocol):
 
     # --- sending
 
-    def send(self, arguments: tuple[Argument, ...], on_reply: OnReply) -> None:
+    def send(self, arguments: tuple[Argument, ...], on_reply: OnReply, key: bytes | None = None) -> None:
         """Sends a command. `on_reply` is called with its reply or error, never before this returns."""
         if not self._up.is_set():
             self._loop.call_soon(on_reply, Disconnected())

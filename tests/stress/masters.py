@@ -1,5 +1,5 @@
 """`python -m tests.stress.masters`: what a token costs with one Redis, with clusters of one to three masters, and with replicas
-that are waited for (MIDSTREAM_MIN_REPLICAS).
+that are waited for (MIDSTREAM_MIN_REPLICAS); and what a worker and a gateway cost that have nothing to do.
 
 The load is the same for all; what each process has used of the CPU is read from /proc, so that it does not matter on how many
 cores they ran. One worker with simulated answers, one gateway, one reader for each stream.
@@ -14,19 +14,23 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import uvloop
 
-from bench.processes.procs import usage
+from bench.processes.procs import tree
 from tests.support.redis_cluster import RedisCluster, RedisWithSentinels
 from tests.support.redis_server import RedisServer, binary_of
 from tests.support.system import System
 from tests.support.waiting import wait_until
 
-_WARM_UP_SECONDS = 2.0
+_WARM_UP_SECONDS, _IDLE_SECONDS = 2.0, 4.0
 _CREATES, _CREATES_AT_ONCE = 200, 4
-HEAD = "| Redis | worker µs | gateway µs | Redis µs | sum | tokens/s | create p50 ms | p99 ms |\n|---|---|---|---|---|---|---|---|"
+HEAD = (
+    "| Redis | worker µs | gateway µs | Redis µs | sum | tokens/s | create p50 ms | p99 ms "
+    "| idle worker ms/s | idle gateway ms/s |\n|---|---|---|---|---|---|---|---|---|---|"
+)
 
 
 @dataclass
@@ -68,14 +72,34 @@ class _Counting(asyncio.Protocol):
         self.events += data.count(b"\nid: ")
 
 
+def _cpu_seconds(pid: int) -> float:
+    """Returns the CPU time of a process and its descendants. `stat` counts it in 10 ms: too coarse for one that is idle."""
+    threads = [thread for member in tree(pid) for thread in Path(f"/proc/{member}/task").glob("*/schedstat")]
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
+
 def _pids(redis: Any) -> list[int]:
     return [node.pid for node in getattr(redis, "nodes", [redis])]
 
 
 async def measure(case: Case, *, streams: int, rate: float, seconds: float) -> str:
-    """Returns the case's row: CPU time per token that was delivered, and how long a create took."""
+    """Returns the case's row: CPU time per token that was delivered, how long a create took, and CPU time per second while idle."""
     settings = {"worker_concurrency": 2 * streams, "redis_start_seconds": 15, **case.settings}
     async with System(redis=case.redis(), settings=settings) as system:
+        parts = {
+            "worker": [system.workers[0].pid],
+            "gateway": [system.gateways[0].pid],
+            "redis": _pids(system.redis),
+        }
+
+        def used() -> dict[str, float]:
+            return {name: sum(map(_cpu_seconds, pids)) for name, pids in parts.items()}
+
+        await asyncio.sleep(_WARM_UP_SECONDS)
+        before = used()
+        await asyncio.sleep(_IDLE_SECONDS)
+        after = used()
+        idle = {name: 1000 * (after[name] - before[name]) / _IDLE_SECONDS for name in parts}
         tokens = int(rate * (seconds + 30))
         readers = []
         loop = asyncio.get_running_loop()
@@ -86,15 +110,6 @@ async def measure(case: Case, *, streams: int, rate: float, seconds: float) -> s
             readers.append(reader)
         await wait_until(lambda: all(reader.events for reader in readers), within_seconds=30, what="all tokens flow")
         await asyncio.sleep(_WARM_UP_SECONDS)
-        parts = {
-            "worker": [system.workers[0].pid],
-            "gateway": [system.gateways[0].pid],
-            "redis": _pids(system.redis),
-        }
-
-        def used() -> dict[str, float]:
-            return {name: sum(usage(pid).cpu_seconds for pid in pids) for name, pids in parts.items()}
-
         before, events, began = used(), sum(reader.events for reader in readers), time.monotonic()
         await asyncio.sleep(seconds)
         after, events = used(), sum(reader.events for reader in readers) - events
@@ -107,7 +122,7 @@ async def measure(case: Case, *, streams: int, rate: float, seconds: float) -> s
     each = " | ".join(f"{costs[name]:.1f}" for name in parts)
     return (
         f"| {case.name} | {each} | {sum(costs.values()):.1f} | {events / elapsed:,.0f} | "
-        f"{1000 * statistics.median(creates):.1f} | {1000 * creates[int(0.99 * len(creates))]:.1f} |"
+        f"{1000 * statistics.median(creates):.1f} | {1000 * creates[int(0.99 * len(creates))]:.1f} | {idle['worker']:.1f} | {idle['gateway']:.1f} |"
     )
 
 

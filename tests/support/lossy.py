@@ -30,12 +30,12 @@ class LossyCommands(Commands):
             raise Disconnected
         return reply
 
-    def send(self, arguments: tuple[Argument, ...], on_reply: Callable[[Any], None]) -> None:
+    def send(self, arguments: tuple[Argument, ...], on_reply: Callable[[Any], None], key: bytes | None = None) -> None:
         before, after = self._draw()
         if before:  # a command that Redis never sees, answered late, as a lost connection does
             self._commands.send(("PING",), lambda _: on_reply(Disconnected()))
         else:
-            self._commands.send(arguments, lambda reply: on_reply(Disconnected() if after else reply))
+            self._commands.send(arguments, lambda reply: on_reply(Disconnected() if after else reply), key)
 
     def _draw(self) -> tuple[bool, bool]:
         lost = self._dice.random() < self.share

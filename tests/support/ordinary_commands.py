@@ -73,7 +73,12 @@ class OrdinaryCommands:
         """Returns the reply of each server: here of the one. Raises Disconnected, RedisRefused."""
         return [await self.execute(*arguments)]
 
-    def send(self, arguments: tuple[bytes | str | int | float, ...], on_reply: Callable[[Any], None]) -> None:
+    def send(
+        self,
+        arguments: tuple[bytes | str | int | float, ...],
+        on_reply: Callable[[Any], None],
+        key: bytes | None = None,
+    ) -> None:
         async def run() -> None:
             try:
                 reply = await self.execute(*arguments)

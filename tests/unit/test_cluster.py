@@ -94,6 +94,20 @@ async def test_moved_is_followed_and_remembered_at_once() -> None:
         await wait_until(lambda: cluster.maps > maps, what="the map is read again")
 
 
+@pytest.mark.parametrize("kind", ["MOVED", "ASK"])
+async def test_a_redirect_of_a_command_with_its_key_is_the_caller_s_who_then_executes_it(kind: str) -> None:
+    async with ScriptedCluster(2) as cluster, connected(cluster) as connection:
+        redirect = f"{kind} {slot_of(LOW)} 127.0.0.1:{cluster.nodes[1].port}"
+        cluster.script(0, lambda command: RedisRefused(redirect) if command[0] == b"SET" else None)
+        replies: list[Any] = []
+        connection.send(("SET", LOW, b""), replies.append, LOW)
+        await wait_until(lambda: replies, what="an answer")
+        assert str(replies[0]) == redirect
+        assert cluster.nodes[1].commands == []
+        await connection.execute("SET", LOW, b"")
+        assert cluster.nodes[1].commands[-1] == [b"SET", LOW, b""]
+
+
 async def test_ask_is_followed_once_and_not_remembered() -> None:
     async with ScriptedCluster(2) as cluster, connected(cluster) as connection:
         ask = RedisRefused(f"ASK {slot_of(LOW)} 127.0.0.1:{cluster.nodes[1].port}")
@@ -102,6 +116,40 @@ async def test_ask_is_followed_once_and_not_remembered() -> None:
             await connection.execute("GET", LOW)
         assert cluster.nodes[0].commands == [[b"GET", LOW]] * 2
         assert cluster.nodes[1].commands == [[b"ASKING"], [b"GET", LOW]] * 2
+
+
+async def test_the_map_counts_again_after_a_wrong_redirect_although_it_is_as_before() -> None:
+    async with ScriptedCluster(2) as cluster, connected(cluster) as connection:
+        wrong = RedisRefused(f"MOVED {slot_of(LOW)} 127.0.0.1:{cluster.nodes[1].port}")
+        cluster.script(0, lambda command: wrong if command[0] == b"GET" else None)
+        maps = cluster.maps
+        await connection.execute("GET", LOW)
+        assert connection.place_of(LOW) == cluster.nodes[1].place
+        await wait_until(lambda: cluster.maps > maps and connection.place_of(LOW) == cluster.nodes[0].place)
+
+
+@pytest.mark.parametrize("last", [16384, 10**12, -1])
+async def test_a_map_of_slots_that_do_not_exist_is_none(last: int) -> None:
+    async with ScriptedCluster(2) as cluster, connected(cluster) as connection:
+        rows = [[0, last, [b"127.0.0.1", cluster.nodes[1].port, b"id"]]]
+        for node in cluster.nodes:
+            node.answer = lambda command: rows if command[:2] == [b"CLUSTER", b"SLOTS"] else cluster.about(command)
+        assert await connection._read_map() is False
+        assert connection.place_of(LOW) == cluster.nodes[0].place
+
+
+async def test_a_cluster_with_a_slot_that_nobody_has_is_not_whole() -> None:
+    async with ScriptedCluster(2) as cluster, connected(cluster) as connection:
+        rows = [[0, 8190, [b"127.0.0.1", cluster.nodes[0].port]], [8192, 16383, [b"127.0.0.1", cluster.nodes[1].port]]]
+        for node in cluster.nodes:
+            node.answer = lambda command: rows if command[:2] == [b"CLUSTER", b"SLOTS"] else cluster.about(command)
+        connection.look_soon()
+        await wait_until(lambda: not connection.is_whole, what="a slot is missing")
+        assert await connection.execute("GET", LOW) == b"OK"
+        for node in cluster.nodes:
+            node.answer = cluster.about
+        async with asyncio.timeout(5):
+            await connection.wait_until_up()
 
 
 @pytest.mark.parametrize(

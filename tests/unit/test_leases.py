@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from producer.worker import Worker
 from shared.ids import new_stream_id
 from shared.queue import Claim
 from shared.settings import Settings
+from tests.support.waiting import wait_until
 
 _SETTINGS = Settings(lease_seconds=2.0, reconnect_seconds_max=1.0)
 
@@ -123,3 +125,40 @@ async def test_a_claim_that_this_worker_has_already_is_not_begun_again(clock: Cl
     await worker._claim_until_drained(worker._lanes[0])
     assert given_out.is_set()
     assert worker.started == []
+
+
+class IdleLane:
+    """A lane without requests, which notes when its leases are looked at."""
+
+    server: object = "first"
+
+    def __init__(self, number: int, looked_at: list[float]) -> None:
+        self.key = b"lane %d" % number
+        self._looked_at = looked_at
+
+    async def open(self) -> None:
+        """The queue is there."""
+
+    async def claim(self, blocking: Any, count: int, block_milliseconds: int) -> list[Claim]:
+        await asyncio.sleep(block_milliseconds / 1000)
+        return []
+
+    async def ping(self) -> None:
+        self._looked_at.append(asyncio.get_running_loop().time())
+
+    async def claim_expired(self, count: int, lease_milliseconds: int) -> list[Claim]:
+        return []
+
+
+async def test_all_lanes_are_looked_at_in_the_same_moments() -> None:
+    """So one wake-up and one write serve them all: sixteen lanes cost little more than one."""
+    looked_at: list[float] = []
+    lanes: Any = [(IdleLane(number, looked_at), None) for number in range(16)]
+    parts: Any = dict.fromkeys(("log", "deliveries", "usage", "provider"))
+    worker = Worker(name="worker", lanes=lanes, settings=Settings(lease_seconds=1.0), **parts)
+    working = asyncio.create_task(worker.run())
+    await wait_until(lambda: len(looked_at) >= 10 * len(lanes), what="ten looks at each lane")
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    moments = 1 + sum(later - earlier > 0.001 for earlier, later in pairwise(looked_at))
+    assert moments < 30, f"{len(looked_at)} looks, in {moments} moments"

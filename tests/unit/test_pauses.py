@@ -6,9 +6,11 @@ import asyncio
 
 import pytest
 
+from shared import background
 from shared.background import TICK_SECONDS, pause
 
 
+@pytest.mark.parametrize("phase_seconds", [0.0, 0.04])
 @pytest.mark.parametrize(
     ("now", "seconds", "due_at"),
     [
@@ -22,8 +24,10 @@ from shared.background import TICK_SECONDS, pause
     ],
 )
 async def test_a_pause_ends_at_a_tick_that_is_not_later(
-    monkeypatch: pytest.MonkeyPatch, now: float, seconds: float, due_at: float
+    monkeypatch: pytest.MonkeyPatch, now: float, seconds: float, due_at: float, phase_seconds: float
 ) -> None:
+    now, due_at = now + phase_seconds, due_at + phase_seconds
+    monkeypatch.setattr(background, "_PHASE_SECONDS", phase_seconds)
     slept: list[float] = []
 
     async def sleep(delay: float) -> None:
