@@ -208,9 +208,12 @@ async def test_a_cluster_that_stops_as_a_whole_and_lacks_a_slot(cluster: RedisCl
         node.execute("CONFIG", "SET", "cluster-require-full-coverage", "no")
     for one in cluster.nodes[:3]:
         one.execute("CLUSTER", "DELSLOTS", *slots)
-    report = await examined(cluster.url)
-    assert "slots" in wrong(report)
-    assert of(report, "slots").figures == {"slots": 16382}
+
+    async def lacks_slots() -> bool:  # the nodes tell each other of it
+        report = await examined(cluster.url)
+        return "slots" in wrong(report) and of(report, "slots").figures == {"slots": 16382}
+
+    await wait_until(lacks_slots, what="all nodes know that two slots are nowhere")
     node.execute("CLUSTER", "ADDSLOTS", *slots)
     await asyncio.to_thread(cluster.until_whole)
 

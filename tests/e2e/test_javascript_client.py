@@ -142,12 +142,21 @@ async def test_gateway_killed_twice_and_the_worker_once(browser: Browser, server
             reader = await Reader.open(browser, site, "chromium", url)
             followers = [await follow_in(runtime, url) for runtime in runtimes]
 
-            def read_on(count: int) -> bool:
-                return all(len(had) >= count for had in (firefox_events(), *(follower.lines for follower in followers)))
+            def read_on(losses: int) -> bool:
+                """Whether all have lost so many connections, and have read 20 events since."""
+                had = [
+                    [event["type"] for event in events]
+                    for events in (firefox_events(), *(each.lines for each in followers))
+                ]
+                return all(
+                    types.count("lost") >= losses and "lost" not in types[-20:] and len(types) >= 20 for types in had
+                )
 
-            for count in (20, 60):
-                await wait_until(partial(read_on, count), within_seconds=30.0, what=f"all have {count} events")
-                await reader.until("token", count)
+            for losses in (0, 1):
+                await wait_until(
+                    partial(read_on, losses), within_seconds=30.0, what=f"all read on after {losses} losses"
+                )
+                await reader.until("token", 20 + 40 * losses)
                 system.gateways[0].kill()
                 await system.start_gateway(0)
             (await system.worker_of(stream_id)).kill()
