@@ -2,7 +2,8 @@
 that are waited for (MIDSTREAM_MIN_REPLICAS); and what a worker and a gateway cost that have nothing to do.
 
 The load is the same for all; what each process has used of the CPU is read from /proc, so that it does not matter on how many
-cores they ran. One worker with simulated answers, one gateway, one reader for each stream.
+cores they ran. One worker with simulated answers, one gateway, one reader for each stream. The machine's speed changes from one
+case to the next: so cases that are compared are better measured `--together`.
 """
 
 from __future__ import annotations
@@ -82,8 +83,19 @@ def _pids(redis: Any) -> list[int]:
     return [node.pid for node in getattr(redis, "nodes", [redis])]
 
 
-async def measure(case: Case, *, streams: int, rate: float, seconds: float) -> str:
+@dataclass
+class Load:
+    """What is measured of each case. `together`: where the cases that are measured at the same time wait for each other."""
+
+    streams: int
+    rate: float
+    seconds: float
+    together: asyncio.Barrier
+
+
+async def measure(case: Case, load: Load) -> str:
     """Returns the case's row: CPU time per token that was delivered, how long a create took, and CPU time per second while idle."""
+    streams, rate, seconds = load.streams, load.rate, load.seconds
     settings = {"worker_concurrency": 2 * streams, "redis_start_seconds": 15, **case.settings}
     async with System(redis=case.redis(), settings=settings) as system:
         parts = {
@@ -95,12 +107,13 @@ async def measure(case: Case, *, streams: int, rate: float, seconds: float) -> s
         def used() -> dict[str, float]:
             return {name: sum(map(_cpu_seconds, pids)) for name, pids in parts.items()}
 
+        await load.together.wait()
         await asyncio.sleep(_WARM_UP_SECONDS)
         before = used()
         await asyncio.sleep(_IDLE_SECONDS)
         after = used()
         idle = {name: 1000 * (after[name] - before[name]) / _IDLE_SECONDS for name in parts}
-        tokens = int(rate * (seconds + 30))
+        tokens = int(rate * (seconds + 60))
         readers = []
         loop = asyncio.get_running_loop()
         for _ in range(streams):
@@ -109,6 +122,7 @@ async def measure(case: Case, *, streams: int, rate: float, seconds: float) -> s
             await loop.create_connection(lambda reader=reader: reader, "127.0.0.1", system.gateway_port())  # type: ignore[misc]
             readers.append(reader)
         await wait_until(lambda: all(reader.events for reader in readers), within_seconds=30, what="all tokens flow")
+        await load.together.wait()
         await asyncio.sleep(_WARM_UP_SECONDS)
         before, events, began = used(), sum(reader.events for reader in readers), time.monotonic()
         await asyncio.sleep(seconds)
@@ -118,6 +132,7 @@ async def measure(case: Case, *, streams: int, rate: float, seconds: float) -> s
             assert reader.transport is not None
             reader.transport.abort()
         costs = {name: 1e6 * (after[name] - before[name]) / events for name in parts}
+        await load.together.wait()
         creates = await _creates(system)
     each = " | ".join(f"{costs[name]:.1f}" for name in parts)
     return (
@@ -140,12 +155,15 @@ async def _creates(system: System) -> list[float]:
     return sorted(took)
 
 
-async def run(names: list[str], *, rounds: int, streams: int, rate: float, seconds: float) -> None:
+async def run(cases: list[Case], options: argparse.Namespace) -> None:
     print(HEAD, flush=True)
-    for _ in range(rounds):  # in turn, so that a busy time of the machine does not strike one case alone
-        for case in CASES:
-            if not names or case.name in names:
-                print(await measure(case, streams=streams, rate=rate, seconds=seconds), flush=True)
+    at_once = len(cases) if options.together else 1
+    for _ in range(options.rounds):  # in turn, so that a busy time of the machine does not strike one case alone
+        for start in range(0, len(cases), at_once):
+            part = cases[start : start + at_once]
+            load = Load(options.streams, options.rate, options.seconds, asyncio.Barrier(len(part)))
+            for row in await asyncio.gather(*(measure(case, load) for case in part)):
+                print(row, flush=True)
 
 
 def main() -> int:
@@ -154,11 +172,15 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=20.0, help="tokens per second of each stream (default 20)")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each case is measured (default 10)")
     parser.add_argument("--rounds", type=int, default=1, help="how often each case is measured (default 1)")
-    parser.add_argument("case", nargs="*", help="only these")
-    options = parser.parse_args()
-    uvloop.run(
-        run(options.case, rounds=options.rounds, streams=options.streams, rate=options.rate, seconds=options.seconds)
+    parser.add_argument("--together", action="store_true", help="measure all cases at the same time: two, on two cores")
+    parser.add_argument(
+        "case", nargs="*", metavar="case", help="only these: " + ", ".join(repr(case.name) for case in CASES)
     )
+    options = parser.parse_args()
+    unknown = set(options.case) - {case.name for case in CASES}
+    if unknown:
+        parser.error(f"there is no case {min(unknown)!r}")
+    uvloop.run(run([case for case in CASES if not options.case or case.name in options.case], options))
     return 0
 
 
