@@ -1,4 +1,4 @@
--- Append one entry of a foreign writer behind the entry that it expects to be the last, and renew its lease; or only look.
+-- Append one entry of an external writer behind the entry that it expects to be the last, and renew its lease; or only look.
 -- KEYS: log, channel, lease, large fields of the request, those that are kept.
 -- ARGV: last id expected (empty: look only), id, field, value, 1 for a terminal event, 1 to renew the lease, lease (ms; empty: as
 -- before), how long no gateway may listen (ms; empty: as before; -1: for ever), value of `cancelled`, seconds to expiry of an ended
