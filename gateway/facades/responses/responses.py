@@ -187,10 +187,10 @@ class Responses:
         found: dict[str, dict[str, Any]] = {}
         size = 0
         for stream_id, wanted in by_stream.items():
-            items = await self._items_of(stream_id) if stream_id else {}
-            for name in wanted & items.keys():
-                found[name] = items[name]
-                size += len(orjson.dumps(items[name]))
+            of_stream = await self._items_of(stream_id) if stream_id else {}
+            for name in wanted & of_stream.keys():
+                found[name] = of_stream[name]
+                size += len(orjson.dumps(of_stream[name]))
             if size > self._settings.body_bytes_max:
                 bound = f"the limit for a request is {self._settings.body_bytes_max} bytes"
                 raise Problem(400, f"input names items of {size} bytes; {bound}", param="input")
