@@ -179,7 +179,9 @@ async def test_the_tool_loop_calls_no_tool_again(killed_after: str | None) -> No
                 (await system.worker_of(stream_id)).kill()
             answer = answer_of((await reader.until_end()).messages)
     assert answer.end == "done", answer
-    assert len(answer.restarted) == (killed_after is not None)
+    assert len(answer.restarted) >= (
+        killed_after is not None
+    )  # more, if a worker of a busy machine was taken for dead, too
     results = [data["content"] for name, data in answer.items if name == "result"]
     assert results == [f"18 degrees and rain in {city}" for city in CITIES]
     assert [name for name, _ in answer.items if name != "token"] == ["calls", "result"] * 2
