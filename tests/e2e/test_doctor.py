@@ -199,7 +199,7 @@ async def test_a_default_haproxy_waits_for_full_packets(system: System) -> None:
         )
     fault = named.fault("buffering")
     assert (fault["at"], fault["kind"], fault["well_before_at"]) == ("haproxy", "haproxy", None)
-    assert fault["held_ms_max"] < 400
+    assert fault["held_ms_max"] < 2000  # 200 ms of the kernel's, and what a busy machine adds
     assert fault["change"][0].startswith("option http-no-delay")
     assert any(change.startswith("HAProxy: option http-no-delay") for change in unnamed.fault("buffering")["change"])
 
