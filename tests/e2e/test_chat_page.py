@@ -133,7 +133,8 @@ async def test_the_end_of_the_answer_is_in_view(browser: Browser) -> None:
     """At the end of the page new text stays visible above the bar; on a phone the state, too."""
     async with System() as system, chat(browser, system, viewport={"width": 390, "height": 740}) as page:
         await ask(page, tokens=400, pace=400)
-        await page.get_by_text("Options").dispatch_event("click")  # a click of Playwright's may scroll up: what moves is tried again
+        # Not `click`, which scrolls up and down while it tries to hit what moves.
+        await page.get_by_text("Options").dispatch_event("click")
         await whole(page, system)
         for seen in (".story .good", "#status", "#look"):
             await wait_until(partial(is_in_view, page, seen), what=f"{seen} is in view")
