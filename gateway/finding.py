@@ -28,8 +28,8 @@ from shared.unkept import Unkept
 _LIVE_MAX = 100_000
 """Live streams that a list looks through: as many as may wait and run by default."""
 _FRESH_SECONDS_PER_STREAM = 1e-5
-"""How long the ids of the live streams are reused, whoever asks: a second where there are 100,000, which take a tenth of a second
-to read. Where there are few, a stream is in the list as soon as it was created."""
+"""For how long the list of the live streams is reused, for each stream in it: for a second where there are 100,000, which take a
+tenth of a second to read. Where there are few, a stream is in the list as soon as it was created."""
 _READ_AT_ONCE = 100
 _LOOKED_AT_MAX = 5_000
 """Live streams that are looked at for one page: where few of very many are wanted, a page may have fewer than its limit."""

@@ -91,7 +91,7 @@ logger = logging.getLogger(__name__)
 
 
 _DATE_SECONDS = 1.0
-"""How often the Date of responses is set: it counts seconds (RFC 9110, section 5.6.7)."""
+"""The pause between two updates of the header `Date` of responses, whose unit is the second (RFC 9110, section 5.6.7)."""
 
 
 class Server(uvicorn.Server):
@@ -101,13 +101,13 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._loop = asyncio.get_running_loop()
         self._on_exit = on_exit
-        self._exit_asked = asyncio.Event()
+        self._exit_requested = asyncio.Event()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         logger.info("stopping: sending the readers away")
         # Not called here: a signal interrupts any code, also a loop over the readers that are to leave.
         self._loop.call_soon_threadsafe(self._on_exit)
-        self._loop.call_soon_threadsafe(self._exit_asked.set)
+        self._loop.call_soon_threadsafe(self._exit_requested.set)
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # else uvicorn raises it again, and the process dies before it has closed
 
@@ -116,7 +116,7 @@ class Server(uvicorn.Server):
         while not await self.on_tick(0):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_DATE_SECONDS):
-                    await self._exit_asked.wait()
+                    await self._exit_requested.wait()
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ _MARK_SECONDS = 5
 Argument = bytes | str | int | float
 
 
-class _Asked(NamedTuple):
-    """A command that waits for a round, or is in one."""
+class _Command(NamedTuple):
+    """A command that waits for a round, or is in one, and the future of its reply."""
 
     key: bytes
     arguments: tuple[Argument, ...]
-    reply: asyncio.Future[Any]
+    replied: asyncio.Future[Any]
 
 
 class ReplicatedCommands:
@@ -43,7 +43,7 @@ class ReplicatedCommands:
         self._connection = connection
         self._replicas = replicas
         self.is_one_server = connection.is_one_server
-        self._asked: dict[object, list[_Asked]] = {}
+        self._waiting: dict[object, list[_Command]] = {}
         """The commands of the next round, by the server that has their keys. Each caller waits for its own: so callers bound them."""
         self._rounds: dict[object, asyncio.Task[None]] = {}
 
@@ -54,44 +54,44 @@ class ReplicatedCommands:
         key = key_of(arguments)
         assert key is not None, arguments
         loop, server = asyncio.get_running_loop(), self._connection.server_of(key)
-        reply: asyncio.Future[Any] = loop.create_future()
-        self._asked.setdefault(server, []).append(_Asked(key, arguments, reply))
+        replied: asyncio.Future[Any] = loop.create_future()
+        self._waiting.setdefault(server, []).append(_Command(key, arguments, replied))
         if server not in self._rounds:
             self._rounds[server] = loop.create_task(self._work_off(server))
         try:
-            return await reply
+            return await replied
         finally:
-            del reply  # an error in it leads, by its traceback, to this frame, which must not lead back
+            del replied  # an error in it leads, by its traceback, to this frame, which must not lead back
 
     async def _work_off(self, server: object) -> None:
-        """Makes one round after the other, until nobody asks."""
+        """Makes one round after the other, until no command waits."""
         try:
-            while asked := self._asked.pop(server, []):
-                replies: list[Any] = [Disconnected() for _ in asked]  # if this is cancelled
+            while commands := self._waiting.pop(server, []):
+                replies: list[Any] = [Disconnected() for _ in commands]  # if this is cancelled
                 try:
-                    replies = await self._replies(asked)
+                    replies = await self._round(commands)
                 finally:
-                    for command, reply in zip(asked, replies, strict=True):
-                        settle(command.reply, reply)
+                    for command, reply in zip(commands, replies, strict=True):
+                        settle(command.replied, reply)
         finally:
             del self._rounds[server]
 
-    async def _replies(self, asked: list[_Asked]) -> list[Any]:
-        """Makes a round; returns the reply of each command, or its error."""
-        key = asked[0].key
+    async def _round(self, commands: list[_Command]) -> list[Any]:
+        """Makes a round of these commands; returns the reply of each, or its error."""
+        key = commands[0].key
         mark = ("SET", replicated_key(tag_of(key)), b"", "EX", _MARK_SECONDS)
         wait = ("WAIT", self._replicas, _WAIT_MILLISECONDS)
         try:
             *replies, marked, replicas = await self._connection.execute_together(
-                key, *(command.arguments for command in asked), mark, wait
+                key, *(command.arguments for command in commands), mark, wait
             )
-            for reply in (marked, replicas):
-                if isinstance(reply, BaseException):
-                    raise reply
+            for result in (marked, replicas):
+                if isinstance(result, BaseException):
+                    raise result
             if not isinstance(replicas, int):
                 raise OddReply(f"ODDREPLY WAIT was answered by a {type(replicas).__name__}")
             if replicas < self._replicas:
                 raise RedisRefused(f"NOREPLICAS {replicas} of {self._replicas} replicas have it yet")
         except (Disconnected, RedisRefused) as error:
-            return [type(error)(*error.args) for _ in asked]  # one each: whoever catches it adds a traceback
+            return [type(error)(*error.args) for _ in commands]  # one each: whoever catches it adds a traceback
         return replies

@@ -50,7 +50,7 @@ class Outcome:
     pauses_seconds: Sequence[float]
     """The pause of each reader that was affected (seconds), in no order."""
     moves: Sequence[int]
-    """How many times each reader came to another gateway, in no order."""
+    """The numbers of reconnections, one for each reader; their order has no meaning."""
     seconds: float
     """When the last was served."""
     gateway_queue_longest: int

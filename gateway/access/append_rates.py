@@ -1,6 +1,7 @@
-"""How often a principal, and a stream, may be appended to: counted by each gateway process for itself, since appends are many.
+"""Limits on appends a second: those that one principal makes, and those to one stream.
 
-Each has a bucket of one second: so many appends at once, then one whenever its share of the second has passed (GCRA, ITU-T I.371).
+Each gateway process counts for itself: a round trip to Redis for each append would cost more than the append. Each principal and
+stream has a bucket of one second: so many appends at once, then one whenever its share of the second has passed (GCRA, ITU-T I.371).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What clients do with streams, whichever API they use.
+"""The operations on streams that all APIs share.
 
 streams         state, receipt, cancel, delete
 creation        the first entry of a log, and its request's way to a worker or an external writer

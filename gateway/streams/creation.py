@@ -50,7 +50,7 @@ _IDEMPOTENCY_VALUE = re.compile(rb"([0-9a-z]{36}) ([0-9a-f]{64})")
 _FIRST_CREATE_LOOKS, _FIRST_CREATE_PAUSE_SECONDS = 25, 0.02
 """A create waits half a second for the log of another create with the same Idempotency-Key, which may be under way."""
 _CREATING_BYTES_MAX = 128 << 20
-"""Of the requests that are being stored, in all. While Redis is away they wait for it, and nothing else bounds their number."""
+"""The memory, in bytes, of all requests that are being stored. While Redis is away they wait for it, and nothing else bounds their number."""
 _QUEUED_LOOK_SECONDS, _QUEUED_LOOK_SECONDS_MAX = 0.02, 0.5
 """The first and the longest pause between two looks for a request that another create with the same Idempotency-Key may queue."""
 

@@ -1,4 +1,4 @@
-"""What clients do with streams, whichever API they use: create, state, receipt, cancel, delete."""
+"""The operations on streams that all APIs share: create, state, receipt, cancel, delete."""
 
 from __future__ import annotations
 

@@ -46,9 +46,9 @@ def disagreements(
     receipts: Mapping[str, Counts],
     archived: Mapping[str, Counts],
     usage: Mapping[str, int],
-    told: Mapping[str, Counts],
+    webhook_counts: Mapping[str, Counts],
 ) -> list[str]:
-    """Returns what does not agree. `told`: what the last webhook of each stream says.
+    """Returns what does not agree. `webhook_counts`: those of the last webhook of each stream.
 
     Deleted streams have no receipt any more: archive and usage still count them, and whoever was to be told of them may not be.
     A webhook is sent at the end: what is delivered later is not in it.
@@ -58,8 +58,10 @@ def disagreements(
         for stream_id, receipt in receipts.items()
         if archived.get(stream_id) != receipt
     ]
-    found += [f"stream {stream_id}: nobody was told of its end" for stream_id in receipts.keys() - told.keys()]
-    for stream_id, counts in told.items():
+    found += [
+        f"stream {stream_id}: nobody was told of its end" for stream_id in receipts.keys() - webhook_counts.keys()
+    ]
+    for stream_id, counts in webhook_counts.items():
         row = archived.get(stream_id)
         if row is None or counts._replace(delivered=row.delivered) != row:
             found.append(f"stream {stream_id}: its webhook says {counts}, its row {row}")

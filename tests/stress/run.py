@@ -210,13 +210,13 @@ class Stress:
             }
             usage = used(await self._fleet.usage())
             last_bodies = {post.id: post.body for post in self._fleet.receiver.posts}
-            told = {stream_id: Counts.of_webhook(body) for stream_id, body in last_bodies.items()}
-            found = self._fleet.receiver.refused + disagreements(receipts, archived, usage, told)
+            webhook_counts = {stream_id: Counts.of_webhook(body) for stream_id, body in last_bodies.items()}
+            found = self._fleet.receiver.refused + disagreements(receipts, archived, usage, webhook_counts)
             if not found:
                 self.counts |= {f"agreed: {name}": count for name, count in usage.items()}
                 self.counts["agreed: receipts"] = len(receipts)
-                self.counts["agreed: webhooks"] = len(told)
-                self.counts["agreed: webhooks that came again"] = len(self._fleet.receiver.posts) - len(told)
+                self.counts["agreed: webhooks"] = len(webhook_counts)
+                self.counts["agreed: webhooks that came again"] = len(self._fleet.receiver.posts) - len(webhook_counts)
                 return
             if time.monotonic() > deadline:
                 for stream_id, delivered in (await self._fleet.counted()).items():

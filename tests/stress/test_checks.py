@@ -102,7 +102,7 @@ _USAGE = {"streams": 2, "generated": 10, "delivered": 8, "prompt": 4, "completio
 
 
 @pytest.mark.parametrize(
-    ("told", "usage", "count"),
+    ("webhook_counts", "usage", "count"),
     [
         ({"a": _COUNTS, "b": _COUNTS}, _USAGE, 0),
         ({"a": _COUNTS._replace(delivered=1)}, _USAGE, 0),  # sent before all was read; and the deleted stream is untold
@@ -113,9 +113,9 @@ _USAGE = {"streams": 2, "generated": 10, "delivered": 8, "prompt": 4, "completio
         ({"a": _COUNTS}, {**_USAGE, "streams": 3, "generated": 15}, 2),
     ],
 )
-def test_what_does_not_agree_is_noticed(told: dict[str, Counts], usage: dict[str, int], count: int) -> None:
+def test_what_does_not_agree_is_noticed(webhook_counts: dict[str, Counts], usage: dict[str, int], count: int) -> None:
     """Stream b is deleted: it has no receipt."""
-    assert len(disagreements({"a": _COUNTS}, {"a": _COUNTS, "b": _COUNTS}, usage, told)) == count
+    assert len(disagreements({"a": _COUNTS}, {"a": _COUNTS, "b": _COUNTS}, usage, webhook_counts)) == count
 
 
 def test_a_receipt_that_differs_from_the_archive_is_noticed() -> None:
