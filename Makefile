@@ -34,12 +34,16 @@ check: setup ## Formatting, lint, types, boundaries between the packages, licenc
 	@$(BIN)/python deploy/grafana/make_dashboards.py --check
 	@$(BIN)/midstream settings --markdown | diff docs/reference/settings.md - || (echo "docs/reference/settings.md is out of date: midstream settings --markdown > docs/reference/settings.md"; exit 1)
 
+# What failed beside the others is tried once more, one after the other: a fault fails again, a machine that was busy does not.
+AGAIN = { test $$? = 1 && echo "== Once more, one after the other: what failed beside the others" && \
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
+
 # Seven processes also on two cores: most of the time tests wait. A part (ARGS) is run by one, which starts at once.
 test: setup ## The tests, or a part: make test ARGS="tests/unit -k ids"; what this machine lacks is skipped with its reason
-	@$(BIN)/python -m pytest -n $(or $(WORKERS),$(if $(ARGS),0,7)) --dist loadfile $(or $(ARGS),-m "not long")
+	@$(BIN)/python -m pytest -n $(or $(WORKERS),$(if $(ARGS),0,7)) --dist loadfile $(or $(ARGS),-m "not long") $(if $(ARGS),,|| $(AGAIN))
 
 test-long: setup ## The tests that take minutes: faults and odd input at random, all versions of Redis, frameworks
-	@$(BIN)/python -m pytest -n $(or $(WORKERS),5) --dist loadfile -m long $(ARGS)
+	@$(BIN)/python -m pytest -n $(or $(WORKERS),5) --dist loadfile -m long $(ARGS) || $(AGAIN)
 
 stress: setup ## Faults of every kind, at random but seeded, with exact invariants: make stress SEED=7 MINUTES=10 ARGS="--redis cluster"
 	@$(BIN)/python -m tests.stress --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1) $(ARGS)
