@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shared.cluster import ClusterConnection
@@ -210,9 +210,9 @@ async def _find_masters(seen: RedisSeen, seeds: tuple[RedisAddress, ...]) -> Non
 
         reason = await _asked(seed, ask)
         if not reason:
-            masters = [(RedisAddress(host, port, "", 0, seed.username, seed.password, seed.tls), count)
-                       for (host, port), count in slots.items()]  # fmt: skip
-            seen.servers = [Server(address, slots=count) for address, count in masters]
+            seen.servers = [
+                Server(replace(seed, host=host, port=port), slots=count) for (host, port), count in slots.items()
+            ]
             if seen.servers:
                 return
             reason = "knows of no master that has slots"
@@ -246,7 +246,7 @@ async def _try_out(seen: RedisSeen, settings: Settings, roles: Sequence[Role]) -
     try:
         await until_up(connection, within_seconds=REPLY_SECONDS)
         for role in roles:
-            found = await refusals(connection, role)
+            found = await refusals(connection, role, min_replicas=settings.min_replicas)
             if role == "gateway":
                 await subscription.note_refusals(found)
             seen.refused[role] = found.sentence(role, connection.address.username) or ""
