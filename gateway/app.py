@@ -33,6 +33,7 @@ from gateway.http.addresses import Addresses
 from gateway.http.come_back import empty_stream
 from gateway.http.connection import Connection
 from gateway.http.cors import Cors
+from gateway.http.exchange import HEADERS_OF_ALL
 from gateway.http.hosts import Hosts
 from gateway.http.path_prefix import PathPrefix
 from gateway.http.problems import Problem, stopping
@@ -163,7 +164,7 @@ def make_app(services: Services) -> ASGI:
             refused(problem.status)
             response = error_response(problem, scope)
             if scope["type"] == "websocket":  # a refused handshake does not get the server's default headers
-                response.headers["x-content-type-options"] = "nosniff"
+                response.headers.update(HEADERS_OF_ALL)
             await response(scope, receive, send)
         except asyncio.CancelledError:
             if not delivery.draining:
