@@ -383,6 +383,7 @@ async def test_the_commands(system: System, tmp_path: Path) -> None:
         "status=odd",
         "limit=0",
         "limit=101",
+        "limit=000001000000",  # the first digits alone would do
         "limit=x",
         "after=x",
         "from=yesterday",
