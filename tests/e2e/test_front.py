@@ -82,7 +82,7 @@ OF_ALL = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 
 async def test_every_answer_has_nosniff_and_no_referrer(system: System) -> None:
-    """Both are in pages, streams, errors, answers to malformed HTTP, and handshakes."""
+    """Both are in pages, streams, errors, answers to malformed HTTP, and handshakes. All but the last two say whether they may be kept."""
     stream_id = await system.create("x", simulate=FAST)
     await system.until_status(stream_id, "completed")
     url, port = system.gateway_url(), system.gateway_port()
@@ -128,6 +128,7 @@ async def test_every_answer_has_nosniff_and_no_referrer(system: System) -> None:
         answer = await system.http.request(method, url + path)
         for name, value in OF_ALL.items():
             assert answer.headers.get_list(name) == [value], f"{method} {path}"
+        assert len(answer.headers.get_list("cache-control")) == 1, f"{method} {path}"
         statuses.add(answer.status_code)
     assert {200, 204, 400, 404, 405, 426} <= statuses
     for request in (b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n"):
