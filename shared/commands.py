@@ -48,6 +48,10 @@ class Commands(Executes, Protocol):
         """
 
 
+def ignore(reply: Any) -> None:
+    """Takes the reply to a command that was sent and need not succeed: what is lost is made up for later."""
+
+
 class Script:
     """A Lua script of `shared/scripts`, called by its digest; sent whole only when Redis does not know it (after SCRIPT FLUSH).
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import orjson
 
-from shared.commands import Commands, Executes
+from shared.commands import Commands, Executes, ignore
 from shared.due_list import LOOK_SECONDS, DueList
 from shared.errors import OddReply, Unusable
 from shared.event_log import shown
@@ -50,8 +50,8 @@ WAITING_MAX = 100_000
 must not fill Redis. 2 KB each without a text."""
 DEAD_MAX, DEAD_SECONDS = 1_000, 7 * 86_400
 """Webhooks that were given up and are kept, the newest: 64 MB with the longest texts."""
-_GONE_SECONDS = 86_400
-_GONE_MAX = 10_000
+_GONE_SECONDS, _GONE_MAX = 86_400, 10_000
+"""How long nothing is sent to an address that has answered 410, and how many such addresses are remembered: 1 MB."""
 _STORED_SECONDS = 90_000
 """How long a webhook that has failed is stored: a day of tries, and an hour."""
 _SECRET_PREFIX = "whsec_"  # noqa: S105
@@ -324,7 +324,7 @@ class WebhookStore:
 
     def _send(self, *command: Any) -> None:
         """Sends a command whose reply does not matter: what is lost is done at the next look."""
-        self._commands.send(command, lambda reply: None)
+        self._commands.send(command, ignore)
 
 
 def _name(url: str) -> str:

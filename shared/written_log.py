@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from shared import events
-from shared.commands import Commands, Script
+from shared.commands import Commands, Script, ignore
 from shared.errors import OddReply, Unreadable
 from shared.event_log import shown
 from shared.events import Accepted, Policies, Webhook
@@ -233,7 +233,7 @@ class WrittenLog:
         """Has a stream live on for as long as it lives after a read. Errors are passed over: the next read renews it."""
         if stream.life_ms:
             for key in (log_key(stream.stream_id), writer_key(stream.stream_id)):
-                self._commands.send(("PEXPIRE", key, stream.life_ms), _pass_over)
+                self._commands.send(("PEXPIRE", key, stream.life_ms), ignore)
 
 
 class Names:
@@ -256,7 +256,7 @@ class Names:
 
     def renew(self, owner: str, name: str, life_ms: int) -> None:
         """Has a name live on for longer than its stream will, if that is read in time. Errors are passed over."""
-        self._commands.send(("PEXPIRE", name_key(owner, name), _name_ms(life_ms)), _pass_over)
+        self._commands.send(("PEXPIRE", name_key(owner, name), _name_ms(life_ms)), ignore)
 
 
 class Held(NamedTuple):
@@ -310,7 +310,3 @@ def ended_as(outcome: str) -> tuple[bytes, bytes]:
 def _name_ms(life_ms: int) -> int:
     # A gateway renews a name when half of the stream's life has passed since it did so last: so it outlives the stream.
     return 2 * life_ms + _NAME_EXTRA_MS
-
-
-def _pass_over(reply: Any) -> None:
-    pass
