@@ -66,6 +66,7 @@ class ApiKey:
         return self.expires_at is None or now < self.expires_at
 
     def stored(self) -> bytes:
+        """Returns what Redis has of the key, but for the digest: JSON."""
         return orjson.dumps(
             {
                 "name": self.name,
@@ -79,7 +80,7 @@ class ApiKey:
 
     @classmethod
     def load(cls, digest: str, stored: bytes) -> ApiKey:
-        """Raises BadKey."""
+        """Returns the key with this digest, from what `stored` returned. Raises BadKey."""
         try:
             value = orjson.loads(stored)
             expires_at, limits, webhook = value.get("expires_at"), value.get("limits"), value.get("webhook")
@@ -127,7 +128,7 @@ def checked_scopes(scopes: Any) -> frozenset[str]:
     """Returns the scopes of a key. Raises BadKey."""
     found = frozenset(scopes)
     if not found or not found <= SCOPES:
-        wrong = ", ".join(sorted(repr(str(it)[:40]) for it in found - SCOPES)) or "none"
+        wrong = ", ".join(sorted(repr(str(scope)[:40]) for scope in found - SCOPES)) or "none"
         raise BadKey(f"scopes are {', '.join(sorted(SCOPES))}; given: {wrong}")
     return found
 
@@ -189,8 +190,8 @@ class ApiKeyTable:
                     continue
         return found
 
-    async def one(self, digest: str) -> ApiKey | None:
-        """Returns one key. Raises Disconnected, RedisRefused."""
+    async def find(self, digest: str) -> ApiKey | None:
+        """Returns the key with this digest; None if there is none, or one that cannot be read. Raises Disconnected, RedisRefused."""
         stored = await self._commands.execute("HGET", API_KEYS, digest)
         try:
             return ApiKey.load(digest, stored) if isinstance(stored, bytes) else None
@@ -227,6 +228,7 @@ async def create(
 
 
 def _checksum(body: str) -> str:
+    """Returns the CRC-32 of a key's random characters, in characters of the same alphabet."""
     number, characters = zlib.crc32(body.encode()), ""
     for _ in range(_CHECKSUM_CHARACTERS):
         number, place = divmod(number, len(_ALPHABET))

@@ -61,6 +61,7 @@ class Appended(NamedTuple):
 
     @classmethod
     def of(cls, reply: Any) -> Appended:
+        """Returns the result that a reply of `append.lua` means. Raises OddReply."""
         if isinstance(reply, int):
             return cls("applied", reply)
         try:
@@ -98,7 +99,8 @@ class EventLog:
         self.ended_ttl_seconds = ended_ttl_seconds
         self._tombstone_ttl_seconds = tombstone_ttl_seconds
         self._new_ends = NewEnds(replicated)
-        self._asking: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Task[None]] = set()
+        """Reads by callbacks that wait until replicas have an end."""
 
     async def append(
         self, stream_id: str, held: int, entry: Entry, ttl_seconds: int | None = None, beside: Beside | None = None
@@ -233,8 +235,8 @@ class EventLog:
             on_read(read)
             return
         task = asyncio.get_running_loop().create_task(self._hand_on_later(stream_id, read, on_read))
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
 
     async def _hand_on_later(self, stream_id: str, read: list[RawEntry], on_read: OnRead) -> None:
         try:

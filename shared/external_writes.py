@@ -26,6 +26,7 @@ Status = Literal["applied", "looked", "ended", "differs", "full", "cancelled", "
 _CLAIM_MILLISECONDS = 2000
 """How long a stream that one gateway looks at is left alone by the others: should that gateway die, they go on after it."""
 _DUE_MAX = 128
+"""Streams that are looked at in one go, each by a round trip: the others are due at the next one."""
 
 
 class Written(NamedTuple):
@@ -45,7 +46,7 @@ class Written(NamedTuple):
 
     @classmethod
     def of(cls, reply: Any) -> Written:
-        """Raises OddReply."""
+        """Returns the result that a reply of `write.lua` means. Raises OddReply."""
         try:
             status, last, field, value, listeners = reply
             return cls(status.decode(), EventId.of(last), bytes(field), bytes(value), int(listeners))
@@ -53,7 +54,7 @@ class Written(NamedTuple):
             raise OddReply(f"ODDREPLY an append was answered by {shown(reply)}") from None
 
 
-class Lease(NamedTuple):
+class WriterLease(NamedTuple):
     """How long a writer may be silent, and how long its stream may be without a reader (None: to its end)."""
 
     seconds: float
@@ -87,7 +88,7 @@ class ExternalWrites:
         *,
         renew: bool,
         lease_seconds: float | None = None,
-        lease: Lease | None = None,
+        lease: WriterLease | None = None,
         cancelled: bytes,
     ) -> Written:
         """Appends and publishes `entry` if the log's last id is `expected`; with None only looks.
@@ -118,7 +119,7 @@ class ExternalWrites:
         return Written.of(reply)
 
     async def look(self, stream_id: str, *, renew: bool = False, cancelled: bytes, **more: Any) -> Written:
-        """Returns the log's last entry and the number of listeners, and renews the lease if that is wished."""
+        """Returns the log's last entry and the number of listeners, and with `renew` renews the lease."""
         return await self.append(stream_id, None, Entry(BEGINNING, b"", b""), renew=renew, cancelled=cancelled, **more)
 
 
@@ -132,7 +133,7 @@ class WriterLeases:
         self._commands = commands
         self._ttl_seconds = ttl_seconds
 
-    async def begin(self, stream_id: str, lease: Lease) -> None:
+    async def begin(self, stream_id: str, lease: WriterLease) -> None:
         """Begins the lease of a stream that was made just now. May be repeated."""
         key, milliseconds = lease_key(stream_id), int(lease.seconds * 1000)
         alone = -1 if lease.alone_seconds is None else int(lease.alone_seconds * 1000)
@@ -155,8 +156,8 @@ class WriterLeases:
         """Returns Redis's time (ms) and the streams that are to be looked at now, which it leaves to the caller for a while."""
         reply = await self.DUE.run(self._commands, [WRITERS], _DUE_MAX, _CLAIM_MILLISECONDS)
         try:
-            now, *stream_ids = reply
-            return int(now), [stream_id.decode(errors="replace") for stream_id in stream_ids]
+            now_ms, *stream_ids = reply
+            return int(now_ms), [stream_id.decode(errors="replace") for stream_id in stream_ids]
         except (TypeError, ValueError, AttributeError):
             raise OddReply(f"ODDREPLY the script due was answered by {shown(reply)}") from None
 

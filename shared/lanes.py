@@ -21,7 +21,7 @@ from shared.settings import Settings
 T = TypeVar("T")
 
 LANES_OF_CLUSTER = 16
-"""So many connections for claims a worker needs; with up to eight masters each has a lane or more."""
+"""With up to eight masters each has a lane or more. A worker has a connection for claims to each lane."""
 
 
 def lanes_of(

@@ -24,6 +24,7 @@ _PORTS_TRIED = 16
 _SECONDS_MAX = 5.0
 """From a connection to its end: whoever sends half a request, or does not read, is not waited for longer."""
 _HEAD_BYTES_MAX = 8192
+"""Of a request's head: a scraper's has some hundred bytes."""
 _CONNECTIONS_MAX = 32
 """Served at once: a Prometheus or two and health checks. Further ones are closed without an answer."""
 

@@ -38,7 +38,8 @@ THERE_SECONDS = 7.0
 REMEMBERED_SECONDS = 60.0
 PROCESSES_MAX = 256
 """Further processes are not listed: each entry has half a kilobyte, and all are read at once."""
-_GOODBYE_SECONDS = 0.3
+_DELETE_SECONDS_MAX = 0.3
+"""How long a process that stops waits for Redis to delete its entry."""
 
 Facts = dict[str, Any]
 
@@ -80,7 +81,7 @@ class Presence:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         try:
-            async with asyncio.timeout(_GOODBYE_SECONDS):
+            async with asyncio.timeout(_DELETE_SECONDS_MAX):
                 await self._write(b"")
         except (MidstreamError, TimeoutError) as error:
             logger.debug("this process's entry was not deleted: %s", error)

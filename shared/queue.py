@@ -20,7 +20,6 @@ from shared.presence import last_heard_at
 
 logger = logging.getLogger(__name__)
 
-
 _SOUGHT_MAX = 2000
 """The most entries among which one request is looked for, from the time of its stream on: 2 ms of Redis."""
 _CLOCKS_SECONDS = 1.0

@@ -175,6 +175,8 @@ def _is_time(value: Any) -> bool:
 
 @dataclass(slots=True)
 class _Attempt:
+    """What a log says of one attempt."""
+
     kept_tokens: int
     """How many increments of earlier attempts it keeps."""
     reached: int

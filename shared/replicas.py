@@ -21,6 +21,7 @@ from shared.resp import settle
 _WAIT_MILLISECONDS = 250
 """How long one round waits for the replicas. Whoever sent its commands repeats them, as when Redis is away."""
 _MARK_SECONDS = 5
+"""How long the key of the write before WAIT lives: nobody reads it."""
 
 Argument = bytes | str | int | float
 

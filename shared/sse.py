@@ -12,7 +12,7 @@ KEEP_ALIVE = b":\n"
 
 
 def retry(milliseconds: int) -> bytes:
-    """How long a client waits before it reconnects. It takes effect when its line is read, and stands in no event of its own."""
+    """Returns the line that says how long a client waits before it reconnects. It counts as soon as it is read, and belongs to no event."""
     return b"retry: %d\n" % milliseconds
 
 

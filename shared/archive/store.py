@@ -39,7 +39,7 @@ _CONNECTIONS_MAX = 3
 """Of each process: one that writes, two that read. A hundred processes stay below what PostgreSQL allows by hundreds."""
 _UPGRADE_LOCK = 0x6D6964  # any number that no other program takes
 _COLUMNS = [column for column in streams.c if column.name not in ("entries", "request", "receipt", "notes")]
-"""What lists have."""
+"""The columns of a list: all but a stream's content."""
 _COUNTED_LATER = ("delivered_tokens", "prompt_tokens", "completion_tokens")
 _LATER = (*_COUNTED_LATER, "receipt", "notes")
 """The columns that may change after a stream was archived: who has read it, and a usage that came late."""
@@ -271,7 +271,7 @@ class Archive:
         except TimeoutError:
             raise ArchiveAway(f"the archive has not answered within {self._seconds:g} s") from None
         except DBAPIError as error:
-            raise (_Refused if _is_for_its_values(error) else ArchiveAway)(_words_of(error)) from None
+            raise (_Refused if _refuses_the_values(error) else ArchiveAway)(_words_of(error)) from None
         except (SQLAlchemyError, OSError, EOFError) as error:
             raise ArchiveAway(_words_of(error)) from None
 
@@ -285,8 +285,8 @@ class _Refused(ArchiveAway):
     """The database answers, and refuses these values."""
 
 
-def _is_for_its_values(error: DBAPIError) -> bool:
-    """Whether a statement has failed for what it says; else for the database: it is away, full, read-only, lacks a permission."""
+def _refuses_the_values(error: DBAPIError) -> bool:
+    """Returns whether the database refuses what a statement stores; else it is away, full, read-only, or lacks a permission."""
     sqlstate = getattr(error.orig, "sqlstate", None) or ""
     return isinstance(error, DataError | IntegrityError) or sqlstate[:2] in _REFUSED_CLASSES
 
@@ -327,10 +327,8 @@ def _engine_of(url: Any, seconds: float) -> AsyncEngine:
         @event.listens_for(engine.sync_engine, "connect")
         def set_up(connection: Any, _: Any) -> None:
             cursor = connection.cursor()
-            for pragma in (
-                "journal_mode=WAL",
-                "synchronous=FULL",
-            ):  # readers do not wait for the writer; a commit stays
+            # Readers do not wait for the writer; and what is committed outlasts a power cut.
+            for pragma in ("journal_mode=WAL", "synchronous=FULL"):
                 cursor.execute(f"PRAGMA {pragma}")
             cursor.close()
 

@@ -180,7 +180,9 @@ class Odd(HttpServer):
             await asyncio.Event().wait()
 
 
-@pytest.mark.parametrize(("path", "words"), [("/endless", "longer than"), ("/bomb", "32 MiB"), ("/never", "nothing more")])
+@pytest.mark.parametrize(
+    ("path", "words"), [("/endless", "longer than"), ("/bomb", "32 MiB"), ("/never", "nothing more")]
+)
 async def test_what_no_gateway_sends_is_an_observation(path: str, words: str) -> None:
     async with Odd() as server:
         observation = await Client(0.5).observe(server.origin + path, {}, planned_seconds=0.0)
