@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 _SECRET_BYTES = 32
 _REPLY_SECONDS = 10.0
-Settle = Callable[[WebhookStore], Awaitable[T]]
+Work = Callable[[WebhookStore], Awaitable[T]]
 
 
 def list_webhooks(redis_url: str, *, count: int, as_json: bool) -> int:
@@ -114,7 +114,7 @@ def _line(pending: Pending) -> str:
     return f"{pending.stream_id}  {state:7}  {pending.host}  first try {first}, {pending.tries} in all: {pending.error}"
 
 
-async def _with_store(redis_url: str, run: Settle[T]) -> T:
+async def _with_store(redis_url: str, run: Work[T]) -> T:
     settings = Settings.from_environment({**os.environ, "MIDSTREAM_REDIS_URL": redis_url})
     await check(settings)
     connection = connection_to(settings, name="webhooks", scripts=DueList.SCRIPTS)

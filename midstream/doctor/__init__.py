@@ -18,7 +18,7 @@ import orjson
 from midstream.doctor.examine import IDLE_SECONDS_MAX, Address, Examined, Options, examine
 from midstream.doctor.observe import Client
 from midstream.doctor.report import as_json, as_text, report_of
-from midstream.key import authorization
+from midstream.gateway_answers import authorization
 from shared.errors import MidstreamError, Unusable
 from shared.grants import Role
 
