@@ -18,6 +18,8 @@ from shared.settings import Settings, described
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: the command's, 1 after an error that it raised, 130 after Ctrl-C, 141 if
+    nobody reads the output any more."""
     parser, commands = make_parser()
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:

@@ -97,6 +97,8 @@ def _check_webhook(url: str, *, stored: bool) -> None:
 
 
 def list_keys(redis_url: str, *, as_json: bool) -> int:
+    """Prints what is known of each key in Redis, by name; never a key itself."""
+
     async def run(table: ApiKeyTable) -> dict[str, ApiKey]:
         return await table.all()
 

@@ -44,6 +44,8 @@ _LOOK_SECONDS = 0.03
 
 @dataclass(kw_only=True)
 class _NamedChild(Child):
+    """A child process by the name that messages give it, and how to start it again."""
+
     name: str
     command: list[str]
     environment: Mapping[str, str]

@@ -32,7 +32,7 @@ class Commands(Executes, Protocol):
         return None
 
     def can_reach(self, key: bytes) -> bool:
-        """Whether the server that has a key can be reached now."""
+        """Returns whether the server that has a key can be reached now."""
         return True
 
     def send(

@@ -133,7 +133,7 @@ class EventLog:
         await self._commands.execute("SPUBLISH", live_channel(stream_id), b" ".join(_arguments(entry)))
 
     async def probe(self, stream_id: str, held: int, last: EventId) -> Appended:
-        """Tells whether the log still holds `held` entries up to `last`, and how many listeners it has. Writes nothing."""
+        """Returns whether the log still holds `held` entries up to `last`, and how many listeners it has. Writes nothing."""
         channel = live_channel(stream_id)
         return Appended.of(await self.APPEND.run(self._commands, [log_key(stream_id)], channel, held, bytes(last)))
 
@@ -217,7 +217,7 @@ class EventLog:
         return entries_of(raw)
 
     async def has_begun(self, stream_id: str) -> bool:
-        """Whether a log has an entry; with `replicated` one that replicas have, too, so that others may be told of the stream."""
+        """Returns whether a log has an entry; with `replicated` one that replicas have, too, so that others may be told of the stream."""
         return bool(await self._read(*_xrevrange(stream_id, 1), or_else=_NO_LOG, over=self._replicated))
 
     def send_newest(self, stream_id: str, count: int, on_read: OnRead) -> None:

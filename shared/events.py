@@ -189,7 +189,7 @@ def _messages(last: EventId, lines: list[bytes]) -> list[Event]:
 
 
 def is_json(text: bytes) -> bool:
-    """Tells whether a text is JSON in UTF-8."""
+    """Returns whether a text is JSON in UTF-8."""
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError:

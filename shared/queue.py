@@ -171,7 +171,7 @@ class RequestQueue:
         await self._renewed(claims, lease_milliseconds)
 
     async def counts(self) -> QueueCounts:
-        """How many requests wait and run now. Three short commands. Raises Disconnected, RedisRefused."""
+        """Returns how many requests wait and run now. Three short commands. Raises Disconnected, RedisRefused."""
         requests = await self._commands.execute("XLEN", self.key)
         if not isinstance(requests, int):
             raise OddReply(f"ODDREPLY XLEN was answered by {shown(requests)}")
@@ -191,7 +191,7 @@ class RequestQueue:
             raise OddReply(f"ODDREPLY the queue's counts were answered by {shown(reply)}") from None
 
     async def holds(self, stream_id: str) -> bool:
-        """Whether the queue has a request, waiting or claimed; with `replicated` as replicas have it, too.
+        """Returns whether the queue has a request, waiting or claimed; with `replicated` as replicas have it, too.
 
         True also where too many came at that time to look at all of them. Raises Disconnected, RedisRefused.
         """
@@ -208,14 +208,14 @@ class RequestQueue:
         return is_there
 
     async def newest(self, count: int) -> list[Claim]:
-        """The newest at most `count` requests, whoever has them. Raises Disconnected, RedisRefused."""
+        """Returns the newest requests, at most `count`, whoever has them. Raises Disconnected, RedisRefused."""
         entries = await self._commands.execute("XREVRANGE", self.key, "+", "-", "COUNT", count)
         if not isinstance(entries, list):
             raise OddReply(f"ODDREPLY XREVRANGE was answered by {shown(entries)}")
         return [claim for entry in entries if (claim := claim_of(entry, self.key)) is not None]
 
     async def leases(self, first: bytes, count: int) -> dict[bytes, Lease]:
-        """The leases on at most `count` requests from the entry with the id `first` on. Raises Disconnected, RedisRefused."""
+        """Returns the leases on at most `count` requests from the entry with the id `first` on. Raises Disconnected, RedisRefused."""
         rows = await self._unless_missing("XPENDING", self.key, GROUP, first, "+", count)
         try:
             return {
@@ -226,7 +226,7 @@ class RequestQueue:
             raise OddReply(f"ODDREPLY XPENDING was answered by {shown(rows)}") from None
 
     async def last_heard_at(self, worker: str) -> float | None:
-        """When another worker last said that it was there, in Unix seconds; None where that is not remembered."""
+        """Returns when another worker last said that it was there, in Unix seconds; None where that is not remembered."""
         return await last_heard_at(self._commands, worker)
 
     async def forget_idle_consumers(self, idle_milliseconds: int) -> None:
@@ -302,7 +302,7 @@ class RequestQueue:
 
 
 def _objects(command: str, reply: Any) -> list[dict[bytes, Any]]:
-    """The objects that Redis sends as flat lists of names and values. Raises OddReply."""
+    """Returns the objects that Redis sends as flat lists of names and values. Raises OddReply."""
     try:
         return [dict(zip(row[::2], row[1::2], strict=True)) for row in reply]
     except (TypeError, ValueError):

@@ -71,6 +71,7 @@ class DeliveryNote:
     noted_at: float | None = None
 
     def stored(self) -> bytes:
+        """Returns the note as its hash in Redis has it: JSON, as in `GET /v1/streams/{id}/receipt` but without `tokens`."""
         return orjson.dumps(
             {
                 "id": self.connection,

@@ -52,6 +52,7 @@ class ReplicatedCommands:
         return self._connection.can_reach(key)
 
     async def execute(self, *arguments: Argument) -> Any:
+        """Returns the reply to a command with a key, when replicas have what it wrote."""
         key = key_of(arguments)
         assert key is not None, arguments
         loop, server = asyncio.get_running_loop(), self._connection.server_of(key)

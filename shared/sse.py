@@ -53,6 +53,7 @@ class Decoder:
         self._first = True
 
     def feed(self, data: bytes) -> Iterator[Message]:
+        """Takes bytes of the body, and yields the messages that they complete."""
         if self._first or b"\n" in data or b"\r" in data or self._after_cr():
             lines = self._lines(b"".join((*self._parts, data)))
         else:

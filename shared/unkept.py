@@ -105,7 +105,7 @@ class Unkept:
         self._send("HDEL", ARCHIVE_TROUBLE, "write")
 
     async def can_write(self) -> bool:
-        """Whether no worker has lately failed to write to the archive."""
+        """Returns whether no worker has lately failed to write to the archive."""
         return not await self._commands.execute("HLEN", ARCHIVE_TROUBLE)
 
     def _send(self, *command: bytes | str | int) -> None:

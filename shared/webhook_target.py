@@ -130,7 +130,7 @@ class Targets:
         return any(name.startswith("*.") and host.endswith(name[1:]) for name in self._hosts)
 
     def allows(self, address: Address) -> bool:
-        """Whether a connection to an address may be made: a public one, or one of MIDSTREAM_WEBHOOK_NETWORKS."""
+        """Returns whether a connection to an address may be made: a public one, or one of MIDSTREAM_WEBHOOK_NETWORKS."""
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped  # the system connects to that
         if any(address in network for network in self._networks if network.version == address.version):

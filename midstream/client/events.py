@@ -49,6 +49,8 @@ class Stopped(StreamError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Event:
+    """What every event has."""
+
     type: ClassVar[str]
 
     id: str | None = None

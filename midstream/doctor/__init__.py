@@ -31,7 +31,7 @@ class BadUse(MidstreamError):
 
 
 def doctor_of_redis(url: str, *, role: Role | None, json: bool) -> int:
-    """`midstream doctor --redis [URL]`. `url`: empty for MIDSTREAM_REDIS_URL. `role`: whose permissions are tried; None: both.
+    """Runs `midstream doctor --redis [URL]`. `url`: empty for MIDSTREAM_REDIS_URL. `role`: whose permissions are tried; None: both.
 
     Returns 0 if Midstream can use it, 1 if there are faults, 2 if Redis cannot be asked or a setting is invalid.
     """

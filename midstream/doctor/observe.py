@@ -203,6 +203,7 @@ class _Body:
             self._observation.unreadable = True
 
     def feed(self, part: bytes, now: float) -> None:
+        """Takes bytes of the body that came at `now` (seconds since the request). Raises ValueError, EventTooLong."""
         observation = self._observation
         if observation.unreadable:
             self.size_bytes += len(part)

@@ -196,7 +196,7 @@ class Archive:
         return Archived(row, entries, notes, fields)
 
     async def has(self, stream_id: str) -> bool:
-        """Whether there is a row, also of a deleted stream."""
+        """Returns whether there is a row, also of a deleted stream."""
         async with self._connection() as connection:
             found = await connection.execute(select(streams.c.id).where(streams.c.id == stream_id))
             return found.first() is not None
@@ -238,7 +238,7 @@ class Archive:
     # --- helpers
 
     def _has_metadata(self, key: str, value: str) -> Any:
-        """The condition that a field of the metadata has a value. A path of JSON could not name every key."""
+        """Returns the condition that a field of the metadata has a value. A path of JSON could not name every key."""
         if self._url.get_backend_name() == "postgresql":
             return streams.c.metadata.op("@>")(cast({key: value}, JSONB))
         fields = func.json_each(streams.c.metadata).table_valued("key", "value")
@@ -255,7 +255,7 @@ class Archive:
 
     @asynccontextmanager
     async def _connection(self, *, writing: bool = False) -> AsyncIterator[AsyncConnection]:
-        """A connection, in a transaction that is committed if all goes well."""
+        """Gives a connection, in a transaction that is committed if all goes well."""
         if not self._is_open:
             await self.open()
         assert self._engine is not None
@@ -277,7 +277,7 @@ class Archive:
 
 
 def _has_content() -> Any:
-    """The condition that a stream is not deleted, and has not expired."""
+    """Returns the condition that a stream is not deleted, and has not expired."""
     return and_(streams.c.entries.is_not(None), or_(streams.c.expires_at.is_(None), streams.c.expires_at > time.time()))
 
 
