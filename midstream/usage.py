@@ -72,9 +72,14 @@ def _print_table(rows: Iterable[Row], *, by_day: bool) -> None:
     _print_aligned([tuple(name.replace("_", " ") for name in columns), *lines], texts=len(names))
 
 
+def _printable(text: str) -> str:
+    """Returns a text that cannot steer a terminal: clients choose the names of models."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def _print_aligned(lines: list[tuple[str, ...]], *, texts: int) -> None:
     """Prints columns: the first `texts` aligned to the left, the others to the right."""
-    shown = [tuple("".join(c if c.isprintable() else "?" for c in cell) for cell in line) for line in lines]
+    shown = [tuple(map(_printable, line)) for line in lines]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     for line in shown:
         aligned: list[Callable[[int], str]] = [

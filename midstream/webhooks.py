@@ -21,6 +21,7 @@ from shared.webhooks import DEAD_MAX, Pending, Secrets, WebhookStore, new_secret
 T = TypeVar("T")
 
 _SECRET_BYTES = 32
+"""As many as HMAC-SHA256 uses; Standard Webhooks allows 24 to 64."""
 _REPLY_SECONDS = 10.0
 Work = Callable[[WebhookStore], Awaitable[T]]
 

@@ -37,6 +37,7 @@ _FORMS = (
 _SEEDS_MAX = 64
 """Of the hosts in a URL: one that answers is enough."""
 _SENTINEL_PORT = 26379
+"""The port of a Sentinel by default."""
 
 
 def address_of(

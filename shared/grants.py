@@ -58,6 +58,7 @@ _IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 _COMMAND = re.compile(r"run the '([a-z|]{1,40})' command")
 _UNKNOWN = re.compile(r"unknown (sub)?command|Unknown (Redis )?command", re.IGNORECASE)
 _MESSAGE_CHARACTERS_MAX = 200
+"""Of an answer of Redis in a sentence."""
 
 
 class Refusals:

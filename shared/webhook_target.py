@@ -15,6 +15,7 @@ from shared.errors import MidstreamError, Unusable
 from shared.settings import Settings
 
 URL_CHARACTERS_MAX = 2048
+"""Of a webhook's URL, which is stored with each stream: longer ones do not work everywhere."""
 _URL = re.compile(
     r"(?P<scheme>https?)://"
     r"(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}))"

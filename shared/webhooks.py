@@ -59,6 +59,7 @@ _SECRETS_MAX = 2
 _SECRET_BYTES_LEAST, _SECRET_BYTES_MOST = 24, 64
 """Standard Webhooks, section "Signature scheme"."""
 _ERROR_CHARACTERS_MAX = 200
+"""Of what came of a try, in Redis and in lists."""
 
 
 class Secrets:

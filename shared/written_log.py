@@ -31,6 +31,7 @@ from shared.outcomes import CancelReason, FailureCode
 API = "durable"
 """The value of `facade.api` in the `accepted` of a written stream."""
 _NAME_EXTRA_MS = 60_000
+"""So much longer than it must a name lives, should a gateway renew it late."""
 PRODUCERS_MAX = 1000
 """Idempotent producers of one stream: 60 KB of Redis. A program that restarts keeps its name and raises its epoch."""
 

@@ -31,6 +31,7 @@ LOOK_SECONDS = 0.5
 STORED_SECONDS_MAX = 60.0
 """How long a push waits for room, or for its event to be stored: as long as a call is tried."""
 _LOOKS_PER_LEASE = 4
+"""Signs of life in the time of a lease, so that a lost one does not end it."""
 _BATCH_EVENTS_MAX, _BATCH_BYTES_MAX = 512, 256 << 10
 _KEPT_SECONDS = 10.0
 """How long stored events are kept. Redis writes to its disk, and to its replicas, within a second or two."""

@@ -46,6 +46,7 @@ _ANSWER_BYTES_MAX = 64 << 20
 REFUSAL_BYTES_MAX = 65_536
 """So much of a refusal is read."""
 _DETAIL_CHARACTERS_MAX = 500
+"""Of a refusal's text in an error: a proxy may answer with a page."""
 
 _STREAM_PATH = re.compile(r"/v1/streams/[^/]+")
 T = TypeVar("T")

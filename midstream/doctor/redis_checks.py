@@ -17,10 +17,12 @@ _PING_SECONDS = 0.005
 _PING_P99_SECONDS = 0.05
 """Readers see a pause of more as a stutter."""
 _MEMORY_SHARE_MAX = 0.8
+"""Of maxmemory: above it a burst of answers may fill the rest before anybody has reacted."""
 _SENTINELS_LEAST = 3
 _DOWN_AFTER_LEAST_MILLISECONDS = 1000
 """shared.resp leaves a server that was silent for a second: a Sentinel must not replace it sooner."""
 _OUTPUT_CHARACTERS_MAX = 300
+"""Of what a server answers, in a sentence."""
 
 CHECKS = {
     "topology": "what the URL names",

@@ -12,8 +12,8 @@ from midstream.doctor.examine import Examined
 from midstream.doctor.kinds import NAMES, changes, kind_of
 
 MARKS = {Verdict.OK: "✓", Verdict.FAULT: "✗", Verdict.ADVICE: "!", Verdict.UNKNOWN: "–"}
-_CELL_CHARACTERS_MAX = 30
-_WIDTH = 100
+_CELL_CHARACTERS_MAX, _WIDTH = 30, 100
+"""Of a cell in the table, so that three addresses fit beside each other, and of a line of text."""
 
 
 @dataclass(frozen=True, slots=True)
