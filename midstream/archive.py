@@ -18,11 +18,11 @@ import orjson
 
 from midstream.gateway_answers import get
 from midstream.operator import operator
+from midstream.redis_connection import connected
 from shared.accounts import Accounts
 from shared.archive import archive_of
 from shared.archive.record import tombstone_of
 from shared.archive.wanted import Wanted
-from shared.connections import RedisConnection, check, connection_to
 from shared.errors import Unusable
 from shared.event_log import EventLog
 from shared.events import CANCELLED, owner_of
@@ -208,7 +208,7 @@ def forget(*, settings: Settings, owner: str) -> int:
 
 async def _forget(settings: Settings, owner: str) -> tuple[int, int]:
     """Returns how many streams the archive had, and Redis. What is counted stays, without the owner's name."""
-    async with _opened(settings) as archive, _redis(settings) as connection:
+    async with _opened(settings) as archive, connected(settings, name="forget") as connection:
         log = EventLog(
             connection,
             log_ttl_seconds=settings.log_ttl_seconds,
@@ -247,15 +247,3 @@ async def _opened(settings: Settings) -> AsyncIterator[Archive]:
         yield archive
     finally:
         await archive.close()
-
-
-@asynccontextmanager
-async def _redis(settings: Settings) -> AsyncIterator[RedisConnection]:
-    await check(settings)
-    connection = connection_to(settings, name="forget")
-    connection.start()
-    try:
-        await connection.wait_until_up()
-        yield connection
-    finally:
-        await connection.close()

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from shared.connections import check, connection_to
+from midstream.redis_connection import connected
 from shared.due_list import DueList
 from shared.errors import Unusable
 from shared.keys import WEBHOOKS_DEAD, WEBHOOKS_WAITING
@@ -22,7 +22,6 @@ T = TypeVar("T")
 
 _SECRET_BYTES = 32
 """As many as HMAC-SHA256 uses; Standard Webhooks allows 24 to 64."""
-_REPLY_SECONDS = 10.0
 Work = Callable[[WebhookStore], Awaitable[T]]
 
 
@@ -117,14 +116,5 @@ def _line(pending: Pending) -> str:
 
 async def _with_store(redis_url: str, run: Work[T]) -> T:
     settings = Settings.from_environment({**os.environ, "MIDSTREAM_REDIS_URL": redis_url})
-    await check(settings)
-    connection = connection_to(settings, name="webhooks", scripts=DueList.SCRIPTS)
-    connection.start()
-    try:
-        async with asyncio.timeout(_REPLY_SECONDS):
-            await connection.wait_until_up()
-            return await run(WebhookStore(connection, log_ttl_seconds=settings.log_ttl_seconds))
-    except TimeoutError:
-        raise Unusable(f"Redis did not answer within {_REPLY_SECONDS:g} s") from None
-    finally:
-        await connection.close()
+    async with connected(settings, name="webhooks", scripts=DueList.SCRIPTS) as connection:
+        return await run(WebhookStore(connection, log_ttl_seconds=settings.log_ttl_seconds))
