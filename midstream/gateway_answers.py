@@ -13,6 +13,8 @@ from shared.errors import Unusable
 
 _TIMEOUT_SECONDS = 30.0
 """Twice as long as a gateway waits by default for a Redis that is away (MIDSTREAM_REDIS_WAIT_SECONDS)."""
+_ANSWER_BYTES_MAX = 64 << 20
+"""Far above the state of the longest answer, and any page of a list."""
 
 
 def authorization() -> dict[str, str]:
@@ -26,8 +28,15 @@ def get(server: str, path: str, query: Mapping[str, str] | None = None) -> dict[
     url = f"{server.rstrip('/')}{path}"
     parameters = {name: value for name, value in (query or {}).items() if value}
     try:
-        response = httpx2.get(url, params=parameters, headers=authorization(), timeout=_TIMEOUT_SECONDS)
-        answer = orjson.loads(response.content)
+        body = bytearray()
+        with httpx2.stream(
+            "GET", url, params=parameters, headers=authorization(), timeout=_TIMEOUT_SECONDS
+        ) as response:
+            for part in response.iter_bytes():
+                body += part
+                if len(body) > _ANSWER_BYTES_MAX:
+                    raise Unusable(f"{url} answers with more than {_ANSWER_BYTES_MAX} bytes")
+        answer = orjson.loads(body)
     except (httpx2.HTTPError, httpx2.InvalidURL, orjson.JSONDecodeError) as error:
         raise Unusable(f"{url} does not answer as a Midstream gateway does: {error}") from None
     if response.status_code != 200 or not isinstance(answer, dict):

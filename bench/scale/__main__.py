@@ -169,9 +169,9 @@ def _check(costs: Costs) -> int:
         f"A reader's return costs {ours.resume_us:.0f} µs here, an event that it lacks {ours.resume_event_us:.2f} µs.\n"
     )
     print("| readers | events that each lacks | seen | predicted | deviation |\n|---|---|---|---|---|")
-    for one in comparisons:
+    for row in comparisons:
         print(
-            f"| {one.readers:,} | {one.events_lacked:,} | {one.seen_seconds:.2f} s | {one.predicted_seconds:.2f} s | {one.deviation:+.0%} |"
+            f"| {row.readers:,} | {row.events_lacked:,} | {row.seen_seconds:.2f} s | {row.predicted_seconds:.2f} s | {row.deviation:+.0%} |"
         )
     runs = [  # 334 readers: two of each stream of one master, which has a third of 500
         failover(334, gateways=2, costs=ours, node_timeout_seconds=1.0, tokens_per_second=5.0, seed=seed)
@@ -188,9 +188,9 @@ def _check(costs: Costs) -> int:
 def _print_inputs() -> None:
     print("| input | default | what it is | where from |\n|---|---|---|---|")
     for kind in INPUTS:
-        for one in dataclasses.fields(kind):
+        for field in dataclasses.fields(kind):
             print(
-                f"| `{one.name}` | {one.default:,g} | {one.metadata['meaning']} | {one.metadata['source'] or 'an input'} |"
+                f"| `{field.name}` | {field.default:,g} | {field.metadata['meaning']} | {field.metadata['source'] or 'an input'} |"
             )
 
 
