@@ -20,10 +20,9 @@ import orjson
 
 from shared.commands import Commands, Executes, Script, ignore
 from shared.due_list import DueList, texts_of
-from shared.errors import OddReply
-from shared.event_log import shown
 from shared.ids import created_at
 from shared.keys import ACCOUNT_ENTRIES, ACCOUNT_LOOKS, account_key, principals_key, usage_key
+from shared.odd_replies import reading
 from shared.settings import Settings
 
 COUNTS = (
@@ -166,11 +165,9 @@ class Accounts:
         )
         if reply == 0:
             return None
-        try:
+        with reading("an admission", reply):
             limit, whose, milliseconds = reply
             return Refusal(limit.decode(), whose == 1, milliseconds / 1000)
-        except (TypeError, ValueError, AttributeError):
-            raise OddReply(f"ODDREPLY an admission was answered by {shown(reply)}") from None
 
     async def running(self, principal: str | None, count: int) -> list[str]:
         """Returns the oldest streams, at most `count`, that count as running for a principal; without one, for all."""

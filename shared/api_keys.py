@@ -20,8 +20,9 @@ from typing import Any
 import orjson
 
 from shared.commands import Executes
-from shared.errors import MidstreamError, OddReply
+from shared.errors import MidstreamError
 from shared.keys import API_KEYS
+from shared.odd_replies import odd_reply
 
 SCOPES = frozenset({"create", "read", "cancel", "write", "act", "admin"})
 KEYS_MAX = 10_000
@@ -172,14 +173,14 @@ class ApiKeyTable:
         """Returns what changes with each change of the table. Raises Disconnected, RedisRefused."""
         reply = await self._commands.execute("HGET", API_KEYS, _VERSION)
         if reply is not None and not isinstance(reply, bytes):
-            raise OddReply("ODDREPLY the version of the API keys was answered by something else")
+            raise odd_reply("HGET", "something that is no text")
         return reply or b""
 
     async def all(self) -> dict[str, ApiKey]:
         """Returns the keys by their digests; entries that cannot be read are left out. Raises Disconnected, RedisRefused."""
         flat = await self._commands.execute("HGETALL", API_KEYS)
-        if not isinstance(flat, list):
-            raise OddReply("ODDREPLY the API keys were answered by something else")
+        if not isinstance(flat, list) or not all(isinstance(part, bytes) for part in flat):
+            raise odd_reply("HGETALL", "something that is no list of texts")
         found = {}
         for name, stored in zip(flat[::2], flat[1::2], strict=False):
             digest = name.decode(errors="replace")

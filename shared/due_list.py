@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from shared.commands import Commands, Executes, Script, ignore
-from shared.errors import OddReply
-from shared.event_log import shown
 from shared.ids import is_stream_id
+from shared.odd_replies import reading
 
 LOOK_SECONDS = 60.0
 """How often a stream is looked at that has not ended, and when a look is handed out again that came to nothing."""
@@ -79,10 +78,8 @@ class DueList:
 
 def texts_of(reply: Any) -> list[str]:
     """Returns the texts of a reply that is a list of them. Raises OddReply for any other."""
-    try:
+    with reading("a read of a list of texts", reply):
         return [text.decode() for text in reply]
-    except (TypeError, ValueError, AttributeError):
-        raise OddReply(f"ODDREPLY the reply is no list of texts, but {shown(reply)}") from None
 
 
 def _at(seconds_from_now: float) -> int:

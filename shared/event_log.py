@@ -29,10 +29,8 @@ from shared.ids import BEGINNING, FIRST_ID, EventId
 from shared.keys import deliveries_key, live_channel, log_key, webhook_key, writer_key
 from shared.large_fields import KEPT, UNTIL_THE_END, Beside, joined, key_of, place_in
 from shared.new_ends import NewEnds
+from shared.odd_replies import ODD_SHAPES, odd_reply, reading
 
-_ODD_SHAPES = (TypeError, ValueError, IndexError, KeyError, AttributeError)
-"""The exceptions that a reply of another shape causes; UnicodeDecodeError is a ValueError."""
-_SHOWN_BYTES_MAX, _SHOWN_PARTS_MAX, _SHOWN_CHARACTERS_MAX = 60, 4, 240
 READ_ENTRIES_MAX = 1000
 """Entries per read: about 100 KB and 1 ms of Redis, so that no long history holds up the other streams."""
 
@@ -64,10 +62,8 @@ class Appended(NamedTuple):
         """Returns the result that a reply of `append.lua` means. Raises OddReply."""
         if isinstance(reply, int):
             return cls("applied", reply)
-        try:
+        with reading("an append", reply):
             return cls(reply[0].decode(), 0, EventId.of(reply[1]), int(reply[2]))
-        except _ODD_SHAPES:
-            raise OddReply(f"ODDREPLY an append was answered by {shown(reply)}") from None
 
 
 class EventLog:
@@ -171,12 +167,12 @@ class EventLog:
 
         In one round trip.
         """
-        reading: asyncio.Future[list[RawEntry] | Exception] = asyncio.get_running_loop().create_future()
-        self.send_newest(stream_id, 1, partial(_hand_over, reading))
+        newest_read: asyncio.Future[list[RawEntry] | Exception] = asyncio.get_running_loop().create_future()
+        self.send_newest(stream_id, 1, partial(_hand_over, newest_read))
         or_else = _NO_LOG if first <= FIRST_ID <= last else []
         raw: list[RawEntry] = await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last), or_else=or_else)
         await self._new_ends.until_at_replicas(stream_id, raw)
-        newest = await reading  # answered first, unless it was sent on in a cluster
+        newest = await newest_read  # answered first, unless it was sent on in a cluster
         goes_on = False
         if isinstance(newest, list) and newest:
             with contextlib.suppress(OddReply):
@@ -276,11 +272,9 @@ class EventLog:
             return False
         if reply is None:
             return None
-        try:
+        with reading("the end of a stream", reply):
             done, *ids = reply
             end_id = EventId.of(ids[0]) if done else None
-        except _ODD_SHAPES:
-            raise OddReply(f"ODDREPLY the end of a stream was answered by {shown(reply)}") from None
         if end_id is None:
             return False
         if self._replicated is not None:
@@ -341,7 +335,7 @@ def entries_of(reply: Any) -> list[Entry]:
     """Returns the entries that Redis sent. Raises OddReply."""
     try:
         return [entry_of(entry_id, fields) for entry_id, fields in reply]
-    except _ODD_SHAPES:
+    except ODD_SHAPES:
         raise _odd(reply) from None
 
 
@@ -355,16 +349,4 @@ def _read_of(reply: Any, or_else: list[Any]) -> list[Any] | Exception:
 
 
 def _odd(reply: Any) -> OddReply:
-    return OddReply(f"ODDREPLY the entries of a log were asked for, and the answer was {shown(reply)}")
-
-
-def shown(reply: Any) -> str:
-    """Returns what somebody else wrote as a log line may show it: escaped, and not long."""
-    if isinstance(reply, bytes):
-        text = repr(reply[:_SHOWN_BYTES_MAX]) + "..." * (len(reply) > _SHOWN_BYTES_MAX)
-    elif isinstance(reply, list | tuple):
-        more = ", ..." * (len(reply) > _SHOWN_PARTS_MAX)
-        text = f"[{', '.join(shown(part) for part in reply[:_SHOWN_PARTS_MAX])}{more}]"
-    else:
-        text = repr(reply)
-    return text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "..."
+    return odd_reply("a read of a log's entries", reply)

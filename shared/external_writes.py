@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from shared.commands import Commands, Script
-from shared.errors import OddReply, Unreadable
-from shared.event_log import EventLog, shown
+from shared.errors import Unreadable
+from shared.event_log import EventLog
 from shared.events import TERMINAL, Accepted, Entry
 from shared.ids import BEGINNING, EventId
 from shared.keys import WRITERS, kept_key, lease_key, live_channel, log_key, request_key
+from shared.odd_replies import reading
 
 Status = Literal["applied", "looked", "ended", "differs", "full", "cancelled", "unknown", "missing"]
 
@@ -47,11 +48,9 @@ class Written(NamedTuple):
     @classmethod
     def of(cls, reply: Any) -> Written:
         """Returns the result that a reply of `write.lua` means. Raises OddReply."""
-        try:
+        with reading("an append", reply):
             status, last, field, value, listeners = reply
             return cls(status.decode(), EventId.of(last), bytes(field), bytes(value), int(listeners))
-        except (TypeError, ValueError, AttributeError):
-            raise OddReply(f"ODDREPLY an append was answered by {shown(reply)}") from None
 
 
 class WriterLease(NamedTuple):
@@ -155,11 +154,9 @@ class WriterLeases:
     async def due(self) -> tuple[int, list[str]]:
         """Returns Redis's time (ms) and the streams that are to be looked at now, which it leaves to the caller for a while."""
         reply = await self.DUE.run(self._commands, [WRITERS], _DUE_MAX, _CLAIM_MILLISECONDS)
-        try:
+        with reading("the script due", reply):
             now_ms, *stream_ids = reply
             return int(now_ms), [stream_id.decode(errors="replace") for stream_id in stream_ids]
-        except (TypeError, ValueError, AttributeError):
-            raise OddReply(f"ODDREPLY the script due was answered by {shown(reply)}") from None
 
     async def remaining_milliseconds(self, stream_id: str) -> int:
         """Returns how long a lease still lasts; 0 if there is none, or none any more."""

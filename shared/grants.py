@@ -15,8 +15,8 @@ from typing import Any, Literal
 from shared import events
 from shared.commands import Commands, Script
 from shared.connections import RedisConnection, check, connection_to
-from shared.errors import Disconnected, LogFull, MidstreamError, OddReply, RedisRefused, Unusable
-from shared.event_log import Appended, EventLog, shown
+from shared.errors import Disconnected, LogFull, MidstreamError, RedisRefused, Unusable
+from shared.event_log import Appended, EventLog
 from shared.events import Entry
 from shared.external_writes import ExternalWrites, WriterLeases
 from shared.ids import FIRST_ID, EventId
@@ -38,6 +38,7 @@ from shared.keys import (
     replicated_key,
     request_key,
 )
+from shared.odd_replies import odd_reply
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
@@ -284,7 +285,7 @@ async def refusals(commands: Commands, role: Role, *, min_replicas: int = 0) -> 
         try:
             reply = await script.run(commands, keys, *arguments)
             if script is EventLog.APPEND and Appended.of(reply).status != expected.pop():
-                raise OddReply(f"ODDREPLY an append was answered by {shown(reply)}")
+                raise odd_reply("an append", reply)
         except MidstreamError as error:
             _note(found, ("EVALSHA", *keys), error)
             found.script_failed(error)

@@ -22,10 +22,10 @@ from prometheus_client import Counter
 from shared import metrics
 from shared.background import keep_running, pause
 from shared.commands import Commands, Script
-from shared.errors import MidstreamError, OddReply
-from shared.event_log import shown
+from shared.errors import MidstreamError
 from shared.events import TIME_MAX
 from shared.keys import PROCESSES_ABOUT, PROCESSES_UNTIL
+from shared.odd_replies import odd_reply, reading
 from shared.recent_quantiles import RecentQuantiles
 from shared.self_measuring import resident_bytes
 from shared.version import VERSION
@@ -130,11 +130,9 @@ async def last_heard_at(commands: Commands, name: str) -> float | None:
     if until_ms is None:
         return None
     if not isinstance(until_ms, bytes):
-        raise OddReply(f"ODDREPLY ZSCORE was answered by {shown(until_ms)}")
-    try:
+        raise odd_reply("ZSCORE", until_ms)
+    with reading("ZSCORE", until_ms):
         seconds = float(until_ms) / 1000 - THERE_SECONDS
-    except ValueError:
-        raise OddReply(f"ODDREPLY ZSCORE was answered by {shown(until_ms)}") from None
     return seconds if 0 < seconds < TIME_MAX else None  # else another program has written that score
 
 

@@ -20,12 +20,13 @@ import orjson
 from shared import events
 from shared.commands import Commands, Script
 from shared.deltas import too_deep
-from shared.errors import MalformedId, MidstreamError, OddReply, RedisRefused, Unreadable
-from shared.event_log import EventLog, shown
+from shared.errors import MalformedId, MidstreamError, RedisRefused, Unreadable
+from shared.event_log import EventLog
 from shared.events import Entry, control_of
 from shared.ids import EventId
 from shared.keys import deliveries_key, log_key
 from shared.lifecycle import History
+from shared.odd_replies import odd_reply
 from shared.outcomes import AttemptOutcome, ReaderOutcome
 from shared.redis_retry import until_redis_answers
 from shared.token_counts import tokens_between
@@ -133,7 +134,7 @@ class DeliveryNotes:
                 raise
             return StreamNotes([])
         if not isinstance(reply, list) or not all(isinstance(part, bytes) for part in reply):
-            raise OddReply(f"ODDREPLY the read of a stream's delivery notes was answered by {shown(reply)}")
+            raise odd_reply("a read of a stream's delivery notes", reply)
         values = dict(zip(reply[::2], reply[1::2], strict=False))
         late_usage = _object(values.pop(_USAGE, b""))
         connections = [note for note in map(_note, values.values()) if note is not None]

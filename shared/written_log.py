@@ -21,11 +21,11 @@ import orjson
 
 from shared import events
 from shared.commands import Commands, Script, ignore
-from shared.errors import OddReply, Unreadable
-from shared.event_log import shown
+from shared.errors import Unreadable
 from shared.events import Accepted, Policies, Webhook
 from shared.ids import EventId, created_at
 from shared.keys import held_bytes_key, held_until_key, live_channel, log_key, name_key, writer_key
+from shared.odd_replies import reading
 from shared.outcomes import CancelReason, FailureCode
 
 API = "durable"
@@ -224,11 +224,9 @@ class WrittenLog:
         )
         if reply is None:
             return None
-        try:
+        with reading("an append", reply):
             status, tail, *details = [*reply, b"0-0"] if len(reply) == 1 else reply
             return AppendReply(status.decode(), EventId.of(tail), details)
-        except (TypeError, ValueError, AttributeError):
-            raise OddReply(f"ODDREPLY an append was answered by {shown(reply)}") from None
 
     def renew(self, stream: WrittenStream) -> None:
         """Has a stream live on for as long as it lives after a read. Errors are passed over: the next read renews it."""
@@ -248,12 +246,15 @@ class Names:
 
     async def find(self, owner: str, name: str) -> str:
         """Returns the id of the stream that a name of this owner points to; empty if it points to none."""
-        return (await self._commands.execute("GET", name_key(owner, name)) or b"").decode()
+        reply = await self._commands.execute("GET", name_key(owner, name))
+        with reading("GET", reply):
+            return (reply or b"").decode()
 
     async def point(self, owner: str, name: str, *, before: str, after: str, life_ms: int) -> str:
         """Lets a name that points to `before` point to `after` (empty: to none). Returns where it points to now."""
         reply = await self.NAME.run(self._commands, [name_key(owner, name)], before, after, _name_ms(life_ms))
-        return reply.decode()  # type: ignore[no-any-return]
+        with reading("the script name", reply):
+            return reply.decode()  # type: ignore[no-any-return]
 
     def renew(self, owner: str, name: str, life_ms: int) -> None:
         """Has a name live on for longer than its stream will, if that is read in time. Errors are passed over."""
@@ -285,7 +286,9 @@ class Holdings:
         reply = await self.HOLD.run(
             self._commands, keys, stream_id, life_ms, size_bytes, self._streams_max, self._life_ms_max + _NAME_EXTRA_MS
         )
-        return Held(bool(reply[0]), reply[1], reply[2])
+        with reading("the script holdings", reply):
+            noted, streams, size_bytes = map(int, reply)
+            return Held(noted == 1, streams, size_bytes)
 
 
 def media_type_of(content_type: str) -> str:
