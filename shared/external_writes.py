@@ -26,6 +26,8 @@ Status = Literal["applied", "looked", "ended", "differs", "full", "cancelled", "
 
 _CLAIM_MILLISECONDS = 2000
 """How long a stream that one gateway looks at is left alone by the others: should that gateway die, they go on after it."""
+_FIRST_READER_MILLISECONDS = 500
+"""So long at least a stream waits for a reader, also with `cancel_after: 0`, as those that workers fill (`producer.run`)."""
 _DUE_MAX = 128
 """Streams that are looked at in one go, each by a round trip: the others are due at the next one."""
 
@@ -58,6 +60,13 @@ class WriterLease(NamedTuple):
 
     seconds: float
     alone_seconds: float | None
+
+    @property
+    def alone_milliseconds(self) -> int:
+        """How long no gateway may listen, as the scripts take it; -1: for ever."""
+        if self.alone_seconds is None:
+            return -1
+        return max(_FIRST_READER_MILLISECONDS, int(self.alone_seconds * 1000))
 
 
 async def is_external(log: EventLog, stream_id: str) -> bool:
@@ -99,7 +108,7 @@ class ExternalWrites:
         alone: bytes | int = b""
         if lease is not None:
             lease_seconds = lease.seconds if lease_seconds is None else lease_seconds
-            alone = -1 if lease.alone_seconds is None else int(lease.alone_seconds * 1000)
+            alone = lease.alone_milliseconds
         ends = entry.field in TERMINAL
         script = self.WRITE_LAST if ends else self.WRITE
         reply = await script.run(
@@ -135,8 +144,7 @@ class WriterLeases:
     async def begin(self, stream_id: str, lease: WriterLease) -> None:
         """Begins the lease of a stream that was made just now. May be repeated."""
         key, milliseconds = lease_key(stream_id), int(lease.seconds * 1000)
-        alone = -1 if lease.alone_seconds is None else int(lease.alone_seconds * 1000)
-        await self._commands.execute("HSET", key, "ms", milliseconds, "alone_ms", alone)
+        await self._commands.execute("HSET", key, "ms", milliseconds, "alone_ms", lease.alone_milliseconds)
         await self._commands.execute("PEXPIRE", key, milliseconds)
         await self.enlist(stream_id)
 
