@@ -29,6 +29,10 @@ _CONNECTIONS_MAX = 32
 """Served at once: a Prometheus or two and health checks. Further ones are closed without an answer."""
 
 
+_HEADERS = "connection: close\r\ncache-control: no-store\r\nx-content-type-options: nosniff\r\nreferrer-policy: no-referrer\r\n"
+"""Those of all answers. The last three are a gateway's, too (docs/reference/http.md)."""
+
+
 class Answer(NamedTuple):
     """The answer to a GET."""
 
@@ -89,5 +93,5 @@ class MetricsServer:
         else:
             answer = await make()
         status_line = f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}"
-        headers = f"content-type: {answer.content_type}\r\ncontent-length: {len(answer.body)}\r\nconnection: close\r\n"
+        headers = f"content-type: {answer.content_type}\r\ncontent-length: {len(answer.body)}\r\n{_HEADERS}"
         return f"{status_line}\r\n{headers}\r\n".encode() + answer.body
