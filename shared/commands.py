@@ -32,7 +32,7 @@ class Commands(Executes, Protocol):
         return None
 
     def can_reach(self, key: bytes) -> bool:
-        """Whether the server that has a key can be reached now."""
+        """Returns whether the server that has a key can be reached now."""
         return True
 
     def send(self, arguments: tuple[bytes | str | int | float, ...], on_reply: Callable[[Any], None]) -> None:
@@ -44,6 +44,10 @@ class Commands(Executes, Protocol):
         A cluster's redirect (MOVED, ASK) is an error like any other: for a caller who then repeats the command by `execute`,
         which follows it.
         """
+
+
+def ignore(reply: Any) -> None:
+    """Takes the reply to a command that was sent and need not succeed: what is lost is made up for later."""
 
 
 class Script:

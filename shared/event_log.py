@@ -29,11 +29,9 @@ from shared.ids import BEGINNING, FIRST_ID, EventId
 from shared.keys import deliveries_key, live_channel, log_key, webhook_key, writer_key
 from shared.large_fields import KEPT, UNTIL_THE_END, Beside, joined, key_of, place_in
 from shared.new_ends import NewEnds
+from shared.odd_replies import ODD_SHAPES, odd_reply, reading
 from shared.resp import pack
 
-_ODD_SHAPES = (TypeError, ValueError, IndexError, KeyError, AttributeError)
-"""The exceptions that a reply of another shape causes; UnicodeDecodeError is a ValueError."""
-_SHOWN_BYTES_MAX, _SHOWN_PARTS_MAX, _SHOWN_CHARACTERS_MAX = 60, 4, 240
 READ_ENTRIES_MAX = 1000
 """Entries per read: about 100 KB and 1 ms of Redis, so that no long history holds up the other streams."""
 
@@ -62,12 +60,11 @@ class Appended(NamedTuple):
 
     @classmethod
     def of(cls, reply: Any) -> Appended:
+        """Returns the result that a reply of `append.lua` means. Raises OddReply."""
         if isinstance(reply, int):
             return cls("applied", reply)
-        try:
+        with reading("an append", reply):
             return cls(reply[0].decode(), 0, EventId.of(reply[1]), int(reply[2]))
-        except _ODD_SHAPES:
-            raise OddReply(f"ODDREPLY an append was answered by {shown(reply)}") from None
 
 
 class AppendHead(NamedTuple):
@@ -109,7 +106,8 @@ class EventLog:
         self.ended_ttl_seconds = ended_ttl_seconds
         self._tombstone_ttl_seconds = tombstone_ttl_seconds
         self._new_ends = NewEnds(replicated)
-        self._asking: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Task[None]] = set()
+        """Reads by callbacks that wait until replicas have an end."""
 
     async def append(
         self, stream_id: str, held: int, entry: Entry, ttl_seconds: int | None = None, beside: Beside | None = None
@@ -142,7 +140,7 @@ class EventLog:
         await self._commands.execute("SPUBLISH", live_channel(stream_id), b" ".join(_arguments(entry)))
 
     async def probe(self, stream_id: str, held: int, last: EventId) -> Appended:
-        """Tells whether the log still holds `held` entries up to `last`, and how many listeners it has. Writes nothing."""
+        """Returns whether the log still holds `held` entries up to `last`, and how many listeners it has. Writes nothing."""
         channel = live_channel(stream_id)
         return Appended.of(await self.APPEND.run(self._commands, [log_key(stream_id)], channel, held, bytes(last)))
 
@@ -197,12 +195,12 @@ class EventLog:
 
         In one round trip.
         """
-        reading: asyncio.Future[list[RawEntry] | Exception] = asyncio.get_running_loop().create_future()
-        self.send_newest(stream_id, 1, partial(_hand_over, reading))
+        newest_read: asyncio.Future[list[RawEntry] | Exception] = asyncio.get_running_loop().create_future()
+        self.send_newest(stream_id, 1, partial(_hand_over, newest_read))
         or_else = _NO_LOG if first <= FIRST_ID <= last else []
         raw: list[RawEntry] = await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last), or_else=or_else)
         await self._new_ends.until_at_replicas(stream_id, raw)
-        newest = await reading  # answered first, unless it was sent on in a cluster
+        newest = await newest_read  # answered first, unless it was sent on in a cluster
         goes_on = False
         if isinstance(newest, list) and newest:
             with contextlib.suppress(OddReply):
@@ -243,7 +241,7 @@ class EventLog:
         return entries_of(raw)
 
     async def has_begun(self, stream_id: str) -> bool:
-        """Whether a log has an entry; with `replicated` one that replicas have, too, so that others may be told of the stream."""
+        """Returns whether a log has an entry; with `replicated` one that replicas have, too, so that others may be told of the stream."""
         return bool(await self._read(*_xrevrange(stream_id, 1), or_else=_NO_LOG, over=self._replicated))
 
     def send_newest(self, stream_id: str, count: int, on_read: OnRead) -> None:
@@ -261,8 +259,8 @@ class EventLog:
             on_read(read)
             return
         task = asyncio.get_running_loop().create_task(self._hand_on_later(stream_id, read, on_read))
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
 
     async def _hand_on_later(self, stream_id: str, read: list[RawEntry], on_read: OnRead) -> None:
         try:
@@ -302,11 +300,9 @@ class EventLog:
             return False
         if reply is None:
             return None
-        try:
+        with reading("the end of a stream", reply):
             done, *ids = reply
             end_id = EventId.of(ids[0]) if done else None
-        except _ODD_SHAPES:
-            raise OddReply(f"ODDREPLY the end of a stream was answered by {shown(reply)}") from None
         if end_id is None:
             return False
         if self._replicated is not None:
@@ -367,7 +363,7 @@ def entries_of(reply: Any) -> list[Entry]:
     """Returns the entries that Redis sent. Raises OddReply."""
     try:
         return [entry_of(entry_id, fields) for entry_id, fields in reply]
-    except _ODD_SHAPES:
+    except ODD_SHAPES:
         raise _odd(reply) from None
 
 
@@ -381,16 +377,4 @@ def _read_of(reply: Any, or_else: list[Any]) -> list[Any] | Exception:
 
 
 def _odd(reply: Any) -> OddReply:
-    return OddReply(f"ODDREPLY the entries of a log were asked for, and the answer was {shown(reply)}")
-
-
-def shown(reply: Any) -> str:
-    """Returns what somebody else wrote as a log line may show it: escaped, and not long."""
-    if isinstance(reply, bytes):
-        text = repr(reply[:_SHOWN_BYTES_MAX]) + "..." * (len(reply) > _SHOWN_BYTES_MAX)
-    elif isinstance(reply, list | tuple):
-        more = ", ..." * (len(reply) > _SHOWN_PARTS_MAX)
-        text = f"[{', '.join(shown(part) for part in reply[:_SHOWN_PARTS_MAX])}{more}]"
-    else:
-        text = repr(reply)
-    return text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "..."
+    return odd_reply("a read of a log's entries", reply)
