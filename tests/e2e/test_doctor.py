@@ -317,6 +317,6 @@ async def test_a_gateway_that_stops_ends_its_probes(system: System) -> None:
         system.gateways[1].send(signal.SIGTERM)
         with suppress(httpx2.RemoteProtocolError):  # uvicorn may be quicker to close it than the probe to end it
             assert [part async for part in parts] == []
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10
     assert await system.gateways[1].exit_code() == 0
     await system.start_gateway(1)

@@ -149,7 +149,7 @@ async def test_an_expired_token_is_none_also_if_it_was_let_in_before(users: User
     async def is_refused() -> bool:
         return await users.principal_of(short) is None
 
-    await wait_until(is_refused, within_seconds=4, what="the end of the leeway")
+    await wait_until(is_refused, what="the end of the leeway")
 
 
 async def test_a_new_key_is_read_when_it_comes_but_not_for_each_stranger(
