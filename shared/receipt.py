@@ -112,10 +112,8 @@ class DeliveryNotes:
     async def note(self, stream_id: str, note: DeliveryNote) -> None:
         """Stores how far a connection has come. Raises Disconnected, RedisRefused, LogFull."""
         keys = [log_key(stream_id), deliveries_key(stream_id)]
-        self._noted(
-            stream_id,
-            await self.DELIVER.run(self._commands, keys, note.connection, note.stored(), CONNECTIONS_MAX),
-        )
+        reply = await self.DELIVER.run(self._commands, keys, note.connection, note.stored(), CONNECTIONS_MAX)
+        self._noted(stream_id, reply)
 
     def send_note(self, stream_id: str, note: DeliveryNote, on_reply: Callable[[Any], None]) -> None:
         """Stores how far a connection has come, without a task: `on_reply` gets the bare reply or the error, also NOSCRIPT."""
