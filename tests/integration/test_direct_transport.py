@@ -357,10 +357,9 @@ async def test_a_connection_rests_until_more_is_wanted(how: str, certificate: Pa
             else:
                 assert await following
     assert b"".join(part for _, part in parts) == b"a" * 40
-    lasted_seconds = (
-        parts[-1][0] - parts[0][0]
-    )  # longer on a busy machine, on which a part may come late and the next does not
-    assert 2 <= len(parts) <= 3 + lasted_seconds / 0.08, "after each part it rests for 0.1 s"
+    lasted_seconds = parts[-1][0] - parts[0][0]
+    # A rest is shorter than what is wanted: after 0.1 s the end might have come. On a busy machine one may end late, and the next not.
+    assert 3 <= len(parts) <= 3 + lasted_seconds / 0.08
 
 
 @pytest.mark.parametrize(
