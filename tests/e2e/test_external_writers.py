@@ -366,9 +366,7 @@ async def test_a_cancel_ends_a_long_body_at_once(system: System) -> None:
     writer.write(chunk({"token": "a"}))
     await system.until_status(stream_id, "running")
     await system.http.post(f"{system.gateway_url(1)}/v1/streams/{stream_id}/cancel")
-    answer = await asyncio.wait_for(
-        reader.read(), 10
-    )  # the connection is closed, so that the writer notices in any case
+    answer = await asyncio.wait_for(reader.read(), 10)  # it is closed, so that the writer notices in any case
     assert b" 409 " in answer.splitlines()[0]
     assert b'"reason":"cancelled"' in answer
     writer.close()
