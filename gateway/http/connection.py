@@ -124,6 +124,7 @@ class Connection(Incoming):
             self.on_response_complete()
             return False
         self.transport.write(b"%b\r\n%b" % (head, chunk_of(body) if self._chunked and body else body))
+        self._direct_fd = min(self._direct_fd, _NOT_NOW)  # a response before this one may have been written directly
         if self._body is not None:
             self._body = None  # the rest of it is not read
             self._request_timeouts.ended(self)
