@@ -55,7 +55,7 @@ async def test_a_connection_is_reused_after_a_streamed_answer() -> None:
 
 
 async def test_live_answers_follow_one_another_on_a_connection() -> None:
-    """A live answer is written past the transport; the next one begins in it again, with its head and what is replayed."""
+    """The head of a response, what is replayed and what is live come in order, whatever the connection carried before."""
     live = {"tokens": 30, "tokens_per_second": 60}
     async with System() as system:
         reader, writer = await _open(system)
