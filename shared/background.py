@@ -2,7 +2,7 @@
 
 A task that nobody awaits ends silently when it raises: leases would no longer be renewed, or dead workers noticed.
 
-Their pauses (`pause`) end at common moments: an idle process wakes up ten times a second, not ten times a second for each.
+Their pauses (`pause`) end at common moments: an idle process wakes up five times a second, not five times a second for each.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PAUSE_SECONDS_MAX = 5.0
 """Half a lease. A task that always breaks writes at most 12 traces a minute."""
 _SETTLED_SECONDS = 60.0
 """A task that has run for so long begins again with the first pause."""
-TICK_SECONDS = 0.1
+TICK_SECONDS = 0.2
 """The distance of the moments at which pauses end."""
 _PHASE_SECONDS = random.uniform(0, TICK_SECONDS)
 """How long after whole ticks of the machine's clock the moments of this process are, so that the processes of a machine wake up at different ones."""

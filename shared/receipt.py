@@ -113,10 +113,9 @@ class DeliveryNotes:
         await self.DELIVER.run(self._commands, keys, note.connection, note.stored(), CONNECTIONS_MAX)
 
     def send_note(self, stream_id: str, note: DeliveryNote, on_reply: Callable[[Any], None]) -> None:
-        """Stores how far a connection has come, without a task: `on_reply` gets the bare reply or the error, also NOSCRIPT."""
+        """Stores how far a connection has come, without a task: `on_reply` gets the bare reply or the error."""
         keys = (log_key(stream_id), deliveries_key(stream_id))
-        arguments = (note.connection, note.stored(), CONNECTIONS_MAX)
-        self._commands.send(("EVALSHA", self.DELIVER.digest, 2, *keys, *arguments), on_reply)
+        self.DELIVER.send(self._commands, keys, note.connection, note.stored(), CONNECTIONS_MAX, on_reply=on_reply)
 
     async def note_usage(self, stream_id: str, usage: dict[str, Any]) -> None:
         """Stores a usage that the provider sent after the stream had ended. Raises Disconnected, RedisRefused, LogFull."""
