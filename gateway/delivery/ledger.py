@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,8 @@ from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_SLOTS, _SLOTS_AT_ONCE = 50, 2
-"""The open connections are reported in so many parts, so that no part takes longer than a millisecond or two; and how many parts, one
+_SLOTS, _SLOTS_PER_ROUND = 50, 10
+"""The open connections are reported in so many parts, so that no part takes longer than a millisecond or two; so many of them, one
 after the other, each time that the process wakes up for it."""
 _LOOK_SECONDS, _LAST_NOTES_LOOKS = 0.01, 30
 _LOOKED_AT_MAX = 500
@@ -47,9 +47,9 @@ class Ledger:
         """Called with a stream that has ended when its last connection here has: more may have been delivered since the end."""
         self._on_left = on_left
         """Called with each reader whose connection has ended, for its place among others."""
-        self._pause_seconds = settings.delivery_report_seconds / _SLOTS * _SLOTS_AT_ONCE
+        self._pause_seconds = settings.delivery_report_seconds / _SLOTS * _SLOTS_PER_ROUND
         self.gateway = gateway_name()
-        self._slots: list[set[Reader]] = [set() for _ in range(_SLOTS)]
+        self._slots: list[dict[Reader, None]] = [{} for _ in range(_SLOTS)]
         self._opened = self._reported = 0
         self._under_way = 0
         self.tokens = 0
@@ -78,11 +78,11 @@ class Ledger:
     def opened(self, reader: Reader) -> None:
         self._opened += 1
         reader.note = OpenConnection(self._opened % _SLOTS, secrets.token_hex(6), reader.had, time.time())
-        self._slots[reader.note.slot].add(reader)
+        self._slots[reader.note.slot][reader] = None
 
     def closed(self, reader: Reader) -> None:
         note = reader.note
-        self._slots[note.slot].remove(reader)
+        del self._slots[note.slot][reader]
         self._send(reader, note, outcome=reader.outcome)
         tail = reader.tail
         self._on_left(reader)
@@ -93,17 +93,24 @@ class Ledger:
         """Reports one slot after the other: all at once would hold up the readers."""
         while True:
             await pause(self._pause_seconds)
-            for _ in range(_SLOTS_AT_ONCE):
+            for _ in range(_SLOTS_PER_ROUND):
                 self._reported = (self._reported + 1) % _SLOTS
-                for reader in self._slots[self._reported]:
-                    # Of an idle reader nothing else need be looked at.
-                    if reader.position != reader.noted_position or reader.position < 0:
-                        note = reader.note
-                        if reader.reached() != note.noted:
-                            self._send(reader, note)
-                        else:
-                            reader.noted_position = reader.position
-                await asyncio.sleep(0)  # readers with something new do not wait for all of them
+                if self._report_slot(self._slots[self._reported]):
+                    await asyncio.sleep(0)  # what is new for readers does not wait for all of them
+
+    def _report_slot(self, readers: Iterable[Reader]) -> bool:
+        """Reports how far these connections have come; returns whether any has."""
+        moved = False
+        for reader in readers:
+            if reader.position == reader.noted_position and reader.position >= 0:
+                continue  # an idle reader, of which nothing else need be looked at
+            note = reader.note
+            if reader.reached() != note.noted:
+                self._send(reader, note)
+                moved = True
+            else:
+                reader.noted_position = reader.position
+        return moved
 
     def _send(self, reader: Reader, note: OpenConnection, outcome: str | None = None) -> None:
         if self._under_way >= _UNDER_WAY_MAX:

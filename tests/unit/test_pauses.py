@@ -18,6 +18,8 @@ from shared.background import TICK_SECONDS, pause
         (50.03, 0.2, 50.2),  # woken late: the next tick all the same, so that five a second stay five
         (50.199, 0.2, 50.4),  # woken by a timer that was early: not once more at the tick that has just been
         (50.03, 0.45, 50.4),  # the last tick that is not later
+        (50.43, 1.0, 51.0),  # of a second and longer: at whole seconds
+        (50.43, 1.5, 51.0),
         (50.03, 10.0, 60.0),
         (50.03, 0.02, 50.05),  # shorter than a tick: exactly as long
         (50.03, 0.0, 50.03),
