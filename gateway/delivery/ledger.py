@@ -22,7 +22,7 @@ from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_SLOTS, _SLOTS_PER_ROUND = 50, 10
+_SLOTS, _SLOTS_PER_ROUND = 50, 2
 """The open connections are reported in so many parts, so that no part takes longer than a millisecond or two; so many of them, one
 after the other, each time that the process wakes up for it."""
 _LOOK_SECONDS, _LAST_NOTES_LOOKS = 0.01, 30
