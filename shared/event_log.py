@@ -5,8 +5,8 @@ offset), appends that can be repeated (what is already there is refused), a fenc
 gap detection (offsets have no holes). The scripts in `shared/scripts` do each step atomically; their heads have the rules.
 
 Reads for tasks are coroutines (`read`, `read_all`, `read_between`, `read_page`, `newest`) and raise Disconnected, RedisRefused,
-OddReply. Reads by callbacks (`send_read`, `send_newest`) make no task, and hand on the entries as Redis sent them. A key that is
-no stream reads as a log whose first entry cannot be read.
+OddReply. Reads by callbacks (`send_read`, `send_newest`, `send_newest_ids`) make no task, and hand on the entries as Redis sent them. A key
+that is no stream reads as a log whose first entry cannot be read.
 
 With MIDSTREAM_MIN_REPLICAS no read shows an end that replicas lack: it is answered when they have it, or raises RedisRefused with the
 code NOREPLICAS (`shared.new_ends`).
@@ -236,14 +236,14 @@ class EventLog:
     def send_newest_ids(
         self, stream_ids: Sequence[str], on_read: Callable[[list[EventId | None] | Exception], None]
     ) -> None:
-        """Has the ids of the newest entries of logs read: None where there is no log. In a cluster of one log at a time."""
+        """Has the ids of the newest entries of logs read: None where there is no log. In a cluster it takes one log at a time."""
 
         def on_reply(reply: Any) -> None:
             if isinstance(reply, Exception):
                 on_read(reply)
                 return
             try:
-                ids = [EventId.of(raw) if raw else None for raw in reply]
+                ids = [EventId.of(raw) if raw != b"" else None for raw in reply]
             except _ODD_SHAPES:
                 ids = []
             on_read(ids if len(ids) == len(stream_ids) else _odd(reply))

@@ -35,8 +35,8 @@ _MISSING_MAX = 3
 class SilenceChecks:
     """Compares every tail that has been silent for `sweep_seconds` with its log, less and less often.
 
-    `on_lost` is called with a tail whose log is gone. The reads of one look leave in one write and are answered by callbacks:
-    10,000 silent tails cost half a percent of a core.
+    `on_lost` is called with a tail whose log is gone. One command asks for the newest ids of up to a hundred logs, in a cluster of
+    one, and is answered by a callback: a check costs 3 µs.
     """
 
     def __init__(
