@@ -1,6 +1,6 @@
 """Notes in Redis, for the receipts, what this gateway has delivered.
 
-A connection is noted when it ends, and every `delivery_report_seconds` before that if it got anything: a gateway that is
+A connection is noted when it ends, and every `delivery_report_seconds` before that if it got anything of the answer: a gateway that is
 killed loses no more. Nothing is done per event.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 from gateway.delivery.reader import OpenConnection, Reader
 from gateway.process_name import gateway_name
 from shared.background import keep_running, pause
+from shared.ids import EventId
 from shared.receipt import DeliveryNote, DeliveryNotes
 from shared.settings import Settings
 
@@ -28,6 +29,8 @@ after the other, each time that the process wakes up for it."""
 _LOOK_SECONDS, _LAST_NOTES_LOOKS = 0.01, 30
 _LOOKED_AT_MAX = 500
 """With more readers `tokens_now` does not look at each: half a millisecond."""
+_STARTED = EventId(1, 0)
+"""Who has got no more than this has got nothing of the answer. Many wait there for long: a note for each would be in vain."""
 _UNDER_WAY_MAX = 10_000
 """Notes that Redis has not confirmed. While it is away no more are sent; the next report makes up for them."""
 
@@ -104,8 +107,8 @@ class Ledger:
         for reader in readers:
             if reader.position == reader.noted_position and reader.position >= 0:
                 continue  # an idle reader, of which nothing else need be looked at
-            note = reader.note
-            if reader.reached() != note.noted:
+            note, reached = reader.note, reader.reached()
+            if reached != note.noted and reached > _STARTED:
                 self._send(reader, note)
                 moved = True
             else:
