@@ -27,12 +27,14 @@ from gateway.console.watchers import Watchers
 from gateway.delivery.delivery import Delivery
 from gateway.facades import facades
 from gateway.facades.durable.durable import DurableStreams
+from gateway.facades.facade import FacadeServices
 from gateway.facades.openai.errors import is_openai_path, openai_error
 from gateway.http.accept import accepts_only_events
 from gateway.http.addresses import Addresses
 from gateway.http.come_back import empty_stream
 from gateway.http.connection import Connection
 from gateway.http.cors import Cors
+from gateway.http.exchange import HEADERS_OF_ALL
 from gateway.http.hosts import Hosts
 from gateway.http.path_prefix import PathPrefix
 from gateway.http.problems import Problem, stopping
@@ -80,16 +82,17 @@ def parts_of(services: Services) -> tuple[NativeApi, list[Part], list[Route]]:
     streams, subscribe, settings = services.streams, services.subscribe, services.settings
     admission, given_tokens = services.admission, services.given_tokens
     native = NativeApi(streams, given_tokens, services.delivery, services.models, settings, services.finding)
+    of_facades = FacadeServices(
+        *(streams, given_tokens, subscribe, services.models, settings, services.commands),
+        has_durable=services.durable is not None,
+    )
     parts: list[Part] = [
         WebSockets(streams, subscribe),  # takes all that is not HTTP
         subscribe,
         UsageApi(streams, services.accounts),
         WriterApi(services.writes, subscribe, services.delivery),
         Probe(services.delivery, settings),
-        *facades(
-            *(streams, given_tokens, subscribe, services.models, settings, services.commands),
-            has_durable=services.durable is not None,
-        ),
+        *facades(of_facades),
         *((services.durable,) if services.durable is not None else ()),
     ]
     if not (admission.is_on and settings.metrics_port):
@@ -163,7 +166,7 @@ def make_app(services: Services) -> ASGI:
             refused(problem.status)
             response = error_response(problem, scope)
             if scope["type"] == "websocket":  # a refused handshake does not get the server's default headers
-                response.headers["x-content-type-options"] = "nosniff"
+                response.headers.update(HEADERS_OF_ALL)
             await response(scope, receive, send)
         except asyncio.CancelledError:
             if not delivery.draining:

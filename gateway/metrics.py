@@ -144,7 +144,7 @@ def written(sent_at: float) -> None:
 
 def exposition() -> bytes:
     """Returns all metrics of this gateway, of all its processes, in Prometheus's text format."""
-    handover.now()
+    handover.hand_over()
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest()
     registry = CollectorRegistry()

@@ -51,6 +51,7 @@ from gateway.following.silence_checks import SilenceChecks
 from gateway.following.tails import Tails
 from gateway.http.addresses import Addresses
 from gateway.http.connection import Connection
+from gateway.http.exchange import HEADERS_OF_ALL
 from gateway.http.request_timeouts import RequestTimeouts
 from gateway.http.routes import ASGI
 from gateway.http.uvicorn_inside import check_uvicorn
@@ -421,10 +422,7 @@ def _uvicorn_config(gateway: _Gateway, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        headers=[
-            ("x-content-type-options", "nosniff"),  # no browser may take an answer for a script or a page
-            ("referrer-policy", "no-referrer"),  # a page's address may have an access token
-        ],
+        headers=list(HEADERS_OF_ALL.items()),
         proxy_headers=False,  # gateway.http.addresses reads them, where that is configured
         backlog=BACKLOG,
         timeout_keep_alive=settings.idle_connection_seconds,

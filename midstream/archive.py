@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import io
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import IO, TYPE_CHECKING, Any
 
-import httpx2
 import orjson
 
+from midstream.gateway_answers import get
 from midstream.operator import operator
+from midstream.redis_connection import connected
 from shared.accounts import Accounts
 from shared.archive import archive_of
 from shared.archive.record import tombstone_of
 from shared.archive.wanted import Wanted
-from shared.connections import RedisConnection, check, connection_to
 from shared.errors import Unusable
 from shared.event_log import EventLog
 from shared.events import CANCELLED, owner_of
@@ -44,8 +45,9 @@ COLUMNS = (
 )
 """What an export has of each stream: counts and times, and no text of a request or an answer."""
 _PAGE_ROWS = 1000
-_ASK_SECONDS = 30.0
+"""Rows that are read from the archive at a time: half a megabyte, without the content."""
 _LIVE_MAX = 100_000
+"""Streams in Redis that `forget` looks at, each by a round trip: 20 s."""
 
 Row = dict[str, Any]
 
@@ -53,13 +55,13 @@ Row = dict[str, Any]
 # --- of a gateway
 
 
-def list_streams(*, server: str, token: str, query: dict[str, str], count: int, as_json: bool) -> int:
+def list_streams(*, server: str, query: dict[str, str], count: int, as_json: bool) -> int:
     """Prints the newest streams, at most `count`. Raises Unusable."""
     after: str | None = ""
     if not as_json:
         print(f"{'ID':36}  {'CREATED (UTC)':19}  {'STATUS':9}  {'TOKENS':>7}  {'MODEL':20}  OWNER")
     while count > 0 and after is not None:
-        page = _asked(server, token, "/v1/streams", {**query, "limit": str(min(count, 100)), "after": after})
+        page = get(server, "/v1/streams", {**query, "limit": str(min(count, 100)), "after": after})
         for row in page["streams"]:
             print(orjson.dumps(row).decode() if as_json else _line(row))
         count -= len(page["streams"])
@@ -67,10 +69,10 @@ def list_streams(*, server: str, token: str, query: dict[str, str], count: int, 
     return 0
 
 
-def show(*, server: str, token: str, stream_id: str, as_json: bool) -> int:
+def show(*, server: str, stream_id: str, as_json: bool) -> int:
     """Prints a stream's state and receipt. Raises Unusable."""
-    state = _asked(server, token, f"/v1/streams/{stream_id}", {})
-    receipt = _asked(server, token, f"/v1/streams/{stream_id}/receipt", {})
+    state = get(server, f"/v1/streams/{stream_id}")
+    receipt = get(server, f"/v1/streams/{stream_id}/receipt")
     if as_json:
         print(orjson.dumps({**state, "receipt": receipt}, option=orjson.OPT_INDENT_2).decode())
         return 0
@@ -109,19 +111,6 @@ def _line(row: Row) -> str:
 
 def _time_of(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
-
-
-def _asked(server: str, token: str, path: str, query: dict[str, str]) -> Row:
-    headers = {"authorization": f"Bearer {token}"} if token else {}
-    query = {name: value for name, value in query.items() if value}
-    try:
-        response = httpx2.get(f"{server.rstrip('/')}{path}", params=query, headers=headers, timeout=_ASK_SECONDS)
-        body = orjson.loads(response.content)
-    except (httpx2.HTTPError, orjson.JSONDecodeError) as error:
-        raise Unusable(f"{server} does not answer as a gateway: {error}") from None
-    if response.status_code != 200 or not isinstance(body, dict):
-        raise Unusable(str(body.get("detail") if isinstance(body, dict) else response.status_code))
-    return body
 
 
 # --- of the archive itself
@@ -167,16 +156,15 @@ def _write_ndjson(file: IO[bytes]) -> Write:
 
 
 def _write_csv(file: IO[bytes]) -> Write:
+    text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
+    lines = csv.writer(text)
+    lines.writerow(COLUMNS)
+
     def write(rows: Sequence[Row]) -> None:
         for row in rows:
             lines.writerow([_cell(row[name]) for name in COLUMNS])
         text.flush()
 
-    import io
-
-    text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
-    lines = csv.writer(text)
-    lines.writerow(COLUMNS)
     return write
 
 
@@ -220,7 +208,7 @@ def forget(*, settings: Settings, owner: str) -> int:
 
 async def _forget(settings: Settings, owner: str) -> tuple[int, int]:
     """Returns how many streams the archive had, and Redis. What is counted stays, without the owner's name."""
-    async with _opened(settings) as archive, _redis(settings) as connection:
+    async with _opened(settings) as archive, connected(settings, name="forget") as connection:
         log = EventLog(
             connection,
             log_ttl_seconds=settings.log_ttl_seconds,
@@ -231,6 +219,10 @@ async def _forget(settings: Settings, owner: str) -> tuple[int, int]:
             connection, log_ttl_seconds=settings.log_ttl_seconds, ended_ttl_seconds=settings.ended_ttl_seconds
         )
         usage = Usage(Accounts(connection, settings), log, DeliveryNotes(connection), settings)
+        if await unkept.count() > _LIVE_MAX:
+            raise Unusable(
+                f"more than {_LIVE_MAX} streams run or wait for the archive: nothing was removed, try again later"
+            )
         live = 0
         for stream_id in await unkept.newest(_LIVE_MAX):
             first = await log.read(stream_id, BEGINNING, 1)
@@ -255,15 +247,3 @@ async def _opened(settings: Settings) -> AsyncIterator[Archive]:
         yield archive
     finally:
         await archive.close()
-
-
-@asynccontextmanager
-async def _redis(settings: Settings) -> AsyncIterator[RedisConnection]:
-    await check(settings)
-    connection = connection_to(settings, name="forget")
-    connection.start()
-    try:
-        await connection.wait_until_up()
-        yield connection
-    finally:
-        await connection.close()

@@ -18,6 +18,8 @@ from shared.settings import Settings, described
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: the command's, 1 after an error that it raised, 130 after Ctrl-C, 141 if
+    nobody reads the output any more."""
     parser, commands = make_parser()
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -107,7 +109,6 @@ def _usage(arguments: argparse.Namespace) -> int:
     return usage(
         server=arguments.server,
         query={name: value for name, value in names.items() if value},
-        token=os.environ.get("MIDSTREAM_API_KEY", ""),
         by_day=arguments.by_day,
         form=arguments.form,
     )
@@ -136,17 +137,14 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _archive(arguments: argparse.Namespace) -> int:
     from midstream import archive
 
-    token = os.environ.get("MIDSTREAM_API_KEY", "")
     if arguments.command == "list":
         names = {"status": arguments.status, "model": arguments.model, "owner": arguments.owner}
         times = {"from": arguments.first, "to": arguments.last}
         query = {name: value for name, value in {**names, **times}.items() if value}
         query |= {f"metadata.{key}": value for key, _, value in (pair.partition("=") for pair in arguments.metadata)}
-        return archive.list_streams(
-            server=arguments.server, token=token, query=query, count=arguments.count, as_json=arguments.json
-        )
+        return archive.list_streams(server=arguments.server, query=query, count=arguments.count, as_json=arguments.json)
     if arguments.command == "show":
-        return archive.show(server=arguments.server, token=token, stream_id=arguments.id, as_json=arguments.json)
+        return archive.show(server=arguments.server, stream_id=arguments.id, as_json=arguments.json)
     settings = Settings.from_environment(os.environ)
     if arguments.command == "forget":
         set_up_logging("warning", settings.log_format)  # for the audit line
@@ -208,8 +206,15 @@ def _metrics(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.json:
         rows = [
-            {"name": m.exposed, "kind": m.kind, "where": m.where, "labels": m.labels, "help": m.help, "costs": m.cost}
-            for m in defined()
+            {
+                "name": metric.exposed,
+                "kind": metric.kind,
+                "where": metric.where,
+                "labels": metric.labels,
+                "help": metric.help,
+                "costs": metric.cost,
+            }
+            for metric in defined()
         ]
         print(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
         return 0
@@ -222,18 +227,22 @@ def _metrics(arguments: argparse.Namespace) -> int:
 def _settings(arguments: argparse.Namespace) -> int:
     listed = list(described())
     if arguments.json:
-        settings = [{"name": s.env, "default": s.default, "unit": s.unit, "why": s.why} for s in listed]
-        print(orjson.dumps(settings, option=orjson.OPT_INDENT_2).decode())
+        rows = [
+            {"name": setting.env, "default": setting.default, "unit": setting.unit, "why": setting.why}
+            for setting in listed
+        ]
+        print(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
     elif arguments.markdown:
         print(
             "# Settings\n\nThis page is made by `midstream settings --markdown`; every setting is an environment variable.\n"
         )
         print("| variable | default | unit | why |\n|---|---|---|---|")
-        for s in listed:
-            print(f"| `{s.env}` | {f'`{s.default}`' if s.default != '' else '–'} | {s.unit} | {s.why} |")
+        for setting in listed:
+            default = f"`{setting.default}`" if setting.default != "" else "–"
+            print(f"| `{setting.env}` | {default} | {setting.unit} | {setting.why} |")
     else:
-        for s in listed:
-            print(f"{s.env}={s.default}\n    {s.unit}. {s.why}")
+        for setting in listed:
+            print(f"{setting.env}={setting.default}\n    {setting.unit}. {setting.why}")
     return 0
 
 

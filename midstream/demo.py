@@ -159,9 +159,8 @@ def _compare(received: _Received, cuts: tuple[int, ...], state: State, paint: _P
         print(paint("31", f"the answer had only {len(offsets)} tokens, too few to cut it; try another --prompt"))
         return 1
     if lost or doubled or text != stored or offsets != sorted(offsets):
-        place = next(
-            (i for i, (a, b) in enumerate(zip(text, stored, strict=False)) if a != b), min(len(text), len(stored))
-        )
+        pairs = enumerate(zip(text, stored, strict=False))
+        place = next((index for index, (read, kept) in pairs if read != kept), min(len(text), len(stored)))
         print(
             paint(
                 "31",

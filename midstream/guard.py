@@ -12,6 +12,7 @@ import sys
 
 
 def main() -> None:
+    """Takes lines until standard input closes, then ends what is left."""
     alive: set[int] = set()
     private_dir = ""
     for line in sys.stdin:

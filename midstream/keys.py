@@ -14,16 +14,15 @@ from typing import Any, TypeVar
 import orjson
 
 from midstream.operator import operator
+from midstream.redis_connection import connected
 from shared.accounts import OWN_LIMITS
 from shared.api_keys import ApiKey, ApiKeyTable, BadKey, checked_scopes, create, digest_of, is_key
-from shared.connections import connection_to
 from shared.logs import audit_line
 from shared.settings import Settings, described
 from shared.webhook_target import BadTarget, Targets, target_of
 
 T = TypeVar("T")
 
-_REPLY_SECONDS = 5.0
 _DURATION = re.compile(r"(\d{1,6})([smhdy])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "y": 365 * 86_400}
 _SHOWN_ONCE = "This key is shown now and never again: Midstream stores its digest only."
@@ -97,6 +96,8 @@ def _check_webhook(url: str, *, stored: bool) -> None:
 
 
 def list_keys(redis_url: str, *, as_json: bool) -> int:
+    """Prints what is known of each key in Redis, by name; never a key itself."""
+
     async def run(table: ApiKeyTable) -> dict[str, ApiKey]:
         return await table.all()
 
@@ -154,19 +155,8 @@ def rotate_key(redis_url: str, name: str, grace: float, *, as_json: bool) -> int
 
 async def _with_table(redis_url: str, run: Callable[[ApiKeyTable], Awaitable[T]]) -> T:
     settings = Settings.from_environment({**os.environ, "MIDSTREAM_REDIS_URL": redis_url})
-    connection = connection_to(settings, name="keys")
-    connection.start()
-    try:
-        async with asyncio.timeout(_REPLY_SECONDS):
-            await connection.wait_until_up()
+    async with connected(settings, name="keys") as connection:
         return await run(ApiKeyTable(connection))
-    except TimeoutError:
-        why = f": {connection.refusal}" if connection.refusal is not None else ""
-        raise BadKey(
-            f"Redis did not answer within {_REPLY_SECONDS:g} s{why}. Is --redis or MIDSTREAM_REDIS_URL right?"
-        ) from None
-    finally:
-        await connection.close()
 
 
 async def _without_redis(run: Callable[[ApiKeyTable], Awaitable[T]]) -> T:

@@ -69,6 +69,15 @@ def _add_provider(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", help="the model for requests that name none")
 
 
+def _add_server(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--server",
+        metavar="URL",
+        default=os.environ.get("MIDSTREAM_URL", "http://127.0.0.1:8000"),
+        help="the gateway (MIDSTREAM_URL, or http://127.0.0.1:8000); MIDSTREAM_API_KEY is the credential, if it asks for one",
+    )
+
+
 def _add_up(up: argparse.ArgumentParser) -> None:
     up.add_argument("--host", help="the address to listen on (127.0.0.1)")
     up.add_argument("--port", type=_port, help="the port to listen on (8000); 0: any free port")
@@ -105,12 +114,7 @@ def _add_demo(demo: argparse.ArgumentParser) -> None:
 
 def _add_tail(tail: argparse.ArgumentParser) -> None:
     tail.add_argument("target", metavar="URL|ID", help="a stream's id, or the URL of its events")
-    tail.add_argument(
-        "--server",
-        metavar="URL",
-        default=os.environ.get("MIDSTREAM_URL", "http://127.0.0.1:8000"),
-        help="the gateway to ask for an id (MIDSTREAM_URL, or http://127.0.0.1:8000)",
-    )
+    _add_server(tail)
     tail.add_argument("--last-event-id", default="", metavar="ID", help="resume after this event")
     tail.add_argument("--json", action="store_true", help="print events as JSON lines")
     tail.add_argument(
@@ -123,12 +127,7 @@ def _add_tail(tail: argparse.ArgumentParser) -> None:
 
 
 def _add_top(top: argparse.ArgumentParser) -> None:
-    top.add_argument(
-        "--server",
-        metavar="URL",
-        default=os.environ.get("MIDSTREAM_URL", "http://127.0.0.1:8000"),
-        help="the gateway (MIDSTREAM_URL, or http://127.0.0.1:8000)",
-    )
+    _add_server(top)
     top.add_argument("--once", action="store_true", help="show one snapshot and exit")
     top.add_argument("--json", action="store_true", help="print JSON: one line a second, or with --once one object")
 
@@ -143,25 +142,10 @@ def _add_usage(usage: argparse.ArgumentParser) -> None:
     usage.add_argument("--to", dest="last", metavar="DAY", help="the last day; by default today")
     usage.add_argument("--principal", metavar="NAME", help="of this principal only")
     usage.add_argument("--by-day", action="store_true", help="a row for each day, not the sum of all")
-    usage.add_argument(
-        "--server",
-        metavar="URL",
-        default=os.environ.get("MIDSTREAM_URL", "http://127.0.0.1:8000"),
-        help="the gateway (MIDSTREAM_URL, or http://127.0.0.1:8000); MIDSTREAM_API_KEY is the credential, if it asks for one",
-    )
+    _add_server(usage)
     form = usage.add_mutually_exclusive_group()
     form.add_argument("--csv", dest="form", action="store_const", const="csv", default="table", help="print CSV")
     form.add_argument("--json", dest="form", action="store_const", const="json", help="print JSON, one row a line")
-
-
-def _add_gateway(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--server",
-        metavar="URL",
-        default=os.environ.get("MIDSTREAM_URL", "http://127.0.0.1:8000"),
-        help="the gateway (MIDSTREAM_URL, or http://127.0.0.1:8000); MIDSTREAM_API_KEY is the credential, if it asks for one",
-    )
-    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_list(command: argparse.ArgumentParser) -> None:
@@ -183,12 +167,14 @@ def _add_list(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--to", dest="last", metavar="TIME", help="created before this time")
     command.add_argument("--count", type=int, default=20, metavar="N", help="how many at most (20)")
-    _add_gateway(command)
+    _add_server(command)
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_show(command: argparse.ArgumentParser) -> None:
     command.add_argument("id", metavar="ID", help="the stream's id")
-    _add_gateway(command)
+    _add_server(command)
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_export(command: argparse.ArgumentParser) -> None:

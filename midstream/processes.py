@@ -35,7 +35,9 @@ from shared.settings import Settings, unknown
 logger = logging.getLogger("midstream")
 
 _READY_SECONDS = 20.0
+"""How long the children may take to start, on a busy machine, too."""
 _STOP_SECONDS = 10.0
+"""How long they may take to end: several times their drain. Then they are killed."""
 _DRAIN_SECONDS = "2"
 """Shorter than in a deployment: somebody has pressed Ctrl-C and waits."""
 _LOOK_SECONDS = 0.03
@@ -44,6 +46,8 @@ _LOOK_SECONDS = 0.03
 
 @dataclass(kw_only=True)
 class _NamedChild(Child):
+    """A child process by the name that messages give it, and how to start it again."""
+
     name: str
     command: list[str]
     environment: Mapping[str, str]
@@ -250,7 +254,9 @@ class LocalMidstream:
             self._listening.close()
             self._listening = None
         for last in (False, True):
-            group = [c.process for c in self._children if c.process is not None and c.stops_last == last]
+            group = [
+                child.process for child in self._children if child.process is not None and child.stops_last == last
+            ]
             first_signal = signal.SIGKILL if at_once else signal.SIGTERM
             end_all(group, within_seconds=_STOP_SECONDS, first_signal=first_signal)
             for process in group:

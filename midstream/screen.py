@@ -12,6 +12,7 @@ _STATUS_COLOURS = {"running": _GREEN, "waiting": _YELLOW, "failed": _RED}
 _PROCESS_LINES_SHARE = 3
 """Processes get at most one in three lines."""
 _ID_CHARACTERS = 12
+"""Of a stream's id: the time, and enough of the rest to tell two streams apart."""
 
 Row = dict[str, Any]
 Line = list[tuple[str, str]]
@@ -51,7 +52,7 @@ def frame(
 
 
 def _head(snapshot: Row, server: str, rates: Sequence[float], columns: int, trouble: str) -> list[Line]:
-    streams, per, lag, redis = snapshot["streams"], snapshot["per_second"], snapshot["lag"], snapshot["redis"]
+    streams, per_second, lag, redis = snapshot["streams"], snapshot["per_second"], snapshot["lag"], snapshot["redis"]
     waiting = f"{streams['waiting']} waiting"
     if streams["waiting"]:
         waiting += f" (oldest {_age(streams['oldest_waiting_seconds'])})"
@@ -69,8 +70,8 @@ def _head(snapshot: Row, server: str, rates: Sequence[float], columns: int, trou
             (f"   readers {snapshot['readers']}   resumes {snapshot['totals'].get('resumes', 0):.0f}", ""),
         ],
         [
-            (f"tokens/s {_number(per.get('tokens_generated', 0))} generated", _BOLD),
-            (f", {_number(per.get('tokens_delivered', 0))} delivered   ", ""),
+            (f"tokens/s {_number(per_second.get('tokens_generated', 0))} generated", _BOLD),
+            (f", {_number(per_second.get('tokens_delivered', 0))} delivered   ", ""),
         ],
         [
             ("lag p99  ", ""),
@@ -122,8 +123,8 @@ def _processes(processes: list[Row], room: int) -> list[Line]:
         if row["silent"]:
             drawn.append([(f"{name[:29]:<30}silent for {_age(row['heard_seconds'])}", _RED)])
             continue
-        per = row["per_second"]
-        rate = per.get("tokens_generated", per.get("tokens_delivered", 0))
+        per_second = row["per_second"]
+        rate = per_second.get("tokens_generated", per_second.get("tokens_delivered", 0))
         lag = f"{row['lag']['event_loop']['p99_ms']:.3g} ms" if "event_loop" in row["lag"] else "–"
         facts = f"{load:>14}{_number(rate):>8}{row['cpu']:>6.0%}{_bytes(row['memory_bytes']):>9}{lag:>9}"
         drawn.append([(f"{name[:29]:<30}{facts}", ""), ("  draining" if row["draining"] else "", _YELLOW)])

@@ -21,7 +21,7 @@ from midstream.client import (
     StreamEvent,
     Token,
 )
-from midstream.key import authorization
+from midstream.gateway_answers import authorization
 from shared.ids import is_stream_id
 
 _FAILED, _CANCELLED = 1, 3

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from midstream.client import Client, Lost, StreamError
-from midstream.key import authorization
+from midstream.gateway_answers import authorization
 from midstream.screen import Screen, frame
 
 _PAUSE_SECONDS = 1.0

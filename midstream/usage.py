@@ -7,21 +7,19 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import httpx2
 import orjson
 
-from shared.errors import MidstreamError
+from midstream.gateway_answers import get
 
-_TIMEOUT_SECONDS = 30.0
 _COLUMNS = ("principal", "model", "streams", "failed", "cancelled", "cut_off", "generated", "delivered", "undelivered")
 _KEYS = ("principal", "model", "day")
 
 Row = Mapping[str, Any]
 
 
-def usage(*, server: str, query: Mapping[str, str], token: str, by_day: bool, form: str) -> int:
-    """Prints the usage; `form` is `table`, `csv` or `json`, the last two with a row for each day. Raises MidstreamError."""
-    rows = _rows(server.rstrip("/"), query, token)
+def usage(*, server: str, query: Mapping[str, str], by_day: bool, form: str) -> int:
+    """Prints the usage; `form` is `table`, `csv` or `json`, the last two with a row for each day. Raises Unusable."""
+    rows = _rows(server, query)
     if form == "json":
         for row in rows:
             sys.stdout.buffer.write(orjson.dumps(row) + b"\n")
@@ -32,27 +30,13 @@ def usage(*, server: str, query: Mapping[str, str], token: str, by_day: bool, fo
     return 0
 
 
-def _rows(server: str, query: Mapping[str, str], token: str) -> Iterator[Row]:
-    """Yields all rows, page after page. Raises MidstreamError."""
-    headers = {"authorization": f"Bearer {token}"} if token else {}
-    with httpx2.Client(timeout=_TIMEOUT_SECONDS, headers=headers) as http:
-        after: str | None = ""
-        while after is not None:
-            page = _page(http, f"{server}/v1/usage", {**query, **({"after": after} if after else {})})
-            yield from page["usage"]
-            after = page["next"]
-
-
-def _page(http: httpx2.Client, url: str, query: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        response = http.get(url, params=query)
-        page = response.json()
-    except (httpx2.HTTPError, ValueError) as error:
-        raise MidstreamError(f"{url} did not answer as a Midstream gateway: {error}") from None
-    if not isinstance(page, dict) or response.status_code != 200 or not isinstance(page.get("usage"), list):
-        detail = page.get("detail") if isinstance(page, dict) else None
-        raise MidstreamError(f"{url} answered {response.status_code}: {detail or 'this is no usage'}")
-    return page
+def _rows(server: str, query: Mapping[str, str]) -> Iterator[Row]:
+    """Yields all rows, page after page. Raises Unusable."""
+    after: str | None = ""
+    while after is not None:
+        page = get(server, "/v1/usage", {**query, "after": after})
+        yield from page["usage"]
+        after = page["next"]
 
 
 def _print_csv(rows: Iterable[Row]) -> None:
@@ -88,9 +72,14 @@ def _print_table(rows: Iterable[Row], *, by_day: bool) -> None:
     _print_aligned([tuple(name.replace("_", " ") for name in columns), *lines], texts=len(names))
 
 
+def _printable(text: str) -> str:
+    """Returns a text that cannot steer a terminal: clients choose the names of models."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def _print_aligned(lines: list[tuple[str, ...]], *, texts: int) -> None:
     """Prints columns: the first `texts` aligned to the left, the others to the right."""
-    shown = [tuple("".join(c if c.isprintable() else "?" for c in cell) for cell in line) for line in lines]
+    shown = [tuple(map(_printable, line)) for line in lines]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     for line in shown:
         aligned: list[Callable[[int], str]] = [

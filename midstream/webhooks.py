@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from shared.connections import check, connection_to
+from midstream.redis_connection import connected
 from shared.due_list import DueList
 from shared.errors import Unusable
 from shared.keys import WEBHOOKS_DEAD, WEBHOOKS_WAITING
@@ -21,8 +21,8 @@ from shared.webhooks import DEAD_MAX, Pending, Secrets, WebhookStore, new_secret
 T = TypeVar("T")
 
 _SECRET_BYTES = 32
-_REPLY_SECONDS = 10.0
-Settle = Callable[[WebhookStore], Awaitable[T]]
+"""As many as HMAC-SHA256 uses; Standard Webhooks allows 24 to 64."""
+Work = Callable[[WebhookStore], Awaitable[T]]
 
 
 def list_webhooks(redis_url: str, *, count: int, as_json: bool) -> int:
@@ -114,16 +114,7 @@ def _line(pending: Pending) -> str:
     return f"{pending.stream_id}  {state:7}  {pending.host}  first try {first}, {pending.tries} in all: {pending.error}"
 
 
-async def _with_store(redis_url: str, run: Settle[T]) -> T:
+async def _with_store(redis_url: str, run: Work[T]) -> T:
     settings = Settings.from_environment({**os.environ, "MIDSTREAM_REDIS_URL": redis_url})
-    await check(settings)
-    connection = connection_to(settings, name="webhooks", scripts=DueList.SCRIPTS)
-    connection.start()
-    try:
-        async with asyncio.timeout(_REPLY_SECONDS):
-            await connection.wait_until_up()
-            return await run(WebhookStore(connection, log_ttl_seconds=settings.log_ttl_seconds))
-    except TimeoutError:
-        raise Unusable(f"Redis did not answer within {_REPLY_SECONDS:g} s") from None
-    finally:
-        await connection.close()
+    async with connected(settings, name="webhooks", scripts=DueList.SCRIPTS) as connection:
+        return await run(WebhookStore(connection, log_ttl_seconds=settings.log_ttl_seconds))

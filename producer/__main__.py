@@ -209,7 +209,7 @@ async def _start(running: RunningParts, settings: Settings, tracing: Tracing | N
     measuring = WorkerMeasuring(connection, settings, worker.tally)
 
     async def metrics() -> Answer:
-        measuring.handover.now()
+        measuring.handover.hand_over()
         return Answer(generate_latest(), content_type=CONTENT_TYPE_LATEST)
 
     async def healthz() -> Answer:

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from producer import chunk_shapes as shapes
+from producer.alike_chunks import AlikeChunks
 from producer.chunk_shapes import CHOICES_MAX, LEVELS_MAX, USAGE_BYTES_MAX, clean, fitting, storable
 from producer.event_stream import LINE_BYTES_MAX, EventStream
 from producer.finish import (
@@ -69,6 +70,7 @@ class ChunkReader(EventStream):
     """
 
     __slots__ = (
+        "_alike",
         "_at_end",
         "_choices_requested",
         "_first",
@@ -91,6 +93,7 @@ class ChunkReader(EventStream):
     def __init__(self, odd: Callable[[str], None] = lambda kind: None, *, choices: int = 1) -> None:
         super().__init__()
         self._odd = odd
+        self._alike = AlikeChunks()
         self._found: set[str] = set()
         """The kinds of oddities in the chunk that is being read."""
         self._choices_requested = choices
@@ -171,6 +174,8 @@ class ChunkReader(EventStream):
 
     def feed(self, data: bytes) -> list[Item]:
         """Returns the items in the next bytes, up to an error or the end."""
+        if self.is_between_events and not self._has_halves and (texts := self._alike.texts(data)) is not None:
+            return texts
         items: list[Item] = []
         try:
             self.parse(data, items)
@@ -180,8 +185,10 @@ class ChunkReader(EventStream):
             self.error = error.with_traceback(None)  # a traceback would hold this frame
         if self._found:
             self._report()
-        if items and not self._has_content:
+        if items:
             self._has_content = True
+            if len(items) == 1 and type(text := items[0]) is str:
+                self._alike.remember(data, text)
         return items
 
     def end(self) -> list[Item]:

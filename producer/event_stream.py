@@ -72,14 +72,8 @@ class EventStream(ABC):
 
     def parse(self, data: bytes, items: list[Item]) -> None:
         """Parses the next bytes. Raises Unavailable for a line or an event that is too long, and what `take_data` raises."""
-        rest, cr_at = self._rest, data.find(b"\r")  # `find` is twice as fast as `in`
-        if not rest and not self._within and data.startswith(b"data:") and not self._is_special:
-            # A packet with one event of one line, as most have that bring a token: the same as below, at less cost.
-            lf_at, size = data.find(b"\n"), len(data)
-            is_one_line = (lf_at == size - 2 and cr_at < 0) or (lf_at == size - 3 and cr_at == size - 4)
-            if is_one_line and data.endswith((b"\n\n", b"\n\r\n")) and self.take_data(data[5:], items):
-                return
-        if cr_at >= 0 or self._is_special:
+        rest = self._rest
+        if self._is_special or data.find(b"\r") >= 0:  # `find` is twice as fast as `in`
             data = self._regular(data)
         lines = data.split(b"\n")
         if rest and len(lines) > 1:
@@ -106,6 +100,11 @@ class EventStream(ABC):
         if line:
             self._take_other(line, items)
         self._end_event(items)
+
+    @property
+    def is_between_events(self) -> bool:
+        """Whether the next byte begins an event of its own."""
+        return not (self._rest or self._within or self._is_special)
 
     @property
     def has_unfinished_line(self) -> bool:

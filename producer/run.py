@@ -462,8 +462,7 @@ class Run:
             self.meter.first_token()
         if self._stopped is not None:
             return True
-        self._writer.push(items)
-        return not self._writer.crowded
+        return self._writer.push(items)
 
     @property
     def has_pace(self) -> bool:

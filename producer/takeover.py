@@ -15,11 +15,12 @@ from producer.provider import Provider, abilities_of
 from producer.writer import Writer
 from shared import events
 from shared.errors import Fenced, LogFull, MidstreamError, NewerFormat, RedisRefused, Unreadable
-from shared.event_log import EventLog, shown
+from shared.event_log import EventLog
 from shared.events import Entry
 from shared.ids import EventId, created_at
 from shared.lifecycle import History, fold
 from shared.logs import request_id
+from shared.odd_replies import shown
 from shared.outcomes import AttemptOutcome, FailureCode
 from shared.redis_retry import until_redis_answers
 from shared.settings import Settings

@@ -24,7 +24,6 @@ from shared.errors import Disconnected, Fenced, LogFull, MidstreamError, RedisRe
 from shared.event_log import Appended, EventLog
 from shared.events import ACCEPTED, Entry, Item, encode_items
 from shared.ids import EventId
-from shared.keys import live_channel, log_key
 from shared.outcomes import FailureCode
 from shared.redis_retry import until_redis_answers
 from shared.settings import Settings
@@ -42,13 +41,12 @@ class Writer:
 
     __slots__ = (
         "__weakref__",  # tests ask whether a writer is freed
+        "_append_head",
         "_busy",
         "_bytes_max",
         "_copy",
         "_entries_max",
-        "_id",
         "_kept_tokens",
-        "_keys",
         "_log",
         "_on_trouble",
         "_pace_seconds",
@@ -62,8 +60,10 @@ class Writer:
         "_unsent_bytes_max",
         "_waiting",
         "_waiting_bytes",
+        "attempt",
         "may_recreate",
         "next_entry_at",
+        "offset",
         "sent_at",
         "stream_id",
         "unheard_since",
@@ -97,18 +97,20 @@ class Writer:
         """Runs until then."""
         self._on_trouble = on_trouble
         self._trouble: MidstreamError | None = None
-        self._keys = (log_key(stream_id), live_channel(stream_id))
-        self._id = entries[-1].id
-        """The id of the last entry that was made, whether sent or not."""
+        self._append_head = log.append_head(stream_id)
+        self.attempt, self.offset = entries[-1].id
+        """The id of the last entry that was made, whether sent or not. `offset`: how many increments stand, with those under way."""
         self._kept_tokens = 0
         """How many increments of earlier attempts this one keeps."""
         self._waiting: list[Item] = []
         self._waiting_bytes = 0
-        self._under_way: Entry | None = None
+        self._under_way: tuple[bytes, bytes] | None = None
+        """The field and the value of the append that has not been answered yet; its id is `attempt` and `offset`."""
         self._repair: asyncio.Task[None] | None = None
         self._busy = False
         """A repair, a beginning or an end is under way: no token may be sent, and a probe could not be interpreted."""
-        self._progress = asyncio.Event()
+        self._progress: asyncio.Event | None = None
+        """Set when something has come to its end, for those who wait; None: nobody has waited yet."""
         self.may_recreate = True
         """Whether a log that has vanished may be written again: not by a worker that was stopped for longer than its lease."""
         self.sent_at = 0.0
@@ -124,20 +126,26 @@ class Writer:
 
     # --- the hot path
 
-    def push(self, items: list[Item]) -> None:
-        """Takes items to append, in order. They are sent at once, or, while an append is under way, with the next entry."""
+    def push(self, items: list[Item]) -> bool:
+        """Takes items to append, in order. They are sent at once, or, while an append is under way, with the next entry.
+
+        Returns False when the writer is crowded.
+        """
+        may_send = self._under_way is None and not self._busy and self._trouble is None
+        if may_send and not self._waiting and not self._pace_seconds and len(items) <= self._tokens_max:
+            self._send(items)
+            return True
         self._waiting += items
         self._waiting_bytes += sum(map(len, items))
-        if self._under_way is None:
-            if self._pace_seconds:
-                self._send_at_its_pace()
-            else:
-                self._send_next()
+        if may_send:
+            self._send_at_its_pace()
+        return not self.crowded
 
     def _send_at_its_pace(self) -> None:
         """Sends what waits, now or when the pause since the last entry is over; a full entry does not wait."""
-        if time.monotonic() >= self.next_entry_at - _TIMER_SECONDS or len(self._waiting) >= self._tokens_max:
-            self._send_next()
+        is_due = not self._pace_seconds or time.monotonic() >= self.next_entry_at - _TIMER_SECONDS
+        if is_due or len(self._waiting) >= self._tokens_max:
+            self._send_waiting()
         elif self._pause is None:
             self._pause = asyncio.get_running_loop().call_at(tick_from(self.next_entry_at), self._pause_is_over)
 
@@ -146,7 +154,8 @@ class Writer:
         if self._waiting and self._under_way is None:
             self._send_at_its_pace()
 
-    def _send_next(self) -> None:
+    def _send_waiting(self) -> None:
+        """Sends what waits, as much as one entry takes."""
         if self._busy or self._trouble is not None:
             return
         items, most = self._waiting, self._tokens_max
@@ -155,13 +164,18 @@ class Writer:
         else:
             items, self._waiting = items[:most], items[most:]
             self._waiting_bytes -= sum(map(len, items))
+        self._send(items)
+
+    def _send(self, items: list[Item]) -> None:
+        """Sends one entry with these items."""
         try:
-            field, value = encode_items(items)
+            field, value = entry = encode_items(items)
         except (TypeError, ValueError):  # a bug in a provider; raised here it would break the connection to Redis
             self._fail(Refused("the provider's answer cannot be stored", code=FailureCode.PROVIDER_UNREADABLE))
             return
-        self._id = EventId(self._id.attempt, self._id.offset + len(items))
-        if len(self._copy) >= self._entries_max or self._copy.value_bytes + len(value) > self._bytes_max:
+        self.offset += len(items)
+        held = len(self._copy)
+        if held >= self._entries_max or self._copy.value_bytes + len(value) > self._bytes_max:
             self._fail(
                 LogFull(
                     f"the answer reached the bound of one stream: {self._entries_max + 1} entries "
@@ -169,31 +183,31 @@ class Writer:
                 )
             )
             return
-        self._under_way = entry = Entry(self._id, field, value)
+        self._under_way = entry
         self.sent_at = time.monotonic()
         if self._pace_seconds:
             # Counted from when this one was due, unless it came at another time: else each entry would come a tick later.
             is_on_time = abs(self.sent_at - self.next_entry_at) < TICK_SECONDS
             self.next_entry_at = (self.next_entry_at if is_on_time else self.sent_at) + self._pace_seconds
-        self._log.send_append(self._keys, len(self._copy) + self._uncounted, entry, self._on_reply)
+        held += self._uncounted
+        self._log.send_append(self._append_head, held, self.attempt, self.offset, field, value, self._on_reply)
 
     def _on_reply(self, reply: Any) -> None:
-        if type(reply) is not int:
-            self._repair = asyncio.get_running_loop().create_task(self._settle(self._under_way))
+        if type(reply) is int:
+            self._applied(reply)
             return
         assert self._under_way is not None
-        self._applied(self._under_way, reply)
+        entry = Entry(EventId(self.attempt, self.offset), *self._under_way)
+        self._repair = asyncio.get_running_loop().create_task(self._settle(entry))
 
-    def _applied(self, entry: Entry, listeners: int) -> None:
-        self._copy.append(entry)
+    def _applied(self, listeners: int) -> None:
+        assert self._under_way is not None
+        self._copy.append(self.attempt, self.offset, *self._under_way)
         self._under_way = None
         self._heard_by(listeners)
         if self._waiting:
-            if self._pace_seconds:
-                self._send_at_its_pace()
-            else:
-                self._send_next()
-        self._progress.set()
+            self._send_at_its_pace()
+        self._note_progress()
 
     def _heard_by(self, listeners: int) -> None:
         if listeners:
@@ -212,7 +226,7 @@ class Writer:
         if self._trouble is None:
             self._trouble = trouble.with_traceback(None)  # a traceback would hold this frame
             self._on_trouble(trouble)
-        self._progress.set()
+        self._note_progress()
 
     # --- waiting
 
@@ -224,33 +238,32 @@ class Writer:
     async def wait_for_room(self) -> None:
         """Waits while the writer is crowded. Raises the error that ends the attempt."""
         while self.crowded and self._trouble is None:
-            self._progress.clear()
-            await self._progress.wait()
+            await self._wait_for_progress()
         self._raise_trouble()
 
     async def drained(self) -> None:
         """Waits until all that was pushed is in the log, which it goes into at once. Raises the error that ends the attempt."""
         while (self._under_way is not None or self._waiting or self._busy) and self._trouble is None:
             if self._under_way is None:
-                self._send_next()
-            self._progress.clear()
-            await self._progress.wait()
+                self._send_waiting()
+            await self._wait_for_progress()
         self._raise_trouble()
+
+    async def _wait_for_progress(self) -> None:
+        if self._progress is None:
+            self._progress = asyncio.Event()
+        self._progress.clear()
+        await self._progress.wait()
+
+    def _note_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.set()
 
     def _raise_trouble(self) -> None:
         if self._trouble is not None:
             raise self._trouble
 
     # --- the rare entries
-
-    @property
-    def attempt(self) -> int:
-        return self._id.attempt
-
-    @property
-    def offset(self) -> int:
-        """How many increments stand, with those under way."""
-        return self._id.offset
 
     async def begin(self, attempt: int, field: bytes, value: bytes, kept_tokens: int) -> bool:
         """Fences off every earlier attempt with the entry `<attempt>-0`, and continues behind `kept_tokens` increments.
@@ -269,11 +282,11 @@ class Writer:
                     return False
             elif outcome.status != "applied":
                 return False
-            self._copy.append(entry)
+            self._copy.append(attempt, 0, field, value)
         finally:
             self._busy = False
         self._heard_by(outcome.listeners)
-        self._id = EventId(attempt, kept_tokens)
+        self.attempt, self.offset = attempt, kept_tokens
         self._kept_tokens = kept_tokens
         return True
 
@@ -283,8 +296,8 @@ class Writer:
             await self.drained()
         else:  # the log is full: the items that did not fit are given up
             self._waiting.clear()
-            self._id = EventId(self._id.attempt, max(self._kept_tokens, self._copy.last.offset))
-        entry = Entry(EventId(self._id.attempt, self._id.offset + 1), field, value)
+            self.offset = max(self._kept_tokens, self._copy.last.offset)
+        entry = Entry(EventId(self.attempt, self.offset + 1), field, value)
         self._busy = True
         try:
             outcome = await self._append_once_settled(entry, self._log.ended_ttl_seconds)
@@ -322,13 +335,13 @@ class Writer:
                 await self._make_whole()
                 self._busy = False
                 if self._waiting:
-                    self._send_next()
-                self._progress.set()
+                    self._send_waiting()
+                self._note_progress()
                 return
             outcome = await self._append_once_settled(entry)
             if outcome.status == "fenced":
                 raise Fenced
-            self._applied(entry, outcome.listeners)
+            self._applied(outcome.listeners)
         except Exception as error:
             self._under_way, self._busy = None, False
             self._fail(error if isinstance(error, MidstreamError) else MidstreamError(f"{type(error).__name__}"))

@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from shared.commands import Commands, Executes, Script
-from shared.due_list import DueList
-from shared.errors import OddReply
-from shared.event_log import shown
+from shared.commands import Commands, Executes, Script, ignore
+from shared.due_list import DueList, texts_of
 from shared.ids import created_at
 from shared.keys import ACCOUNT_ENTRIES, ACCOUNT_LOOKS, account_key, principals_key, usage_key
+from shared.odd_replies import reading
 from shared.settings import Settings
 
 COUNTS = (
@@ -51,6 +50,7 @@ MODELS_MAX = 100
 """Models that are counted by name, for each principal and day. Clients may name any model, so there must be a limit."""
 OTHER_MODELS = "other"
 _MODEL_CHARACTERS_MAX = 64
+"""Of a model's name, which a client chooses: it is in the name of each of its counts."""
 _COUNT_MAX = (1 << 31) - 1
 """Of one stream: more than any answer has. The usage comes from the provider, who may send anything; sums stay below 2^63."""
 _ALL = "all"
@@ -86,6 +86,7 @@ class Allowance:
         return bool(self.creates_per_minute or self.streams or self.request_bytes or self.tokens_per_day)
 
     def arguments(self) -> tuple[int, int, int, int]:
+        """Returns the limits in the order in which `admit.lua` takes them."""
         return self.creates_per_minute, self.streams, self.request_bytes, self.tokens_per_day
 
 
@@ -164,16 +165,14 @@ class Accounts:
         )
         if reply == 0:
             return None
-        try:
-            limit, who, milliseconds = reply
-            return Refusal(limit.decode(), who == 1, milliseconds / 1000)
-        except (TypeError, ValueError, AttributeError):
-            raise OddReply(f"ODDREPLY an admission was answered by {shown(reply)}") from None
+        with reading("an admission", reply):
+            limit, whose, milliseconds = reply
+            return Refusal(limit.decode(), whose == 1, milliseconds / 1000)
 
     async def running(self, principal: str | None, count: int) -> list[str]:
         """Returns the oldest streams, at most `count`, that count as running for a principal; without one, for all."""
         account = _ALL if principal is None else account_of(principal)
-        return _texts(await self._commands.execute("ZRANGE", account_key(account, "running"), 0, count - 1))
+        return texts_of(await self._commands.execute("ZRANGE", account_key(account, "running"), 0, count - 1))
 
     async def ended(self, principal: str | None, stream_ids: Sequence[str]) -> None:
         """Takes streams, which count as running for a principal, or for all, from that account."""
@@ -183,7 +182,7 @@ class Accounts:
     def send_ended(self, principal: str, stream_id: str) -> None:
         """Has a stream no longer count as running. Should that be lost, `settle` does it."""
         for account in (account_of(principal), _ALL):
-            self._commands.send(("ZREM", account_key(account, "running"), stream_id), _ignore)
+            self._commands.send(("ZREM", account_key(account, "running"), stream_id), ignore)
 
     async def settle(
         self,
@@ -208,11 +207,11 @@ class Accounts:
         commands = self._replicated if about.get("closed") else self._commands  # what is closed is not counted again
         if about.get("closed"):
             about, look_in_seconds = {**about, "closed": time.time()}, _CLOSED_SECONDS
-        listed = [part for name, value in counts.items() for part in (name, min(max(0, value), _COUNT_MAX))]
+        names_and_values = [part for name, value in counts.items() for part in (name, min(max(0, value), _COUNT_MAX))]
         await self.SETTLE.run(
             *(commands, keys, stream_id, principal, orjson.dumps({**about, "principal": principal})),
             *(int(look_in_seconds * 1000), self._keys_ttl_seconds, self._usage_ttl_seconds),
-            *(model[:_MODEL_CHARACTERS_MAX], MODELS_MAX, int(is_last_look_over), *listed),
+            *(model[:_MODEL_CHARACTERS_MAX], MODELS_MAX, int(is_last_look_over), *names_and_values),
         )
 
     def send_look(self, stream_id: str, in_seconds: float = 0.0) -> None:
@@ -241,28 +240,16 @@ class Accounts:
     async def principals(self, day: str, after: str, count: int) -> list[str]:
         """Returns the principals with usage on a day whose names come after `after`, in the order of their bytes."""
         first = f"({after}" if after else "-"
-        return _texts(
+        return texts_of(
             await self._commands.execute("ZRANGE", principals_key(day), first, "+", "BYLEX", "LIMIT", 0, count)
         )
 
     async def usage(self, day: str, principal: str) -> dict[str, dict[str, int]]:
         """Returns a principal's counts of a day by model."""
-        flat = _texts(await self._commands.execute("HGETALL", usage_key(day, account_of(principal))))
+        flat = texts_of(await self._commands.execute("HGETALL", usage_key(day, account_of(principal))))
         by_model: dict[str, dict[str, int]] = {}
         for name, value in zip(flat[::2], flat[1::2], strict=False):
             count, _, model = name.partition(" ")
             if count in COUNTS and name != count:
                 by_model.setdefault(model, dict.fromkeys(COUNTS, 0))[count] = int(value)
         return by_model
-
-
-def _texts(reply: Any) -> list[str]:
-    """Returns the texts of a reply. Raises OddReply."""
-    try:
-        return [part.decode() for part in reply]
-    except (TypeError, ValueError, AttributeError):
-        raise OddReply(f"ODDREPLY the accounts were answered by {shown(reply)}") from None
-
-
-def _ignore(reply: Any) -> None:
-    pass

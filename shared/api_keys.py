@@ -20,8 +20,9 @@ from typing import Any
 import orjson
 
 from shared.commands import Executes
-from shared.errors import MidstreamError, OddReply
+from shared.errors import MidstreamError
 from shared.keys import API_KEYS
+from shared.odd_replies import odd_reply
 
 SCOPES = frozenset({"create", "read", "cancel", "write", "act", "admin"})
 KEYS_MAX = 10_000
@@ -66,6 +67,7 @@ class ApiKey:
         return self.expires_at is None or now < self.expires_at
 
     def stored(self) -> bytes:
+        """Returns what Redis has of the key, but for the digest: JSON."""
         return orjson.dumps(
             {
                 "name": self.name,
@@ -79,7 +81,7 @@ class ApiKey:
 
     @classmethod
     def load(cls, digest: str, stored: bytes) -> ApiKey:
-        """Raises BadKey."""
+        """Returns the key with this digest, from what `stored` returned. Raises BadKey."""
         try:
             value = orjson.loads(stored)
             expires_at, limits, webhook = value.get("expires_at"), value.get("limits"), value.get("webhook")
@@ -127,7 +129,7 @@ def checked_scopes(scopes: Any) -> frozenset[str]:
     """Returns the scopes of a key. Raises BadKey."""
     found = frozenset(scopes)
     if not found or not found <= SCOPES:
-        wrong = ", ".join(sorted(repr(str(it)[:40]) for it in found - SCOPES)) or "none"
+        wrong = ", ".join(sorted(repr(str(scope)[:40]) for scope in found - SCOPES)) or "none"
         raise BadKey(f"scopes are {', '.join(sorted(SCOPES))}; given: {wrong}")
     return found
 
@@ -171,14 +173,14 @@ class ApiKeyTable:
         """Returns what changes with each change of the table. Raises Disconnected, RedisRefused."""
         reply = await self._commands.execute("HGET", API_KEYS, _VERSION)
         if reply is not None and not isinstance(reply, bytes):
-            raise OddReply("ODDREPLY the version of the API keys was answered by something else")
+            raise odd_reply("HGET", "something that is no text")
         return reply or b""
 
     async def all(self) -> dict[str, ApiKey]:
         """Returns the keys by their digests; entries that cannot be read are left out. Raises Disconnected, RedisRefused."""
         flat = await self._commands.execute("HGETALL", API_KEYS)
-        if not isinstance(flat, list):
-            raise OddReply("ODDREPLY the API keys were answered by something else")
+        if not isinstance(flat, list) or not all(isinstance(part, bytes) for part in flat):
+            raise odd_reply("HGETALL", "something that is no list of texts")
         found = {}
         for name, stored in zip(flat[::2], flat[1::2], strict=False):
             digest = name.decode(errors="replace")
@@ -189,8 +191,8 @@ class ApiKeyTable:
                     continue
         return found
 
-    async def one(self, digest: str) -> ApiKey | None:
-        """Returns one key. Raises Disconnected, RedisRefused."""
+    async def find(self, digest: str) -> ApiKey | None:
+        """Returns the key with this digest; None if there is none, or one that cannot be read. Raises Disconnected, RedisRefused."""
         stored = await self._commands.execute("HGET", API_KEYS, digest)
         try:
             return ApiKey.load(digest, stored) if isinstance(stored, bytes) else None
@@ -227,6 +229,7 @@ async def create(
 
 
 def _checksum(body: str) -> str:
+    """Returns the CRC-32 of a key's random characters, in characters of the same alphabet."""
     number, characters = zlib.crc32(body.encode()), ""
     for _ in range(_CHECKSUM_CHARACTERS):
         number, place = divmod(number, len(_ALPHABET))

@@ -82,13 +82,13 @@ def valkey_command(socket_path: Path, directory: Path, *options: str) -> list[st
 
 
 def get(host: str, port: int, path: str) -> tuple[int, bytes] | None:
-    """Returns the status and body of a GET over HTTP; None if nobody answers within 2 s."""
+    """Returns the status and body of a GET over HTTP; None if nobody answers in HTTP, or takes more than 2 s for a part of it."""
     connection = http.client.HTTPConnection(host, port, timeout=2)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
         return response.status, response.read()
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return None
     finally:
         connection.close()

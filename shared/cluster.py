@@ -191,23 +191,26 @@ class ClusterConnection:
 
     # --- sending
 
-    def send(self, arguments: tuple[Argument, ...], on_reply: OnReply, key: bytes | None = None) -> None:
-        """Sends a command to the master of its first key. `on_reply` is called with its reply or error, never before this returns.
-
-        With `key`, which is that key, a redirect is the caller's, as any other error is.
-        """
-        if key is not None:
-            known = self._connections[slot_of(key)]
-            if known is not None:
-                known.send(arguments, on_reply)
-                return
+    def send(self, arguments: tuple[Argument, ...], on_reply: OnReply) -> None:
+        """Sends a command to the master of its first key. `on_reply` is called with its reply or error, never before this returns."""
         key = key_of(arguments)
         connection = self._any_master() if key is None else self._connections[slot_of(key)]
         if connection is None:
-            self._stale.set()
-            self._loop.call_soon(on_reply, Disconnected("no node of the cluster is known to have this slot"))
+            self._answer_unknown_slot(on_reply)
         else:
             connection.send(arguments, partial(self._replied, arguments, on_reply, 0))
+
+    def send_packed(self, command: bytes, key: bytes, on_reply: OnReply) -> None:
+        """Sends a command that is packed already to the master of its first key. A redirect is the caller's, as any other error is."""
+        connection = self._connections[slot_of(key)]
+        if connection is None:
+            self._answer_unknown_slot(on_reply)
+        else:
+            connection.send_packed(command, key, on_reply)
+
+    def _answer_unknown_slot(self, on_reply: OnReply) -> None:
+        self._stale.set()
+        self._loop.call_soon(on_reply, Disconnected("no node of the cluster is known to have this slot"))
 
     async def execute(self, *arguments: Argument) -> Any:
         """Sends a command and waits for its reply. Raises Disconnected, RedisRefused."""

@@ -17,6 +17,7 @@ from shared.resp import Argument, RespConnection
 _CONFIRM_SECONDS = 1.0
 """A subscription that is not confirmed for so long is sent again."""
 _LOOK_SECONDS = 0.25
+"""How often subscriptions are looked for that are not confirmed in time."""
 _CONNECT_SECONDS = 1.0
 """How long a blocking command waits for its connection."""
 
@@ -185,7 +186,8 @@ class ClusterSubscriber:
             self._on_push(passed_on)
 
     def _takes(self, place: Place, message: Any) -> bool:
-        """Whether what a server says besides messages needs no reader: a slot has moved, or a subscription is not wanted here."""
+        """Returns whether a message of the server itself is dealt with here, so that the reader need not see it: a slot has moved, or a
+        subscription is not wanted at this node."""
         if isinstance(message, Exception):
             error = RedisRefused(str(message))
             if error.code in ("MOVED", "CLUSTERDOWN", "LOADING", "TRYAGAIN"):
@@ -208,8 +210,8 @@ class ClusterSubscriber:
         """Moves the subscriptions whose slots are elsewhere now, and closes connections that have none."""
         place_of = self._cluster.place_of
         for channel, place in list(self._places.items()):
-            now = place_of(channel)
-            if now != place and now is not None:
+            new_place = place_of(channel)
+            if new_place != place and new_place is not None:
                 if place in self._nodes:
                     self._nodes[place].push(b"SUNSUBSCRIBE", channel)
                 self._subscribe(channel)

@@ -32,20 +32,22 @@ class Commands(Executes, Protocol):
         return None
 
     def can_reach(self, key: bytes) -> bool:
-        """Whether the server that has a key can be reached now."""
+        """Returns whether the server that has a key can be reached now."""
         return True
 
-    def send(
-        self,
-        arguments: tuple[bytes | str | int | float, ...],
-        on_reply: Callable[[Any], None],
-        key: bytes | None = None,
-    ) -> None:
-        """Sends a command without a task or a future. `on_reply` is called later, with the reply or the error.
+    def send(self, arguments: tuple[bytes | str | int | float, ...], on_reply: Callable[[Any], None]) -> None:
+        """Sends a command without a task or a future. `on_reply` is called later, with the reply or the error."""
 
-        With `key`, the command's first one, a cluster's redirect (MOVED, ASK) is an error like any other: for a caller who then
-        repeats the command by `execute`, which follows it.
+    def send_packed(self, command: bytes, key: bytes, on_reply: Callable[[Any], None]) -> None:
+        """Sends a command that is packed already (RESP2), and whose first key this is.
+
+        A cluster's redirect (MOVED, ASK) is an error like any other: for a caller who then repeats the command by `execute`,
+        which follows it.
         """
+
+
+def ignore(reply: Any) -> None:
+    """Takes the reply to a command that was sent and need not succeed: what is lost is made up for later."""
 
 
 class Script:

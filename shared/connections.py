@@ -35,7 +35,9 @@ _FORMS = (
     "redis+cluster://host:6379,host:6379 or redis+sentinel://host:26379,host:26379/mymaster/0"
 )
 _SEEDS_MAX = 64
+"""Of the hosts in a URL: one that answers is enough."""
 _SENTINEL_PORT = 26379
+"""The port of a Sentinel by default."""
 
 
 def address_of(
@@ -90,7 +92,11 @@ def connection_to(
     gathers: bool = False,
     url: str = "",
 ) -> RedisConnection:
-    """Returns a connection to the Redis of the settings, or of another URL; not started. Raises Unusable."""
+    """Returns a connection to the Redis of the settings, or of another URL; not started. Raises Unusable.
+
+    `name` is what CLIENT LIST shows. `scripts` are loaded after each connect. With `gathers` commands of a busy connection leave
+    together (`shared.resp`).
+    """
     options = {
         "name": name,
         "reply_seconds": settings.redis_reply_seconds,

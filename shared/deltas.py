@@ -1,6 +1,6 @@
 """The shape of a delta: what readers of a `d` entry, and of an object in a `b` entry, may rely on.
 
-Workers of other versions, other writers and damaged logs can leave other values there. Fields that have not the documented
+Workers of other versions, other writers and damaged logs can leave other values there. Fields that do not have the documented
 shape are left out here, so that no API of the gateway has to expect them.
 
 `producer.chunk_shapes` checks more, for another purpose: it repairs what a provider sends before it is stored (texts become
@@ -24,12 +24,14 @@ import orjson
 
 from shared.errors import Unreadable
 
-SILENT = b'{"delta":{}}'
+EMPTY_DELTA = b'{"delta":{}}'
 """An empty delta: it counts as an increment, in place of one that cannot be shown."""
 NESTED_MAX = 200
 """Levels of objects and lists: orjson reads 1024 but writes only 254, and APIs put a delta into objects of their own."""
 _INDEX_MAX = 1_000_000
+"""Far more choices, and more tool calls, than any answer has."""
 _MARGIN_LEVELS = 54
+"""What orjson writes above NESTED_MAX: levels for the objects of an API around a delta."""
 
 
 def checked_delta(value: bytes) -> bytes:
@@ -89,7 +91,7 @@ def _is_documented(stored: dict[str, Any]) -> bool:
 
 
 def _tidied(stored: dict[str, Any]) -> dict[str, Any]:
-    """Returns a delta's object without the fields that have not their documented shape."""
+    """Returns a delta's object without the fields that do not have their documented shape."""
     tidy = dict(stored)
     delta = stored.get("delta")
     tidy["delta"] = _tidied_delta(delta) if isinstance(delta, dict) else {}

@@ -4,8 +4,9 @@
                                        ▲                   │ nothing came of it, or the process died
                                        └───────────────────┘
 
-Three lists are kept this way: streams that are to be archived (`shared.unkept`), told of (`shared.webhooks`) and counted
-(`shared.accounts`). A stream may be done by two processes all the same, after a pause of one of them: doing it must be repeatable.
+Three lists are kept this way: of streams that are still to be archived (`shared.unkept`), that a webhook is still to be sent for
+(`shared.webhooks`), and that are still to be counted (`shared.accounts`). Two processes may work on one stream all the same, after a
+pause of one of them: the work must be repeatable.
 
 What a fail-over of Redis takes back of a look or a removal does no harm: the stream is looked at again. Only an entry that is
 lost would be missed, so whoever enters a stream may wait for replicas (`shared.replicas`).
@@ -15,11 +16,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
-from shared.commands import Commands, Executes, Script
-from shared.errors import OddReply
-from shared.event_log import shown
+from shared.commands import Commands, Executes, Script, ignore
 from shared.ids import is_stream_id
+from shared.odd_replies import reading
 
 LOOK_SECONDS = 60.0
 """How often a stream is looked at that has not ended, and when a look is handed out again that came to nothing."""
@@ -50,13 +51,13 @@ class DueList:
         Without a reply: what is lost is made up for by the look that was due before.
         """
         options = (condition,) if condition else ()
-        self._commands.send(("ZADD", self._key, *options, _at(in_seconds), stream_id), _ignore)
-        self._commands.send(("EXPIRE", self._key, self._ttl_seconds), _ignore)
+        self._commands.send(("ZADD", self._key, *options, _at(in_seconds), stream_id), ignore)
+        self._commands.send(("EXPIRE", self._key, self._ttl_seconds), ignore)
 
     async def take(self, count: int, hold_seconds: float) -> list[str]:
         """Returns at most `count` streams whose time has come. Nobody else gets them for `hold_seconds`."""
         reply = await self.TAKE.run(self._commands, [self._key], count, int(hold_seconds * 1000), self._ttl_seconds)
-        taken = _texts(reply)
+        taken = texts_of(reply)
         await self.remove([stream_id for stream_id in taken if not is_stream_id(stream_id)])
         return [stream_id for stream_id in taken if is_stream_id(stream_id)]
 
@@ -72,20 +73,15 @@ class DueList:
 
     async def listed(self, count: int) -> list[str]:
         """Returns at most `count` streams, those that are looked at last first."""
-        return _texts(await self._commands.execute("ZRANGE", self._key, 0, count - 1, "REV"))
+        return texts_of(await self._commands.execute("ZRANGE", self._key, 0, count - 1, "REV"))
 
 
-def _texts(reply: object) -> list[str]:
-    try:
-        return [member.decode() for member in reply]  # type: ignore[attr-defined]
-    except (TypeError, ValueError, AttributeError):
-        raise OddReply(f"ODDREPLY a list of streams was answered by {shown(reply)}") from None
+def texts_of(reply: Any) -> list[str]:
+    """Returns the texts of a reply that is a list of them. Raises OddReply for any other."""
+    with reading("a read of a list of texts", reply):
+        return [text.decode() for text in reply]
 
 
 def _at(seconds_from_now: float) -> int:
     """Returns a time as the lists have it, in Unix milliseconds. A clock that is wrong by seconds moves a look by seconds."""
     return int((time.time() + seconds_from_now) * 1000)
-
-
-def _ignore(reply: object) -> None:
-    pass

@@ -29,10 +29,9 @@ from shared.ids import BEGINNING, FIRST_ID, EventId
 from shared.keys import deliveries_key, live_channel, log_key, webhook_key, writer_key
 from shared.large_fields import KEPT, UNTIL_THE_END, Beside, joined, key_of, place_in
 from shared.new_ends import NewEnds
+from shared.odd_replies import ODD_SHAPES, odd_reply, reading
+from shared.resp import pack
 
-_ODD_SHAPES = (TypeError, ValueError, IndexError, KeyError, AttributeError)
-"""The exceptions that a reply of another shape causes; UnicodeDecodeError is a ValueError."""
-_SHOWN_BYTES_MAX, _SHOWN_PARTS_MAX, _SHOWN_CHARACTERS_MAX = 60, 4, 240
 READ_ENTRIES_MAX = 1000
 """Entries per read: about 100 KB and 1 ms of Redis, so that no long history holds up the other streams."""
 
@@ -61,12 +60,21 @@ class Appended(NamedTuple):
 
     @classmethod
     def of(cls, reply: Any) -> Appended:
+        """Returns the result that a reply of `append.lua` means. Raises OddReply."""
         if isinstance(reply, int):
             return cls("applied", reply)
-        try:
+        with reading("an append", reply):
             return cls(reply[0].decode(), 0, EventId.of(reply[1]), int(reply[2]))
-        except _ODD_SHAPES:
-            raise OddReply(f"ODDREPLY an append was answered by {shown(reply)}") from None
+
+
+class AppendHead(NamedTuple):
+    """What all appends to one log have in common: its key, and the first five of the script call's nine arguments, packed (RESP2).
+
+    To pack them once spares a worker half of the cost of a command.
+    """
+
+    key: bytes
+    packed: bytes
 
 
 class EventLog:
@@ -99,7 +107,8 @@ class EventLog:
         self.ended_ttl_seconds = ended_ttl_seconds
         self._tombstone_ttl_seconds = tombstone_ttl_seconds
         self._new_ends = NewEnds(replicated)
-        self._asking: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Task[None]] = set()
+        """Reads by callbacks that wait until replicas have an end."""
 
     async def append(
         self, stream_id: str, held: int, entry: Entry, ttl_seconds: int | None = None, beside: Beside | None = None
@@ -132,19 +141,36 @@ class EventLog:
         await self._commands.execute("SPUBLISH", live_channel(stream_id), b" ".join(_arguments(entry)))
 
     async def probe(self, stream_id: str, held: int, last: EventId) -> Appended:
-        """Tells whether the log still holds `held` entries up to `last`, and how many listeners it has. Writes nothing."""
+        """Returns whether the log still holds `held` entries up to `last`, and how many listeners it has. Writes nothing."""
         channel = live_channel(stream_id)
         return Appended.of(await self.APPEND.run(self._commands, [log_key(stream_id)], channel, held, bytes(last)))
 
+    def append_head(self, stream_id: str) -> AppendHead:
+        """Returns what `send_append` needs for each append to one log."""
+        key = log_key(stream_id)
+        first_arguments = pack(("EVALSHA", self.APPEND.digest, 1, key, live_channel(stream_id)))
+        return AppendHead(key, first_arguments.replace(b"*5\r\n", b"*9\r\n", 1))
+
     def send_append(
-        self, log_and_channel: tuple[bytes, bytes], held: int, entry: Entry, on_reply: Callable[[Any], None]
+        self,
+        head: AppendHead,
+        held: int,
+        attempt: int,
+        offset: int,
+        field: bytes,
+        value: bytes,
+        on_reply: Callable[[Any], None],
     ) -> None:
         """Appends like `append` without a task or a future. `on_reply` gets the bare reply (for `Appended.of`) or the error.
 
         The error may be a redirect of a cluster, too: `append` follows it.
         """
-        command = ("EVALSHA", self.APPEND.digest, 1, *log_and_channel, held, *_arguments(entry))
-        self._commands.send(command, on_reply, log_and_channel[0])
+        entry_id, number = b"%d-%d" % (attempt, offset), b"%d" % held
+        command = b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+            *(head.packed, len(number), number, len(entry_id), entry_id),
+            *(len(field), field, len(value), value),
+        )
+        self._commands.send_packed(command, head.key, on_reply)
 
     async def read(self, stream_id: str, after: EventId = BEGINNING, count: int = READ_ENTRIES_MAX) -> list[Entry]:
         """Reads at most `count` entries after an id. An entry of several tokens is given whole, also if the id lies within."""
@@ -170,12 +196,12 @@ class EventLog:
 
         In one round trip.
         """
-        reading: asyncio.Future[list[RawEntry] | Exception] = asyncio.get_running_loop().create_future()
-        self.send_newest(stream_id, 1, partial(_hand_over, reading))
+        newest_read: asyncio.Future[list[RawEntry] | Exception] = asyncio.get_running_loop().create_future()
+        self.send_newest(stream_id, 1, partial(_hand_over, newest_read))
         or_else = _NO_LOG if first <= FIRST_ID <= last else []
         raw: list[RawEntry] = await self._read("XRANGE", log_key(stream_id), bytes(first), bytes(last), or_else=or_else)
         await self._new_ends.until_at_replicas(stream_id, raw)
-        newest = await reading  # answered first, unless it was sent on in a cluster
+        newest = await newest_read  # answered first, unless it was sent on in a cluster
         goes_on = False
         if isinstance(newest, list) and newest:
             with contextlib.suppress(OddReply):
@@ -216,7 +242,7 @@ class EventLog:
         return entries_of(raw)
 
     async def has_begun(self, stream_id: str) -> bool:
-        """Whether a log has an entry; with `replicated` one that replicas have, too, so that others may be told of the stream."""
+        """Returns whether a log has an entry; with `replicated` one that replicas have, too, so that others may be told of the stream."""
         return bool(await self._read(*_xrevrange(stream_id, 1), or_else=_NO_LOG, over=self._replicated))
 
     def send_newest(self, stream_id: str, count: int, on_read: OnRead) -> None:
@@ -256,8 +282,8 @@ class EventLog:
             on_read(read)
             return
         task = asyncio.get_running_loop().create_task(self._hand_on_later(stream_id, read, on_read))
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
 
     async def _hand_on_later(self, stream_id: str, read: list[RawEntry], on_read: OnRead) -> None:
         try:
@@ -297,11 +323,9 @@ class EventLog:
             return False
         if reply is None:
             return None
-        try:
+        with reading("the end of a stream", reply):
             done, *ids = reply
             end_id = EventId.of(ids[0]) if done else None
-        except _ODD_SHAPES:
-            raise OddReply(f"ODDREPLY the end of a stream was answered by {shown(reply)}") from None
         if end_id is None:
             return False
         if self._replicated is not None:
@@ -362,7 +386,7 @@ def entries_of(reply: Any) -> list[Entry]:
     """Returns the entries that Redis sent. Raises OddReply."""
     try:
         return [entry_of(entry_id, fields) for entry_id, fields in reply]
-    except _ODD_SHAPES:
+    except ODD_SHAPES:
         raise _odd(reply) from None
 
 
@@ -376,16 +400,4 @@ def _read_of(reply: Any, or_else: list[Any]) -> list[Any] | Exception:
 
 
 def _odd(reply: Any) -> OddReply:
-    return OddReply(f"ODDREPLY the entries of a log were asked for, and the answer was {shown(reply)}")
-
-
-def shown(reply: Any) -> str:
-    """Returns what somebody else wrote as a log line may show it: escaped, and not long."""
-    if isinstance(reply, bytes):
-        text = repr(reply[:_SHOWN_BYTES_MAX]) + "..." * (len(reply) > _SHOWN_BYTES_MAX)
-    elif isinstance(reply, list | tuple):
-        more = ", ..." * (len(reply) > _SHOWN_PARTS_MAX)
-        text = f"[{', '.join(shown(part) for part in reply[:_SHOWN_PARTS_MAX])}{more}]"
-    else:
-        text = repr(reply)
-    return text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "..."
+    return odd_reply("a read of a log's entries", reply)

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from shared.deltas import NESTED_MAX, SILENT, checked_delta, delta_of, loaded, too_deep, writable
+from shared.deltas import EMPTY_DELTA, NESTED_MAX, checked_delta, delta_of, loaded, too_deep, writable
 from shared.errors import Unreadable
 from shared.ids import ID_PART_MAX, EventId
 from shared.outcomes import FailureCode
@@ -108,7 +108,7 @@ def entry_of(event_id: bytes, fields: Sequence[bytes]) -> Entry:
 
 
 def events_of(entry: Entry) -> list[Event]:
-    """Returns the events that an entry carries, in order; the entry's id is the id of the last. Optional fields that have not
+    """Returns the events that an entry carries, in order; the entry's id is the id of the last. Optional fields that do not have
     their documented shape are left out of the values. Raises Unreadable."""
     event_id, field, value = entry
     if event_id[0] > ID_PART_MAX or event_id[1] > ID_PART_MAX:
@@ -136,7 +136,7 @@ def events_of(entry: Entry) -> list[Event]:
         return [Event(*entry)]
     if field == UNREADABLE or not event_id.offset:
         raise Unreadable("an entry does not have exactly one known field")
-    return [Event(event_id, DELTA, SILENT)]
+    return [Event(event_id, DELTA, EMPTY_DELTA)]
 
 
 def check_text(value: bytes) -> None:
@@ -184,12 +184,12 @@ def _messages(last: EventId, lines: list[bytes]) -> list[Event]:
     for line in lines:
         offset += 1
         event_id = EventId(attempt, offset)
-        events.append(Event(event_id, JSON, line) if is_json(line) else Event(event_id, DELTA, SILENT))
+        events.append(Event(event_id, JSON, line) if is_json(line) else Event(event_id, DELTA, EMPTY_DELTA))
     return events
 
 
 def is_json(text: bytes) -> bool:
-    """Tells whether a text is JSON in UTF-8."""
+    """Returns whether a text is JSON in UTF-8."""
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -199,7 +199,7 @@ def is_json(text: bytes) -> bool:
 
 def _own(event_id: EventId, checked: bytes) -> Event:
     """Returns the event of an own event that has been checked; an empty delta where it cannot be shown."""
-    return Event(event_id, DELTA if checked == SILENT else OWN, checked)
+    return Event(event_id, DELTA if checked == EMPTY_DELTA else OWN, checked)
 
 
 def control_of(field: bytes, value: bytes) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def text_of(field: bytes, value: bytes) -> str:
 
 
 PACE_MS_MAX = 5_000
-"""The longest pause between two entries that a request may ask for: a reader takes a longer one for a stall."""
+"""The longest pause between two entries that a request may ask for: a longer one looks as if the answer were broken off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,7 +395,7 @@ class Accepted:
 
     @classmethod
     def load(cls, value: bytes) -> Accepted:
-        """Raises Unreadable."""
+        """Returns the request from the value of an `accepted` entry. Raises Unreadable."""
         stored = loaded(value)
         wrong = _wrong_of_accepted(stored)
         if not wrong and value.count(b"{") + value.count(b"[") > NESTED_MAX and not writable(stored):

@@ -15,17 +15,21 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from shared.commands import Commands, Script
-from shared.errors import OddReply, Unreadable
-from shared.event_log import EventLog, shown
+from shared.errors import Unreadable
+from shared.event_log import EventLog
 from shared.events import TERMINAL, Accepted, Entry
 from shared.ids import BEGINNING, EventId
 from shared.keys import WRITERS, kept_key, lease_key, live_channel, log_key, request_key
+from shared.odd_replies import reading
 
 Status = Literal["applied", "looked", "ended", "differs", "full", "cancelled", "unknown", "missing"]
 
 _CLAIM_MILLISECONDS = 2000
 """How long a stream that one gateway looks at is left alone by the others: should that gateway die, they go on after it."""
+_FIRST_READER_MILLISECONDS = 500
+"""So long at least a stream waits for a reader, also with `cancel_after: 0`, as those that workers fill (`producer.run`)."""
 _DUE_MAX = 128
+"""Streams that are looked at in one go, each by a round trip: the others are due at the next one."""
 
 
 class Written(NamedTuple):
@@ -45,19 +49,24 @@ class Written(NamedTuple):
 
     @classmethod
     def of(cls, reply: Any) -> Written:
-        """Raises OddReply."""
-        try:
+        """Returns the result that a reply of `write.lua` means. Raises OddReply."""
+        with reading("an append", reply):
             status, last, field, value, listeners = reply
             return cls(status.decode(), EventId.of(last), bytes(field), bytes(value), int(listeners))
-        except (TypeError, ValueError, AttributeError):
-            raise OddReply(f"ODDREPLY an append was answered by {shown(reply)}") from None
 
 
-class Lease(NamedTuple):
+class WriterLease(NamedTuple):
     """How long a writer may be silent, and how long its stream may be without a reader (None: to its end)."""
 
     seconds: float
     alone_seconds: float | None
+
+    @property
+    def alone_milliseconds(self) -> int:
+        """How long no gateway may listen, as the scripts take it; -1: for ever."""
+        if self.alone_seconds is None:
+            return -1
+        return max(_FIRST_READER_MILLISECONDS, int(self.alone_seconds * 1000))
 
 
 async def is_external(log: EventLog, stream_id: str) -> bool:
@@ -87,7 +96,7 @@ class ExternalWrites:
         *,
         renew: bool,
         lease_seconds: float | None = None,
-        lease: Lease | None = None,
+        lease: WriterLease | None = None,
         cancelled: bytes,
     ) -> Written:
         """Appends and publishes `entry` if the log's last id is `expected`; with None only looks.
@@ -99,7 +108,7 @@ class ExternalWrites:
         alone: bytes | int = b""
         if lease is not None:
             lease_seconds = lease.seconds if lease_seconds is None else lease_seconds
-            alone = -1 if lease.alone_seconds is None else int(lease.alone_seconds * 1000)
+            alone = lease.alone_milliseconds
         ends = entry.field in TERMINAL
         script = self.WRITE_LAST if ends else self.WRITE
         reply = await script.run(
@@ -118,7 +127,7 @@ class ExternalWrites:
         return Written.of(reply)
 
     async def look(self, stream_id: str, *, renew: bool = False, cancelled: bytes, **more: Any) -> Written:
-        """Returns the log's last entry and the number of listeners, and renews the lease if that is wished."""
+        """Returns the log's last entry and the number of listeners, and with `renew` renews the lease."""
         return await self.append(stream_id, None, Entry(BEGINNING, b"", b""), renew=renew, cancelled=cancelled, **more)
 
 
@@ -132,11 +141,10 @@ class WriterLeases:
         self._commands = commands
         self._ttl_seconds = ttl_seconds
 
-    async def begin(self, stream_id: str, lease: Lease) -> None:
+    async def begin(self, stream_id: str, lease: WriterLease) -> None:
         """Begins the lease of a stream that was made just now. May be repeated."""
         key, milliseconds = lease_key(stream_id), int(lease.seconds * 1000)
-        alone = -1 if lease.alone_seconds is None else int(lease.alone_seconds * 1000)
-        await self._commands.execute("HSET", key, "ms", milliseconds, "alone_ms", alone)
+        await self._commands.execute("HSET", key, "ms", milliseconds, "alone_ms", lease.alone_milliseconds)
         await self._commands.execute("PEXPIRE", key, milliseconds)
         await self.enlist(stream_id)
 
@@ -154,11 +162,9 @@ class WriterLeases:
     async def due(self) -> tuple[int, list[str]]:
         """Returns Redis's time (ms) and the streams that are to be looked at now, which it leaves to the caller for a while."""
         reply = await self.DUE.run(self._commands, [WRITERS], _DUE_MAX, _CLAIM_MILLISECONDS)
-        try:
-            now, *stream_ids = reply
-            return int(now), [stream_id.decode(errors="replace") for stream_id in stream_ids]
-        except (TypeError, ValueError, AttributeError):
-            raise OddReply(f"ODDREPLY the script due was answered by {shown(reply)}") from None
+        with reading("the script due", reply):
+            now_ms, *stream_ids = reply
+            return int(now_ms), [stream_id.decode(errors="replace") for stream_id in stream_ids]
 
     async def remaining_milliseconds(self, stream_id: str) -> int:
         """Returns how long a lease still lasts; 0 if there is none, or none any more."""

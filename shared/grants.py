@@ -15,8 +15,8 @@ from typing import Any, Literal
 from shared import events
 from shared.commands import Commands, Script
 from shared.connections import RedisConnection, check, connection_to
-from shared.errors import Disconnected, LogFull, MidstreamError, OddReply, RedisRefused, Unusable
-from shared.event_log import Appended, EventLog, shown
+from shared.errors import Disconnected, LogFull, MidstreamError, RedisRefused, Unusable
+from shared.event_log import Appended, EventLog
 from shared.events import Entry
 from shared.external_writes import ExternalWrites, WriterLeases
 from shared.ids import FIRST_ID, EventId
@@ -38,6 +38,7 @@ from shared.keys import (
     replicated_key,
     request_key,
 )
+from shared.odd_replies import odd_reply
 from shared.presence import Presence
 from shared.queue import RequestQueue
 from shared.receipt import DeliveryNotes
@@ -58,6 +59,7 @@ _IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 _COMMAND = re.compile(r"run the '([a-z|]{1,40})' command")
 _UNKNOWN = re.compile(r"unknown (sub)?command|Unknown (Redis )?command", re.IGNORECASE)
 _MESSAGE_CHARACTERS_MAX = 200
+"""Of an answer of Redis in a sentence."""
 
 
 class Refusals:
@@ -78,9 +80,8 @@ class Refusals:
         """Collects what an error says. Most errors only say that a key does not exist, so the command itself is allowed."""
         message = str(error)
         if error.code == "NOPERM" or any(words in message for words in _IN_SCRIPT):
-            if (
-                named := _COMMAND.search(message)
-            ) is not None:  # must be checked first: the message also has the user's name
+            named = _COMMAND.search(message)
+            if named is not None:  # looked at first: the message also has the user's name
                 self.commands.add(named[1].upper().replace("|", " "))
             elif "channel" in message:
                 self.channels = True
@@ -190,7 +191,6 @@ def _needed(role: Role, name: str) -> list[Command]:
             ("GET", idempotency_key(name)),
             ("HGET", API_KEYS, "version"),
             ("DEL", log),
-            ("HGET", deliveries, "probe"),
             ("HMGET", deliveries, "probe"),
             ("PEXPIREAT", deliveries, 1),
             ("XINFO", "GROUPS", REQUESTS),
@@ -201,17 +201,8 @@ def _needed(role: Role, name: str) -> list[Command]:
         *both,
         ("PUBSUB", "SHARDNUMSUB", live),
         ("XGROUP", "CREATE", REQUESTS, GROUP, "0"),
-        (
-            "XREADGROUP",
-            "GROUP",
-            GROUP,
-            "probe",
-            "COUNT",
-            1,
-            "STREAMS",
-            REQUESTS,
-            "0",
-        ),  # entries of this consumer, which has none
+        # Entries of this consumer, which has none.
+        ("XREADGROUP", "GROUP", GROUP, "probe", "COUNT", 1, "STREAMS", REQUESTS, "0"),
         ("XCLAIM", REQUESTS, GROUP, "probe", 0, "0-0", "JUSTID"),
         ("XAUTOCLAIM", REQUESTS, GROUP, "probe", _NEVER_IDLE_MILLISECONDS, "0-0", "COUNT", 1, "JUSTID"),
         ("XACK", REQUESTS, GROUP, "0-0"),
@@ -222,7 +213,10 @@ def _needed(role: Role, name: str) -> list[Command]:
 
 
 def _scripts(role: Role, name: str) -> list[tuple[Script, list[bytes], Command]]:
-    """Returns each script of a process of this role, with keys and arguments: a stream of its own begins, is written to, ends."""
+    """Returns the scripts that a stream's life needs, with keys and arguments: one of its own begins, is written to, ends.
+
+    What other scripts call is among the commands of `_needed`.
+    """
     log, deliveries, live = log_key(name), deliveries_key(name), live_channel(name)
     request, kept_request = request_key(name), kept_key(name)
     queue, until, about = (b"midstream:{%b}:%b" % (name.encode(), end) for end in (b"requests", b"until", b"about"))
@@ -291,13 +285,16 @@ async def refusals(commands: Commands, role: Role, *, min_replicas: int = 0) -> 
         try:
             reply = await script.run(commands, keys, *arguments)
             if script is EventLog.APPEND and Appended.of(reply).status != expected.pop():
-                raise OddReply(f"ODDREPLY an append was answered by {shown(reply)}")
+                raise odd_reply("an append", reply)
         except MidstreamError as error:
             _note(found, ("EVALSHA", *keys), error)
             found.script_failed(error)
             break
-    ends = (b"requests", b"written", b"writer", b"held-until", b"held-bytes")
-    for key in (log_key(name), deliveries_key(name), *(b"midstream:{%b}:%b" % (name.encode(), end) for end in ends)):
+    made = [
+        b"midstream:{%b}:%b" % (name.encode(), end)
+        for end in (b"requests", b"written", b"writer", b"held-until", b"held-bytes")
+    ]
+    for key in (log_key(name), deliveries_key(name), *made):
         _note(found, ("EXPIRE", key), await _outcome(commands, "EXPIRE", key, 0))
     return found
 
@@ -312,9 +309,7 @@ async def _outcome(commands: Commands, *command: bytes | str | int) -> Any:
 def _note(found: Refusals, command: Command, reply: Any) -> None:
     if isinstance(reply, RedisRefused):
         found.note(command, reply)
-    elif isinstance(reply, BaseException) and not isinstance(
-        reply, LogFull
-    ):  # a full Redis: streams that have begun can go on
+    elif isinstance(reply, BaseException) and not isinstance(reply, LogFull):  # in a full Redis streams can go on
         raise reply
 
 

@@ -21,7 +21,7 @@ from shared.settings import Settings
 T = TypeVar("T")
 
 LANES_OF_CLUSTER = 16
-"""So many connections for claims a worker needs; with up to eight masters each has a lane or more."""
+"""With up to eight masters each has a lane or more. A worker has a connection for claims to each lane."""
 
 
 def lanes_of(
@@ -57,7 +57,7 @@ class Lanes:
         await next(reachable, lanes[0]).enqueue(stream_id)
 
     async def counts(self) -> QueueCounts:
-        """How many requests wait and run now, in the lanes that answer. Raises Disconnected, RedisRefused if none does."""
+        """Returns how many requests wait and run now, in the lanes that answer. Raises Disconnected, RedisRefused if none does."""
         if len(self._lanes) == 1:
             return await self._lanes[0].counts()
         counts = await self._answers([lane.counts() for lane in self._lanes])
@@ -69,11 +69,11 @@ class Lanes:
         )
 
     async def holds(self, stream_id: str) -> bool:
-        """Whether a request is in one of the lanes, waiting or claimed. Raises Disconnected, RedisRefused unless all lanes answer."""
+        """Returns whether a request is in one of the lanes, waiting or claimed. Raises Disconnected, RedisRefused unless all lanes answer."""
         return any(await asyncio.gather(*(lane.holds(stream_id) for lane in self._lanes)))
 
     async def newest(self, count: int) -> list[Claim]:
-        """The newest at most `count` requests, whoever has them, in the lanes that answer.
+        """Returns the newest requests, at most `count`, whoever has them, in the lanes that answer.
 
         Raises Disconnected, RedisRefused if none does.
         """
@@ -83,7 +83,7 @@ class Lanes:
         return sorted((claim for answer in answers for claim in answer), key=_age, reverse=True)[:count]
 
     async def leases(self, claims: Sequence[Claim], count: int) -> dict[str, Lease]:
-        """The leases on these requests, by their streams; at most `count` of each lane. Raises Disconnected, RedisRefused."""
+        """Returns the leases on these requests, by their streams; at most `count` of each lane. Raises Disconnected, RedisRefused."""
         oldest: dict[bytes, bytes] = {}
         for claim in claims:  # the newest first
             oldest[claim.queue] = claim.entry_id

@@ -24,8 +24,13 @@ _PORTS_TRIED = 16
 _SECONDS_MAX = 5.0
 """From a connection to its end: whoever sends half a request, or does not read, is not waited for longer."""
 _HEAD_BYTES_MAX = 8192
+"""Of a request's head: a scraper's has some hundred bytes."""
 _CONNECTIONS_MAX = 32
 """Served at once: a Prometheus or two and health checks. Further ones are closed without an answer."""
+
+
+_HEADERS = "connection: close\r\ncache-control: no-store\r\nx-content-type-options: nosniff\r\nreferrer-policy: no-referrer\r\n"
+"""Those of all answers. The last three are a gateway's, too (docs/reference/http.md)."""
 
 
 class Answer(NamedTuple):
@@ -88,5 +93,5 @@ class MetricsServer:
         else:
             answer = await make()
         status_line = f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}"
-        headers = f"content-type: {answer.content_type}\r\ncontent-length: {len(answer.body)}\r\nconnection: close\r\n"
+        headers = f"content-type: {answer.content_type}\r\ncontent-length: {len(answer.body)}\r\n{_HEADERS}"
         return f"{status_line}\r\n{headers}\r\n".encode() + answer.body

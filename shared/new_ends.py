@@ -16,13 +16,12 @@ from shared.commands import Executes
 from shared.errors import Disconnected
 from shared.events import TERMINAL, entry_of
 from shared.keys import log_key
+from shared.odd_replies import ODD_SHAPES
 
 _KNOWN_MAX = 10_000
 """Streams whose ends replicas are known to have: 1 MB. Of others they are asked once more."""
 _NEW_SECONDS = 60.0
 """An end that is older is shown without asking: a fail-over takes seconds, and while no replica is there old answers can be read."""
-_ODD_SHAPES = (TypeError, ValueError, LookupError, AttributeError)
-"""The exceptions that an entry of another shape causes; a JSONDecodeError is a ValueError."""
 
 
 class NewEnds:
@@ -48,11 +47,11 @@ class NewEnds:
         try:
             end_id, fields = entries[-1]
             _, field, value = entry_of(end_id, fields)
-        except _ODD_SHAPES:
+        except ODD_SHAPES:
             return None
         if field not in TERMINAL or self._known.get(stream_id) == end_id:
             return None
-        with contextlib.suppress(*_ODD_SHAPES):  # a tombstone has no time, and what is damaged no JSON
+        with contextlib.suppress(*ODD_SHAPES):  # a tombstone has no time, and what is damaged no JSON
             if time.time() - orjson.loads(value)["time"] > _NEW_SECONDS:
                 return None
         return bytes(end_id)

@@ -64,6 +64,7 @@ class CancelReason(StrEnum):
     DISCONNECT = "disconnect"
     """The last reader had left for as long as the stream's policy allows."""
     OPERATOR = "operator"
+    """`midstream forget`."""
     WRITER = "writer"
     """The external writer that filled the stream."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from shared.deltas import NESTED_MAX, SILENT, loaded, too_deep
+from shared.deltas import EMPTY_DELTA, NESTED_MAX, loaded, too_deep
 from shared.errors import Unreadable
 
 NAME_CHARACTERS_MAX = 64
@@ -70,18 +70,18 @@ def is_own_event(stored: dict[str, Any]) -> bool:
 def checked_own_event(stored: Any) -> bytes:
     """Returns an own event as readers get it, from the JSON object in the log: on one line, its fields in their order.
 
-    One that cannot be shown, because another writer gave it a reserved name or none, becomes `SILENT`, an empty delta. Raises
+    One that cannot be shown, because another writer gave it a reserved name or none, becomes `EMPTY_DELTA`, an empty delta. Raises
     Unreadable for what is no object.
     """
     if type(stored) is not dict:
         raise Unreadable("an own event is not a JSON object")
     if complaint_about_name(stored.get("event")) or too_deep(stored.get("data")):
-        return SILENT
+        return EMPTY_DELTA
     return orjson.dumps({"event": stored["event"], "data": stored.get("data")})
 
 
 def loaded_own_event(value: bytes) -> bytes:
-    """Returns the value of an `e` entry as readers get it, or `SILENT`. Raises Unreadable."""
+    """Returns the value of an `e` entry as readers get it, or `EMPTY_DELTA`. Raises Unreadable."""
     return checked_own_event(loaded(value))
 
 

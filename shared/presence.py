@@ -21,10 +21,10 @@ from prometheus_client import Counter
 from shared import metrics
 from shared.background import keep_running, pause
 from shared.commands import Commands, Script
-from shared.errors import MidstreamError, OddReply
-from shared.event_log import shown
+from shared.errors import MidstreamError
 from shared.events import TIME_MAX
 from shared.keys import PROCESSES_ABOUT, PROCESSES_UNTIL
+from shared.odd_replies import odd_reply, reading
 from shared.recent_quantiles import RecentQuantiles
 from shared.self_measuring import resident_bytes
 from shared.version import VERSION
@@ -37,7 +37,8 @@ THERE_SECONDS = 7.0
 REMEMBERED_SECONDS = 60.0
 PROCESSES_MAX = 256
 """Further processes are not listed: each entry has half a kilobyte, and all are read at once."""
-_GOODBYE_SECONDS = 0.3
+_DELETE_SECONDS_MAX = 0.3
+"""How long a process that stops waits for Redis to delete its entry."""
 
 Facts = dict[str, Any]
 
@@ -79,7 +80,7 @@ class Presence:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         try:
-            async with asyncio.timeout(_GOODBYE_SECONDS):
+            async with asyncio.timeout(_DELETE_SECONDS_MAX):
                 await self._write(b"")
         except (MidstreamError, TimeoutError) as error:
             logger.debug("this process's entry was not deleted: %s", error)
@@ -128,11 +129,9 @@ async def last_heard_at(commands: Commands, name: str) -> float | None:
     if until_ms is None:
         return None
     if not isinstance(until_ms, bytes):
-        raise OddReply(f"ODDREPLY ZSCORE was answered by {shown(until_ms)}")
-    try:
+        raise odd_reply("ZSCORE", until_ms)
+    with reading("ZSCORE", until_ms):
         seconds = float(until_ms) / 1000 - THERE_SECONDS
-    except ValueError:
-        raise OddReply(f"ODDREPLY ZSCORE was answered by {shown(until_ms)}") from None
     return seconds if 0 < seconds < TIME_MAX else None  # else another program has written that score
 
 

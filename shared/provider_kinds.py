@@ -52,6 +52,7 @@ def is_object(kind: str) -> bool:
 
 
 def _named(listed: str) -> dict[str, str]:
+    """Returns the kinds by name that MIDSTREAM_PROVIDERS lists. Raises Unusable."""
     kinds: dict[str, str] = {}
     for part in listed.split(","):
         name, equals, kind = (text.strip() for text in part.partition("="))

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple, Protocol
 from shared import metrics
 from shared.commands import Commands, Executes, Script
 from shared.errors import Disconnected, OddReply, QueueFull, RedisRefused
-from shared.event_log import shown
 from shared.ids import created_at, is_stream_id
 from shared.keys import GROUP, REQUESTS
+from shared.odd_replies import odd_reply, reading, shown
 from shared.presence import last_heard_at
 
 logger = logging.getLogger(__name__)
-
 
 _SOUGHT_MAX = 2000
 """The most entries among which one request is looked for, from the time of its stream on: 2 ms of Redis."""
@@ -120,7 +119,7 @@ class RequestQueue:
         if reply is None:
             return []
         if not isinstance(reply, list) or not all(isinstance(part, list) and len(part) == 2 for part in reply):
-            raise OddReply(f"ODDREPLY XREADGROUP was answered by {shown(reply)}")
+            raise odd_reply("XREADGROUP", reply)
         return await self._claims([entry for _, entries in reply for entry in entries or ()])
 
     async def claim_expired(self, count: int, lease_milliseconds: int) -> list[Claim]:
@@ -139,7 +138,7 @@ class RequestQueue:
                     raise
                 break
             if not isinstance(reply, list) or len(reply) < 2 or not isinstance(reply[1], list):
-                raise OddReply(f"ODDREPLY XAUTOCLAIM was answered by {shown(reply)}")
+                raise odd_reply("XAUTOCLAIM", reply)
             # The first entries often belong to live workers, more of them than one call examines: the next call begins behind them.
             self._looked_to = reply[0]
             claims += await self._claims(reply[1])
@@ -172,34 +171,33 @@ class RequestQueue:
         await self._renewed(claims, lease_milliseconds)
 
     async def counts(self) -> QueueCounts:
-        """How many requests wait and run now. Three short commands. Raises Disconnected, RedisRefused."""
+        """Returns how many requests wait and run now. Three short commands. Raises Disconnected, RedisRefused."""
         requests = await self._commands.execute("XLEN", self.key)
         if not isinstance(requests, int):
-            raise OddReply(f"ODDREPLY XLEN was answered by {shown(requests)}")
+            raise odd_reply("XLEN", requests)
         if not requests:
             return QueueCounts(0, 0, None)
         claimed, first_waiting = 0, b"-"
         reply = await self._unless_missing("XINFO", "GROUPS", self.key)
-        try:
-            for group in _objects("XINFO GROUPS", reply):
+        with reading("XINFO GROUPS", reply):
+            for group in _objects(reply):
                 if group.get(b"name") == GROUP:
                     claimed, first_waiting = min(requests, group[b"pending"]), b"(" + group[b"last-delivered-id"]
-            if claimed == requests:
-                return QueueCounts(requests, claimed, None)
-            reply = await self._commands.execute("XRANGE", self.key, first_waiting, "+", "COUNT", 1)
+        if claimed == requests:
+            return QueueCounts(requests, claimed, None)
+        reply = await self._commands.execute("XRANGE", self.key, first_waiting, "+", "COUNT", 1)
+        with reading("XRANGE", reply):
             return QueueCounts(requests, claimed, int(reply[0][0].split(b"-")[0]) / 1000 if reply else None)
-        except (TypeError, ValueError, LookupError, AttributeError):
-            raise OddReply(f"ODDREPLY the queue's counts were answered by {shown(reply)}") from None
 
     async def holds(self, stream_id: str) -> bool:
-        """Whether the queue has a request, waiting or claimed; with `replicated` as replicas have it, too.
+        """Returns whether the queue has a request, waiting or claimed; with `replicated` as replicas have it, too.
 
         True also where too many came at that time to look at all of them. Raises Disconnected, RedisRefused.
         """
         first = max(0, int((created_at(stream_id) - _CLOCKS_SECONDS) * 1000))
         entries = await self._commands.execute("XRANGE", self.key, first, "+", "COUNT", _SOUGHT_MAX)
         if not isinstance(entries, list):
-            raise OddReply(f"ODDREPLY XRANGE was answered by {shown(entries)}")
+            raise odd_reply("XRANGE", entries)
         claims = (claim_of(entry, self.key) for entry in entries)
         if len(entries) == _SOUGHT_MAX:
             return True
@@ -209,38 +207,34 @@ class RequestQueue:
         return is_there
 
     async def newest(self, count: int) -> list[Claim]:
-        """The newest at most `count` requests, whoever has them. Raises Disconnected, RedisRefused."""
+        """Returns the newest requests, at most `count`, whoever has them. Raises Disconnected, RedisRefused."""
         entries = await self._commands.execute("XREVRANGE", self.key, "+", "-", "COUNT", count)
         if not isinstance(entries, list):
-            raise OddReply(f"ODDREPLY XREVRANGE was answered by {shown(entries)}")
+            raise odd_reply("XREVRANGE", entries)
         return [claim for entry in entries if (claim := claim_of(entry, self.key)) is not None]
 
     async def leases(self, first: bytes, count: int) -> dict[bytes, Lease]:
-        """The leases on at most `count` requests from the entry with the id `first` on. Raises Disconnected, RedisRefused."""
+        """Returns the leases on at most `count` requests from the entry with the id `first` on. Raises Disconnected, RedisRefused."""
         rows = await self._unless_missing("XPENDING", self.key, GROUP, first, "+", count)
-        try:
+        with reading("XPENDING", rows):
             return {
                 entry_id: Lease(worker.decode(errors="replace"), idle_milliseconds / 1000)
                 for entry_id, worker, idle_milliseconds, _ in rows
             }
-        except (TypeError, ValueError, AttributeError):
-            raise OddReply(f"ODDREPLY XPENDING was answered by {shown(rows)}") from None
 
     async def last_heard_at(self, worker: str) -> float | None:
-        """When another worker last said that it was there, in Unix seconds; None where that is not remembered."""
+        """Returns when another worker last said that it was there, in Unix seconds; None where that is not remembered."""
         return await last_heard_at(self._commands, worker)
 
     async def forget_idle_consumers(self, idle_milliseconds: int) -> None:
         """Deletes the consumers of workers that have been idle for so long and hold no claim."""
         reply = await self._commands.execute("XINFO", "CONSUMERS", self.key, GROUP)
-        try:
+        with reading("XINFO CONSUMERS", reply):
             gone = [
                 consumer[b"name"]
-                for consumer in _objects("XINFO CONSUMERS", reply)
+                for consumer in _objects(reply)
                 if consumer[b"pending"] == 0 and consumer[b"idle"] > idle_milliseconds
             ]
-        except (TypeError, LookupError):
-            raise OddReply(f"ODDREPLY XINFO CONSUMERS was answered by {shown(reply)}") from None
         for name in gone:
             await self._commands.execute("XGROUP", "DELCONSUMER", self.key, GROUP, name)
 
@@ -255,7 +249,7 @@ class RequestQueue:
                 raise
             return entry_ids
         if not isinstance(reply, list):
-            raise OddReply(f"ODDREPLY the script renew was answered by {shown(reply)}")
+            raise odd_reply("the script renew", reply)
         return reply
 
     async def _claims(self, entries: list[Any]) -> list[Claim]:
@@ -302,12 +296,9 @@ class RequestQueue:
         return True
 
 
-def _objects(command: str, reply: Any) -> list[dict[bytes, Any]]:
-    """The objects that Redis sends as flat lists of names and values. Raises OddReply."""
-    try:
-        return [dict(zip(row[::2], row[1::2], strict=True)) for row in reply]
-    except (TypeError, ValueError):
-        raise OddReply(f"ODDREPLY {command} was answered by {shown(reply)}") from None
+def _objects(reply: Any) -> list[dict[bytes, Any]]:
+    """Returns the objects that Redis sends as flat lists of names and values."""
+    return [dict(zip(row[::2], row[1::2], strict=True)) for row in reply]
 
 
 def claim_of(entry: Any, queue: bytes = REQUESTS) -> Claim | None:

@@ -20,12 +20,13 @@ import orjson
 from shared import events
 from shared.commands import Commands, Script
 from shared.deltas import too_deep
-from shared.errors import MalformedId, MidstreamError, OddReply, RedisRefused, Unreadable
-from shared.event_log import EventLog, shown
+from shared.errors import MalformedId, MidstreamError, RedisRefused, Unreadable
+from shared.event_log import EventLog
 from shared.events import Entry, control_of
 from shared.ids import EventId
 from shared.keys import deliveries_key, log_key
 from shared.lifecycle import History
+from shared.odd_replies import odd_reply
 from shared.outcomes import AttemptOutcome, ReaderOutcome
 from shared.redis_retry import until_redis_answers
 from shared.token_counts import tokens_between
@@ -71,6 +72,7 @@ class DeliveryNote:
     noted_at: float | None = None
 
     def stored(self) -> bytes:
+        """Returns the note as its hash in Redis has it: JSON, as in `GET /v1/streams/{id}/receipt` but without `tokens`."""
         return orjson.dumps(
             {
                 "id": self.connection,
@@ -131,7 +133,7 @@ class DeliveryNotes:
                 raise
             return StreamNotes([])
         if not isinstance(reply, list) or not all(isinstance(part, bytes) for part in reply):
-            raise OddReply(f"ODDREPLY the read of a stream's delivery notes was answered by {shown(reply)}")
+            raise odd_reply("a read of a stream's delivery notes", reply)
         values = dict(zip(reply[::2], reply[1::2], strict=False))
         late_usage = _object(values.pop(_USAGE, b""))
         connections = [note for note in map(_note, values.values()) if note is not None]
@@ -174,6 +176,8 @@ def _is_time(value: Any) -> bool:
 
 @dataclass(slots=True)
 class _Attempt:
+    """What a log says of one attempt."""
+
     kept_tokens: int
     """How many increments of earlier attempts it keeps."""
     reached: int

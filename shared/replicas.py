@@ -21,6 +21,7 @@ from shared.resp import settle
 _WAIT_MILLISECONDS = 250
 """How long one round waits for the replicas. Whoever sent its commands repeats them, as when Redis is away."""
 _MARK_SECONDS = 5
+"""How long the key of the write before WAIT lives: nobody reads it."""
 
 Argument = bytes | str | int | float
 
@@ -51,6 +52,7 @@ class ReplicatedCommands:
         return self._connection.can_reach(key)
 
     async def execute(self, *arguments: Argument) -> Any:
+        """Returns the reply to a command with a key, when replicas have what it wrote."""
         key = key_of(arguments)
         assert key is not None, arguments
         loop, server = asyncio.get_running_loop(), self._connection.server_of(key)

@@ -50,7 +50,7 @@ _NOT_THE_PRIMARY = frozenset({"READONLY", "MASTERDOWN"})
 """What a server answers that has become a replica."""
 _ASK_AGAIN_SECONDS = 1.0
 """A connection to a replica is left when it is so old: a primary that has just been named, and is none, is not asked for at once again."""
-_pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
+pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
 
 class Address(Protocol):
@@ -223,15 +223,19 @@ class RespConnection(asyncio.Protocol):
 
     # --- sending
 
-    def send(self, arguments: tuple[Argument, ...], on_reply: OnReply, key: bytes | None = None) -> None:
+    def send(self, arguments: tuple[Argument, ...], on_reply: OnReply) -> None:
         """Sends a command. `on_reply` is called with its reply or error, never before this returns."""
+        self.send_packed(pack(arguments), b"", on_reply)
+
+    def send_packed(self, command: bytes, key: bytes, on_reply: OnReply) -> None:
+        """Sends a command that is packed already. `on_reply` is called with its reply or error, never before this returns."""
         if not self._up.is_set():
             self._loop.call_soon(on_reply, Disconnected())
             return
         if not self._unanswered:
             self._heard_at = self._loop.time()
         self._unanswered.append(on_reply)
-        self._write(_pack(arguments))
+        self._write(command)
 
     async def execute(self, *arguments: Argument) -> Any:
         """Sends a command and waits for its reply. Raises Disconnected, RedisRefused.
@@ -256,7 +260,7 @@ class RespConnection(asyncio.Protocol):
     def push(self, *arguments: Argument) -> None:
         """Sends a command whose reply goes to `on_push`. Ignored while disconnected: `on_up` must send it again."""
         if self._up.is_set():
-            self._write(_pack(arguments))
+            self._write(pack(arguments))
 
     def _write(self, packed: bytes) -> None:
         if not self._unsent and not self._gathering:
@@ -418,7 +422,7 @@ class RespConnection(asyncio.Protocol):
         for command in commands:
             future: asyncio.Future[Any] = self._loop.create_future()
             self._unanswered.append(lambda reply, future=future: future.done() or future.set_result(reply))  # type: ignore[misc]
-            self._write(_pack(command))
+            self._write(pack(command))
             replies.append(future)
         for index, reply in enumerate(await asyncio.gather(*replies)):
             if isinstance(reply, RedisRefused) and index >= len(needed) and not reply.passing:

@@ -16,6 +16,7 @@ from shared.background import keep_running, pause
 from shared.connections import RedisConnection, RedisSubscriber
 
 _LOOKS_PER_SECOND = 5
+"""How often the lag of the event loop is measured: a thousand samples in three minutes."""
 _STATM = "/proc/self/statm"
 
 
@@ -27,13 +28,14 @@ class Handover:
         self._shown: list[tuple[Any, Callable[[], float]]] = []
 
     def count(self, counter: Counter, total: Callable[[], float]) -> None:
-        """`total` only grows."""
+        """Has a counter follow `total`, which only grows."""
         self._counts.append((counter, total, [0.0]))
 
     def show(self, gauge: Gauge, value: Callable[[], float]) -> None:
+        """Has a gauge follow `value`."""
         self._shown.append((gauge, value))
 
-    def now(self) -> None:
+    def hand_over(self) -> None:
         """Hands over what has changed: 20 to 60 µs."""
         for counter, total, handed_over in self._counts:
             reached = total()
@@ -75,14 +77,14 @@ class Measuring:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._handover.now()
+        self._handover.hand_over()
 
     async def _measure(self) -> None:
         while True:
             for _ in range(_LOOKS_PER_SECOND):
                 due_at = await pause(1 / _LOOKS_PER_SECOND)
                 self._loop_lag.observe(max(0.0, time.monotonic() - due_at))
-            self._handover.now()
+            self._handover.hand_over()
             if self._commands.is_up:
                 self._commands.send(("PING",), self._timed(time.monotonic()))
 

@@ -65,7 +65,7 @@ class SentinelAddress:
             raise Disconnected(f"{connected} was replaced by {primary}")
 
     async def is_replaced(self, connected: RedisAddress) -> bool:
-        """Whether the Sentinels name another primary than the server to which a connection was made. Those of one process that have
+        """Returns whether the Sentinels name another primary than the server to which a connection was made. Those of one process that have
         this address share a look; where no Sentinel answers, nothing is known, and the answer is False."""
         loop, shared = asyncio.get_running_loop(), self._looks
         if shared.look is None or (shared.look.done() and loop.time() - shared.began_at > _SHARED_SECONDS):

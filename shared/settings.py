@@ -691,6 +691,7 @@ class Described:
     """The only values of a text; without any it may be any text."""
 
     def parse(self, raw: str) -> Any:
+        """Returns the value that a variable's text stands for. Raises Unusable."""
         kind = type(self.default)
         if kind is str:
             if self.choices and raw.lower() not in self.choices:

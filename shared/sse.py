@@ -12,7 +12,7 @@ KEEP_ALIVE = b":\n"
 
 
 def retry(milliseconds: int) -> bytes:
-    """How long a client waits before it reconnects. It takes effect when its line is read, and stands in no event of its own."""
+    """Returns the line that says how long a client waits before it reconnects. It counts as soon as it is read, and belongs to no event."""
     return b"retry: %d\n" % milliseconds
 
 
@@ -53,6 +53,7 @@ class Decoder:
         self._first = True
 
     def feed(self, data: bytes) -> Iterator[Message]:
+        """Takes bytes of the body, and yields the messages that they complete."""
         if self._first or b"\n" in data or b"\r" in data or self._after_cr():
             lines = self._lines(b"".join((*self._parts, data)))
         else:

@@ -21,11 +21,11 @@ traceparent: contextvars.ContextVar[str] = contextvars.ContextVar("traceparent",
 
 
 def set_up_tracing(service: str, environment: Mapping[str, str]) -> Tracing | None:
-    """Once per process that serves, from its `__main__`; None where traces are not wanted, or cannot be had."""
+    """Returns what begins this process's spans; None where traces are not wanted, or cannot be had. Called once, from `__main__`."""
     if not is_wanted(environment):
         return None
-    # Who looks on must not stop what he looks at: platforms put these variables into all containers alike. So whatever
-    # is wrong with them is said, and the answers go on without traces.
+    # An error in these variables must not stop the process: platforms put them into all containers alike. So it is logged, and
+    # the answers go on without traces.
     try:
         from shared.spans import Tracing
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from shared.commands import Commands, Executes
+from shared.commands import Commands, Executes, ignore
 from shared.due_list import LOOK_SECONDS, DueList
 from shared.ids import is_stream_id
 from shared.keys import ARCHIVE_TROUBLE, UNKEPT
@@ -105,12 +105,12 @@ class Unkept:
         self._send("HDEL", ARCHIVE_TROUBLE, "write")
 
     async def can_write(self) -> bool:
-        """Whether no worker has lately failed to write to the archive."""
+        """Returns whether no worker has lately failed to write to the archive."""
         return not await self._commands.execute("HLEN", ARCHIVE_TROUBLE)
 
     def _send(self, *command: bytes | str | int) -> None:
         """Sends a command whose reply does not matter: what was lost is done at the next look."""
-        self._commands.send(command, lambda reply: None)
+        self._commands.send(command, ignore)
 
     @property
     def last_look_seconds(self) -> float:

@@ -185,7 +185,7 @@ class Usage:
         notes = await self._deliveries.read(entry.stream_id)
         highest = max((EventId.parse(note["to"]) for note in notes.connections), default=EventId(0, 0))
         delivered = delivered_tokens(
-            highest, {n: (kept, reached) for n, kept, reached in attempts}, counts["generated"]
+            highest, {number: (kept, reached) for number, kept, reached in attempts}, counts["generated"]
         )
         usage = notes.late_usage or {}
         counts = {

@@ -15,6 +15,7 @@ from shared.errors import MidstreamError, Unusable
 from shared.settings import Settings
 
 URL_CHARACTERS_MAX = 2048
+"""Of a webhook's URL, which is stored with each stream: longer ones do not work everywhere."""
 _URL = re.compile(
     r"(?P<scheme>https?)://"
     r"(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}))"
@@ -130,7 +131,7 @@ class Targets:
         return any(name.startswith("*.") and host.endswith(name[1:]) for name in self._hosts)
 
     def allows(self, address: Address) -> bool:
-        """Whether a connection to an address may be made: a public one, or one of MIDSTREAM_WEBHOOK_NETWORKS."""
+        """Returns whether a connection to an address may be made: a public one, or one of MIDSTREAM_WEBHOOK_NETWORKS."""
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped  # the system connects to that
         if any(address in network for network in self._networks if network.version == address.version):

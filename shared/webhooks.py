@@ -23,10 +23,9 @@ from typing import Any
 
 import orjson
 
-from shared.commands import Commands, Executes
+from shared.commands import Commands, Executes, ignore
 from shared.due_list import LOOK_SECONDS, DueList
-from shared.errors import OddReply, Unusable
-from shared.event_log import shown
+from shared.errors import Unusable
 from shared.ids import is_stream_id
 from shared.keys import (
     WEBHOOKS_DEAD,
@@ -36,6 +35,7 @@ from shared.keys import (
     webhook_claim_key,
     webhook_key,
 )
+from shared.odd_replies import reading
 from shared.receipt import EndedLog
 from shared.webhook_target import target_of
 
@@ -50,8 +50,8 @@ WAITING_MAX = 100_000
 must not fill Redis. 2 KB each without a text."""
 DEAD_MAX, DEAD_SECONDS = 1_000, 7 * 86_400
 """Webhooks that were given up and are kept, the newest: 64 MB with the longest texts."""
-_GONE_SECONDS = 86_400
-_GONE_MAX = 10_000
+_GONE_SECONDS, _GONE_MAX = 86_400, 10_000
+"""How long nothing is sent to an address that has answered 410, and how many such addresses are remembered: 1 MB."""
 _STORED_SECONDS = 90_000
 """How long a webhook that has failed is stored: a day of tries, and an hour."""
 _SECRET_PREFIX = "whsec_"  # noqa: S105
@@ -59,6 +59,7 @@ _SECRETS_MAX = 2
 _SECRET_BYTES_LEAST, _SECRET_BYTES_MOST = 24, 64
 """Standard Webhooks, section "Signature scheme"."""
 _ERROR_CHARACTERS_MAX = 200
+"""Of what came of a try, in Redis and in lists."""
 
 
 class Secrets:
@@ -234,9 +235,8 @@ class WebhookStore:
     async def pending(self, stream_id: str) -> Pending | None:
         """Returns a webhook that has failed before; None if it has not."""
         flat = await self._commands.execute("HGETALL", webhook_key(stream_id))
-        if not isinstance(flat, list):
-            raise OddReply(f"ODDREPLY a webhook was answered by {shown(flat)}")
-        return Pending.load(stream_id, dict(zip(flat[::2], flat[1::2], strict=False)))
+        with reading("HGETALL", flat):
+            return Pending.load(stream_id, dict(zip(flat[::2], flat[1::2], strict=False)))
 
     async def delivered(self, pending: Pending) -> None:
         """Notes that a webhook has arrived. The claim stays until it expires, for a process that is late with the same."""
@@ -283,7 +283,8 @@ class WebhookStore:
     async def is_gone(self, url: str) -> bool:
         """Returns whether this address has answered 410 not long ago."""
         until = await self._commands.execute("ZSCORE", WEBHOOKS_GONE, _name(url))
-        return until is not None and float(until) > time.time() * 1000
+        with reading("ZSCORE", until):
+            return until is not None and float(until) > time.time() * 1000
 
     async def gone(self, url: str) -> None:
         """Notes that an address has answered 410: for a day nothing is sent there."""
@@ -304,27 +305,27 @@ class WebhookStore:
     async def listed(self, key: bytes, count: int) -> list[str]:
         """Returns the streams in WEBHOOKS_DEAD or WEBHOOKS_WAITING, the oldest first, at most `count`."""
         reply = await self._commands.execute("ZRANGEBYSCORE", key, "-inf", "+inf", "LIMIT", 0, count)
-        if not isinstance(reply, list):
-            raise OddReply(f"ODDREPLY a list of webhooks was answered by {shown(reply)}")
-        return [
-            stream_id for stream_id in (member.decode(errors="replace") for member in reply) if is_stream_id(stream_id)
-        ]
+        with reading("ZRANGEBYSCORE", reply):
+            members = [member.decode(errors="replace") for member in reply]
+        return [member for member in members if is_stream_id(member)]
 
     async def counts(self) -> tuple[int, int]:
         """Returns how many webhooks have failed and are tried again, and how many were given up."""
         waiting = await self._commands.execute("ZCARD", WEBHOOKS_WAITING)
         dead = await self._commands.execute("ZCARD", WEBHOOKS_DEAD)
-        return int(waiting or 0), int(dead or 0)
+        with reading("ZCARD", (waiting, dead)):
+            return int(waiting or 0), int(dead or 0)
 
     async def oldest_seconds(self) -> float:
         """Returns for how long the oldest webhook that has failed has been tried; 0 if there is none."""
         oldest = await self.listed(WEBHOOKS_WAITING, 1)
         score = await self._commands.execute("ZSCORE", WEBHOOKS_WAITING, oldest[0]) if oldest else None
-        return 0.0 if score is None else max(0.0, time.time() - float(score) / 1000)
+        with reading("ZSCORE", score):
+            return 0.0 if score is None else max(0.0, time.time() - float(score) / 1000)
 
     def _send(self, *command: Any) -> None:
         """Sends a command whose reply does not matter: what is lost is done at the next look."""
-        self._commands.send(command, lambda reply: None)
+        self._commands.send(command, ignore)
 
 
 def _name(url: str) -> str:

@@ -20,17 +20,18 @@ from typing import Any, NamedTuple
 import orjson
 
 from shared import events
-from shared.commands import Commands, Script
-from shared.errors import OddReply, Unreadable
-from shared.event_log import shown
+from shared.commands import Commands, Script, ignore
+from shared.errors import Unreadable
 from shared.events import Accepted, Policies, Webhook
 from shared.ids import EventId, created_at
 from shared.keys import held_bytes_key, held_until_key, live_channel, log_key, name_key, writer_key
+from shared.odd_replies import reading
 from shared.outcomes import CancelReason, FailureCode
 
 API = "durable"
 """The value of `facade.api` in the `accepted` of a written stream."""
 _NAME_EXTRA_MS = 60_000
+"""So much longer than it must a name lives, should a gateway renew it late."""
 PRODUCERS_MAX = 1000
 """Idempotent producers of one stream: 60 KB of Redis. A program that restarts keeps its name and raises its epoch."""
 
@@ -223,17 +224,15 @@ class WrittenLog:
         )
         if reply is None:
             return None
-        try:
+        with reading("an append", reply):
             status, tail, *details = [*reply, b"0-0"] if len(reply) == 1 else reply
             return AppendReply(status.decode(), EventId.of(tail), details)
-        except (TypeError, ValueError, AttributeError):
-            raise OddReply(f"ODDREPLY an append was answered by {shown(reply)}") from None
 
     def renew(self, stream: WrittenStream) -> None:
         """Has a stream live on for as long as it lives after a read. Errors are passed over: the next read renews it."""
         if stream.life_ms:
             for key in (log_key(stream.stream_id), writer_key(stream.stream_id)):
-                self._commands.send(("PEXPIRE", key, stream.life_ms), _pass_over)
+                self._commands.send(("PEXPIRE", key, stream.life_ms), ignore)
 
 
 class Names:
@@ -247,16 +246,19 @@ class Names:
 
     async def find(self, owner: str, name: str) -> str:
         """Returns the id of the stream that a name of this owner points to; empty if it points to none."""
-        return (await self._commands.execute("GET", name_key(owner, name)) or b"").decode()
+        reply = await self._commands.execute("GET", name_key(owner, name))
+        with reading("GET", reply):
+            return (reply or b"").decode()
 
     async def point(self, owner: str, name: str, *, before: str, after: str, life_ms: int) -> str:
         """Lets a name that points to `before` point to `after` (empty: to none). Returns where it points to now."""
         reply = await self.NAME.run(self._commands, [name_key(owner, name)], before, after, _name_ms(life_ms))
-        return reply.decode()  # type: ignore[no-any-return]
+        with reading("the script name", reply):
+            return reply.decode()  # type: ignore[no-any-return]
 
     def renew(self, owner: str, name: str, life_ms: int) -> None:
         """Has a name live on for longer than its stream will, if that is read in time. Errors are passed over."""
-        self._commands.send(("PEXPIRE", name_key(owner, name), _name_ms(life_ms)), _pass_over)
+        self._commands.send(("PEXPIRE", name_key(owner, name), _name_ms(life_ms)), ignore)
 
 
 class Held(NamedTuple):
@@ -284,7 +286,9 @@ class Holdings:
         reply = await self.HOLD.run(
             self._commands, keys, stream_id, life_ms, size_bytes, self._streams_max, self._life_ms_max + _NAME_EXTRA_MS
         )
-        return Held(bool(reply[0]), reply[1], reply[2])
+        with reading("the script holdings", reply):
+            noted, streams, size_bytes = map(int, reply)
+            return Held(noted == 1, streams, size_bytes)
 
 
 def media_type_of(content_type: str) -> str:
@@ -310,7 +314,3 @@ def ended_as(outcome: str) -> tuple[bytes, bytes]:
 def _name_ms(life_ms: int) -> int:
     # A gateway renews a name when half of the stream's life has passed since it did so last: so it outlives the stream.
     return 2 * life_ms + _NAME_EXTRA_MS
-
-
-def _pass_over(reply: Any) -> None:
-    pass

@@ -85,7 +85,7 @@ export interface Failed extends Happened {
 
 export interface Cancelled extends Happened {
   type: "cancelled";
-  by: "client" | "disconnect";
+  by: "client" | "disconnect" | "operator" | "writer";
 }
 
 /** The last event of a stream: done, cut off (`truncated`), failed, or stopped. */
@@ -153,7 +153,7 @@ export interface State {
   truncated: boolean;
   usage: Record<string, any> | null;
   error: { code: string; message: string; retryable: boolean } | null;
-  cancelled_by: "client" | "disconnect" | null;
+  cancelled_by: "client" | "disconnect" | "operator" | "writer" | null;
   created_at: number | null;
   started_at: number | null;
   ended_at: number | null;

@@ -113,7 +113,7 @@ class ApiKeys:
         if key is None and self._lookups_left > 0:
             self._lookups_left -= 1
             try:
-                key = await self._table.one(digest)
+                key = await self._table.find(digest)
             except (Disconnected, RedisRefused):
                 raise away() from None
             if key is not None:

@@ -16,7 +16,7 @@ from gateway.http.principal import principal
 from gateway.http.problems import too_many
 from gateway.process_name import gateway_name
 from shared.background import keep_running, pause
-from shared.commands import Commands, Script
+from shared.commands import Commands, Script, ignore
 from shared.keys import readers_key
 
 _HOLDS_SECONDS = 30.0
@@ -89,7 +89,7 @@ class StreamReaders:
     def _send(self, stream_id: str) -> None:
         """Sends how many readers there are, without a task; a note that is lost is sent again with the next renewal."""
         _, keys, *arguments = self._note(stream_id, 0)
-        self._commands.send(("EVALSHA", self.READERS.digest, 1, *keys, *arguments), _ignore)
+        self._commands.send(("EVALSHA", self.READERS.digest, 1, *keys, *arguments), ignore)
 
     async def _renew(self) -> None:
         while True:
@@ -98,7 +98,3 @@ class StreamReaders:
                 self._send(stream_id)
                 if number % _RENEWED_AT_ONCE == 0:
                     await asyncio.sleep(0)
-
-
-def _ignore(reply: Any) -> None:
-    pass

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from gateway.console.files import PAGE_HEADERS
 from gateway.http.connection import Scope
+from gateway.http.exchange import json_response
 from gateway.http.routes import OperationsOf, Route, route_for
 
 operations = OperationsOf("gateway.api.operations")
@@ -71,7 +72,7 @@ class Docs:
     async def openapi(self, scope: Scope, receive: Any, send: Any) -> None:
         """`GET /openapi.json`"""
         _, whole = await self._page_and_document()
-        await Response(whole, media_type="application/json")(scope, receive, send)
+        await json_response(whole)(scope, receive, send)
 
 
 def page_of(described: Json) -> str:

@@ -66,7 +66,8 @@ class Health:
 
     async def metrics(self, scope: Scope, receive: Any, send: Any) -> None:
         """`GET /metrics`: of all processes of this gateway, whichever of them answers."""
-        await Response(exposition(), media_type=CONTENT_TYPE_LATEST)(scope, receive, send)
+        headers = {"cache-control": "no-store"}
+        await Response(exposition(), headers=headers, media_type=CONTENT_TYPE_LATEST)(scope, receive, send)
 
     async def _ready(self) -> dict[str, Any]:
         if self._delivery.draining:

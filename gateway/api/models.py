@@ -157,7 +157,7 @@ class StreamState(Described):
     usage: dict[str, Any] | None
     error: StreamError | None
     cancelled_by: str | None
-    """`client` or `disconnect`."""
+    """`client`, `disconnect`, `operator` or `writer`."""
     created_at: float | None
     started_at: float | None
     ended_at: float | None
@@ -360,7 +360,7 @@ class Done(Described):
 class Cancelled(Described):
     """The stream was cancelled."""
 
-    by: Literal["client", "disconnect", "writer"]
+    by: Literal["client", "disconnect", "operator", "writer"]
 
 
 class Live(Described):

@@ -152,7 +152,7 @@ class NativeApi:
     async def delete(self, stream_id: str) -> Response:
         """`DELETE /v1/streams/{id}`"""
         await self._streams.delete(stream_id)
-        return Response(status_code=204)
+        return Response(status_code=204, headers={"cache-control": "no-store"})
 
 
 async def _whole_state(stream_id: str, history: History) -> bytes:

@@ -13,10 +13,10 @@ import orjson
 
 from shared.commands import Commands, Script
 from shared.errors import RedisRefused
-from shared.event_log import shown
 from shared.events import TIME_MAX
 from shared.ids import is_stream_id
 from shared.keys import log_key
+from shared.odd_replies import shown
 
 logger = logging.getLogger(__name__)
 

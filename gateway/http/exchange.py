@@ -16,6 +16,12 @@ from gateway.http.whole_bodies import WholeResponse
 
 T = TypeVar("T")
 
+HEADERS_OF_ALL = {
+    "x-content-type-options": "nosniff",  # no browser may take an answer for a script or a page
+    "referrer-policy": "no-referrer",  # a page's address may have an access token
+}
+"""The headers of every answer."""
+
 
 def query_of(scope: Scope) -> dict[str, str]:
     """The query's parameters; of several with one name the last, in its place. Raises Problem 400."""

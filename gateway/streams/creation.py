@@ -32,7 +32,7 @@ from shared.commands import Commands, Executes
 from shared.errors import Disconnected, LogFull, QueueFull, RedisRefused
 from shared.event_log import EventLog
 from shared.events import Accepted, Entry, Policies
-from shared.external_writes import Lease, WriterLeases
+from shared.external_writes import WriterLease, WriterLeases
 from shared.ids import FIRST_ID, created_at, new_stream_id
 from shared.keys import idempotency_key
 from shared.lanes import Lanes
@@ -144,7 +144,7 @@ class StreamCreation:
                 if policies.lease_seconds is None:
                     await self._begin(stream_id, entry, beside, admit, is_told=is_told, alone=stream_id == new_id)
                 else:
-                    lease = Lease(policies.lease_seconds, policies.cancel_after_seconds)
+                    lease = WriterLease(policies.lease_seconds, policies.cancel_after_seconds)
                     await self._answered(admit)
                     await self._answered(self._begin_external, stream_id, entry, beside, lease, is_told=is_told)
                 self._owners.remember(stream_id, owner)
@@ -256,7 +256,7 @@ class StreamCreation:
         await self._answered(begin)
 
     async def _begin_external(
-        self, stream_id: str, entry: Entry, beside: Beside | None, lease: Lease, *, is_told: bool
+        self, stream_id: str, entry: Entry, beside: Beside | None, lease: WriterLease, *, is_told: bool
     ) -> None:
         """Writes the first entry of a log that an external writer fills, and begins its lease. May be repeated.
 
@@ -282,7 +282,7 @@ class StreamCreation:
         pause_seconds = _QUEUED_LOOK_SECONDS
         while [entry.id for entry in await self._log.newest(stream_id)] == [FIRST_ID]:
             if policies.lease_seconds is not None:
-                await self._leases.begin(stream_id, Lease(policies.lease_seconds, policies.cancel_after_seconds))
+                await self._leases.begin(stream_id, WriterLease(policies.lease_seconds, policies.cancel_after_seconds))
                 return
             if await self._queue.holds(stream_id):
                 return

@@ -26,7 +26,7 @@ from shared import events
 from shared.errors import LogFull, Unreadable
 from shared.event_log import EventLog
 from shared.events import Entry, Item, control_of, encode_items, events_of
-from shared.external_writes import ExternalWrites, Lease, WriterLeases, Written
+from shared.external_writes import ExternalWrites, WriterLease, WriterLeases, Written
 from shared.ids import FIRST_ID, EventId
 from shared.outcomes import CancelReason, FailureCode, Status
 from shared.settings import Settings
@@ -278,7 +278,7 @@ class Writes:
     ) -> Written:
         """Appends an entry behind the one expected, or only looks; repeated while Redis is away. Ends a stream that is full."""
         cancelled = orjson.dumps({"by": CancelReason.DISCONNECT, "time": time.time()})
-        lease: Lease | None = None
+        lease: WriterLease | None = None
         sent = 0
 
         async def put() -> Written:
@@ -312,7 +312,7 @@ class Writes:
         await self._list(stream_id, lease_seconds)
         return written
 
-    async def _lease_of(self, stream_id: str) -> Lease:
+    async def _lease_of(self, stream_id: str) -> WriterLease:
         """Returns the lease with which a stream was made. Raises Problem 409 for one that a worker fills."""
         try:
             policies = (await self._streams.accepted(stream_id)).policies
@@ -322,7 +322,7 @@ class Writes:
             raise conflict(
                 "not_external", 'a worker writes this stream: only one made with "writer": "external" takes events'
             )
-        return Lease(policies.lease_seconds, policies.cancel_after_seconds)
+        return WriterLease(policies.lease_seconds, policies.cancel_after_seconds)
 
     async def _list(self, stream_id: str, lease_seconds: float | None) -> None:
         """Has the lease looked at: now if it has another length than before, and from time to time in case Redis has forgotten it."""

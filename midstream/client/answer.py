@@ -104,7 +104,7 @@ def _is_done(message: Message) -> bool:
 
 
 def is_end(event: StreamEvent) -> bool:
-    """Whether nothing comes after this event."""
+    """Returns whether nothing comes after this event."""
     return isinstance(event, End)
 
 

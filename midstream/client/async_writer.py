@@ -8,18 +8,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from midstream.client.events import Stopped, StreamError, WriterState
-from midstream.client.outbox import Outbox, failure_of
+from midstream.client.outbox import STORED_SECONDS_MAX, Outbox, failure_of, not_stored_in_time
 from midstream.client.protocol import Call
-
-_END_SECONDS_MAX = 60.0
-"""How long the end of a stream is waited for."""
 
 
 class AsyncWriter:
     """Fills a stream. Leaving the context ends the stream: as done, or as failed if the block has raised.
 
     When nothing more can be written, because the stream was cancelled or another writer goes on, the task inside the context is
-    cancelled where it awaits, and leaving the context raises Stopped, as `asyncio.timeout` raises TimeoutError.
+    cancelled where it awaits, and leaving the context raises Stopped, as `asyncio.timeout` raises TimeoutError. A method raises
+    StreamError when what was written is not stored within a minute.
     """
 
     def __init__(self, outbox: Outbox, call: Callable[[Call[WriterState]], Awaitable[WriterState]]) -> None:
@@ -105,10 +103,13 @@ class AsyncWriter:
         number = outbox.push(event)
         self._ended |= ends
         self._wanted.set()
-        async with asyncio.timeout(_END_SECONDS_MAX):
-            while outbox.stopped is None and (outbox.is_full or (stored and outbox.sent < number)):
-                self._changed.clear()
-                await self._changed.wait()
+        try:
+            async with asyncio.timeout(STORED_SECONDS_MAX):
+                while outbox.is_waited_for(number, stored=stored):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise not_stored_in_time() from None
         if outbox.stopped is not None:
             raise outbox.stopped
 

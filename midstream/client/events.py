@@ -44,11 +44,13 @@ class Stopped(StreamError):
         """`cancelled`, `completed`, `failed` (the lease ran out), `fenced` (another writer goes on), `log_full`, `lost` (there
         is no such stream any more), `gap` (Redis has lost more than is kept here), `refused`."""
         self.by = by
-        """Who cancelled it: `client`, or `disconnect` (nobody read it)."""
+        """Who cancelled it: `client`, `operator`, or `disconnect` (nobody read it)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Event:
+    """What every event has."""
+
     type: ClassVar[str]
 
     id: str | None = None
@@ -163,7 +165,7 @@ class Cancelled(_Event):
 
     type = "cancelled"
     by: str
-    """`client`, or `disconnect`: nobody read it."""
+    """`client`, `operator`, `writer` (the external writer itself), or `disconnect` (nobody read it)."""
 
 
 End = Done | Failed | Cancelled

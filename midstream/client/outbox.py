@@ -28,12 +28,16 @@ WAITING_BYTES_MAX = 1 << 20
 """Of events that are not stored yet: whoever pushes waits beyond it (backpressure)."""
 LOOK_SECONDS = 0.5
 """How often a silent writer asks whether it is to go on. A cancel is seen within that; a request costs the gateway some 85 µs."""
+STORED_SECONDS_MAX = 60.0
+"""How long a push waits for room, or for its event to be stored: as long as a call is tried."""
 _LOOKS_PER_LEASE = 4
+"""Signs of life in the time of a lease, so that a lost one does not end it."""
 _BATCH_EVENTS_MAX, _BATCH_BYTES_MAX = 512, 256 << 10
 _KEPT_SECONDS = 10.0
 """How long stored events are kept. Redis writes to its disk, and to its replicas, within a second or two."""
 _KEPT_BYTES_MAX = 4 << 20
 _MISSING = (404, 410)
+"""The statuses of a stream that is not there, or not any more."""
 
 
 class Outbox:
@@ -92,6 +96,10 @@ class Outbox:
     def sent(self) -> int:
         """How many of them are stored."""
         return self._sent
+
+    def is_waited_for(self, number: int, *, stored: bool) -> bool:
+        """Returns whether a push that returned `number` has to wait: for room, or with `stored` until its event is stored."""
+        return self.stopped is None and (self.is_full or (stored and self._sent < number))
 
     @property
     def is_over(self) -> bool:
@@ -175,6 +183,10 @@ class Outbox:
         self._sent, self._under_way = number, 0
         while self._stored and self._stored[-1][0] > number:
             self._stored.pop()
+
+
+def not_stored_in_time() -> StreamError:
+    return StreamError(f"what was written was not stored within {STORED_SECONDS_MAX:g} s")
 
 
 def failure_of(error: BaseException) -> dict[str, Any]:

@@ -46,6 +46,7 @@ _ANSWER_BYTES_MAX = 64 << 20
 REFUSAL_BYTES_MAX = 65_536
 """So much of a refusal is read."""
 _DETAIL_CHARACTERS_MAX = 500
+"""Of a refusal's text in an error: a proxy may answer with a page."""
 
 _STREAM_PATH = re.compile(r"/v1/streams/[^/]+")
 T = TypeVar("T")
@@ -346,14 +347,14 @@ def address(server: str, stream: str) -> str:
     for given in (base, url):
         if not _is_http(given):
             raise StreamError(f"{given!r} must begin with http:// or https://, and name a host", retryable=False)
-    here, there = urlsplit(base), urlsplit(url)
-    if here.query or here.fragment:
+    server_parts, parts = urlsplit(base), urlsplit(url)
+    if server_parts.query or server_parts.fragment:
         raise StreamError(f"{base!r} must end with a path: a query belongs to the stream's URL", retryable=False)
-    if (there.scheme, there.netloc.lower()) != (here.scheme, here.netloc.lower()):
+    if (parts.scheme, parts.netloc.lower()) != (server_parts.scheme, server_parts.netloc.lower()):
         raise StreamError(f"{url} is not on {base}: a token goes to its own server only", retryable=False)
-    if _STREAM_PATH.search(there.path):
-        there = there._replace(path=there.path.removesuffix("/events"))
-    return urlunsplit(there._replace(fragment=""))
+    if _STREAM_PATH.search(parts.path):
+        parts = parts._replace(path=parts.path.removesuffix("/events"))
+    return urlunsplit(parts._replace(fragment=""))
 
 
 def _is_http(url: str) -> bool:

@@ -8,17 +8,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from midstream.client.events import Stopped, StreamError, WriterState
-from midstream.client.outbox import Outbox, failure_of
+from midstream.client.outbox import STORED_SECONDS_MAX, Outbox, failure_of, not_stored_in_time
 from midstream.client.protocol import Call
-
-_END_SECONDS_MAX = 60.0
-"""How long the end of a stream is waited for."""
 
 
 class Writer:
     """Fills a stream. Leaving the context ends the stream: as done, or as failed if the block has raised.
 
-    Each method raises Stopped when nothing more can be written, because the stream was cancelled, or another writer goes on.
+    Each method raises Stopped when nothing more can be written, because the stream was cancelled, or another writer goes on; and
+    StreamError when what was written is not stored within a minute.
     """
 
     def __init__(self, outbox: Outbox, call: Callable[[Call[WriterState]], WriterState]) -> None:
@@ -64,7 +62,7 @@ class Writer:
             with self._changed:
                 self._closed = True
                 self._changed.notify_all()
-            self._thread.join(_END_SECONDS_MAX)
+            self._thread.join(STORED_SECONDS_MAX)
         if error is None and self._outbox.stopped is not None:
             raise self._outbox.stopped
 
@@ -101,14 +99,10 @@ class Writer:
             number = outbox.push(event)
             self._ended |= ends
             self._changed.notify_all()
-            self._changed.wait_for(
-                lambda: outbox.stopped is not None or not (outbox.is_full or (stored and outbox.sent < number)),
-                _END_SECONDS_MAX,
-            )
+            if not self._changed.wait_for(lambda: not outbox.is_waited_for(number, stored=stored), STORED_SECONDS_MAX):
+                raise not_stored_in_time()
             if outbox.stopped is not None:
                 raise outbox.stopped
-            if stored and outbox.sent < number:
-                raise StreamError(f"an event was not stored within {_END_SECONDS_MAX:g} s")
 
     def _send(self) -> None:
         """Sends what waits, and a sign of life where nothing does, until the end is stored."""

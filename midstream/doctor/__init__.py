@@ -18,7 +18,7 @@ import orjson
 from midstream.doctor.examine import IDLE_SECONDS_MAX, Address, Examined, Options, examine
 from midstream.doctor.observe import Client
 from midstream.doctor.report import as_json, as_text, report_of
-from midstream.key import authorization
+from midstream.gateway_answers import authorization
 from shared.errors import MidstreamError, Unusable
 from shared.grants import Role
 
@@ -31,7 +31,7 @@ class BadUse(MidstreamError):
 
 
 def doctor_of_redis(url: str, *, role: Role | None, json: bool) -> int:
-    """`midstream doctor --redis [URL]`. `url`: empty for MIDSTREAM_REDIS_URL. `role`: whose permissions are tried; None: both.
+    """Runs `midstream doctor --redis [URL]`. `url`: empty for MIDSTREAM_REDIS_URL. `role`: whose permissions are tried; None: both.
 
     Returns 0 if Midstream can use it, 1 if there are faults, 2 if Redis cannot be asked or a setting is invalid.
     """

@@ -27,6 +27,8 @@ LEAVING_SECONDS_MAX = 0.5
 
 
 class Verdict(StrEnum):
+    """How a check has come out."""
+
     OK = "ok"
     FAULT = "fault"
     ADVICE = "advice"
@@ -166,6 +168,7 @@ def buffering(plain: Observation, padded: Observation | None) -> Finding:
 
 
 def compression(observation: Observation) -> Finding:
+    """Judges whether the stream came compressed, and whether that held its events back."""
     encoding = observation.header("content-encoding").lower()
     if encoding in ("", "identity", "none"):
         if observation.status != 200:
@@ -202,6 +205,7 @@ def compression(observation: Observation) -> Finding:
 
 
 def idle(observation: Observation, planned_seconds: float, keepalive_seconds: float) -> Finding:
+    """Judges how long a silent connection stayed open, against the interval of the gateway's comments."""
     if observation.whole:
         return ok("idle", f"{planned_seconds:g} s", endured_seconds=planned_seconds)
     if observation.left:
@@ -218,6 +222,7 @@ def idle(observation: Observation, planned_seconds: float, keepalive_seconds: fl
 
 
 def comments(observation: Observation, *, buffered: bool) -> Finding:
+    """Judges whether the keep-alive comments of a silence came, and came when they were sent. `buffered`: events are held back, too."""
     ends = [arrival for arrival in observation.arrivals if arrival.event == "end"]
     if not ends:
         return unknown("comments", "cut off" if observation.error else "no end came")
@@ -233,6 +238,7 @@ def comments(observation: Observation, *, buffered: bool) -> Finding:
 
 
 def last_event_id(observation: Observation) -> Finding:
+    """Judges whether the request header Last-Event-ID reached the gateway as it was sent."""
     came = observation.seen.get("last-event-id")
     if came == LAST_EVENT_ID:
         return ok("last_event_id", "yes")
@@ -265,6 +271,7 @@ def leaving(trace: dict[str, Any] | None, left_seconds: float, waited_seconds: f
 
 
 def http_version(observation: Observation) -> Finding:
+    """Judges the version of HTTP that the last hop speaks to the gateway, and whether it keeps its connections."""
     version = str(observation.first.get("seen", {}).get("http_version", ""))
     if version == "1.0":
         sentence = "speaks HTTP/1.0 to the gateway: it has no chunks, so an answer that breaks off looks whole"
@@ -288,6 +295,7 @@ def http2(agreed: str | None, *, https: bool) -> Finding:
 
 
 def framing(observation: Observation) -> Finding:
+    """Judges whether a reader can tell a whole response from one that was cut off."""
     if observation.http_version in ("HTTP/2", "HTTP/3"):
         return ok("framing", observation.http_version)
     length = observation.header("content-length")
@@ -302,6 +310,7 @@ def framing(observation: Observation) -> Finding:
 
 
 def headers(observation: Observation, *, outermost: bool) -> Finding:
+    """Judges whether the response headers came as the gateway sends them."""
     kind, cache = observation.header("content-type"), observation.header("cache-control").lower()
     wrong = []
     if not kind.lower().startswith("text/event-stream"):
@@ -336,6 +345,7 @@ def caching(observation: Observation, again: Observation) -> Finding:
 
 
 def no_content(observation: Observation) -> Finding:
+    """Judges whether a 204 arrives as one."""
     if observation.status == 204:
         return ok("no_content", "yes")
     got = observation.status or observation.error
@@ -346,6 +356,7 @@ def no_content(observation: Observation) -> Finding:
 
 
 def age(observation: Observation, planned_seconds: float) -> Finding:
+    """Judges how long a response may last in which events come all the time."""
     if observation.whole:
         return ok("age", f"{planned_seconds:g} s", endured_seconds=planned_seconds)
     if observation.left:

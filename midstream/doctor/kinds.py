@@ -49,6 +49,8 @@ _ALIASES = {"next": "nextjs", "vercel": "nextjs", "elb": "alb", "ingress": "ngin
 
 @dataclass(frozen=True, slots=True)
 class Trace:
+    """What shows that a response has come through a proxy of this kind."""
+
     kind: str
     where: str
     """The header that shows it."""

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import orjson
 
-from shared.sse import Decoder
+from shared.sse import Decoder, EventTooLong
 
 _BODY_BYTES_MAX = 32 << 20
 """More than any probe sends: a longer body is not a gateway's."""
@@ -140,19 +140,24 @@ class Client:
         except TimeoutError:
             observation.left = True
             observation.error = f"nothing more came in {limit_seconds:.0f} s"
-        except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, ValueError, OSError) as error:
+        except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, EventTooLong, ValueError, OSError) as error:
             observation.error = _reason(error)
         observation.ended_seconds = time.monotonic() - began
         return observation
 
     async def get_json(self, url: str) -> dict[str, Any] | None:
-        """Returns the JSON object at a URL, or None if there is none."""
+        """Returns the JSON object at a URL; None if there is none, or none within `timeout_seconds`."""
         try:
-            async with self._http() as http:
+            async with asyncio.timeout(self.timeout_seconds), self._http() as http:
                 request = http.build_request("GET", url, headers=dict(self.headers))
-                response = await http.send(self._with_server_name(request))
-                found = orjson.loads(response.content) if response.status_code == 200 else None
-        except (httpx2.HTTPError, httpx2.StreamError, ValueError, OSError):
+                response = await http.send(self._with_server_name(request), stream=True)
+                body = bytearray()
+                async for part in response.aiter_bytes():
+                    body += part
+                    if len(body) > _BODY_BYTES_MAX:
+                        return None
+                found = orjson.loads(body) if response.status_code == 200 else None
+        except (httpx2.HTTPError, httpx2.StreamError, ValueError, OSError):  # TimeoutError is an OSError
             return None
         return found if isinstance(found, dict) else None
 
@@ -188,6 +193,7 @@ class _Body:
         self._at_line_start = True
         self._comments = 0
         self.size_bytes = 0
+        """Of the decoded body, or of one that cannot be decoded."""
 
     def encoded_as(self, encoding: str) -> None:
         name = encoding.strip().lower()
@@ -197,17 +203,19 @@ class _Body:
             self._observation.unreadable = True
 
     def feed(self, part: bytes, now: float) -> None:
+        """Takes bytes of the body that came at `now` (seconds since the request). Raises ValueError, EventTooLong."""
         observation = self._observation
-        self.size_bytes += len(part)
         if observation.unreadable:
+            self.size_bytes += len(part)
             observation.arrivals.append(Arrival(len(observation.arrivals), "", 0.0, now, {}, len(part)))
             return
         text = part
         if self._inflate is not None:
             try:
-                text = self._inflate.decompress(part)
+                text = self._inflate.decompress(part, _BODY_BYTES_MAX + 1)
             except zlib.error as error:
                 raise ValueError(f"the body is not what its Content-Encoding says: {error}") from None
+        self.size_bytes += len(text)
         if len(observation.body_head) < 512:
             observation.body_head += text[:512]
         self._count_comments(text, now)

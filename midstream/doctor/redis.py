@@ -50,6 +50,7 @@ class RedisReport:
         return 1 if self.faults else 0
 
     def as_text(self) -> str:
+        """Returns the report for people: a row for each check, then what to change."""
         width = max(map(len, CHECKS.values()))
         rows = [
             f"{CHECKS[finding.check].ljust(width)}  {MARKS[finding.verdict]} {finding.words}"
@@ -64,6 +65,7 @@ class RedisReport:
         return "\n\n".join(["\n".join(rows), *changes, f"{end} ({self.took_seconds:.1f} s)"])
 
     def as_json(self) -> dict[str, Any]:
+        """Returns the report for programs."""
         return {
             "ok": self.exit_code == 0,
             "exit_code": self.exit_code,

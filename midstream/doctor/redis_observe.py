@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shared.cluster import ClusterConnection
@@ -150,7 +150,7 @@ def _fields(text: Any) -> dict[str, str]:
     return dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
 
 
-async def _asked(address: RedisAddress, ask: Callable[[BriefConnection], Awaitable[None]]) -> str:
+async def _trouble_with(address: RedisAddress, ask: Callable[[BriefConnection], Awaitable[None]]) -> str:
     """Asks one server; returns why it cannot be reached, as the end of a sentence, or an empty text."""
     try:
         async with asyncio.timeout(_ASK_SECONDS_MAX), BriefConnection.to(address) as connection:
@@ -178,7 +178,7 @@ async def _ask(server: Server) -> None:
                 break
             server.configuration.update(_pairs(reply))
 
-    server.unreachable = await _asked(server.address, ask)
+    server.unreachable = await _trouble_with(server.address, ask)
 
 
 def _pairs(reply: Any) -> dict[str, str]:
@@ -192,7 +192,7 @@ async def _ask_sentinel(address: RedisAddress, name: str) -> SentinelSeen:
     async def ask(connection: BriefConnection) -> None:
         seen.about = _pairs(await connection.execute("SENTINEL", "MASTER", name))
 
-    seen.unreachable = await _asked(address, ask)
+    seen.unreachable = await _trouble_with(address, ask)
     return seen
 
 
@@ -208,11 +208,11 @@ async def _find_masters(seen: RedisSeen, seeds: tuple[RedisAddress, ...]) -> Non
                 slots[place] = slots.get(place, 0) + last - first + 1
             seen.cluster_state = _fields(await connection.execute("CLUSTER", "INFO")).get("cluster_state", "")
 
-        reason = await _asked(seed, ask)
+        reason = await _trouble_with(seed, ask)
         if not reason:
-            masters = [(RedisAddress(host, port, "", 0, seed.username, seed.password, seed.tls), count)
-                       for (host, port), count in slots.items()]  # fmt: skip
-            seen.servers = [Server(address, slots=count) for address, count in masters]
+            seen.servers = [
+                Server(replace(seed, host=host, port=port), slots=count) for (host, port), count in slots.items()
+            ]
             if seen.servers:
                 return
             reason = "knows of no master that has slots"
@@ -234,7 +234,7 @@ async def _ping(server: Server) -> None:
             if time.monotonic() > end:
                 return
 
-    await _asked(server.address, ask)
+    await _trouble_with(server.address, ask)
 
 
 async def _try_out(seen: RedisSeen, settings: Settings, roles: Sequence[Role]) -> None:
@@ -246,7 +246,7 @@ async def _try_out(seen: RedisSeen, settings: Settings, roles: Sequence[Role]) -
     try:
         await until_up(connection, within_seconds=REPLY_SECONDS)
         for role in roles:
-            found = await refusals(connection, role)
+            found = await refusals(connection, role, min_replicas=settings.min_replicas)
             if role == "gateway":
                 await subscription.note_refusals(found)
             seen.refused[role] = found.sentence(role, connection.address.username) or ""

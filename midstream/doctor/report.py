@@ -12,8 +12,8 @@ from midstream.doctor.examine import Examined
 from midstream.doctor.kinds import NAMES, changes, kind_of
 
 MARKS = {Verdict.OK: "✓", Verdict.FAULT: "✗", Verdict.ADVICE: "!", Verdict.UNKNOWN: "–"}
-_CELL_CHARACTERS_MAX = 30
-_WIDTH = 100
+_CELL_CHARACTERS_MAX, _WIDTH = 30, 100
+"""Of a cell in the table, so that three addresses fit beside each other, and of a line of text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,7 @@ def _verdict(hop: Hop, check: str) -> Verdict | None:
 
 
 def as_text(report: Report, took_seconds: float) -> str:
+    """Returns the report for people: a table of all checks at all addresses, then what is wrong and what to change."""
     parts = [_table(report)]
     for hop in report.unreachable:
         parts.append(wrapped(f"✗ {hop.examined.address.url} {hop.examined.unreachable}", "  "))
@@ -153,6 +154,7 @@ def wrapped(text: str, indent: str) -> str:
 
 
 def as_json(report: Report, took_seconds: float) -> dict[str, Any]:
+    """Returns the report for programs."""
     return {
         "ok": report.exit_code == 0,
         "exit_code": report.exit_code,

@@ -73,7 +73,7 @@ def record_of(
         **_usage(receipt["generated"]["usage"]),
         "metadata": {plain_text(key): plain_text(value) for key, value in receipt["metadata"].items()},
         "receipt": orjson.dumps(receipt).decode(),
-        "notes": orjson.dumps({k.decode(): v.decode() for k, v in (notes or {}).items()}).decode(),
+        "notes": orjson.dumps({name.decode(): note.decode() for name, note in (notes or {}).items()}).decode(),
         **_written(stream_id, history),
     }
     is_open = any(note["outcome"] in (None, ReaderOutcome.ERROR) for note in receipt["delivered"]["connections"])

@@ -39,7 +39,7 @@ _CONNECTIONS_MAX = 3
 """Of each process: one that writes, two that read. A hundred processes stay below what PostgreSQL allows by hundreds."""
 _UPGRADE_LOCK = 0x6D6964  # any number that no other program takes
 _COLUMNS = [column for column in streams.c if column.name not in ("entries", "request", "receipt", "notes")]
-"""What lists have."""
+"""The columns of a list: all but a stream's content."""
 _COUNTED_LATER = ("delivered_tokens", "prompt_tokens", "completion_tokens")
 _LATER = (*_COUNTED_LATER, "receipt", "notes")
 """The columns that may change after a stream was archived: who has read it, and a usage that came late."""
@@ -196,7 +196,7 @@ class Archive:
         return Archived(row, entries, notes, fields)
 
     async def has(self, stream_id: str) -> bool:
-        """Whether there is a row, also of a deleted stream."""
+        """Returns whether there is a row, also of a deleted stream."""
         async with self._connection() as connection:
             found = await connection.execute(select(streams.c.id).where(streams.c.id == stream_id))
             return found.first() is not None
@@ -238,7 +238,7 @@ class Archive:
     # --- helpers
 
     def _has_metadata(self, key: str, value: str) -> Any:
-        """The condition that a field of the metadata has a value. A path of JSON could not name every key."""
+        """Returns the condition that a field of the metadata has a value. A path of JSON could not name every key."""
         if self._url.get_backend_name() == "postgresql":
             return streams.c.metadata.op("@>")(cast({key: value}, JSONB))
         fields = func.json_each(streams.c.metadata).table_valued("key", "value")
@@ -255,7 +255,7 @@ class Archive:
 
     @asynccontextmanager
     async def _connection(self, *, writing: bool = False) -> AsyncIterator[AsyncConnection]:
-        """A connection, in a transaction that is committed if all goes well."""
+        """Gives a connection, in a transaction that is committed if all goes well."""
         if not self._is_open:
             await self.open()
         assert self._engine is not None
@@ -271,13 +271,13 @@ class Archive:
         except TimeoutError:
             raise ArchiveAway(f"the archive has not answered within {self._seconds:g} s") from None
         except DBAPIError as error:
-            raise (_Refused if _is_for_its_values(error) else ArchiveAway)(_words_of(error)) from None
+            raise (_Refused if _refuses_the_values(error) else ArchiveAway)(_words_of(error)) from None
         except (SQLAlchemyError, OSError, EOFError) as error:
             raise ArchiveAway(_words_of(error)) from None
 
 
 def _has_content() -> Any:
-    """The condition that a stream is not deleted, and has not expired."""
+    """Returns the condition that a stream is not deleted, and has not expired."""
     return and_(streams.c.entries.is_not(None), or_(streams.c.expires_at.is_(None), streams.c.expires_at > time.time()))
 
 
@@ -285,8 +285,8 @@ class _Refused(ArchiveAway):
     """The database answers, and refuses these values."""
 
 
-def _is_for_its_values(error: DBAPIError) -> bool:
-    """Whether a statement has failed for what it says; else for the database: it is away, full, read-only, lacks a permission."""
+def _refuses_the_values(error: DBAPIError) -> bool:
+    """Returns whether the database refuses what a statement stores; else it is away, full, read-only, or lacks a permission."""
     sqlstate = getattr(error.orig, "sqlstate", None) or ""
     return isinstance(error, DataError | IntegrityError) or sqlstate[:2] in _REFUSED_CLASSES
 
@@ -327,10 +327,8 @@ def _engine_of(url: Any, seconds: float) -> AsyncEngine:
         @event.listens_for(engine.sync_engine, "connect")
         def set_up(connection: Any, _: Any) -> None:
             cursor = connection.cursor()
-            for pragma in (
-                "journal_mode=WAL",
-                "synchronous=FULL",
-            ):  # readers do not wait for the writer; a commit stays
+            # Readers do not wait for the writer; and what is committed outlasts a power cut.
+            for pragma in ("journal_mode=WAL", "synchronous=FULL"):
                 cursor.execute(f"PRAGMA {pragma}")
             cursor.close()
 

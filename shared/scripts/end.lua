@@ -1,6 +1,7 @@
 -- End a stream from outside its attempt: append a terminal event that fences the writer, unless the stream has ended.
--- KEYS: log, large fields of the request, those that are kept [, writer: only if no other program writes it]. ARGV: channel (empty: publishes nothing), field, value, seconds to expiry [, the last id that the log must have].
--- {1, id} appended; {0, last id} it had ended, or the log has moved on from that last id; nil: there is no log.
+-- KEYS: log, large fields of the request, those that are kept [, writer: only if no other program writes it].
+-- ARGV: channel (empty: publishes nothing), field, value, seconds to expiry [, the last id that the log must have].
+-- Returns {1, id} appended; {0, last id} it had ended, or the log has moved on from that last id; nil: there is no log.
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 if not last then return nil end
 local field = last[2][1]

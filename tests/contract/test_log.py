@@ -13,7 +13,7 @@ from shared.errors import LogFull, RedisRefused
 from shared.event_log import READ_ENTRIES_MAX, Appended, EventLog
 from shared.events import Entry
 from shared.ids import EventId
-from shared.keys import live_channel, log_key
+from shared.keys import log_key
 from shared.large_fields import KEPT, UNTIL_THE_END, Beside, key_of
 from tests.contract.conftest import (
     ENDED_TTL_SECONDS,
@@ -385,12 +385,12 @@ async def test_the_newest_ids_of_many_logs_are_read_at_once(backend: Backend, is
 async def test_send_append_passes_on_the_reply_and_a_missing_script(backend: Backend) -> None:
     log = backend.log()
     await written(log)
-    keys = (log_key(STREAM), live_channel(STREAM))
+    head = log.append_head(STREAM)
     replies: list[Any] = []
 
     async def append(held: int, entry: Entry) -> Any:
         replies.clear()
-        log.send_append(keys, held, entry, replies.append)
+        log.send_append(head, held, *entry.id, entry.field, entry.value, replies.append)
         assert replies == [], "never before it returns"
         await wait_until(lambda: replies)
         return replies[0]

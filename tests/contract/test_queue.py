@@ -165,7 +165,7 @@ async def test_a_half_done_acknowledgement_is_completed_later(backend: Backend) 
             done.append(str(arguments[0]))
             return await backend.commands.execute(*arguments)
 
-        send = backend.commands.send
+        send, send_packed = backend.commands.send, backend.commands.send_packed
 
     dying = RequestQueue(Dying(), ttl_seconds=QUEUE_TTL_SECONDS, requests_max=10, consumer="ann")
     with pytest.raises(Disconnected):

@@ -16,8 +16,10 @@ import pytest
 import pytest_asyncio
 from websockets.asyncio.client import connect
 
+from midstream import archive as archive_commands
 from shared.archive.store import Archive
 from shared.archive.wanted import Wanted
+from shared.errors import Unusable
 from shared.ids import new_stream_id
 from shared.keys import ACCOUNT_ENTRIES, UNKEPT, deliveries_key, kept_key, log_key, name_key, writer_key
 from shared.settings import Settings
@@ -319,27 +321,25 @@ async def test_streams_are_found_live_and_archived_as_one(system: System) -> Non
     assert (await found("status=cancelled"))[0] == [running]
 
 
+def _environment(system: System) -> dict[str, str]:
+    archive_url = system.workers[0].settings["archive_url"]
+    return environment_of({"archive_url": archive_url, "redis_url": system.redis.url, "ended_ttl_seconds": 1})
+
+
 async def command(system: System, *arguments: str) -> str:
     """Runs `midstream` with the system's settings, and returns what it prints."""
-    environment = environment_of(
-        {
-            "archive_url": system.workers[0].settings["archive_url"],
-            "redis_url": system.redis.url,
-            "ended_ttl_seconds": 1,
-        }
-    )
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "midstream.cli", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env={**environment, "MIDSTREAM_URL": system.gateway_url()},
+        env={**_environment(system), "MIDSTREAM_URL": system.gateway_url()},
     )
     output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()
     return output.decode()
 
 
-async def test_the_commands(system: System, tmp_path: Path) -> None:
+async def test_the_commands(system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = {"metadata": {"chat": "commands", "name": "=1+1"}}
     stream_ids = [await system.create(**SIMULATED, midstream=chat) for _ in range(3)]
     await system.follow(stream_ids[0]).until_end()
@@ -366,6 +366,10 @@ async def test_the_commands(system: System, tmp_path: Path) -> None:
     assert [row["id"] for row in table_of] == [row["id"] for row in exported]
     assert sum(row["generated_tokens"] for row in table_of) == sum(row["generated_tokens"] for row in exported)
     running = await system.create(simulate={"tokens": 500, "tokens_per_second": 20})
+    with monkeypatch.context() as patch:  # of more streams than it can look at, it forgets none and says so
+        patch.setattr(archive_commands, "_LIVE_MAX", 0)
+        with pytest.raises(Unusable, match="more than 0 streams"):
+            await archive_commands._forget(Settings.from_environment(_environment(system)), "anonymous")
     line, printed = (await command(system, "forget", "anonymous")).splitlines()
     audited = json.loads(line)
     assert (audited["logger"], audited["event"], audited["owner"]) == ("midstream.audit", "forgotten", "anonymous")
@@ -383,6 +387,7 @@ async def test_the_commands(system: System, tmp_path: Path) -> None:
         "status=odd",
         "limit=0",
         "limit=101",
+        "limit=000001000000",  # the first digits alone would do
         "limit=x",
         "after=x",
         "from=yesterday",

@@ -312,6 +312,14 @@ async def test_without_readers_it_is_cancelled(system: System) -> None:
     assert (refused["reason"], refused["by"]) == ("cancelled", "disconnect")
 
 
+@pytest.mark.parametrize(("cancel_after", "milliseconds"), [(0, 500), (2, 2000)])
+async def test_it_waits_half_a_second_for_a_reader_at_least(
+    system: System, cancel_after: float, milliseconds: int
+) -> None:
+    stream_id = await create(system, on_disconnect={"cancel_after": cancel_after})
+    assert int(await system.commands.hget(lease_key(stream_id), "alone_ms")) == milliseconds
+
+
 async def lines(queue: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes]:
     while (line := await queue.get()) is not None:
         yield line

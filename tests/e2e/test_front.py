@@ -78,8 +78,11 @@ async def raw(port: int, request: bytes) -> bytes:
         writer.close()
 
 
-async def test_every_answer_has_nosniff(system: System) -> None:
-    """`nosniff` is in pages, streams, errors, and answers to malformed HTTP."""
+OF_ALL = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+
+
+async def test_every_answer_has_nosniff_and_no_referrer(system: System) -> None:
+    """Both are in pages, streams, errors, answers to malformed HTTP, and handshakes. All but the last two say whether they may be kept."""
     stream_id = await system.create("x", simulate=FAST)
     await system.until_status(stream_id, "completed")
     url, port = system.gateway_url(), system.gateway_port()
@@ -123,15 +126,25 @@ async def test_every_answer_has_nosniff(system: System) -> None:
     statuses = set()
     for method, path in requests:
         answer = await system.http.request(method, url + path)
-        assert answer.headers.get_list("x-content-type-options") == ["nosniff"], f"{method} {path}"
+        for name, value in OF_ALL.items():
+            assert answer.headers.get_list(name) == [value], f"{method} {path}"
+        assert len(answer.headers.get_list("cache-control")) == 1, f"{method} {path}"
         statuses.add(answer.status_code)
     assert {200, 204, 400, 404, 405, 426} <= statuses
     for request in (b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n"):
-        assert (await raw(port, request)).lower().count(b"\r\nx-content-type-options: nosniff\r\n") == 1
+        refusal = (await raw(port, request)).lower()
+        for name, value in OF_ALL.items():
+            assert refusal.count(f"\r\n{name}: {value}\r\n".encode()) == 1
     with pytest.raises(InvalidStatus) as caught:
         async with connect(f"ws://127.0.0.1:{port}/nothing", proxy=None):
             pass
-    assert caught.value.response.headers["x-content-type-options"] == "nosniff"
+    other_id = await system.create("x", simulate=FAST)
+    async with connect(f"ws://127.0.0.1:{port}/v1/streams/{other_id}/ws", proxy=None) as accepted:
+        assert accepted.response is not None
+        for response in (caught.value.response, accepted.response):
+            assert {name: response.headers.get_all(name) for name in OF_ALL} == {
+                name: [value] for name, value in OF_ALL.items()
+            }
 
 
 async def test_the_documentation_has_all_paths_and_loads_nothing_from_other_sites(system: System) -> None:

@@ -18,8 +18,11 @@ import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from midstream.redis_connection import connected
 from shared.api_keys import ApiKey
+from shared.errors import Unusable
 from shared.keys import API_KEYS
+from shared.settings import Settings
 from tests.support.system import System
 from tests.support.waiting import wait_until
 
@@ -291,3 +294,11 @@ async def test_a_key_has_limits_of_its_own_and_sees_its_own_usage(system: System
     with_token = {"authorization": f"Bearer {short.json()['access_token']}"}
     refused = await system.http.get(f"{system.gateway_url()}/v1/usage", headers=with_token)
     assert refused.status_code in (401, 403), "a right to one stream is no right to its owner's usage"
+
+
+async def test_a_redis_that_refuses_the_connection_is_no_endless_wait(system: System) -> None:
+    """The shipped users may not choose another database."""
+    url = system.redis.url_of("midstream-keys") + "?db=1"  # over a Unix socket
+    with pytest.raises(Unusable, match="refuses this process: NOPERM"):
+        async with connected(Settings(redis_url=url, redis_start_seconds=0.5), name="keys"):
+            pass

@@ -109,7 +109,7 @@ async def test_a_worker_cannot_touch_the_api_keys_and_a_gateway_can_only_read_th
             assert [await is_refused(gateway, command) for command in reads] == [False] * 2
             assert [await is_refused(gateway, command) for command in writes] == [True] * 9
             assert await is_refused(keys, ("HGETALL", b"midstream:{processes}:about"))
-            assert await ApiKeyTable(gateway).one(about.digest) == about
+            assert await ApiKeyTable(gateway).find(about.digest) == about
             assert await ApiKeyTable(keys).delete(about.digest)
 
 

@@ -358,8 +358,9 @@ async def test_a_connection_rests_until_more_is_wanted(how: str, certificate: Pa
             else:
                 assert await following
     assert b"".join(part for _, part in parts) == b"a" * 40
-    assert 2 <= len(parts) <= 10  # a rest is shorter than what is wanted: after 0.1 s the end might have come
-    assert min(later - sooner for (sooner, _), (later, _) in pairwise(parts)) > 0.05
+    assert 3 <= len(parts) <= 10  # a rest is shorter than what is wanted: after 0.1 s the end might have come
+    # The last part may come sooner: a connection that ends also ends the rest.
+    assert min(later - sooner for (sooner, _), (later, _) in pairwise(parts[:-1])) > 0.05
 
 
 @pytest.mark.parametrize(

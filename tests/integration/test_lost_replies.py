@@ -82,12 +82,10 @@ class Away(Commands):
     async def execute(self, *arguments: bytes | str | int | float) -> Any:
         raise Disconnected
 
-    def send(
-        self,
-        arguments: tuple[bytes | str | int | float, ...],
-        on_reply: Callable[[Any], None],
-        key: bytes | None = None,
-    ) -> None:
+    def send(self, arguments: tuple[bytes | str | int | float, ...], on_reply: Callable[[Any], None]) -> None:
+        on_reply(Disconnected())
+
+    def send_packed(self, command: bytes, key: bytes, on_reply: Callable[[Any], None]) -> None:
         on_reply(Disconnected())
 
 

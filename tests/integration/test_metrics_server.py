@@ -46,7 +46,10 @@ async def answer(port: int, request: bytes) -> bytes:
 
 
 async def test_only_metrics_and_health_are_served(port: int) -> None:
-    assert b"midstream_x 1" in await answer(port, b"GET /metrics?x=1 HTTP/1.1\r\n\r\n")
+    found = await answer(port, b"GET /metrics?x=1 HTTP/1.1\r\n\r\n")
+    assert b"midstream_x 1" in found
+    for header in (b"cache-control: no-store", b"x-content-type-options: nosniff", b"referrer-policy: no-referrer"):
+        assert found.count(b"\r\n" + header + b"\r\n") == 1
     assert (await answer(port, b"GET /healthz HTTP/1.1\r\n\r\n")).endswith(b"\r\n\r\nok\n")
     for request in (b"GET / HTTP/1.1\r\n\r\n", b"POST /metrics HTTP/1.1\r\n\r\n"):
         assert (await answer(port, request)).startswith(b"HTTP/1.1 404 ")

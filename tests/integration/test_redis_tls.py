@@ -10,17 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import redis
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from midstream.doctor.redis import examined_redis
 from shared.connections import check
 from shared.errors import Unusable
 from shared.grants import check_for_all
 from shared.settings import Settings
 from tests.support.needs import needs
 from tests.support.redis_server import USER_PASSWORD, USERS, RedisServer, binary_of, free_port
+from tests.support.waiting import wait_until
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "run-with-your-own-redis.md").read_text()
 
@@ -75,14 +78,20 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return authority
 
 
+def with_tls(authority: Authority, port: int, *arguments: str) -> RedisServer:
+    """Returns a Redis, not started, that has TLS at this port and asks each client for a certificate."""
+    needs("redis-server (Debian: apt install redis-server)", binary_of("redis"))
+    server = str(authority.file("server"))
+    options = ["--tls-port", str(port), "--tls-cert-file", server, "--tls-key-file", server]
+    options += ["--tls-ca-cert-file", str(authority.file("authority")), "--tls-auth-clients", "yes"]
+    return RedisServer("redis", tcp=True, arguments=[*options, *arguments])
+
+
 @pytest.fixture(scope="module")
 def server_url(authority: Authority) -> Iterator[str]:
     """The URL of a Redis that asks each client for a certificate, without the login and the files."""
-    needs("redis-server (Debian: apt install redis-server)", binary_of("redis"))
-    port, server = free_port(), str(authority.file("server"))
-    arguments = ["--tls-port", str(port), "--tls-cert-file", server, "--tls-key-file", server]
-    arguments += ["--tls-ca-cert-file", str(authority.file("authority")), "--tls-auth-clients", "yes"]
-    with RedisServer("redis", tcp=True, arguments=arguments):
+    port = free_port()
+    with with_tls(authority, port):
         yield f"127.0.0.1:{port}/0"
 
 
@@ -122,3 +131,16 @@ async def test_a_connection_that_is_not_safe_is_not_used(
 def test_the_shipped_users_are_the_documented_ones() -> None:
     documented = dict(re.findall(r"^ACL SETUSER (\S+) on >\S+ (.+)$", PAGE, re.MULTILINE))
     assert {name: f"on resetpass {rules}" for name, rules in documented.items()} == USERS
+
+
+async def test_the_doctor_reaches_the_masters_of_a_cluster_with_the_files_of_the_url(authority: Authority) -> None:
+    port, own = free_port(), free_port()
+    arguments = ("--cluster-enabled", "yes", "--cluster-port", str(own), "--tls-cluster", "yes")
+    with with_tls(authority, port, *arguments) as node:
+        with redis.Redis(port=node.port, protocol=2) as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            await wait_until(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"), what="all slots")
+        client_file = authority.file("client")
+        url = f"rediss+cluster://127.0.0.1:{port}?ssl_ca_certs={authority.file('authority')}&ssl_certfile={client_file}"
+        report = await examined_redis(url, role=None, progress=lambda activity: None)
+    assert not [finding.problem for finding in report.faults]

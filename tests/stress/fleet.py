@@ -136,8 +136,10 @@ class Fleet:
         self.redis: Any
         if kind == "one":
             self.redis = RedisServer("redis" if binary_of("redis") else "valkey", tcp=True, durable=True)
-        else:  # without durability: a node that is back takes its data from the others
-            self.redis = RedisCluster(can_be_cut=True) if kind == "cluster" else RedisWithSentinels()
+        elif kind == "cluster":  # without durability: a node that is back takes its data from the others
+            self.redis = RedisCluster(can_be_cut=True)
+        else:  # with one replica a Sentinel might promote a node that has just restarted empty: no WAIT could help then
+            self.redis = RedisWithSentinels(replicas=2)
         self._provider_port = free_port()
         arguments = ["--port", str(self._provider_port)]
         self.provider = Process("tests.support.openai_server", {}, self._directory / "provider.log", arguments)

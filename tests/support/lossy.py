@@ -30,12 +30,18 @@ class LossyCommands(Commands):
             raise Disconnected
         return reply
 
-    def send(self, arguments: tuple[Argument, ...], on_reply: Callable[[Any], None], key: bytes | None = None) -> None:
+    def send(self, arguments: tuple[Argument, ...], on_reply: Callable[[Any], None]) -> None:
+        self._send(lambda on_passed: self._commands.send(arguments, on_passed), on_reply)
+
+    def send_packed(self, command: bytes, key: bytes, on_reply: Callable[[Any], None]) -> None:
+        self._send(lambda on_passed: self._commands.send_packed(command, key, on_passed), on_reply)
+
+    def _send(self, send: Callable[[Callable[[Any], None]], None], on_reply: Callable[[Any], None]) -> None:
         before, after = self._draw()
         if before:  # a command that Redis never sees, answered late, as a lost connection does
             self._commands.send(("PING",), lambda _: on_reply(Disconnected()))
         else:
-            self._commands.send(arguments, lambda reply: on_reply(Disconnected() if after else reply), key)
+            send(lambda reply: on_reply(Disconnected() if after else reply))
 
     def _draw(self) -> tuple[bool, bool]:
         lost = self._dice.random() < self.share

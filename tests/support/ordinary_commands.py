@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import hiredis
 import redis.asyncio
 import redis.exceptions
 from redis.asyncio.retry import Retry
@@ -73,12 +74,12 @@ class OrdinaryCommands:
         """Returns the reply of each server: here of the one. Raises Disconnected, RedisRefused."""
         return [await self.execute(*arguments)]
 
-    def send(
-        self,
-        arguments: tuple[bytes | str | int | float, ...],
-        on_reply: Callable[[Any], None],
-        key: bytes | None = None,
-    ) -> None:
+    def send_packed(self, command: bytes, key: bytes, on_reply: Callable[[Any], None]) -> None:
+        reader = hiredis.Reader()
+        reader.feed(command)
+        self.send(tuple(reader.gets()), on_reply)
+
+    def send(self, arguments: tuple[bytes | str | int | float, ...], on_reply: Callable[[Any], None]) -> None:
         async def run() -> None:
             try:
                 reply = await self.execute(*arguments)

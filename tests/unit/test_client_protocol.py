@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import pairwise
 
 import pytest
 
-from midstream.client import Done, StreamError, StreamEvent, Token
-from midstream.client.protocol import Following, Options, address
+from midstream.client import (
+    AsyncWriter,
+    Done,
+    StreamError,
+    StreamEvent,
+    Token,
+    Writer,
+    WriterState,
+    async_writer,
+    sync_writer,
+)
+from midstream.client.outbox import WAITING_BYTES_MAX, Outbox
+from midstream.client.protocol import Call, Following, Options, address
 from tests.support.python_client import EXPECTED, SERVER, STREAM, recorded_after, sse, token, with_ids
 
 _SPLITS = 10_000
@@ -251,3 +264,44 @@ def test_what_is_no_address_of_the_server_is_an_error_at_once(server: str, strea
     with pytest.raises(StreamError) as raised:
         address(server, stream)
     assert not raised.value.retryable
+
+
+_BEGUN = WriterState(id=STREAM, status="running", attempt=1, last_event_id="1-0", tokens=0, listeners=0)
+_MORE_THAN_MAY_WAIT = "x" * (WAITING_BYTES_MAX + 1)
+
+
+@pytest.mark.parametrize("write", ["token", "event"])
+async def test_a_write_that_is_not_stored_in_time_is_an_error(monkeypatch: pytest.MonkeyPatch, write: str) -> None:
+    """Also one that only waits for room: else a program would fill its memory while the gateway hangs."""
+    for module in (sync_writer, async_writer):
+        monkeypatch.setattr(module, "STORED_SECONDS_MAX", 0.1)
+    went_on: list[str] = []
+    closed = threading.Event()
+
+    def call(request: Call[WriterState]) -> WriterState:
+        """Answers the beginning, and nothing after it."""
+        if not request.request().url.endswith("/attempts"):
+            closed.wait()
+        return _BEGUN
+
+    async def async_call(request: Call[WriterState]) -> WriterState:
+        if not request.request().url.endswith("/attempts"):
+            await asyncio.Event().wait()
+        return _BEGUN
+
+    def write_it() -> None:
+        with Writer(Outbox(Options(SERVER), STREAM, lease_seconds=10), call) as writer:
+            writer.token(_MORE_THAN_MAY_WAIT) if write == "token" else writer.event("step")
+            went_on.append("sync")
+
+    async def write_it_async() -> None:
+        async with AsyncWriter(Outbox(Options(SERVER), STREAM, lease_seconds=10), async_call) as writer:
+            await (writer.token(_MORE_THAN_MAY_WAIT) if write == "token" else writer.event("step"))
+            went_on.append("async")
+
+    with pytest.raises(StreamError, match="not stored within"):
+        await asyncio.to_thread(write_it)
+    closed.set()
+    with pytest.raises(StreamError, match="not stored within"):
+        await write_it_async()
+    assert not went_on

@@ -15,6 +15,7 @@ from shared.errors import Disconnected, RedisRefused, Unusable
 from shared.lanes import Lanes, lanes_of
 from shared.redis_retry import until_redis_answers
 from shared.redis_server import RedisAddress
+from shared.resp import pack
 from shared.sentinel import SentinelAddress
 from shared.settings import Settings
 from tests.support.scripted_redis import ScriptedCluster
@@ -100,7 +101,7 @@ async def test_a_redirect_of_a_command_with_its_key_is_the_caller_s_who_then_exe
         redirect = f"{kind} {slot_of(LOW)} 127.0.0.1:{cluster.nodes[1].port}"
         cluster.script(0, lambda command: RedisRefused(redirect) if command[0] == b"SET" else None)
         replies: list[Any] = []
-        connection.send(("SET", LOW, b""), replies.append, LOW)
+        connection.send_packed(pack(("SET", LOW, b"")), LOW, replies.append)
         await wait_until(lambda: replies, what="an answer")
         assert str(replies[0]) == redirect
         assert cluster.nodes[1].commands == []

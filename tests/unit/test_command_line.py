@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
-from midstream import cli
+from midstream import cli, gateway_answers
+from shared.errors import Unusable
 from shared.metrics import defined
+from tests.support.http_server import HttpServer, Request, response
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
@@ -78,3 +82,30 @@ def test_a_misspelt_variable_is_told_once_and_not_handed_on(
     assert cli.main(["up", "--port", "0", "--data-dir", "/proc/foo"]) == 1
     warning, _ = capfd.readouterr().err.splitlines()
     assert "did you mean MIDSTREAM_LEASE_SECONDS?" in json.loads(warning)["message"]
+
+
+class _Answers(HttpServer):
+    """Answers a path with the status and the body that are in it: `/200/text`."""
+
+    async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        _, status, body = request.path.split("/", 2)
+        writer.write(response(int(status), "application/json", unquote(body).encode()))
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/200/%7B%22a%22:%22123456789012345678901234567890%22%7D", "more than 32 bytes"),
+        ("/200/no%20JSON", "does not answer as a Midstream gateway"),
+        ("/200/%5B%5D", "answers 200"),
+        ("/404/%7B%22detail%22:%22not%20here%22%7D", "answers 404: not here"),
+    ],
+)
+async def test_what_is_no_answer_of_a_gateway_is_an_error(
+    path: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_answers, "_ANSWER_BYTES_MAX", 32)
+    async with _Answers() as server:
+        with pytest.raises(Unusable, match=words):
+            await asyncio.to_thread(gateway_answers.get, server.origin, path)
+        assert await asyncio.to_thread(gateway_answers.get, server.origin, "/200/%7B%22a%22:1%7D") == {"a": 1}

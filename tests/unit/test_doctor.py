@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,12 +13,13 @@ import pytest
 from midstream.doctor.checks import CHECKS, Finding, Verdict, pace
 from midstream.doctor.examine import Address, Examined
 from midstream.doctor.kinds import NAMES, Trace, changes, kind_of, traces
-from midstream.doctor.observe import Arrival, Observation
+from midstream.doctor.observe import Arrival, Client, Observation
 from midstream.doctor.redis_checks import judged
 from midstream.doctor.redis_observe import RedisSeen, Server
 from midstream.doctor.report import as_json, as_text, report_of
 from shared.redis_server import RedisAddress
 from shared.settings import Settings
+from tests.support.http_server import HttpServer, Request, head
 
 
 def arrivals(came: Sequence[float], *, interval: float = 0.05, skew: float = 0.0) -> list[Arrival]:
@@ -158,3 +162,35 @@ def test_what_the_servers_say_is_judged(info: list[dict[str, str]], check: str, 
     found = {one.check: one for one in judged(RedisSeen("one server", servers), Settings(min_replicas=2))}
     assert found[check].verdict is verdict
     assert change in found[check].problem
+
+
+class Odd(HttpServer):
+    """Answers as no gateway does: with a line that has no end, with much from few bytes, or never."""
+
+    async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if request.path.startswith("/endless"):
+            writer.write(head(200, {"content-type": "text/event-stream", "connection": "close"}))
+            writer.write(b"data: " + b"a" * (17 << 20))
+            writer.close()
+        elif request.path.startswith("/bomb"):
+            packed = gzip.compress((b"a" * (1 << 20) + b"\n") * 40, mtime=0)
+            length = {"content-length": str(len(packed)), "content-encoding": "gzip"}
+            writer.write(head(200, {"content-type": "text/event-stream", **length}) + packed)
+        else:
+            await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), [("/endless", "longer than"), ("/bomb", "32 MiB"), ("/never", "nothing more")]
+)
+async def test_what_no_gateway_sends_is_an_observation(path: str, words: str) -> None:
+    async with Odd() as server:
+        observation = await Client(0.5).observe(server.origin + path, {}, planned_seconds=0.0)
+    assert words in observation.error
+
+
+async def test_a_question_that_nobody_answers_is_given_up() -> None:
+    async with Odd() as server:
+        began = time.monotonic()
+        assert await Client(0.2).get_json(server.origin + "/never") is None
+    assert time.monotonic() - began < 5

@@ -18,7 +18,7 @@ def test_a_log_copy_agrees_with_a_plain_list(ids: set[EventId], other: EventId, 
     entries = [Entry(entry_id, b"t%d" % index, value * index) for index, entry_id in enumerate(sorted(ids))]
     copy = LogCopy(entries[:1])
     for entry in entries[1:]:
-        copy.append(entry)
+        copy.append(*entry.id, entry.field, entry.value)
     assert [copy[index] for index in range(len(copy))] == entries
     assert copy.last == entries[-1].id
     assert copy.value_bytes == sum(len(entry.value) for entry in entries)

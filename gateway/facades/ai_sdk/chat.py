@@ -14,27 +14,23 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.access.given_tokens import GivenTokens
-from gateway.api.follow import FollowRequest, Subscribe
+from gateway.api.follow import FollowRequest
 from gateway.api.requests import check_generation, check_idempotency_key, owner_in, wants_cookie
 from gateway.facades.ai_sdk.messages import chat_messages, replayed_parts
 from gateway.facades.ai_sdk.stream_parts import AI_SDK, AI_SDK_REPLAY
+from gateway.facades.facade import Facade, FacadeServices
 from gateway.http.accept import accepts_json_and_no_events
 from gateway.http.bodies import body_of, parse_body, received
 from gateway.http.connection import Connection, Receive, Scope
 from gateway.http.exchange import json_response, query_of
 from gateway.http.principal import act_for, principal
 from gateway.http.problems import Problem
-from gateway.http.routes import OperationsOf, Route, route_for
+from gateway.http.routes import OperationsOf, Route
 from gateway.http.whole_bodies import made
-from gateway.provider_models import ProviderModels
 from gateway.streams.creation import NewStream
-from gateway.streams.streams import Streams
-from shared.commands import Commands
 from shared.errors import RedisRefused, Unreadable
 from shared.ids import is_stream_id
 from shared.keys import chat_key
-from shared.settings import Settings
 
 operations = OperationsOf("gateway.facades.ai_sdk.operations")
 
@@ -47,35 +43,18 @@ _STOP_BODY_BYTES_MAX = 1 << 20
 """The SDK's own example sends the whole answer, which is not needed here. This has room for the text of 200,000 tokens."""
 
 
-class AiSdk:
+class AiSdk(Facade):
     """The HTTP API that `useChat` of the AI SDK calls."""
 
-    def __init__(
-        self,
-        streams: Streams,
-        given_tokens: GivenTokens,
-        subscribe: Subscribe,
-        models: ProviderModels,
-        settings: Settings,
-        commands: Commands,
-        *,
-        has_durable: bool,
-    ) -> None:
-        self._streams = streams
-        self._given_tokens = given_tokens
-        self._subscribe = subscribe
-        self._models = models
-        self._settings = settings
-        self._commands = commands
-        self._has_durable = has_durable
+    def __init__(self, services: FacadeServices) -> None:
+        super().__init__(services)
+        self._commands = services.commands
+        self._has_durable = services.has_durable
         self.routes = (
             Route("POST", _CHAT, self.ask, operations.ASK, "create"),
             Route("GET", _CHAT_HEAD + "{chat_id:path}" + _STREAM_TAIL, self.resume, operations.RESUME, "read"),
             Route("POST", _CHAT_HEAD + "{chat_id:path}" + _STOP_TAIL, self.stop, operations.STOP, "cancel"),
         )
-
-    def route(self, scope: Scope) -> Route | None:
-        return route_for(self.routes, scope)
 
     async def ask(self, scope: Scope, receive: Receive, send: Any) -> None:
         """`POST /api/chat`: creates a stream, which becomes the chat's newest, and follows it, or says where it can be read."""

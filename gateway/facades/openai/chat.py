@@ -17,9 +17,9 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.access.given_tokens import GivenTokens
-from gateway.api.follow import FollowRequest, Subscribe
+from gateway.api.follow import FollowRequest
 from gateway.api.requests import ChatRequest, check_chat, check_idempotency_key, owner_in
+from gateway.facades.facade import Facade, FacadeServices
 from gateway.facades.openai.chat_chunks import ChatFace, chat_cursor, chat_face, resumed_chat_face, stream_id_of
 from gateway.facades.openai.chat_whole import completion
 from gateway.facades.openai.errors import cancelled_problem, failure_problem
@@ -29,16 +29,13 @@ from gateway.http.cursor import Place, last_event_id
 from gateway.http.exchange import json_response, query_of, unless_disconnected
 from gateway.http.principal import act_for
 from gateway.http.problems import Problem, not_found
-from gateway.http.routes import OperationsOf, Route, route_for
+from gateway.http.routes import OperationsOf, Route
 from gateway.http.whole_bodies import made
-from gateway.provider_models import ProviderModels
 from gateway.streams.creation import NewStream
-from gateway.streams.streams import Streams
 from shared.errors import Unreadable
 from shared.events import DONE
 from shared.ids import EventId, is_stream_id
 from shared.lifecycle import History
-from shared.settings import Settings
 
 operations = OperationsOf("gateway.facades.openai.operations")
 
@@ -50,31 +47,17 @@ _HEAD_SECONDS_MAX = 5.0
 the attempts that a worker makes by default fit in. Then comments keep it alive: proxies wait for 30 s or more."""
 
 
-class ChatCompletions:
+class ChatCompletions(Facade):
     """OpenAI's Chat Completions API."""
 
-    def __init__(
-        self,
-        streams: Streams,
-        given_tokens: GivenTokens,
-        subscribe: Subscribe,
-        models: ProviderModels,
-        settings: Settings,
-    ) -> None:
-        self._streams = streams
-        self._given_tokens = given_tokens
-        self._subscribe = subscribe
-        self._models = models
-        self._settings = settings
+    def __init__(self, services: FacadeServices) -> None:
+        super().__init__(services)
         self.routes = (
             Route("POST", _PATH, self.create, operations.CREATE_CHAT, "create"),
             Route(
                 "GET", _PATH + "/{completion_id:path}" + _EVENTS_PATH_TAIL, self.events, operations.CHAT_EVENTS, "read"
             ),
         )
-
-    def route(self, scope: Scope) -> Route | None:
-        return route_for(self.routes, scope)
 
     async def create(self, scope: Scope, receive: Any, send: Any) -> None:
         """`POST /v1/chat/completions`"""

@@ -16,9 +16,9 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.access.given_tokens import GivenTokens
-from gateway.api.follow import FollowRequest, Subscribe
+from gateway.api.follow import FollowRequest
 from gateway.api.requests import check_chat, check_idempotency_key
+from gateway.facades.facade import Facade, FacadeServices
 from gateway.facades.openai.errors import failure_problem
 from gateway.facades.responses.checks import wrong
 from gateway.facades.responses.events import RESPONSES, ResponsesEncoder
@@ -33,17 +33,14 @@ from gateway.http.connection import Connection, Receive, Scope
 from gateway.http.cursor import Place
 from gateway.http.exchange import json_response, query_of, unless_disconnected
 from gateway.http.problems import Problem
-from gateway.http.routes import ASGI, OperationsOf, Route, route_for
+from gateway.http.routes import ASGI, OperationsOf, Route
 from gateway.http.whole_bodies import Held
-from gateway.provider_models import ProviderModels
 from gateway.streams.creation import NewStream
-from gateway.streams.streams import Streams
 from shared.errors import Unreadable
 from shared.event_log import READ_ENTRIES_MAX
 from shared.events import FAILED, Event
 from shared.ids import BEGINNING, EventId, is_stream_id
 from shared.lifecycle import Order
-from shared.settings import Settings
 
 operations = OperationsOf("gateway.facades.responses.operations")
 
@@ -62,31 +59,17 @@ _ENTRIES_AT_ONCE = 20
 _Handler = Callable[[str, Scope, Receive, Any], Awaitable[None]]
 
 
-class Responses:
+class Responses(Facade):
     """OpenAI's Responses API."""
 
-    def __init__(
-        self,
-        streams: Streams,
-        given_tokens: GivenTokens,
-        subscribe: Subscribe,
-        models: ProviderModels,
-        settings: Settings,
-    ) -> None:
-        self._streams = streams
-        self._given_tokens = given_tokens
-        self._subscribe = subscribe
-        self._models = models
-        self._settings = settings
+    def __init__(self, services: FacadeServices) -> None:
+        super().__init__(services)
         self.routes = (
             Route("POST", _PATH, self.create, operations.CREATE, "create"),
             Route("GET", _PATH + "/{response_id}", _of(self.retrieve), operations.RETRIEVE, "read"),
             Route("DELETE", _PATH + "/{response_id}", _of(self.delete), operations.DELETE, "create"),
             Route("POST", _PATH + "/{response_id}/cancel", _of(self.cancel), operations.CANCEL, "cancel"),
         )
-
-    def route(self, scope: Scope) -> Route | None:
-        return route_for(self.routes, scope)
 
     async def create(self, scope: Scope, receive: Receive, send: Any) -> None:
         """`POST /v1/responses`"""
