@@ -5,8 +5,8 @@ offset), appends that can be repeated (what is already there is refused), a fenc
 gap detection (offsets have no holes). The scripts in `shared/scripts` do each step atomically; their heads have the rules.
 
 Reads for tasks are coroutines (`read`, `read_all`, `read_between`, `read_page`, `newest`) and raise Disconnected, RedisRefused,
-OddReply. Reads by callbacks (`send_read`, `send_newest`, `send_newest_ids`) make no task, and hand on the entries as Redis sent them. A key
-that is no stream reads as a log whose first entry cannot be read.
+OddReply. Reads by callbacks (`send_read`, `send_newest`, `send_newest_ids`) make no task; the first two hand on the entries as Redis
+sent them. A key that is no stream reads as a log whose first entry cannot be read.
 
 With MIDSTREAM_MIN_REPLICAS no read shows an end that replicas lack: it is answered when they have it, or raises RedisRefused with the
 code NOREPLICAS (`shared.new_ends`).
@@ -270,7 +270,7 @@ class EventLog:
                 return
             try:
                 ids = [EventId.of(raw) if raw != b"" else None for raw in reply]
-            except _ODD_SHAPES:
+            except ODD_SHAPES:
                 ids = []
             on_read(ids if len(ids) == len(stream_ids) else _odd(reply))
 
