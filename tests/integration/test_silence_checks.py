@@ -31,12 +31,12 @@ class OneSlotConnection(RespConnection):
 
     refused = 0
 
-    def send(self, arguments: tuple[Any, ...], on_reply: Any, key: bytes | None = None) -> None:
+    def send(self, arguments: tuple[Any, ...], on_reply: Any) -> None:
         if arguments[0] == "EVALSHA" and arguments[2] > 1:
             self.refused += 1
             self._loop.call_soon(on_reply, RedisRefused("CROSSSLOT Keys in request don't hash to the same slot"))
         else:
-            super().send(arguments, on_reply, key)
+            super().send(arguments, on_reply)
 
 
 class Checked:
