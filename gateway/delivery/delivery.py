@@ -446,12 +446,16 @@ class Delivery:
                 await asyncio.sleep(0)
 
     def _keep_alive(self, readers: list[Reader]) -> None:
+        """Sends these readers a comment, or what their face has for it."""
+        comment = chunk = b""
         for reader in readers:
             ring = reader.ring
             if len(ring.encoded) > self._ring_events_most and not reader.tail.dirty:
                 self._trim(ring)  # the stream has been silent since it was read: all readers have what there is
-            comment = ring.face.keep_alive
-            if comment and not reader.busy and not reader.closed and not reader.sink.send(comment, chunk_of(comment)):
+            if ring.face.keep_alive is not comment:
+                comment = ring.face.keep_alive
+                chunk = chunk_of(comment)
+            if comment and not reader.busy and not reader.closed and not reader.sink.send(comment, chunk):
                 self._is_full(reader)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

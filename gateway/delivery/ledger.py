@@ -23,9 +23,11 @@ from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_SLOTS, _SLOTS_PER_ROUND = 50, 2
-"""The open connections are reported in so many parts, so that no part takes longer than a millisecond or two; so many of them, one
-after the other, each time that the process wakes up for it."""
+_SLOTS, _SLOTS_PER_ROUND = 50, 10
+"""The open connections are reported in so many parts, so that no part takes longer than a millisecond or two; so many of them are looked
+at when the process wakes up for it."""
+_SPREAD_OVER = 0.9
+"""Over so much of the time until the next round the parts are spread that have something to report: Redis runs a script for each note."""
 _LOOK_SECONDS, _LAST_NOTES_LOOKS = 0.01, 30
 _LOOKED_AT_MAX = 500
 """With more readers `tokens_now` does not look at each: half a millisecond."""
@@ -50,7 +52,7 @@ class Ledger:
         """Called with a stream that has ended when its last connection here has: more may have been delivered since the end."""
         self._on_left = on_left
         """Called with each reader whose connection has ended, for its place among others."""
-        self._pause_seconds = settings.delivery_report_seconds / _SLOTS * _SLOTS_PER_ROUND
+        self._round_seconds = settings.delivery_report_seconds / _SLOTS * _SLOTS_PER_ROUND
         self.gateway = gateway_name()
         self._slots: list[dict[Reader, None]] = [{} for _ in range(_SLOTS)]
         self._opened = self._reported = 0
@@ -94,12 +96,15 @@ class Ledger:
 
     async def _report(self) -> None:
         """Reports one slot after the other: all at once would hold up the readers."""
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
         while True:
-            await pause(self._pause_seconds)
+            await pause(began_at + self._round_seconds - loop.time())
+            began_at = loop.time()
             for _ in range(_SLOTS_PER_ROUND):
                 self._reported = (self._reported + 1) % _SLOTS
                 if self._report_slot(self._slots[self._reported]):
-                    await asyncio.sleep(0)  # what is new for readers does not wait for all of them
+                    await asyncio.sleep(_SPREAD_OVER * self._round_seconds / _SLOTS_PER_ROUND)
 
     def _report_slot(self, readers: Iterable[Reader]) -> bool:
         """Reports how far these connections have come; returns whether any has."""
