@@ -45,8 +45,8 @@ logger = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 1
 """How often some readers get keep-alives."""
-_KEEP_ALIVES_AT_ONCE = 50
-"""How many readers get one before others get what is new: 0.7 ms."""
+_KEEP_ALIVES_AT_ONCE = 25
+"""How many readers get one before others get what is new: 0.3 ms."""
 _SLOW_SECONDS = 5.0
 """A connection that ends after its socket was full for so long counts as too slow, whoever ended it."""
 AHEAD_SECONDS, _AHEAD_AGAIN_SECONDS = 5.0, 1.0
