@@ -1,6 +1,6 @@
 """Brings the log of an archived stream back into Redis, where every face reads it, under the same ids, as if it had never been gone.
 
-The log expires there again after MIDSTREAM_ENDED_TTL_SECONDS. It becomes visible at once and whole (`restore.lua`), and ends with its
+The log expires there again after MIDSTREAM_ENDED_TTL_SECONDS (`Unkept.lives_seconds`). It becomes visible at once and whole (`restore.lua`), and ends with its
 terminal event: nobody can append to it. Before it expires its receipt is looked at once more, since it was read meanwhile.
 """
 
@@ -39,11 +39,10 @@ class Restoring:
     RESTORE = Script("restore")
     SCRIPTS = (RESTORE.source,)
 
-    def __init__(self, archive: Archive, commands: Commands, unkept: Unkept, ended_ttl_seconds: int) -> None:
+    def __init__(self, archive: Archive, commands: Commands, unkept: Unkept) -> None:
         self.archive = archive
         self._commands = commands
         self._unkept = unkept
-        self._ended_ttl_seconds = ended_ttl_seconds
         self._turns = asyncio.Semaphore(_AT_ONCE_MAX)
         self._under_way: dict[str, asyncio.Task[str | None]] = {}
         self.is_up = False
@@ -131,8 +130,8 @@ class Restoring:
         """Returns how long the log stays in Redis: not longer than its creator said."""
         expires_at = archived.row["expires_at"]
         if expires_at is None:
-            return self._ended_ttl_seconds
-        return max(1, min(self._ended_ttl_seconds, int(expires_at - time.time())))
+            return self._unkept.lives_seconds
+        return max(1, min(self._unkept.lives_seconds, int(expires_at - time.time())))
 
 
 def _parts(entries: list[Entry]) -> Iterator[list[Entry]]:

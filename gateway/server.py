@@ -188,10 +188,10 @@ class _Gateway:
             self.watchers.drain()
 
 
-def _restoring(archive: Archive, commands: RedisConnection, unkept: Unkept, settings: Settings) -> Restoring:
+def _restoring(archive: Archive, commands: RedisConnection, unkept: Unkept) -> Restoring:
     from gateway.restoring import Restoring  # imports the database's libraries
 
-    return Restoring(archive, commands, unkept, settings.ended_ttl_seconds)
+    return Restoring(archive, commands, unkept)
 
 
 def _finding(archive: Archive, unkept: Unkept, log: EventLog, commands: RedisConnection) -> Finding:
@@ -233,9 +233,9 @@ def _assemble(settings: Settings, tracing: Tracing | None, *, authenticates: boo
         replicated=replicated,
         on_ended=ended_here,
     )
-    restoring = None if archive is None or unkept is None else _restoring(archive, commands, unkept, settings)
+    restoring = None if archive is None or unkept is None else _restoring(archive, commands, unkept)
     queue = Lanes(commands, lanes_of(commands, settings, replicated=replicated))
-    deliveries = DeliveryNotes(commands)
+    deliveries = DeliveryNotes(commands) if unkept is None else DeliveryNotes(commands, unkept.noted_after_end)
     accounts = Accounts(commands, settings, replicated=replicated)
     usage = Usage(accounts, log, deliveries, settings)
     traces = None if tracing is None else Traces(tracing, log, settings)

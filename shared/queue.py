@@ -118,9 +118,9 @@ class RequestQueue:
             return []
         if reply is None:
             return []
-        if not isinstance(reply, list) or not all(isinstance(part, list) and len(part) == 2 for part in reply):
-            raise odd_reply("XREADGROUP", reply)
-        return await self._claims([entry for _, entries in reply for entry in entries or ()])
+        with reading("XREADGROUP", reply):
+            entries = [entry for _, entries in reply for entry in entries or ()]
+        return await self._claims(entries)
 
     async def claim_expired(self, count: int, lease_milliseconds: int) -> list[Claim]:
         """Takes over at most `count` requests whose leases have run out."""

@@ -106,18 +106,30 @@ class DeliveryNotes:
     DELIVER = Script("deliver")
     SCRIPTS = (DELIVER.source,)
 
-    def __init__(self, commands: Commands) -> None:
+    def __init__(self, commands: Commands, on_noted_after_end: Callable[[str, int], None] = lambda *_: None) -> None:
+        """`on_noted_after_end` is called with an ended stream of which a delivery was noted, and how many ms its log lives on."""
         self._commands = commands
+        self._on_noted_after_end = on_noted_after_end
 
     async def note(self, stream_id: str, note: DeliveryNote) -> None:
         """Stores how far a connection has come. Raises Disconnected, RedisRefused, LogFull."""
         keys = [log_key(stream_id), deliveries_key(stream_id)]
-        await self.DELIVER.run(self._commands, keys, note.connection, note.stored(), CONNECTIONS_MAX)
+        reply = await self.DELIVER.run(self._commands, keys, note.connection, note.stored(), CONNECTIONS_MAX)
+        self._noted(stream_id, reply)
 
     def send_note(self, stream_id: str, note: DeliveryNote, on_reply: Callable[[Any], None]) -> None:
         """Stores how far a connection has come, without a task: `on_reply` gets the bare reply or the error."""
         keys = (log_key(stream_id), deliveries_key(stream_id))
-        self.DELIVER.send(self._commands, keys, note.connection, note.stored(), CONNECTIONS_MAX, on_reply=on_reply)
+
+        def replied(reply: Any) -> None:
+            self._noted(stream_id, reply)
+            on_reply(reply)
+
+        self.DELIVER.send(self._commands, keys, note.connection, note.stored(), CONNECTIONS_MAX, on_reply=replied)
+
+    def _noted(self, stream_id: str, reply: Any) -> None:
+        if isinstance(reply, int) and reply > 0:
+            self._on_noted_after_end(stream_id, reply)
 
     async def note_usage(self, stream_id: str, usage: dict[str, Any]) -> None:
         """Stores a usage that the provider sent after the stream had ended. Raises Disconnected, RedisRefused, LogFull."""

@@ -297,7 +297,7 @@ class Settings:
     ended_ttl_seconds: int = _setting(
         3_600,
         "seconds",
-        "A log expires so long after its terminal event: how long an answer can be read again. With MIDSTREAM_ARCHIVE_URL so long after it was archived: 300 are enough then.",
+        "A log expires so long after its terminal event: how long an answer can be read again. With MIDSTREAM_ARCHIVE_URL so long after it was archived, and at least 10: 300 are enough then.",
         least=1,
     )
     archive_url: str = _setting(

@@ -2,7 +2,8 @@
 
     created ──► looked at once a minute while it runs ──► ended ──► in the archive ──► removed
                                                             │ not everything was delivered
-                                                            └──► looked at once more, before its log expires
+                                                            └──► looked at once more, before its log expires,
+                                                                 and again when somebody has read it after that
 
 A stream is entered before its log begins, and removed after its row in the archive is committed. So whatever dies in between, and
 when, somebody finds it: a look is handed out to one process at a time, and handed out again if nothing comes of it. A worker that
@@ -23,6 +24,10 @@ _LISTED_MAX = 200_000
 """Streams that are read for the newest of them: 8 MB, a tenth of a second of Redis."""
 _TROUBLE_SECONDS = 60
 """Longer than a worker leaves the archive alone after a failure."""
+_LIVES_SECONDS_LEAST = 10
+"""An archived log lives in Redis at least so long: a look that is due comes a second or two later, and must find it."""
+_LAST_LOOK_SECONDS, _LAST_LOOK_PART = 30.0, 0.25
+"""So long before its log expires a stream is looked at for the last time; a part of the log's life where that is short."""
 SOON_SECONDS = 3.0
 """When a stream is looked at that somebody else than its worker has ended: its readers' last notes have come by then."""
 
@@ -43,7 +48,8 @@ class Unkept:
         """With `replicated` a stream counts as entered when replicas have it in the list."""
         self._commands = commands
         self._list = DueList(commands, UNKEPT, ttl_seconds=log_ttl_seconds, replicated=replicated)
-        self._ended_ttl_seconds = ended_ttl_seconds
+        self.lives_seconds = max(ended_ttl_seconds, _LIVES_SECONDS_LEAST)
+        """How long the log of an archived stream stays in Redis."""
 
     async def enter(self, stream_id: str) -> None:
         """Enters a stream whose log is about to begin. May be repeated."""
@@ -60,6 +66,14 @@ class Unkept:
     def send_last_look(self, stream_id: str) -> None:
         """Has a stream, whose log was brought back, looked at shortly before that expires."""
         self._list.send_look(stream_id, self.last_look_seconds, "NX")
+
+    def noted_after_end(self, stream_id: str, lives_ms: int) -> None:
+        """Has an ended stream looked at now if somebody got something of it when its last look may have been over.
+
+        `lives_ms`: how long its log lives on.
+        """
+        if lives_ms <= (self.lives_seconds - self.last_look_seconds) * 1000:
+            self._list.send_look(stream_id, 0.0)
 
     async def take(self, count: int) -> list[str]:
         """Returns at most `count` streams whose time has come. Nobody else gets them for `LOOK_SECONDS`."""
@@ -85,7 +99,7 @@ class Unkept:
         # Sent in one write; in this order, since a stream that has left the list is not found again.
         for keys_of_stream in keys.values():
             for key in keys_of_stream:
-                self._send("EXPIRE", key, self._ended_ttl_seconds, "LT")
+                self._send("EXPIRE", key, self.lives_seconds, "LT")
         again = set(to_look_at_again)
         for stream_id in again:
             self._list.send_look(stream_id, self.last_look_seconds, "XX")
@@ -114,5 +128,5 @@ class Unkept:
 
     @property
     def last_look_seconds(self) -> float:
-        """How long after a stream is archived its receipt is looked at for the last time."""
-        return max(self._ended_ttl_seconds - 30.0, self._ended_ttl_seconds * 0.75)
+        """How long after a stream is archived its receipt is looked at for the last time, unless it is read after that."""
+        return self.lives_seconds - min(_LAST_LOOK_SECONDS, self.lives_seconds * _LAST_LOOK_PART)

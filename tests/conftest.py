@@ -6,12 +6,17 @@ import gc
 import logging
 from collections.abc import Generator, Iterator
 
+import hypothesis
 import pytest
 
 from tests.support.fork_server import fork_server
 from tests.support.left_in_redis import assert_nothing_left_in
 from tests.support.needs import needs
 from tests.support.redis_server import KINDS, RedisServer, binary_of
+
+# No time for one example: a busy machine takes a quarter of a second to what takes a millisecond.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 pytest_plugins = ["tests.support.left_running", "tests.support.alone", "tests.support.timed_out"]
 

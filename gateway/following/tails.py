@@ -234,9 +234,10 @@ class Tails:
     # --- what is read
 
     async def read_anew(self, tail: Tail) -> None:
-        """Reads a log that was not there before; returns when it has been read."""
-        tail.set_unread()
-        self.read(tail, "begin")
+        """Reads a log that was not there before, unless somebody else's call has done so; returns when it has been read."""
+        if tail.is_ready and tail.last == BEGINNING:
+            tail.set_unread()
+            self.read(tail, "begin")
         await tail.until_ready()
 
     def read(self, tail: Tail, reason: str) -> None:
@@ -334,8 +335,10 @@ class Tails:
 
     def _has_read(self, tail: Tail, *, more: bool) -> None:
         tail.exists = tail.last > BEGINNING and tail.ended_as != events.DELETED
-        tail.set_ready()
-        if more or (tail.again and tail.ended is None):
+        reads_on = more or (tail.again and tail.ended is None)
+        if tail.exists or not reads_on:  # a log that was not there may have begun, or come back, since it was asked for
+            tail.set_ready()
+        if reads_on:
             self._ask(tail)
         else:
             tail.reading = False

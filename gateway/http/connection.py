@@ -8,6 +8,7 @@ the same pieces. So once a reader is admitted, nothing of its request stays but 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -51,6 +52,10 @@ def chunk_of(body: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 
+_NOT_NOW, _NEVER = -1, -2
+"""In place of a file descriptor: pieces go to the transport, for now or (TLS) always."""
+
+
 class _Flow:
     """The part of uvicorn's FlowControl that a response needs which no coroutine awaits."""
 
@@ -72,12 +77,14 @@ class _Flow:
 class Connection(Incoming):
     """uvicorn's HTTP connection, which is also a Sink once a response is open."""
 
-    __slots__ = ("_chunked", "_follower", "_keep_open")
+    __slots__ = ("_chunked", "_direct_fd", "_follower", "_keep_open")
 
     def __init__(self, request_timeouts: RequestTimeouts, *arguments: Any, **more: Any) -> None:
         super().__init__(request_timeouts, *arguments, **more)
         self._follower: Follower | None = None
         self._chunked = True
+        self._direct_fd = _NOT_NOW
+        """The socket's file descriptor, while the transport holds nothing that must be sent before."""
         self._keep_open = False
 
     @classmethod
@@ -117,6 +124,7 @@ class Connection(Incoming):
             self.on_response_complete()
             return False
         self.transport.write(b"%b\r\n%b" % (head, chunk_of(body) if self._chunked and body else body))
+        self._direct_fd = min(self._direct_fd, _NOT_NOW)  # a response before this one may have been written directly
         if self._body is not None:
             self._body = None  # the rest of it is not read
             self._request_timeouts.ended(self)
@@ -138,8 +146,33 @@ class Connection(Incoming):
     # --- Sink
 
     def send(self, body: bytes, chunk: bytes) -> bool:
-        self.transport.write(chunk if self._chunked else body)
+        """Writes to the socket at once, without the transport, which takes a fifth longer; what the socket does not take goes there."""
+        transport, piece = self.transport, chunk if self._chunked else body
+        if self._direct_fd >= 0 and not transport.is_closing() and not transport.get_write_buffer_size():
+            try:
+                written = os.write(self._direct_fd, piece)
+            except OSError:  # it is full, or broken: the transport finds out which
+                written = 0
+            if written == len(piece):
+                return True
+            piece = piece[written:]
+        transport.write(piece)
+        self._write_directly_soon()
         return not self.flow.write_paused
+
+    def _write_directly_soon(self) -> None:
+        """Has the next pieces written directly once the transport has passed on what it was just given, at the end of this turn of the loop."""
+        if self._direct_fd != _NEVER:
+            self._direct_fd = _NOT_NOW
+            self.loop.call_soon(self._write_directly)
+
+    def _write_directly(self) -> None:
+        if self._follower is None or self.transport.is_closing():
+            return
+        if self.transport.get_extra_info("sslcontext") is not None:
+            self._direct_fd = _NEVER
+        else:
+            self._direct_fd = self.transport.get_extra_info("socket").fileno()
 
     def finish(self, body: bytes) -> None:
         self._follower = None

@@ -147,6 +147,18 @@ def pace(arrivals: Sequence[Arrival]) -> Pace | None:
     )
 
 
+def held_seconds(observation: Observation) -> float:
+    """Returns how long events were held back; infinity if they did not all come."""
+    found = pace(observation.arrivals)
+    return float("inf") if found is None or not observation.whole else found.held_seconds
+
+
+def may_be_chance(observation: Observation) -> bool:
+    """Whether events came late, and yet before all had been sent: so they also come on a busy machine."""
+    found = pace(observation.arrivals)
+    return found is not None and observation.whole and found.held and not found.at_the_end
+
+
 def buffering(plain: Observation, padded: Observation | None) -> Finding:
     """Judges whether events are held back. `padded` fills a buffer and so shows its size; None if `plain` came undelayed."""
     found = pace(plain.arrivals)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import httpx2
 
 from midstream.doctor import checks
-from midstream.doctor.checks import Finding
+from midstream.doctor.checks import Finding, Verdict
 from midstream.doctor.kinds import Trace, traces
 from midstream.doctor.observe import ENCODINGS, Client, Observation, negotiated
 
@@ -23,6 +23,8 @@ _IDLE_MARGIN_SECONDS = 2.0
 _LEAVING_WAIT_SECONDS = 4.0
 """Four comments: a hop that notices a disconnect at a write notices it at the second one."""
 _LEAVING_POLL_SECONDS = 0.1
+_TRIES_MAX = 3
+"""How often a delay is measured that may be chance: a busy machine delays events now and then, a buffer each time."""
 _NO_EVENTS = {"events": 0}
 _COMMENTS = {"events": 0, "silence_ms": 1900, "comment_ms": 450}
 _PACE = {"events": 24, "interval_ms": 60}
@@ -152,19 +154,30 @@ async def _quick(
         planned = (plan.get("silence_ms", 0) + plan["events"] * plan.get("interval_ms", 0)) / 1000
         return await client.observe(url, plan, planned_seconds=planned, encodings=encodings)
 
+    async def observe_pace(encodings: str, tries: int = _TRIES_MAX) -> Observation:
+        """Returns the observation with the least delay."""
+        best = await observe(_PACE, encodings)
+        while tries > 1 and checks.may_be_chance(best):
+            tries -= 1
+            best = min(best, await observe(_PACE, encodings), key=checks.held_seconds)
+        return best
+
     found.add(checks.caching(response, await observe(_NO_EVENTS)))
     progress(f"{label}: pace of events")
-    plain = await observe(_PACE)
+    plain = await observe_pace("identity")
     pace = checks.pace(plain.arrivals)
     buffered = pace is not None and pace.held
     found.add(checks.buffering(plain, await observe(_PADDED) if buffered else None))
     progress(f"{label}: compression")
-    found.add(checks.compression(await observe(_PACE, ENCODINGS)))
+    found.add(checks.compression(await observe_pace(ENCODINGS, tries=1 if buffered else _TRIES_MAX)))
     progress(f"{label}: keep-alive comments")
     found.add(checks.comments(await observe(_COMMENTS), buffered=buffered))
     found.add(checks.no_content(await client.observe(url, {"status": 204}, planned_seconds=0)))
     progress(f"{label}: disconnects")
-    found.add(await _leaving(url, client))
+    for _ in range(_TRIES_MAX):
+        found.add(await _leaving(url, client))
+        if found.findings["leaving"].verdict != Verdict.ADVICE:
+            break
     if outermost:
         parsed = httpx2.URL(url)
         found.add(checks.http2(await negotiated(parsed, client), https=parsed.scheme == "https"))

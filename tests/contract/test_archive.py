@@ -297,7 +297,7 @@ async def test_a_database_that_is_frozen_or_dies_is_away_for_a_limited_time(post
             began_at = time.monotonic()
             with pytest.raises(ArchiveAway):
                 await archive.read(record.stream_id)
-            assert time.monotonic() - began_at < 2.0
+            assert time.monotonic() - began_at < 5.0
     finally:
         postgres.thaw()
     assert await archive.read(record.stream_id) is not None

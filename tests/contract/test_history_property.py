@@ -272,7 +272,6 @@ def test_every_reader_gets_a_prefix_of_one_history(valkey_server: RedisServer) -
     bounds = settings(
         max_examples=150,
         stateful_step_count=40,
-        deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import socket
 
 import pytest
 
@@ -50,6 +52,46 @@ async def test_a_connection_is_reused_after_a_streamed_answer() -> None:
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n")
             assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
         writer.close()
+
+
+async def test_live_answers_follow_one_another_on_a_connection() -> None:
+    """A live answer is written past the transport; the next one begins in it again, with its head and what is replayed."""
+    live = {"tokens": 30, "tokens_per_second": 60}
+    async with System() as system:
+        reader, writer = await _open(system)
+        async with asyncio.timeout(30):
+            for _ in range(2):
+                first = await system.create("a question", simulate=live)
+                writer.write(_request(first))
+                head, body = await _response(reader)
+                assert head.startswith(b"HTTP/1.1 200 OK")
+                assert body.count(b'"token"') == live["tokens"]
+                second = await _ended_stream(system)
+                writer.write(_request(second) + _request(first))
+                for tokens in (ANSWER["tokens"], live["tokens"]):
+                    head, body = await _response(reader)
+                    assert head.startswith(b"HTTP/1.1 200 OK")
+                    assert body.count(b'"token"') == tokens
+        writer.close()
+
+
+async def test_a_reader_that_does_not_read_gets_all_in_order_later() -> None:
+    async with System() as system:
+        stream_id = await system.create("a question", simulate={"tokens": 60_000, "tokens_per_second": 40_000})
+        host, port = system.gateway_url().removeprefix("http://").split(":")
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(sock, (host, int(port)))
+            await loop.sock_sendall(sock, _request(stream_id))
+            received = bytearray()
+            async with asyncio.timeout(60):
+                while not received.endswith(b"\r\n0\r\n\r\n"):
+                    received += await loop.sock_recv(sock, 1 << 16)
+                    await asyncio.sleep(0.002)  # slower than the answer: the socket is full again and again
+        ids = [int(number) for number in re.findall(rb"\nid: 1-(\d+)\n", received.replace(b"\r\n", b"\n"))]
+        assert ids[ids.index(1) :] == list(range(1, 60_002))
 
 
 async def test_pipelined_requests_do_not_mix_with_the_answer() -> None:

@@ -114,12 +114,7 @@ async def of_wrong_nginxes(running: System) -> dict[str, Diagnosis]:
             check: [one.url, "--via", f"gateway={gateway}", "--json", *([] if check == "idle" else ["--idle", "0"])]
             for check, one in proxies.items()
         }
-        found = await diagnoses(runs)
-        for check, arguments in runs.items():
-            # A busy machine delays events, as a fault does: one at a time, what seems to be delayed is looked at again.
-            if found[check].faults != [check] or found[check].fault(check).get("delays"):
-                found[check] = await doctor(*arguments)
-        return found
+        return await diagnoses(runs)
 
 
 @pytest.mark.parametrize("check", WRONG)
@@ -136,7 +131,7 @@ async def test_an_nginx_with_one_fault_is_named(
     if check == "compression":
         assert (fault["encoding"], fault["delays"]) == ("gzip", False)  # unbuffered, nginx flushes its gzip too
     if check == "idle":
-        assert 0.9 < fault["cut_after_seconds"] < 1.9
+        assert 0.9 < fault["cut_after_seconds"] < KEEPALIVE_SECONDS + 2, "or it would be no fault"
 
 
 async def test_an_nginx_that_buffers(system: System) -> None:
@@ -199,7 +194,7 @@ async def test_a_default_haproxy_waits_for_full_packets(system: System) -> None:
         )
     fault = named.fault("buffering")
     assert (fault["at"], fault["kind"], fault["well_before_at"]) == ("haproxy", "haproxy", None)
-    assert fault["held_ms_max"] < 2000  # 200 ms of the kernel's, and what a busy machine adds
+    assert fault["clump_events"] < 24, "200 ms of the kernel's, and not to the end"
     assert fault["change"][0].startswith("option http-no-delay")
     assert any(change.startswith("HAProxy: option http-no-delay") for change in unnamed.fault("buffering")["change"])
 
@@ -322,6 +317,6 @@ async def test_a_gateway_that_stops_ends_its_probes(system: System) -> None:
         system.gateways[1].send(signal.SIGTERM)
         with suppress(httpx2.RemoteProtocolError):  # uvicorn may be quicker to close it than the probe to end it
             assert [part async for part in parts] == []
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10
     assert await system.gateways[1].exit_code() == 0
     await system.start_gateway(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,6 +22,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 _SUITE_SECONDS_MAX = 150.0
 _WITHOUT_FORKS = "^(?!Fork|Reserved)"
+_TIMED = "TTL Expiration Behavior"
+"""These tests leave half a second between a request and the end of a TTL of 2 s: on a busy machine they are run again, one by one."""
 _LONG_POLL_SECONDS = 1.0
 _CONNECTION_SECONDS = 1.5
 """The gateways end each connection after about so long. The client takes three shorter than 1 s for the stream's end."""
@@ -39,10 +42,24 @@ async def system() -> AsyncIterator[System]:
 
 
 async def test_all_of_the_conformance_suite_but_the_forks(system: System, tmp_path: Path) -> None:
-    place, report = await asyncio.to_thread(packages, "durable"), tmp_path / "report.json"
+    tests = await conformance(system, tmp_path / "report.json", _WITHOUT_FORKS)
+    late = [name for name, test in tests.items() if test["status"] == "failed" and name.startswith(_TIMED)]
+    if late:
+        names = "|".join(re.escape(name) for name in late)
+        again = await conformance(system, tmp_path / "again.json", f"^({names})$", "--maxConcurrency=1")
+        tests |= {name: again[name] for name in late}
+    failed = {name: test["failureMessages"] for name, test in tests.items() if test["status"] == "failed"}
+    assert not failed
+    assert Counter(test["status"] for test in tests.values())["passed"] == 250
+    assert await system.metric("midstream_messages_written_total", gateway=1) > 100  # the requests went to both
+
+
+async def conformance(system: System, report: Path, names: str, *options: str) -> dict[str, dict[str, Any]]:
+    """Runs the tests of the suite whose names match; returns what the report says of each, by its full name."""
+    place = await asyncio.to_thread(packages, "durable")
     process = await asyncio.create_subprocess_exec(
-        *("node_modules/.bin/vitest", "run", "conformance.test.mjs", "-t", _WITHOUT_FORKS, "--testTimeout=45000"),
-        *("--reporter=json", f"--outputFile={report}"),
+        *("node_modules/.bin/vitest", "run", "conformance.test.mjs", "-t", names, "--testTimeout=45000"),
+        *("--reporter=json", f"--outputFile={report}", *options),
         cwd=place,
         env={
             **os.environ,
@@ -59,12 +76,10 @@ async def test_all_of_the_conformance_suite_but_the_forks(system: System, tmp_pa
         if process.returncode is None:
             process.kill()
             await process.wait()
-    assert report.exists(), printed.decode()[-3000:]
-    tests = [test for file in json.loads(report.read_bytes())["testResults"] for test in file["assertionResults"]]
-    failed = {test["fullName"]: test["failureMessages"] for test in tests if test["status"] == "failed"}
-    assert not failed
-    assert Counter(test["status"] for test in tests)["passed"] == 250
-    assert await system.metric("midstream_messages_written_total", gateway=1) > 100  # the requests went to both
+    text = await asyncio.to_thread(lambda: report.read_bytes() if report.exists() else b"")
+    assert text, printed.decode()[-3000:]
+    files = json.loads(text)["testResults"]
+    return {test["fullName"]: test for file in files for test in file["assertionResults"]}
 
 
 async def test_the_clients_of_the_protocol(system: System) -> None:

@@ -46,8 +46,10 @@ async def expect_whole(system: System, stream_id: str, messages: list[Message]) 
 
 @pytest.mark.parametrize("package", ["eventsource", "eventsource-v2"])
 async def test_eventsource_of_npm(system: System, package: str) -> None:
+    reader = await Node.run("eventsource.mjs", package)
+    await reader.until_ready()
     stream_id = await system.create(package, simulate=ANSWER)
-    reader = await Node.run("eventsource.mjs", system.events_url(stream_id), package)
+    reader.write(system.events_url(stream_id))
     lines = await reader.until_end()
     assert sum("opened" in one for one in lines) >= 3
     assert lines[-1] == {"closed": True, "status": 204}, "it asked for more after the end, and gave up for good"
@@ -105,7 +107,9 @@ async def test_no_event_is_lost_with_a_connection_cut_inside_it(system: System, 
             async with page_with(browser, proxy.url, client) as followed:
                 received = [Message(*one) for one in (await followed(proxy.url + path))["received"]]
         else:
-            lines = await (await Node.run("eventsource.mjs", proxy.url + path, client)).until_end()
+            reader = await Node.run("eventsource.mjs", client)
+            reader.write(proxy.url + path)
+            lines = await reader.until_end()
             received = [Message(**one) for one in lines if "event" in one]
     assert proxy.cuts >= 5
     await expect_whole(system, stream_id, received)

@@ -548,7 +548,7 @@ _WORDS = [b"GET ", b"POST ", b"/", b"/v1/streams", b" HTTP/1.1\r\n", b"\r\n", b"
     st.integers(1, 300),
     st.booleans(),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 async def test_any_bytes_cut_anywhere(system: System, words: list[bytes], cut: int, half: bool) -> None:
     sent = b"".join(words)
     async with RawHttp(system.gateway_port()) as beside, RawHttp(system.gateway_port()) as raw:

@@ -44,7 +44,6 @@ async def _keep_alive(system: System) -> None:
 async def _is_back(system: System, before: float) -> None:
     await wait_until(
         lambda: resident_megabytes(system.gateways[0].pid) < before + GROWN_MEGABYTES_MAX,
-        within_seconds=5,
         what=f"the gateway's memory is back at {before:.0f} MB, and not at {resident_megabytes(system.gateways[0].pid):.0f}",
     )
 
@@ -114,7 +113,7 @@ async def test_thousands_of_pipelined_requests_behind_a_waiting_one(system: Syst
         await asyncio.gather(*sending)  # the gateway reads and drops all of it
         began = asyncio.get_running_loop().time()
         await exchange(system.gateway_port(), HEALTH[:-2] + b"Connection: close\r\n\r\n")
-        assert asyncio.get_running_loop().time() - began < 0.5
+        assert asyncio.get_running_loop().time() - began < 5, "600,000 answers would take longer"
         assert resident_megabytes(system.gateways[0].pid) < before + GROWN_MEGABYTES_MAX
     await _is_back(system, before)
 

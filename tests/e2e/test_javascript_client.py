@@ -188,7 +188,7 @@ async def test_network_off_and_on(browser: Browser, system: System, site: Site) 
         state = await system.until_status(stream_id, "completed")
         assert await reader.events("done") == []
         await reader.page.context.set_offline(False)
-        await reader.until("done", within_seconds=5.0)
+        await reader.until("done", within_seconds=20.0)  # not after the 30 s that it would have waited
         await reader.close(state)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import time
@@ -115,13 +116,13 @@ async def test_a_key_works_at_once_on_each_gateway_and_after_its_revocation_on_n
 async def test_a_key_has_its_scopes_and_its_time(system: System) -> None:
     reader = (await made(system, "reader", "read"))["key"]
     assert await status(system, reader) == 403
-    short = (await made(system, "short", "create", "--expires", "1s"))["key"]
+    short = (await made(system, "short", "create", "--expires", "4s"))["key"]
     assert await status(system, short) == 201
 
     async def is_refused() -> bool:
         return await status(system, short) == 401
 
-    await wait_until(is_refused, within_seconds=3, what="the key's end")
+    await wait_until(is_refused, what="the key's end")
 
 
 async def test_a_replaced_key_stays_valid_for_its_grace(system: System) -> None:
@@ -163,11 +164,12 @@ async def test_each_change_of_a_key_is_in_the_audit_log(system: System) -> None:
 
     await system.commands.hset(API_KEYS, "0" * 64, ApiKey("", "minted", frozenset({"admin"}), 0.0).stored())
     await system.commands.hset(API_KEYS, "version", "minted")
-    await wait_until(
-        lambda: all('"added":["minted:0000000000"]' in gateway.logged() for gateway in system.gateways),
-        within_seconds=5,
-        what="every gateway has noticed the key",
-    )
+
+    def have_noticed() -> bool:
+        """Whether each gateway has a line about it, which may name other keys, too: those of the same look."""
+        return all(re.search(r'"added":\[[^\]]*"minted:0000000000"', gateway.logged()) for gateway in system.gateways)
+
+    await wait_until(have_noticed, what="every gateway has noticed the key")
     await system.commands.hdel(API_KEYS, "0" * 64)
 
 

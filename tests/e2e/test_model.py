@@ -101,6 +101,7 @@ async def test_tool_calls_are_deltas(model: Model) -> None:
     assert (await model.system.state(stream_id))["text"] == "Let me see."
 
 
+@pytest.mark.alone("the provider's connection is closed within a second")
 async def test_cancel_stops_the_provider_within_a_second(model: Model) -> None:
     stream_id = await model.system.create("cancel", script=TICKING)
     reader = model.system.follow(stream_id)
@@ -135,7 +136,7 @@ async def test_cancel_while_the_provider_is_silent(model: Model, stall_after: in
     await reader.until_tokens(stall_after)
     await wait_until(lambda: model.server.running == 1, what="the provider was asked")
     await cancel(model.system, stream_id)
-    await wait_until(lambda: model.server.running == 0, within_seconds=1.0, what="the provider's connection is closed")
+    await wait_until(lambda: model.server.running == 0, what="the provider's connection is closed")
     assert answer_of((await reader.until_end()).messages).end == "cancelled"
 
 
@@ -169,7 +170,7 @@ async def test_the_first_reader_may_come_a_moment_after_the_first_tokens(model: 
     reader = model.system.follow(stream_id)
     await reader.until_tokens(50)
     await reader.leave()
-    state = await model.system.until_status(stream_id, "cancelled", within_seconds=2.0)
+    state = await model.system.until_status(stream_id, "cancelled")
     assert state["cancelled_by"] == "disconnect"
 
 
@@ -209,7 +210,7 @@ async def test_delete_stops_the_provider_and_leaves_a_tombstone(model: Model) ->
     await reader.until_tokens(10)
     url = f"{model.system.gateway_url(1)}/v1/streams/{stream_id}"
     assert (await model.system.http.delete(url)).status_code == 204
-    await wait_until(lambda: model.server.running == 0, within_seconds=1.0, what="the provider's connection is closed")
+    await wait_until(lambda: model.server.running == 0, what="the provider's connection is closed")
     assert answer_of((await reader.until_end()).messages).end == "cancelled"
     for request in (model.system.http.get(url), model.system.http.get(url + "/events")):
         assert (await request).status_code == 404

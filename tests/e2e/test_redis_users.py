@@ -194,7 +194,7 @@ async def connected(
     if subscription is not None:
         subscription.start()
     try:
-        await until_up(connection, within_seconds=5.0)
+        await until_up(connection, within_seconds=15.0)
         yield connection, subscription
     finally:
         await connection.close()

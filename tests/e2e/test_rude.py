@@ -140,7 +140,7 @@ async def test_half_requests_do_not_delay_a_shutdown() -> None:
         for half in halves:
             await half.send(b"POST /v1/streams HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{")
         system.gateways[0].send(signal.SIGTERM)
-        assert await system.gateways[0].exit_code(within_seconds=3.0) == 0
+        assert await system.gateways[0].exit_code(within_seconds=5.0) == 0
         for half in halves:
             half.close()
 

@@ -17,7 +17,7 @@ from shared.events import FORMAT
 from shared.ids import new_stream_id
 from shared.keys import REQUESTS, log_key
 from shared.sse import Decoder, Message
-from tests.support.system import Answer, System, answer_of
+from tests.support.system import Answer, Process, System, answer_of
 from tests.support.waiting import wait_until
 
 _RECORDED = {
@@ -108,10 +108,28 @@ def _plain_log() -> list[list[Any]]:
 async def test_each_process_is_replaced_under_load_and_nothing_is_lost() -> None:
     settings = {"lease_seconds": 1, "worker_drain_seconds": 0.3, "drain_seconds": 0.3}
     async with System(gateways=2, workers=2, settings=settings) as system:
-        simulate = {"tokens": 120, "tokens_per_second": 30}
-        ids = [await system.create(f"question {it}", simulate=simulate, gateway=it % 2) for it in range(20)]
-        readers = [asyncio.create_task(_read_to_the_end(system, it, start % 2)) for start, it in enumerate(ids)]
+        readers: dict[str, asyncio.Task[Answer]] = {}
+
+        async def begin() -> str:
+            gateway = len(readers) % 2
+            stream_id = await system.create(simulate={"tokens": 80, "tokens_per_second": 20}, gateway=gateway)
+            readers[stream_id] = asyncio.create_task(_read_to_the_end(system, stream_id, gateway))
+            return stream_id
+
+        async def begin_at(worker: Process) -> str:
+            """Begins answers until this worker has one of them, which goes on for four seconds."""
+            for _ in range(100):
+                stream_id = await begin()
+                await system.until_status(stream_id, "running")
+                if await system.worker_of(stream_id) is worker:
+                    return stream_id
+            raise AssertionError("the worker claims nothing")
+
+        interrupted = []
         for index, worker in enumerate(system.workers):
+            for _ in range(9):
+                await begin()
+            interrupted.append(await begin_at(worker))
             worker.send(signal.SIGTERM)
             await worker.exit_code()
             await system.start_worker(index)
@@ -119,9 +137,9 @@ async def test_each_process_is_replaced_under_load_and_nothing_is_lost() -> None
             gateway.send(signal.SIGTERM)
             await gateway.exit_code()
             await system.start_gateway(index)
-        answers = await asyncio.gather(*readers)
-        assert [answer.end for answer in answers] == ["done"] * len(ids)
-        assert {len(answer.tokens) for answer in answers} == {120}
+        answers = dict(zip(readers, await asyncio.gather(*readers.values()), strict=True))
+        assert {(answer.end, len(answer.tokens)) for answer in answers.values()} == {("done", 80)}
+        assert all(answers[stream_id].restarted for stream_id in interrupted)
 
 
 async def _read_to_the_end(system: System, stream_id: str, gateway: int) -> Answer:

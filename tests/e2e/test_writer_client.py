@@ -109,6 +109,7 @@ async def test_an_exception_ends_the_stream_as_failed(system: System, write: Wri
 
 
 @both
+@pytest.mark.alone("it stops within a second")
 async def test_a_cancel_stops_a_silent_writer_within_a_second(system: System, write: Write) -> None:
     stream_id = await create(system)
     waits = asyncio.Event()

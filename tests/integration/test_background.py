@@ -499,7 +499,7 @@ async def _archive(parts: Parts) -> AsyncIterator[Callable[[], bool]]:
     parts.patch.setattr(gateway.restoring, "_ASK_SECONDS", 0.02)
     once, none = Once(AsyncMock()), cast(Any, None)
     unkept = cast(Any, SimpleNamespace(can_write=AsyncMock(return_value=True)))
-    restoring = Restoring(cast(Any, SimpleNamespace(ping=once, close=AsyncMock())), none, unkept, 60)
+    restoring = Restoring(cast(Any, SimpleNamespace(ping=once, close=AsyncMock())), none, unkept)
     restoring.start()
     try:
         yield lambda: once.calls > 2 and restoring.is_up

@@ -399,7 +399,7 @@ async def ends(stream: bytes, cuts: list[int]) -> None:
                 pass
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(PIECES | st.binary(max_size=20), max_size=12), st.lists(st.integers(0, 500), max_size=4))
 def test_any_bytes_lead_to_a_response_or_an_error(pieces: list[bytes], cuts: list[int]) -> None:
     asyncio.run(ends(b"".join(pieces), cuts))

@@ -9,7 +9,6 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from itertools import pairwise
 from pathlib import Path
 from shutil import which
 
@@ -358,9 +357,9 @@ async def test_a_connection_rests_until_more_is_wanted(how: str, certificate: Pa
             else:
                 assert await following
     assert b"".join(part for _, part in parts) == b"a" * 40
-    assert 3 <= len(parts) <= 10  # a rest is shorter than what is wanted: after 0.1 s the end might have come
-    # The last part may come sooner: a connection that ends also ends the rest.
-    assert min(later - sooner for (sooner, _), (later, _) in pairwise(parts[:-1])) > 0.05
+    lasted_seconds = parts[-1][0] - parts[0][0]
+    # A rest is shorter than what is wanted: after 0.1 s the end might have come. On a busy machine one may end late, and the next not.
+    assert 3 <= len(parts) <= 3 + lasted_seconds / 0.08
 
 
 @pytest.mark.parametrize(

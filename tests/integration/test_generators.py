@@ -448,9 +448,8 @@ async def test_a_stop_reaches_the_generator(
 
     await wait_until(has_begun)
     run.stop(type(why)())
-    stopped_at = time.monotonic()
-    assert await running is isinstance(why, LastReaderGone)
-    assert time.monotonic() - stopped_at < 1
+    async with asyncio.timeout(10):
+        assert await running is isinstance(why, LastReaderGone)
     assert stopped == seen
     assert not unstopped()
 

@@ -156,7 +156,7 @@ async def test_a_create_waits_for_redis_for_so_long_and_no_longer(idempotency: s
     with pytest.raises(Problem) as raised:
         await streams.create(NewStream({"messages": []}, Policies(), {}, idempotency))
     assert (raised.value.status, raised.value.retry_after_seconds) == (503, 1)
-    assert 0.2 <= time.monotonic() - began < 2
+    assert 0.2 <= time.monotonic() - began < 10
 
 
 async def test_requests_that_wait_for_redis_are_bounded_in_bytes() -> None:

@@ -110,11 +110,16 @@ async def test_an_answer_with_its_finish_reason_is_whole(
     assert oddities == odd
 
 
-async def test_text_behind_a_finish_reason_is_waited_for(provider: OpenAIProvider, server: OddServer) -> None:
+async def test_text_behind_a_finish_reason_is_waited_for(
+    provider: OpenAIProvider, server: OddServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Some providers send a finish_reason with each chunk; the time for what comes late begins anew with each text."""
-    server.parts = [data(chunk({"content": "a"}, "stop")), 0.3, data(chunk({"content": "b"}, "stop")), 0.3, DONE]
+    # Each pause is far shorter than what it may last, however late a busy machine ends it.
+    monkeypatch.setattr(chunk_reader, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(chunk_reader, "UNSURE_GRACE_SECONDS", 2.0)
+    server.parts = [data(chunk({"content": "a"}, "stop")), 0.6, data(chunk({"content": "b"}, "stop")), 0.6, DONE]
     assert (await heard(provider))[0] == ["a", "b"]
-    server.parts = [TEXT, STOP, 0.15, data(chunk({"content": "c"})), 0.15, data(chunk({"content": "d"})), 0.15, DONE]
+    server.parts = [TEXT, STOP, 0.2, data(chunk({"content": "c"})), 0.2, data(chunk({"content": "d"})), 0.2, DONE]
     assert (await heard(provider))[0] == ["Good", " morning", "c", "d"]
 
 

@@ -220,7 +220,7 @@ async def test_cancelling_stops_the_provider(provider: OpenAIProvider, server: O
     generating.cancel()
     await asyncio.gather(generating, return_exceptions=True)
     assert generating.cancelled()
-    await wait_until(lambda: server.running == 0, within_seconds=2.0, what="the connection was closed")
+    await wait_until(lambda: server.running == 0, what="the connection was closed")
     assert server.aborted == 1
     assert server.tokens < 1_000_000
 
@@ -240,7 +240,7 @@ async def test_an_exception_of_the_hearer_ends_the_answer(provider: OpenAIProvid
 
     with pytest.raises(LookupError, match="no place"):
         await provider.generate(request_for({"tokens": 1_000_000}), "", Heard(on_take=refuse))
-    await wait_until(lambda: server.running == 0, within_seconds=2.0, what="the connection was closed")
+    await wait_until(lambda: server.running == 0, what="the connection was closed")
 
 
 async def test_cancelling_the_reader_of_a_stalled_answer_stops_the_provider(
@@ -251,7 +251,7 @@ async def test_cancelling_the_reader_of_a_stalled_answer_stops_the_provider(
     assert not reading.done()
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
-    await wait_until(lambda: server.running == 0, within_seconds=2.0)
+    await wait_until(lambda: server.running == 0)
     assert server.aborted == 1
 
 

@@ -160,7 +160,7 @@ async def test_the_end_of_an_answer_and_a_full_entry_wait_for_no_pace(redis: Res
     await wait_until(lambda: writer.offset == 30, what="full entries are sent")
     writer.push(["t36"])
     await writer.finish(events.DONE, b"{}")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5, "shorter than a pause of its pace"
     assert await tokens_in(log) == numbered(36)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.packages import packages
+from tests.support.waiting import wait_until
 
 _BUNDLE_SECONDS_MAX = 30.0
 
@@ -41,9 +42,22 @@ class Node:
     async def run(cls, script: str, *arguments: str) -> Node:
         return cls(
             await asyncio.create_subprocess_exec(
-                "node", script, *arguments, cwd=clients(), stdout=asyncio.subprocess.PIPE
+                *("node", script, *arguments),
+                cwd=clients(),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
             )
         )
+
+    async def until_ready(self) -> None:
+        """Waits for the script's first line: it has started."""
+        await wait_until(lambda: self.lines or self._listening.done(), what="Node.js has started")
+        assert self.lines, "it has ended"
+
+    def write(self, line: str) -> None:
+        """Writes a line to the script's standard input."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode() + b"\n")
 
     async def _listen(self) -> None:
         assert self._process.stdout is not None

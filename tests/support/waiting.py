@@ -12,7 +12,7 @@ _POLL_SECONDS = 0.005
 _POLL_SECONDS_MAX = 0.1
 _POLL_SHARE = 0.05
 """Of the time waited so far passes until the next look: what takes long is known a little later, at far less CPU."""
-GO_SECONDS_MAX = 5.0
+GO_SECONDS_MAX = 15.0
 """For processes and connections that have been asked to end, or have lost their parent."""
 
 T = TypeVar("T")

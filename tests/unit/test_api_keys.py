@@ -103,7 +103,7 @@ async def test_a_revocation_is_known_soon(monkeypatch: pytest.MonkeyPatch) -> No
         key, about = await made(redis)
         assert await keys.principal_of(key) is not None
         await ApiKeyTable(redis).delete(about.digest)
-        await wait_until(lambda: _is_unknown(keys, key), within_seconds=2, what="the revocation")
+        await wait_until(lambda: _is_unknown(keys, key), what="the revocation")
     finally:
         await keys.close()
 
@@ -150,7 +150,7 @@ async def test_keys_of_a_file_and_of_the_environment(tmp_path: Path, monkeypatch
     try:
         path.write_text(f"reports read {later}")
         os.utime(path, (time.time() + 5, time.time() + 5))
-        await wait_until(lambda: _is_known(keys, later), within_seconds=2, what="the changed file")
+        await wait_until(lambda: _is_known(keys, later), what="the changed file")
         assert not await _is_known(keys, in_file)
         path.write_text("reports nonsense")
         await asyncio.sleep(0.05)

@@ -234,13 +234,13 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(PATHS), JSON)
 def test_any_json_at_any_place_affects_no_other_value(path: tuple[Any, ...], value: Any) -> None:
     fed(json.dumps(placed(path, value)).encode())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(JSON)
 def test_any_json_is_read_or_is_an_error(value: Any) -> None:
     fed(json.dumps({"choices": value}).encode())
@@ -248,7 +248,7 @@ def test_any_json_is_read_or_is_an_error(value: Any) -> None:
     fed(json.dumps(value).encode())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=50), st.integers(0, 400))
 @example(b"[" * 100_000, 0)
 @example(b'{"a":' * 100_000, 0)

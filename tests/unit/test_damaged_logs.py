@@ -157,7 +157,7 @@ def check_all(raw: list[RawEntry]) -> History:
     return history
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.binary(max_size=12) | json_values.map(orjson.dumps), max_size=4), st.booleans())
 def test_any_bytes_as_messages(values: list[bytes], together: bool) -> None:
     """A message may have any content; a line that is not JSON is an empty delta."""
@@ -184,7 +184,7 @@ def nested(levels: int) -> bytes:
     return b'{"delta":{"content":"kept","deep":' + b"[" * levels + b"]" * levels + b"}}"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(looked_at, min_size=1, max_size=3), st.booleans())
 @example([{"delta": {"tool_calls": [None]}}], False)
 @example([{"delta": {"tool_calls": [{"index": [], "id": 1, "function": "f"}]}}], True)
@@ -209,7 +209,7 @@ def test_any_json_as_a_delta(deltas: list[Any], batch: bool) -> None:
     assert history.status == ("completed" if objects else "failed")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(json_values | looked_at, st.sampled_from(["finish_reason", "usage", "provider", "choice", "time"]))
 @example({"prompt_tokens": "many", "prompt_tokens_details": [1], "completion_tokens_details": 5}, "usage")
 @example(["length"], "finish_reason")
@@ -218,7 +218,7 @@ def test_any_json_in_a_terminal_event(value: Any, name: str) -> None:
     assert check_all(log_of((events.TOKEN, b"x"), end=end)).status == "completed"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(

@@ -7,11 +7,12 @@ import gzip
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
 from midstream.doctor.checks import CHECKS, Finding, Verdict, pace
-from midstream.doctor.examine import Address, Examined
+from midstream.doctor.examine import Address, Examined, _quick
 from midstream.doctor.kinds import NAMES, Trace, changes, kind_of, traces
 from midstream.doctor.observe import Arrival, Client, Observation
 from midstream.doctor.redis_checks import judged
@@ -60,6 +61,53 @@ def test_one_late_event_is_not_a_buffer() -> None:
     found = pace(arrivals(came))
     assert found is not None
     assert not found.held
+
+
+PUNCTUAL = [number * 0.05 for number in range(1, 25)]
+LATE = [-(-number // 10) * 0.5 for number in range(1, 25)]
+AT_THE_END = [2.0] * 24
+
+
+class Hop:
+    """A hop whose events come at one of these times after the other, and then always at the last."""
+
+    def __init__(self, *paces: list[float]) -> None:
+        self._paces = list(paces)
+        self.measured = 0
+
+    async def observe(self, url: str, plan: dict[str, Any], **_: Any) -> Observation:
+        observation = Observation(url, 200, "HTTP/1.1")
+        if plan.get("interval_ms") == 60:
+            came = self._paces.pop(0) if len(self._paces) > 1 else self._paces[0]
+            self.measured += 1
+            observation.arrivals = [*arrivals(came), Arrival(99, "end", 0.0, 9.0, {}, 9)]
+        return observation
+
+    async def get_json(self, url: str) -> dict[str, Any]:
+        return {"closed_by": "client"}
+
+
+@pytest.mark.parametrize(
+    ("paces", "verdict", "measured"),
+    [
+        ([PUNCTUAL], Verdict.OK, 1 + 1),
+        ([LATE, PUNCTUAL], Verdict.OK, 2 + 1),
+        ([LATE, LATE, PUNCTUAL], Verdict.OK, 3 + 1),
+        ([LATE], Verdict.FAULT, 3 + 1),
+        ([LATE, AT_THE_END, LATE], Verdict.FAULT, 3 + 1),
+        ([AT_THE_END], Verdict.FAULT, 1 + 1),  # no busy machine does that
+    ],
+)
+async def test_a_delay_that_may_be_chance_is_measured_again(
+    paces: list[list[float]], verdict: Verdict, measured: int
+) -> None:
+    """Events as they are, and compressed ones once more."""
+    hop, found = Hop(*paces), Examined(Address("http://x"))
+    await _quick(found, cast(Client, hop), Observation("http://x"), False, lambda line: None)
+    assert found.findings["buffering"].verdict == verdict
+    assert hop.measured == measured
+    if verdict == Verdict.FAULT and paces[0] is LATE:
+        assert found.findings["buffering"].figures["clump_events"] == 10, "the least delay counts"
 
 
 def test_two_events_are_too_few_for_a_finding() -> None:

@@ -91,7 +91,7 @@ def of_another_parser(body: bytes) -> list[tuple[str, Any]]:
     return [(event.event, json.loads(event.data)) for event in EventSource(response).iter_sse() if event.data]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(bodies(), st.lists(st.integers(0, 10_000), max_size=12))
 def test_any_stream_in_any_pieces_is_read_as_another_parser_reads_it(body: bytes, cuts: list[int]) -> None:
     whole = parsed(body)

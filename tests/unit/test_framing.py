@@ -64,7 +64,7 @@ def test_a_head_may_be_as_large_as_the_limit() -> None:
 
 
 @given(st.lists(st.integers(1, 40), max_size=40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_end_of_a_head_is_found_wherever_it_is_cut(cuts: list[int]) -> None:
     head = HEAD + b"Accept: */*\r\nX: y\r\n\r\n"
     sent = head + b"GET /next HTTP/1.1\r\n"
@@ -169,7 +169,7 @@ TRAILERS = b"Origin: https://evil.example\r\nX-Request-Id: forged\r\n"
     st.sampled_from([b"", TRAILERS]),
     st.lists(st.integers(1, 9), max_size=60),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_chunked_body_wherever_it_is_cut(chunks: list[tuple[bytes, bytes]], trailers: bytes, cuts: list[int]) -> None:
     sent = b"".join(b"%X%b\r\n%b\r\n" % (len(chunk), extension, chunk) for chunk, extension in chunks)
     sent += b"0\r\n" + trailers + b"\r\n"
@@ -188,7 +188,7 @@ def test_a_chunked_body_wherever_it_is_cut(chunks: list[tuple[bytes, bytes]], tr
 
 
 @given(st.binary(min_size=1, max_size=60), st.integers(1, 80), st.integers(1, 80))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_sized_body_wherever_it_is_cut(sent: bytes, size: int, cut: int) -> None:
     body, got, unread = SizedBody(size), b"", b""
     for part in (sent[:cut], sent[cut:]):

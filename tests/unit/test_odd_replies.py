@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shared import events
@@ -121,6 +121,7 @@ _CALLS: dict[str, Callable[[Commands], Awaitable[Any]]] = {
 
 
 @pytest.mark.parametrize("name", _CALLS)
+@example(reply=[[None, 1]])
 @given(reply=_REPLIES)
 async def test_a_reply_of_any_shape_is_an_error_of_ours_at_most(name: str, reply: Any) -> None:
     with suppress(MidstreamError):

@@ -49,6 +49,9 @@ async def test_pauses_that_began_apart_end_together() -> None:
         await pause(TICK_SECONDS)
         return loop.time()
 
-    await pause(TICK_SECONDS)  # to a tick, so that all three begin within the same fifth of a second
-    moments = await asyncio.gather(*(ended_at(delay_seconds) for delay_seconds in (0.0, 0.01, 0.02)))
-    assert max(moments) - min(moments) < TICK_SECONDS / 2
+    spreads = []
+    for _ in range(3):  # on a busy machine one may begin in the next fifth of a second
+        await pause(TICK_SECONDS)  # to a tick, so that all three begin within the same fifth of a second
+        moments = await asyncio.gather(*(ended_at(delay_seconds) for delay_seconds in (0.0, 0.01, 0.02)))
+        spreads.append(max(moments) - min(moments))
+    assert min(spreads) < 0.01, "and not 20 ms apart, as they began"

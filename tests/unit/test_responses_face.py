@@ -312,7 +312,7 @@ _ENDS = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(_SAID, max_size=12), _ENDS)
 def test_any_log_becomes_valid_events(items: list[Any], end: tuple[bytes, dict[str, Any]]) -> None:
     log = log_of(*items, end)

@@ -48,7 +48,7 @@ async def test_a_server_that_answers_and_was_replaced_is_left() -> None:
             def moved() -> bool:
                 return all(connection.is_up and connection.reconnects for connection in connections)
 
-            await wait_until(moved, within_seconds=3.0, what="all have left it, although it answers")
+            await wait_until(moved, what="all have left it, although it answers")
             for connection in connections:
                 assert await connection.execute("GET", b"name") == b"new"
             # A look is two commands: one or two that are shared, and two for each new connection.

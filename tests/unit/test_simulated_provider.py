@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from producer.provider import Finish, Unavailable
@@ -43,7 +43,6 @@ async def test_the_pace_does_not_change_the_answer() -> None:
     assert slow == (await answer_to(request_for(simulate={"tokens": 30})))[0]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_an_answer_continues_after_any_token(tokens: int, kept: int) -> None:
     async def run() -> None:

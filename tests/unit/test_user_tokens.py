@@ -149,7 +149,7 @@ async def test_an_expired_token_is_none_also_if_it_was_let_in_before(users: User
     async def is_refused() -> bool:
         return await users.principal_of(short) is None
 
-    await wait_until(is_refused, within_seconds=4, what="the end of the leeway")
+    await wait_until(is_refused, what="the end of the leeway")
 
 
 async def test_a_new_key_is_read_when_it_comes_but_not_for_each_stranger(
@@ -208,7 +208,7 @@ def test_settings_that_would_let_in_too_many_are_refused(key_file: Path, changes
         UserTokens(settings_of(key_file, **changes))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(st.text(), st.binary().map(lambda raw: "eyJ" + base64.urlsafe_b64encode(raw).decode() + "..")))
 async def test_any_text_is_taken(users: UserTokens, text: str) -> None:
     assert await users.principal_of(text) is None
@@ -220,7 +220,7 @@ json_values = st.recursive(
 claim_names = st.sampled_from(["sub", "iss", "aud", "exp", "nbf", "iat", "jti", "crit"])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(claim_names, json_values, min_size=1, max_size=4))
 async def test_a_provider_s_token_with_any_claims_is_a_user_or_none(users: UserTokens, odd: dict[str, Any]) -> None:
     """Its signature is right: what a provider lets its users choose, such as a name, must do no harm either."""
@@ -241,7 +241,7 @@ async def test_a_provider_s_token_with_any_claims_is_a_user_or_none(users: UserT
 GOOD = token()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, len(GOOD) - 1), st.characters(max_codepoint=300), st.booleans())
 async def test_a_token_that_was_changed_anywhere_is_none(users: UserTokens, at: int, other: str, cut: bool) -> None:
     changed = GOOD[:at] if cut else GOOD[:at] + other + GOOD[at + 1 :]

@@ -1,9 +1,15 @@
-// node eventsource.mjs URL [PACKAGE]: an EventSource with no code of its own beside listeners, until it has given up for good.
-const module = await import(process.argv[3] ?? 'eventsource');
+// node eventsource.mjs PACKAGE: an EventSource with no code of its own beside listeners, until it has given up for good. The URL
+// comes as a line of standard input, so that the answer may begin when Node.js has started.
+import { createInterface } from 'node:readline/promises';
+
+const module = await import(process.argv[2]);
 const EventSource = module.EventSource ?? module.default;
 
 const print = (value) => console.log(JSON.stringify(value));
-const source = new EventSource(process.argv[2]);
+const input = createInterface({ input: process.stdin });
+print({ ready: true });
+const source = new EventSource(await input.question(''));
+input.close();
 const named = ['started', 'restarted', 'done', 'failed', 'cancelled', 'live', 'gap'];
 source.onopen = () => print({ opened: true });
 for (const event of ['message', ...named])
