@@ -2,7 +2,8 @@
 
 A task that nobody awaits ends silently when it raises: leases would no longer be renewed, or dead workers noticed.
 
-Their pauses (`pause`) end at common moments: an idle process wakes up ten times a second, not ten times a second for each.
+Their pauses (`pause`) end at common moments, the long ones at the same fifth of each second: a process without work wakes up five times
+a second, not so often for each task. A wake-up is dear, since nothing of it is in the processor's caches.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ _PAUSE_SECONDS_MAX = 5.0
 """Half a lease. A task that always breaks writes at most 12 traces a minute."""
 _SETTLED_SECONDS = 60.0
 """A task that has run for so long begins again with the first pause."""
-TICK_SECONDS = 0.1
-"""The distance of the moments at which pauses end."""
-_PHASE_SECONDS = random.uniform(0, TICK_SECONDS)
+TICK_SECONDS, _LONG_TICK_SECONDS = 0.2, 1.0
+"""The distance of the moments at which pauses end, and of those at which pauses of a second and longer end."""
+_PHASE_SECONDS = random.uniform(0, _LONG_TICK_SECONDS)
 """How long after whole ticks of the machine's clock the moments of this process are, so that the processes of a machine wake up at different ones."""
 _EARLY_SECONDS = 0.005
 """How much too early a timer may be without counting as before its tick: uvloop counts whole milliseconds."""
@@ -64,13 +65,16 @@ async def _kept_running(name: str, work: Callable[[], Awaitable[None]], failures
 async def pause(seconds: float) -> float:
     """Waits until the last tick that is not later than so many seconds from now; exactly so long if that is less than a tick.
 
+    The ticks of a pause of a second and longer are whole seconds apart.
+
     Returns when the wait was due to end (loop seconds).
     """
     now = asyncio.get_running_loop().time()
     due_at = now + seconds
     if seconds >= TICK_SECONDS:
-        ticks = math.floor((due_at - _PHASE_SECONDS + _EARLY_SECONDS) / TICK_SECONDS)
-        due_at = ticks * TICK_SECONDS + _PHASE_SECONDS
+        tick_seconds = TICK_SECONDS if seconds < _LONG_TICK_SECONDS else _LONG_TICK_SECONDS
+        ticks = math.floor((due_at - _PHASE_SECONDS + _EARLY_SECONDS) / tick_seconds)
+        due_at = ticks * tick_seconds + _PHASE_SECONDS
     await asyncio.sleep(due_at - now)
     return due_at
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any, Protocol
 
@@ -74,3 +74,16 @@ class Script:
             if error.code == "OOM":
                 raise LogFull("Redis has reached its maxmemory: nothing more can be stored") from None
             raise
+
+    def send(
+        self, commands: Commands, keys: Sequence[bytes], *arguments: bytes | str | int, on_reply: Callable[[Any], None]
+    ) -> None:
+        """Calls the script without a task or a future. `on_reply` is called later, with the reply or the error."""
+
+        def on_first_reply(reply: Any) -> None:
+            if isinstance(reply, RedisRefused) and reply.code == "NOSCRIPT":
+                commands.send(("EVAL", self.source, len(keys), *keys, *arguments), on_reply)
+            else:
+                on_reply(reply)
+
+        commands.send(("EVALSHA", self.digest, len(keys), *keys, *arguments), on_first_reply)

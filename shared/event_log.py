@@ -5,8 +5,8 @@ offset), appends that can be repeated (what is already there is refused), a fenc
 gap detection (offsets have no holes). The scripts in `shared/scripts` do each step atomically; their heads have the rules.
 
 Reads for tasks are coroutines (`read`, `read_all`, `read_between`, `read_page`, `newest`) and raise Disconnected, RedisRefused,
-OddReply. Reads by callbacks (`send_read`, `send_newest`) make no task, and hand on the entries as Redis sent them. A key that is
-no stream reads as a log whose first entry cannot be read.
+OddReply. Reads by callbacks (`send_read`, `send_newest`, `send_newest_ids`) make no task; the first two hand on the entries as Redis
+sent them. A key that is no stream reads as a log whose first entry cannot be read.
 
 With MIDSTREAM_MIN_REPLICAS no read shows an end that replicas lack: it is answered when they have it, or raises RedisRefused with the
 code NOREPLICAS (`shared.new_ends`).
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -86,7 +86,8 @@ class EventLog:
 
     APPEND, APPEND_LAST = Script("append"), Script("append", when_full=True)
     END, DELETE = Script("end", when_full=True), Script("delete", when_full=True)
-    SCRIPTS = (APPEND.source, APPEND_LAST.source, END.source, DELETE.source)
+    NEWEST = Script("newest")
+    SCRIPTS = (APPEND.source, APPEND_LAST.source, END.source, DELETE.source, NEWEST.source)
 
     def __init__(
         self,
@@ -252,6 +253,28 @@ class EventLog:
             self._hand_on(stream_id, read if isinstance(read, Exception) else read[::-1], on_read)
 
         self._commands.send(_xrevrange(stream_id, count), on_reply)
+
+    @property
+    def is_one_server(self) -> bool:
+        """Whether one server has all logs. Not in a cluster."""
+        return self._commands.is_one_server
+
+    def send_newest_ids(
+        self, stream_ids: Sequence[str], on_read: Callable[[list[EventId | None] | Exception], None]
+    ) -> None:
+        """Has the ids of the newest entries of logs read: None where there is no log. In a cluster it takes one log at a time."""
+
+        def on_reply(reply: Any) -> None:
+            if isinstance(reply, Exception):
+                on_read(reply)
+                return
+            try:
+                ids = [EventId.of(raw) if raw != b"" else None for raw in reply]
+            except ODD_SHAPES:
+                ids = []
+            on_read(ids if len(ids) == len(stream_ids) else _odd(reply))
+
+        self.NEWEST.send(self._commands, [log_key(stream_id) for stream_id in stream_ids], on_reply=on_reply)
 
     def _hand_on(self, stream_id: str, read: list[RawEntry] | Exception, on_read: OnRead) -> None:
         """Calls `on_read`: at once, unless the entries have an end that replicas may lack."""

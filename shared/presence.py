@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 import socket
 import time
 from collections.abc import Callable
@@ -92,7 +91,7 @@ class Presence:
                 await self._write(orjson.dumps(self._state()))
             except MidstreamError as error:
                 logger.debug("no heartbeat: %s", error)
-            await pause(BEAT_SECONDS * random.uniform(0.9, 1.0))
+            await pause(BEAT_SECONDS)
 
     async def _write(self, state: bytes) -> None:
         """Writes this process's entry; an empty state deletes it."""

@@ -118,15 +118,14 @@ class DeliveryNotes:
         self._noted(stream_id, reply)
 
     def send_note(self, stream_id: str, note: DeliveryNote, on_reply: Callable[[Any], None]) -> None:
-        """Stores how far a connection has come, without a task: `on_reply` gets the bare reply or the error, also NOSCRIPT."""
+        """Stores how far a connection has come, without a task: `on_reply` gets the bare reply or the error."""
         keys = (log_key(stream_id), deliveries_key(stream_id))
-        arguments = (note.connection, note.stored(), CONNECTIONS_MAX)
 
         def replied(reply: Any) -> None:
             self._noted(stream_id, reply)
             on_reply(reply)
 
-        self._commands.send(("EVALSHA", self.DELIVER.digest, 2, *keys, *arguments), replied)
+        self.DELIVER.send(self._commands, keys, note.connection, note.stored(), CONNECTIONS_MAX, on_reply=replied)
 
     def _noted(self, stream_id: str, reply: Any) -> None:
         if isinstance(reply, int) and reply > 0:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -149,7 +148,7 @@ class Usage:
                 logger.debug("usage: %s", error)
             except RedisRefused as error:
                 self._complaints.say(f"usage cannot be counted: {error}")
-            await pause(0 if goes_on else _PAUSE_SECONDS * random.uniform(0.5, 1.0))
+            await pause(0 if goes_on else _PAUSE_SECONDS)
 
     async def _look(self) -> bool:
         """Looks at the streams whose time has come; returns whether there may be more."""

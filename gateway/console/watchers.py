@@ -139,7 +139,7 @@ class Watchers:
 
     async def _send_snapshots(self) -> None:
         while self._watching:
-            await pause(SNAPSHOT_SECONDS)
+            await asyncio.sleep(SNAPSHOT_SECONDS)  # a `pause` may be shorter: then watchers would get what they have
             await self._end_revoked()
             event = _event(await self._overview.current())
             chunk = chunk_of(event)

@@ -6,6 +6,8 @@ import time
 
 from shared.background import TICK_SECONDS, pause
 
+_LOOK_SECONDS = 0.1
+"""How often the load is looked at, unless the process is calm: then at each tick of the background tasks, for which it wakes up anyway."""
 _TICK_SECONDS_LEAST, _TICK_SECONDS_MOST = 0.004, 0.05
 """The bounds of a pause: 4 ms merge something, 50 ms are not yet seen by a person who reads."""
 _BUSY, _CALM = 0.85, 0.60
@@ -25,8 +27,9 @@ class FlushPace:
         A pause in proportion to the last flush would be metastable: long flushes make long pauses make long flushes.
         """
         cpu, wall = time.process_time(), time.monotonic()
+        share = 0.0
         while True:
-            await pause(TICK_SECONDS)
+            await pause(_LOOK_SECONDS if share > _CALM or self.tick_seconds else TICK_SECONDS)
             cpu_now, wall_now = time.process_time(), time.monotonic()
             share = (cpu_now - cpu) / (wall_now - wall)
             cpu, wall = cpu_now, wall_now

@@ -29,15 +29,13 @@ class Deliverer(Protocol):
 class OpenConnection:
     """What the ledger keeps of an open connection between two reports."""
 
-    __slots__ = ("connection", "noted", "opened_at", "position", "slot", "start")
+    __slots__ = ("connection", "noted", "opened_at", "slot", "start")
 
     def __init__(self, slot: int, connection: str, start: EventId, opened_at: float) -> None:
         self.slot = slot
         self.connection = connection
         self.start = self.noted = start
         """Where the reader began, and how far it had come at the last report."""
-        self.position = OUT_OF_RING
-        """The reader's position at the last report."""
         self.opened_at = opened_at
 
 
@@ -56,6 +54,7 @@ class Reader:
         "had",
         "has_place",
         "note",
+        "noted_position",
         "outcome",
         "place",
         "position",
@@ -89,6 +88,8 @@ class Reader:
         """The `live` event has not been sent yet."""
         self.note: OpenConnection
         """The connection's progress; only the ledger writes it."""
+        self.noted_position = OUT_OF_RING
+        """The position at the ledger's last report."""
         self.closed = False
         self.outcome = "disconnected"
         """How the connection ends, for the receipt and the metrics."""

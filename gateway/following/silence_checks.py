@@ -14,18 +14,20 @@ from gateway.following.endings import Endings
 from gateway.following.tail import Tail
 from gateway.following.tails import Tails
 from shared.background import keep_running, pause
-from shared.errors import OddReply
-from shared.event_log import EventLog, RawEntry, entries_of
+from shared.errors import RedisRefused
+from shared.event_log import EventLog
 from shared.ids import EventId, created_at
 from shared.outcomes import FailureCode
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS = 1.0
 """A round lasts `sweep_seconds`, and is spread over looks about so far apart, so that none takes long."""
 _PAUSE_SWEEPS_MAX = 4
 """The longest pause between two checks of a tail, in rounds: a stream that has been silent for long is likely to stay so."""
+_TAILS_AT_ONCE = 100
+"""How many tails are looked at before readers get what is new: 0.3 ms. One command asks for all their logs: 0.1 ms of Redis."""
 _MISSING_MAX = 3
 """A log that is missing at so many checks in a row is gone. A live worker writes it anew within one."""
 
@@ -33,8 +35,8 @@ _MISSING_MAX = 3
 class SilenceChecks:
     """Compares every tail that has been silent for `sweep_seconds` with its log, less and less often.
 
-    `on_lost` is called with a tail whose log is gone. The reads of one look leave in one write and are answered by callbacks:
-    10,000 silent tails cost half a percent of a core.
+    `on_lost` is called with a tail whose log is gone. One command asks for the newest ids of up to a hundred logs, in a cluster of
+    one, and is answered by a callback: a check costs 3 µs.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class SilenceChecks:
         self._on_lost = on_lost
         self._looks = max(1, round(settings.sweep_seconds / _LOOK_SECONDS))
         self._pause_seconds = settings.sweep_seconds / self._looks
+        self._asks_together = log.is_one_server
         self._missing: dict[Tail, int] = {}
         """At how many checks in a row a tail's log has been missing."""
         self.checks = 0
@@ -63,8 +66,10 @@ class SilenceChecks:
         while True:
             for tails in self._next_round():
                 await pause(self._pause_seconds)
-                if self._tails.subscriber.is_up:
-                    self._look(tails)
+                for first in range(0, len(tails), _TAILS_AT_ONCE):
+                    if self._tails.subscriber.is_up:
+                        self._look(tails[first : first + _TAILS_AT_ONCE])
+                    await asyncio.sleep(0)
             self._missing = {tail: count for tail, count in self._missing.items() if tail in self._tails}
 
     def _next_round(self) -> list[list[Tail]]:
@@ -80,9 +85,10 @@ class SilenceChecks:
         return looks
 
     def _look(self, tails: list[Tail]) -> None:
-        """Asks for the newest entries of the logs whose tails are silent still."""
+        """Asks for the newest ids of the logs whose tails are silent still."""
         now, sweep_seconds = self._loop.time(), self._settings.sweep_seconds
         silent_seconds_least = sweep_seconds - self._pause_seconds  # a look may be that early
+        silent = []
         for tail in tails:
             silent_seconds = now - tail.heard_at
             if (
@@ -94,22 +100,27 @@ class SilenceChecks:
             ):
                 pause_seconds = min(2 * silent_seconds, _PAUSE_SWEEPS_MAX * sweep_seconds)
                 tail.check_at = now + pause_seconds * random.uniform(1.0, 1.2)  # so that they spread
-                self.checks += 1
-                self._log.send_newest(tail.stream_id, 1, partial(self._checked, tail))
+                silent.append(tail)
+        self.checks += len(silent)
+        for asked in [silent] if silent and self._asks_together else [[tail] for tail in silent]:
+            self._log.send_newest_ids([tail.stream_id for tail in asked], partial(self._checked, asked))
 
-    def _checked(self, tail: Tail, raw: list[RawEntry] | Exception) -> None:
-        try:
-            entries = raw if isinstance(raw, Exception) else entries_of(raw)
-        except OddReply as error:
-            entries = error
-        if isinstance(entries, Exception):
-            logger.debug("stream %s: not checked: %s", tail.stream_id, entries)
-        elif tail not in self._tails or tail.reading:
-            pass
-        elif entries:
-            self._compare(tail, entries[-1].id)
-        else:
-            self._miss(tail)
+    def _checked(self, tails: list[Tail], newest: list[EventId | None] | Exception) -> None:
+        if isinstance(newest, Exception):
+            logger.debug("%d silent streams, %s among them: not checked: %s", len(tails), tails[0].stream_id, newest)
+            if isinstance(newest, RedisRefused) and newest.code == "CROSSSLOT":  # of a proxy before a cluster
+                self._asks_together = False
+            return
+        for tail, newest_id in zip(tails, newest, strict=True):
+            try:
+                if tail not in self._tails or tail.reading:
+                    continue
+                if newest_id is None:
+                    self._miss(tail)
+                else:
+                    self._compare(tail, newest_id)
+            except Exception:  # a bug; this is one stream of many
+                logger.exception("stream %s: its silence could not be looked into", tail.stream_id)
 
     def _miss(self, tail: Tail) -> None:
         """Counts a check at which the log was missing; the last that a log is given loses it."""
@@ -121,9 +132,10 @@ class SilenceChecks:
     def _compare(self, tail: Tail, newest: EventId) -> None:
         """Reads a log that has more than its tail, and ends a stream that nobody writes any more."""
         self._missing.pop(tail, None)
-        if newest > tail.last:
+        last = tail.last
+        if newest > last:
             self._tails.read(tail, "check")
-        elif newest == tail.last:
+        elif newest == last:
             self._end_if_orphaned(tail)
 
     def _end_if_orphaned(self, tail: Tail) -> None:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.2
 """How often leases are looked at: a stream ends so long after its lease, at most."""
-_NO_LEASES_SECONDS = 0.5
+_NO_LEASES_SECONDS = 0.6
 """How often they are looked for where there are none. A lease lasts for a second at least."""
 _SILENCE_SECONDS = 1.0
 """Redis was away if a look comes so late. A lease is one second at least, and is renewed several times in that."""

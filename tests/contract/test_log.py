@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -361,6 +362,24 @@ async def test_scripts_that_redis_has_lost_are_sent_again(backend: Backend) -> N
     await backend.client.script_flush()
     assert len(await log.read_all(STREAM)) == len(everything) + 1
     assert await log.delete(STREAM) is True
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["", "the script is lost"])
+async def test_the_newest_ids_of_many_logs_are_read_at_once(backend: Backend, is_lost: bool) -> None:
+    log, no_stream, other = backend.log(), "n" * 36, "t" * 36
+    await written(log, token(1, 1), token(1, 2))
+    await log.append(other, 0, ACCEPTED, LOG_TTL_SECONDS)
+    await backend.client.set(log_key(no_stream), "not a stream", ex=60)
+    expected = {STREAM: EventId(1, 2), other: ACCEPTED.id, no_stream: EventId(0, 1), "m" * 36: None}
+    if is_lost:
+        await backend.client.script_flush()
+    stream_ids, together = list(expected), len(expected) if log.is_one_server else 1
+    for first in range(0, len(stream_ids), together):
+        asked = stream_ids[first : first + together]
+        read: list[list[EventId | None] | Exception] = []
+        log.send_newest_ids(asked, read.append)
+        await wait_until(partial(len, read))
+        assert read == [[expected[stream_id] for stream_id in asked]]
 
 
 async def test_send_append_passes_on_the_reply_and_a_missing_script(backend: Backend) -> None:

@@ -141,8 +141,10 @@ async def test_an_odd_reply_affects_only_its_own_call(
             assert await other == name.encode(), "replies stay with their commands"
         log.send_read(stream_id, EventId(0, 0), 1, read.append)
         log.send_newest(stream_id, 1, read.append)
+        log.send_newest_ids([stream_id], read.append)
         assert await connection.execute("ECHO", "last") == b"last"
-        assert len(read) == 2, "each is called back once"
+        assert len(read) == 3, "each is called back once"
+        assert isinstance(read[2], MidstreamError), "no log is taken for gone"
         assert all(isinstance(item, MidstreamError | list) for item in read), read
         assert server.connections == 1
     assert not any(record.exc_info for record in caplog.records)

@@ -117,6 +117,7 @@ async def test_a_note_says_how_long_the_log_of_an_ended_stream_lives_on(backend:
         await backend.client.xadd(log_key(STREAMS[0]), {field: "v"})
         await backend.client.expire(log_key(STREAMS[0]), 20)
         await notes.note(STREAMS[0], connection)
+        await backend.client.script_flush()  # then the script is sent whole
         notes.send_note(STREAMS[0], connection, replies.append)
         await wait_until(partial(_has, replies, count), what="the note is stored")
     await notes.note(STREAMS[1], connection)  # there is no such log

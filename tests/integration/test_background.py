@@ -169,7 +169,6 @@ class Parts:
         async with self.commands() as commands:
             pages = Pages(self.log(commands), _not_ended, page_events=256, cache_bytes_max=1 << 20)
             delivery = Delivery(pages, Ledger(DeliveryNotes(commands), settings), settings)
-            delivery.ledger._loop = asyncio.get_running_loop()
             delivery.start()
             sinks = [Sink() for _ in range(20)]
             for sink in sinks:
@@ -669,7 +668,6 @@ SHORT_LIVED = {
     "gateway/access/limits.py": {"_some_have_ended"},
     "gateway/http/exchange.py": {"unless_disconnected"},
     "gateway/provider_models.py": {"_listed"},
-    "gateway/delivery/ledger.py": {"_sent"},
     "gateway/following/pages.py": {"_page"},
     "gateway/delivery/delivery.py": {"_spawn"},
     "gateway/api/readiness.py": {"complaint"},

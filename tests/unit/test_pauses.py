@@ -14,10 +14,12 @@ from shared.background import TICK_SECONDS, pause
 @pytest.mark.parametrize(
     ("now", "seconds", "due_at"),
     [
-        (50.0, 0.1, 50.1),  # from one tick to the next
-        (50.03, 0.1, 50.1),  # woken late: the next tick all the same, so that ten a second stay ten
-        (50.099, 0.1, 50.2),  # woken by a timer that was early: not once more at the tick that has just been
-        (50.03, 0.25, 50.2),  # the last tick that is not later
+        (50.0, 0.2, 50.2),  # from one tick to the next
+        (50.03, 0.2, 50.2),  # woken late: the next tick all the same, so that five a second stay five
+        (50.199, 0.2, 50.4),  # woken by a timer that was early: not once more at the tick that has just been
+        (50.03, 0.45, 50.4),  # the last tick that is not later
+        (50.43, 1.0, 51.0),  # of a second and longer: at whole seconds
+        (50.43, 1.5, 51.0),
         (50.03, 10.0, 60.0),
         (50.03, 0.02, 50.05),  # shorter than a tick: exactly as long
         (50.03, 0.0, 50.03),
@@ -48,8 +50,8 @@ async def test_pauses_that_began_apart_end_together() -> None:
         return loop.time()
 
     spreads = []
-    for _ in range(3):  # on a busy machine one may begin in the next tenth of a second
-        await pause(TICK_SECONDS)  # to a tick, so that all three begin within the same tenth of a second
+    for _ in range(3):  # on a busy machine one may begin in the next fifth of a second
+        await pause(TICK_SECONDS)  # to a tick, so that all three begin within the same fifth of a second
         moments = await asyncio.gather(*(ended_at(delay_seconds) for delay_seconds in (0.0, 0.01, 0.02)))
         spreads.append(max(moments) - min(moments))
     assert min(spreads) < 0.01, "and not 20 ms apart, as they began"
