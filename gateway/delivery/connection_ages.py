@@ -11,8 +11,10 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from gateway.delivery.reader import Reader
-from shared.background import pause
+from shared.background import TICK_SECONDS, pause
 
+_SLOT_SECONDS, _SHORT_AGE_SECONDS = 1.0, 10.0
+"""Readers that are due within so long are sent away together; where connections last for less than `_SHORT_AGE_SECONDS`, within a tick."""
 _SENT_AWAY_AT_ONCE = 20
 """How many readers are sent away before others get what is new: 2 ms."""
 _BUSY_GRACE_SECONDS = 5
@@ -24,9 +26,10 @@ class ConnectionAges:
 
     def __init__(self, connection_seconds: float, send_away: Callable[[Reader], None]) -> None:
         self._connection_seconds = connection_seconds
+        self._slot_seconds = TICK_SECONDS if connection_seconds < _SHORT_AGE_SECONDS else _SLOT_SECONDS
         self._send_away = send_away
         self._slots: defaultdict[int, list[Reader]] = defaultdict(list)
-        """The readers to send away in each second (of the loop's time): few, so lists, which take half of the memory of sets."""
+        """The readers to send away in each slot (of the loop's time): few, so lists, which take half of the memory of sets."""
         self._emptied = 0
         """The slot that was emptied last."""
 
@@ -35,11 +38,11 @@ class ConnectionAges:
         self._emptied = self._slot_now()
 
     def _slot_now(self) -> int:
-        return int(self._loop.time())
+        return int(self._loop.time() / self._slot_seconds)
 
     def add(self, reader: Reader) -> None:
         age_seconds = self._connection_seconds * random.uniform(0.8, 1.0)
-        due = int(self._loop.time() + age_seconds)
+        due = int((self._loop.time() + age_seconds) / self._slot_seconds)
         self._put(reader, max(self._slot_now() + 1, due))  # the slot of this moment may have been emptied already
 
     def _put(self, reader: Reader, slot: int) -> None:
@@ -56,7 +59,7 @@ class ConnectionAges:
     async def run(self) -> None:
         """Empties each slot when its time has come, for ever."""
         while True:
-            await pause(1.0)
+            await pause(self._slot_seconds)
             now = self._slot_now()
             sent_away = 0
             while self._emptied < now:
@@ -65,7 +68,7 @@ class ConnectionAges:
                     reader = slot.pop()
                     self._send_away(reader)
                     if not reader.closed:
-                        self._put(reader, now + _BUSY_GRACE_SECONDS)
+                        self._put(reader, now + int(_BUSY_GRACE_SECONDS / self._slot_seconds))
                     sent_away += 1
                     if sent_away % _SENT_AWAY_AT_ONCE == 0:
                         await asyncio.sleep(0)

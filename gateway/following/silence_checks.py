@@ -102,8 +102,8 @@ class SilenceChecks:
                 tail.check_at = now + pause_seconds * random.uniform(1.0, 1.2)  # so that they spread
                 silent.append(tail)
         self.checks += len(silent)
-        for asked in [silent] if silent and self._asks_together else [[tail] for tail in silent]:
-            self._log.send_newest_ids([tail.stream_id for tail in asked], partial(self._checked, asked))
+        for group in [silent] if silent and self._asks_together else [[tail] for tail in silent]:
+            self._log.send_newest_ids([tail.stream_id for tail in group], partial(self._checked, group))
 
     def _checked(self, tails: list[Tail], newest: list[EventId | None] | Exception) -> None:
         if isinstance(newest, Exception):
