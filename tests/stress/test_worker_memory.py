@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.stress.worker_memory import measure
 
-_GROWTH_MEGABYTES_MAX = 8.0
-"""Room for what the allocator keeps, in MB: of 2 at most where it was measured. A worker that kept these answers would grow by 45 each time."""
+_GROWTH_MEGABYTES_MAX = 20.0
+"""Room for what the allocator keeps, in MB: 2 on a quiet machine, 14 beside busy tests. A worker that kept these answers would grow by 45 each time."""
 
 
 async def test_a_worker_frees_ended_answers() -> None:
