@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import orjson
 
 from shared.commands import Commands, Executes, Script, ignore
-from shared.due_list import DueList, texts_of
+from shared.due_list import DueList
 from shared.ids import created_at
 from shared.keys import ACCOUNT_ENTRIES, ACCOUNT_LOOKS, account_key, principals_key, usage_key
-from shared.odd_replies import reading
+from shared.odd_replies import reading, texts_of
 from shared.settings import Settings
 
 COUNTS = (

@@ -209,6 +209,7 @@ class ClusterConnection:
             connection.send_packed(command, key, on_reply)
 
     def _answer_unknown_slot(self, on_reply: OnReply) -> None:
+        """Answers a command for a slot of which no master is known, and has the map read."""
         self._stale.set()
         self._loop.call_soon(on_reply, Disconnected("no node of the cluster is known to have this slot"))
 

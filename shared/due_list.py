@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from shared.commands import Commands, Executes, Script, ignore
 from shared.ids import is_stream_id
-from shared.odd_replies import reading
+from shared.odd_replies import texts_of
 
 LOOK_SECONDS = 60.0
 """How often a stream is looked at that has not ended, and when a look is handed out again that came to nothing."""
@@ -74,12 +73,6 @@ class DueList:
     async def listed(self, count: int) -> list[str]:
         """Returns at most `count` streams, those that are looked at last first."""
         return texts_of(await self._commands.execute("ZRANGE", self._key, 0, count - 1, "REV"))
-
-
-def texts_of(reply: Any) -> list[str]:
-    """Returns the texts of a reply that is a list of them. Raises OddReply for any other."""
-    with reading("a read of a list of texts", reply):
-        return [text.decode() for text in reply]
 
 
 def _at(seconds_from_now: float) -> int:

@@ -23,6 +23,12 @@ def reading(what: str, reply: Any) -> Iterator[None]:
         raise odd_reply(what, reply) from None
 
 
+def texts_of(reply: Any) -> list[str]:
+    """Returns the texts of a reply that is a list of them. Raises OddReply for any other."""
+    with reading("a read of a list of texts", reply):
+        return [text.decode() for text in reply]
+
+
 def odd_reply(what: str, reply: Any) -> OddReply:
     """Returns the error for a reply to `what` that has another shape than it must have."""
     return OddReply(f"ODDREPLY {what} was answered by {shown(reply)}")

@@ -88,8 +88,7 @@ class StreamReaders:
 
     def _send(self, stream_id: str) -> None:
         """Sends how many readers there are, without a task; a note that is lost is sent again with the next renewal."""
-        _, keys, *arguments = self._note(stream_id, 0)
-        self._commands.send(("EVALSHA", self.READERS.digest, 1, *keys, *arguments), ignore)
+        self.READERS.send(*self._note(stream_id, 0), on_reply=ignore)
 
     async def _renew(self) -> None:
         while True:

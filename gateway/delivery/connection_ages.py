@@ -16,7 +16,7 @@ from shared.background import TICK_SECONDS, pause
 _SLOT_SECONDS, _SHORT_AGE_SECONDS = 1.0, 10.0
 """Readers that are due within so long are sent away together; where connections last for less than `_SHORT_AGE_SECONDS`, within a tick."""
 _SENT_AWAY_AT_ONCE = 20
-"""How many readers are sent away before others get what is new: 2 ms."""
+"""Readers that are sent away in one turn of the loop, which takes 2 ms; then others get what is new."""
 _BUSY_GRACE_SECONDS = 5
 """How much later the next try comes, if a reader could not be sent away: its socket was full, or it was getting pages of the log."""
 

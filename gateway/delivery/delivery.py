@@ -44,9 +44,9 @@ from shared.settings import Settings
 logger = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 1
-"""How often some readers get keep-alives."""
+"""The pause between two groups of readers that get a keep-alive."""
 _KEEP_ALIVES_AT_ONCE = 25
-"""How many readers get one before others get what is new: 0.3 ms."""
+"""Keep-alives that are sent in one turn of the loop, which takes 0.3 ms; then readers get what is new."""
 _SLOW_SECONDS = 5.0
 """A connection that ends after its socket was full for so long counts as too slow, whoever ended it."""
 AHEAD_SECONDS, _AHEAD_AGAIN_SECONDS = 5.0, 1.0

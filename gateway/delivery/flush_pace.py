@@ -7,7 +7,7 @@ import time
 from shared.background import TICK_SECONDS, pause
 
 _LOOK_SECONDS = 0.1
-"""How often the load is looked at, unless the process is calm: then at each tick of the background tasks, for which it wakes up anyway."""
+"""The pause between two looks at the load of a busy process. A calm one looks each TICK_SECONDS: it wakes up then for its background tasks."""
 _TICK_SECONDS_LEAST, _TICK_SECONDS_MOST = 0.004, 0.05
 """The bounds of a pause: 4 ms merge something, 50 ms are not yet seen by a person who reads."""
 _BUSY, _CALM = 0.85, 0.60

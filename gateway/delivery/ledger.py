@@ -32,7 +32,7 @@ _LOOK_SECONDS, _LAST_NOTES_LOOKS = 0.01, 30
 _LOOKED_AT_MAX = 500
 """With more readers `tokens_now` does not look at each: half a millisecond."""
 _STARTED = EventId(1, 0)
-"""Who has got no more than this has got nothing of the answer. Many wait there for long: a note for each would be in vain."""
+"""The id of `started`. A connection that has come no further is not noted: it has got nothing of the answer, and many wait there for long."""
 _UNDER_WAY_MAX = 10_000
 """Notes that Redis has not confirmed. While it is away no more are sent; the next report makes up for them."""
 

@@ -1,4 +1,4 @@
-"""What the APIs that clients already speak have in common: their parts of the gateway, and the way to their routes."""
+"""The base class of the APIs that clients already speak, with the parts of the gateway that they work with."""
 
 from __future__ import annotations
 

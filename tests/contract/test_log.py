@@ -375,11 +375,11 @@ async def test_the_newest_ids_of_many_logs_are_read_at_once(backend: Backend, is
         await backend.client.script_flush()
     stream_ids, together = list(expected), len(expected) if log.is_one_server else 1
     for first in range(0, len(stream_ids), together):
-        asked = stream_ids[first : first + together]
+        group = stream_ids[first : first + together]
         read: list[list[EventId | None] | Exception] = []
-        log.send_newest_ids(asked, read.append)
+        log.send_newest_ids(group, read.append)
         await wait_until(partial(len, read))
-        assert read == [[expected[stream_id] for stream_id in asked]]
+        assert read == [[expected[stream_id] for stream_id in group]]
 
 
 async def test_send_append_passes_on_the_reply_and_a_missing_script(backend: Backend) -> None:
